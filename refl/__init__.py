@@ -1,0 +1,29 @@
+"""refl: layer-wise relevance propagation on transformers, from first principles and with the books closed.
+
+    import refl
+    model = refl.load()                                  # the small model that ships with refl, or refl.load("checkpoint folder")
+    e = model.explain("the keys to the cabinet")
+    e.tokens, e.relevance, e.target, e.logit
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from refl.errors import ReflError
+
+if TYPE_CHECKING:
+    from refl.explanation import Explanation
+    from refl.model import Model, load
+
+__version__ = "0.1.0"
+__all__ = ["Explanation", "Model", "ReflError", "__version__", "load"]
+
+_WHERE = {"load": "refl.model", "Model": "refl.model", "Explanation": "refl.explanation"}
+
+
+def __getattr__(name: str) -> Any:
+    """The face is imported when it is first used: `refl --help` and `import refl` stay quick."""
+    if name not in _WHERE:
+        raise AttributeError(f"module refl has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_WHERE[name]), name)

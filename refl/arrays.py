@@ -1,0 +1,127 @@
+"""NumPy or CuPy, taken from the array at hand, and the few helpers both lack.
+
+Nothing here names a device: a function asks its own arrays which library they belong to, so the same line runs on the
+CPU, on a GPU, and under any library that follows the array API standard.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TypeAlias
+
+Array: TypeAlias = Any
+"""A NumPy or CuPy array, or one of any array-API library: they share no static type."""
+
+Namespace: TypeAlias = Any
+"""The module such an array comes from."""
+
+
+def namespace(*arrays: Array) -> Namespace:
+    """The library the arrays belong to.
+
+    Raises TypeError when they come from two libraries: host and device are never mixed silently.
+    """
+    found = {_library(a) for a in arrays if a is not None}
+    if len(found) == 1:
+        return found.pop()
+    names = ", ".join(sorted(xp.__name__ for xp in found)) or "none"
+    raise TypeError(f"expected arrays of one library, got {names}; move them to one device first")
+
+
+def _library(array: Array) -> Namespace:
+    if type(array).__module__.partition(".")[0] == "cupy":  # cupy.ndarray (14.2) has no __array_namespace__
+        return sys.modules["cupy"]
+    return array.__array_namespace__()
+
+
+def asnumpy(array: Array) -> Any:
+    """The same numbers as a NumPy array on the host; a copy only where the array lives elsewhere."""
+    import numpy
+
+    if type(array).__module__.partition(".")[0] == "cupy":
+        return array.get()
+    return array if isinstance(array, numpy.ndarray) else numpy.asarray(numpy.from_dlpack(array, device="cpu"))
+
+
+def like(values: Array, other: Array) -> Array:
+    """`values` (anything a NumPy array can be made of) in the library, dtype and on the device of `other`."""
+    xp = namespace(other)
+    device = {} if xp.__name__ == "cupy" else {"device": other.device}  # cupy.asarray takes no device
+    return xp.asarray(values, dtype=other.dtype, **device)
+
+
+def total(x: Array) -> Array:  # (B, ...) -> (B,)
+    """The sum over everything but the first axis, in float64: rows in the array's own dtype, then the rows."""
+    xp = namespace(x)
+    rows = xp.reshape(x, (x.shape[0], -1)) if x.ndim < 3 else xp.sum(x, axis=-1)
+    return xp.sum(rows, axis=tuple(range(1, rows.ndim)), dtype=xp.float64)
+
+
+def total_product(x: Array, y: Array) -> Array:  # (B, ..., N), (B, ..., N) -> (B,)
+    """`total(x * y)` without holding the product: a dot product per row, the rows summed in float64."""
+    xp = namespace(x, y)
+    if x.ndim < 2 or x.shape != y.shape:
+        return total(x * y)
+    rows = xp.matmul(x[..., None, :], y[..., :, None])
+    return xp.sum(rows, axis=tuple(range(1, rows.ndim)), dtype=xp.float64)
+
+
+def sign_up(z: Array) -> Array:
+    """s(z) = +1 where z >= 0 (zero of either sign included), else -1."""
+    return copysign(1.0, z)
+
+
+def copysign(magnitude: float, z: Array) -> Array:
+    """`magnitude` with the sign s(z), s(-0.0) = +1: adding +0.0 turns -0.0 into +0.0 and leaves the rest alone."""
+    xp = namespace(z)
+    return xp.copysign(like(magnitude, z), z + 0.0)
+
+
+def swap(x: Array) -> Array:  # (..., M, N) -> (..., N, M)
+    """The last two axes exchanged, as a view."""
+    return namespace(x).matrix_transpose(x) if x.ndim > 1 else x
+
+
+def erfc(x: Array) -> Array:
+    """1 - erf(x), to about 6 units of roundoff relative, far tails included.
+
+    erfc(x) = exp(-x^2) P(t)/(x + 4), t = (x - 4)/(x + 4) for x >= 0, and 2 - erfc(-x) below. The coefficients are made by
+    `verification/erfc_coefficients.py`; exp(-x^2) is taken in two factors so that x^2 does not round in the exponent
+    (the device of W. J. Cody, Math. Comp. 23, 1969).
+    """
+    xp = namespace(x)
+    a = xp.abs(x)
+    t = (a - 4.0) / (a + 4.0)
+    p = xp.zeros_like(t)
+    for coefficient in reversed(_ERFC):
+        p = p * t + coefficient
+    head = xp.round(a * 16.0) / 16.0  # few enough bits that head * head is exact
+    tail = xp.exp(-(head * head)) * xp.exp(-(a - head) * (a + head)) * p / (a + 4.0)
+    return xp.where(x >= 0, tail, 2.0 - tail)
+
+
+_ERFC = (
+    1.095995661000491,
+    -0.9765487290808824,
+    0.7732087022652306,
+    -0.5408538313131976,
+    0.33085158787831587,
+    -0.1740109372408923,
+    0.07638151490371081,
+    -0.026370053329181024,
+    0.006112055708386392,
+    -0.0002809589359391201,
+    -0.00045505297165692805,
+    0.0001768130806560407,
+    -3.6342038149469713e-06,
+    -1.8861473378981353e-05,
+    4.692383913754639e-06,
+    1.4249464173304702e-06,
+    -8.436516120561793e-07,
+    -7.596899328669503e-08,
+    1.225288207064525e-07,
+    8.238240856147602e-10,
+    -1.527528889990648e-08,
+    2.654454508348017e-10,
+    1.2073816594065525e-09,
+)

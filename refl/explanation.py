@@ -1,0 +1,146 @@
+"""What explain() returns: the relevance of every token and every site, the books, and ways to save and show them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refl.arrays import Array, asnumpy
+from refl.errors import ReflError
+from refl.ledger import Ledger
+from refl.rules.composites import Composite
+
+FORMAT = 1
+"""Version of the oracle file."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A next token the model considered."""
+
+    token: str
+    id: int
+    logit: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Arrays of the kept sites, batch axis first; one example is looked at."""
+
+    carried: dict[str, Array]
+    activations: dict[str, Array]
+    aliases: dict[str, str]
+    carries: str
+    example: int
+
+    def canonical(self, name: str) -> str:
+        site = self.aliases.get(name, name)
+        if site not in self.activations:
+            raise ReflError(f"no site {name!r} was kept: there are {len(self.activations)}, such as {', '.join(list(self.activations)[:3])}")
+        return site
+
+    def one(self, array: Array) -> Any:
+        return asnumpy(array[self.example] if array.shape[0] > 1 else array[0])
+
+
+@dataclass
+class Explanation:
+    """One explained output.
+
+    tokens         the input's tokens, T strings
+    input_ids      their ids
+    relevance      float array (T,): each token's share, in the unit of what is explained (a logit, say)
+    target         the explained token; target_id, logit and probability are its own
+    against        the token it is contrasted with, or None
+    seed           logit, log-probability or probability
+    explained      what the account adds up to: sum of tokens + everything absorbed
+    candidates     the most likely next tokens
+    composite      the method, with every parameter
+    ledger         the books; print it for a table
+
+    `e[site]` is the relevance at a site, in the shape of its activation without the batch axis.
+    """
+
+    tokens: list[str]
+    input_ids: list[int]
+    relevance: Any
+    target: str
+    target_id: int
+    logit: float
+    probability: float
+    against: str | None
+    seed: str
+    explained: float
+    candidates: list[Candidate]
+    composite: Composite
+    ledger: Ledger
+    about: dict[str, str] = field(default_factory=dict)
+    sites: Sites = field(default_factory=lambda: Sites({}, {}, {}, "relevance", 0), repr=False)
+
+    @property
+    def what(self) -> str:
+        """The explained quantity in words."""
+        if self.against is not None:
+            return f"logit of {self.target!r} minus logit of {self.against!r}"
+        return f"{self.seed} of {self.target!r}"
+
+    def __getitem__(self, site: str) -> Any:
+        """Relevance at a site. Raises ReflError for a site that was not kept or does not exist."""
+        name = self.sites.canonical(site)
+        carried = self.sites.one(self.sites.carried[name])
+        return carried * self.activation(site) if self.sites.carries == "gradient" else carried
+
+    def __iter__(self) -> Iterator[str]:
+        """The kept sites, from the output down."""
+        return iter(self.sites.activations)
+
+    def activation(self, site: str) -> Any:
+        """What the forward pass computed at a site."""
+        return self.sites.one(self.sites.activations[self.sites.canonical(site)])
+
+    def gradient(self, site: str) -> Any:
+        """The g of R = x g at a site; only for composites that carry it."""
+        if self.sites.carries != "gradient":
+            raise ReflError(f"method {self.composite.name} carries relevance, not gradients: take one that does, such as attnlrp-gradient")
+        return self.sites.one(self.sites.carried[self.sites.canonical(site)])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the arrays of the sites, as plain numbers and strings."""
+        return {
+            "format": FORMAT,
+            "about": self.about,
+            "method": self.composite.as_dict(),
+            "tokens": self.tokens,
+            "input_ids": self.input_ids,
+            "relevance": [float(r) for r in self.relevance],
+            "target": self.target,
+            "target_id": self.target_id,
+            "against": self.against,
+            "seed": self.seed,
+            "explained": self.explained,
+            "logit": self.logit,
+            "probability": self.probability,
+            "candidates": [vars(c) for c in self.candidates],
+            "ledger": self.ledger.as_dict(),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """The oracle file: one safetensors file with `input_ids`, `relevance`, `activation/<site>`, `relevance/<site>` and, where it is
+        carried, `gradient/<site>`; metadata as JSON strings. Raises ReflError where the file cannot be written.
+        """
+        from refl.checkpoint import write_safetensors
+
+        arrays: dict[str, Any] = {"input_ids": np.asarray(self.input_ids, dtype=np.int64), "relevance": np.asarray(self.relevance)}
+        for site in self:
+            arrays[f"activation/{site}"] = self.activation(site)
+            arrays[f"relevance/{site}"] = self[site]
+            if self.sites.carries == "gradient":
+                arrays[f"gradient/{site}"] = self.gradient(site)
+        metadata = {key: json.dumps(value) for key, value in self.as_dict().items() if key not in ("relevance", "input_ids")}
+        write_safetensors(path, arrays, metadata | {"aliases": json.dumps(self.sites.aliases)})

@@ -1,0 +1,142 @@
+"""The books of one sweep: what each site received, passed on and absorbed, and the rounding gap that is left.
+
+    received = sum of what was passed on + sum of what was absorbed + gap           at every operation
+    explained = tokens + everything absorbed + gap                                  for the whole account
+
+Every number is a sum of relevance in the unit of the explained output (a logit, say), one per example of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from refl.arrays import asnumpy
+
+TOKENS = "tokens"
+"""The entry under which relevance arrives at its destination; every other entry is absorbed on the way."""
+
+Sums = Any  # numpy.ndarray of shape (B,), float64
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One operation's books, (B,) float64 each."""
+
+    site: str
+    operation: str
+    rule: str
+    received: Sums
+    passed: dict[str, Sums]
+    absorbed: dict[str, Sums]
+    terms: Sums | None = None
+    """Sum of |terms| that the rule added up, the scale of its rounding; only where the sweep was asked to audit."""
+
+    @property
+    def gap(self) -> Sums:
+        return self.received - sum(self.passed.values()) - sum(self.absorbed.values())
+
+    def example(self, b: int) -> Entry:
+        def one(sums: dict[str, Sums]) -> dict[str, Sums]:
+            return {name: s[b : b + 1] for name, s in sums.items()}
+
+        terms = None if self.terms is None else self.terms[b : b + 1]
+        return replace(self, received=self.received[b : b + 1], passed=one(self.passed), absorbed=one(self.absorbed), terms=terms)
+
+
+@dataclass
+class Ledger:
+    """The entries of a sweep in the order it made them, from the output down."""
+
+    explained: Sums
+    roundoff: float
+    """u, the unit roundoff of the dtype the sweep ran in."""
+    entries: list[Entry] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __getitem__(self, site: str) -> Entry:
+        for entry in self.entries:
+            if entry.site == site:
+                return entry
+        raise KeyError(site)
+
+    def book(
+        self, site: str, operation: str, rule: str, received: Any, passed: dict[str, Any], absorbed: dict[str, Any], terms: Any
+    ) -> None:
+        """Enter one operation; sums may still lie on a device."""
+        self.entries.append(Entry(site, operation, rule, received, passed, absorbed, terms))
+
+    def close(self) -> Ledger:
+        """Bring every sum to the host, once, after the sweep: reading one by one would stall a GPU."""
+        self.explained = asnumpy(self.explained)
+        self.entries = [_on_host(entry) for entry in self.entries]
+        return self
+
+    @property
+    def absorbed(self) -> dict[str, Sums]:
+        """Cause -> relevance absorbed over all sites, (B,); causes in order of size."""
+        causes = self._by_cause()
+        causes = {cause: amount for cause, amount in causes.items() if cause != TOKENS and np.any(amount != 0)}
+        return dict(sorted(causes.items(), key=lambda item: -float(np.max(np.abs(item[1])))))
+
+    @property
+    def tokens(self) -> Sums:
+        """What reached the token embeddings, (B,)."""
+        return self._by_cause().get(TOKENS, np.zeros_like(self.explained))
+
+    @property
+    def gap(self) -> Sums:
+        """What the whole account misses: rounding, and nothing else."""
+        return self.explained - self.tokens - sum(self.absorbed.values())
+
+    def _by_cause(self) -> dict[str, Sums]:
+        causes: dict[str, Sums] = {}
+        for entry in self.entries:
+            for cause, amount in entry.absorbed.items():
+                causes[cause] = causes.get(cause, 0.0) + amount
+        return causes
+
+    def example(self, b: int) -> Ledger:
+        """The books of one example of the batch."""
+        return Ledger(self.explained[b : b + 1], self.roundoff, [entry.example(b) for entry in self.entries])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON; for a ledger of one example, floats in place of lists."""
+        plain = _plain(len(self.explained) == 1)
+        return {
+            "explained": plain(self.explained),
+            "tokens": plain(self.tokens),
+            "absorbed": {cause: plain(amount) for cause, amount in self.absorbed.items()},
+            "gap": plain(self.gap),
+            "sites": [
+                {
+                    "site": e.site,
+                    "operation": e.operation,
+                    "rule": e.rule,
+                    "received": plain(e.received),
+                    "passed": {name: plain(s) for name, s in e.passed.items()},
+                    "absorbed": {name: plain(s) for name, s in e.absorbed.items()},
+                    "gap": plain(e.gap),
+                }
+                for e in self.entries
+            ],
+        }
+
+
+def _on_host(entry: Entry) -> Entry:
+    return replace(
+        entry,
+        received=asnumpy(entry.received),
+        passed={name: asnumpy(s) for name, s in entry.passed.items()},
+        absorbed={name: asnumpy(s) for name, s in entry.absorbed.items()},
+        terms=None if entry.terms is None else asnumpy(entry.terms),
+    )
+
+
+def _plain(single: bool) -> Any:
+    return lambda s: float(s[0]) if single else [float(v) for v in s]

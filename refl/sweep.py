@@ -1,0 +1,138 @@
+"""The reverse sweep: from the output's relevance to everyone's.
+
+The records of a trace are walked from last to first. For each, the composite names a rule; the rule turns what arrived at the
+output into its operands' shares and says what it absorbed; shares that meet at a value read more than once are summed; the
+ledger books the site. Nothing else happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from refl.arrays import Array, namespace, total, total_product
+from refl.ledger import Ledger
+from refl.rules import attention
+from refl.rules.composites import Composite
+from refl.trace import Operand, Record, Trace, Value
+
+
+@dataclass
+class Swept:
+    """What a sweep leaves behind."""
+
+    ledger: Ledger
+    carried: dict[str, Array] = field(default_factory=dict)
+    """Site -> what was carried there (relevance, or the gradient g with R = x g), for the sites that were kept."""
+    activations: dict[str, Array] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Every further name of a kept site -> the site."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """How to sweep.
+
+    keep       which values to keep, by their names; the rest is released as soon as it has been passed on
+    release    also let go of the activations on the way (a trace can be swept again only without)
+    audit      book the sum of |terms| at every site too, the scale its rounding gap is judged by
+    progress   called after each record
+    """
+
+    composite: Composite
+    keep: Callable[[list[str]], bool] = lambda names: False
+    release: bool = False
+    audit: bool = False
+    progress: Callable[[], object] = lambda: None
+
+    def run(self, trace: Trace, at: Value, seed: Array) -> Swept:
+        """Sweep from the value `at`, where `seed` (its shape) is what is to be explained: relevance, or a gradient."""
+        xp = namespace(at.array, seed)
+        swept = Swept(Ledger(self.measure(at.array, seed), float(xp.finfo(seed.dtype).eps) / 2))
+        self._walk(trace, {at: seed}, swept)
+        swept.ledger.close()
+        return swept
+
+    def measure(self, x: Array, carried: Array) -> Array:  # -> (B,)
+        """Relevance per example of what is carried at the activation x."""
+        return total_product(x, carried) if self.composite.carries == "gradient" else total(carried)
+
+    def size(self, x: Array, carried: Array) -> Array:  # -> (B,)
+        """The same of absolute values: the scale at which a rule that only hands on can round."""
+        xp = namespace(x, carried)
+        return self.measure(xp.abs(x), xp.abs(carried))
+
+    def _walk(self, trace: Trace, arrived: dict[Value, Array], swept: Swept) -> None:
+        for record in reversed(trace.records):
+            r = arrived.pop(record.output, None)
+            self._keep(record.output, r, swept)
+            if r is not None:
+                for operand, share in zip(record.operands, self._apply(record, r, swept), strict=True):
+                    if share is not None and isinstance(operand, Value):
+                        arrived[operand] = arrived[operand] + share if operand in arrived else share
+            if self.release:
+                record.output.array = None
+            self.progress()
+
+    def _apply(self, record: Record, r: Array, swept: Swept) -> tuple[Array | None, ...]:
+        if record.operation == "block":
+            return self._block(record, r, swept)
+        if record.operation == "attention":
+            return self._attention(record, r, swept.ledger)
+        rule = self.composite.rule(record.operation, record.output.names)
+        arrays = record.arrays
+        passed = rule.function(*arrays, record.output.array, r, **record.attributes, **rule.options)
+        received = self.measure(record.output.array, r)
+        given = self._given(record.operands, arrays, passed.relevance)
+        terms = attention.terms(passed, lambda: self.size(record.output.array, r)) if self.audit else None
+        swept.ledger.book(record.output.site, record.operation, rule.name, received, given, passed.absorbed, terms)
+        return passed.relevance
+
+    def _given(
+        self, operands: tuple[Operand, ...], arrays: tuple[Array | None, ...], shares: tuple[Array | None, ...]
+    ) -> dict[str, Array]:
+        given: dict[str, Array] = {}
+        for operand, array, share in zip(operands, arrays, shares, strict=True):
+            if isinstance(operand, Value) and share is not None:
+                amount = self.measure(array, share)
+                given[operand.site] = given[operand.site] + amount if operand.site in given else amount
+        return given
+
+    def _attention(self, record: Record, r: Array, ledger: Ledger) -> tuple[Array | None, ...]:
+        parent = record.output.site.rpartition(".")[0]
+        q, k, v = (o.site for o in record.operands if isinstance(o, Value))
+        sites = {"context": (f"{parent}.probabilities", v), "probabilities": (f"{parent}.scores",), "scores": (q, k)}
+        rules = {name: self.composite.rule(_OPERATION[name], [f"{parent}.{name}"]) for name in sites}
+        bound = tuple(partial(rule.function, **rule.options) for rule in rules.values())
+        shares, books = attention.sweep(
+            *record.arrays, record.output.array, r, **record.attributes, rules=bound, measure=self.measure, size=self.size if self.audit else None
+        )
+        for name, account in books.items():
+            given = dict(zip(sites[name][-len(account.passed) :], account.passed, strict=True))
+            ledger.book(
+                f"{parent}.{name}", _OPERATION[name], rules[name].name, account.received, given, account.absorbed, account.terms
+            )
+        return shares
+
+    def _block(self, record: Record, r: Array, swept: Swept) -> tuple[Array | None, ...]:
+        inner, start, end = record.attributes["again"]()
+        arrived = {end: r}
+        self._walk(inner, arrived, swept)
+        return (arrived.get(start),)
+
+    def _keep(self, value: Value, r: Array | None, swept: Swept) -> None:
+        if not self.keep(value.names):
+            return
+        swept.activations[value.site] = value.array
+        swept.carried[value.site] = namespace(value.array).zeros_like(value.array) if r is None else r
+        swept.aliases.update({name: value.site for name in value.names if name != value.site})
+
+
+_OPERATION = {"context": "matmul", "probabilities": "softmax", "scores": "matmul"}
+
+
+def relevance(swept: Swept, site: str, carries: str) -> Any:
+    """The relevance at a kept site: what was carried there, times the activation where gradients are carried."""
+    return swept.carried[site] * swept.activations[site] if carries == "gradient" else swept.carried[site]

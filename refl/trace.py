@@ -1,0 +1,254 @@
+"""Runs a net's forward, operation by operation, and keeps a record of each.
+
+A net is a function of a trace, a config and its inputs. It asks the trace for every operation (`t.linear("q_proj", x)`), so the
+same net runs recorded, unrecorded, recorded block by block with recomputation, with activations edited, or, in a subclass, as
+the frozen surrogate that checks the sweep.
+
+Sites. A value is named by the module whose output it is (`model.layers.3.mlp.act_fn`), in the checkpoint's own module paths. Inside
+`t.module(name, ...)` names are relative to that module, and "" is the module itself. A module's input has the alias
+`<path>.input`; a value that several modules read has several names and one relevance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from refl.arrays import Array
+from refl.rules import activation, add, attention, embedding, layer_norm, linear, matmul, movement, multiply, pooling
+from refl.rules import rms_norm, rotary, scale, softmax
+
+FORWARD: dict[str, Callable[..., Array]] = {
+    "activation": activation.forward,
+    "add": add.forward,
+    "attention": attention.forward,
+    "embedding": embedding.forward,
+    "layer_norm": layer_norm.forward,
+    "linear": linear.forward,
+    "matmul": matmul.forward,
+    "movement": movement.forward,
+    "multiply": multiply.forward,
+    "pooling": pooling.forward,
+    "rms_norm": rms_norm.forward,
+    "rotary": rotary.forward,
+    "scale": scale.forward,
+    "softmax": softmax.forward,
+}
+
+
+class Value:
+    """An activation: its array, the site it is named by, and whether it is a constant of the net."""
+
+    __slots__ = ("array", "constant", "names", "site")
+
+    def __init__(self, array: Array, site: str, constant: bool = False) -> None:
+        self.array = array
+        self.site = site
+        self.names = [site]
+        self.constant = constant
+
+
+class Parameter:
+    """A tensor of the checkpoint, fetched when it is needed and not held in between."""
+
+    __slots__ = ("name", "transposed", "weights")
+
+    def __init__(self, weights: Mapping[str, Array], name: str, transposed: bool = False) -> None:
+        self.weights = weights
+        self.name = name
+        self.transposed = transposed
+
+    @property
+    def array(self) -> Array:
+        array = self.weights[self.name]
+        return array.T if self.transposed else array
+
+
+Operand = Value | Parameter | None
+
+
+class Record:
+    """One operation as it ran: what went in, what came out, and its attributes."""
+
+    __slots__ = ("attributes", "operands", "operation", "output")
+
+    def __init__(self, operation: str, operands: tuple[Operand, ...], output: Value, attributes: dict[str, Any]) -> None:
+        self.operation = operation
+        self.operands = operands
+        self.output = output
+        self.attributes = attributes
+
+    @property
+    def arrays(self) -> tuple[Array | None, ...]:
+        return tuple(None if o is None else o.array for o in self.operands)
+
+
+class Trace:
+    """The interface a net is written against.
+
+    weights    tensor name -> array, in the dtype and on the device of the computation
+    record     keep a record of every operation (what the sweep walks), or compute only
+    plain      attention as three recorded operations (every site readable), or in blocks of queries (faster, and T x T is never held)
+    recompute  record blocks by their inputs and run each again when the sweep reaches it: memory for one block at a time
+    edits      site -> function of the activation that replaces it; for runs that are not recorded
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Array],
+        *,
+        record: bool = True,
+        plain: bool = True,
+        recompute: bool = False,
+        edits: Mapping[str, Callable[[Array], Array]] | None = None,
+    ) -> None:
+        if record and edits:
+            raise ValueError("an edited run cannot be recorded: the records would not follow from each other")
+        self.weights = weights
+        self.record = record
+        self.plain = plain
+        self.recompute = recompute
+        self.edits = dict(edits or {})
+        self.records: list[Record] = []
+        self.values: dict[str, Value] = {}
+        self.path = ""
+
+    # -- names ---------------------------------------------------------------------------------------------------------------------
+
+    def site(self, name: str) -> str:
+        return ".".join(part for part in (self.path, name) if part)
+
+    def name(self, value: Value, site: str) -> Value:
+        """Give the value one more name."""
+        if site in self.edits:
+            value.array = self.edits[site](value.array)
+        if self.record:
+            if site not in value.names:
+                value.names.append(site)
+            self.values[site] = value
+        return value
+
+    @contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        before, self.path = self.path, self.site(name)
+        try:
+            yield
+        finally:
+            self.path = before
+
+    def module(self, name: str, function: Callable[..., Value], x: Value, *rest: Any) -> Value:
+        """`function(t, x, *rest)` as the module of this name: its input and its output get the module's names."""
+        path = self.site(name)
+        self.name(x, f"{path}.input")
+        with self.inside(name):
+            y = function(self, x, *rest)
+        return y if y.site == path else self.name(y, path)
+
+    def block(self, name: str, function: Callable[..., Value], x: Value, *rest: Any) -> Value:
+        """`module` for the repeated blocks of a net: where the trace recomputes, the unit of recomputation."""
+        if not (self.record and self.recompute):
+            return self.module(name, function, x, *rest)
+        path = self.site(name)
+        self.name(x, f"{path}.input")
+        y = Value(self._inner(record=False).module(path, function, Value(x.array, x.site), *rest).array, path)
+
+        def again() -> tuple[Trace, Value, Value]:
+            inner, start = self._inner(record=True), Value(x.array, x.site)
+            return inner, start, inner.module(path, function, start, *rest)
+
+        return self._keep(Record("block", (x,), y, {"again": again}))
+
+    def _inner(self, record: bool) -> Trace:
+        return type(self)(self.weights, record=record, plain=self.plain)
+
+    # -- operations, in the order of a textbook -----------------------------------------------------------------------------------------
+
+    def embedding(self, name: str, ids: Array, *, role: str = "tokens") -> Value:
+        table = Parameter(self.weights, f"{self.site(name)}.weight")
+        return self._run("embedding", name, (table,), ids=ids, role=role)
+
+    def linear(
+        self, name: str, x: Value, *, bias: bool = False, weight: str | None = None, transposed: bool = False
+    ) -> Value:
+        """`weight`: the full name of a tensor shared with another module. `transposed`: stored (I, O), as GPT-2's Conv1D is."""
+        path = self.site(name)
+        self.name(x, f"{path}.input")
+        w = Parameter(self.weights, weight or f"{path}.weight", transposed)
+        return self._run("linear", name, (x, w, Parameter(self.weights, f"{path}.bias") if bias else None))
+
+    def add(self, name: str, a: Value, b: Value) -> Value:
+        return self._run("add", name, (a, b))
+
+    def multiply(self, name: str, *operands: Value) -> Value:
+        return self._run("multiply", name, operands, constant=tuple(o.constant for o in operands))
+
+    def matmul(self, name: str, a: Value, b: Value) -> Value:
+        return self._run("matmul", name, (a, b))
+
+    def softmax(self, name: str, x: Value, mask: Array | None = None) -> Value:
+        return self._run("softmax", name, (x,), mask=mask)
+
+    def rms_norm(self, name: str, x: Value, norm_eps: float) -> Value:
+        path = self.site(name)
+        self.name(x, f"{path}.input")
+        return self._run("rms_norm", name, (x, Parameter(self.weights, f"{path}.weight")), norm_eps=norm_eps)
+
+    def layer_norm(self, name: str, x: Value, norm_eps: float, *, bias: bool = True) -> Value:
+        path = self.site(name)
+        self.name(x, f"{path}.input")
+        w, b = Parameter(self.weights, f"{path}.weight"), Parameter(self.weights, f"{path}.bias") if bias else None
+        return self._run("layer_norm", name, (x, w, b), norm_eps=norm_eps)
+
+    def activation(self, name: str, x: Value, kind: str) -> Value:
+        self.name(x, f"{self.site(name)}.input")
+        return self._run("activation", name, (x,), kind=activation.NAMES[kind])
+
+    def rotary(self, name: str, x: Value, cos: Array, sin: Array) -> Value:
+        return self._run("rotary", name, (x,), cos=cos, sin=sin)
+
+    def scale(self, name: str, x: Value, factor: float) -> Value:
+        return self._run("scale", name, (x,), factor=factor)
+
+    def move(self, name: str, kind: str, *operands: Value, **how: Any) -> Value:
+        """A movement of rules/movement.py: split_heads, merge_heads, repeat_heads, transpose, slice, concat, rows, reshape."""
+        return self._run("movement", name, operands, kind=kind, **how)
+
+    def mean(self, name: str, x: Value, counted: Array) -> Value:
+        return self._run("pooling", name, (x,), counted=counted)
+
+    def attention(self, q: Value, k: Value, v: Value, mask: Array | None, *, causal: bool) -> Value:
+        """softmax(q k^T) v per head, with the sites `scores`, `probabilities` and `context`; q is scaled already.
+
+        mask: bool (B, 1, J, I), True where a query may look; None where nothing is hidden. `causal` promises that it hides every
+        key after its query, so that whole blocks need no arithmetic.
+        """
+        if not self.plain:
+            return self._run("attention", "context", (q, k, v), mask=mask, causal=causal)
+        scores = self.matmul("scores", q, self.move("key.transposed", "transpose", k))
+        return self.matmul("context", self.softmax("probabilities", scores, mask), v)
+
+    # -- the one place where something is computed --------------------------------------------------------------------------------------
+
+    def _run(self, operation: str, name: str, operands: tuple[Operand, ...], **attributes: Any) -> Value:
+        site = self.site(name)
+        arrays = tuple(None if o is None else o.array for o in operands)
+        array = self.compute(operation, site, arrays, attributes)
+        if site in self.edits:
+            array = self.edits[site](array)
+        values = [o for o in operands if isinstance(o, Value)]
+        output = Value(array, site, constant=bool(values) and all(v.constant for v in values))
+        return self._keep(Record(operation, operands, output, attributes))
+
+    def compute(self, operation: str, site: str, arrays: tuple[Array | None, ...], attributes: dict[str, Any]) -> Array:
+        return FORWARD[operation](*arrays, **attributes)
+
+    def _keep(self, record: Record) -> Value:
+        if self.record:
+            if record.output.site in self.values:
+                raise ValueError(f"two values are named {record.output.site}: a net must name each operation once")
+            self.values[record.output.site] = record.output
+            self.records.append(record)
+        return record.output
+
+

@@ -1,0 +1,109 @@
+"""Activation, element by element                    z = f(x)
+
+    identity    R_x = R                                                          (AttnLRP eq. 9)
+    ratio       g_x = g f(x)/x, carried as a gradient: identity. At x = 0 the factor is its limit f'(0)
+    gradient    g_x = g f'(x)
+
+Absorbs nothing, except the true derivative: `activation_offset` = sum g (f(x) - x f'(x)).
+
+All but tanh are x times a gate: gelu Phi(x), gelu_tanh sigmoid(2u) with u = sqrt(2/pi)(x + 0.044715 x^3), silu sigmoid(x),
+quick_gelu sigmoid(1.702 x), relu a step that is 0 at 0 (its derivative there, by the convention of every framework).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from refl.arrays import Array, erfc, namespace, total
+from refl.rules.balance import Passed
+
+SATURATED = 100.0
+"""Beyond this every gate is 0 or 1 to the last bit, and x^3 could overflow."""
+
+
+def forward(x: Array, *, kind: str) -> Array:  # (...) -> (...)
+    return namespace(x).tanh(x) if kind == "tanh" else x * GATES[kind](_clipped(x))
+
+
+def identity(x: Array, z: Array, r: Array, *, kind: str) -> Passed:
+    return Passed((r,), {})
+
+
+def ratio(x: Array, z: Array, g: Array, *, kind: str) -> Passed:
+    xp = namespace(x, z, g)
+    zero = x == 0
+    factor = xp.where(zero, xp.full_like(x, AT_ZERO[kind]), z / xp.where(zero, xp.ones_like(x), x))
+    return Passed((g * factor,), {})
+
+
+def gradient(x: Array, z: Array, g: Array, *, kind: str) -> Passed:
+    xp = namespace(x, z, g)
+    slope = 1 - z * z if kind == "tanh" else SLOPES[kind](_clipped(x))
+    return Passed((g * slope,), {"activation_offset": total(g * (z - x * slope))}, lambda: 3 * total(xp.abs(z * g) + xp.abs(x * slope * g)))
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), never exponentiating a positive number."""
+    xp = namespace(x)
+    e = xp.exp(-xp.abs(x))
+    return xp.where(x >= 0, xp.ones_like(x), e) / (1 + e)
+
+
+def _clipped(x: Array) -> Array:
+    return namespace(x).clip(x, -SATURATED, SATURATED)
+
+
+def _normal_cdf(x: Array) -> Array:
+    return erfc(x * -math.sqrt(0.5)) / 2
+
+
+def _gelu_slope(x: Array) -> Array:
+    return _normal_cdf(x) + x * namespace(x).exp(-x * x / 2) * math.sqrt(0.5 / math.pi)
+
+
+def _tanh_argument(x: Array) -> Array:  # 2u
+    return math.sqrt(8 / math.pi) * x * (1 + 0.044715 * x * x)
+
+
+def _gelu_tanh_slope(x: Array) -> Array:
+    gate = sigmoid(_tanh_argument(x))
+    return gate + x * gate * sigmoid(-_tanh_argument(x)) * math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * x * x)
+
+
+def _scaled_sigmoid_slope(x: Array, a: float) -> Array:
+    return sigmoid(a * x) * (1 + a * x * sigmoid(-a * x))
+
+
+def _step(x: Array) -> Array:
+    return namespace(x).astype(x > 0, x.dtype)
+
+
+GATES: dict[str, Callable[[Array], Array]] = {
+    "gelu": _normal_cdf,
+    "gelu_tanh": lambda x: sigmoid(_tanh_argument(x)),
+    "silu": sigmoid,
+    "quick_gelu": lambda x: sigmoid(1.702 * x),
+    "relu": _step,
+}
+SLOPES: dict[str, Callable[[Array], Array]] = {
+    "gelu": _gelu_slope,
+    "gelu_tanh": _gelu_tanh_slope,
+    "silu": lambda x: _scaled_sigmoid_slope(x, 1.0),
+    "quick_gelu": lambda x: _scaled_sigmoid_slope(x, 1.702),
+    "relu": _step,
+}
+AT_ZERO = {"gelu": 0.5, "gelu_tanh": 0.5, "silu": 0.5, "quick_gelu": 0.5, "relu": 0.0, "tanh": 1.0}
+"""f'(0), the limit of f(x)/x."""
+
+NAMES = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "tanh": "tanh",
+}
+"""The names that config.json files use, and ours."""

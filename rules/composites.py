@@ -1,0 +1,361 @@
+"""Composites: which rule, with which parameters, for which operation. The published methods by name.
+
+A composite is a table. Its lines are read from the top, and the first whose operation and site pattern fit an operation gives
+the rule. `carries` says what the sweep hands down: `relevance`, or `gradient`, the g of R = x g (every stabiliser cancels there).
+"""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from refl.errors import ReflError
+from refl.rules import activation, add, embedding, layer_norm, linear, matmul, movement, multiply, pooling
+from refl.rules import rms_norm, rotary, scale, softmax
+from refl.rules.balance import STABILIZERS, Passed
+
+RULES: dict[str, dict[str, Callable[..., Passed]]] = {
+    "activation": {"identity": activation.identity},
+    "add": {"epsilon": add.epsilon},
+    "embedding": {"stop": embedding.stop},
+    "layer_norm": {"epsilon": layer_norm.epsilon, "identity": layer_norm.identity},
+    "linear": {
+        "epsilon": linear.epsilon,
+        "gamma": linear.gamma,
+        "z_plus": linear.z_plus,
+        "alpha_beta": linear.alpha_beta,
+        "flat": linear.flat,
+        "w_square": linear.w_square,
+    },
+    "matmul": {"uniform": matmul.uniform, "second": matmul.second},
+    "movement": {"follow": movement.follow},
+    "multiply": {"uniform": multiply.uniform, "second": multiply.second},
+    "pooling": {"epsilon": pooling.epsilon},
+    "rms_norm": {"identity": rms_norm.identity},
+    "rotary": {"epsilon": rotary.epsilon},
+    "scale": {"follow": scale.follow},
+    "softmax": {
+        "taylor": softmax.taylor,
+        "spread": softmax.spread,
+        "z_plus": softmax.z_plus,
+        "identity": softmax.identity,
+        "constant": softmax.constant,
+    },
+}
+"""Operation -> rule name -> rule, for composites that carry relevance."""
+
+GRADIENT_RULES: dict[str, dict[str, Callable[..., Passed]]] = {
+    "activation": {"identity": activation.ratio, "gradient": activation.gradient},
+    "add": {"epsilon": add.gradient, "gradient": add.gradient},
+    "embedding": {"stop": embedding.stop_gradient},
+    "layer_norm": {"epsilon": layer_norm.frozen, "gradient": layer_norm.gradient},
+    "linear": {"epsilon": linear.gradient, "gradient": linear.gradient},
+    "matmul": {"uniform": matmul.half, "second": matmul.second_gradient, "gradient": matmul.gradient},
+    "movement": {"follow": movement.follow},
+    "multiply": {"uniform": multiply.half, "second": multiply.second_gradient, "gradient": multiply.gradient},
+    "pooling": {"epsilon": pooling.gradient, "gradient": pooling.gradient},
+    "rms_norm": {"identity": rms_norm.frozen, "gradient": rms_norm.gradient},
+    "rotary": {"epsilon": rotary.gradient, "gradient": rotary.gradient},
+    "scale": {"follow": scale.gradient},
+    "softmax": {"taylor": softmax.gradient, "constant": softmax.constant_gradient, "gradient": softmax.gradient},
+}
+"""The same rules as factors of a gradient, under the same names, and the true derivatives under `gradient`."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a composite's table: operations and sites it is for (patterns with * and ?), and the rule with its options."""
+
+    operation: str
+    rule: str
+    site: str = "*"
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def fits(self, operation: str, names: Sequence[str]) -> bool:
+        return fnmatchcase(operation, self.operation) and any(fnmatchcase(name, self.site) for name in names)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A rule ready to be applied."""
+
+    name: str
+    function: Callable[..., Passed]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Composite:
+    """A method: its table of rules, what it carries, where it is published."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    carries: str = "relevance"
+    source: str = ""
+    summary: str = ""
+    score: str = "sum"
+    """How a token's features become one number: the `sum` of their relevance, or the `norm` of what is carried."""
+
+    def __post_init__(self) -> None:
+        if self.carries not in ("relevance", "gradient"):
+            raise ReflError(f"composite {self.name} carries {self.carries!r}: expected 'relevance' or 'gradient'")
+        for line in self.rules:
+            _check(line, self)
+
+    def rule(self, operation: str, names: Sequence[str]) -> Chosen:
+        """The rule for an operation whose output has these names. Raises ReflError where the table has none."""
+        for line in self.rules:
+            if line.fits(operation, names):
+                return Chosen(line.rule, self.functions(operation)[line.rule], dict(line.options))
+        raise ReflError(f"composite {self.name} has no rule for {operation} at {names[0]}: add a line for it to its table")
+
+    def functions(self, operation: str) -> dict[str, Callable[..., Passed]]:
+        return (GRADIENT_RULES if self.carries == "gradient" else RULES)[operation]
+
+    def override(self, *lines: Rule, name: str | None = None) -> Composite:
+        """The same composite with further lines on top, where they win."""
+        return replace(self, name=name or f"{self.name} (changed)", rules=(*lines, *self.rules))
+
+    def with_options(self, **options: Any) -> Composite:
+        """The same composite with options (eps, stabilizer, ...) set in every line whose rule takes them."""
+        if self.carries == "gradient" and "eps" in options:
+            raise ReflError(f"composite {self.name} carries gradients, in which every eps cancels: leave eps out, or take another method")
+        known = {key for line in self.rules for f in _functions(line, self) for key in _options(f)}
+        for key in options:
+            if key not in known:
+                raise ReflError(f"no rule of composite {self.name} takes the option {key!r}; it knows {', '.join(sorted(known)) or 'none'}")
+        return replace(self, rules=tuple(_with(line, options, self) for line in self.rules))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole table, every option spelled out (defaults too), for the oracle file."""
+        return {
+            "name": self.name,
+            "carries": self.carries,
+            "source": self.source,
+            "rules": [
+                {"operation": line.operation, "site": line.site, "rule": line.rule, "options": _spelled_out(line, self)}
+                for line in self.rules
+            ],
+        }
+
+
+def _functions(line: Rule, composite: Composite) -> list[Callable[..., Passed]]:
+    table = GRADIENT_RULES if composite.carries == "gradient" else RULES
+    return [rules[line.rule] for op, rules in table.items() if fnmatchcase(op, line.operation) and line.rule in rules]
+
+
+_OF_THE_OPERATION = {"mask", "constant", "kind", "how", "norm_eps", "ids", "role", "cos", "sin", "factor", "counted"}
+
+
+def _options(function: Callable[..., Passed]) -> dict[str, Any]:
+    """The options of a rule with their defaults: its keyword arguments less the attributes of the operation."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _OF_THE_OPERATION}
+
+
+def _spelled_out(line: Rule, composite: Composite) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    for function in _functions(line, composite):
+        known |= _options(function)
+    return known | dict(line.options)
+
+
+def _with(line: Rule, options: dict[str, Any], composite: Composite) -> Rule:
+    taken = {key: value for key, value in options.items() if key in _spelled_out(line, composite)}
+    return replace(line, options=tuple((dict(line.options) | taken).items()))
+
+
+def _check(line: Rule, composite: Composite) -> None:
+    table = GRADIENT_RULES if composite.carries == "gradient" else RULES
+    operations = [op for op in table if fnmatchcase(op, line.operation)]
+    if not operations:
+        raise ReflError(f"composite {composite.name} names the operation {line.operation!r}; there are {', '.join(table)}")
+    if not _functions(line, composite):
+        known = ", ".join(sorted({name for op in operations for name in table[op]}))
+        raise ReflError(
+            f"composite {composite.name} names the rule {line.rule!r} for {line.operation}, "
+            f"which carries {composite.carries} only under: {known}"
+        )
+    _check_options(line, composite)
+
+
+def _check_options(line: Rule, composite: Composite) -> None:
+    known = _spelled_out(replace(line, options=()), composite)
+    for key, value in line.options:
+        if key not in known:
+            raise ReflError(f"rule {line.rule} for {line.operation} has no option {key!r}; it takes {', '.join(known) or 'none'}")
+        if key == "stabilizer" and value not in STABILIZERS:
+            raise ReflError(f"stabilizer is {value!r}: expected one of {', '.join(STABILIZERS)}")
+        if key == "denominator" and value not in matmul.DENOMINATORS:
+            raise ReflError(f"denominator is {value!r}: expected one of {', '.join(matmul.DENOMINATORS)}")
+        if key in ("eps", "gamma", "alpha", "beta"):
+            _check_number(key, value, line)
+    options = known | dict(line.options)
+    if line.rule == "alpha_beta" and abs(options["alpha"] - options["beta"] - 1) > 1e-12:
+        raise ReflError(f"alpha_beta needs alpha - beta = 1, got alpha={options['alpha']}, beta={options['beta']}")
+
+
+def _check_number(key: str, value: Any, line: Rule) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value < float("inf"):
+        raise ReflError(f"{key} is {value!r}: expected a finite number")
+    if key == "eps" and "stabilizer" in inspect.signature(RULES["linear"]["epsilon"]).parameters and not value > 0:
+        raise ReflError(f"eps is {value!r}: expected a number above 0; for no stabiliser at all set stabilizer='none'")
+    if value < 0:
+        raise ReflError(f"{key} is {value!r}: expected a number of at least 0")
+
+
+# -- the published methods ----------------------------------------------------------------------------------------------------------
+
+ACHTIBAT = "Achtibat et al. 2024, AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers, arXiv 2402.05602"
+
+
+def table(**rules: str | tuple[str, dict[str, Any]]) -> tuple[Rule, ...]:
+    """`operation="rule"` or `operation=("rule", {options})`, one line each."""
+    pairs = {op: (r, {}) if isinstance(r, str) else r for op, r in rules.items()}
+    return tuple(Rule(op, name, options=tuple(options.items())) for op, (name, options) in pairs.items())
+
+
+_PAPER = table(
+    linear="epsilon",
+    add="epsilon",
+    multiply="uniform",
+    matmul="uniform",
+    softmax="taylor",
+    rms_norm="identity",
+    layer_norm="epsilon",
+    activation="identity",
+    rotary="epsilon",
+    pooling="epsilon",
+    scale="follow",
+    movement="follow",
+    embedding="stop",
+)
+
+ATTNLRP = Composite(
+    "attnlrp", _PAPER, source=f"{ACHTIBAT}, eqs. 8, 9, 15, props. 3.1 to 3.4",
+    summary="AttnLRP to the letter: epsilon, uniform products, softmax by its Taylor expansion",
+)  # fmt: skip
+
+ATTNLRP_GRADIENT = Composite(
+    "attnlrp-gradient", _PAPER, carries="gradient", source=f"{ACHTIBAT}; the gradient form is that of its library LXT",
+    summary="AttnLRP carried as a gradient, R = x g: no stabiliser, the limit eps -> 0",
+)  # fmt: skip
+
+_CONSTANT_ATTENTION = (
+    Rule("matmul", "second", "*.context"),
+    Rule("softmax", "constant"),
+    Rule("multiply", "second"),
+)
+
+CP_LRP = Composite(
+    "cp-lrp", (*_CONSTANT_ATTENTION, *_PAPER), carries="gradient",
+    source="Ali et al. 2022, XAI for Transformers: Better Explanations through Conservative Propagation, ICML, arXiv 2202.07304",
+    summary="attention weights and gates are constants: relevance flows through the values alone, and in full",
+)  # fmt: skip
+
+LRP_0 = Composite(
+    "lrp-0", _PAPER, source="Bach et al. 2015, PLoS ONE 10(7), eq. 56, with AttnLRP's rules for what is not linear; no stabiliser anywhere",
+    summary="AttnLRP without any stabiliser; what lands on an exact zero is absorbed",
+).with_options(stabilizer="none")  # fmt: skip
+
+_DERIVATIVES = table(
+    linear="gradient",
+    add="gradient",
+    multiply="gradient",
+    matmul="gradient",
+    softmax="gradient",
+    rms_norm="gradient",
+    layer_norm="gradient",
+    activation="gradient",
+    rotary="gradient",
+    pooling="gradient",
+    scale="follow",
+    movement="follow",
+    embedding="stop",
+)
+
+GRADIENT = Composite(
+    "gradient", _DERIVATIVES, carries="gradient", source="Simonyan et al. 2014, Deep Inside Convolutional Networks, arXiv 1312.6034",
+    summary="the plain gradient; a token's score is the length of its gradient, and the books are those of x g", score="norm",
+)  # fmt: skip
+
+INPUT_X_GRADIENT = Composite(
+    "input-x-gradient", _DERIVATIVES, carries="gradient", source="Shrikumar et al. 2016, Not Just a Black Box, arXiv 1605.01713",
+    summary="input times gradient: the first-order Taylor term; the rest is absorbed as offsets",
+)  # fmt: skip
+
+LXT_EXPLICIT = Composite(
+    "lxt-explicit",
+    (
+        Rule("matmul", "uniform", "*.context", (("eps", 1e-6), ("stabilizer", "plain"), ("denominator", "2(z+eps)"))),
+        *table(
+            linear=("epsilon", {"eps": 1e-8, "stabilizer": "plain"}),
+            add=("epsilon", {"eps": 1e-8, "stabilizer": "plain"}),
+            matmul=("uniform", {"eps": 1e-8, "stabilizer": "plain"}),
+            layer_norm=("epsilon", {"eps": 1e-6, "stabilizer": "plain"}),
+            rotary=("epsilon", {"eps": 1e-8, "stabilizer": "plain"}),
+            pooling=("epsilon", {"eps": 1e-6, "stabilizer": "plain"}),
+        ),
+        *_PAPER,
+    ),
+    source="LXT 2.1, lxt.explicit (relevance form): eps without the sign of z, and two forms of the matmul denominator",
+    summary="AttnLRP as LXT's relevance form codes it, to compare with; its stabiliser is unsigned",
+)
+
+METHODS: dict[str, Composite] = {
+    c.name: c for c in (ATTNLRP, ATTNLRP_GRADIENT, CP_LRP, LRP_0, GRADIENT, INPUT_X_GRADIENT, LXT_EXPLICIT)
+}
+
+
+def method(name: str) -> Composite:
+    """A published method by name. Raises ReflError for a name that is none."""
+    if name not in METHODS:
+        raise ReflError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}, or a .toml file with a composite")
+    return METHODS[name]
+
+
+def from_toml(path: str | Path) -> Composite:
+    """A composite of one's own:
+
+        name = "mine"
+        base = "attnlrp"            # the lines below stand on top of this method's table
+        [[rule]]
+        operation = "linear"
+        site = "model.layers.*.mlp.*"
+        rule = "gamma"
+        gamma = 0.25
+
+    Raises ReflError for a file that cannot be read, an unknown key, operation, rule or option.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as reason:
+        raise ReflError(f"cannot read the composite {path}: {reason}") from reason
+    return from_dict(content, str(path))
+
+
+def from_dict(content: dict[str, Any], where: str) -> Composite:
+    """The same from a table already read; `where` names it in errors."""
+    unknown = set(content) - {"name", "base", "carries", "rule", "source", "summary"}
+    if unknown:
+        raise ReflError(f"{where} has the unknown key {sorted(unknown)[0]!r}; a composite has name, base, carries, source, summary, [[rule]]")
+    lines = content.get("rule", [])
+    if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
+        raise ReflError(f"{where}: expected [[rule]] tables, got {lines!r}")
+    base = method(content["base"]) if "base" in content else Composite("none", ())
+    return Composite(
+        str(content.get("name", where)), tuple(_line(line, where) for line in lines) + base.rules,
+        content.get("carries", base.carries), str(content.get("source", base.source)), str(content.get("summary", "")),
+    )  # fmt: skip
+
+
+def _line(line: dict[str, Any], where: str) -> Rule:
+    if not isinstance(line.get("operation"), str) or not isinstance(line.get("rule"), str):
+        raise ReflError(f"{where}: every [[rule]] needs an operation and a rule, got {line}")
+    options = {key: value for key, value in line.items() if key not in ("operation", "rule", "site")}
+    return Rule(line["operation"], line["rule"], str(line.get("site", "*")), tuple(options.items()))

@@ -1,0 +1,113 @@
+"""Linear layer                    z_j = sum_i W_ji x_i + b_j
+
+Every rule divides R_j over the contributions c_ij = W_ji x_i and the bias. With s_j = R_j / denominator_j:
+
+    epsilon       R_i = x_i sum_j W_ji s_j         denominator z_j + eps s(z_j)                     (AttnLRP eq. 8)
+    gamma         c + g c^+ where z_j > 0, c + g c^- elsewhere, over the sum of the same             (AttnLRP eq. 24)
+    z_plus        c^+ over sum c^+                                                                   (AttnLRP eq. 25)
+    alpha_beta    alpha c^+ / sum c^+  -  beta c^- / sum c^-,  alpha - beta = 1                      (Bach et al. 2015, eq. 60)
+    flat          1 / I: every input the same                                                        (Lapuschkin et al. 2019)
+    w_square      W_ji^2 / sum_i W_ji^2                                                              (Montavon et al. 2017, eq. 11)
+    gradient      g_i = sum_j W_ji g_j, carried as a gradient: epsilon at eps -> 0
+
+The bias is a contribution like any other; its share is absorbed as `bias`. A denominator that is exactly zero passes nothing
+on; what stood above it is absorbed as `stabilizer`.
+"""
+
+from __future__ import annotations
+
+from refl.arrays import Array, namespace, total, total_product
+from refl.rules.balance import Passed, share
+
+
+def forward(x: Array, w: Array, b: Array | None) -> Array:  # (..., I), (O, I), (O,) -> (..., O)
+    z = x @ w.T
+    return z if b is None else z + b
+
+
+def epsilon(x: Array, w: Array, b: Array | None, z: Array, r: Array, *, eps: float = 1e-6, stabilizer: str = "sign") -> Passed:
+    s, taken = share(z, r, eps, stabilizer)  # (..., O)
+    return Passed((x * (s @ w), None, None), _bias(b, s) | {"stabilizer": taken}, lambda: _terms(x, w, b, s))
+
+
+def gradient(x: Array, w: Array, b: Array | None, z: Array, g: Array) -> Passed:  # g: (..., O) -> (..., I)
+    return Passed((g @ w, None, None), _bias(b, g), lambda: _terms(x, w, b, g))
+
+
+def gamma(
+    x: Array, w: Array, b: Array | None, z: Array, r: Array, *, gamma: float = 0.05, eps: float = 0.0
+) -> Passed:  # r: (..., O) -> (..., I)
+    xp = namespace(x, w, z, r)
+    (xp_, xn), (wp, wn), (bp, bn) = _parts(x), _parts(w), _parts(b)
+    up = z > 0
+    plus = forward(xp_, wp, bp) + xn @ wn.T  # sum_k c_kj^+, bias included
+    minus = xp_ @ wn.T + forward(xn, wp, bn)  # sum_k c_kj^-
+    s, taken = _safe(z + gamma * xp.where(up, plus, minus), r, eps)
+    su, sd = xp.where(up, s, xp.zeros_like(s)), xp.where(up, xp.zeros_like(s), s)
+    amplified = xp_ * (su @ wp + sd @ wn) + xn * (su @ wn + sd @ wp)
+    absorbed = {"stabilizer": taken}
+    if b is not None:
+        absorbed["bias"] = total(s @ b + gamma * (su @ bp + sd @ bn))
+    return Passed((x * (s @ w) + gamma * amplified, None, None), absorbed, lambda: (1 + gamma) * _terms(x, w, b, s))
+
+
+def z_plus(x: Array, w: Array, b: Array | None, z: Array, r: Array, *, eps: float = 0.0) -> Passed:
+    return alpha_beta(x, w, b, z, r, alpha=1.0, beta=0.0, eps=eps)
+
+
+def alpha_beta(
+    x: Array, w: Array, b: Array | None, z: Array, r: Array, *, alpha: float = 2.0, beta: float = 1.0, eps: float = 0.0
+) -> Passed:  # r: (..., O) -> (..., I)
+    """Where an output has no contribution of one sign, that sign's part (alpha R or -beta R) has no receiver: it is absorbed."""
+    (xp_, xn), (wp, wn), (bp, bn) = _parts(x), _parts(w), _parts(b)
+    sp, taken = _safe(forward(xp_, wp, bp) + xn @ wn.T, alpha * r, eps)
+    absorbed, relevance = {"stabilizer": taken}, xp_ * (sp @ wp) + xn * (sp @ wn)
+    if b is not None:
+        absorbed["bias"] = total(sp @ bp)
+    sn = sp
+    if beta:
+        sn, taken = _safe(xp_ @ wn.T + forward(xn, wp, bn), -beta * r, eps)
+        relevance = relevance + xp_ * (sn @ wn) + xn * (sn @ wp)
+        absorbed["stabilizer"] = absorbed["stabilizer"] + taken
+        if b is not None:
+            absorbed["bias"] = absorbed["bias"] + total(sn @ bn)
+    return Passed((relevance, None, None), absorbed, lambda: _terms(x, w, b, sp) + (_terms(x, w, b, sn) if beta else 0.0))
+
+
+def flat(x: Array, w: Array, b: Array | None, z: Array, r: Array) -> Passed:  # r: (..., O) -> (..., I)
+    """The bias gets no share: the rule looks at nothing but the number of inputs."""
+    xp = namespace(x, r)
+    each = xp.sum(r, axis=-1, keepdims=True) / x.shape[-1]
+    return Passed((xp.zeros_like(x) + each, None, None), {}, lambda: 2 * total(xp.abs(r)))
+
+
+def w_square(x: Array, w: Array, b: Array | None, z: Array, r: Array) -> Passed:  # r: (..., O) -> (..., I)
+    """The bias gets no share. A row of zero weights has no receiver: its relevance is absorbed."""
+    xp = namespace(x, w, r)
+    squares = w * w
+    norm = xp.sum(squares, axis=-1) + xp.zeros_like(r)
+    s, taken = _safe(norm, r, 0.0)
+    return Passed((s @ squares, None, None), {"stabilizer": taken}, lambda: 2 * total(xp.abs(r)))
+
+
+def _parts(a: Array | None) -> tuple[Array, Array]:
+    """a^+ = max(a, 0) and a^- = min(a, 0)."""
+    if a is None:
+        return None, None
+    xp = namespace(a)
+    return xp.where(a > 0, a, xp.zeros_like(a)), xp.where(a < 0, a, xp.zeros_like(a))
+
+
+def _safe(d: Array, r: Array, eps: float) -> tuple[Array, Array]:
+    return share(d, r, eps, "sign" if eps else "none")
+
+
+def _bias(b: Array | None, s: Array) -> dict[str, Array]:
+    return {} if b is None else {"bias": total(s @ b)}
+
+
+def _terms(x: Array, w: Array, b: Array | None, s: Array) -> Array:  # -> (B,)
+    """sum_ij |x_i W_ji s_j| + sum_j |b_j s_j|, twice: once for the messages, once for the z they are divided by."""
+    xp = namespace(x, w, s)
+    terms = total_product(xp.abs(x), xp.abs(s) @ xp.abs(w))
+    return 2 * (terms if b is None else terms + total(xp.abs(s) @ xp.abs(b)))

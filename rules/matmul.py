@@ -1,0 +1,55 @@
+"""Product of two activations (attention's q k^T and p v)          O_jp = sum_i A_ji V_ip
+
+    uniform     R_A[j,i] = A_ji sum_p V_ip s_jp,  R_V[i,p] = V_ip sum_j A_ji s_jp,  s = R / (2 O + eps s(O))    (AttnLRP prop. 3.3, eq. 15)
+    second      R_V alone, s = R / (O + eps s(O)): A is taken as constant                                     (Ali et al. 2022)
+    half, second_gradient, gradient    carried as gradients: uniform (1/2 to each), second, the true derivative
+
+Absorbs: stabilizer sum eps s(O) s. `denominator="2(z+eps)"` is the other form in use: it is s = R / (2 (O + eps s(O))).
+The true derivative hands the whole of R to both operands, so it absorbs `product_offset` = -sum R.
+"""
+
+from __future__ import annotations
+
+from refl.arrays import Array, namespace, swap, total_product
+from refl.rules.balance import Passed, share
+
+DENOMINATORS = ("2z+eps", "2(z+eps)")
+
+
+def forward(a: Array, v: Array) -> Array:  # (..., J, I), (..., I, P) -> (..., J, P)
+    return a @ v
+
+
+def uniform(
+    a: Array, v: Array, z: Array, r: Array, *, eps: float = 1e-6, stabilizer: str = "sign", denominator: str = "2z+eps"
+) -> Passed:  # r: (..., J, P) -> (..., J, I), (..., I, P)
+    if denominator == "2z+eps":
+        s, taken = share(2 * z, r, eps, stabilizer)
+    else:
+        s, half_taken = share(z, r / 2, eps, stabilizer)
+        taken = 2 * half_taken
+    return Passed((a * (s @ swap(v)), v * (swap(a) @ s)), {"stabilizer": taken}, lambda: 2 * _terms(a, v, s))
+
+
+def second(a: Array, v: Array, z: Array, r: Array, *, eps: float = 1e-6, stabilizer: str = "sign") -> Passed:
+    s, taken = share(z, r, eps, stabilizer)
+    return Passed((None, v * (swap(a) @ s)), {"stabilizer": taken}, lambda: _terms(a, v, s))
+
+
+def half(a: Array, v: Array, z: Array, g: Array) -> Passed:
+    h = g / 2
+    return Passed((h @ swap(v), swap(a) @ h), {}, lambda: _terms(a, v, g))
+
+
+def second_gradient(a: Array, v: Array, z: Array, g: Array) -> Passed:
+    return Passed((None, swap(a) @ g), {}, lambda: _terms(a, v, g))
+
+
+def gradient(a: Array, v: Array, z: Array, g: Array) -> Passed:
+    return Passed((g @ swap(v), swap(a) @ g), {"product_offset": -total_product(z, g)}, lambda: 3 * _terms(a, v, g))
+
+
+def _terms(a: Array, v: Array, s: Array) -> Array:  # -> (B,)
+    """sum_jip |A_ji V_ip s_jp|, twice: once for the messages, once for the O they are divided by."""
+    xp = namespace(a, v, s)
+    return 2 * total_product(xp.abs(s), xp.abs(a) @ xp.abs(v))

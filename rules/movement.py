@@ -1,0 +1,115 @@
+"""Movement: values change their place, never themselves          z_k = x_[index(k)]
+
+    follow      R_x = sum over the copies of R_k, in either form (relevance or gradient)
+
+Absorbs nothing. Each kind of movement stands beside the movement that undoes it; axes are counted from the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from refl.arrays import Array, namespace
+from refl.rules.balance import Passed
+
+
+def forward(*arrays: Array, kind: str, **how: Any) -> Array:
+    return MOVES[kind][0](*arrays, **how)
+
+
+def follow(*arrays: Array, kind: str, **how: Any) -> Passed:
+    *operands, _, r = arrays
+    back = MOVES[kind][1](r, *operands, **how)
+    return Passed(back if isinstance(back, tuple) else (back,), {})
+
+
+def _split_heads(x: Array, *, heads: int) -> Array:  # (B, T, H d) -> (B, H, T, d)
+    xp = namespace(x)
+    return xp.permute_dims(xp.reshape(x, (*x.shape[:-1], heads, -1)), (0, 2, 1, 3))
+
+
+def _unsplit_heads(r: Array, x: Array, *, heads: int) -> Array:
+    return _merge_heads(r)
+
+
+def _merge_heads(x: Array) -> Array:  # (B, H, T, d) -> (B, T, H d)
+    xp = namespace(x)
+    return xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (x.shape[0], x.shape[2], x.shape[1] * x.shape[3]))
+
+
+def _unmerge_heads(r: Array, x: Array) -> Array:
+    return _split_heads(r, heads=x.shape[1])
+
+
+def _repeat_heads(x: Array, *, times: int) -> Array:  # (B, K, T, d) -> (B, K times, T, d), copies side by side
+    return namespace(x).repeat(x, times, axis=1)
+
+
+def _unrepeat_heads(r: Array, x: Array, *, times: int) -> Array:
+    xp = namespace(r)
+    return xp.sum(xp.reshape(r, (x.shape[0], x.shape[1], times, *x.shape[2:])), axis=2)
+
+
+def _transpose(x: Array) -> Array:  # (..., M, N) -> (..., N, M)
+    return namespace(x).matrix_transpose(x)
+
+
+def _untranspose(r: Array, x: Array) -> Array:
+    return namespace(r).matrix_transpose(r)
+
+
+def _slice(x: Array, *, start: int, stop: int) -> Array:  # (..., N) -> (..., stop - start)
+    return x[..., start:stop]
+
+
+def _unslice(r: Array, x: Array, *, start: int, stop: int) -> Array:
+    whole = namespace(r, x).zeros_like(x)
+    whole[..., start:stop] = r
+    return whole
+
+
+def _concat(*arrays: Array, axis: int) -> Array:
+    return namespace(*arrays).concat(arrays, axis=axis)
+
+
+def _unconcat(r: Array, *arrays: Array, axis: int) -> tuple[Array, ...]:
+    pieces, start = [], 0
+    for x in arrays:
+        stop = start + x.shape[axis]
+        where: list[Any] = [slice(None)] * r.ndim
+        where[axis] = slice(start, stop)
+        pieces.append(r[tuple(where)])
+        start = stop
+    return tuple(pieces)
+
+
+def _rows(x: Array, *, index: tuple[int, ...]) -> Array:  # (B, T, D), B integers -> (B, 1, D)
+    return namespace(x).concat([x[b : b + 1, t : t + 1, ...] for b, t in enumerate(index)], axis=0)
+
+
+def _unrows(r: Array, x: Array, *, index: tuple[int, ...]) -> Array:
+    whole = namespace(r, x).zeros_like(x)
+    for b, t in enumerate(index):
+        whole[b, t, ...] = r[b, 0, ...]
+    return whole
+
+
+def _reshape(x: Array, *, shape: tuple[int, ...]) -> Array:
+    return namespace(x).reshape(x, shape)
+
+
+def _unreshape(r: Array, x: Array, *, shape: tuple[int, ...]) -> Array:
+    return namespace(r).reshape(r, x.shape)
+
+
+MOVES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "split_heads": (_split_heads, _unsplit_heads),
+    "merge_heads": (_merge_heads, _unmerge_heads),
+    "repeat_heads": (_repeat_heads, _unrepeat_heads),
+    "transpose": (_transpose, _untranspose),
+    "slice": (_slice, _unslice),
+    "concat": (_concat, _unconcat),
+    "rows": (_rows, _unrows),
+    "reshape": (_reshape, _unreshape),
+}

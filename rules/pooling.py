@@ -1,0 +1,33 @@
+"""Mean over positions          z_d = sum_t m_t x_td / sum_t m_t          (m: which positions count)
+
+    epsilon     R_td = m_t x_td s_d,  s = R / (Z + eps s(Z)),  Z_d = sum_t m_t x_td
+    gradient    g_td = m_t g_d / sum_t m_t
+
+Absorbs: stabilizer sum eps s(Z) s.
+"""
+
+from __future__ import annotations
+
+from refl.arrays import Array, namespace, total_product
+from refl.rules.balance import Passed, share
+
+
+def forward(x: Array, *, counted: Array) -> Array:  # (B, T, D), (B, T, 1) of 0 and 1 -> (B, 1, D)
+    xp = namespace(x, counted)
+    return xp.sum(x * counted, axis=-2, keepdims=True) / xp.sum(counted, axis=-2, keepdims=True)
+
+
+def epsilon(x: Array, z: Array, r: Array, *, counted: Array, eps: float = 1e-6, stabilizer: str = "sign") -> Passed:
+    xp = namespace(x, r)
+    s, taken = share(xp.sum(x * counted, axis=-2, keepdims=True), r, eps, stabilizer)
+    return Passed((x * counted * s,), {"stabilizer": taken}, lambda: _terms(x, s, counted))
+
+
+def gradient(x: Array, z: Array, g: Array, *, counted: Array) -> Passed:
+    each = g / namespace(g, counted).sum(counted, axis=-2, keepdims=True)
+    return Passed((counted * each,), {}, lambda: _terms(x, each, counted))
+
+
+def _terms(x: Array, s: Array, counted: Array) -> Array:  # -> (B,)
+    xp = namespace(x, s)
+    return 2 * total_product(xp.abs(s), xp.sum(xp.abs(x) * counted, axis=-2, keepdims=True))

@@ -1,0 +1,39 @@
+"""RMSNorm                    z = w x / rms,   rms^2 = mean(x^2) + norm_eps          (Zhang and Sennrich 2019)
+
+    identity    R_x = R: the scale 1/rms is no function of the input               (AttnLRP prop. 3.4)
+    frozen      g_x = w g / rms, carried as a gradient: identity
+    gradient    g_x = (w g - x mean(w g x) / rms^2) / rms: the full Jacobian
+
+Absorbs nothing, except the full Jacobian: `norm_offset` = sum R mean(x^2) / rms^2, almost all of R.
+"""
+
+from __future__ import annotations
+
+from refl.arrays import Array, namespace, total
+from refl.rules.balance import Passed
+
+
+def forward(x: Array, w: Array, *, norm_eps: float) -> Array:  # (..., N), (N,) -> (..., N)
+    return x * _inverse(x, norm_eps)[0] * w
+
+
+def identity(x: Array, w: Array, z: Array, r: Array, *, norm_eps: float) -> Passed:
+    return Passed((r, None), {})
+
+
+def frozen(x: Array, w: Array, z: Array, g: Array, *, norm_eps: float) -> Passed:
+    return Passed((g * w * _inverse(x, norm_eps)[0], None), {})
+
+
+def gradient(x: Array, w: Array, z: Array, g: Array, *, norm_eps: float) -> Passed:
+    xp = namespace(x, g)
+    inverse, mean_square = _inverse(x, norm_eps)
+    passed = xp.sum(z * g, axis=-1, keepdims=True) * inverse * inverse  # sum_i w g x / rms^3, times rms
+    relevance = g * w * inverse - x * (passed / x.shape[-1])
+    return Passed((relevance, None), {"norm_offset": total(passed * mean_square)}, lambda: 4 * total(xp.abs(z * g)))
+
+
+def _inverse(x: Array, norm_eps: float) -> tuple[Array, Array]:  # (..., N) -> 1/rms, mean(x^2): (..., 1)
+    xp = namespace(x)
+    mean_square = xp.mean(x * x, axis=-1, keepdims=True)
+    return 1 / xp.sqrt(mean_square + norm_eps), mean_square

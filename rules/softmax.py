@@ -1,0 +1,112 @@
+"""Softmax over the last axis          p_i = exp(x_i) / sum_k exp(x_k)
+
+The Taylor expansion at x is p_j ~ sum_i p_j (delta_ij - p_i) x_i + offset_j, offset_j = p_j (1 - x_j + sum_i p_i x_i):
+
+    taylor      R_i = x_i (R_i - p_i sum_j R_j)                                       (AttnLRP prop. 3.1)
+    spread      the same, and each offset shared evenly by the N visible inputs           (Voita et al. 2021)
+    z_plus      the positive ones of the messages x_i p_j (delta_ij - p_i), over their sum  (AttnLRP eq. 25 on the expansion)
+    identity    R_i = R_i
+    constant    nothing is passed on: attention weights are constants                    (Ali et al. 2022)
+    gradient, constant_gradient    carried as gradients: taylor (the Jacobian is the true one), constant
+
+Absorbs: softmax_offset sum_j R_j (1 - x_j + sum_i p_i x_i); mask, what stood at masked entries; constant, all of R.
+
+x are the logits as they are, scaled but never shifted by their maximum: the relevance depends on that, its sum does not. An entry
+is masked where `mask` is False or where x is -inf or so negative that only a mask can have made it (below half the dtype's
+minimum); there R_x = 0 exactly, also in rows that are masked whole.
+"""
+
+from __future__ import annotations
+
+from refl.arrays import Array, namespace, total, total_product
+from refl.rules.balance import Passed, share
+
+
+def forward(x: Array, *, mask: Array | None = None) -> Array:  # (..., J, I), bool (..., J, I) -> (..., J, I)
+    """A row that `mask` hides whole has no probability to give: its p is zero."""
+    xp = namespace(x)
+    if mask is not None:
+        x = xp.where(mask, x, xp.asarray(-float("inf"), dtype=x.dtype, device=x.device))
+    top = xp.max(x, axis=-1, keepdims=True)
+    e = xp.exp(x - xp.where(xp.isfinite(top), top, xp.zeros_like(top)))
+    z = xp.sum(e, axis=-1, keepdims=True)
+    return e / xp.where(z > 0, z, xp.ones_like(z))
+
+
+def taylor(x: Array, p: Array, r: Array, *, mask: Array | None = None) -> Passed:  # r: (..., J, I) -> (..., J, I)
+    x, r, hidden = _visible(x, r, mask)
+    s, px = _row(r), _row(p * x)
+    absorbed = {"softmax_offset": total(s * (1 + px)) - total_product(r, x)} | hidden
+    return Passed((x * (r - p * s),), absorbed, lambda: _terms(x, p, r))
+
+
+def spread(x: Array, p: Array, r: Array, *, mask: Array | None = None) -> Passed:
+    seen = _seen(x, mask)
+    x, r, hidden = _visible(x, r, mask)
+    xp = namespace(x)
+    s, px = _row(r), _row(p * x)
+    n = xp.sum(xp.astype(seen, x.dtype), axis=-1, keepdims=True)
+    each = (s * (1 + px) - _row(r * x)) / xp.where(n > 0, n, xp.ones_like(n))
+    relevance = xp.where(seen, x * (r - p * s) + each, xp.zeros_like(x))
+    return Passed((relevance,), hidden, lambda: 2 * _terms(x, p, r))
+
+
+def z_plus(x: Array, p: Array, r: Array, *, mask: Array | None = None) -> Passed:
+    """c_ij / p_j is (1 - p_j) x_j on the diagonal and -p_i x_i off it, so the sums over j need no T x T Jacobian."""
+    x, r, hidden = _visible(x, r, mask)
+    xp = namespace(x)
+    zero = xp.zeros_like(x)
+    own = (1 - p) * xp.where(x > 0, x, zero)
+    cross = p * xp.where(x < 0, -x, zero)
+    s, taken = share(own + (_row(cross) - cross), r, 0.0, "none")
+    relevance = own * s + cross * (_row(s) - s)
+    return Passed((relevance,), {"stabilizer": taken} | hidden, lambda: _plus_terms(own, cross, s) + total(xp.abs(r)))
+
+
+def identity(x: Array, p: Array, r: Array, *, mask: Array | None = None) -> Passed:
+    _, r, hidden = _visible(x, r, mask)
+    return Passed((r,), hidden)
+
+
+def constant(x: Array, p: Array, r: Array, *, mask: Array | None = None) -> Passed:
+    return Passed((None,), {"constant": total(r)})
+
+
+def gradient(x: Array, p: Array, g: Array, *, mask: Array | None = None) -> Passed:  # g: (..., J, I) -> (..., J, I)
+    x, r, _ = _visible(x, p * g, mask)  # p = 0 at masked entries: r = p g is zero there already
+    s, px = _row(r), _row(p * x)
+    return Passed((r - p * s,), {"softmax_offset": total(s * (1 + px)) - total_product(r, x)}, lambda: _terms(x, p, r))
+
+
+def constant_gradient(x: Array, p: Array, g: Array, *, mask: Array | None = None) -> Passed:
+    return Passed((None,), {"constant": total_product(p, g)})
+
+
+def _row(x: Array) -> Array:  # (..., I) -> (..., 1)
+    return namespace(x).sum(x, axis=-1, keepdims=True)
+
+
+def _seen(x: Array, mask: Array | None) -> Array:
+    xp = namespace(x)
+    seen = x > xp.finfo(x.dtype).min / 2
+    return seen if mask is None else xp.logical_and(seen, mask)
+
+
+def _visible(x: Array, r: Array, mask: Array | None) -> tuple[Array, Array, dict[str, Array]]:
+    """x and r with masked entries set to zero, and what r held there."""
+    xp = namespace(x, r)
+    seen = _seen(x, mask)
+    zero = xp.zeros_like(r)
+    return xp.where(seen, x, xp.zeros_like(x)), xp.where(seen, r, zero), {"mask": total(xp.where(seen, zero, r))}
+
+
+def _terms(x: Array, p: Array, r: Array) -> Array:  # -> (B,)
+    xp = namespace(x, p, r)
+    x, r = xp.abs(x), xp.abs(r)
+    return 3 * (total(x * (r + p * _row(r))) + total(r * (1 + x)) + total(_row(r) * _row(p * x)))
+
+
+def _plus_terms(own: Array, cross: Array, s: Array) -> Array:  # -> (B,)
+    xp = namespace(own, cross, s)
+    s = xp.abs(s)
+    return 3 * total(own * s + cross * _row(s) + s * _row(cross))
