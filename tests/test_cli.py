@@ -1,0 +1,525 @@
+"""The command line as it is used: what it prints, what it refuses and how, with and without a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+
+from refl import cli
+from refl.checkpoint import read_safetensors
+from refl.cli import main
+from refl.model import DTYPES, SHIPPED, Model
+from refl.rules.balance import STABILIZERS
+from refl.rules.composites import METHODS
+from refl.seeds import KINDS
+
+TEXT = "the keys to the cabinet"
+ESCAPE = "\x1b["
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(*arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "refl", *arguments], check=False, capture_output=True, text=True, timeout=120, **how)
+
+
+def answer(capsys: Capture, *arguments: str) -> str:
+    """What a command prints that is to succeed."""
+    assert main(list(arguments)) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def refusal(capsys: Capture, *arguments: str) -> str:
+    """The one line of a command that is to be refused."""
+    assert main(list(arguments)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("refl")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+def adds_up(account: dict[str, Any]) -> None:
+    parts = [account["tokens"], *account["absorbed"].values(), account["gap"]]
+    assert math.fsum(parts) == pytest.approx(account["explained"], rel=1e-12, abs=1e-12)
+
+
+# -- explain ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_explain_shows_tokens_target_and_account(capsys: Capture) -> None:
+    out = answer(capsys, "explain", TEXT)
+    for word in ("keys", "cabinet", "logit of", "softmax_offset", "gap", "explained", "next token", "arXiv 2402.05602"):
+        assert word in out
+    assert ESCAPE not in out
+
+
+def test_explain_as_json_adds_up(capsys: Capture) -> None:
+    told = json.loads(answer(capsys, "explain", TEXT, "--json", "--dtype", "float64"))
+    adds_up(told["ledger"])
+    assert told["ledger"]["explained"] == told["explained"]
+    assert math.fsum(told["relevance"]) == pytest.approx(told["ledger"]["tokens"])
+    assert told["explained"] == pytest.approx(told["logit"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_explains(method: str, capsys: Capture) -> None:
+    told = json.loads(answer(capsys, "explain", TEXT, "--method", method, "--json"))
+    assert told["method"]["name"] == method
+    adds_up(told["ledger"])
+
+
+def test_target_and_contrast(capsys: Capture) -> None:
+    were = json.loads(answer(capsys, "explain", TEXT, "--target", "were", "--json", "--dtype", "float64"))
+    are = json.loads(answer(capsys, "explain", TEXT, "--target", "are", "--json", "--dtype", "float64"))
+    both = json.loads(answer(capsys, "explain", TEXT, "--contrast", "were", "are", "--json", "--dtype", "float64"))
+    assert (were["target"], both["target"], both["against"]) == ("were", "were", "are")
+    assert both["explained"] == pytest.approx(were["explained"] - are["explained"])
+
+
+@pytest.mark.parametrize("seed", cli.SEEDS)
+def test_seeds(seed: str, capsys: Capture) -> None:
+    assert json.loads(answer(capsys, "explain", TEXT, "--seed", seed, "--json"))["seed"] == seed
+    assert "explained" in answer(capsys, "explain", TEXT, "--seed", seed)
+
+
+def test_options_reach_the_rules(capsys: Capture) -> None:
+    told = json.loads(answer(capsys, "explain", TEXT, "--eps", "0.25", "--stabilizer", "plain", "--json"))
+    linear = next(line for line in told["method"]["rules"] if line["operation"] == "linear")
+    assert linear["options"] == {"eps": 0.25, "stabilizer": "plain"}
+
+
+def test_ids_and_standard_input_say_the_same_as_text(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = json.loads(answer(capsys, "explain", TEXT, "--json"))
+    ids = json.loads(answer(capsys, "explain", "--json", "--ids", *map(str, text["input_ids"])))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{TEXT}\n".encode())))
+    piped = json.loads(answer(capsys, "explain", "-", "--json"))
+    assert text == ids == piped
+
+
+def test_a_composite_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "mine.toml").write_text('name = "mine"\nbase = "attnlrp"\n[[rule]]\noperation = "linear"\nrule = "gamma"\ngamma = 0.25\n')
+    told = json.loads(answer(capsys, "explain", TEXT, "--method", str(tmp_path / "mine.toml"), "--json"))
+    assert told["method"]["name"] == "mine"
+    adds_up(told["ledger"])
+
+
+def test_save_keeps_everything_unless_told(tmp_path: Path, capsys: Capture) -> None:
+    out = answer(capsys, "explain", TEXT, "--save", str(tmp_path / "all.safetensors"))
+    assert "wrote" in out
+    answer(capsys, "explain", TEXT, "--save", str(tmp_path / "mlp.safetensors"), "--keep", "*.mlp")
+    every, some = (set(read_safetensors(tmp_path / name)[0]) for name in ("all.safetensors", "mlp.safetensors"))
+    assert some < every
+    assert {"relevance", "input_ids"} <= some
+
+
+def test_keep_without_save_shows_what_was_kept(capsys: Capture) -> None:
+    assert "kept site" in answer(capsys, "explain", TEXT, "--keep", "*.mlp.act_fn")
+    told = json.loads(answer(capsys, "explain", TEXT, "--keep", "*.mlp.act_fn", "--json"))
+    assert sum(site.endswith("mlp.act_fn") for site in told["sites"]) > 0
+
+
+def test_html_is_written(tmp_path: Path, capsys: Capture) -> None:
+    answer(capsys, "explain", TEXT, "--html", str(tmp_path / "why.html"))
+    assert (tmp_path / "why.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+# -- trace, models, methods -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["attnlrp", "cp-lrp"])
+def test_trace_has_every_operation_in_forward_order(method: str, capsys: Capture) -> None:
+    told = json.loads(answer(capsys, "trace", TEXT, "--method", method, "--json"))
+    sites = [row["site"] for row in told["operations"]]
+    assert sites[0] == "model.embed_tokens"
+    assert sites[-1] == "lm_head"
+    assert set(sites) >= {entry["site"] for entry in told["ledger"]["sites"]}
+    for row in told["operations"]:
+        if row["received"] is not None:
+            given = [*row["passed"].values(), *row["absorbed"].values(), row["gap"]]
+            assert math.fsum(given) == pytest.approx(row["received"], rel=1e-9, abs=1e-9)
+
+
+def test_trace_cuts_nothing_when_piped(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    sites = [row["site"] for row in json.loads(answer(capsys, "trace", TEXT, "--json"))["operations"]]
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = answer(capsys, "trace", TEXT).splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("site"))
+    assert [line.split()[0] for line in lines[head + 1 :]] == sites
+
+
+def test_trace_shows_shapes_and_causes(capsys: Capture) -> None:
+    out = answer(capsys, "trace", TEXT)
+    assert "softmax_offset" in out
+    assert "6×64" in out
+
+
+def test_models(capsys: Capture) -> None:
+    out = answer(capsys, "models")
+    assert "llama" in out
+    assert "ships with refl" in out
+    told = json.loads(answer(capsys, "models", "--json"))
+    assert {net["model_type"] for net in told["architectures"]} >= {"llama", "gpt2"}
+    assert told["shipped"]["parameters"] > 0
+
+
+def test_the_examples_of_the_shipped_model_can_be_explained(capsys: Capture) -> None:
+    for example in json.loads(answer(capsys, "models", "--json"))["shipped"]["examples"]:
+        answer(capsys, "explain", example)
+
+
+def test_methods(capsys: Capture) -> None:
+    out = " ".join(answer(capsys, "methods").split())
+    for composite in METHODS.values():
+        assert composite.name in out
+        assert " ".join(composite.source.split()) in out
+    assert [c["name"] for c in json.loads(answer(capsys, "methods", "--json"))] == list(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_methods_table_has_every_line_and_option(method: str, capsys: Capture) -> None:
+    out = answer(capsys, "methods", method)
+    told = json.loads(answer(capsys, "methods", method, "--json"))
+    for line in told["rules"]:
+        assert line["operation"] in out
+        assert all(f"{key}={value}" in out for key, value in line["options"].items())
+
+
+def test_help_names_every_method_and_the_choices_are_the_engines() -> None:
+    assert all(f"\n  {name} " in cli._EXPLAIN_MORE for name in METHODS)
+    assert (cli.SEEDS, cli.STABILIZERS, cli.DTYPES) == (KINDS, STABILIZERS, DTYPES)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["explain", "--help"], ["trace", "--help"], ["models", "--help"], ["methods", "--help"]]
+)
+def test_help(arguments: list[str], capsys: Capture) -> None:
+    out = answer(capsys, *arguments)
+    assert "exit codes" in out
+
+
+def test_version(capsys: Capture) -> None:
+    assert re.fullmatch(r"refl \d+\.\d+\S*\n", answer(capsys, "--version"))
+
+
+# -- what is refused ----------------------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "missing folder": (["--model", "no/such/folder"], "does not exist"),
+    "unknown method": (["--method", "deeplift"], "unknown method"),
+    "target not in the vocabulary": (["--target", "zzzz"], "zzzz"),
+    "target and contrast": (["--target", "are", "--contrast", "are", "is"], "not both"),
+    "contrast with itself": (["--contrast", "are", "are"], "two different tokens"),
+    "eps 0": (["--eps", "0"], "above 0"),
+    "eps below 0": (["--eps", "-1"], "above 0"),
+    "eps nan": (["--eps", "nan"], "finite"),
+    "eps infinite": (["--eps", "inf"], "finite"),
+    "eps that is no number": (["--eps", "tiny"], "invalid float"),
+    "eps where it cancels": (["--method", "cp-lrp", "--eps", "0.1"], "cancels"),
+    "unknown seed": (["--seed", "loss"], "invalid choice"),
+    "seed and contrast": (["--seed", "probability", "--contrast", "are", "is"], "cannot be combined"),
+    "unknown device": (["--device", "tpu"], "invalid choice"),
+    "unknown dtype": (["--dtype", "float8"], "invalid choice"),
+    "unknown stabilizer": (["--stabilizer", "wide"], "invalid choice"),
+    "unknown option": (["--nonsense"], "unrecognized"),
+    "shortened option": (["--meth", "attnlrp"], "unrecognized"),
+    "missing composite": (["--method", "no-such.toml"], "no-such.toml"),
+}
+
+
+@pytest.mark.parametrize("command", ["explain", "trace"])
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_options_are_refused_in_one_line(case: str, command: str, capsys: Capture) -> None:
+    options, said = REFUSED[case]
+    assert said in refusal(capsys, command, TEXT, *options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["explain", ""], "no token"),
+        (["explain"], "give a TEXT"),
+        (["explain", TEXT, "--ids", "1"], "not both"),
+        (["explain", "--ids", "99999"], "outside the vocabulary"),
+        (["explain", "--ids", "-1"], "outside the vocabulary"),
+        (["explain", "--ids", "one"], "invalid int"),
+        (["explain", "the " * 500], "shorten it"),
+        (["nonsense"], "invalid choice"),
+        (["methods", "nonsense"], "unknown method"),
+        (["methods", "no-such.toml"], "no-such.toml"),
+    ],
+)
+def test_bad_commands_are_refused_in_one_line(arguments: list[str], said: str, capsys: Capture) -> None:
+    if arguments == ["explain", ""]:
+        refusal(capsys, *arguments)
+    else:
+        assert said in refusal(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    "content", ["name = [broken", 'base = "none-such"', 'colour = "red"', '[[rule]]\noperation = "linear"\nrule = "no"', "\xff"]
+)
+def test_broken_composites_are_refused(content: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "bad.toml").write_text(content, encoding="latin-1")
+    refusal(capsys, "explain", TEXT, "--method", str(tmp_path / "bad.toml"))
+
+
+def test_a_folder_of_pickles_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "config.json").write_bytes((SHIPPED / "config.json").read_bytes())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    assert "pickle" in refusal(capsys, "explain", TEXT, "--model", str(tmp_path))
+
+
+@pytest.mark.parametrize(("pattern", "near"), [("*.mlq", "*.mlp"), ("model.layers.0.mpl", "model.layers.0.mlp"), ("?", "none")])
+def test_a_pattern_that_names_no_site_is_refused(pattern: str, near: str, capsys: Capture) -> None:
+    assert near in refusal(capsys, "explain", TEXT, "--keep", "*.mlp", pattern)
+
+
+@pytest.mark.parametrize("option", ["--save", "--html"])
+def test_outputs_that_cannot_be_written_are_refused_before_anything_runs(
+    option: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_load", lambda args: pytest.fail("the model was loaded"))
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "no" / "such" / "file", tmp_path, tmp_path / "fifo", SHIPPED / "config.json"):
+        assert "cannot be written" in refusal(capsys, "explain", TEXT, option, str(path))
+
+
+def test_two_outputs_in_one_file_are_refused(tmp_path: Path, capsys: Capture) -> None:
+    out = str(tmp_path / "out")
+    assert "both name" in refusal(capsys, "explain", TEXT, "--save", out, "--html", out)
+
+
+def test_a_file_of_the_model_is_not_overwritten(tmp_path: Path, capsys: Capture) -> None:
+    folder = copytree(SHIPPED, tmp_path / "model")
+    refusal(capsys, "explain", TEXT, "--model", str(folder), "--save", str(folder / "model.safetensors"))
+
+
+def test_standard_input_that_is_not_text(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
+    assert "UTF-8" in refusal(capsys, "explain", "-")
+
+
+def test_no_more_memory_is_a_sentence(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explain(*_: Any, **__: Any) -> None:
+        raise MemoryError("Unable to allocate 9 TiB\nin one piece")
+
+    monkeypatch.setattr(Model, "explain", explain)
+    assert "out of memory" in refusal(capsys, "explain", TEXT)
+
+
+def test_an_interrupt_is_quiet(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explain(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Model, "explain", explain)
+    assert main(["explain", TEXT]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_escapes_in_a_message_do_not_reach_the_terminal(capsys: Capture) -> None:
+    assert ESCAPE not in refusal(capsys, "explain", TEXT, "--method", "\x1b[31mred\nnext")
+    assert ESCAPE not in refusal(capsys, "explain", TEXT, "--seed", "\x1b[31mred\nnext")
+
+
+# -- colour and terminals -------------------------------------------------------------------------------------------------------------
+
+
+def test_colour_can_be_forced_and_no_color_wins(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = answer(capsys, "explain", TEXT)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    coloured = answer(capsys, "explain", TEXT)
+    assert ESCAPE in coloured
+    assert ESCAPE not in answer(capsys, "explain", TEXT, "--no-color")
+    without = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
+    assert [line.rstrip() for line in without.splitlines()] == plain.splitlines()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert ESCAPE not in answer(capsys, "explain", TEXT)
+
+
+@pytest.mark.parametrize("command", [["explain", TEXT], ["trace", TEXT], ["models"], ["methods"], ["methods", "attnlrp"]])
+def test_every_command_is_plain_in_a_pipe_and_coloured_when_forced(
+    command: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ESCAPE not in answer(capsys, *command)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    assert ESCAPE in answer(capsys, *command)
+    assert ESCAPE not in answer(capsys, *command, "--json")
+
+
+def on_a_terminal(*arguments: str, columns: int = 80, **environment: str) -> str:
+    """What the command writes to a pseudo-terminal."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    how = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(columns)} | environment
+    process = subprocess.Popen([sys.executable, "-m", "refl", *arguments], stdout=theirs, stderr=subprocess.DEVNULL, env=how)
+    os.close(theirs)
+    written = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            written += chunk
+    except OSError:  # Linux says so that the other side is closed
+        pass
+    finally:
+        os.close(ours)
+    assert process.wait(60) == 0
+    return written.decode().replace("\r\n", "\n")
+
+
+def test_a_terminal_gets_colour_unless_it_does_not_want_any() -> None:
+    assert ESCAPE in on_a_terminal("explain", TEXT)
+    assert ESCAPE not in on_a_terminal("explain", TEXT, NO_COLOR="1")
+    assert ESCAPE not in on_a_terminal("explain", TEXT, TERM="dumb")
+
+
+def test_a_narrow_terminal_folds_the_trace_and_cuts_nothing() -> None:
+    out = on_a_terminal("trace", TEXT, columns=72, NO_COLOR="1")
+    assert "model.layers.0.self_attn.probabilities" in out
+    assert max(map(len, out.splitlines())) <= 90
+    assert "…" not in out
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """The shipped model with a vocabulary that attacks whoever prints it."""
+    folder = copytree(SHIPPED, tmp_path / "hostile")
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    for word, attack in (("keys", "<script>alert(1)</script>"), ("cabinet", "\x1b[31m\x07red"), ("are", "a\nb[bold]")):
+        vocabulary[attack] = vocabulary.pop(word)
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("force", ["0", "1"])
+def test_a_hostile_tokenizer_attacks_nobody(
+    hostile: Path, force: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vocabulary = json.loads((hostile / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    ids = [str(i) for word, i in vocabulary.items() if word.startswith(("<script>", "\x1b", "a\n"))]
+    monkeypatch.setenv("FORCE_COLOR", force)
+    page = tmp_path / "page.html"
+    out = answer(capsys, "explain", "--model", str(hostile), "--html", str(page), "--target", "a\nb[bold]", "--ids", *ids)
+    without = re.sub(r"\x1b\[[0-9;]*m", "", out) if force == "1" else out
+    assert all(c.isprintable() or c == "\n" for c in without)
+    assert "\\x1b[31m\\x07red" in without
+    assert "a\\nb[bold]" in without
+    html = page.read_text(encoding="utf-8")
+    assert "<script" not in html
+    assert "\x1b" not in html
+    assert "&lt;script&gt;" in html
+
+
+# -- as a process -------------------------------------------------------------------------------------------------------------------
+
+
+def test_as_a_module() -> None:
+    done = run("explain", TEXT, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    adds_up(json.loads(done.stdout)["ledger"])
+
+
+def test_an_error_as_a_process() -> None:
+    done = run("explain", TEXT, "--eps", "0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+
+
+def test_standard_input_as_a_process() -> None:
+    assert "keys" in run("explain", "-", input=f"{TEXT}\n").stdout
+
+
+def test_an_old_encoding_is_no_error() -> None:
+    done = run("explain", TEXT, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0
+    assert "|++" in done.stdout
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    process = subprocess.Popen([sys.executable, "-m", "refl", "trace", TEXT], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    with process.stderr as errors:
+        assert errors.read() == b""
+    assert process.wait(60) == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_a_sentence() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "refl", "methods"], check=False, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["import refl", "import refl.cli; assert refl.cli.main(['--help']) == 0", "import refl.cli; refl.cli.main(['explain', '--help'])"],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(program: str) -> None:
+    after = "; import sys; print(sorted({'tokenizers', 'rich', 'safetensors', 'numpy', 'cupy'} & set(sys.modules)), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program + after], check=False, capture_output=True, text=True, timeout=60)
+    assert done.stderr == "[]\n"
+
+
+def test_rich_is_not_imported_for_plain_text() -> None:
+    program = f"import refl.cli, sys; refl.cli.main(['explain', {TEXT!r}]); assert 'rich' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, timeout=60).returncode == 0
+
+
+# -- progress -----------------------------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def slow(self: Model, *_: Any, progress: Any, **__: Any) -> None:
+    for i in range(6):
+        time.sleep(0.05)
+        progress("sweep", i, 6)
+    raise MemoryError
+
+
+@pytest.mark.parametrize(("patience", "terminal", "drawn"), [(0.05, True, True), (60.0, True, False), (0.05, False, False)])
+def test_progress_is_drawn_on_a_terminal_after_a_while(
+    patience: float, terminal: bool, drawn: bool, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(cli, "PATIENCE", patience)
+    monkeypatch.setattr(Model, "explain", slow)
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert main(["explain", TEXT]) == 2
+    assert ("sweep" in stream.getvalue()) is drawn
+    assert capsys.readouterr().out == ""
