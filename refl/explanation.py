@@ -46,7 +46,7 @@ class Sites:
         return site
 
     def one(self, array: Array) -> Any:
-        return asnumpy(array[self.example] if array.shape[0] > 1 else array[0])
+        return asnumpy(array[self.example if array.shape[0] > 1 else 0, ...])
 
 
 @dataclass

@@ -7,16 +7,20 @@ ledger books the site. Nothing else happens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from refl.arrays import Array, namespace, total, total_product
 from refl.ledger import Ledger
 from refl.rules import attention
 from refl.rules.composites import Composite
 from refl.trace import Operand, Record, Trace, Value
+
+
+Arrived: TypeAlias = tuple[Array, Array]
+"""What is carried to a value, in its shape, and the relevance that is, per example: the sum of what its readers passed back."""
 
 
 @dataclass
@@ -50,8 +54,9 @@ class Sweep:
     def run(self, trace: Trace, at: Value, seed: Array) -> Swept:
         """Sweep from the value `at`, where `seed` (its shape) is what is to be explained: relevance, or a gradient."""
         xp = namespace(at.array, seed)
-        swept = Swept(Ledger(self.measure(at.array, seed), float(xp.finfo(seed.dtype).eps) / 2))
-        self._walk(trace, {at: seed}, swept)
+        explained = self.measure(at.array, seed)
+        swept = Swept(Ledger(explained, float(xp.finfo(seed.dtype).eps) / 2))
+        self._walk(trace, {at: (seed, explained)}, swept)
         swept.ledger.close()
         return swept
 
@@ -64,70 +69,82 @@ class Sweep:
         xp = namespace(x, carried)
         return self.measure(xp.abs(x), xp.abs(carried))
 
-    def _walk(self, trace: Trace, arrived: dict[Value, Array], swept: Swept) -> None:
+    def _walk(self, trace: Trace, arrived: dict[Value, Arrived], swept: Swept) -> None:
         for record in reversed(trace.records):
-            r = arrived.pop(record.output, None)
-            self._keep(record.output, r, swept)
-            if r is not None:
-                for operand, share in zip(record.operands, self._apply(record, r, swept), strict=True):
+            here = arrived.pop(record.output, None)
+            self._keep(record.output, here, swept)
+            if here is not None:
+                for operand, share in zip(record.operands, self._apply(record, *here, swept), strict=True):
                     if share is not None and isinstance(operand, Value):
-                        arrived[operand] = arrived[operand] + share if operand in arrived else share
+                        arrived[operand] = _meet(arrived.get(operand), share)
             if self.release:
                 record.output.array = None
             self.progress()
 
-    def _apply(self, record: Record, r: Array, swept: Swept) -> tuple[Array | None, ...]:
+    def _apply(self, record: Record, r: Array, received: Array, swept: Swept) -> Sequence[Arrived | None]:
         if record.operation == "block":
-            return self._block(record, r, swept)
+            return self._block(record, r, received, swept)
         if record.operation == "attention":
-            return self._attention(record, r, swept.ledger)
+            return self._attention(record, r, received, swept.ledger)
         rule = self.composite.rule(record.operation, record.output.names)
         arrays = record.arrays
         passed = rule.function(*arrays, record.output.array, r, **record.attributes, **rule.options)
-        received = self.measure(record.output.array, r)
-        given = self._given(record.operands, arrays, passed.relevance)
+        shares = [None if p is None else (p, self.measure(a, p)) for a, p in zip(arrays, passed.relevance, strict=True)]
         terms = attention.terms(passed, lambda: self.size(record.output.array, r)) if self.audit else None
+        given = _given(record.operands, shares)
         swept.ledger.book(record.output.site, record.operation, rule.name, received, given, passed.absorbed, terms)
-        return passed.relevance
+        return shares
 
-    def _given(
-        self, operands: tuple[Operand, ...], arrays: tuple[Array | None, ...], shares: tuple[Array | None, ...]
-    ) -> dict[str, Array]:
-        given: dict[str, Array] = {}
-        for operand, array, share in zip(operands, arrays, shares, strict=True):
-            if isinstance(operand, Value) and share is not None:
-                amount = self.measure(array, share)
-                given[operand.site] = given[operand.site] + amount if operand.site in given else amount
-        return given
-
-    def _attention(self, record: Record, r: Array, ledger: Ledger) -> tuple[Array | None, ...]:
+    def _attention(self, record: Record, r: Array, received: Array, ledger: Ledger) -> Sequence[Arrived | None]:
         parent = record.output.site.rpartition(".")[0]
         q, k, v = (o.site for o in record.operands if isinstance(o, Value))
         sites = {"context": (f"{parent}.probabilities", v), "probabilities": (f"{parent}.scores",), "scores": (q, k)}
         rules = {name: self.composite.rule(_OPERATION[name], [f"{parent}.{name}"]) for name in sites}
         bound = tuple(partial(rule.function, **rule.options) for rule in rules.values())
         shares, books = attention.sweep(
-            *record.arrays, record.output.array, r, **record.attributes, rules=bound, measure=self.measure, size=self.size if self.audit else None
-        )
+            *record.arrays, record.output.array, r, **record.attributes, rules=bound, measure=self.measure,
+            size=self.size if self.audit else None,
+        )  # fmt: skip
         for name, account in books.items():
             given = dict(zip(sites[name][-len(account.passed) :], account.passed, strict=True))
-            ledger.book(
-                f"{parent}.{name}", _OPERATION[name], rules[name].name, account.received, given, account.absorbed, account.terms
-            )
-        return shares
+            ledger.book(f"{parent}.{name}", _OPERATION[name], rules[name].name, received, given, account.absorbed, account.terms)
+            received = account.passed[0]  # what context gives to probabilities, and these to scores
+        amounts = [*books["scores"].passed, books["context"].passed[-1]] if "scores" in books else [None, None, books["context"].passed[-1]]
+        return [None if s is None else (s, a) for s, a in zip(shares, amounts, strict=True)]
 
-    def _block(self, record: Record, r: Array, swept: Swept) -> tuple[Array | None, ...]:
+    def _block(self, record: Record, r: Array, received: Array, swept: Swept) -> Sequence[Arrived | None]:
         inner, start, end = record.attributes["again"]()
-        arrived = {end: r}
+        (outside,) = (o for o in record.operands if isinstance(o, Value))
+        _share_names(end, record.output)
+        _share_names(start, outside)
+        arrived = {end: (r, received)}
         self._walk(inner, arrived, swept)
         return (arrived.get(start),)
 
-    def _keep(self, value: Value, r: Array | None, swept: Swept) -> None:
+    def _keep(self, value: Value, here: Arrived | None, swept: Swept) -> None:
         if not self.keep(value.names):
             return
         swept.activations[value.site] = value.array
-        swept.carried[value.site] = namespace(value.array).zeros_like(value.array) if r is None else r
+        swept.carried[value.site] = namespace(value.array).zeros_like(value.array) if here is None else here[0]
         swept.aliases.update({name: value.site for name in value.names if name != value.site})
+
+
+def _meet(before: Arrived | None, share: Arrived) -> Arrived:
+    """Shares that meet at a value are summed, and so are their sums."""
+    return share if before is None else (before[0] + share[0], before[1] + share[1])
+
+
+def _given(operands: tuple[Operand, ...], shares: Sequence[Arrived | None]) -> dict[str, Array]:
+    given: dict[str, Array] = {}
+    for operand, share in zip(operands, shares, strict=True):
+        if isinstance(operand, Value) and share is not None:
+            given[operand.site] = given[operand.site] + share[1] if operand.site in given else share[1]
+    return given
+
+
+def _share_names(a: Value, b: Value) -> None:
+    """Two stand-ins of one value learn each other's names: composites and keep patterns may use any of them."""
+    a.names = b.names = list(dict.fromkeys([*b.names, *a.names]))
 
 
 _OPERATION = {"context": "matmul", "probabilities": "softmax", "scores": "matmul"}

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from refl.arrays import Array, erfc, namespace, total
+from refl.arrays import Array, erfc, flags, namespace, total
 from refl.rules.balance import Passed
 
 SATURATED = 100.0
@@ -31,10 +31,8 @@ def identity(x: Array, z: Array, r: Array, *, kind: str) -> Passed:
 
 
 def ratio(x: Array, z: Array, g: Array, *, kind: str) -> Passed:
-    xp = namespace(x, z, g)
-    zero = x == 0
-    factor = xp.where(zero, xp.full_like(x, AT_ZERO[kind]), z / xp.where(zero, xp.ones_like(x), x))
-    return Passed((g * factor,), {})
+    zero = flags(x == 0, x)
+    return Passed((g * (z / (x + zero) + AT_ZERO[kind] * zero),), {})
 
 
 def gradient(x: Array, z: Array, g: Array, *, kind: str) -> Passed:
@@ -46,8 +44,8 @@ def gradient(x: Array, z: Array, g: Array, *, kind: str) -> Passed:
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), never exponentiating a positive number."""
     xp = namespace(x)
-    e = xp.exp(-xp.abs(x))
-    return xp.where(x >= 0, xp.ones_like(x), e) / (1 + e)
+    a = xp.abs(x)
+    return xp.exp((x - a) / 2) / (1 + xp.exp(-a))  # (x - |x|)/2 is min(x, 0), exactly
 
 
 def _clipped(x: Array) -> Array:
@@ -76,7 +74,7 @@ def _scaled_sigmoid_slope(x: Array, a: float) -> Array:
 
 
 def _step(x: Array) -> Array:
-    return namespace(x).astype(x > 0, x.dtype)
+    return flags(x > 0, x)
 
 
 GATES: dict[str, Callable[[Array], Array]] = {

@@ -24,7 +24,6 @@ Measure = Callable[[Array, Array], Array]
 class Account(NamedTuple):
     """The books of one of the three operations, summed over the blocks: (B,) each."""
 
-    received: Array
     passed: tuple[Array, ...]
     absorbed: dict[str, Array]
     terms: Array | None
@@ -90,7 +89,7 @@ def _book(
     arrived: tuple[Array, Array], operands: tuple[Array, ...], passed: Passed,
 ) -> None:  # fmt: skip
     given = tuple(measure(a, p) for a, p in zip(operands, passed.relevance, strict=True) if p is not None)
-    new = Account(measure(*arrived), given, passed.absorbed, None if size is None else terms(passed, lambda: size(*arrived)))
+    new = Account(given, passed.absorbed, None if size is None else terms(passed, lambda: size(*arrived)))
     old = books.get(site)
     books[site] = new if old is None else _sum(old, new)
 
@@ -101,8 +100,11 @@ def terms(passed: Passed, otherwise: Callable[[], Array]) -> Array:  # -> (B,)
 
 def _sum(a: Account, b: Account) -> Account:
     return Account(
-        a.received + b.received,
         tuple(x + y for x, y in zip(a.passed, b.passed, strict=True)),
-        {entry: a.absorbed[entry] + b.absorbed[entry] for entry in a.absorbed},
+        {entry: _plus(a.absorbed.get(entry), b.absorbed.get(entry)) for entry in a.absorbed | b.absorbed},
         None if a.terms is None or b.terms is None else a.terms + b.terms,
     )
+
+
+def _plus(a: Array | None, b: Array | None) -> Array:
+    return b if a is None else a if b is None else a + b

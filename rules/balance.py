@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from refl.arrays import Array, copysign, namespace, total, total_product
+from refl.arrays import Array, namespace, sign_up, total, total_product
 
 STABILIZERS = ("sign", "plain", "none")
 
@@ -38,7 +38,7 @@ def share(z: Array, r: Array, eps: float, stabilizer: str) -> tuple[Array, Array
     xp = namespace(z, r)
     if stabilizer == "none":
         return _unstabilised(z, r)
-    e = copysign(eps, z) if stabilizer == "sign" else xp.zeros_like(z) + eps
+    e = sign_up(eps, z) if stabilizer == "sign" else xp.zeros_like(z) + eps
     d = z + e
     if stabilizer == "plain":  # z = -eps: the denominator vanishes, as it does in the libraries that code it so
         return _unstabilised(d, r, e)

@@ -137,6 +137,8 @@ class Composite:
             "name": self.name,
             "carries": self.carries,
             "source": self.source,
+            "summary": self.summary,
+            "score": self.score,
             "rules": [
                 {"operation": line.operation, "site": line.site, "rule": line.rule, "options": _spelled_out(line, self)}
                 for line in self.rules
@@ -247,7 +249,7 @@ ATTNLRP_GRADIENT = Composite(
 )  # fmt: skip
 
 _CONSTANT_ATTENTION = (
-    Rule("matmul", "second", "*.context"),
+    Rule("matmul", "second", "*context"),
     Rule("softmax", "constant"),
     Rule("multiply", "second"),
 )
@@ -292,7 +294,7 @@ INPUT_X_GRADIENT = Composite(
 LXT_EXPLICIT = Composite(
     "lxt-explicit",
     (
-        Rule("matmul", "uniform", "*.context", (("eps", 1e-6), ("stabilizer", "plain"), ("denominator", "2(z+eps)"))),
+        Rule("matmul", "uniform", "*context", (("eps", 1e-6), ("stabilizer", "plain"), ("denominator", "2(z+eps)"))),
         *table(
             linear=("epsilon", {"eps": 1e-8, "stabilizer": "plain"}),
             add=("epsilon", {"eps": 1e-8, "stabilizer": "plain"}),
@@ -350,7 +352,8 @@ def from_dict(content: dict[str, Any], where: str) -> Composite:
     base = method(content["base"]) if "base" in content else Composite("none", ())
     return Composite(
         str(content.get("name", where)), tuple(_line(line, where) for line in lines) + base.rules,
-        content.get("carries", base.carries), str(content.get("source", base.source)), str(content.get("summary", "")),
+        content.get("carries", base.carries), str(content.get("source", base.source)), str(content.get("summary", base.summary)),
+        base.score,
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ on; what stood above it is absorbed as `stabilizer`.
 
 from __future__ import annotations
 
-from refl.arrays import Array, namespace, total, total_product
+from refl.arrays import Array, flags, namespace, total, total_product
 from refl.rules.balance import Passed, share
 
 
@@ -37,13 +37,12 @@ def gradient(x: Array, w: Array, b: Array | None, z: Array, g: Array) -> Passed:
 def gamma(
     x: Array, w: Array, b: Array | None, z: Array, r: Array, *, gamma: float = 0.05, eps: float = 0.0
 ) -> Passed:  # r: (..., O) -> (..., I)
-    xp = namespace(x, w, z, r)
     (xp_, xn), (wp, wn), (bp, bn) = _parts(x), _parts(w), _parts(b)
-    up = z > 0
+    up = flags(z > 0, z)
     plus = forward(xp_, wp, bp) + xn @ wn.T  # sum_k c_kj^+, bias included
     minus = xp_ @ wn.T + forward(xn, wp, bn)  # sum_k c_kj^-
-    s, taken = _safe(z + gamma * xp.where(up, plus, minus), r, eps)
-    su, sd = xp.where(up, s, xp.zeros_like(s)), xp.where(up, xp.zeros_like(s), s)
+    s, taken = _safe(z + gamma * (up * plus + (1 - up) * minus), r, eps)
+    su, sd = up * s, (1 - up) * s
     amplified = xp_ * (su @ wp + sd @ wn) + xn * (su @ wn + sd @ wp)
     absorbed = {"stabilizer": taken}
     if b is not None:
@@ -94,8 +93,7 @@ def _parts(a: Array | None) -> tuple[Array, Array]:
     """a^+ = max(a, 0) and a^- = min(a, 0)."""
     if a is None:
         return None, None
-    xp = namespace(a)
-    return xp.where(a > 0, a, xp.zeros_like(a)), xp.where(a < 0, a, xp.zeros_like(a))
+    return a * flags(a > 0, a), a * flags(a < 0, a)
 
 
 def _safe(d: Array, r: Array, eps: float) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ Absorbs nothing, except the full Jacobian: `norm_offset` = sum R mean(x^2) / rms
 
 from __future__ import annotations
 
-from refl.arrays import Array, namespace, total
+from refl.arrays import Array, namespace, row_product, total
 from refl.rules.balance import Passed
 
 
@@ -28,12 +28,12 @@ def frozen(x: Array, w: Array, z: Array, g: Array, *, norm_eps: float) -> Passed
 def gradient(x: Array, w: Array, z: Array, g: Array, *, norm_eps: float) -> Passed:
     xp = namespace(x, g)
     inverse, mean_square = _inverse(x, norm_eps)
-    passed = xp.sum(z * g, axis=-1, keepdims=True) * inverse * inverse  # sum_i w g x / rms^3, times rms
+    passed = row_product(z, g) * inverse * inverse  # sum_i w g x / rms^3, times rms
     relevance = g * w * inverse - x * (passed / x.shape[-1])
     return Passed((relevance, None), {"norm_offset": total(passed * mean_square)}, lambda: 4 * total(xp.abs(z * g)))
 
 
 def _inverse(x: Array, norm_eps: float) -> tuple[Array, Array]:  # (..., N) -> 1/rms, mean(x^2): (..., 1)
     xp = namespace(x)
-    mean_square = xp.mean(x * x, axis=-1, keepdims=True)
+    mean_square = row_product(x, x) / x.shape[-1]
     return 1 / xp.sqrt(mean_square + norm_eps), mean_square

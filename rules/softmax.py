@@ -18,7 +18,7 @@ minimum); there R_x = 0 exactly, also in rows that are masked whole.
 
 from __future__ import annotations
 
-from refl.arrays import Array, namespace, total, total_product
+from refl.arrays import Array, flags, like, namespace, row_product, row_sum, total, total_product
 from refl.rules.balance import Passed, share
 
 
@@ -26,16 +26,16 @@ def forward(x: Array, *, mask: Array | None = None) -> Array:  # (..., J, I), bo
     """A row that `mask` hides whole has no probability to give: its p is zero."""
     xp = namespace(x)
     if mask is not None:
-        x = xp.where(mask, x, xp.asarray(-float("inf"), dtype=x.dtype, device=x.device))
+        x = x + xp.where(mask, like(0.0, x), like(-float("inf"), x))
     top = xp.max(x, axis=-1, keepdims=True)
     e = xp.exp(x - xp.where(xp.isfinite(top), top, xp.zeros_like(top)))
-    z = xp.sum(e, axis=-1, keepdims=True)
-    return e / xp.where(z > 0, z, xp.ones_like(z))
+    z = row_sum(e)
+    return e / (z + flags(z == 0, z))
 
 
 def taylor(x: Array, p: Array, r: Array, *, mask: Array | None = None) -> Passed:  # r: (..., J, I) -> (..., J, I)
     x, r, hidden = _visible(x, r, mask)
-    s, px = _row(r), _row(p * x)
+    s, px = row_sum(r), row_product(p, x)
     absorbed = {"softmax_offset": total(s * (1 + px)) - total_product(r, x)} | hidden
     return Passed((x * (r - p * s),), absorbed, lambda: _terms(x, p, r))
 
@@ -43,24 +43,19 @@ def taylor(x: Array, p: Array, r: Array, *, mask: Array | None = None) -> Passed
 def spread(x: Array, p: Array, r: Array, *, mask: Array | None = None) -> Passed:
     seen = _seen(x, mask)
     x, r, hidden = _visible(x, r, mask)
-    xp = namespace(x)
-    s, px = _row(r), _row(p * x)
-    n = xp.sum(xp.astype(seen, x.dtype), axis=-1, keepdims=True)
-    each = (s * (1 + px) - _row(r * x)) / xp.where(n > 0, n, xp.ones_like(n))
-    relevance = xp.where(seen, x * (r - p * s) + each, xp.zeros_like(x))
-    return Passed((relevance,), hidden, lambda: 2 * _terms(x, p, r))
+    s, px, n = row_sum(r), row_product(p, x), row_sum(seen)
+    each = (s * (1 + px) - row_product(r, x)) / (n + flags(n == 0, n))
+    return Passed((x * (r - p * s) + each * seen,), hidden, lambda: 2 * _terms(x, p, r))
 
 
 def z_plus(x: Array, p: Array, r: Array, *, mask: Array | None = None) -> Passed:
     """c_ij / p_j is (1 - p_j) x_j on the diagonal and -p_i x_i off it, so the sums over j need no T x T Jacobian."""
     x, r, hidden = _visible(x, r, mask)
-    xp = namespace(x)
-    zero = xp.zeros_like(x)
-    own = (1 - p) * xp.where(x > 0, x, zero)
-    cross = p * xp.where(x < 0, -x, zero)
-    s, taken = share(own + (_row(cross) - cross), r, 0.0, "none")
-    relevance = own * s + cross * (_row(s) - s)
-    return Passed((relevance,), {"stabilizer": taken} | hidden, lambda: _plus_terms(own, cross, s) + total(xp.abs(r)))
+    own = (1 - p) * x * flags(x > 0, x)
+    cross = -p * x * flags(x < 0, x)
+    s, taken = share(own + (row_sum(cross) - cross), r, 0.0, "none")
+    relevance = own * s + cross * (row_sum(s) - s)
+    return Passed((relevance,), {"stabilizer": taken} | hidden, lambda: _plus_terms(own, cross, s) + total(namespace(r).abs(r)))
 
 
 def identity(x: Array, p: Array, r: Array, *, mask: Array | None = None) -> Passed:
@@ -74,7 +69,7 @@ def constant(x: Array, p: Array, r: Array, *, mask: Array | None = None) -> Pass
 
 def gradient(x: Array, p: Array, g: Array, *, mask: Array | None = None) -> Passed:  # g: (..., J, I) -> (..., J, I)
     x, r, _ = _visible(x, p * g, mask)  # p = 0 at masked entries: r = p g is zero there already
-    s, px = _row(r), _row(p * x)
+    s, px = row_sum(r), row_product(p, x)
     return Passed((r - p * s,), {"softmax_offset": total(s * (1 + px)) - total_product(r, x)}, lambda: _terms(x, p, r))
 
 
@@ -82,31 +77,29 @@ def constant_gradient(x: Array, p: Array, g: Array, *, mask: Array | None = None
     return Passed((None,), {"constant": total_product(p, g)})
 
 
-def _row(x: Array) -> Array:  # (..., I) -> (..., 1)
-    return namespace(x).sum(x, axis=-1, keepdims=True)
-
-
 def _seen(x: Array, mask: Array | None) -> Array:
-    xp = namespace(x)
-    seen = x > xp.finfo(x.dtype).min / 2
-    return seen if mask is None else xp.logical_and(seen, mask)
+    """1.0 where an entry is visible, 0.0 where it is masked, in the shape of x."""
+    seen = flags(x > namespace(x).finfo(x.dtype).min / 2, x)
+    return seen if mask is None else seen * flags(mask, x)
 
 
 def _visible(x: Array, r: Array, mask: Array | None) -> tuple[Array, Array, dict[str, Array]]:
-    """x and r with masked entries set to zero, and what r held there."""
+    """x and r with masked entries set to zero, and what r held there; nothing is copied where nothing is masked."""
     xp = namespace(x, r)
+    low = x <= xp.finfo(x.dtype).min / 2
+    if mask is None and not bool(xp.any(low)):
+        return x, r, {}
     seen = _seen(x, mask)
-    zero = xp.zeros_like(r)
-    return xp.where(seen, x, xp.zeros_like(x)), xp.where(seen, r, zero), {"mask": total(xp.where(seen, zero, r))}
+    return xp.where(low, xp.zeros_like(x), x) * seen, r * seen, {"mask": total_product(r, 1 - seen)}
 
 
 def _terms(x: Array, p: Array, r: Array) -> Array:  # -> (B,)
     xp = namespace(x, p, r)
     x, r = xp.abs(x), xp.abs(r)
-    return 3 * (total(x * (r + p * _row(r))) + total(r * (1 + x)) + total(_row(r) * _row(p * x)))
+    return 3 * (total(x * (r + p * row_sum(r))) + total(r * (1 + x)) + total(row_sum(r) * row_product(p, x)))
 
 
 def _plus_terms(own: Array, cross: Array, s: Array) -> Array:  # -> (B,)
     xp = namespace(own, cross, s)
     s = xp.abs(s)
-    return 3 * total(own * s + cross * _row(s) + s * _row(cross))
+    return 3 * total(own * s + cross * row_sum(s) + s * row_sum(cross))
