@@ -12,19 +12,7 @@ from refl.errors import ReflError
 C = TypeVar("C")
 
 HARMLESS = frozenset(
-    """
-    _name_or_path architectures model_type torch_dtype dtype transformers_version use_cache initializer_range initializer_factor
-    bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id unk_token_id decoder_start_token_id eos_token_ids
-    attention_dropout hidden_dropout_prob attention_probs_dropout_prob attn_pdrop resid_pdrop embd_pdrop dropout_rate
-    classifier_dropout classifier_dropout_prob hidden_dropout embd_dropout resid_dropout summary_first_dropout
-    id2label label2id num_labels problem_type finetuning_task task_specific_params tokenizer_class prefix
-    return_dict return_dict_in_generate output_attentions output_hidden_states output_scores output_past torchscript use_bfloat16
-    do_sample early_stopping max_length min_length num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p
-    repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size num_return_sequences bad_words_ids
-    suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id remove_invalid_values
-    exponential_decay_length_penalty chunk_size_feed_forward tf_legacy_loss gradient_checkpointing _attn_implementation
-    _attn_implementation_autoset attn_implementation pretraining_tp auto_map
-    """.split()
+    ["_name_or_path", "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "use_cache", "initializer_range", "initializer_factor", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "unk_token_id", "decoder_start_token_id", "eos_token_ids", "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout_rate", "classifier_dropout", "classifier_dropout_prob", "hidden_dropout", "embd_dropout", "resid_dropout", "summary_first_dropout", "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params", "tokenizer_class", "prefix", "return_dict", "return_dict_in_generate", "output_attentions", "output_hidden_states", "output_scores", "output_past", "torchscript", "use_bfloat16", "do_sample", "early_stopping", "max_length", "min_length", "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "num_return_sequences", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "chunk_size_feed_forward", "tf_legacy_loss", "gradient_checkpointing", "_attn_implementation", "_attn_implementation_autoset", "attn_implementation", "pretraining_tp", "auto_map"]
 )
 """Keys that no forward pass in evaluation mode depends on: generation, dropout, labels, bookkeeping."""
 

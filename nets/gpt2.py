@@ -16,13 +16,13 @@ from typing import ClassVar
 from refl.arrays import Array, namespace
 from refl.errors import ReflError
 from refl.nets import masks
+from refl.nets.batch import Batch
 from refl.nets.config import divides
 from refl.rules.activation import NAMES
 from refl.trace import Trace, Value
 
 MODEL_TYPE = "gpt2"
 PREFIX = "transformer."
-HEAD = "lm_head"
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,19 @@ def _conv(name: str, into: int, out: int) -> Iterator[tuple[str, tuple[int, ...]
     yield f"{name}.bias", (out,), "n_embd and n_inner"
 
 
-def forward(
-    t: Trace, c: Config, ids: Array, real: Array | None = None, rows: tuple[int, ...] | None = None
-) -> Value:  # ids int (B, T), real bool (B, T) -> logits (B, T, V), or (B, 1, V) at the given row of each example
+def task(c: Config) -> str:
+    return "next-token"
+
+
+def forward(t: Trace, c: Config, batch: Batch) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
+    ids = batch.ids
     h = t.add("transformer.drop", t.embedding("transformer.wte", ids), t.embedding("transformer.wpe", positions(ids), role="position"))
-    mask = masks.causal(ids, real)
+    mask = masks.causal(ids, batch.real)
     for i in range(c.n_layer):
         h = t.block(f"transformer.h.{i}", block, h, c, i, mask)
     h = t.layer_norm("transformer.ln_f", h, c.layer_norm_epsilon)
-    if rows is not None:
-        h = t.move("lm_head.row", "rows", h, index=rows)
+    if batch.rows is not None:
+        h = t.move("lm_head.row", "rows", h, index=batch.rows)
     return t.linear("lm_head", h, weight="transformer.wte.weight" if c.tie_word_embeddings else None)
 
 

@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 from refl.arrays import Array
 from refl.errors import ReflError
 from refl.nets import masks, rope
+from refl.nets.batch import Batch
 from refl.nets.config import divides
 from refl.rules.activation import NAMES
 from refl.trace import Trace, Value
 
 MODEL_TYPE = "llama"
 PREFIX = "model."
-HEAD = "lm_head"
 
 
 @dataclass(frozen=True)
@@ -102,17 +102,20 @@ def _linear(name: str, out: int, into: int, bias: bool, why: str) -> Iterator[tu
         yield f"{name}.bias", (out,), why
 
 
-def forward(
-    t: Trace, c: Config, ids: Array, real: Array | None = None, rows: tuple[int, ...] | None = None
-) -> Value:  # ids int (B, T), real bool (B, T) -> logits (B, T, V), or (B, 1, V) at the given row of each example
+def task(c: Config) -> str:
+    return "next-token"
+
+
+def forward(t: Trace, c: Config, batch: Batch) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
+    ids = batch.ids
     h = t.embedding("model.embed_tokens", ids)
     cos, sin = rope.tables(c.rope, ids.shape[-1], h.array)
-    mask = masks.causal(ids, real)
+    mask = masks.causal(ids, batch.real)
     for i in range(c.num_hidden_layers):
         h = t.block(f"model.layers.{i}", block, h, c, cos, sin, mask)
     h = t.rms_norm("model.norm", h, c.rms_norm_eps)
-    if rows is not None:
-        h = t.move("lm_head.row", "rows", h, index=rows)
+    if batch.rows is not None:
+        h = t.move("lm_head.row", "rows", h, index=batch.rows)
     return t.linear("lm_head", h, weight="model.embed_tokens.weight" if c.tie_word_embeddings else None)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from refl.arrays import Array, like, namespace
+from refl.arrays import Array, namespace
 from refl.errors import ReflError
 
 ACCEPTED = {

@@ -277,7 +277,8 @@ def _load(args: argparse.Namespace) -> Model:
 def _explain(model: Model, args: argparse.Namespace, composite: Composite, keep: Any, progress: Any) -> Explanation:
     target = None if args.target is None else _target(model, args.target)
     contrast = None if args.contrast is None else (_target(model, args.contrast[0]), _target(model, args.contrast[1]))
-    return model.explain(_input(args), composite, target=target, contrast=contrast, seed=args.seed, keep=keep, progress=progress)
+    e: Explanation = model.explain(_input(args), composite, target=target, contrast=contrast, seed=args.seed, keep=keep, progress=progress)
+    return e
 
 
 def _target(model: Model, token: str) -> str | int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from refl.checkpoint import Weights, expect, read_config
 from refl.errors import ReflError
 from refl.explanation import Candidate, Explanation, Sites
 from refl.nets import NETS
+from refl.nets.batch import Batch
 from refl.nets.config import parse
 from refl.rules.composites import Composite, from_toml, method
 from refl.seeds import Seed, softmax
@@ -28,6 +29,8 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 DTYPES = ("float32", "float64")
 
+TASKS = ("next-token", "masked-token", "class")
+
 Input = str | Sequence[int]
 Progress = Callable[[str, int, int], object]
 """(phase, done, of)"""
@@ -38,12 +41,16 @@ class Net(Protocol):
 
     MODEL_TYPE: str
     PREFIX: str
-    HEAD: str
     Config: Any
 
-    def shapes(self, c: Any) -> Iterator[tuple[str, tuple[int, ...], str]]: ...
+    def task(self, c: Any) -> str:
+        """What its output is: one of TASKS."""
 
-    def forward(self, t: Trace, c: Any, ids: Array, real: Array | None = None, rows: tuple[int, ...] | None = None) -> Value: ...
+    def shapes(self, c: Any) -> Iterator[tuple[str, tuple[int, ...], str]]:
+        """Every tensor it needs: name, shape, and the options of config.json that ask for it."""
+
+    def forward(self, t: Trace, c: Any, batch: Batch) -> Value:
+        """Logits: (B, T, V), or (B, 1, V) at the rows the batch wants; (B, 1, classes) for a classifier."""
 
 
 def load(
@@ -69,7 +76,9 @@ def load(
     for name, shape, why in net.shapes(config):
         expect(weights, named.inner(name), shape, why)
     _refuse_strangers(net, config, named)
-    return Model(net, config, named, Text.load(folder), place, dtype, device, folder.resolve().name, _ends(raw), weights.fingerprint)
+    text = Text.load(folder)
+    return Model(net, config, named, text, place, dtype, device, folder.resolve().name,
+                 _ends(raw), None if text is None else text.mask, _labels(raw), weights.fingerprint)  # fmt: skip
 
 
 def architecture(raw: dict[str, Any]) -> Net:
@@ -83,6 +92,18 @@ def architecture(raw: dict[str, Any]) -> Net:
 def _ends(raw: dict[str, Any]) -> frozenset[int]:
     end = raw.get("eos_token_id")
     return frozenset(i for i in (end if isinstance(end, list) else [end]) if isinstance(i, int))
+
+
+def _labels(raw: dict[str, Any]) -> dict[int, str]:
+    """id2label, or plain numbers for a config that only counts its labels."""
+    names = raw.get("id2label")
+    if not isinstance(names, dict):
+        count = raw.get("num_labels")
+        return {i: f"LABEL_{i}" for i in range(count if isinstance(count, int) else 2)}
+    try:
+        return {int(i): str(name) for i, name in names.items()}
+    except ValueError as reason:
+        raise ReflError(f"config.json has id2label with a key that is no number: {reason}") from reason
 
 
 def placer(device: str) -> Callable[[Any], Array]:
@@ -151,6 +172,10 @@ class Model:
     name: str = ""
     ends: frozenset[int] = frozenset()
     """Ids that end a text."""
+    mask: int | None = None
+    """Id of the mask token, for models that guess one."""
+    labels: Mapping[int, str] = field(default_factory=dict)
+    """Names of a classifier's outputs."""
     fingerprint: Callable[[], str] = lambda: ""
 
     # -- text and ids -------------------------------------------------------------------------------------------------------------
@@ -184,12 +209,53 @@ class Model:
             raise ReflError(f"{self.name} has no tokenizer.json: give token ids in place of text")
         return self.text
 
+    @property
+    def task(self) -> str:
+        """next-token, masked-token or class."""
+        return self.net.task(self.config)
+
+    def output_names(self, ids: Sequence[int]) -> list[str]:
+        """Names of outputs: tokens, or the labels of a classifier."""
+        return [self.labels.get(i, str(i)) for i in ids] if self.task == "class" else self.tokens(ids)
+
+    def output_id(self, name: str | int) -> int:
+        """The number of an output given by name or number. Raises ReflError for one that is none."""
+        if self.task != "class":
+            return self.token_id(name)
+        for i, label in self.labels.items():
+            if name in (i, label):
+                return i
+        raise ReflError(f"unknown class {name!r}: the model has {', '.join(list(self.labels.values())[:10])}")
+
     # -- forward ----------------------------------------------------------------------------------------------------------------------
+
+    def batch(self, inputs: Sequence[Sequence[int]], position: int | None = None, every: bool = False) -> Batch:
+        """Token ids, padded on the right, and the position whose output is wanted: by default where the task has its own."""
+        longest = max(map(len, inputs))
+        ids = self.place(np.asarray([[*i, *[0] * (longest - len(i))] for i in inputs], dtype=np.int64))
+        real = None
+        if any(len(i) < longest for i in inputs):
+            real = self.place(np.asarray([[t < len(i) for t in range(longest)] for i in inputs]))
+        rows = None if every or self.task == "class" else tuple(self._position(i, position) for i in inputs)
+        return Batch(ids=ids, real=real, rows=rows)
+
+    def _position(self, ids: Sequence[int], position: int | None) -> int:
+        if position is not None:
+            at = position + len(ids) if position < 0 else position
+            if not 0 <= at < len(ids):
+                raise ReflError(f"position {position} is outside the input of {len(ids)} tokens")
+            return at
+        if self.task == "next-token":
+            return len(ids) - 1
+        masks = [t for t, i in enumerate(ids) if i == self.mask]
+        if len(masks) != 1:
+            raise ReflError(f"expected one mask token in the input, found {len(masks)}: write it where the model is to guess, or give position=")
+        return masks[0]
 
     def logits(self, item: Input) -> Any:  # -> NumPy (T, V)
         """The logits after every token of one input."""
         t = Trace(self.weights, record=False, plain=False)
-        return asnumpy(self._forward(t, [self.encode(item)], every=True).array)[0]
+        return asnumpy(self._forward(t, self.batch([self.encode(item)], every=True)).array)[0]
 
     def generate(self, item: Input, tokens: int = 32) -> list[int]:
         """Greedy continuation: the input's ids and up to `tokens` more, stopping at the end-of-text token.
@@ -197,46 +263,38 @@ class Model:
         Plain on purpose: the whole text is run again for every new token.
         """
         ids = self.encode(item)
-        for _ in range(tokens):
-            if len(ids) >= self.config.longest:
-                break
+        for _ in range(min(tokens, self.config.longest - len(ids))):
             t = Trace(self.weights, record=False, plain=False)
-            ids.append(int(asnumpy(self._forward(t, [ids]).array)[0, 0].argmax()))
+            ids.append(int(asnumpy(self._forward(t, self.batch([ids])).array)[0, 0].argmax()))
             if ids[-1] in self.ends:
                 break
         return ids
 
-    def trace(self, items: Sequence[Input], **how: Any) -> tuple[Trace, Value]:
-        """The recorded forward of a batch, and the logits after each input's last token, (B, 1, V)."""
+    def trace(self, items: Sequence[Input], position: int | None = None, **how: Any) -> tuple[Trace, Value]:
+        """The recorded forward of a batch, and the logits at each input's explained position, (B, 1, V)."""
         t = Trace(self.weights, **how)
-        return t, self._forward(t, [self.encode(item) for item in items])
+        return t, self._forward(t, self.batch([self.encode(item) for item in items], position))
 
-    def _forward(self, t: Trace, batch: list[list[int]], every: bool = False) -> Value:
-        longest = max(map(len, batch))
-        ids = self.place(np.asarray([ids + [0] * (longest - len(ids)) for ids in batch], dtype=np.int64))
-        rows = None if every else tuple(len(ids) - 1 for ids in batch)
-        real = None
-        if any(len(ids) < longest for ids in batch):
-            real = self.place(np.asarray([[i < len(ids) for i in range(longest)] for ids in batch]))
-        logits = self.net.forward(t, self.config, ids, real, rows)
+    def sites(self) -> dict[str, str]:
+        """Every name a value has, and its site: what keep patterns, composites and `e[...]` can name."""
+        t, _ = self.trace([[0]], position=0)
+        return {name: value.site for value in dict.fromkeys(t.values.values()) for name in value.names}
+
+    def _forward(self, t: Trace, batch: Batch) -> Value:
+        logits = self.net.forward(t, self.config, batch)
         _refuse_overflow(t, logits)
         return logits
 
     # -- explaining -------------------------------------------------------------------------------------------------------------------
 
-    @overload
-    def explain(self, item: Input, method: str | Composite = ..., **how: Any) -> Explanation: ...
-
-    @overload
-    def explain(self, item: Sequence[Input], method: str | Composite = ..., **how: Any) -> list[Explanation]: ...
-
     def explain(
         self,
-        item: Input | Sequence[Input],
+        item: Any,
         method: str | Composite = "attnlrp",
         *,
         target: str | int | Sequence[str | int] | None = None,
         contrast: tuple[str | int, str | int] | None = None,
+        position: int | None = None,
         seed: str = "logit",
         eps: float | None = None,
         stabilizer: str | None = None,
@@ -244,12 +302,14 @@ class Model:
         recompute: bool = False,
         audit: bool = False,
         progress: Progress | None = None,
-    ) -> Explanation | list[Explanation]:
-        """Explain the next token after a text, a list of token ids, or each of a list of those (a padded batch).
+    ) -> Any:
+        """Explain the next token after a text (the masked token in it, the class it is put in: what the model does), or after a list
+        of token ids, or after each of a list of those (a padded batch).
 
         method        a published method by name, the path of a .toml composite, or a Composite
         target        the token to explain (text or id; for a batch one for all, or a list); by default the most likely next one
         contrast      (a, b): explain the logit of a minus that of b
+        position      explain the output at this token instead (counted from 0, or from the end if negative)
         seed          "logit", "log-probability" or "probability" (softmax-weighted)
         eps, stabilizer    set these options in every rule that has them
         keep          patterns of the sites whose activation and relevance to keep; () for none, which is fastest
@@ -259,8 +319,8 @@ class Model:
         Returns an Explanation, or a list of them for a batch. Raises ReflError for anything it cannot do.
         """
         single = _is_single(item)
-        items: list[Input] = [item] if single else list(item)  # type: ignore[list-item]
-        job = _Job(self, items, _composite(method, eps, stabilizer), keep, recompute, audit, progress)
+        items = [item] if single else list(item)
+        job = _Job(self, items, _composite(method, eps, stabilizer), keep, recompute, audit, progress, position)
         explained = job.run([self._targets(items, target, contrast)], seed)[0]
         return explained[0] if single else explained
 
@@ -270,7 +330,7 @@ class Model:
         """Several targets of one text from a single forward pass: one Explanation each."""
         options = {"eps": None, "stabilizer": None, "keep": "*", "recompute": False, "audit": False, "progress": None} | how
         composite = _composite(method, options.pop("eps"), options.pop("stabilizer"))
-        wanted = [[(self.token_id(t), None)] for t in targets]
+        wanted: list[list[tuple[int | None, int | None]]] = [[(self.output_id(t), None)] for t in targets]
         return [one[0] for one in _Job(self, [item], composite, **options).run(wanted, seed)]
 
     def _targets(
@@ -280,13 +340,13 @@ class Model:
         if contrast is not None:
             if target is not None:
                 raise ReflError("give a target or a contrast, not both")
-            a, b = (self.token_id(token) for token in contrast)
+            a, b = (self.output_id(token) for token in contrast)
             return [(a, b)] * len(items)
         if target is None or isinstance(target, (str, int)):
-            return [(None if target is None else self.token_id(target), None)] * len(items)
+            return [(None if target is None else self.output_id(target), None)] * len(items)
         if len(target) != len(items):
             raise ReflError(f"{len(target)} targets for {len(items)} inputs: expected one for each, or one for all")
-        return [(self.token_id(token), None) for token in target]
+        return [(self.output_id(token), None) for token in target]
 
 
 def _is_single(item: Any) -> bool:
@@ -325,6 +385,7 @@ class _Job:
     recompute: bool
     audit: bool
     progress: Progress | None
+    position: int | None = None
 
     def run(self, wanted: list[list[tuple[int | None, int | None]]], kind: str) -> list[list[Explanation]]:
         """For each list of (target, against), one per input: an Explanation per input."""
@@ -332,7 +393,7 @@ class _Job:
         inside = any(_fits_attention(p) for p in patterns)
         ids = [self.model.encode(item) for item in self.items]
         trace = Trace(self.model.weights, plain=inside, recompute=self.recompute)
-        logits = self.model._forward(trace, ids)
+        logits = self.model._forward(trace, self.model.batch(ids, self.position))
         rows = asnumpy(logits.array)[:, 0]  # (B, V)
         embedded = next(r.output for r in trace.records if r.attributes.get("role") == "tokens")
         results = []
@@ -360,18 +421,18 @@ class _Job:
     def _explanation(self, b: int, ids: list[int], z: Any, seed: Seed, swept: Swept, embedded: str) -> Explanation:
         model, p = self.model, softmax(z.astype(np.float64))
         best = [int(i) for i in np.argsort(-z, kind="stable")[:5]]
-        names = dict(zip(best, model.tokens(best), strict=True))
+        names = dict(zip(best, model.output_names(best), strict=True))
         ledger = swept.ledger.example(b)
         sites = Sites(swept.carried, swept.activations, swept.aliases, self.composite.carries, b)
         return Explanation(
             tokens=model.tokens(ids),
             input_ids=ids,
             relevance=self._scores(asnumpy(swept.carried[embedded])[b], asnumpy(swept.activations[embedded])[b])[: len(ids)],
-            target=model.tokens([seed.target])[0],
+            target=model.output_names([seed.target])[0],
             target_id=seed.target,
             logit=float(z[seed.target]),
             probability=float(p[seed.target]),
-            against=None if seed.against is None else model.tokens([seed.against])[0],
+            against=None if seed.against is None else model.output_names([seed.against])[0],
             seed=seed.kind,
             explained=float(ledger.explained[0]),
             candidates=[Candidate(names[i], i, float(z[i]), float(p[i])) for i in best],

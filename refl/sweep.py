@@ -18,7 +18,6 @@ from refl.rules import attention
 from refl.rules.composites import Composite
 from refl.trace import Operand, Record, Trace, Value
 
-
 Arrived: TypeAlias = tuple[Array, Array]
 """What is carried to a value, in its shape, and the relevance that is, per example: the sum of what its readers passed back."""
 
@@ -100,10 +99,10 @@ class Sweep:
         q, k, v = (o.site for o in record.operands if isinstance(o, Value))
         sites = {"context": (f"{parent}.probabilities", v), "probabilities": (f"{parent}.scores",), "scores": (q, k)}
         rules = {name: self.composite.rule(_OPERATION[name], [f"{parent}.{name}"]) for name in sites}
-        bound = tuple(partial(rule.function, **rule.options) for rule in rules.values())
+        on_context, on_softmax, on_scores = (partial(rule.function, **rule.options) for rule in rules.values())
         shares, books = attention.sweep(
-            *record.arrays, record.output.array, r, **record.attributes, rules=bound, measure=self.measure,
-            size=self.size if self.audit else None,
+            *_three(record.arrays), record.output.array, r, **record.attributes, rules=(on_context, on_softmax, on_scores),
+            measure=self.measure, size=self.size if self.audit else None,
         )  # fmt: skip
         for name, account in books.items():
             given = dict(zip(sites[name][-len(account.passed) :], account.passed, strict=True))
@@ -145,6 +144,11 @@ def _given(operands: tuple[Operand, ...], shares: Sequence[Arrived | None]) -> d
 def _share_names(a: Value, b: Value) -> None:
     """Two stand-ins of one value learn each other's names: composites and keep patterns may use any of them."""
     a.names = b.names = list(dict.fromkeys([*b.names, *a.names]))
+
+
+def _three(arrays: tuple[Array | None, ...]) -> tuple[Array, Array, Array]:
+    q, k, v = arrays
+    return q, k, v
 
 
 _OPERATION = {"context": "matmul", "probabilities": "softmax", "scores": "matmul"}

@@ -62,6 +62,12 @@ class Text:
         config = read_json(path, _CONFIG_LIMIT) if path.name in names else {}
         return cls(tokenizer, _ends(tokenizer, config))
 
+    @property
+    def mask(self) -> int | None:
+        """Id of the token that stands for a hidden one; None where the vocabulary has none."""
+        names = ("[MASK]", "<mask>")
+        return next((i for name in names if (i := self._tokenizer.token_to_id(name)) is not None), None)
+
     def __len__(self) -> int:
         """How many entries the vocabulary has, special tokens included."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))

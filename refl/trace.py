@@ -16,8 +16,22 @@ from contextlib import contextmanager
 from typing import Any
 
 from refl.arrays import Array
-from refl.rules import activation, add, attention, embedding, layer_norm, linear, matmul, movement, multiply, pooling
-from refl.rules import rms_norm, rotary, scale, softmax
+from refl.rules import (
+    activation,
+    add,
+    attention,
+    embedding,
+    layer_norm,
+    linear,
+    matmul,
+    movement,
+    multiply,
+    pooling,
+    rms_norm,
+    rotary,
+    scale,
+    softmax,
+)
 
 FORWARD: dict[str, Callable[..., Array]] = {
     "activation": activation.forward,

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from refl.errors import ReflError
-from refl.rules import activation, add, embedding, layer_norm, linear, matmul, movement, multiply, pooling
-from refl.rules import rms_norm, rotary, scale, softmax
+from refl.rules import activation, add, embedding, layer_norm, linear, matmul, movement, multiply, pooling, rms_norm, rotary, scale, softmax
 from refl.rules.balance import STABILIZERS, Passed
 
 RULES: dict[str, dict[str, Callable[..., Passed]]] = {
@@ -345,7 +344,7 @@ def from_dict(content: dict[str, Any], where: str) -> Composite:
     """The same from a table already read; `where` names it in errors."""
     unknown = set(content) - {"name", "base", "carries", "rule", "source", "summary"}
     if unknown:
-        raise ReflError(f"{where} has the unknown key {sorted(unknown)[0]!r}; a composite has name, base, carries, source, summary, [[rule]]")
+        raise ReflError(f"{where} has the unknown key {min(unknown)!r}; a composite has name, base, carries, source, summary, [[rule]]")
     lines = content.get("rule", [])
     if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
         raise ReflError(f"{where}: expected [[rule]] tables, got {lines!r}")

@@ -22,6 +22,7 @@ import refl
 from refl.explanation import Explanation
 from refl.ledger import Ledger
 from refl.model import Model
+from refl.nets.batch import Batch
 from refl.rules import attention
 from refl.rules.composites import ATTNLRP, CP_LRP, LRP_0, METHODS, Composite, Rule
 from refl.seeds import KINDS, Seed
@@ -423,7 +424,7 @@ def test_9_no_relevance_after_the_explained_position(name: str, method: str) -> 
     """Explaining position 3 of 8 leaves exactly nothing at positions 4 to 7, and is the explanation of the first four tokens."""
     model = net(name)
     ids, t = text(model, 8), Trace(model.weights)
-    logits = model.net.forward(t, model.config, np.asarray([ids]), None, (3,))
+    logits = model.net.forward(t, model.config, Batch(np.asarray([ids]), rows=(3,)))
     one = model.explain(ids[:4], method, audit=True)
     seed = np.zeros_like(logits.array)
     seed[..., one.target_id] = 1.0 if METHODS[method].carries == "gradient" else logits.array[0, 0, one.target_id]

@@ -24,6 +24,7 @@ import numpy as np
 
 from refl.arrays import Array
 from refl.model import Model
+from refl.nets.batch import Batch
 from refl.trace import FORWARD, Record, Trace
 
 VARIANTS = ("attnlrp", "cp-lrp", "gradient")
@@ -212,7 +213,7 @@ def logits(
 ) -> Array:  # -> (B, V), B as the edits make it
     """The surrogate's logits after the last token."""
     trace = FrozenTrace(model.weights, around, variant=variant, edits=edits)
-    return model.net.forward(trace, model.config, np.asarray([list(ids)]), None, (len(ids) - 1,)).array[:, 0]
+    return model.net.forward(trace, model.config, Batch(np.asarray([list(ids)]), rows=(len(ids) - 1,))).array[:, 0]
 
 
 def gradient(
