@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from refl.errors import ReflError
+from refl.rules.activation import NAMES
 
 C = TypeVar("C")
 
@@ -19,6 +20,7 @@ HARMLESS = frozenset(
 REFUSED = {
     "quantization_config": "quantised weights are not read: load the checkpoint in float32, float16 or bfloat16",
     "pruned_heads": "pruned heads are not implemented",
+    "is_decoder": "a decoder is not what this architecture's net computes",
     "is_encoder_decoder": "an encoder-decoder is not what this architecture's net computes",
     "add_cross_attention": "cross-attention is not implemented for this architecture",
     "cross_attention_hidden_size": "cross-attention is not implemented for this architecture",
@@ -58,6 +60,8 @@ def _refusal(key: str, value: Any) -> str:
 
 
 def _value(name: str, field: Field[Any], hint: Any, raw: dict[str, Any]) -> Any:
+    if name in raw and raw[name] is None and type(None) in get_args(hint):  # null switches an option off, whatever silence means
+        return None
     if raw.get(name) is None:
         if field.default is MISSING:
             raise ReflError(f"config.json lacks {name}: expected {_describe(hint)}")
@@ -67,8 +71,9 @@ def _value(name: str, field: Field[Any], hint: Any, raw: dict[str, Any]) -> Any:
         value = float(value)
     if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
         raise ReflError(f"config.json has {name} = {value!r}: expected {_describe(hint)}")
-    if (isinstance(value, int) and not isinstance(value, bool) and value < 1) or (isinstance(value, float) and not _positive(value)):
-        raise ReflError(f"config.json has {name} = {value!r}: expected {_describe(hint)} above 0")
+    least = field.metadata.get("least", 1)
+    if (isinstance(value, int) and not isinstance(value, bool) and value < least) or (isinstance(value, float) and not _positive(value)):
+        raise ReflError(f"config.json has {name} = {value!r}: expected {_describe(hint)} above {least - 1}")
     return value
 
 
@@ -84,6 +89,12 @@ def _kinds(hint: Any) -> list[Any]:
 def _describe(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "an object"}
     return " or ".join(names.get(k, str(k)) for k in _kinds(hint))
+
+
+def known_activation(option: str, kind: str) -> None:
+    """Raises ReflError for an activation there is none of."""
+    if kind not in NAMES:
+        raise ReflError(f"config.json asks for {option} {kind!r}, which is not implemented: there are {', '.join(NAMES)}")
 
 
 def divides(small: str, a: int, large: str, b: int) -> None:

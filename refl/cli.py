@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -70,6 +71,9 @@ methods (refl methods says more, and refl methods NAME shows the table of rules)
   lrp-0              AttnLRP without any stabiliser
   gradient           length of the plain gradient at each token
   input-x-gradient   input times gradient
+  attnlrp-vit        AttnLRP as the paper tunes it for vision transformers: gamma and z+
+  attnlrp-vit-box    the same with the z-box rule on pixels
+  cp-lrp-vit         the same with attention weights as constants
   lxt-explicit       AttnLRP as LXT's relevance form codes it
   FILE.toml          a table of your own: name, base = "attnlrp", and [[rule]] lines on top
 
@@ -84,6 +88,10 @@ examples:
   refl explain "the keys to the cabinet" --contrast are is     # why are rather than is
   echo "the keys to the cabinet" | refl explain - --json
   refl explain --ids 2 150 87 --dtype float64 --save oracle.safetensors
+  refl explain "the [MASK] sat" --model path/to/bert           # the masked token
+  refl explain "a fine film" --model path/to/classifier --target positive
+  refl explain "the keys" --at model.layers.1.mlp 2 17         # a neuron
+  refl explain cat.png --model path/to/vit --method attnlrp-vit --png why.png --html why.html
   refl explain "the keys" --keep "*.mlp" "*.self_attn" --save blocks.safetensors
 
 """
@@ -135,12 +143,16 @@ def _explain_options(p: argparse.ArgumentParser) -> None:
     out = p.add_argument_group("what to keep and to write")
     out.add_argument("--keep", nargs="+", metavar="PATTERN", help="sites whose activation and relevance to keep, with * and ?: '*.mlp'")
     out.add_argument("--save", metavar="FILE", help="write everything kept (default: every site) to a safetensors file")
+    out.add_argument("--png", metavar="FILE", help="write the heatmap over the picture (for models that see)")
     out.add_argument("--html", metavar="FILE", help="write the explanation as one HTML page that needs no network")
 
 
 def _common(p: argparse.ArgumentParser) -> None:
-    p.add_argument("text", nargs="?", metavar="TEXT", help="the input; - reads it from standard input")
+    p.add_argument("text", nargs="?", metavar="TEXT", help="the input; - reads it from standard input; for a model that sees, a picture")
     p.add_argument("--ids", nargs="+", type=int, metavar="ID", help="token ids in place of TEXT")
+    p.add_argument("--types", nargs="+", type=int, metavar="N", help="token type ids, for models that tell two sentences apart (default: all 0)")
+    p.add_argument("--decoder", metavar="TEXT", help="what an encoder-decoder has written so far; its next token is explained")
+    p.add_argument("--decoder-ids", nargs="+", type=int, metavar="ID", help="token ids in place of that, its start token first")
     _model_options(p.add_argument_group("the model"))
     _method_options(p.add_argument_group("what to explain, and how"))
 
@@ -164,6 +176,10 @@ def _method_options(g: Any) -> None:
         "--target", metavar="TOKEN", help="explain this token; an id where the model has no tokenizer (default: the most likely next one)"
     )
     g.add_argument("--contrast", nargs=2, metavar="TOKEN", help="explain the logit of the first less that of the second")
+    g.add_argument(
+        "--position", type=int, metavar="N", help="explain the output at this token, from 0 or from the end (default: the mask, or the last)"
+    )
+    g.add_argument("--at", nargs="+", metavar="SITE N", help="explain the activation of a neuron: its site, and its index there")
     g.add_argument("--seed", choices=SEEDS, default="logit", help="what the target is explained by (default: %(default)s)")
     g.add_argument(
         "--eps", type=float, metavar="E", help="the stabiliser's size in every rule that has one, above 0 (default: the method's)"
@@ -234,17 +250,21 @@ def _refuse(error: BaseException) -> int:
 def explain(args: argparse.Namespace) -> int:
     """`refl explain`"""
     from refl.checkpoint import atomic_write
-    from refl.show import html
+    from refl.show import html, png
 
     composite = _checked(args)
     _refuse_outputs(args)
     with _Progress() as progress:
         model = _load(args)
+        if args.png and not model.sees:
+            raise ReflError("--png draws over a picture, and this model reads text: leave it out")
         _refuse_strange_patterns(model, args.keep or [])
         e = _explain(model, args, composite, args.keep or ("*" if args.save else ()), progress)
         if args.save:
             progress("saving", 0, 0)
             e.save(args.save)
+        if args.png:
+            atomic_write(args.png, png(e))
         if args.html:
             atomic_write(args.html, html(e).encode("utf-8"))
     _answer_explain(args, e)
@@ -257,6 +277,8 @@ def _checked(args: argparse.Namespace) -> Composite:
         args.parser.error("give a TEXT (or - for standard input) or --ids" + ("" if args.text is None else ", not both"))
     if args.contrast and args.target is not None:
         args.parser.error("give --target or --contrast, not both")
+    if args.decoder is not None and args.decoder_ids is not None:
+        args.parser.error("give --decoder or --decoder-ids, not both")
     composite = _method(args.method)
     changed = {key: value for key in ("eps", "stabilizer") if (value := getattr(args, key)) is not None}
     return composite.with_options(**changed) if changed else composite
@@ -277,19 +299,36 @@ def _load(args: argparse.Namespace) -> Model:
 def _explain(model: Model, args: argparse.Namespace, composite: Composite, keep: Any, progress: Any) -> Explanation:
     target = None if args.target is None else _target(model, args.target)
     contrast = None if args.contrast is None else (_target(model, args.contrast[0]), _target(model, args.contrast[1]))
-    e: Explanation = model.explain(_input(args), composite, target=target, contrast=contrast, seed=args.seed, keep=keep, progress=progress)
+    decoder = args.decoder if args.decoder_ids is None else list(args.decoder_ids)
+    e: Explanation = model.explain(
+        _input(args), composite, target=target, contrast=contrast, decoder=decoder, seed=args.seed, keep=keep, progress=progress,
+        position=args.position, at=_neuron(args), types=args.types,
+    )
     return e
 
 
 def _target(model: Model, token: str) -> str | int:
-    """A token as it was typed; its id where the model has no tokenizer."""
-    return int(token) if model.text is None and token.isdecimal() else token
+    """A token as it was typed; its id where the model has no tokenizer, the number of a class that is no label."""
+    from refl.model import CLASSIFIES
+
+    numbered = model.text is None if model.task not in CLASSIFIES else token not in model.labels.values()
+    return int(token) if numbered and token.isdecimal() else token
 
 
 def _input(args: argparse.Namespace) -> str | list[int]:
     if args.ids is not None:
         return list(args.ids)
     return _standard_input() if args.text == "-" else str(args.text)
+
+
+def _neuron(args: argparse.Namespace) -> tuple[str, list[int]] | None:
+    """--at: a site, and whole numbers."""
+    if args.at is None:
+        return None
+    site, *index = args.at
+    if not index or not all(i.lstrip("-").isdecimal() for i in index):
+        raise ReflError(f"--at is {' '.join(args.at)!r}: expected a site and the neuron's index there, such as model.layers.1.mlp 2 17")
+    return site, [int(i) for i in index]
 
 
 def _standard_input() -> str:
@@ -303,10 +342,13 @@ def _standard_input() -> str:
 
 def _refuse_outputs(args: argparse.Namespace) -> None:
     """Refuse what cannot be written before anything is computed."""
-    for path in filter(None, (args.save, args.html)):
-        _refuse_output(Path(path), args.model)
-    if args.save and args.html and os.path.realpath(args.save) == os.path.realpath(args.html):
-        raise ReflError(f"--save and --html both name {args.save}: give each a file of its own")
+    named: dict[str, str] = {}
+    for option in ("save", "html", "png"):
+        if path := getattr(args, option):
+            _refuse_output(Path(path), args.model)
+            other = named.setdefault(os.path.realpath(path), option)
+            if other != option:
+                raise ReflError(f"--{other} and --{option} both name {path}: give each a file of its own")
 
 
 def _refuse_output(path: Path, model: str | None) -> None:
@@ -329,11 +371,16 @@ def _refuse_strange_patterns(model: Model, patterns: Iterable[str]) -> None:
         return
     from fnmatch import fnmatchcase
 
-    names = list(model.trace([[0]])[0].values)
+    names = list(model.sites())
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(fnmatchcase(name, pattern) or fnmatchcase(_any_expert(name), _any_expert(pattern)) for name in names):
             near = ", ".join(_near(pattern, names)) or "none"
             raise ReflError(f"--keep {pattern!r} names no site of this model; nearest: {near} (refl trace lists all sites)")
+
+
+def _any_expert(name: str) -> str:
+    """Which experts run is decided by the text."""
+    return re.sub(r"\.experts\.\d+", ".experts.0", name)
 
 
 def _near(pattern: str, names: Iterable[str]) -> list[str]:
@@ -359,7 +406,7 @@ def _answer_explain(args: argparse.Namespace, e: Explanation) -> None:
         from refl.show import kept_table
 
         lines += [[], *kept_table(e, None if not sys.stdout.isatty() else _width())]
-    written = [[("wrote ", "dim"), (_printable(path), "")] for path in (args.save, args.html) if path]
+    written = [[("wrote ", "dim"), (_printable(path), "")] for path in (args.save, args.html, args.png) if path]
     _print(lines + ([[]] if written else []) + written, args)
 
 
@@ -374,7 +421,7 @@ def trace(args: argparse.Namespace) -> int:
     with _Progress() as progress:
         model = _load(args)
         e = _explain(model, args, composite, "*.scores", progress)  # attention in its plain form: every operation has its books
-        rows = _operations(model, e)
+        rows = _operations(model, e, 0 if args.at else args.position)
     if args.json:
         _print_json(e.as_dict() | {"operations": rows})
     else:
@@ -382,14 +429,14 @@ def trace(args: argparse.Namespace) -> int:
     return 0
 
 
-def _operations(model: Model, e: Explanation) -> list[dict[str, Any]]:
+def _operations(model: Model, e: Explanation, position: int | None = None) -> list[dict[str, Any]]:
     """Every operation in forward order with its books; those that no relevance reached have none."""
     books = {entry["site"]: entry for entry in e.ledger.as_dict()["sites"]}
     empty: dict[str, Any] = {"rule": None, "received": None, "passed": {}, "absorbed": {}, "gap": None}
     return [
         {"site": r.output.site, "operation": r.operation, "shape": [int(n) for n in r.output.array.shape[1:]]}
         | {key: books.get(r.output.site, empty)[key] for key in empty}
-        for r in model.trace([e.input_ids])[0].records
+        for r in model.trace([e.input_ids if e.picture is None else model.blank()], position, decoder=e.decoder_ids)[0].records
     ]
 
 

@@ -58,7 +58,11 @@ class Explanation:
     relevance      float array (T,): each token's share, in the unit of what is explained (a logit, say)
     target         the explained token; target_id, logit and probability are its own
     against        the token it is contrasted with, or None
-    seed           logit, log-probability or probability
+    picture        for a net that sees: uint8 (H, W, C), what it saw; then tokens is empty and relevance (H, W), summed over channels
+    patch          height and width of a patch of it; `patches` has the sums over each
+    decoder_tokens, decoder_ids, decoder_relevance
+                   the same three of what a decoder has written; None where there is none
+    seed           logit, log-probability or probability; activation where a neuron is explained, which has no probability (nan)
     explained      what the account adds up to: sum of tokens + everything absorbed
     candidates     the most likely next tokens
     composite      the method, with every parameter
@@ -82,6 +86,11 @@ class Explanation:
     ledger: Ledger
     about: dict[str, str] = field(default_factory=dict)
     sites: Sites = field(default_factory=lambda: Sites({}, {}, {}, "relevance", 0), repr=False)
+    decoder_tokens: list[str] | None = None
+    decoder_ids: list[int] | None = None
+    decoder_relevance: Any = None
+    picture: Any = None
+    patch: tuple[int, int] | None = None
 
     @property
     def what(self) -> str:
@@ -89,6 +98,15 @@ class Explanation:
         if self.against is not None:
             return f"logit of {self.target!r} minus logit of {self.against!r}"
         return f"{self.seed} of {self.target!r}"
+
+    @property
+    def patches(self) -> Any:
+        """The relevance of each patch of a picture, in rows and columns; pixels beyond the last whole patch are in none."""
+        if self.patch is None:
+            raise ReflError("the input is no picture: it has tokens and no patches")
+        (height, width), r = self.patch, self.relevance
+        rows, columns = r.shape[0] // height, r.shape[1] // width
+        return r[: rows * height, : columns * width].reshape(rows, height, columns, width).sum(axis=(1, 3))
 
     def __getitem__(self, site: str) -> Any:
         """Relevance at a site. Raises ReflError for a site that was not kept or does not exist."""
@@ -110,6 +128,10 @@ class Explanation:
             raise ReflError(f"method {self.composite.name} carries relevance, not gradients: take one that does, such as attnlrp-gradient")
         return self.sites.one(self.sites.carried[self.sites.canonical(site)])
 
+    def experts(self) -> dict[str, float]:
+        """Module path of each expert that ran -> the relevance it carried, in the order of the net: its output times its gate weight."""
+        return {site: float(amount[0]) for site, amount in sorted(self.ledger.experts.items(), key=_numbered)}
+
     def as_dict(self) -> dict[str, Any]:
         """Everything but the arrays of the sites, as plain numbers and strings."""
         return {
@@ -118,29 +140,47 @@ class Explanation:
             "method": self.composite.as_dict(),
             "tokens": self.tokens,
             "input_ids": self.input_ids,
-            "relevance": [float(r) for r in self.relevance],
+            "relevance": np.asarray(self.relevance).tolist(),
             "target": self.target,
             "target_id": self.target_id,
             "against": self.against,
             "seed": self.seed,
             "explained": self.explained,
             "logit": self.logit,
-            "probability": self.probability,
+            "probability": None if self.seed == "activation" else self.probability,
             "candidates": [vars(c) for c in self.candidates],
             "ledger": self.ledger.as_dict(),
+        } | self._decoder_dict()
+
+    def _decoder_dict(self) -> dict[str, Any]:
+        if self.decoder_tokens is None:
+            return {}
+        return {
+            "decoder_tokens": self.decoder_tokens,
+            "decoder_ids": self.decoder_ids,
+            "decoder_relevance": [float(r) for r in self.decoder_relevance],
         }
 
     def save(self, path: str | Path) -> None:
-        """The oracle file: one safetensors file with `input_ids`, `relevance`, `activation/<site>`, `relevance/<site>` and, where it is
-        carried, `gradient/<site>`; metadata as JSON strings. Raises ReflError where the file cannot be written.
+        """The oracle file: one safetensors file with `input_ids`, `relevance` (and `decoder_ids`, `decoder_relevance`), `activation/<site>`,
+        `relevance/<site>` and, where it is carried, `gradient/<site>`; metadata as JSON strings. Raises ReflError where the file cannot be written.
         """
         from refl.checkpoint import write_safetensors
 
         arrays: dict[str, Any] = {"input_ids": np.asarray(self.input_ids, dtype=np.int64), "relevance": np.asarray(self.relevance)}
+        if self.picture is not None:
+            arrays["picture"] = self.picture
+        if self.decoder_ids is not None:
+            arrays |= {"decoder_ids": np.asarray(self.decoder_ids, dtype=np.int64), "decoder_relevance": np.asarray(self.decoder_relevance)}
         for site in self:
             arrays[f"activation/{site}"] = self.activation(site)
             arrays[f"relevance/{site}"] = self[site]
             if self.sites.carries == "gradient":
                 arrays[f"gradient/{site}"] = self.gradient(site)
-        metadata = {key: json.dumps(value) for key, value in self.as_dict().items() if key not in ("relevance", "input_ids")}
+        metadata = {key: json.dumps(value) for key, value in self.as_dict().items() if key not in arrays}
         write_safetensors(path, arrays, metadata | {"aliases": json.dumps(self.sites.aliases)})
+
+
+def _numbered(item: tuple[str, Any]) -> list[tuple[int, str]]:
+    """A key that sorts `layers.2` before `layers.10`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in item[0].split(".")]

@@ -16,8 +16,8 @@ import numpy as np
 
 from refl.arrays import asnumpy
 
-TOKENS = "tokens"
-"""The entry under which relevance arrives at its destination; every other entry is absorbed on the way."""
+DESTINATIONS = ("tokens", "pixels")
+"""The entries under which relevance arrives where it was going: at the input. Every other entry is absorbed on the way."""
 
 Sums = Any  # numpy.ndarray of shape (B,), float64
 
@@ -81,18 +81,34 @@ class Ledger:
     def absorbed(self) -> dict[str, Sums]:
         """Cause -> relevance absorbed over all sites, (B,); causes in order of size."""
         causes = self._by_cause()
-        causes = {cause: amount for cause, amount in causes.items() if cause != TOKENS and np.any(amount != 0)}
+        causes = {cause: amount for cause, amount in causes.items() if cause not in DESTINATIONS and np.any(amount != 0)}
         return dict(sorted(causes.items(), key=lambda item: -float(np.max(np.abs(item[1])))))
 
     @property
     def tokens(self) -> Sums:
-        """What reached the token embeddings, (B,)."""
-        return self._by_cause().get(TOKENS, np.zeros_like(self.explained))
+        """What reached the input, (B,): token embeddings, pixels."""
+        causes = self._by_cause()
+        return sum((causes[where] for where in DESTINATIONS if where in causes), np.zeros_like(self.explained))
+
+    @property
+    def destination(self) -> str:
+        """What the input is made of: tokens or pixels."""
+        causes = self._by_cause()
+        return next((where for where in DESTINATIONS if where in causes), DESTINATIONS[0])
 
     @property
     def gap(self) -> Sums:
         """What the whole account misses: rounding, and nothing else."""
         return self.explained - self.tokens - sum(self.absorbed.values())
+
+    @property
+    def experts(self) -> dict[str, Sums]:
+        """Module path of each expert that ran -> relevance of its term, output times gate weight, in the sum over experts, (B,).
+
+        What each passes on inside is booked at its own sites; under the uniform rule half of it goes to the router.
+        """
+        terms = (term for entry in self.entries if entry.operation == "combine" for term in entry.passed.items())
+        return {site.removesuffix(".weighted"): amount for site, amount in terms}
 
     def _by_cause(self) -> dict[str, Sums]:
         causes: dict[str, Sums] = {}

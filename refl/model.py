@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -12,9 +13,11 @@ import numpy as np
 
 import refl
 from refl.arrays import Array, asnumpy, namespace
-from refl.checkpoint import Weights, expect, read_config
+from refl.checkpoint import Weights, expect, nearest, read_config
 from refl.errors import ReflError
 from refl.explanation import Candidate, Explanation, Sites
+from refl.images import Image, Preparation, boxed, is_one, prepared, read_preparation
+from refl.ledger import DESTINATIONS
 from refl.nets import NETS
 from refl.nets.batch import Batch
 from refl.nets.config import parse
@@ -29,9 +32,13 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 DTYPES = ("float32", "float64")
 
-TASKS = ("next-token", "masked-token", "class")
+TASKS = ("next-token", "masked-token", "class", "features", "sequence-to-sequence", "image-class")
+"""What a net's output is; `features` are those of its last layer, where a checkpoint has no head."""
+
+CLASSIFIES = ("class", "image-class")
 
 Input = str | Sequence[int]
+"""A text or token ids. (A net that sees takes pictures: see `images.prepared`.)"""
 Progress = Callable[[str, int, int], object]
 """(phase, done, of)"""
 
@@ -72,13 +79,15 @@ def load(
     net = architecture(raw)
     config = parse(net.Config, raw, ignore)
     weights = Weights(folder, dtype=dtype, place=place)
-    named = Prefixed(weights, net.PREFIX)
+    renamed = getattr(net, "renamed", lambda weights: weights)(weights)
+    named = Prefixed(renamed, net.PREFIX)
     for name, shape, why in net.shapes(config):
-        expect(weights, named.inner(name), shape, why)
+        expect(renamed, named.inner(name), shape, why)
     _refuse_strangers(net, config, named)
     text = Text.load(folder)
     return Model(net, config, named, text, place, dtype, device, folder.resolve().name,
-                 _ends(raw), None if text is None else text.mask, _labels(raw), weights.fingerprint)  # fmt: skip
+                 _ends(raw), None if text is None else text.mask, _named(raw, config), weights.fingerprint, _start(raw),
+                 preparation=read_preparation(folder, net.MODEL_TYPE) if net.task(config) == "image-class" else None)  # fmt: skip
 
 
 def architecture(raw: dict[str, Any]) -> Net:
@@ -94,7 +103,12 @@ def _ends(raw: dict[str, Any]) -> frozenset[int]:
     return frozenset(i for i in (end if isinstance(end, list) else [end]) if isinstance(i, int))
 
 
-def _labels(raw: dict[str, Any]) -> dict[int, str]:
+def _start(raw: dict[str, Any]) -> int:
+    """decoder_start_token_id; T5's way, the padding token, where a config names none."""
+    return next((i for key in ("decoder_start_token_id", "pad_token_id") if isinstance(i := raw.get(key), int)), 0)
+
+
+def labels(raw: dict[str, Any]) -> dict[int, str]:
     """id2label, or plain numbers for a config that only counts its labels."""
     names = raw.get("id2label")
     if not isinstance(names, dict):
@@ -104,6 +118,11 @@ def _labels(raw: dict[str, Any]) -> dict[int, str]:
         return {int(i): str(name) for i, name in names.items()}
     except ValueError as reason:
         raise ReflError(f"config.json has id2label with a key that is no number: {reason}") from reason
+
+
+def _named(raw: dict[str, Any], config: Any) -> dict[int, str]:
+    """The names of the outputs; features of a picture, where a checkpoint has no classifier, have numbers."""
+    return {i: str(i) for i in range(config.labels)} if getattr(config, "head", None) == "Model" else labels(raw)
 
 
 def placer(device: str) -> Callable[[Any], Array]:
@@ -121,6 +140,16 @@ def placer(device: str) -> Callable[[Any], Array]:
     return cupy.asarray  # type: ignore[no-any-return]
 
 
+_OTHER_NAMES = {
+    "LayerNorm.weight": "LayerNorm.gamma",  # as the first BERT was published
+    "LayerNorm.bias": "LayerNorm.beta",
+    "predictions.bias": "predictions.decoder.bias",  # one tensor under two names, of which a file holds either or both
+    "lm_head.bias": "lm_head.decoder.bias",
+    "shared.weight": "encoder.embed_tokens.weight",
+}
+"""End of a tensor's name -> what some files call it in its place."""
+
+
 class Prefixed(Mapping[str, Array]):
     """Weights under the names of the whole model, also where the file holds the bare model without its prefix."""
 
@@ -130,13 +159,26 @@ class Prefixed(Mapping[str, Array]):
 
     def inner(self, name: str) -> str:
         """The name in the file."""
-        return name.removeprefix(self.cut)
+        name = name.removeprefix(self.cut)
+        if name not in self.weights:
+            for ours, other in _OTHER_NAMES.items():
+                if name.endswith(ours) and (older := name.removesuffix(ours) + other) in self.weights:
+                    return older
+        return name
 
     def __getitem__(self, name: str) -> Array:
         return self.weights[self.inner(name)]
 
     def __iter__(self) -> Iterator[str]:
-        return (name if name.startswith("lm_head") else self.cut + name for name in self.weights)
+        return map(self._outer, self.weights)
+
+    def _outer(self, name: str) -> str:
+        """The name in the whole model."""
+        name = name if name.startswith("lm_head") else self.cut + name
+        for ours, other in _OTHER_NAMES.items():
+            if name.endswith(other) and self.inner(newer := name.removesuffix(other) + ours) == name.removeprefix(self.cut):
+                return newer
+        return name
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -145,8 +187,8 @@ class Prefixed(Mapping[str, Array]):
         return isinstance(name, str) and self.inner(name) in self.weights
 
 
-_BUFFERS = ("*.rotary_emb.inv_freq", "*.attn.bias", "*.attn.masked_bias")
-"""Tables that older files carry although the net makes them itself."""
+_BUFFERS = ("*.rotary_emb.inv_freq", "*.attn.bias", "*.attn.masked_bias", "*predictions.decoder.bias", "lm_head.decoder.bias")
+"""Tables that older files carry although the net makes them itself, and second names of one tensor."""
 
 
 def _refuse_strangers(net: Net, config: Any, weights: Mapping[str, Array]) -> None:
@@ -177,8 +219,18 @@ class Model:
     labels: Mapping[int, str] = field(default_factory=dict)
     """Names of a classifier's outputs."""
     fingerprint: Callable[[], str] = lambda: ""
+    start: int = 0
+    """Id that a decoder's text starts with."""
+    preparation: Preparation | None = None
+    """What is done to a picture before a net sees it."""
 
     # -- text and ids -------------------------------------------------------------------------------------------------------------
+
+    def read(self, item: Any) -> Any:
+        """An input as the net takes it: token ids, or for a net that sees the prepared picture. Raises ReflError for anything else."""
+        if self.sees:
+            return prepared(item, self.preparation, self.config.num_channels, self.config.image, self.dtype)
+        return self.encode(item)
 
     def encode(self, item: Input) -> list[int]:
         """Token ids of a text, or the ids themselves once checked. Raises ReflError for what the model cannot read."""
@@ -211,33 +263,87 @@ class Model:
 
     @property
     def task(self) -> str:
-        """next-token, masked-token or class."""
+        """next-token, masked-token, class or sequence-to-sequence."""
         return self.net.task(self.config)
+
+    @property
+    def sees(self) -> bool:
+        """Whether its input is a picture."""
+        return self.task == "image-class"
+
+    def blank(self) -> Any:
+        """The plainest input there is: what shows the sites of the net."""
+        if not self.sees:
+            return [0]
+        size = (self.config.num_channels, *self.config.image)
+        return Image(np.zeros(size, dtype=self.dtype), np.zeros((*size[1:], size[0]), dtype=np.uint8))
 
     def output_names(self, ids: Sequence[int]) -> list[str]:
         """Names of outputs: tokens, or the labels of a classifier."""
-        return [self.labels.get(i, str(i)) for i in ids] if self.task == "class" else self.tokens(ids)
+        return [self.labels.get(i, str(i)) for i in ids] if self.task in CLASSIFIES else self.tokens(ids)
 
     def output_id(self, name: str | int) -> int:
         """The number of an output given by name or number. Raises ReflError for one that is none."""
-        if self.task != "class":
+        if self.task not in CLASSIFIES:
             return self.token_id(name)
         for i, label in self.labels.items():
             if name in (i, label):
                 return i
         raise ReflError(f"unknown class {name!r}: the model has {', '.join(list(self.labels.values())[:10])}")
 
+    def written(self, decoder: Input | None) -> list[int]:
+        """What a decoder has written so far, as ids: the start token, then the text. Ids stand for themselves, start token included."""
+        if decoder is None or isinstance(decoder, str):
+            return self.encode([self.start, *(self._tokenizer()._ids(decoder, add_special_tokens=False) if decoder else [])])
+        return self.encode(decoder)
+
+    def _written(self, count: int, decoder: Any) -> list[list[int]] | None:
+        """For each of so many inputs what its decoder has written; `decoder` is one for all, or a list. None where there is no decoder."""
+        if self.task != "sequence-to-sequence":
+            if decoder is not None:
+                raise ReflError(f"{self.name or 'the model'} has no decoder (its task is {self.task}): leave decoder out")
+            return None
+        if decoder is None or _is_single(decoder):
+            return [self.written(decoder)] * count
+        if len(decoder) != count:
+            raise ReflError(f"{len(decoder)} decoder texts for {count} inputs: expected one for each, or one for all")
+        return [self.written(one) for one in decoder]
+
     # -- forward ----------------------------------------------------------------------------------------------------------------------
 
-    def batch(self, inputs: Sequence[Sequence[int]], position: int | None = None, every: bool = False) -> Batch:
-        """Token ids, padded on the right, and the position whose output is wanted: by default where the task has its own."""
+    def batch(
+        self, inputs: Sequence[Sequence[int]], position: int | None = None, every: bool = False,
+        written: Sequence[Sequence[int]] | None = None, types: Sequence[Sequence[int]] | None = None,
+    ) -> Batch:  # fmt: skip
+        """Token ids, padded on the right, and the position whose output is wanted: by default where the task has its own.
+
+        `written`: the decoder's ids, for nets that have one; the position is then one of theirs. `types`: token type ids.
+        """
+        if self.sees:
+            return Batch(pixels=self.place(np.stack([image.pixels for image in inputs])))  # type: ignore[attr-defined]
+        written = self._written(len(inputs), written)
+        rows = None if every or self.task == "class" else tuple(self._position(i, position) for i in written or inputs)
+        ids, real = self._padded(inputs)
+        decoder_ids, decoder_real = (None, None) if written is None else self._padded(written)
+        return Batch(ids=ids, real=real, types=self._types(types, inputs), decoder_ids=decoder_ids, decoder_real=decoder_real, rows=rows)
+
+    def _types(self, types: Sequence[Sequence[int]] | None, inputs: Sequence[Sequence[int]]) -> Array | None:  # -> (B, T)
+        if types is None:
+            return None
+        count = getattr(self.config, "type_vocab_size", None)
+        if count is None:
+            raise ReflError(f"{self.name or 'the model'} has no token types: leave types out")
+        if [len(t) for t in types] != [len(i) for i in inputs] or not all(0 <= k < count for t in types for k in t):
+            raise ReflError(f"types has to give every token of every input a number from 0 to {count - 1}")
+        return self._padded(types)[0]
+
+    def _padded(self, inputs: Sequence[Sequence[int]]) -> tuple[Array, Array]:  # -> (B, T), and which are real
         longest = max(map(len, inputs))
         ids = self.place(np.asarray([[*i, *[0] * (longest - len(i))] for i in inputs], dtype=np.int64))
         real = None
         if any(len(i) < longest for i in inputs):
             real = self.place(np.asarray([[t < len(i) for t in range(longest)] for i in inputs]))
-        rows = None if every or self.task == "class" else tuple(self._position(i, position) for i in inputs)
-        return Batch(ids=ids, real=real, rows=rows)
+        return ids, real
 
     def _position(self, ids: Sequence[int], position: int | None) -> int:
         if position is not None:
@@ -245,39 +351,43 @@ class Model:
             if not 0 <= at < len(ids):
                 raise ReflError(f"position {position} is outside the input of {len(ids)} tokens")
             return at
-        if self.task == "next-token":
+        if self.task in ("next-token", "sequence-to-sequence"):
             return len(ids) - 1
+        if self.task == "features":
+            return 0
         masks = [t for t, i in enumerate(ids) if i == self.mask]
         if len(masks) != 1:
             raise ReflError(f"expected one mask token in the input, found {len(masks)}: write it where the model is to guess, or give position=")
         return masks[0]
 
-    def logits(self, item: Input) -> Any:  # -> NumPy (T, V)
-        """The logits after every token of one input."""
+    def logits(self, item: Input, decoder: Input | None = None) -> Any:  # -> NumPy (T, V)
+        """The logits after every token of one input, or of what its decoder has written."""
         t = Trace(self.weights, record=False, plain=False)
-        return asnumpy(self._forward(t, self.batch([self.encode(item)], every=True)).array)[0]
+        return asnumpy(self._forward(t, self.batch([self.read(item)], every=True, written=self._written(1, decoder))).array)[0]
 
-    def generate(self, item: Input, tokens: int = 32) -> list[int]:
-        """Greedy continuation: the input's ids and up to `tokens` more, stopping at the end-of-text token.
+    def generate(self, item: Input, tokens: int = 32, decoder: Input | None = None) -> list[int]:
+        """Greedy continuation: the input's ids (or what its decoder has written) and up to `tokens` more, stopping at the
+        end-of-text token.
 
         Plain on purpose: the whole text is run again for every new token.
         """
-        ids = self.encode(item)
+        read, written = self.encode(item), self._written(1, decoder)
+        ids = read if written is None else written[0]
         for _ in range(min(tokens, self.config.longest - len(ids))):
-            t = Trace(self.weights, record=False, plain=False)
-            ids.append(int(asnumpy(self._forward(t, self.batch([ids])).array)[0, 0].argmax()))
+            t, batch = Trace(self.weights, record=False, plain=False), self.batch([read], written=written)
+            ids.append(int(asnumpy(self._forward(t, batch).array)[0, 0].argmax()))
             if ids[-1] in self.ends:
                 break
         return ids
 
-    def trace(self, items: Sequence[Input], position: int | None = None, **how: Any) -> tuple[Trace, Value]:
+    def trace(self, items: Sequence[Input], position: int | None = None, decoder: Any = None, **how: Any) -> tuple[Trace, Value]:
         """The recorded forward of a batch, and the logits at each input's explained position, (B, 1, V)."""
         t = Trace(self.weights, **how)
-        return t, self._forward(t, self.batch([self.encode(item) for item in items], position))
+        return t, self._forward(t, self.batch([self.read(item) for item in items], position, written=self._written(len(items), decoder)))
 
     def sites(self) -> dict[str, str]:
         """Every name a value has, and its site: what keep patterns, composites and `e[...]` can name."""
-        t, _ = self.trace([[0]], position=0)
+        t, _ = self.trace([self.blank()], position=0)
         return {name: value.site for value in dict.fromkeys(t.values.values()) for name in value.names}
 
     def _forward(self, t: Trace, batch: Batch) -> Value:
@@ -294,6 +404,7 @@ class Model:
         *,
         target: str | int | Sequence[str | int] | None = None,
         contrast: tuple[str | int, str | int] | None = None,
+        decoder: Any = None,
         position: int | None = None,
         seed: str = "logit",
         eps: float | None = None,
@@ -302,6 +413,8 @@ class Model:
         recompute: bool = False,
         audit: bool = False,
         progress: Progress | None = None,
+        at: tuple[str, Sequence[int]] | None = None,
+        types: Any = None,
     ) -> Any:
         """Explain the next token after a text (the masked token in it, the class it is put in: what the model does), or after a list
         of token ids, or after each of a list of those (a padded batch).
@@ -309,18 +422,26 @@ class Model:
         method        a published method by name, the path of a .toml composite, or a Composite
         target        the token to explain (text or id; for a batch one for all, or a list); by default the most likely next one
         contrast      (a, b): explain the logit of a minus that of b
+        decoder       for sequence-to-sequence models what the decoder has written so far: text, or ids with the start token (for a batch
+                      one for all, or a list); by default nothing but the start token. Its next token is explained
         position      explain the output at this token instead (counted from 0, or from the end if negative)
         seed          "logit", "log-probability" or "probability" (softmax-weighted)
         eps, stabilizer    set these options in every rule that has them
         keep          patterns of the sites whose activation and relevance to keep; () for none, which is fastest
         recompute     hold one block's activations at a time and run the others again: less memory, a third more time
         audit         also book the scale of rounding at every site (`entry.terms`)
+        at            (site, index): explain the activation of one neuron in place of an output, ("model.layers.1.mlp", (3, 17)) say,
+                      the index in the shape of the activation without the batch axis
+        types         token type ids, for models that tell sentence A from B; by default all 0 (for a batch a list of them)
 
         Returns an Explanation, or a list of them for a batch. Raises ReflError for anything it cannot do.
         """
-        single = _is_single(item)
+        if at is not None and not (target is None and contrast is None and position is None and seed == "logit"):
+            raise ReflError("at= says what is explained: leave target, contrast, position and seed out")
+        single = is_one(item) if self.sees else _is_single(item)
         items = [item] if single else list(item)
-        job = _Job(self, items, _composite(method, eps, stabilizer), keep, recompute, audit, progress, position)
+        job = _Job(self, items, _composite(method, eps, stabilizer), keep, recompute, audit, progress, position, decoder, at,
+                   [types] if single and types is not None else types)  # fmt: skip
         explained = job.run([self._targets(items, target, contrast)], seed)[0]
         return explained[0] if single else explained
 
@@ -386,28 +507,65 @@ class _Job:
     audit: bool
     progress: Progress | None
     position: int | None = None
+    decoder: Any = None
+    at: tuple[str, Sequence[int]] | None = None
+    types: Any = None
+
+    def __post_init__(self) -> None:
+        if self.model.sees:
+            self.composite = boxed(self.composite, self.model.preparation, self.model.config.num_channels)
 
     def run(self, wanted: list[list[tuple[int | None, int | None]]], kind: str) -> list[list[Explanation]]:
         """For each list of (target, against), one per input: an Explanation per input."""
         patterns = (self.keep,) if isinstance(self.keep, str) else tuple(self.keep)
-        inside = any(_fits_attention(p) for p in patterns)
-        ids = [self.model.encode(item) for item in self.items]
+        inside = any(_fits_attention(p) for p in (*patterns, *(self.at or ())[:1]))
+        ids = [self.model.read(item) for item in self.items]
+        written = self.model._written(len(ids), self.decoder)
         trace = Trace(self.model.weights, plain=inside, recompute=self.recompute)
-        logits = self.model._forward(trace, self.model.batch(ids, self.position))
-        rows = asnumpy(logits.array)[:, 0]  # (B, V)
-        embedded = next(r.output for r in trace.records if r.attributes.get("role") == "tokens")
+        if self.at is None and self.model.task == "features":
+            raise ReflError(f"{self.model.name or 'the model'} is a checkpoint without a head, so there is no output to explain: "
+                            "take one with a head, or explain a neuron with at=(site, index), on the command line --at SITE INDEX ...")  # fmt: skip
+        logits = self.model._forward(trace, self.model.batch(ids, self.position, every=self.at is not None, written=written, types=self.types))
+        if self.at is not None:
+            logits, wanted = self._neuron(trace, *self.at, lengths=[1] if self.model.sees else [len(i) for i in written or ids])
+        rows = asnumpy(logits.array).reshape(len(ids), -1)  # (B, V), or all features of the neuron's site
+        embedded = next(r.output for r in trace.records if r.attributes.get("role") in DESTINATIONS)
+        decoder = [r.output.site for r in trace.records if r.attributes.get("role") == "tokens"][1:]
+        patterns += tuple(decoder)
         results = []
         for number, targets in enumerate(wanted):
             seeds = [Seed(kind, int(z.argmax()) if a is None else a, b) for z, (a, b) in zip(rows, targets, strict=True)]
             swept = self._sweep(trace, logits, rows, seeds, embedded, patterns, last=number == len(wanted) - 1)
-            results.append([self._explanation(b, ids[b], rows[b], seed, swept, embedded.site) for b, seed in enumerate(seeds)])
+            read = [[] for _ in ids] if self.model.sees else ids
+            results.append([self._explanation(b, read[b], rows[b], seed, swept, embedded.site) for b, seed in enumerate(seeds)])
+            for b, e in enumerate(results[-1] if self.model.sees else ()):
+                self._add_picture(e, ids[b], *(asnumpy(kept[embedded.site])[b] for kept in (swept.carried, swept.activations)))
+            for b, one in enumerate(written or ()):
+                self._add_decoder(results[-1][b], one, asnumpy(swept.carried[decoder[0]])[b], asnumpy(swept.activations[decoder[0]])[b])
         return results
+
+    def _neuron(
+        self, trace: Trace, site: str, index: Sequence[int], *, lengths: list[int]
+    ) -> tuple[Value, list[list[tuple[int | None, int | None]]]]:
+        """The value at a site, to be explained as logits are, and the neuron there as target."""
+        if site not in trace.values:
+            near = ", ".join(nearest(site, trace.values, 3))
+            inside = " (inside a block there are none with recompute)" if self.recompute else ""
+            raise ReflError(f"at= names {site!r}, which is no site of this model{inside}; nearest: {near}")
+        value = trace.values[site]
+        shape = value.array.shape[1:]
+        if len(index) != len(shape) or not all(-n <= i < n for i, n in zip(index, shape, strict=True)):
+            raise ReflError(f"at= has the index {tuple(index)} at {site}, whose shape is {tuple(shape)}")
+        if len(set(lengths)) > 1:
+            raise ReflError("at= explains one neuron in inputs of one length: give the others on their own")
+        flat = int(np.ravel_multi_index([i % n for i, n in zip(index, shape, strict=True)], shape))
+        return value, [[(flat, None)] * int(value.array.shape[0])]
 
     def _sweep(
         self, trace: Trace, logits: Value, rows: Any, seeds: list[Seed], embedded: Value, patterns: tuple[str, ...], last: bool
     ) -> Swept:
         form = Seed.gradient if self.composite.carries == "gradient" else Seed.relevance
-        start = self.model.place(np.stack([form(seed, z) for seed, z in zip(seeds, rows, strict=True)])[:, None, :])
+        start = self.model.place(np.stack([form(seed, z) for seed, z in zip(seeds, rows, strict=True)]).reshape(logits.array.shape))
         done = iter(range(1, len(trace.records) + 1))
         sweep = Sweep(
             self.composite,
@@ -420,7 +578,7 @@ class _Job:
 
     def _explanation(self, b: int, ids: list[int], z: Any, seed: Seed, swept: Swept, embedded: str) -> Explanation:
         model, p = self.model, softmax(z.astype(np.float64))
-        best = [int(i) for i in np.argsort(-z, kind="stable")[:5]]
+        best = [] if self.at else [int(i) for i in np.argsort(-z, kind="stable")[:5]]
         names = dict(zip(best, model.output_names(best), strict=True))
         ledger = swept.ledger.example(b)
         sites = Sites(swept.carried, swept.activations, swept.aliases, self.composite.carries, b)
@@ -428,20 +586,27 @@ class _Job:
             tokens=model.tokens(ids),
             input_ids=ids,
             relevance=self._scores(asnumpy(swept.carried[embedded])[b], asnumpy(swept.activations[embedded])[b])[: len(ids)],
-            target=model.output_names([seed.target])[0],
+            target=f"{self.at[0]}[{', '.join(map(str, self.at[1]))}]" if self.at else model.output_names([seed.target])[0],
             target_id=seed.target,
             logit=float(z[seed.target]),
-            probability=float(p[seed.target]),
+            probability=math.nan if self.at else float(p[seed.target]),
             against=None if seed.against is None else model.output_names([seed.against])[0],
-            seed=seed.kind,
+            seed="activation" if self.at else seed.kind,
             explained=float(ledger.explained[0]),
             candidates=[Candidate(names[i], i, float(z[i]), float(p[i])) for i in best],
             composite=self.composite,
             ledger=ledger,
             about={"refl": refl.__version__, "model": model.name, "architecture": model.net.MODEL_TYPE, "dtype": model.dtype,
-                   "fingerprint": model.fingerprint()},
+                   "fingerprint": model.fingerprint(), "task": model.task},
             sites=sites,
         )  # fmt: skip
+
+    def _add_decoder(self, e: Explanation, ids: list[int], carried: Any, x: Any) -> None:
+        e.decoder_tokens, e.decoder_ids, e.decoder_relevance = self.model.tokens(ids), ids, self._scores(carried, x)[: len(ids)]
+
+    def _add_picture(self, e: Explanation, image: Image, carried: Any, x: Any) -> None:
+        channels_last = (np.moveaxis(a, 0, -1) for a in (carried, x))
+        e.relevance, e.picture, e.patch = self._scores(*channels_last), image.picture, self.model.config.patch
 
     def _scores(self, carried: Any, x: Any) -> Any:  # (T, D), (T, D) -> (T,)
         if self.composite.score == "norm":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from html import escape
 from textwrap import wrap
@@ -34,6 +34,9 @@ CAUSES = {
     "bias": "biases of linear maps",
     "norm_bias": "biases of norms",
     "position": "position embeddings",
+    "token_type": "token type embeddings",
+    "class_token": "the learned token that stands for the class",
+    "distillation_token": "the learned token that stands for the teacher's class",
     "mask": "positions hidden by the mask",
     "constant": "what arrived at something treated as a constant",
 }
@@ -43,6 +46,24 @@ NORM = "Scores are lengths of the carried gradient: they have no sign and do not
 LONGEST_TOKEN = 24
 COMPACT = 40
 """More tokens than this are shown in columns, and without numbers under the coloured text."""
+
+
+READ, WRITTEN = "read by the encoder", "written by the decoder"
+"""Names of the two rows of tokens, where there are two."""
+
+
+def sides(e: Explanation) -> list[tuple[str, Explanation]]:
+    """The rows of tokens there are, each as an explanation whose tokens they are, and a name where there are two."""
+    if e.decoder_tokens is None or e.decoder_ids is None:
+        return [("", e)]
+    ours = {"tokens": e.decoder_tokens, "input_ids": e.decoder_ids, "relevance": e.decoder_relevance}
+    theirs = {"decoder_tokens": e.tokens, "decoder_ids": e.input_ids, "decoder_relevance": e.relevance}
+    return [(READ, e), (WRITTEN, replace(e, **ours, **theirs))]
+
+
+def _both(e: Explanation) -> list[float]:
+    """The relevance of every token: rows that stand beside each other are drawn to one scale."""
+    return [float(r) for row in (e.relevance, e.decoder_relevance) if row is not None for r in row]
 
 
 # -- text that is safe to show ------------------------------------------------------------------------------------------------------
@@ -100,7 +121,7 @@ DIGITS = 5
 
 def _scores(e: Explanation) -> list[str]:
     values = [float(r) for r in e.relevance]
-    places = _places(_strongest(values), DIGITS)
+    places = _places(_strongest(_both(e)), DIGITS)
     sign = "" if e.composite.score == "norm" else "+"
     return [f"{v:{sign}.{places}f}" for v in values]
 
@@ -149,11 +170,12 @@ class Row:
 
 def account(ledger: Ledger) -> list[Row]:
     """On tokens, absorbed by each cause, gap, and what they add up to. Sums over the examples of a batch."""
-    parts = {"tokens": _sum(ledger.tokens)} | {cause: _sum(a) for cause, a in ledger.absorbed.items()} | {"gap": _sum(ledger.gap)}
+    where = ledger.destination
+    parts = {where: _sum(ledger.tokens)} | {cause: _sum(a) for cause, a in ledger.absorbed.items()} | {"gap": _sum(ledger.gap)}
     explained = _sum(ledger.explained)
     scale = _strongest([*parts.values(), explained])
     shown = adding_up(list(parts.values()), explained, _places(scale, 7))
-    notes = CAUSES | {"tokens": "what reached the tokens", "gap": f"{parts['gap']:.1e}, rounding (unit {ledger.roundoff:.0e})"}
+    notes = CAUSES | {where: f"what reached the {where}", "gap": f"{parts['gap']:.1e}, rounding (unit {ledger.roundoff:.0e})"}
     rows = [
         Row(name, amount, text, _percent(amount, explained, scale), notes.get(name, "absorbed"))
         for (name, amount), text in zip(parts.items(), shown, strict=False)
@@ -276,8 +298,8 @@ def terminal(e: Explanation, width: int = 80) -> list[Line]:
     """The whole view of an explanation."""
     parts = [
         terminal_head(e, width),
-        _flow(e, width),
-        _bars(e, width),
+        *([_patches(e, width)] if e.picture is not None else ()),
+        *(part for name, side in sides(e) if e.picture is None for part in (_flow(side, width, name), _bars(side, width))),
         _account(e.ledger, quantity(e), width),
         _candidates(e),
         method_lines(e.composite, width),
@@ -309,6 +331,8 @@ def quantity(e: Explanation) -> str:
 
 def facts(e: Explanation) -> str:
     """What the model gives the target."""
+    if e.seed == "activation":
+        return printable(f"{e.target} is {e.logit:.4f}")
     return printable(f"{e.target!r} has logit {e.logit:.4f} and probability {e.probability:.2%}")
 
 
@@ -317,9 +341,9 @@ def joiner(tokens: Sequence[str]) -> str:
     return "" if any(t[:1].isspace() or t[-1:].isspace() for t in tokens) else " "
 
 
-def _flow(e: Explanation, width: int) -> list[Line]:
+def _flow(e: Explanation, width: int, name: str = "") -> list[Line]:
     """The input as running text, its tokens coloured; a line ends after a token that ends one."""
-    strongest, between = _strongest(map(float, e.relevance)), joiner(e.tokens)
+    strongest, between = _strongest(_both(e)), joiner(e.tokens)
     lines: list[Line] = [[("  ", "")]]
     for token, r in zip(e.tokens, e.relevance, strict=True):
         style = _chip_style(level(float(r), strongest))
@@ -330,10 +354,11 @@ def _flow(e: Explanation, width: int) -> list[Line]:
         lines[-1].append((between, ""))
         if token.endswith("\n"):
             lines.append([("  ", "")])
-    arrow = f" → {_token(e.target)}"
+    arrow = "" if name == READ else f" → {_token(e.target)}"
     if cells(plain([lines[-1]])) + cells(arrow) > width:
         lines.append([("  ", "")])
-    return [line for line in [*lines[:-1], [*lines[-1], (arrow, "bold")]] if len(line) > 1]
+    title: list[Line] = [[(name, "bold")]] if name else []
+    return title + [line for line in [*lines[:-1], [*lines[-1], (arrow, "bold")]] if len(line) > 1]
 
 
 def _pieces(text: str, most: int) -> list[str]:
@@ -346,6 +371,33 @@ def _pieces(text: str, most: int) -> list[str]:
     return pieces
 
 
+NINTHS = 9
+
+
+def _patches(e: Explanation, width: int) -> list[Line]:
+    """The patches of a picture where they lie, each with its relevance in ninths of the strongest patch."""
+    times = max(-(-2 * e.patches.shape[1] // (width - 2)), 1)  # of a very fine grid, squares of patches
+    rows = _summed(e.patches, times)
+    strongest = _strongest(v for row in rows for v in row)
+    each = 3 if 3 * len(rows[0]) <= width - 2 else 2
+    lines: list[Line] = [[("  ", ""), *(_patch(v, strongest, each) for v in row)] for row in rows]
+    unit = f"{strongest:.{_places(strongest, DIGITS)}f}"
+    what = f"{len(rows)} x {len(rows[0])} " + ("patches" if times < 2 else f"squares of {times} x {times} patches")
+    note = [f"{what} in ninths of the strongest, {unit}", *([NORM] if e.composite.score == "norm" else [])]
+    return [*lines, *(line for one in note for line in paragraph(one, width, "dim"))]
+
+
+def _patch(value: float, strongest: float, width: int) -> Span:
+    ninths = round(NINTHS * value / strongest) if strongest > 0 and math.isfinite(value) else 0
+    return (f"{ninths:+d}" if ninths else ".").rjust(width), _chip_style(level(value, strongest))
+
+
+def _summed(r: Any, times: int) -> list[list[float]]:
+    """Squares of so many patches as one; at the right and at the bottom what is left."""
+    rows, columns = (range(0, n, times) for n in r.shape)
+    return [[float(r[i : i + times, j : j + times].sum()) for j in columns] for i in rows]
+
+
 def _bars(e: Explanation, width: int) -> list[Line]:
     """Every token with its number and a bar to the right (for) or to the left (against) of the axis."""
     values = [float(r) for r in e.relevance]
@@ -356,15 +408,15 @@ def _bars(e: Explanation, width: int) -> list[Line]:
     ]
     table = grid(rows, "rlr")
     room = 12 if compact else min(max(width - cells(plain([table[0]])) - 6, 8), 48)
-    lines = [[("  ", ""), *line, ("  ", ""), *bar] for line, bar in zip(table, _drawn(values, room), strict=True)]
+    lines = [[("  ", ""), *line, ("  ", ""), *bar] for line, bar in zip(table, _drawn(values, room, _both(e)), strict=True)]
     note = paragraph(NORM, width, "italic") if e.composite.score == "norm" else []
     return note + (_side_by_side(lines, width) if compact else lines)
 
 
-def _drawn(values: Sequence[float], room: int) -> list[Line]:
-    """Bars to one scale, in so many columns and an axis."""
-    finite = [v if math.isfinite(v) else 0.0 for v in values]
-    most, least = max(0.0, *finite), -min(0.0, *finite)
+def _drawn(values: Sequence[float], room: int, scale: Sequence[float]) -> list[Line]:
+    """Bars to one scale, on which all values of `scale` fit in so many columns and an axis."""
+    finite, fit = ([v if math.isfinite(v) else 0.0 for v in some] for some in (values, scale))
+    most, least = max(0.0, *fit), -min(0.0, *fit)
     unit = room / ((most + least) or 1.0)
     left = round(least * unit)
     return [
@@ -400,7 +452,9 @@ def _noted(line: Line, note: str, width: int) -> list[Line]:
 
 
 def _candidates(e: Explanation) -> list[Line]:
-    head: list[list[Span]] = [[(name, "dim") for name in ("next token", "id", "logit", "probability", "")]]
+    if e.seed == "activation":
+        return []
+    head: list[list[Span]] = [[(name, "dim") for name in (_outputs(e), "id", "logit", "probability", "")]]
     rows = [
         [
             (shorten(_token(token), LONGEST_TOKEN), "bold" if mark else ""),
@@ -412,6 +466,11 @@ def _candidates(e: Explanation) -> list[Line]:
         for token, i, z, p, mark in _considered(e)
     ]
     return [[("  ", ""), *line] for line in grid(head + rows, "lrrrl")]
+
+
+def _outputs(e: Explanation) -> str:
+    """What the candidates are."""
+    return {"class": "class", "image-class": "class", "masked-token": "masked token"}.get(e.about.get("task", ""), "next token")
 
 
 def _considered(e: Explanation) -> list[tuple[str, int, float, float, str]]:
@@ -524,16 +583,16 @@ def kept_table(e: Explanation, width: int | None) -> list[Line]:
 
 # -- HTML ---------------------------------------------------------------------------------------------------------------------------
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
 def html(e: Explanation) -> str:
     """One page that needs nothing but itself: no network, no script."""
     title = f"refl: {quantity(e)}"
     sections = [
-        _html_text(e),
+        _html_text(e) if e.picture is None else _html_heatmap(e),
         '<div class="two">' + _html_account(e) + _html_candidates(e) + "</div>",
-        _html_numbers(e),
+        _html_numbers(e) if e.picture is None else _html_patches(e),
         _html_method(e),
         _html_ledger(e),
         _html_about(e),
@@ -557,13 +616,19 @@ def fragment(e: Explanation) -> str:
         f'<td style="{_NUMERIC};opacity:.7">{r.share}</td><td style="text-align:left;opacity:.7">{_safe(r.note)}</td></tr>'
         for r in account(e.ledger)
     )
-    chip = _inline if joiner(e.tokens) else _inline_tight
+    rows_of_tokens = _html_image(e) if e.picture is not None else "".join(_inline_row(name, side) for name, side in sides(e))
     note = f"<div><em>{_safe(NORM)}</em></div>" if e.composite.score == "norm" else ""
     return (
         f'<div style="{box}"><div><strong>{escape(quantity(e))} = {amount(e.explained, 4)}</strong> <span style="opacity:.7">'
         f"{escape(facts(e))}; {_safe(e.composite.name)}</span></div>"
-        f'<div style="overflow-wrap:anywhere">{_html_tokens(e, chip)}</div>{note}<table style="color:inherit">{rows}</table></div>'
+        f'{rows_of_tokens}{note}<table style="color:inherit">{rows}</table></div>'
     )
+
+
+def _inline_row(name: str, e: Explanation) -> str:
+    chip = _inline if joiner(e.tokens) else _inline_tight
+    title = f'<div style="opacity:.7">{name}</div>' if name else ""
+    return f'{title}<div style="overflow-wrap:anywhere">{_html_tokens(e, chip)}</div>'
 
 
 _NUMERIC = "text-align:right;font-variant-numeric:tabular-nums"
@@ -599,7 +664,7 @@ def _level_class(step: int) -> str:
 
 
 def _html_tokens(e: Explanation, attributes: Any, numbers: bool = False) -> str:
-    strongest, between = _strongest(map(float, e.relevance)), joiner(e.tokens)
+    strongest, between = _strongest(_both(e)), joiner(e.tokens)
     spans = []
     for i, (token, number, r) in enumerate(zip(e.tokens, _scores(e), e.relevance, strict=True)):
         tip = f"token {i}, id {e.input_ids[i]}: relevance {number}"
@@ -617,16 +682,64 @@ def _html_head(e: Explanation) -> str:
 
 
 def _html_text(e: Explanation) -> str:
-    few = len(e.tokens) <= COMPACT
     note = f'<p class="note">{_safe(NORM)}</p>' if e.composite.score == "norm" else ""
+    return f"<section>{''.join(_html_row(name, side) for name, side in sides(e))}{_html_legend(e)}{note}</section>"
+
+
+COLOURS = (NEGATIVE[-1], POSITIVE[-1])
+"""Of a drawing: against, and for."""
+
+
+def png(e: Explanation) -> bytes:
+    """The heatmap over the picture, as a PNG file."""
+    from refl import heatmap
+
+    return heatmap.png(e.relevance, e.picture, COLOURS)
+
+
+def _html_image(e: Explanation) -> str:
+    from refl import heatmap
+
+    height, width = e.relevance.shape
+    source = heatmap.data_uri(e.relevance, e.picture, COLOURS)
+    said = f"the picture, {height} by {width} pixels, coloured by relevance for {e.target!r}"
+    return f'<img src="{source}" alt="{_safe(said)}" style="max-width:100%;image-rendering:pixelated">'
+
+
+def _html_heatmap(e: Explanation) -> str:
+    from refl import heatmap
+
+    most = heatmap.strongest(e.relevance)
+    note = f'<p class="note">{_safe(NORM)}</p>' if e.composite.score == "norm" else ""
+    hot = f"stronger than {most:.3g} are {1 - heatmap.QUANTILE:.1%} of the pixels: they are drawn no darker"
+    ramp = f"background:linear-gradient(90deg,{hexa(COLOURS[0])},#ebebeb,{hexa(COLOURS[1])})"
+    legend = f'<span>-{most:.3g} against</span><span class="ramp" style="{ramp};width:15rem;height:.8rem"></span><span>+{most:.3g} for</span>'
+    return f'<section>{_html_image(e)}<div class="legend">{legend}</div><p class="note">{hot}</p>{note}</section>'
+
+
+def _html_patches(e: Explanation) -> str:
+    r = e.patches
+    strongest = _strongest(float(v) for v in r.flat)
+    places = _places(strongest, 3)
+    rows = "".join(
+        "<tr>" + "".join(f'<td class="t {_level_class(level(float(v), strongest))}">{float(v):+.{places}f}</td>' for v in row) + "</tr>"
+        for row in r
+    )
+    table = f'<div class="scroll"><table class="patches">{rows}</table></div>'
+    return f"<section><details><summary>Every patch as a number</summary>{table}</details></section>"
+
+
+def _html_row(name: str, e: Explanation) -> str:
+    few = len(e.tokens) <= COMPACT
     tokens = _html_tokens(e, _by_class, numbers=few)
-    target = f'<span class="target">→ {_safe(_token(e.target))}</span>'
+    target = "" if name == READ else f' <span class="target">→ {_safe(_token(e.target))}</span>'
     kind = " few" if few else " tight" if joiner(e.tokens) == "" else ""
-    return f'<section><div class="text{kind}">{tokens} {target}</div>{_html_legend(e)}{note}</section>'
+    title = f'<p class="note">{name}</p>' if name else ""
+    return f'{title}<div class="text{kind}">{tokens}{target}</div>'
 
 
 def _html_legend(e: Explanation) -> str:
-    strongest = _strongest(map(float, e.relevance))
+    strongest = _strongest(_both(e))
     places = _places(strongest, DIGITS)
     norm = e.composite.score == "norm"
     steps = range(0 if norm else -LEVELS, LEVELS + 1)
@@ -672,18 +785,25 @@ def _html_bar(i: int, row: Row, amount: float, zero: float, unit: float) -> str:
 
 
 def _html_candidates(e: Explanation) -> str:
+    if e.seed == "activation":
+        return ""
     rows = [(f"<code>{_safe(_token(t))}</code>", str(i), f"{z:.4f}", f"{p:.2%}", mark) for t, i, z, p, mark in _considered(e)]
-    return f"<section><h2>The next token</h2>{_table(('token', 'id', 'logit', 'probability', ''), rows, (1, 2, 3))}</section>"
+    name = _outputs(e)
+    return f"<section><h2>The {name}</h2>{_table((name.rpartition(' ')[2], 'id', 'logit', 'probability', ''), rows, (1, 2, 3))}</section>"
 
 
 def _html_numbers(e: Explanation) -> str:
-    strongest = _strongest(map(float, e.relevance))
+    tables = "".join((f'<p class="note">{name}</p>' if name else "") + _html_number_rows(side) for name, side in sides(e))
+    return f"<section><details><summary>Every token as a number</summary>{tables}</details></section>"
+
+
+def _html_number_rows(e: Explanation) -> str:
+    strongest = _strongest(_both(e))
     rows = [
         (str(i), f"<code>{_safe(_token(token))}</code>", str(number), score, _html_meter(float(r), strongest))
         for i, (token, number, score, r) in enumerate(zip(e.tokens, e.input_ids, _scores(e), e.relevance, strict=True))
     ]
-    table = _table(("", "token", "id", "relevance", ""), rows, (0, 2, 3))
-    return f"<section><details><summary>Every token as a number</summary>{table}</details></section>"
+    return _table(("", "token", "id", "relevance", ""), rows, (0, 2, 3))
 
 
 def _html_meter(value: float, strongest: float) -> str:
@@ -724,7 +844,8 @@ def _html_ledger(e: Explanation) -> str:
 def _html_about(e: Explanation) -> str:
     facts = e.about | {"method": e.composite.name, "seed": e.seed, "target": f"{e.target!r} (id {e.target_id})"}
     facts |= {"against": repr(e.against)} if e.against is not None else {}
-    facts |= {"token ids": " ".join(map(str, e.input_ids))}
+    facts |= {"token ids": " ".join(map(str, e.input_ids))} if e.picture is None else {}
+    facts |= {"decoder ids": " ".join(map(str, e.decoder_ids))} if e.decoder_ids is not None else {}
     rows = "".join(f"<dt>{_safe(key)}</dt><dd>{_safe(value)}</dd>" for key, value in facts.items())
     return f"<section><h2>To do it again</h2><dl>{rows}</dl></section>"
 
@@ -773,6 +894,7 @@ table { border-collapse: collapse; font-size: .9rem }
 th { text-align: left; font-weight: 600; color: var(--soft); white-space: nowrap }
 th, td { padding: .2rem 1rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 .num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+.patches td { padding: .3rem .4rem; border: 0; border-radius: 0; text-align: right; font-variant-numeric: tabular-nums }
 .account td:last-child { color: var(--soft) }
 .account tr:last-child td { border-top: 2px solid var(--ink); border-bottom: 0; font-weight: 600 }
 code { font: .95em ui-monospace, monospace; white-space: pre-wrap }

@@ -73,7 +73,8 @@ class Sweep:
             here = arrived.pop(record.output, None)
             self._keep(record.output, here, swept)
             if here is not None:
-                for operand, share in zip(record.operands, self._apply(record, *here, swept), strict=True):
+                shares = self._block(record, *here, arrived, swept) if record.operation == "block" else self._apply(record, *here, swept)
+                for operand, share in zip(record.operands, shares, strict=True):
                     if share is not None and isinstance(operand, Value):
                         arrived[operand] = _meet(arrived.get(operand), share)
             if self.release:
@@ -81,8 +82,6 @@ class Sweep:
             self.progress()
 
     def _apply(self, record: Record, r: Array, received: Array, swept: Swept) -> Sequence[Arrived | None]:
-        if record.operation == "block":
-            return self._block(record, r, received, swept)
         if record.operation == "attention":
             return self._attention(record, r, received, swept.ledger)
         rule = self.composite.rule(record.operation, record.output.names)
@@ -111,14 +110,19 @@ class Sweep:
         amounts = [*books["scores"].passed, books["context"].passed[-1]] if "scores" in books else [None, None, books["context"].passed[-1]]
         return [None if s is None else (s, a) for s, a in zip(shares, amounts, strict=True)]
 
-    def _block(self, record: Record, r: Array, received: Array, swept: Swept) -> Sequence[Arrived | None]:
-        inner, start, end = record.attributes["again"]()
-        (outside,) = (o for o in record.operands if isinstance(o, Value))
+    def _block(
+        self, record: Record, r: Array, received: Array, arrived: dict[Value, Arrived], swept: Swept
+    ) -> Sequence[Arrived | None]:
+        """What has arrived at the block's inputs goes in with it: shares then meet in the order they would meet in without blocks."""
+        inner, starts, end = record.attributes["again"]()
         _share_names(end, record.output)
-        _share_names(start, outside)
-        arrived = {end: (r, received)}
-        self._walk(inner, arrived, swept)
-        return (arrived.get(start),)
+        within = {end: (r, received)}
+        for start, outside in zip(starts, (o for o in record.operands if isinstance(o, Value)), strict=True):
+            _share_names(start, outside)
+            if outside in arrived:
+                within[start] = arrived.pop(outside)
+        self._walk(inner, within, swept)
+        return [within.get(start) for start in starts]
 
     def _keep(self, value: Value, here: Arrived | None, swept: Swept) -> None:
         if not self.keep(value.names):

@@ -11,43 +11,62 @@ Sites. A value is named by the module whose output it is (`model.layers.3.mlp.ac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
-from refl.arrays import Array
+from refl.arrays import Array, namespace
 from refl.rules import (
     activation,
     add,
     attention,
+    combine,
     embedding,
+    gather,
     layer_norm,
+    learned,
     linear,
     matmul,
     movement,
     multiply,
     pooling,
+    renormalise,
     rms_norm,
     rotary,
     scale,
     softmax,
+    source,
+    top_k,
 )
+
+Choice: TypeAlias = top_k.Choice
+"""[example][row][k]: the numbers of a row's k largest entries."""
+
+Index: TypeAlias = gather.Index
+"""For each example, which row goes to each place; None for a place left empty."""
 
 FORWARD: dict[str, Callable[..., Array]] = {
     "activation": activation.forward,
     "add": add.forward,
     "attention": attention.forward,
+    "combine": combine.forward,
     "embedding": embedding.forward,
+    "gather": gather.forward,
     "layer_norm": layer_norm.forward,
+    "learned": learned.forward,
     "linear": linear.forward,
     "matmul": matmul.forward,
     "movement": movement.forward,
     "multiply": multiply.forward,
     "pooling": pooling.forward,
+    "renormalise": renormalise.forward,
     "rms_norm": rms_norm.forward,
     "rotary": rotary.forward,
     "scale": scale.forward,
     "softmax": softmax.forward,
+    "source": source.forward,
+    "top_k": top_k.forward,
 }
 
 
@@ -64,19 +83,41 @@ class Value:
 
 
 class Parameter:
-    """A tensor of the checkpoint, fetched when it is needed and not held in between."""
+    """A tensor of the checkpoint, fetched when it is needed and not held in between. `kernel`: a convolution's, as a matrix (O, I)."""
 
-    __slots__ = ("name", "transposed", "weights")
+    __slots__ = ("kernel", "name", "transposed", "weights")
 
-    def __init__(self, weights: Mapping[str, Array], name: str, transposed: bool = False) -> None:
+    def __init__(self, weights: Mapping[str, Array], name: str, transposed: bool = False, kernel: bool = False) -> None:
         self.weights = weights
         self.name = name
         self.transposed = transposed
+        self.kernel = kernel
 
     @property
     def array(self) -> Array:
         array = self.weights[self.name]
+        if self.kernel:
+            return namespace(array).reshape(array, (array.shape[0], -1))
         return array.T if self.transposed else array
+
+
+class Shared(Mapping[str, Array]):
+    """Weights in which one module's tensors are also found under the path of a site that shares them."""
+
+    def __init__(self, weights: Mapping[str, Array], path: str, stored: str) -> None:
+        self.weights = weights
+        self.path = path
+        self.stored = stored
+
+    def __getitem__(self, name: str) -> Array:
+        inner = name.removeprefix(f"{self.path}.")
+        return self.weights[name if inner == name else f"{self.stored}.{inner}"]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
 
 
 Operand = Value | Parameter | None
@@ -151,6 +192,16 @@ class Trace:
         finally:
             self.path = before
 
+    @contextmanager
+    def sharing(self, stored: str) -> Iterator[None]:
+        """Inside, the open module's weights are those of the module of the full name `stored`: layers that are run more than once keep
+        sites of their own."""
+        before, self.weights = self.weights, Shared(self.weights, self.path, stored)
+        try:
+            yield
+        finally:
+            self.weights = before
+
     def module(self, name: str, function: Callable[..., Value], x: Value, *rest: Any) -> Value:
         """`function(t, x, *rest)` as the module of this name: its input and its output get the module's names."""
         path = self.site(name)
@@ -160,36 +211,63 @@ class Trace:
         return y if y.site == path else self.name(y, path)
 
     def block(self, name: str, function: Callable[..., Value], x: Value, *rest: Any) -> Value:
-        """`module` for the repeated blocks of a net: where the trace recomputes, the unit of recomputation."""
+        """`module` for the repeated blocks of a net: where the trace recomputes, the unit of recomputation.
+
+        Values among `rest` (what an encoder hands to every block of a decoder, a bias that all blocks share) receive relevance as x does.
+        """
         if not (self.record and self.recompute):
             return self.module(name, function, x, *rest)
         path = self.site(name)
         self.name(x, f"{path}.input")
-        y = Value(self._inner(record=False).module(path, function, Value(x.array, x.site), *rest).array, path)
+        outside = tuple(dict.fromkeys(v for v in (x, *rest) if isinstance(v, Value)))
 
-        def again() -> tuple[Trace, Value, Value]:
-            inner, start = self._inner(record=True), Value(x.array, x.site)
-            return inner, start, inner.module(path, function, start, *rest)
+        def run(record: bool) -> tuple[Trace, tuple[Value, ...], Value]:
+            inner, stand_ins = self._inner(record), {v: Value(v.array, v.site, v.constant) for v in outside}
+            inputs = [stand_ins[v] if isinstance(v, Value) else v for v in (x, *rest)]
+            return inner, tuple(stand_ins.values()), inner.module(path, function, *inputs)
 
-        return self._keep(Record("block", (x,), y, {"again": again}))
+        end = run(record=False)[2]
+        y = self._keep(Record("block", outside, Value(end.array, end.site), {"again": partial(run, record=True)}))
+        return y if y.site == path else self.name(y, path)
 
     def _inner(self, record: bool) -> Trace:
         return type(self)(self.weights, record=record, plain=self.plain)
 
     # -- operations, in the order of a textbook -----------------------------------------------------------------------------------------
 
-    def embedding(self, name: str, ids: Array, *, role: str = "tokens") -> Value:
-        table = Parameter(self.weights, f"{self.site(name)}.weight")
+    def embedding(self, name: str, ids: Array, *, role: str = "tokens", weight: str | None = None) -> Value:
+        """`weight`: the full name of a table shared with another module."""
+        table = Parameter(self.weights, weight or f"{self.site(name)}.weight")
         return self._run("embedding", name, (table,), ids=ids, role=role)
 
+    def source(self, name: str, array: Array, *, role: str = "pixels") -> Value:
+        """An input that is numbers already; the first axis counts examples."""
+        return self._run("source", name, (), values=array, role=role)
+
+    def learned(self, name: str, beside: Value, *, role: str) -> Value:
+        """A tensor (1, ...) of the checkpoint as a value, once for each example of `beside`; its relevance is absorbed as `role`."""
+        return self._run("learned", name, (Parameter(self.weights, self.site(name)), beside), role=role)
+
+    def patches(self, name: str, x: Value, size: tuple[int, int]) -> Value:  # (B, C, H, W) -> (B, N, O)
+        """A convolution whose windows stand side by side: unfold, then linear with the kernel as a matrix (and its bias).
+
+        The output has a row for each patch, where the module's own has a grid: (B, O, H/h, W/w) flattened and transposed.
+        """
+        path = self.site(name)
+        self.name(x, f"{path}.input")
+        w, b = Parameter(self.weights, f"{path}.weight", kernel=True), Parameter(self.weights, f"{path}.bias")
+        return self._run("linear", name, (self.move(f"{name}.unfolded", "patches", x, size=size), w, b))
+
     def linear(
-        self, name: str, x: Value, *, bias: bool = False, weight: str | None = None, transposed: bool = False
+        self, name: str, x: Value, *, bias: bool | str = False, weight: str | None = None, transposed: bool = False
     ) -> Value:
-        """`weight`: the full name of a tensor shared with another module. `transposed`: stored (I, O), as GPT-2's Conv1D is."""
+        """`weight`, and `bias` as a string: the full name of a tensor that another module holds. `transposed`: stored (I, O), as
+        GPT-2's Conv1D is."""
         path = self.site(name)
         self.name(x, f"{path}.input")
         w = Parameter(self.weights, weight or f"{path}.weight", transposed)
-        return self._run("linear", name, (x, w, Parameter(self.weights, f"{path}.bias") if bias else None))
+        b = Parameter(self.weights, bias if isinstance(bias, str) else f"{path}.bias") if bias else None
+        return self._run("linear", name, (x, w, b))
 
     def add(self, name: str, a: Value, b: Value) -> Value:
         return self._run("add", name, (a, b))
@@ -203,10 +281,11 @@ class Trace:
     def softmax(self, name: str, x: Value, mask: Array | None = None) -> Value:
         return self._run("softmax", name, (x,), mask=mask)
 
-    def rms_norm(self, name: str, x: Value, norm_eps: float) -> Value:
+    def rms_norm(self, name: str, x: Value, norm_eps: float, *, offset: float = 0.0) -> Value:
+        """`offset`: what is added to the stored weight."""
         path = self.site(name)
         self.name(x, f"{path}.input")
-        return self._run("rms_norm", name, (x, Parameter(self.weights, f"{path}.weight")), norm_eps=norm_eps)
+        return self._run("rms_norm", name, (x, Parameter(self.weights, f"{path}.weight")), norm_eps=norm_eps, offset=offset)
 
     def layer_norm(self, name: str, x: Value, norm_eps: float, *, bias: bool = True) -> Value:
         path = self.site(name)
@@ -225,21 +304,41 @@ class Trace:
         return self._run("scale", name, (x,), factor=factor)
 
     def move(self, name: str, kind: str, *operands: Value, **how: Any) -> Value:
-        """A movement of rules/movement.py: split_heads, merge_heads, repeat_heads, transpose, slice, concat, rows, reshape."""
+        """A movement of rules/movement.py: split_heads, merge_heads, repeat_heads, transpose, slice, concat, rows, reshape, patches."""
         return self._run("movement", name, operands, kind=kind, **how)
 
     def mean(self, name: str, x: Value, counted: Array) -> Value:
         return self._run("pooling", name, (x,), counted=counted)
 
-    def attention(self, q: Value, k: Value, v: Value, mask: Array | None, *, causal: bool) -> Value:
+    def top_k(self, name: str, p: Value, k: int) -> tuple[Value, Choice]:
+        """The k largest entries of each row, and which they are."""
+        chosen = self.choose(self.site(name), p.array, k)
+        return self._run("top_k", name, (p,), chosen=chosen), chosen
+
+    def choose(self, site: str, p: Array, k: int) -> Choice:
+        return top_k.choose(p, k)
+
+    def renormalise(self, name: str, r: Value) -> Value:
+        return self._run("renormalise", name, (r,))
+
+    def gather(self, name: str, x: Value, index: Index) -> Value:
+        return self._run("gather", name, (x,), index=index)
+
+    def combine(self, name: str, ys: Sequence[Value], index: tuple[Index, ...], length: int) -> Value:
+        """The rows of every y back at the places among `length` that `index` took them from, summed."""
+        return self._run("combine", name, tuple(ys), index=index, length=length)
+
+    def attention(self, q: Value, k: Value, v: Value, mask: Array | None, *, causal: bool, bias: Value | None = None) -> Value:
         """softmax(q k^T) v per head, with the sites `scores`, `probabilities` and `context`; q is scaled already.
 
         mask: bool (B, 1, J, I), True where a query may look; None where nothing is hidden. `causal` promises that it hides every
-        key after its query, so that whole blocks need no arithmetic.
+        key after its query, so that whole blocks need no arithmetic. `bias` (B, H, J, I) is added to the scores; then attention is
+        always the plain operations.
         """
-        if not self.plain:
+        if not self.plain and bias is None:
             return self._run("attention", "context", (q, k, v), mask=mask, causal=causal)
         scores = self.matmul("scores", q, self.move("key.transposed", "transpose", k))
+        scores = scores if bias is None else self.add("scores.biased", scores, bias)
         return self.matmul("context", self.softmax("probabilities", scores, mask), v)
 
     # -- the one place where something is computed --------------------------------------------------------------------------------------

@@ -19,11 +19,11 @@ from refl.arrays import Array, erfc, flags, namespace, total
 from refl.rules.balance import Passed
 
 SATURATED = 100.0
-"""Beyond this every gate is 0 or 1 to the last bit, and x^3 could overflow."""
+"""Beyond this both gelu gates are 0 or 1 to the last bit, and x^3 could overflow."""
 
 
 def forward(x: Array, *, kind: str) -> Array:  # (...) -> (...)
-    return namespace(x).tanh(x) if kind == "tanh" else x * GATES[kind](_clipped(x))
+    return namespace(x).tanh(x) if kind == "tanh" else x * GATES[kind](x)
 
 
 def identity(x: Array, z: Array, r: Array, *, kind: str) -> Passed:
@@ -37,7 +37,7 @@ def ratio(x: Array, z: Array, g: Array, *, kind: str) -> Passed:
 
 def gradient(x: Array, z: Array, g: Array, *, kind: str) -> Passed:
     xp = namespace(x, z, g)
-    slope = 1 - z * z if kind == "tanh" else SLOPES[kind](_clipped(x))
+    slope = 1 - z * z if kind == "tanh" else SLOPES[kind](x)
     return Passed((g * slope,), {"activation_offset": total(g * (z - x * slope))}, lambda: 3 * total(xp.abs(z * g) + xp.abs(x * slope * g)))
 
 
@@ -53,18 +53,21 @@ def _clipped(x: Array) -> Array:
 
 
 def _normal_cdf(x: Array) -> Array:
-    return erfc(x * -math.sqrt(0.5)) / 2
+    return erfc(_clipped(x) * -math.sqrt(0.5)) / 2
 
 
 def _gelu_slope(x: Array) -> Array:
-    return _normal_cdf(x) + x * namespace(x).exp(-x * x / 2) * math.sqrt(0.5 / math.pi)
+    c = _clipped(x)
+    return _normal_cdf(c) + c * namespace(x).exp(-c * c / 2) * math.sqrt(0.5 / math.pi)
 
 
 def _tanh_argument(x: Array) -> Array:  # 2u
+    x = _clipped(x)
     return math.sqrt(8 / math.pi) * x * (1 + 0.044715 * x * x)
 
 
 def _gelu_tanh_slope(x: Array) -> Array:
+    x = _clipped(x)
     gate = sigmoid(_tanh_argument(x))
     return gate + x * gate * sigmoid(-_tanh_argument(x)) * math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * x * x)
 

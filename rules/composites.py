@@ -15,14 +15,37 @@ from pathlib import Path
 from typing import Any
 
 from refl.errors import ReflError
-from refl.rules import activation, add, embedding, layer_norm, linear, matmul, movement, multiply, pooling, rms_norm, rotary, scale, softmax
+from refl.rules import (
+    activation,
+    add,
+    combine,
+    embedding,
+    gather,
+    layer_norm,
+    learned,
+    linear,
+    matmul,
+    movement,
+    multiply,
+    pooling,
+    renormalise,
+    rms_norm,
+    rotary,
+    scale,
+    softmax,
+    source,
+    top_k,
+)
 from refl.rules.balance import STABILIZERS, Passed
 
 RULES: dict[str, dict[str, Callable[..., Passed]]] = {
     "activation": {"identity": activation.identity},
     "add": {"epsilon": add.epsilon},
+    "combine": {"epsilon": combine.epsilon},
     "embedding": {"stop": embedding.stop},
+    "gather": {"follow": gather.follow},
     "layer_norm": {"epsilon": layer_norm.epsilon, "identity": layer_norm.identity},
+    "learned": {"stop": learned.stop},
     "linear": {
         "epsilon": linear.epsilon,
         "gamma": linear.gamma,
@@ -30,11 +53,13 @@ RULES: dict[str, dict[str, Callable[..., Passed]]] = {
         "alpha_beta": linear.alpha_beta,
         "flat": linear.flat,
         "w_square": linear.w_square,
+        "z_box": linear.z_box,
     },
     "matmul": {"uniform": matmul.uniform, "second": matmul.second},
     "movement": {"follow": movement.follow},
     "multiply": {"uniform": multiply.uniform, "second": multiply.second},
     "pooling": {"epsilon": pooling.epsilon},
+    "renormalise": {"identity": renormalise.identity, "epsilon": renormalise.epsilon},
     "rms_norm": {"identity": rms_norm.identity},
     "rotary": {"epsilon": rotary.epsilon},
     "scale": {"follow": scale.follow},
@@ -45,23 +70,31 @@ RULES: dict[str, dict[str, Callable[..., Passed]]] = {
         "identity": softmax.identity,
         "constant": softmax.constant,
     },
+    "source": {"stop": source.stop},
+    "top_k": {"follow": top_k.follow},
 }
 """Operation -> rule name -> rule, for composites that carry relevance."""
 
 GRADIENT_RULES: dict[str, dict[str, Callable[..., Passed]]] = {
     "activation": {"identity": activation.ratio, "gradient": activation.gradient},
     "add": {"epsilon": add.gradient, "gradient": add.gradient},
+    "combine": {"epsilon": combine.gradient, "gradient": combine.gradient},
     "embedding": {"stop": embedding.stop_gradient},
+    "gather": {"follow": gather.follow},
     "layer_norm": {"epsilon": layer_norm.frozen, "gradient": layer_norm.gradient},
+    "learned": {"stop": learned.stop_gradient},
     "linear": {"epsilon": linear.gradient, "gradient": linear.gradient},
     "matmul": {"uniform": matmul.half, "second": matmul.second_gradient, "gradient": matmul.gradient},
     "movement": {"follow": movement.follow},
     "multiply": {"uniform": multiply.half, "second": multiply.second_gradient, "gradient": multiply.gradient},
     "pooling": {"epsilon": pooling.gradient, "gradient": pooling.gradient},
+    "renormalise": {"identity": renormalise.frozen, "epsilon": renormalise.gradient, "gradient": renormalise.gradient},
     "rms_norm": {"identity": rms_norm.frozen, "gradient": rms_norm.gradient},
     "rotary": {"epsilon": rotary.gradient, "gradient": rotary.gradient},
     "scale": {"follow": scale.gradient},
     "softmax": {"taylor": softmax.gradient, "constant": softmax.constant_gradient, "gradient": softmax.gradient},
+    "source": {"stop": source.stop_gradient},
+    "top_k": {"follow": top_k.follow},
 }
 """The same rules as factors of a gradient, under the same names, and the true derivatives under `gradient`."""
 
@@ -150,7 +183,10 @@ def _functions(line: Rule, composite: Composite) -> list[Callable[..., Passed]]:
     return [rules[line.rule] for op, rules in table.items() if fnmatchcase(op, line.operation) and line.rule in rules]
 
 
-_OF_THE_OPERATION = {"mask", "constant", "kind", "how", "norm_eps", "ids", "role", "cos", "sin", "factor", "counted"}
+_OF_THE_OPERATION = {
+    "mask", "constant", "kind", "how", "norm_eps", "offset", "ids", "role", "cos", "sin", "factor", "counted", "values", "index", "chosen",
+    "length",
+}  # fmt: skip
 
 
 def _options(function: Callable[..., Passed]) -> dict[str, Any]:
@@ -196,9 +232,17 @@ def _check_options(line: Rule, composite: Composite) -> None:
             raise ReflError(f"denominator is {value!r}: expected one of {', '.join(matmul.DENOMINATORS)}")
         if key in ("eps", "gamma", "alpha", "beta"):
             _check_number(key, value, line)
+        if key in ("low", "high"):
+            _check_bound(key, value)
     options = known | dict(line.options)
     if line.rule == "alpha_beta" and abs(options["alpha"] - options["beta"] - 1) > 1e-12:
         raise ReflError(f"alpha_beta needs alpha - beta = 1, got alpha={options['alpha']}, beta={options['beta']}")
+
+
+def _check_bound(key: str, value: Any) -> None:
+    numbers = value if isinstance(value, (list, tuple)) else [value]
+    if not numbers or not all(isinstance(n, (int, float)) and not isinstance(n, bool) and abs(n) < float("inf") for n in numbers):
+        raise ReflError(f"{key} is {value!r}: expected a finite number, or a list of them")
 
 
 def _check_number(key: str, value: Any, line: Rule) -> None:
@@ -232,9 +276,15 @@ _PAPER = table(
     activation="identity",
     rotary="epsilon",
     pooling="epsilon",
+    top_k="follow",
+    renormalise="identity",
+    gather="follow",
+    combine="epsilon",
     scale="follow",
     movement="follow",
     embedding="stop",
+    learned="stop",
+    source="stop",
 )
 
 ATTNLRP = Composite(
@@ -264,6 +314,32 @@ LRP_0 = Composite(
     summary="AttnLRP without any stabiliser; what lands on an exact zero is absorbed",
 ).with_options(stabilizer="none")  # fmt: skip
 
+_ATTENTION_PROJECTIONS = ("query", "key", "value", "attention.output.dense")
+_PATCHES = "*.patch_embeddings.projection"
+
+_VISION = (
+    *(Rule("linear", "epsilon", f"*.{name}") for name in _ATTENTION_PROJECTIONS),
+    Rule("linear", "gamma", _PATCHES, (("gamma", 0.25),)),
+    Rule("linear", "gamma", options=(("gamma", 0.05),)),
+)
+
+ATTNLRP_VIT = Composite(
+    "attnlrp-vit", (*_VISION, Rule("softmax", "z_plus"), *_PAPER), source=f"{ACHTIBAT}, captions of figures 12 to 16",
+    summary="AttnLRP for vision transformers: gamma 0.25 on patches and 0.05 on linear layers outside attention, z+ on the softmax",
+)  # fmt: skip
+
+ATTNLRP_VIT_BOX = ATTNLRP_VIT.override(Rule("linear", "z_box", _PATCHES), name="attnlrp-vit-box")
+ATTNLRP_VIT_BOX = replace(
+    ATTNLRP_VIT_BOX, source=f"{ATTNLRP_VIT.source}; Montavon et al. 2017, Pattern Recognition 65, z^B rule",
+    summary="attnlrp-vit with the z-box rule on pixels, whose bounds follow from preprocessor_config.json (or are low and high)",
+)  # fmt: skip
+
+CP_LRP_VIT = Composite(
+    "cp-lrp-vit", (*_CONSTANT_ATTENTION, *_VISION, *_PAPER),
+    source=f"Ali et al. 2022, ICML, arXiv 2202.07304, with gamma as {ACHTIBAT} tunes it for vision transformers",
+    summary="attnlrp-vit with attention weights as constants: relevance flows through the values alone, and in full",
+)  # fmt: skip
+
 _DERIVATIVES = table(
     linear="gradient",
     add="gradient",
@@ -275,9 +351,15 @@ _DERIVATIVES = table(
     activation="gradient",
     rotary="gradient",
     pooling="gradient",
+    top_k="follow",
+    renormalise="gradient",
+    gather="follow",
+    combine="gradient",
     scale="follow",
     movement="follow",
     embedding="stop",
+    learned="stop",
+    source="stop",
 )
 
 GRADIENT = Composite(
@@ -309,7 +391,19 @@ LXT_EXPLICIT = Composite(
 )
 
 METHODS: dict[str, Composite] = {
-    c.name: c for c in (ATTNLRP, ATTNLRP_GRADIENT, CP_LRP, LRP_0, GRADIENT, INPUT_X_GRADIENT, LXT_EXPLICIT)
+    c.name: c
+    for c in (
+        ATTNLRP,
+        ATTNLRP_GRADIENT,
+        CP_LRP,
+        LRP_0,
+        GRADIENT,
+        INPUT_X_GRADIENT,
+        LXT_EXPLICIT,
+        ATTNLRP_VIT,
+        ATTNLRP_VIT_BOX,
+        CP_LRP_VIT,
+    )
 }
 
 

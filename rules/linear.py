@@ -8,16 +8,22 @@ Every rule divides R_j over the contributions c_ij = W_ji x_i and the bias. With
     alpha_beta    alpha c^+ / sum c^+  -  beta c^- / sum c^-,  alpha - beta = 1                      (Bach et al. 2015, eq. 60)
     flat          1 / I: every input the same                                                        (Lapuschkin et al. 2019)
     w_square      W_ji^2 / sum_i W_ji^2                                                              (Montavon et al. 2017, eq. 11)
+    z_box         c_ij - l_i W_ji^+ - h_i W_ji^- over its sum, for inputs in a box l <= x <= h   (Montavon et al. 2017, z^B rule)
     gradient      g_i = sum_j W_ji g_j, carried as a gradient: epsilon at eps -> 0
 
 The bias is a contribution like any other; its share is absorbed as `bias`. A denominator that is exactly zero passes nothing
-on; what stood above it is absorbed as `stabilizer`.
+on; what stood above it is absorbed as `stabilizer`. Under z_box the bias gets no share: of b_j - b_j^+ - b_j^- nothing is left.
 """
 
 from __future__ import annotations
 
-from refl.arrays import Array, flags, namespace, total, total_product
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from refl.arrays import Array, flags, like, namespace, total, total_product
 from refl.rules.balance import Passed, share
+
+Bound: TypeAlias = float | Sequence[float]
 
 
 def forward(x: Array, w: Array, b: Array | None) -> Array:  # (..., I), (O, I), (O,) -> (..., O)
@@ -89,11 +95,34 @@ def w_square(x: Array, w: Array, b: Array | None, z: Array, r: Array) -> Passed:
     return Passed((s @ squares, None, None), {"stabilizer": taken}, lambda: 2 * total(xp.abs(r)))
 
 
+def z_box(
+    x: Array, w: Array, b: Array | None, z: Array, r: Array, *, low: Bound = 0.0, high: Bound = 1.0
+) -> Passed:  # r: (..., O) -> (..., I)
+    """W x - W^+ l - W^- h, summed as W^+ (x - l) + W^- (x - h): in the box no term is negative, and none cancels.
+
+    A bound is one number, one for each input, or one for each of equal stretches of inputs (the channels of a patch).
+    """
+    (wp, wn), up, down = _parts(w), x - _spread(low, x), x - _spread(high, x)
+    s, taken = _safe(up @ wp.T + down @ wn.T, r, 0.0)
+    relevance = up * (s @ wp) + down * (s @ wn)
+    return Passed((relevance, None, None), {"stabilizer": taken}, lambda: _terms(up, wp, None, s) + _terms(down, wn, None, s))
+
+
+def _spread(bound: Bound, x: Array) -> Array:  # -> () or (I,)
+    xp, values = namespace(x), like(bound, x)
+    if values.ndim == 0:
+        return values
+    if x.shape[-1] % values.shape[0]:
+        raise ValueError(f"z_box has {values.shape[0]} bounds for {x.shape[-1]} inputs: expected one, one each, or one for equal stretches")
+    return xp.repeat(values, x.shape[-1] // values.shape[0])
+
+
 def _parts(a: Array | None) -> tuple[Array, Array]:
     """a^+ = max(a, 0) and a^- = min(a, 0)."""
     if a is None:
         return None, None
-    return a * flags(a > 0, a), a * flags(a < 0, a)
+    positive = a * flags(a > 0, a)
+    return positive, a - positive
 
 
 def _safe(d: Array, r: Array, eps: float) -> tuple[Array, Array]:

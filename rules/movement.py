@@ -103,6 +103,23 @@ def _unreshape(r: Array, x: Array, *, shape: tuple[int, ...]) -> Array:
     return namespace(r).reshape(r, x.shape)
 
 
+def _patches(x: Array, *, size: tuple[int, int]) -> Array:  # (B, C, H, W) -> (B, N, C h w), patches row by row
+    """What is left over at the right and at the bottom is in no patch."""
+    xp, (h, w) = namespace(x), size
+    b, c, rows, columns = x.shape[0], x.shape[1], x.shape[2] // h, x.shape[3] // w
+    grid = xp.reshape(x[..., : rows * h, : columns * w], (b, c, rows, h, columns, w))
+    return xp.reshape(xp.permute_dims(grid, (0, 2, 4, 1, 3, 5)), (b, rows * columns, c * h * w))
+
+
+def _unpatches(r: Array, x: Array, *, size: tuple[int, int]) -> Array:
+    xp, (h, w) = namespace(r, x), size
+    b, c, rows, columns = x.shape[0], x.shape[1], x.shape[2] // h, x.shape[3] // w
+    grid = xp.permute_dims(xp.reshape(r, (b, rows, columns, c, h, w)), (0, 3, 1, 4, 2, 5))
+    whole = xp.zeros_like(x)
+    whole[..., : rows * h, : columns * w] = xp.reshape(grid, (b, c, rows * h, columns * w))
+    return whole
+
+
 MOVES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "split_heads": (_split_heads, _unsplit_heads),
     "merge_heads": (_merge_heads, _unmerge_heads),
@@ -112,4 +129,5 @@ MOVES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "concat": (_concat, _unconcat),
     "rows": (_rows, _unrows),
     "reshape": (_reshape, _unreshape),
+    "patches": (_patches, _unpatches),
 }

@@ -1,5 +1,7 @@
 """RMSNorm                    z = w x / rms,   rms^2 = mean(x^2) + norm_eps          (Zhang and Sennrich 2019)
 
+Gemma stores what its weight differs from 1 by: w stands for `offset` + the stored weight everywhere.
+
     identity    R_x = R: the scale 1/rms is no function of the input               (AttnLRP prop. 3.4)
     frozen      g_x = w g / rms, carried as a gradient: identity
     gradient    g_x = (w g - x mean(w g x) / rms^2) / rms: the full Jacobian
@@ -13,23 +15,23 @@ from refl.arrays import Array, namespace, row_product, total
 from refl.rules.balance import Passed
 
 
-def forward(x: Array, w: Array, *, norm_eps: float) -> Array:  # (..., N), (N,) -> (..., N)
-    return x * _inverse(x, norm_eps)[0] * w
+def forward(x: Array, w: Array, *, norm_eps: float, offset: float = 0.0) -> Array:  # (..., N), (N,) -> (..., N)
+    return x * _inverse(x, norm_eps)[0] * (offset + w)
 
 
-def identity(x: Array, w: Array, z: Array, r: Array, *, norm_eps: float) -> Passed:
+def identity(x: Array, w: Array, z: Array, r: Array, *, norm_eps: float, offset: float = 0.0) -> Passed:
     return Passed((r, None), {})
 
 
-def frozen(x: Array, w: Array, z: Array, g: Array, *, norm_eps: float) -> Passed:
-    return Passed((g * w * _inverse(x, norm_eps)[0], None), {})
+def frozen(x: Array, w: Array, z: Array, g: Array, *, norm_eps: float, offset: float = 0.0) -> Passed:
+    return Passed((g * (offset + w) * _inverse(x, norm_eps)[0], None), {})
 
 
-def gradient(x: Array, w: Array, z: Array, g: Array, *, norm_eps: float) -> Passed:
+def gradient(x: Array, w: Array, z: Array, g: Array, *, norm_eps: float, offset: float = 0.0) -> Passed:
     xp = namespace(x, g)
     inverse, mean_square = _inverse(x, norm_eps)
     passed = row_product(z, g) * inverse * inverse  # sum_i w g x / rms^3, times rms
-    relevance = g * w * inverse - x * (passed / x.shape[-1])
+    relevance = g * (offset + w) * inverse - x * (passed / x.shape[-1])
     return Passed((relevance, None), {"norm_offset": total(passed * mean_square)}, lambda: 4 * total(xp.abs(z * g)))
 
 

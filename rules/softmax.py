@@ -53,8 +53,8 @@ def z_plus(x: Array, p: Array, r: Array, *, mask: Array | None = None) -> Passed
     x, r, hidden = _visible(x, r, mask)
     own = (1 - p) * x * flags(x > 0, x)
     cross = -p * x * flags(x < 0, x)
-    s, taken = share(own + (row_sum(cross) - cross), r, 0.0, "none")
-    relevance = own * s + cross * (row_sum(s) - s)
+    s, taken = share(own + _others(cross), r, 0.0, "none")
+    relevance = own * s + cross * _others(s)
     return Passed((relevance,), {"stabilizer": taken} | hidden, lambda: _plus_terms(own, cross, s) + total(namespace(r).abs(r)))
 
 
@@ -68,13 +68,22 @@ def constant(x: Array, p: Array, r: Array, *, mask: Array | None = None) -> Pass
 
 
 def gradient(x: Array, p: Array, g: Array, *, mask: Array | None = None) -> Passed:  # g: (..., J, I) -> (..., J, I)
-    x, r, _ = _visible(x, p * g, mask)  # p = 0 at masked entries: r = p g is zero there already
+    x, r, hidden = _visible(x, p * g, mask)
     s, px = row_sum(r), row_product(p, x)
-    return Passed((r - p * s,), {"softmax_offset": total(s * (1 + px)) - total_product(r, x)}, lambda: _terms(x, p, r))
+    absorbed = {"softmax_offset": total(s * (1 + px)) - total_product(r, x)} | hidden
+    return Passed((r - p * s,), absorbed, lambda: _terms(x, p, r))
 
 
 def constant_gradient(x: Array, p: Array, g: Array, *, mask: Array | None = None) -> Passed:
     return Passed((None,), {"constant": total_product(p, g)})
+
+
+def _others(a: Array) -> Array:  # (..., I) -> (..., I)
+    """The sum of all other entries of the row: those before plus those behind, for a subtraction would cancel."""
+    xp = namespace(a)
+    before = xp.cumulative_sum(a, axis=-1, include_initial=True)[..., :-1]
+    behind = xp.cumulative_sum(xp.flip(a, axis=-1), axis=-1, include_initial=True)[..., :-1]
+    return before + xp.flip(behind, axis=-1)
 
 
 def _seen(x: Array, mask: Array | None) -> Array:

@@ -130,10 +130,11 @@ def total(folder: Path) -> int:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("keep", ["*", ()])
 def test_weights_are_widened_one_at_a_time(folder: Path, method: str, keep: Any) -> None:
-    """Where they do not fit the cache, a run never holds more than a few of them, recorded or not."""
+    """Where they do not fit the cache, a run never holds more than a few of them, recorded or not; gamma holds a weight's two signs too."""
+    few = 4 if any(line.rule == "gamma" for line in METHODS[method].rules) else 5
     model, weights = widened(folder, cache_bytes=0)
     assert not weights.keeps
-    assert peak(lambda: model.explain([1, 2, 3], method, keep=keep)) < total(folder) / 5
+    assert peak(lambda: model.explain([1, 2, 3], method, keep=keep)) < total(folder) / few
     assert peak(lambda: model.logits([1, 2, 3])) < total(folder) / 15
 
 

@@ -30,7 +30,13 @@ IDENTITY_EPS = 1e-10
 MAPS = {"attnlrp-gradient": "attnLRP", "cp-lrp": "cp_LRP"}
 """refl's name of a method -> the name of LXT's table of patches."""
 
-BLOCKS = {"llama": "model.layers.{}", "gpt2": "transformer.h.{}"}
+BLOCKS = {
+    "llama": "model.layers.{}", "gpt2": "transformer.h.{}", "qwen2": "model.layers.{}", "qwen3": "model.layers.{}",
+    "gemma3_text": "model.layers.{}",
+}  # fmt: skip
+
+FAMILIES = {"gemma3_text": "gemma3"}
+"""Model type -> the name of its modules in transformers and LXT, where that is another."""
 
 
 # -- import ---------------------------------------------------------------------------------------------------------------------------
@@ -126,9 +132,12 @@ class Found:
 def patched(model_type: str, method: str = "attnlrp-gradient", identity_eps: float = IDENTITY_EPS) -> Iterator[None]:
     """transformers' modules of this model type under LXT's patches; everything is as before afterwards."""
     efficient, rules = load(), load("lxt.efficient.rules")
-    modeling: Any = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
-    patches = getattr(load(f"lxt.efficient.models.{model_type}"), MAPS[method])
+    family = FAMILIES.get(model_type, model_type)
+    modeling: Any = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    patches = getattr(load(f"lxt.efficient.models.{family}"), MAPS[method])
     with ExitStack() as stack:
+        for target in (p for p in patches if hasattr(p, "_norm")):  # Gemma's norm is patched inside
+            stack.enter_context(_restored(target, "_norm"))
         for target in patches:
             stack.enter_context(_restored(target, "forward" if isinstance(target, type) else "eager_attention_forward"))
         stack.enter_context(_restored(modeling, "ALL_ATTENTION_FUNCTIONS"))

@@ -49,7 +49,7 @@ class Outcome:
     said: str
 
 
-EXACT, PLANTED = "tests/test_rules_exact.py::", "tests/test_planted.py::"
+EXACT, PLANTED, DECODERS = "tests/test_rules_exact.py::", "tests/test_planted.py::", "tests/test_decoders.py::"
 
 
 def exact(name: str, *parameters: str) -> str:
@@ -168,7 +168,7 @@ FAULTS: tuple[Fault, ...] = (
           exact("test_layer_norm"), "the mean is no function of the input on the way back"),
     Fault("norm-bias-forgotten", LAYER, '{"norm_bias": total(s @ b)}', '{"norm_bias": 0 * total(s @ b)}',
           exact("test_layer_norm"), "beta's share is not booked"),
-    Fault("norm-weight-forgotten", RMS, "Passed((g * w * _inverse(x, norm_eps)[0], None), {})",
+    Fault("norm-weight-forgotten", RMS, "Passed((g * (offset + w) * _inverse(x, norm_eps)[0], None), {})",
           "Passed((g * _inverse(x, norm_eps)[0], None), {})", exact("test_rms_norm"), "the gradient form without the norm's weight"),
     Fault("norm-offset-forgotten", RMS, "total(passed * mean_square)", "0 * total(passed * mean_square)",
           exact("test_rms_norm"), "what a norm's Jacobian loses is not booked"),
@@ -232,12 +232,21 @@ FAULTS: tuple[Fault, ...] = (
     Fault("padding-seen", "nets/masks.py", "return mask if real is None else", "return mask if True else", direct("test_causal_mask"),
           "padding is attended to"),
     Fault("llama-scale", "nets/llama.py", "c.width**-0.5", "1.0", direct("test_llama_in_plain_numpy"), "scores are not scaled"),
-    Fault("gate-and-up", "nets/llama.py", 't.linear("gate_proj", x, bias=bias), act)', 't.linear("up_proj", x, bias=bias), act)',
+    Fault("gate-and-up", "nets/mlp.py", 't.linear("gate_proj", x, bias=bias), act)', 't.linear("up_proj", x, bias=bias), act)',
           direct("test_llama_in_plain_numpy"), "the activation stands on the wrong branch"),
     Fault("rope-frequencies", "nets/rope.py", "** (-2.0 * i / rope.width)", "** (-1.0 * i / rope.width)",
           direct("test_llama_in_plain_numpy"), "theta^(-i/d) for theta^(-2i/d)"),
     Fault("gpt2-positions", "nets/gpt2.py", "xp.cumulative_sum(xp.ones_like(ids), axis=1) - 1", "xp.cumulative_sum(xp.ones_like(ids), axis=1)",
           direct("test_gpt2_in_plain_numpy"), "positions count from 1"),
+    # -- what other decoders add -----------------------------------------------------------------------------------------------------
+    Fault("window-one-more", "nets/masks.py", "t[None, :] > t[:, None] - window", "t[None, :] >= t[:, None] - window",
+          f"{DECODERS}test_a_window_hides_what_is_further_back", "a window of w tokens shows w + 1"),
+    Fault("norm-offset-one-way", RMS, "Passed((g * (offset + w) *", "Passed((g * w *",
+          f"{DECODERS}test_an_offset_is_added_to_the_weight[frozen]", "1 + weight on the way up, the weight on the way back"),
+    Fault("other-half-turned", "nets/attention.py", "start=turned, stop=width", "start=0, stop=width - turned",
+          f"{DECODERS}test_what_is_not_turned_keeps_its_features", "features that are not turned come from the wrong place"),
+    Fault("cap-forgotten", "nets/attention.py", 'x, 1 / cap), "tanh"), cap)', 'x, 1.0), "tanh"), cap)',
+          f"{DECODERS}test_a_cap_bounds_scores_and_logits", "logits are not divided by their cap"),
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 At eps -> 0 AttnLRP at any site is  activation * gradient  of a function that agrees with the net at the input and in which
 
     norms             have their scale 1/rms or 1/std frozen; the subtraction of the mean is live
+    gate weights      are divided by the frozen sum of the chosen ones; which experts are chosen is frozen
     activations       are  x * (f(x0)/x0),  the ratio frozen
     products          of N operands are the mean over k of  a_k * (the others frozen); matmul alike:  (a b0 + a0 b)/2
     softmax           is itself
@@ -24,8 +25,7 @@ import numpy as np
 
 from refl.arrays import Array
 from refl.model import Model
-from refl.nets.batch import Batch
-from refl.trace import FORWARD, Record, Trace
+from refl.trace import FORWARD, Choice, Index, Record, Trace
 
 VARIANTS = ("attnlrp", "cp-lrp", "gradient")
 
@@ -58,7 +58,43 @@ class FrozenTrace(Trace):
             return _linear(*arrays)
         if attributes.get("kind") == "rows":  # the net knows of one example, an edit may have made a batch of it
             attributes = attributes | {"index": attributes["index"] * _batch(*arrays)}
+        if attributes.get("kind") == "concat":  # what the edit did not reach is one example still
+            arrays = tuple(np.repeat(np.asarray(a), max(map(_batch, arrays)) // _batch(a), axis=0) for a in arrays)
+        if operation in ROUTING:
+            return ROUTING[operation](arrays, **attributes)
         return FORWARD[operation](*arrays, **attributes)
+
+    def choose(self, site: str, p: Array, k: int) -> Choice:
+        """What the real run chose: which experts a token goes to is no function of the input."""
+        chosen: Choice = self.around[site].attributes["chosen"]
+        return chosen
+
+
+def _top_k(arrays: tuple[Array, ...], *, chosen: Choice) -> Array:
+    (p,) = arrays
+    return np.stack([p[:, t, list(row)] for t, row in enumerate(chosen[0])], axis=1)
+
+
+def _gather(arrays: tuple[Array, ...], *, index: Index) -> Array:
+    (x,) = arrays
+    return x[:, _places(index)]
+
+
+def _combine(arrays: tuple[Array, ...], *, index: tuple[Index, ...], length: int) -> Array:
+    """What the edit did not reach is one example still, beside a batch."""
+    z = np.zeros((max(map(_batch, arrays)), length, arrays[0].shape[-1]), dtype=np.result_type(*arrays))
+    for y, where in zip(arrays, index, strict=True):
+        z[:, _places(where)] += y
+    return z
+
+
+def _places(index: Index) -> list[int]:
+    """Of one example no place is empty."""
+    return [i for i in index[0] if i is not None]
+
+
+ROUTING: dict[str, Callable[..., Array]] = {"combine": _combine, "gather": _gather, "top_k": _top_k}
+"""Movement by numbers that were made for the one example of the real run, applied to a batch of it."""
 
 
 def _batch(x: Array) -> int:
@@ -83,9 +119,9 @@ def _first(real: Record) -> Array:
     return real.arrays[0]
 
 
-def _rms_norm(real: Record, x: Array, w: Array, *, norm_eps: float) -> Array:
+def _rms_norm(real: Record, x: Array, w: Array, *, norm_eps: float, offset: float = 0.0) -> Array:
     x0 = _first(real)
-    return x / np.sqrt(np.mean(x0 * x0, axis=-1, keepdims=True) + norm_eps) * w
+    return x / np.sqrt(np.mean(x0 * x0, axis=-1, keepdims=True) + norm_eps) * (offset + w)
 
 
 def _layer_norm(real: Record, x: Array, w: Array, b: Array | None, *, norm_eps: float) -> Array:
@@ -120,6 +156,10 @@ def _matmul(real: Record, a: Array, b: Array) -> Array:
     return (a @ b0 + a0 @ b) / 2
 
 
+def _renormalise(real: Record, r: Array) -> Array:
+    return r / np.sum(_first(real), axis=-1, keepdims=True)
+
+
 def _softmax(real: Record, x: Array, *, mask: Array | None = None) -> Array:
     """The true one, for complex x: shifted by the greatest real part, which is a constant of the row."""
     hidden = np.zeros(x.shape, dtype=bool) if mask is None else ~np.broadcast_to(mask, x.shape)
@@ -147,6 +187,7 @@ FROZEN: dict[str, Callable[..., Array]] = {
     "layer_norm": _layer_norm,
     "matmul": _matmul,
     "multiply": _multiply,
+    "renormalise": _renormalise,
     "rms_norm": _rms_norm,
     "softmax": _softmax,
 }
@@ -156,14 +197,18 @@ CONSTANT_ATTENTION: dict[str, Callable[..., Array]] = {"matmul": _second_matmul,
 # -- the true operations for complex numbers: nothing may take an absolute value or compare --------------------------------------------------
 
 
-def _true_rms_norm(real: Record, x: Array, w: Array, *, norm_eps: float) -> Array:
-    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + norm_eps) * w
+def _true_rms_norm(real: Record, x: Array, w: Array, *, norm_eps: float, offset: float = 0.0) -> Array:
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + norm_eps) * (offset + w)
 
 
 def _true_layer_norm(real: Record, x: Array, w: Array, b: Array | None, *, norm_eps: float) -> Array:
     c = x - np.mean(x, axis=-1, keepdims=True)
     z = c / np.sqrt(np.mean(c * c, axis=-1, keepdims=True) + norm_eps) * w
     return z if b is None else z + b
+
+
+def _true_renormalise(real: Record, r: Array) -> Array:
+    return r / np.sum(r, axis=-1, keepdims=True)
 
 
 def _true_activation(real: Record, x: Array, *, kind: str) -> Array:
@@ -194,6 +239,7 @@ GATES: dict[str, Callable[[Array], Array]] = {
 TRUE: dict[str, Callable[..., Array]] = {
     "activation": _true_activation,
     "layer_norm": _true_layer_norm,
+    "renormalise": _true_renormalise,
     "rms_norm": _true_rms_norm,
     "softmax": _softmax,
 }
@@ -202,34 +248,41 @@ TRUE: dict[str, Callable[..., Array]] = {
 # -- running it ------------------------------------------------------------------------------------------------------------------------------
 
 
-def record(model: Model, ids: Sequence[int]) -> tuple[dict[str, Record], Array]:
-    """The real run of one text: output site -> record, and the logits after its last token, (V,)."""
-    trace, logits = model.trace([list(ids)])
+def _input(model: Model, ids: Any) -> Any:
+    """Ids as a list; a picture as the net reads it."""
+    return model.read(ids) if model.sees else list(ids)
+
+
+def record(model: Model, ids: Sequence[int], decoder: Sequence[int] | None = None) -> tuple[dict[str, Record], Array]:
+    """The real run of one text: output site -> record, and the logits that are explained, (V,): after its last token, at its mask token,
+    or of the classes. `decoder`: the ids a decoder has written."""
+    trace, logits = model.trace([_input(model, ids)], decoder=decoder)
     return {r.output.site: r for r in trace.records}, logits.array[0, 0]
 
 
 def logits(
-    model: Model, ids: Sequence[int], around: Mapping[str, Record], *, variant: str = "attnlrp", edits: Mapping[str, Edit] | None = None
+    model: Model, ids: Sequence[int], around: Mapping[str, Record], *, variant: str = "attnlrp", edits: Mapping[str, Edit] | None = None,
+    decoder: Sequence[int] | None = None,
 ) -> Array:  # -> (B, V), B as the edits make it
-    """The surrogate's logits after the last token."""
+    """The surrogate's logits, at the same place."""
     trace = FrozenTrace(model.weights, around, variant=variant, edits=edits)
-    return model.net.forward(trace, model.config, Batch(np.asarray([list(ids)]), rows=(len(ids) - 1,))).array[:, 0]
+    return model.net.forward(trace, model.config, model.batch([_input(model, ids)], written=model._written(1, decoder))).array[:, 0]
 
 
 def gradient(
     model: Model, ids: Sequence[int], site: str, target: int, *, against: int | None = None, variant: str = "attnlrp",
-    around: Mapping[str, Record] | None = None, chunk: int = 256,
+    around: Mapping[str, Record] | None = None, chunk: int = 256, decoder: Sequence[int] | None = None,
 ) -> Array:  # fmt: skip
     """d(logit of target, less that of `against`) / d(activation at `site`), in the shape of the activation without the batch axis.
 
     Every component of the activation is one direction; `chunk` of them are run at a time, as a batch. `site` is the name of an
     operation's output. For float64 models.
     """
-    around = record(model, ids)[0] if around is None else around
+    around = record(model, ids, decoder)[0] if around is None else around
     shape = around[site].output.array.shape[1:]
     count = math.prod(shape)
     edits = [_perturb(start, min(start + chunk, count), shape) for start in range(0, count, chunk)]
-    slopes = [_slopes(logits(model, ids, around, variant=variant, edits={site: edit}), target, against) for edit in edits]
+    slopes = [_slopes(logits(model, ids, around, variant=variant, edits={site: edit}, decoder=decoder), target, against) for edit in edits]
     # Where the site cannot reach the logits (scores, with probabilities held constant) no batch comes back, only the real run.
     return np.concatenate([np.broadcast_to(s, (min(chunk, count - i * chunk),)) for i, s in enumerate(slopes)]).reshape(shape)
 

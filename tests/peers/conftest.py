@@ -41,6 +41,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": 29, "n_positions": 32, "n_embd": 24, "n_layer": 3, "n_head": 4},
 }  # fmt: skip
 
+_DECODER: dict[str, Any] = SMALL["llama"] | {"num_key_value_heads": 4}
+_GEMMA: dict[str, Any] = _DECODER | {"head_dim": 6, "num_key_value_heads": 2, "query_pre_attn_scalar": 7, "sliding_window": 3}
+SMALL |= {
+    "mistral": _DECODER, "qwen2": _DECODER, "qwen3": _DECODER | {"head_dim": 6}, "phi": _DECODER | {"partial_rotary_factor": 0.7},
+    "gemma2": _GEMMA, "gemma3_text": _GEMMA | {"sliding_window_pattern": 2},
+}  # fmt: skip
+
 
 def random_model(kind: str, **options: Any) -> Any:
     """transformers starts biases at 0 and norm weights at 1, which hides them; here everything is drawn, at a scale that keeps

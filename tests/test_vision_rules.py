@@ -1,0 +1,173 @@
+"""The rules that vision adds, against their exact definitions: z-box, patches, sources and learned tensors."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import World
+from hypothesis import strategies as st
+from test_rules_exact import Expected, Linear, array, closed, dtypes, exactly, fits, hold, largest, no_underflow, quiet
+
+from refl.errors import ReflError
+from refl.rules import learned, linear, movement, source
+from refl.rules.composites import METHODS, Composite, Rule
+from refl.verification.exact_vision import linear_z_box, patch_place
+
+
+class Boxed(Linear):
+    """A drawn linear layer whose inputs lie in a drawn box; now and then on its edge, and some of its edges are no wider than a point."""
+
+    def __init__(self, data: st.DataObject, dtype: str) -> None:
+        super().__init__(data, dtype)
+        ends = [array(data, dtype, (self.i,), scales=[1.0]) for _ in range(2)]
+        self.low, self.high = np.minimum(*ends), np.maximum(*ends)
+        self.x = np.clip(array(data, dtype, self.x.shape, scales=[1.0]), self.low, self.high)
+        self.z = quiet(linear.forward, self.x, self.w, self.b)
+
+    def products(self) -> list[Any]:
+        low, high, found = exactly(self.low), exactly(self.high), []
+        for _, x, w, _, _, _ in self.rows():
+            for j, i in product(range(self.o), range(self.i)):
+                found += [w[j][i] * (x[i] - low[i]), w[j][i] * (x[i] - high[i])]
+        return found
+
+
+@dtypes
+def test_linear_z_box(world: World, dtype: str) -> None:
+    def judge(data: st.DataObject) -> None:
+        case, expected = Boxed(data, dtype), Expected(1, dtype)
+        no_underflow(dtype, case.products())
+        fits(dtype, sum(map(abs, case.products())))
+        low, high = exactly(case.low), exactly(case.high)
+        for lead, x, w, _, _, r in case.rows():
+            split = linear_z_box(x, w, r, low, high)
+            closed(split.balance(r))
+            expected.add(split, lead)
+        expected.in_range(case.x, case.w, case.low, case.high)
+        passed = linear.z_box(*case.placed(world), low=tuple(map(float, case.low)), high=tuple(map(float, case.high)))
+        assert passed.relevance[1:] == (None, None)
+        expected.judge(world, passed, [case.x.shape], 2 * case.terms + 4, largest(case.x, case.low, case.high) * largest(case.w) * case.i)
+
+    hold(world, judge)
+
+
+def layer(world: World, seed: int = 0) -> tuple[list[Any], list[Any]]:
+    random = np.random.default_rng(seed)
+    x = random.uniform(0, 1, (2, 3, 6))
+    w, b, r = (random.standard_normal(shape) for shape in ((4, 6), (4,), (2, 3, 4)))
+    plain = [x, w, b, linear.forward(x, w, b), r]
+    return [world.place(a) for a in plain], plain
+
+
+def test_z_box_bounds_for_stretches_of_inputs(world: World) -> None:
+    """Three channels of two numbers each, one bound a channel: the same as a bound for each number; one number is all of them."""
+    placed, _ = layer(world)
+    one = world.back(linear.z_box(*placed, low=(-1.0, -2.0, -0.5), high=(2.0, 1.0, 3.0)).relevance[0])
+    each = world.back(linear.z_box(*placed, low=(-1.0, -1.0, -2.0, -2.0, -0.5, -0.5), high=(2.0, 2.0, 1.0, 1.0, 3.0, 3.0)).relevance[0])
+    assert np.array_equal(one, each)
+    assert np.array_equal(*(world.back(linear.z_box(*placed, low=low).relevance[0]) for low in (-1.0, (-1.0,))))
+    with pytest.raises(ValueError, match="4 bounds for 6 inputs"):
+        linear.z_box(*placed, low=(0.0, 0.0, 0.0, 0.0))
+
+
+def test_z_box_of_positive_relevance_is_positive(world: World) -> None:
+    """Deep Taylor decomposition's promise: in the box no message has another sign than its relevance, whatever the bias."""
+    placed, plain = layer(world)
+    placed[4] = world.place(np.abs(plain[4]))
+    assert world.back(linear.z_box(*placed, low=0.0, high=1.0).relevance[0]).min() >= 0
+
+
+def test_z_box_at_zero_bounds_is_lrp_0(world: World) -> None:
+    """l = h = 0 leaves the contributions themselves, less the bias."""
+    (x, w, _, _, r), (plain_x, plain_w, *_) = layer(world)
+    z = world.place(plain_x @ plain_w.T)
+    ours = world.back(linear.z_box(x, w, None, z, r, low=0.0, high=0.0).relevance[0])
+    theirs = world.back(linear.epsilon(x, w, None, z, r, stabilizer="none").relevance[0])
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
+def test_z_box_outside_its_box_balances(world: World) -> None:
+    placed, (_, _, _, _, r) = layer(world, seed=5)
+    passed = linear.z_box(*placed, low=0.4, high=0.6)
+    assert passed.terms is not None and passed.relevance[0] is not None
+    received, given = r.sum(axis=(1, 2)), world.back(passed.relevance[0]).sum(axis=(1, 2)) + world.back(passed.absorbed["stabilizer"])
+    assert np.all(np.abs(received - given) <= 8 * np.finfo("float64").eps / 2 * world.back(passed.terms()))
+
+
+def test_z_box_books_what_has_no_receiver() -> None:
+    """A black pixel at the lower bound under a positive weight: every term is zero, and the relevance is absorbed."""
+    x, w, r = np.zeros((1, 2)), np.asarray([[1.0, 2.0], [1.0, -1.0]]), np.asarray([[3.0, 5.0]])
+    passed = linear.z_box(x, w, None, x @ w.T, r, low=0.0, high=1.0)
+    assert passed.absorbed["stabilizer"] == 3.0
+    assert np.array_equal(passed.relevance[0], [[0.0, 5.0]])  # at the second the negative weight has all of it: 0 - (-1) 1
+
+
+@pytest.mark.parametrize("bound", ["dark", float("nan"), float("inf"), [], [0.0, "1"], True])
+def test_z_box_bounds_are_checked(bound: Any) -> None:
+    with pytest.raises(ReflError, match="low is"):
+        Composite("mine", (Rule("linear", "z_box", options=(("low", bound),)),))
+
+
+def test_z_box_is_no_gradient() -> None:
+    with pytest.raises(ReflError, match="z_box"):
+        METHODS["attnlrp-gradient"].override(Rule("linear", "z_box"))
+
+
+# -- patches ---------------------------------------------------------------------------------------------------------------------------
+
+SHAPES = [((2, 3, 8, 6), (4, 3)), ((1, 1, 7, 5), (2, 3)), ((1, 2, 4, 4), (4, 4)), ((2, 1, 3, 9), (1, 2))]
+
+
+@pytest.mark.parametrize(("shape", "size"), SHAPES)
+def test_patches(world: World, shape: tuple[int, ...], size: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).standard_normal(shape)
+    z = world.back(movement.forward(world.place(x), kind="patches", size=size))
+    assert z.shape == (shape[0], (shape[2] // size[0]) * (shape[3] // size[1]), shape[1] * size[0] * size[1])
+    r = np.random.default_rng(1).standard_normal(z.shape)
+    passed = movement.follow(world.place(x), world.place(z), world.place(r), kind="patches", size=size)
+    (back,) = passed.relevance
+    seen = world.back(back)
+    assert seen.shape == shape and passed.absorbed == {}
+    for index in np.ndindex(*shape):
+        place = patch_place(index, size, shape)
+        assert seen[index] == (0.0 if place is None else r[place])
+        assert place is None or z[place] == x[index]
+
+
+def test_patches_and_a_matrix_are_a_convolution() -> None:
+    """z[b, n, o] = sum over channels and the window of kernel * pixels, written as four loops."""
+    random = np.random.default_rng(2)
+    x, kernel = random.standard_normal((1, 2, 5, 6)), random.standard_normal((3, 2, 2, 3))
+    z = linear.forward(movement.forward(x, kind="patches", size=(2, 3)), kernel.reshape(3, -1), None)
+    for o, row, column in product(range(3), range(2), range(2)):
+        window = x[0, :, 2 * row : 2 * row + 2, 3 * column : 3 * column + 3]
+        assert z[0, 2 * row + column, o] == pytest.approx((window * kernel[o]).sum(), rel=1e-13)
+
+
+# -- where relevance ends --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["pixels", "position"])
+def test_source(world: World, role: str) -> None:
+    values, r = (world.place(np.random.default_rng(i).integers(-4, 5, (2, 3, 4, 5)) / 8) for i in range(2))
+    assert source.forward(values=values, role=role) is values
+    stopped, carried = source.stop(values, r, values=values, role=role), source.stop_gradient(values, r, values=values, role=role)
+    assert stopped.relevance == carried.relevance == ()
+    assert np.array_equal(world.back(stopped.absorbed[role]), world.back(r).sum(axis=(1, 2, 3)))
+    assert np.array_equal(world.back(carried.absorbed[role]), (world.back(values) * world.back(r)).sum(axis=(1, 2, 3)))
+
+
+def test_learned(world: World) -> None:
+    """One row for all examples, and books for each apart."""
+    table, r = np.arange(6.0).reshape(1, 2, 3), np.arange(24.0).reshape(4, 2, 3)
+    placed, beside, arrived = (world.place(a) for a in (table, np.zeros((4, 7, 3)), r))
+    z = learned.forward(placed, beside, role="class_token")
+    assert np.array_equal(world.back(z), np.repeat(table, 4, axis=0))
+    stopped = learned.stop(placed, beside, z, arrived, role="class_token")
+    carried = learned.stop_gradient(placed, beside, z, arrived, role="class_token")
+    assert stopped.relevance == carried.relevance == (None, None)
+    assert np.array_equal(world.back(stopped.absorbed["class_token"]), r.sum(axis=(1, 2)))
+    assert np.array_equal(world.back(carried.absorbed["class_token"]), (r * table).sum(axis=(1, 2)))
