@@ -5,5 +5,8 @@ if __name__ != "refl.nets":
 
 from refl.nets import albert, bert, deit, gemma2, gemma3, gpt2, llama, mistral, mixtral, phi, qwen2, qwen3, qwen3_moe, roberta, t5, vit
 
-NETS = {net.MODEL_TYPE: net for net in (llama, gpt2, mistral, qwen2, qwen3, phi, gemma2, gemma3, bert, roberta, albert, mixtral, qwen3_moe, t5, vit, deit)} | {"xlm-roberta": roberta, "camembert": roberta}
+DECODERS = (llama, gpt2, mistral, qwen2, qwen3, phi, gemma2, gemma3, mixtral, qwen3_moe)
+ENCODERS = (bert, roberta, albert, vit, deit)
+
+NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *ENCODERS, t5)} | {"xlm-roberta": roberta, "camembert": roberta}
 """model_type of config.json -> the net."""

@@ -20,6 +20,7 @@ from refl.trace import Trace, Value
 
 MODEL_TYPE = "gemma2"
 PREFIX = "model."
+CHECKED = "random configurations against transformers 4.52.4; no real checkpoint"
 
 task = decoder.next_token
 

@@ -22,6 +22,7 @@ from refl.trace import Trace, Value
 
 MODEL_TYPE = "gemma3_text"
 PREFIX = "model."
+CHECKED = "random configurations against transformers 4.52.4; relevance LXT 2.1 (gradient form); no real checkpoint"
 
 task = decoder.next_token
 

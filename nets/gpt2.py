@@ -23,6 +23,7 @@ from refl.trace import Trace, Value
 
 MODEL_TYPE = "gpt2"
 PREFIX = "transformer."
+CHECKED = "random configurations against transformers 4.52.4; relevance LXT 2.1 (gradient form); real checkpoints: capp_gpt2, nano_sort_gpt2"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from refl.trace import Trace, Value
 
 MODEL_TYPE = "qwen3"
 PREFIX = "model."
+CHECKED = "random configurations against transformers 4.52.4; relevance LXT 2.1 (gradient form); no real checkpoint"
 
 task = decoder.next_token
 

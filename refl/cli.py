@@ -456,6 +456,7 @@ def models(args: argparse.Namespace) -> int:
         options = ", ".join(f"{name}{'' if default is None else f' = {default}'}" for name, default in net["options"].items())
         lines += [
             [(net["model_type"], "bold"), (f"  {net['summary']}", "")],
+            *paragraph(f"tested: {net['checked']}", _width()),
             *paragraph(f"options of config.json: {options}", _width(), "dim"),
             [],
         ]
@@ -470,7 +471,8 @@ def _architectures() -> list[dict[str, Any]]:
     from refl.nets import NETS
 
     return [
-        {"model_type": name, "summary": (net.__doc__ or "").splitlines()[0], "options": _config_options(net.Config)}
+        {"model_type": name, "summary": (net.__doc__ or "").splitlines()[0], "checked": net.CHECKED,
+         "options": _config_options(net.Config)}  # fmt: skip
         for name, net in NETS.items()
     ]
 

@@ -13,7 +13,7 @@ import numpy as np
 from refl.arrays import Array, asnumpy
 from refl.errors import ReflError
 from refl.ledger import Ledger
-from refl.rules.composites import Composite
+from refl.rules.composites import Composite, from_saved
 
 FORMAT = 1
 """Version of the oracle file."""
@@ -178,7 +178,67 @@ class Explanation:
             if self.sites.carries == "gradient":
                 arrays[f"gradient/{site}"] = self.gradient(site)
         metadata = {key: json.dumps(value) for key, value in self.as_dict().items() if key not in arrays}
-        write_safetensors(path, arrays, metadata | {"aliases": json.dumps(self.sites.aliases)})
+        metadata |= {"aliases": json.dumps(self.sites.aliases), "patch": json.dumps(self.patch)}
+        write_safetensors(path, arrays, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Explanation:
+        """An oracle file as it was saved: every number, site and entry of the books. Raises ReflError for a file that is none."""
+        from refl.checkpoint import read_safetensors
+
+        arrays, metadata = read_safetensors(path)
+        try:
+            said = {key: json.loads(value) for key, value in metadata.items()}
+            if said["format"] != FORMAT:
+                raise ReflError(f"{path} is an oracle file of format {said['format']}, this refl reads format {FORMAT}")
+            return cls(**_saved(said, arrays))
+        except (KeyError, TypeError, ValueError, AttributeError) as reason:
+            raise ReflError(f"{path} is no oracle file of refl: {type(reason).__name__} {reason}") from reason
+
+    def html(self) -> str:
+        """One self-contained page."""
+        from refl import show
+
+        return show.html(self)
+
+    def __str__(self) -> str:
+        from refl import show
+
+        return show.text(self)
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        from refl import show
+
+        return show.fragment(self)
+
+
+_PLAIN = ("tokens", "target", "target_id", "logit", "against", "seed", "explained", "about")
+
+
+def _saved(said: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an Explanation from an oracle file's metadata and arrays."""
+    composite = from_saved(said["method"])
+    carried = _under("gradient/" if composite.carries == "gradient" else "relevance/", arrays)
+    return {key: said[key] for key in _PLAIN} | {
+        "input_ids": [int(i) for i in arrays["input_ids"]],
+        "relevance": arrays["relevance"],
+        "probability": float("nan") if said["probability"] is None else said["probability"],
+        "candidates": [Candidate(**c) for c in said["candidates"]],
+        "composite": composite,
+        "ledger": Ledger.from_dict(said["ledger"]),
+        "sites": Sites(carried, _under("activation/", arrays), said["aliases"], composite.carries, 0),
+        "decoder_tokens": said.get("decoder_tokens"),
+        "decoder_ids": [int(i) for i in arrays["decoder_ids"]] if "decoder_ids" in arrays else None,
+        "decoder_relevance": arrays.get("decoder_relevance"),
+        "picture": arrays.get("picture"),
+        "patch": None if said["patch"] is None else tuple(said["patch"]),
+    }
+
+
+def _under(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
+    """The arrays of a group, with a batch axis of one again."""
+    return {name.removeprefix(prefix): array[None] for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _numbered(item: tuple[str, Any]) -> list[tuple[int, str]]:

@@ -59,6 +59,12 @@ class Ledger:
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
 
+    def __str__(self) -> str:
+        """The whole account, then a row per operation."""
+        from refl import show
+
+        return show.ledger_table(self)
+
     def __getitem__(self, site: str) -> Entry:
         for entry in self.entries:
             if entry.site == site:
@@ -126,6 +132,7 @@ class Ledger:
         plain = _plain(len(self.explained) == 1)
         return {
             "explained": plain(self.explained),
+            "roundoff": self.roundoff,
             "tokens": plain(self.tokens),
             "absorbed": {cause: plain(amount) for cause, amount in self.absorbed.items()},
             "gap": plain(self.gap),
@@ -142,6 +149,19 @@ class Ledger:
                 for e in self.entries
             ],
         }
+
+    @classmethod
+    def from_dict(cls, said: dict[str, Any]) -> Ledger:
+        """The books of one example from what `as_dict` made of them."""
+        entries = [
+            Entry(e["site"], e["operation"], e["rule"], np.asarray([e["received"]]), _sums(e["passed"]), _sums(e["absorbed"]))
+            for e in said["sites"]
+        ]
+        return cls(np.asarray([said["explained"]]), said["roundoff"], entries)
+
+
+def _sums(plain: dict[str, float]) -> dict[str, Sums]:
+    return {name: np.asarray([value]) for name, value in plain.items()}
 
 
 def _on_host(entry: Entry) -> Entry:

@@ -44,8 +44,8 @@ def gradient(x: Array, z: Array, g: Array, *, kind: str) -> Passed:
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), never exponentiating a positive number."""
     xp = namespace(x)
-    a = xp.abs(x)
-    return xp.exp((x - a) / 2) / (1 + xp.exp(-a))  # (x - |x|)/2 is min(x, 0), exactly
+    e = xp.exp(-xp.abs(x))
+    return xp.maximum(e, flags(x >= 0, x)) / (1 + e)  # above: 1 where x >= 0, else exp(x)
 
 
 def _clipped(x: Array) -> Array:

@@ -414,6 +414,17 @@ def method(name: str) -> Composite:
     return METHODS[name]
 
 
+def from_saved(content: dict[str, Any]) -> Composite:
+    """The composite that `as_dict` wrote down. Options at their defaults are left to the rules."""
+    bare = Composite(content["name"], (), content["carries"], content["source"], content["summary"], content["score"])
+    lines = [Rule(line["operation"], line["rule"], line["site"]) for line in content["rules"]]
+    set_apart = [
+        tuple((key, value) for key, value in said["options"].items() if _spelled_out(line, bare).get(key) != value)
+        for line, said in zip(lines, content["rules"], strict=True)
+    ]
+    return replace(bare, rules=tuple(replace(line, options=options) for line, options in zip(lines, set_apart, strict=True)))
+
+
 def from_toml(path: str | Path) -> Composite:
     """A composite of one's own:
 

@@ -33,7 +33,9 @@ def forward(x: Array, w: Array, b: Array | None) -> Array:  # (..., I), (O, I), 
 
 def epsilon(x: Array, w: Array, b: Array | None, z: Array, r: Array, *, eps: float = 1e-6, stabilizer: str = "sign") -> Passed:
     s, taken = share(z, r, eps, stabilizer)  # (..., O)
-    return Passed((x * (s @ w), None, None), _bias(b, s) | {"stabilizer": taken}, lambda: _terms(x, w, b, s))
+    r_x = s @ w
+    r_x *= x
+    return Passed((r_x, None, None), _bias(b, s) | {"stabilizer": taken}, lambda: _terms(x, w, b, s))
 
 
 def gradient(x: Array, w: Array, b: Array | None, z: Array, g: Array) -> Passed:  # g: (..., O) -> (..., I)

@@ -26,7 +26,9 @@ def uniform(
     """Computed as s = R / (O + eps/2 s(O)) with V/2 in place of V: the same numbers, and one pass less over the larger array."""
     s, taken = share(z, r, eps / 2 if denominator == "2z+eps" else eps, stabilizer)
     h = v / 2
-    return Passed((a * (s @ swap(h)), h * (swap(a) @ s)), {"stabilizer": taken}, lambda: _terms(a, v, s))
+    r_a = s @ swap(h)
+    r_a *= a
+    return Passed((r_a, h * (swap(a) @ s)), {"stabilizer": taken}, lambda: _terms(a, v, s))
 
 
 def second(a: Array, v: Array, z: Array, r: Array, *, eps: float = 1e-6, stabilizer: str = "sign") -> Passed:

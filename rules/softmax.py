@@ -30,14 +30,14 @@ def forward(x: Array, *, mask: Array | None = None) -> Array:  # (..., J, I), bo
     top = xp.max(x, axis=-1, keepdims=True)
     e = xp.exp(x - xp.where(xp.isfinite(top), top, xp.zeros_like(top)))
     z = row_sum(e)
-    return e / (z + flags(z == 0, z))
+    e /= z + flags(z == 0, z)
+    return e
 
 
 def taylor(x: Array, p: Array, r: Array, *, mask: Array | None = None) -> Passed:  # r: (..., J, I) -> (..., J, I)
     x, r, hidden = _visible(x, r, mask)
-    s, px = row_sum(r), row_product(p, x)
-    absorbed = {"softmax_offset": total(s * (1 + px)) - total_product(r, x)} | hidden
-    return Passed((x * (r - p * s),), absorbed, lambda: _terms(x, p, r))
+    s, offset = _offset(x, p, r)
+    return Passed((x * (r - p * s),), {"softmax_offset": offset} | hidden, lambda: _terms(x, p, r))
 
 
 def spread(x: Array, p: Array, r: Array, *, mask: Array | None = None) -> Passed:
@@ -69,13 +69,17 @@ def constant(x: Array, p: Array, r: Array, *, mask: Array | None = None) -> Pass
 
 def gradient(x: Array, p: Array, g: Array, *, mask: Array | None = None) -> Passed:  # g: (..., J, I) -> (..., J, I)
     x, r, hidden = _visible(x, p * g, mask)
-    s, px = row_sum(r), row_product(p, x)
-    absorbed = {"softmax_offset": total(s * (1 + px)) - total_product(r, x)} | hidden
-    return Passed((r - p * s,), absorbed, lambda: _terms(x, p, r))
+    s, offset = _offset(x, p, r)
+    return Passed((r - p * s,), {"softmax_offset": offset} | hidden, lambda: _terms(x, p, r))
 
 
 def constant_gradient(x: Array, p: Array, g: Array, *, mask: Array | None = None) -> Passed:
     return Passed((None,), {"constant": total_product(p, g)})
+
+
+def _offset(x: Array, p: Array, r: Array) -> tuple[Array, Array]:  # -> sum_j R_j (..., 1), sum_j R_j (1 - x_j + sum_i p_i x_i) (B,)
+    s = row_sum(r)
+    return s, total(s * (1 + row_product(p, x))) - total_product(r, x)
 
 
 def _others(a: Array) -> Array:  # (..., I) -> (..., I)
@@ -96,8 +100,11 @@ def _visible(x: Array, r: Array, mask: Array | None) -> tuple[Array, Array, dict
     """x and r with masked entries set to zero, and what r held there; nothing is copied where nothing is masked."""
     xp = namespace(x, r)
     low = x <= xp.finfo(x.dtype).min / 2
-    if mask is None and not bool(xp.any(low)):
-        return x, r, {}
+    if not bool(xp.any(low)):
+        if mask is None:
+            return x, r, {}
+        seen = flags(mask, r)  # x may keep its numbers there: they are finite, and stand beside p = 0 and r = 0
+        return x, r * seen, {"mask": total_product(r, 1 - seen)}
     seen = _seen(x, mask)
     return xp.where(low, xp.zeros_like(x), x) * seen, r * seen, {"mask": total_product(r, 1 - seen)}
 
