@@ -472,7 +472,7 @@ def _architectures() -> list[dict[str, Any]]:
 
     return [
         {"model_type": name, "summary": (net.__doc__ or "").splitlines()[0], "checked": net.CHECKED,
-         "options": _config_options(net.Config)}  # fmt: skip
+         "options": _config_options(net.Config)}
         for name, net in NETS.items()
     ]
 
