@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,13 @@ class Explanation:
     decoder_relevance: Any = None
     picture: Any = None
     patch: tuple[int, int] | None = None
+    fingerprint: Callable[[], str] = field(default=lambda: "", repr=False)
+    """Of the checkpoint: a hash of all its bytes, so it is formed only when it is asked for."""
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What this was computed by: versions, model, dtype, and the checkpoint's fingerprint."""
+        return {"fingerprint": self.fingerprint()} | self.about
 
     @property
     def what(self) -> str:
@@ -136,7 +143,7 @@ class Explanation:
         """Everything but the arrays of the sites, as plain numbers and strings."""
         return {
             "format": FORMAT,
-            "about": self.about,
+            "about": self.provenance,
             "method": self.composite.as_dict(),
             "tokens": self.tokens,
             "input_ids": self.input_ids,

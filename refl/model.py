@@ -597,7 +597,8 @@ class _Job:
             composite=self.composite,
             ledger=ledger,
             about={"refl": refl.__version__, "model": model.name, "architecture": model.net.MODEL_TYPE, "dtype": model.dtype,
-                   "fingerprint": model.fingerprint(), "task": model.task},
+                   "task": model.task},
+            fingerprint=model.fingerprint,
             sites=sites,
         )  # fmt: skip
 

@@ -842,7 +842,7 @@ def _html_ledger(e: Explanation) -> str:
 
 
 def _html_about(e: Explanation) -> str:
-    facts = e.about | {"method": e.composite.name, "seed": e.seed, "target": f"{e.target!r} (id {e.target_id})"}
+    facts = e.provenance | {"method": e.composite.name, "seed": e.seed, "target": f"{e.target!r} (id {e.target_id})"}
     facts |= {"against": repr(e.against)} if e.against is not None else {}
     facts |= {"token ids": " ".join(map(str, e.input_ids))} if e.picture is None else {}
     facts |= {"decoder ids": " ".join(map(str, e.decoder_ids))} if e.decoder_ids is not None else {}

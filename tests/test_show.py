@@ -293,7 +293,7 @@ def test_the_page_has_every_token_the_account_and_the_books(keys: Explanation) -
     for word in (
         *keys.tokens,
         *(row.shown for row in show.account(keys.ledger)),
-        keys.about["fingerprint"],
+        keys.provenance["fingerprint"],
         *(e.site for e in keys.ledger),
     ):
         assert word in page.text
