@@ -100,13 +100,15 @@ def _visible(x: Array, r: Array, mask: Array | None) -> tuple[Array, Array, dict
     """x and r with masked entries set to zero, and what r held there; nothing is copied where nothing is masked."""
     xp = namespace(x, r)
     low = x <= xp.finfo(x.dtype).min / 2
-    if not bool(xp.any(low)):
-        if mask is None:
-            return x, r, {}
-        seen = flags(mask, r)  # x may keep its numbers there: they are finite, and stand beside p = 0 and r = 0
-        return x, r * seen, {"mask": total_product(r, 1 - seen)}
-    seen = _seen(x, mask)
-    return xp.where(low, xp.zeros_like(x), x) * seen, r * seen, {"mask": total_product(r, 1 - seen)}
+    any_low = bool(xp.any(low))
+    if mask is None and not any_low:
+        return x, r, {}
+    if any_low:
+        seen = _seen(x, mask)
+        x = xp.where(low, xp.zeros_like(x), x) * seen
+    else:
+        seen = flags(mask, r)  # x keeps its numbers there: they are finite, and stand beside p = 0 and r = 0
+    return x, r * seen, {"mask": total_product(r, 1 - seen)}
 
 
 def _terms(x: Array, p: Array, r: Array) -> Array:  # -> (B,)
