@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer  # type: ignore[import-untyped]
-from tokenizers.models import Unigram  # type: ignore[import-untyped]
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
 
 from refl.checkpoint import list_folder, nearest, read_bytes, read_json
 from refl.errors import ReflError
