@@ -111,7 +111,7 @@ class Text:
     def _piece(self, number: int) -> str:
         if number in self._added:
             return self._added[number]
-        entry: str = self._tokenizer.id_to_token(number)
+        entry = str(self._tokenizer.id_to_token(number))  # never None: the number was checked
         if self._byte_level:
             return _readable(bytes(map(_BYTES.__getitem__, entry))) if _BYTES.keys() >= set(entry) else entry
         if self._byte_fallback and (byte := _BYTE_TOKEN.fullmatch(entry)):

@@ -340,7 +340,7 @@ def last_logits(model: LlamaForCausalLM, tokenizer: Tokenizer, prefix: str) -> T
 def judge(model: LlamaForCausalLM, tokenizer: Tokenizer, sentence: Sentence) -> Judgement:
     logits = last_logits(model, tokenizer, sentence.prefix)
     target, foil = (logits[tokenizer.token_to_id(word)] for word in (sentence.target, sentence.foil))
-    return Judgement(sentence, bool(target > foil), tokenizer.id_to_token(int(logits.argmax())))
+    return Judgement(sentence, bool(target > foil), str(tokenizer.id_to_token(int(logits.argmax()))))
 
 
 def held_out(seed: int, count: int) -> list[Sentence]:
@@ -397,7 +397,7 @@ def greedy(model: LlamaForCausalLM, tokenizer: Tokenizer, prefix: str, most: int
     words: list[str] = []
     while len(words) < most and words[-1:] not in (["."], ["</s>"]):
         logits = last_logits(model, tokenizer, " ".join([prefix, *words]))
-        words.append(tokenizer.id_to_token(int(logits.argmax())))
+        words.append(str(tokenizer.id_to_token(int(logits.argmax()))))
     return " ".join(words)
 
 
