@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from refl.arrays import Array, namespace, total, total_product
 from refl.ledger import Ledger
@@ -156,8 +156,3 @@ def _three(arrays: tuple[Array | None, ...]) -> tuple[Array, Array, Array]:
 
 
 _OPERATION = {"context": "matmul", "probabilities": "softmax", "scores": "matmul"}
-
-
-def relevance(swept: Swept, site: str, carries: str) -> Any:
-    """The relevance at a kept site: what was carried there, times the activation where gradients are carried."""
-    return swept.carried[site] * swept.activations[site] if carries == "gradient" else swept.carried[site]

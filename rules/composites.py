@@ -143,11 +143,13 @@ class Composite:
         """The rule for an operation whose output has these names. Raises ReflError where the table has none."""
         for line in self.rules:
             if line.fits(operation, names):
-                return Chosen(line.rule, self.functions(operation)[line.rule], dict(line.options))
+                return Chosen(line.rule, self.known[operation][line.rule], dict(line.options))
         raise ReflError(f"composite {self.name} has no rule for {operation} at {names[0]}: add a line for it to its table")
 
-    def functions(self, operation: str) -> dict[str, Callable[..., Passed]]:
-        return (GRADIENT_RULES if self.carries == "gradient" else RULES)[operation]
+    @property
+    def known(self) -> dict[str, dict[str, Callable[..., Passed]]]:
+        """Operation -> rule name -> rule, in the form this composite carries."""
+        return GRADIENT_RULES if self.carries == "gradient" else RULES
 
     def override(self, *lines: Rule, name: str | None = None) -> Composite:
         """The same composite with further lines on top, where they win."""
@@ -179,8 +181,7 @@ class Composite:
 
 
 def _functions(line: Rule, composite: Composite) -> list[Callable[..., Passed]]:
-    table = GRADIENT_RULES if composite.carries == "gradient" else RULES
-    return [rules[line.rule] for op, rules in table.items() if fnmatchcase(op, line.operation) and line.rule in rules]
+    return [rules[line.rule] for op, rules in composite.known.items() if fnmatchcase(op, line.operation) and line.rule in rules]
 
 
 _OF_THE_OPERATION = {
@@ -208,12 +209,11 @@ def _with(line: Rule, options: dict[str, Any], composite: Composite) -> Rule:
 
 
 def _check(line: Rule, composite: Composite) -> None:
-    table = GRADIENT_RULES if composite.carries == "gradient" else RULES
-    operations = [op for op in table if fnmatchcase(op, line.operation)]
+    operations = [op for op in composite.known if fnmatchcase(op, line.operation)]
     if not operations:
-        raise ReflError(f"composite {composite.name} names the operation {line.operation!r}; there are {', '.join(table)}")
+        raise ReflError(f"composite {composite.name} names the operation {line.operation!r}; there are {', '.join(composite.known)}")
     if not _functions(line, composite):
-        known = ", ".join(sorted({name for op in operations for name in table[op]}))
+        known = ", ".join(sorted({name for op in operations for name in composite.known[op]}))
         raise ReflError(
             f"composite {composite.name} names the rule {line.rule!r} for {line.operation}, "
             f"which carries {composite.carries} only under: {known}"
@@ -248,7 +248,7 @@ def _check_bound(key: str, value: Any) -> None:
 def _check_number(key: str, value: Any, line: Rule) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value < float("inf"):
         raise ReflError(f"{key} is {value!r}: expected a finite number")
-    if key == "eps" and "stabilizer" in inspect.signature(RULES["linear"]["epsilon"]).parameters and not value > 0:
+    if key == "eps" and not value > 0:
         raise ReflError(f"eps is {value!r}: expected a number above 0; for no stabiliser at all set stabilizer='none'")
     if value < 0:
         raise ReflError(f"{key} is {value!r}: expected a number of at least 0")
