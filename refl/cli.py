@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn, Self
 
-from refl import ReflError, __version__
+from refl import ReflError, __version__, checks
 
 if TYPE_CHECKING:
     from refl.explanation import Explanation
@@ -52,6 +52,7 @@ examples:
 _EXITS = """\
 exit codes:
   0  done
+  1  a check (verify, compare, conform) found something
   2  the input, an option or a file is not usable; one sentence on standard error says why
   130 interrupted;  141 whoever read the output went away
 """
@@ -122,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "models", "the architectures there are, and the model that ships with refl", "", "", models)
     methods_ = _command(commands, "methods", "the methods there are, each with its source", "", "", methods)
     methods_.add_argument("name", nargs="?", metavar="NAME", help="one method, or a FILE.toml: its table of rules with every option")
+    checks.add(commands, _command)
     return parser
 
 

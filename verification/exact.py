@@ -30,7 +30,7 @@ MP: Any = mpmath.mp.clone()
 MP.dps = 60
 
 Number = Any
-"""A Fraction, or an mpf of 60 digits."""
+"""A Fraction, an mpf of 60 digits, or a number that keeps count of rounding beside its 60 digits (`running.Running`)."""
 Vector = Sequence[Number]
 Matrix = Sequence[Sequence[Number]]
 Index = tuple[int, ...]
@@ -87,6 +87,11 @@ def stabiliser(z: Number, eps: Number, kind: str) -> Number:
     if kind == "none":
         return 0 * z
     return -eps if kind == "sign" and z < 0 else eps
+
+
+def function(name: str, x: Number) -> Number:
+    """exp, sqrt, erfc, tanh or cosh; a number of another kind than mpf brings its own."""
+    return x.function(name) if hasattr(x, "function") else getattr(MP, name)(x)
 
 
 def positive(c: Number) -> Number:
@@ -312,7 +317,7 @@ def matmul_gradient(a: Matrix, v: Matrix, g: Matrix, to_a: Number, to_v: Number)
 
 def softmax(x: Vector, visible: Sequence[bool]) -> list[Number]:
     """60 digits; masked entries 0, also where the whole row is masked."""
-    e = [MP.exp(real(x[i])) if visible[i] else MP.mpf(0) for i in range(len(x))]
+    e = [function("exp", real(x[i])) if visible[i] else MP.mpf(0) for i in range(len(x))]
     return [each / sum(e) if any(visible) else MP.mpf(0) for each in e]
 
 
@@ -403,6 +408,8 @@ def softmax_gradient(x: Vector, p: Vector, g: Vector, visible: Sequence[bool]) -
 
 def real(x: Number) -> Number:
     """A Fraction as an mpf."""
+    if hasattr(x, "function"):
+        return x
     return MP.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else MP.mpf(x)
 
 
@@ -411,7 +418,7 @@ def reals(x: Iterable[Number]) -> list[Number]:
 
 
 def rms(x: Vector, norm_eps: Number) -> Number:
-    return MP.sqrt(sum(each * each for each in reals(x)) / len(x) + real(norm_eps))
+    return function("sqrt", sum(each * each for each in reals(x)) / len(x) + real(norm_eps))
 
 
 def rms_norm(x: Vector, w: Vector, norm_eps: Number) -> list[Number]:
@@ -454,7 +461,7 @@ def centred(x: Vector, norm_eps: Number) -> tuple[list[Number], Number, Number]:
     mean = sum(x) / len(x)
     c = [each - mean for each in x]
     variance = sum(each * each for each in c) / len(x)
-    return c, variance, MP.sqrt(variance + real(norm_eps))
+    return c, variance, function("sqrt", variance + real(norm_eps))
 
 
 def layer_norm(x: Vector, w: Vector, b: Vector | None, norm_eps: Number) -> list[Number]:
@@ -508,15 +515,15 @@ def layer_norm_gradient(x: Vector, w: Vector, b: Vector | None, g: Vector, norm_
 
 
 def _phi(x: Number) -> Number:
-    return MP.erfc(-x / MP.sqrt(2)) / 2
+    return function("erfc", -x / MP.sqrt(2)) / 2
 
 
 def _density(x: Number) -> Number:
-    return MP.exp(-x * x / 2) / MP.sqrt(2 * MP.pi)
+    return function("exp", -x * x / 2) / MP.sqrt(2 * MP.pi)
 
 
 def _sigmoid(x: Number) -> Number:
-    return 1 / (1 + MP.exp(-x))
+    return 1 / (1 + function("exp", -x))
 
 
 def _inner(x: Number) -> Number:
@@ -550,14 +557,14 @@ GATE: dict[str, tuple[Callable[[Number], Number], Callable[[Number], Number]]] =
 
 def activation(kind: str, x: Number) -> Number:
     x = real(x)
-    return MP.tanh(x) if kind == "tanh" else x * GATE[kind][0](x)
+    return function("tanh", x) if kind == "tanh" else x * GATE[kind][0](x)
 
 
 def slope(kind: str, x: Number) -> Number:
     """f'(x)."""
     x = real(x)
     if kind == "tanh":
-        return 1 / MP.cosh(x) ** 2
+        return 1 / function("cosh", x) ** 2
     gate, derivative = GATE[kind]
     return gate(x) + x * derivative(x)
 
