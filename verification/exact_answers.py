@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,7 +19,8 @@ from refl.verification import exact, exact_experts, exact_vision
 from refl.verification.exact import Split
 from refl.verification.running import SIGNIFICANT, Running, given
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = Any
+"""Of Running numbers."""
 Answer: TypeAlias = tuple[Array | None, ...]
 
 MASKS = {name: float(np.finfo("float32" if name == "bfloat16" else name).min) / 2 for name in SIGNIFICANT}
@@ -154,7 +156,7 @@ def sum_epsilon(c: Call) -> Answer:
         *ys, r = rows
         index = [[0]] * len(ys)
         split = exact_experts.combine_epsilon([[y] for y in ys], index, [r], *c.eps)
-        split.messages = [{d: m for (_, d), m in each.items()} for each in split.messages]
+        split.messages = [{d: each.get((0, d), []) for d in range(len(r))} for each in split.messages]
         return split
 
     return tuple(c.many(len(operands), one, *operands, c["r"]))
@@ -416,9 +418,9 @@ def _attention_rules(c: Call, rule: str, factor: Running) -> tuple[Any, Any, Any
         return (lambda a, v, r: exact.matmul_second(a, v, r, *c.eps)), None, None, lambda r: r
     half = Fraction(1, 2)
     if rule == "gradient":
-        both = lambda a, v, g: exact.matmul_gradient(a, v, g, half, half)  # noqa: E731
+        both = partial(exact.matmul_gradient, to_a=half, to_v=half)
         return both, both, exact.softmax_gradient, lambda g: g * factor
-    return (lambda a, v, g: exact.matmul_gradient(a, v, g, 0, 1)), None, None, lambda g: g
+    return partial(exact.matmul_gradient, to_a=0, to_v=1), None, None, lambda g: g
 
 
 def network(c: Call) -> Answer:
@@ -432,12 +434,16 @@ def network(c: Call) -> Answer:
         r = seed
         for layer, x in zip(reversed(c["layers"]), reversed(xs[:-1]), strict=True):
             if layer["operation"] == "linear":
-                number = lambda name, layer=layer: given(layer[name], SIGNIFICANT[c.dtype])  # noqa: E731
+                number = partial(_number, layer, SIGNIFICANT[c.dtype])
                 b = None if layer["b"] is None else list(layer["b"])
                 r = _each_row(c, _linear(layer["rule"], layer, layer["w"].tolist(), b, number), x, r)
         answers.append(r)
     c.absorbed.clear()  # the sum over seeds means nothing
     return xs[-1], *answers
+
+
+def _number(layer: Mapping[str, Any], bits: int, name: str) -> Running:
+    return given(layer[name], bits)
 
 
 def _forward(layer: Mapping[str, Any], x: list[Running]) -> list[Running]:

@@ -16,6 +16,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,7 +33,7 @@ FOLDER = Path(__file__).parent / "vectors"
 UNITS = 8
 """What an implementation may be off by, in u times condition: rounds its own way, and once more on the way out."""
 
-Array: TypeAlias = np.ndarray[Any, Any]
+Array: TypeAlias = Any
 Drawn: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
 """Inputs and options."""
 
@@ -124,7 +125,8 @@ class Draw:
         return rounded(np.array(flat).reshape(shape), self.dtype)
 
     def bias(self, n: int) -> Array | None:
-        return self.one_of(None, self(n))
+        bias: Array | None = self.one_of(None, self(n))
+        return bias
 
     def _awkward(self) -> float:
         """Ties and cancelling sums, zeros of both signs, small and large."""
@@ -282,14 +284,14 @@ def _network(d: Draw, rule: str) -> Drawn:
     sizes = [d.size(3) + 1 for _ in range(3)]
     kind = d.one_of("relu", "gelu", "silu")
     layers: list[dict[str, Any]] = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         layers += [_layer(d, before, after), {"operation": "activation", "kind": kind, "rule": "identity"}]
     layers.pop()
     return {"layers": layers, "x": d(d.batch, sizes[0]), "seeds": [d(d.batch, sizes[-1]) for _ in range(2)]}, {}
 
 
 def _layer(d: Draw, before: int, after: int) -> dict[str, Any]:
-    rule = d.one_of({"rule": "epsilon", "eps": 1e-6}, {"rule": "gamma", "gamma": 0.25}, {"rule": "z_plus"}, {"rule": "alpha_beta", "alpha": 2.0, "beta": 1.0})
+    rule: dict[str, Any] = d.one_of({"rule": "epsilon", "eps": 1e-6}, {"rule": "gamma", "gamma": 0.25}, {"rule": "z_plus"}, {"rule": "alpha_beta", "alpha": 2.0, "beta": 1.0})
     return {"operation": "linear", "w": d(after, before), "b": d.bias(after)} | rule
 
 

@@ -63,10 +63,10 @@ class Running:
         return Running(-self.value, self.bits, self.error, self.size, self.grid)
 
     def __sub__(self, other: Any) -> Running:
-        return self + -self._other(other)
+        return self.__add__(-self._other(other))
 
     def __rsub__(self, other: Any) -> Running:
-        return -self + other
+        return (-self).__add__(other)
 
     def __mul__(self, other: Any) -> Running:
         b = self._other(other)
@@ -85,7 +85,8 @@ class Running:
         return self._other(other) / self
 
     def __pow__(self, n: int) -> Running:
-        return self if n == 1 else self * self ** (n - 1)
+        power: Running = self if n == 1 else self * self.__pow__(n - 1)
+        return power
 
     __radd__, __rmul__ = __add__, __mul__
 

@@ -1,0 +1,436 @@
+"""The conformance vectors and their runner: the files are what the definitions give, refl passes them, and a wrong answer is found and named."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from refl.cli import main
+from refl.errors import ReflError
+from refl.verification import conformance, lint_vectors, make_vectors, report
+from refl.verification.adapters import engine
+from refl.verification.case import Case
+from refl.verification.mistakes import MISTAKES
+from refl.verification.running import Fragile, Running, given
+
+KNOWN = {m.id: m for m in MISTAKES}
+
+# -- running numbers -----------------------------------------------------------------------------------------------------------------
+
+
+def test_small_whole_numbers_round_nowhere() -> None:
+    x = sum((given(n, 53) for n in (3, -5, 0.5, 2)), start=given(0, 53))
+    assert float(x) == 0.5 and x.error == 0
+
+
+@pytest.mark.parametrize("order", range(6))
+def test_the_condition_of_a_sum_covers_every_order(order: int) -> None:
+    """|computed - exact| <= u * condition, for float sums in any order."""
+    rng = random.Random(order)
+    terms = [rng.uniform(-1, 1) * 10.0 ** rng.randint(-8, 8) for _ in range(12)]
+    running = sum((given(t, 53) for t in terms), start=given(0, 53))
+    rng.shuffle(terms)
+    assert abs(Fraction(sum(terms)) - sum(map(Fraction, terms))) <= Fraction(running.error) / 2**53
+
+
+def test_the_condition_of_a_quotient() -> None:
+    """1/3 in float64 is off by one rounding, at most u/3."""
+    q = given(1, 53) / given(3, 53)
+    assert q.error == pytest.approx(1 / 3) and abs(Fraction(1 / 3) - Fraction(1, 3)) <= Fraction(q.error) / 2**53
+
+
+def test_a_sign_that_rounding_decides_is_refused() -> None:
+    z = given(0.1, 53) * given(3, 53) - given(0.3, 53)
+    assert isinstance(z, Running) and z.error > 0
+    with pytest.raises(Fragile):
+        _ = z < 0
+    assert not given(1, 53) - given(1, 53) < 0
+
+
+# -- the files -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", conformance.rules())
+def test_the_files_are_what_the_definitions_give(rule: str) -> None:
+    path = conformance.FOLDER / f"{rule}.json"
+    assert path.read_bytes() == make_vectors.page(rule, make_vectors.published(rule)).encode()
+
+
+@pytest.mark.parametrize("rule", conformance.rules())
+def test_the_lint_has_nothing_to_complain_of(rule: str) -> None:
+    assert list(lint_vectors.lint(rule)) == []
+
+
+def test_every_case_id_is_one_of_a_kind() -> None:
+    ids = [case.id for case in conformance.cases()]
+    assert len(set(ids)) == len(ids)
+
+
+def test_every_rule_has_every_format_and_a_batch() -> None:
+    for rule in conformance.rules():
+        cases = conformance.load(rule)
+        assert {case.dtype for case in cases} == {"float64", "float32", "float16", "bfloat16"}, rule
+        assert any(case.batch > 1 for case in cases), rule
+
+
+def test_the_vectors_are_small() -> None:
+    assert sum(path.stat().st_size for path in conformance.FOLDER.rglob("*") if path.is_file()) < 20e6
+
+
+def tampered(tmp_path: Path, rule: str, change: Callable[[dict[str, Any]], None]) -> None:
+    data = json.loads((conformance.FOLDER / f"{rule}.json").read_text())
+    change(data)
+    (tmp_path / f"{rule}.json").write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda d: d["cases"][0]["expected"]["relevance"]["x"]["data"][0].__setitem__(0, 7.0), "digest"),
+        (lambda d: d.__setitem__("equation", "R = R"), "signature"),
+        (lambda d: d["cases"].__setitem__(1, d["cases"][0]), "occurs 2 times"),
+        (lambda d: d["cases"][0]["flags"].append("gqa-repeat"), "not for this rule"),
+        (lambda d: d["cases"][0]["flags"].append("eps-two-heads"), "no known mistake"),
+        (lambda d: d["cases"][0]["tolerance"]["relevance"]["x"]["data"][0].__setitem__(0, 0.0), "below the number"),
+    ],
+)
+def test_the_lint_finds(change: Callable[[dict[str, Any]], None], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tampered(tmp_path, "linear_epsilon", change)
+    monkeypatch.setattr(conformance, "FOLDER", tmp_path)
+    conformance.load.cache_clear()
+    try:
+        assert any(complaint in line for line in lint_vectors.lint("linear_epsilon"))
+    finally:
+        conformance.load.cache_clear()
+
+
+def test_a_count_that_is_wrong_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tampered(tmp_path, "linear_flat", lambda d: d["cases"].pop())
+    monkeypatch.setattr(conformance, "FOLDER", tmp_path)
+    conformance.load.cache_clear()
+    try:
+        with pytest.raises(ReflError, match="changed by hand"):
+            conformance.load("linear_flat")
+    finally:
+        conformance.load.cache_clear()
+
+
+# -- refl itself ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", conformance.rules())
+def test_refl_passes(rule: str) -> None:
+    """Relevance and absorbed entries, in every format."""
+    adapter = conformance.Adapter(engine)
+    verdicts = [conformance.judge(adapter, case) for case in conformance.load(rule)]
+    assert [(v.case.id, v.words, v.deviations) for v in verdicts if v.status != conformance.PASSED] == []
+
+
+@pytest.mark.parametrize("rule", conformance.rules())
+def test_refl_passes_other_draws(rule: str) -> None:
+    adapter = conformance.Adapter(engine)
+    verdicts = [conformance.judge(adapter, case) for seed in range(100, 105) for case in make_vectors.drawn(rule, seed)]
+    assert [(v.case.note, v.words, v.deviations) for v in verdicts if v.status != conformance.PASSED] == []
+
+
+def test_absorbed_entries_are_held_against_the_vectors() -> None:
+    def linear_epsilon(x: Any, w: Any, b: Any, r: Any, *, eps: float, stabilizer: str = "sign") -> Any:
+        answer = engine.linear_epsilon(x, w, b, r, eps=eps, stabilizer=stabilizer)  # type: ignore[attr-defined]
+        return {"relevance": answer["relevance"], "absorbed": {"stabilizer": answer["absorbed"]["stabilizer"]}}  # the bias is not booked
+
+    found = conformance.run({"linear_epsilon": linear_epsilon, "to_array": engine.to_array}, "linear_epsilon")["linear_epsilon"]
+    assert found.status == conformance.FAILED
+    assert all(v.deviations[0].name == "absorbed bias" for v in found.verdicts if v.failed)
+
+
+# -- mistakes are found and named --------------------------------------------------------------------------------------------------------
+
+
+def plain_linear(stabilise: Callable[[Any, float], Any]) -> Callable[..., Any]:
+    def linear_epsilon(x: Any, w: Any, b: Any, r: Any, *, eps: float) -> Any:
+        z = x @ w.T + (0 if b is None else b)
+        return x * ((r / stabilise(z, eps)) @ w)
+
+    return linear_epsilon
+
+
+def right(z: Any, eps: float) -> Any:
+    return z.astype(np.float64) + np.where(z >= 0, eps, -eps)
+
+
+@pytest.mark.parametrize(
+    ("stabilise", "name"),
+    [
+        (lambda z, eps: z + eps, "eps-unsigned"),
+        (lambda z, eps: z + eps * np.sign(z), "eps-zero-sign"),
+        (lambda z, eps: np.abs(z) + eps, "abs-stabilizer"),
+        (lambda z, eps: z + 2 * np.where(z >= 0, eps, -eps), "eps-doubled"),
+        (lambda z, eps: z + np.where(z >= 0, 1e-4, -1e-4), "other-eps"),
+    ],
+)
+def test_a_planted_mistake_is_named(stabilise: Any, name: str) -> None:
+    def wide(z: Any, eps: float) -> Any:
+        return stabilise(z.astype(np.float64), eps)
+
+    found = conformance.run({"linear_epsilon": plain_linear(wide)})["linear_epsilon"]
+    assert found.status == conformance.FAILED
+    assert found.mistakes[0].id == name
+
+
+def test_the_same_code_without_the_mistake_passes() -> None:
+    found = conformance.run({"linear_epsilon": plain_linear(right)}, "linear_epsilon")
+    assert found["linear_epsilon"].status == conformance.PASSED and found.passed
+
+
+@pytest.mark.parametrize("case", conformance.cases("*"), ids=lambda case: case.id)
+def test_every_flag_is_diagnosed(case: Case) -> None:
+    """A mistake's own answer on a case aimed at it: the mistake is among those named."""
+    for flag in case.flags:
+        for _, wrong in conformance.answers(KNOWN[flag], case):
+            if conformance.tells(case, wrong):
+                assert KNOWN[flag] in conformance.diagnose(case, wrong)
+                assert conformance.verdict(case, wrong).failed
+
+
+def test_a_right_answer_is_not_diagnosed() -> None:
+    for case in conformance.cases("softmax_taylor"):
+        assert conformance.verdict(case, case.expected).status == conformance.PASSED
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nan_and_infinity_fail(bad: float) -> None:
+    case = conformance.load("add_epsilon")[0]
+    assert conformance.verdict(case, {**case.expected, "a": np.full(case.expected["a"].shape, bad)}).failed
+
+
+def test_just_outside_of_what_is_allowed_fails_and_just_inside_passes() -> None:
+    case = next(c for c in conformance.cases("matmul_uniform") if c.dtype == "float64")
+    for name in case.expected:
+        allowed = conformance.bound(case, case.condition[name])
+        for part, status in ((0.98, conformance.PASSED), (1.5, conformance.FAILED)):
+            assert conformance.verdict(case, {**case.expected, name: case.expected[name] + part * allowed}).status == status
+
+
+# -- adapters ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_missing_is_not_covered_and_what_raises_fails() -> None:
+    def scale_follow(x: Any, r: Any, *, factor: float) -> Any:
+        raise RuntimeError("no")
+
+    def linear_flat(x: Any, w: Any, b: Any, r: Any) -> Any:
+        raise NotImplementedError("not yet")
+
+    found = conformance.run({"scale_follow": scale_follow, "linear_flat": linear_flat})
+    assert found["scale_follow"].status == conformance.FAILED
+    assert found["scale_follow"].verdicts[0].words == "raised RuntimeError: no"
+    assert found["linear_flat"].status == found["add_epsilon"].status == conformance.NOT_COVERED
+    assert not found.passed
+
+
+def test_an_option_that_is_not_taken_must_be_at_its_default() -> None:
+    def softmax_gradient(x: Any, g: Any) -> Any:
+        x = np.where(x > np.finfo(x.dtype).min / 2, x, -np.inf)
+        e = np.exp(x - x.max(-1, keepdims=True))
+        p = e / e.sum(-1, keepdims=True)
+        return p * (g - (p * g).sum(-1, keepdims=True))
+
+    found = conformance.run({"softmax_gradient": softmax_gradient}, "softmax_*")["softmax_gradient"]
+    skipped = [v.case for v in found.verdicts if v.status == conformance.NOT_COVERED]
+    assert all(c.options["axis"] != -1 or c.options["mask"] is not None or c.dtype == "bfloat16" for c in skipped)
+    assert found.count(conformance.PASSED) and skipped
+
+
+def test_a_documented_convention_is_no_failure() -> None:
+    adapter = {"linear_epsilon": plain_linear(lambda z, eps: z.astype(np.float64) + eps), "CONVENTIONS": {"eps-unsigned": "its manual"}}
+    found = conformance.run(adapter, "linear_epsilon")
+    assert found["linear_epsilon"].status == conformance.CONVENTION and found.passed
+    assert "its manual" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda a, b, r, **o: a, "1 arrays came back, expected 2"),
+        (lambda a, b, r, **o: (a[:1, :0], b), "shape"),
+        (lambda a, b, r, **o: ("x", "y"), "raised"),
+        (lambda a, b, r, **o: {"absorbed": {}}, "raised KeyError"),
+    ],
+)
+def test_an_answer_that_is_none_is_said(answer: Any, words: str) -> None:
+    found = conformance.run({"add_epsilon": answer, "to_array": engine.to_array}, "add_epsilon")["add_epsilon"]
+    assert found.smallest is not None and words in found.smallest.words
+
+
+def test_an_adapter_may_be_an_object_or_a_module() -> None:
+    one = SimpleNamespace(scale_follow=lambda x, r, *, factor: r)
+    assert conformance.run(one, "scale_follow").passed
+    assert conformance.run("refl.verification.adapters.engine", "scale_*").passed
+
+
+def test_an_adapter_cannot_spoil_the_vectors() -> None:
+    def scale_follow(x: Any, r: Any, *, factor: float) -> Any:
+        kept = r.copy()
+        x[...], r[...] = 0, 0
+        return kept
+
+    assert conformance.run({"scale_follow": scale_follow}, "scale_follow").passed
+    assert conformance.run({"scale_follow": scale_follow}, "scale_follow").passed
+
+
+def test_a_mean_that_depends_on_the_neighbours_is_named() -> None:
+    def add_epsilon(a: Any, b: Any, r: Any, *, eps: float, stabilizer: str = "sign") -> Any:
+        parts = engine.add_epsilon(a, b, r, eps=eps, stabilizer=stabilizer)["relevance"]  # type: ignore[attr-defined]
+        sizes = [abs(p.sum()) for p in parts]
+        return [p / p.sum() * r.sum() * size / sum(sizes) for p, size in zip(parts, sizes, strict=True)]
+
+    found = conformance.run({"add_epsilon": add_epsilon, "to_array": engine.to_array}, "add_epsilon")["add_epsilon"]
+    assert "batch-coupled" in [m.id for m in found.mistakes]
+
+
+def test_check_says_what_is_wrong() -> None:
+    case = conformance.cases("linear_epsilon", flags="eps-unsigned")[0]
+    conformance.check(plain_linear(right), case)
+    with pytest.raises(AssertionError, match="looks like eps-unsigned"):
+        conformance.check(plain_linear(lambda z, eps: z + eps), case)
+    with pytest.raises(conformance.NotCovered):
+        conformance.check({}, case)
+
+
+# -- reports -------------------------------------------------------------------------------------------------------------------------
+
+
+WRONG = {"linear_epsilon": plain_linear(lambda z, eps: z + eps), "NAME": "<b>mine</b>\x1b[31m", "VERSION": "1"}
+
+
+def test_reports_show_a_failure_and_escape_names() -> None:
+    found = conformance.run(WRONG, "linear_*")
+    page, words = report.html(found), str(found)
+    assert "eps-unsigned" in page and "eps-unsigned" in words
+    assert "<b>mine" not in page
+    assert "\x1b" not in page
+    assert "\x1b" not in words
+    assert "http" not in page.replace("http-equiv", "")
+    data = report.as_dict(found)
+    assert json.loads(json.dumps(data))["rules"][0]["failures"][0]["mistakes"]
+
+
+def test_junit_counts_what_the_report_counts() -> None:
+    found = conformance.run(WRONG, "linear_*")
+    suites = {s.get("name"): s for s in ElementTree.fromstring(report.junit(found)).iter("testsuite")}
+    for r in found.rules:
+        assert int(suites[r.rule].get("failures", "")) == r.count(conformance.FAILED)
+        assert int(suites[r.rule].get("tests", "")) == len(r.verdicts)
+    assert len(suites["linear_epsilon"].findall("testcase/failure")) == found["linear_epsilon"].count(conformance.FAILED)
+
+
+ADAPTER = """
+def linear_epsilon(x, w, b, r, *, eps):
+    z = x @ w.T + (0 if b is None else b)
+    return x * ((r / (z + eps * {sign})) @ w)
+"""
+
+
+def adapter_file(tmp_path: Path, sign: str) -> str:
+    path = tmp_path / "adapter.py"
+    path.write_text("import numpy as np\nto_array = lambda v, d: v.astype(np.float32) if d in ('float16', 'bfloat16') else v\n" + ADAPTER.format(sign=sign))
+    return str(path)
+
+
+def test_the_command_passes_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["conform", adapter_file(tmp_path, "(1 - 2 * (z < 0))")]) == 0
+    assert "1 passed" in capsys.readouterr().out
+    out = [str(tmp_path / name) for name in ("r.html", "r.xml")]
+    assert main(["conform", adapter_file(tmp_path, "1"), "--html", out[0], "--junit", out[1]]) == 1
+    assert "eps-unsigned" in capsys.readouterr().out
+    assert all(Path(path).read_text(encoding="utf-8").startswith("<") for path in out)
+
+
+def test_the_command_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["conform", adapter_file(tmp_path, "1"), "--json", "--rule", "linear_*"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert data["rules"][0]["mistakes"][0]["id"] == "eps-unsigned" and not data["passed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nowhere.py"], "there is no adapter nowhere.py"),
+        (["no.such.module"], "cannot be imported: ModuleNotFoundError"),
+        ([], "give an ADAPTER"),
+        (["refl.errors"], "has no function named like a rule"),
+        (["refl.verification.adapters.engine", "--rule", "nothing"], "no rule is called 'nothing'"),
+        (["--list", "--rule", "nothing"], "no rule is called 'nothing'"),
+        (["refl.verification.adapters.engine", "--html", "no/such/folder/x.html"], "cannot be written"),
+    ],
+)
+def test_bad_input_gets_one_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["conform", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1 and "Traceback" not in said
+
+
+def test_an_adapter_that_does_not_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text("import nothing_of_that_name\n")
+    assert main(["conform", str(path)]) == 2
+    assert "nothing_of_that_name" in capsys.readouterr().err
+
+
+def test_the_list_shows_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["conform", "--list"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"{rule}(" in said for rule in conformance.rules())
+
+
+# -- whole models --------------------------------------------------------------------------------------------------------------------
+
+
+def test_refl_passes_whole_models() -> None:
+    found = conformance.run(engine, "model")
+    assert [m.words for m in found.models if m.status != conformance.PASSED] == []
+    assert len(found.models) >= 16 and found.passed
+
+
+def spoilt_model(change: Callable[[dict[str, Any]], dict[str, Any]], only: str) -> dict[str, Any]:
+    def model(folder: str) -> Any:
+        if Path(folder).name != only:
+            raise NotImplementedError(folder)
+        explain = engine.model(folder)
+
+        def changed(ids: Any, targets: list[int], method: str) -> Any:
+            if method != "attnlrp-gradient":
+                raise NotImplementedError(method)
+            return [change(answer) for answer in explain(ids, targets, method)]
+
+        return changed
+
+    return {"model": model}
+
+
+def test_a_model_seeded_with_its_logit_is_named() -> None:
+    def squared(answer: dict[str, Any]) -> dict[str, Any]:
+        return {site: a if site == "logit" else a * answer["logit"] for site, a in answer.items()}
+
+    found = conformance.run(spoilt_model(squared, "llama"), "model")
+    failed = [m for m in found.models if m.status == conformance.FAILED]
+    assert failed and all("multiplied by the logit" in m.words for m in failed)
+
+
+def test_the_first_site_that_parts_is_named() -> None:
+    def moved(answer: dict[str, Any]) -> dict[str, Any]:
+        return answer | {"model.layers.0.mlp.down_proj": answer["model.layers.0.mlp.down_proj"] * (1 + 1e-9)}
+
+    found = conformance.run(spoilt_model(moved, "llama"), "model")
+    failed = [m for m in found.models if m.status == conformance.FAILED]
+    assert failed and all(m.partings[0].site == "model.layers.0.mlp.down_proj" and len(m.partings) == 1 for m in failed)
