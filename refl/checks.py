@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 FAILED = 1
@@ -16,7 +17,85 @@ Command = Callable[..., argparse.ArgumentParser]
 
 def add(commands: Any, command: Command) -> None:
     """Every command of this file with its options. `command(commands, name, summary, description, more, run)` is cli.py's."""
+    _conform_options(command(commands, "conform", "hold an implementation against the conformance vectors", _CONFORM, _CONFORM_MORE.format(rules=_rule_names()), conform))
     _compare_options(command(commands, "compare", "two oracle files: where do they first part, by how much, and why", _COMPARE, _COMPARE_MORE, compare))
+
+
+# -- conform ------------------------------------------------------------------------------------------------------------------------
+
+_CONFORM = """\
+Hold an implementation of LRP, in whatever framework, against the conformance vectors: numbers for
+every rule with the answers by its definition. Says which rules pass, which fail and by how much,
+shows the smallest failing case, and names the known mistake that gives the same wrong numbers.
+"""
+
+_CONFORM_MORE = """\
+ADAPTER is a Python file, or the name of a module, with functions named like the rules. It runs as
+your code does, so take adapters only from people you would take code from. The shortest one:
+
+  def linear_epsilon(x, w, b, r, *, eps):            # my_adapter.py
+      z = x @ w.T + (0 if b is None else b)
+      return x * ((r / (z + eps * (1 - 2 * (z < 0)))) @ w)
+
+Functions take and give NumPy arrays; with to_array(values, dtype), and where needed to_numpy(x), the
+arrays of another framework:
+  to_array = lambda values, dtype: torch.from_numpy(values).to(getattr(torch, dtype))
+
+rules there are vectors for (--list shows how each is called):
+{rules}
+
+examples:
+  refl conform my_adapter.py
+  refl conform my_adapter.py --rule 'linear_*' --html report.html
+  refl conform my_package.refl_adapter --junit conformance.xml
+
+"""
+
+
+def _rule_names() -> str:
+    """The names of the rules, wrapped; read from the file names, for --help must not load NumPy."""
+    names = sorted(path.stem for path in (Path(__file__).parent / "verification" / "vectors").glob("*.json"))
+    return fill(", ".join(names), 96, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
+
+
+def _conform_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("adapter", nargs="?", metavar="ADAPTER", help="a Python file, or the name of a module that can be imported from here")
+    p.add_argument("--rule", default="*", metavar="PATTERN", help="only rules so named, with * and ?: 'softmax_*'; whole models are 'model'")
+    p.add_argument("--list", action="store_true", help="how each rule is called, with its equation; no adapter is needed")
+    p.add_argument("--all", action="store_true", help="rules that are not covered in the table, too")
+    p.add_argument("--html", metavar="FILE", help="write the report as one HTML page")
+    p.add_argument("--junit", metavar="FILE", help="write the report as JUnit XML, for build servers")
+
+
+def conform(args: argparse.Namespace) -> int:
+    """`refl conform`"""
+    from refl import cli
+    from refl.verification import conformance, report
+
+    if args.list:
+        cli._print(report.signatures(args.rule, cli._width()), args)
+        return 0
+    if args.adapter is None:
+        args.parser.error("give an ADAPTER: a Python file, or the name of a module (or --list)")
+    for path in filter(None, (args.html, args.junit)):
+        cli._refuse_output(Path(path), None)
+    sys.path.insert(0, "")
+    with cli._Progress() as progress:
+        found = conformance.run(args.adapter, args.rule, progress=progress)
+    _write(args.html, lambda: report.html(found).encode("utf-8"))
+    _write(args.junit, lambda: report.junit(found))
+    if args.json:
+        cli._print_json(report.as_dict(found))
+    else:
+        cli._print(report.lines(found, cli._width(), args.all), args)
+    return 0 if found.passed else FAILED
+
+
+def _write(path: str | None, content: Callable[[], bytes]) -> None:
+    from refl.checkpoint import atomic_write
+
+    if path:
+        atomic_write(path, content())
 
 
 # -- compare ------------------------------------------------------------------------------------------------------------------------

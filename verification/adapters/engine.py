@@ -188,7 +188,8 @@ def fan_out_epsilon(x: Array, w1: Array, w2: Array, r: Array, **options: Any) ->
     a, b = linear.forward(x, w1, None), linear.forward(x, w2, None)
     joined = add.epsilon(a, b, a + b, r, **options)
     first, second = (linear.epsilon(x, w, None, z, p, **options) for w, z, p in zip((w1, w2), (a, b), joined.relevance, strict=True))
-    return {"relevance": first.relevance[0] + second.relevance[0], "absorbed": _sum(joined.absorbed, first.absorbed, second.absorbed)}
+    r_x: Array = first.relevance[0]
+    return {"relevance": r_x + second.relevance[0], "absorbed": _sum(joined.absorbed, first.absorbed, second.absorbed)}
 
 
 def _attention(on_product: str, on_softmax: str, on_scale: str, last: str) -> Callable[..., Answer]:
@@ -256,10 +257,10 @@ def _back(layers: list[dict[str, Any]], xs: list[Array], r: Array) -> Array:
 def model(folder: str) -> Callable[..., list[dict[str, Any]]]:
     loaded = refl.load(folder, dtype="float64")
 
-    def explain(ids: list[int], targets: list[int], method: str) -> list[dict[str, Any]]:
-        answers = []
-        for e in loaded.explain_each(ids, method, targets=targets, keep="*"):
-            answers.append({site: e[site] for site in e} | {"logit": e.logit})
-        return answers
+    def explain(
+        ids: Any, targets: list[int], method: str, *, position: int | None = None, decoder_ids: list[int] | None = None
+    ) -> list[dict[str, Any]]:
+        found = loaded.explain_each(ids, targets, method, position=position, decoder=decoder_ids)
+        return [{site: e[site] for site in e} | {"logit": e.logit} for e in found]
 
     return explain
