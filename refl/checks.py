@@ -54,7 +54,7 @@ examples:
 
 def _rule_names() -> str:
     """The names of the rules, wrapped; read from the file names, for --help must not load NumPy."""
-    names = sorted(path.stem for path in (Path(__file__).parent / "verification" / "vectors").glob("*.json"))
+    names = sorted(path.stem for path in (Path(__file__).parent / "verification" / "vectors").glob("*.json") if path.stem != "schema")
     return fill(", ".join(names), 96, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -69,6 +70,12 @@ def test_the_files_are_what_the_definitions_give(rule: str) -> None:
 @pytest.mark.parametrize("rule", conformance.rules())
 def test_the_lint_has_nothing_to_complain_of(rule: str) -> None:
     assert list(lint_vectors.lint(rule)) == []
+
+
+@pytest.mark.parametrize("rule", conformance.rules())
+def test_the_files_follow_the_schema(rule: str) -> None:
+    schema = json.loads((conformance.FOLDER / "schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(json.loads((conformance.FOLDER / f"{rule}.json").read_text()))
 
 
 def test_every_case_id_is_one_of_a_kind() -> None:

@@ -6,6 +6,7 @@ mistake gives the same numbers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -147,7 +148,10 @@ def _rule_lines(r: RuleReport, width: int) -> list[Line]:
         also = f" Documented: {r.conventions[m.id]}" if m.id in r.conventions else ""
         count = sum(m in x.mistakes for x in r.verdicts if x.failed)
         out += paragraph(f"looks like {named(m)} (gives the same wrong numbers in {count} of {failing} cases; met in: {m.where}){also}", width)
-    if not r.mistakes:
+    raised = Counter(x.words for x in r.verdicts if x.failed and x.words and not x.behaviour)
+    for words, count in raised.most_common(2):
+        out += paragraph(f"{count} of {failing} {printable(words)}", width, "red")
+    if not r.mistakes and sum(raised.values()) < failing:
         out += paragraph("no known mistake gives these numbers", width)
     return out + _case_lines(v, width, "the smallest such case: ")
 
