@@ -19,6 +19,7 @@ def add(commands: Any, command: Command) -> None:
     """Every command of this file with its options. `command(commands, name, summary, description, more, run)` is cli.py's."""
     _conform_options(command(commands, "conform", "hold an implementation against the conformance vectors", _CONFORM, _CONFORM_MORE.format(rules=_rule_names()), conform))
     _compare_options(command(commands, "compare", "two oracle files: where do they first part, by how much, and why", _COMPARE, _COMPARE_MORE, compare))
+    _verify_options(command(commands, "verify", "the identities relevance obeys, measured on a checkpoint", _VERIFY, _VERIFY_MORE, verify))
 
 
 # -- conform ------------------------------------------------------------------------------------------------------------------------
@@ -34,7 +35,7 @@ ADAPTER is a Python file, or the name of a module, with functions named like the
 your code does, so take adapters only from people you would take code from. The shortest one:
 
   def linear_epsilon(x, w, b, r, *, eps):            # my_adapter.py
-      z = x @ w.T + (0 if b is None else b)
+      z = x.astype(float) @ w.T + (0 if b is None else b)
       return x * ((r / (z + eps * (1 - 2 * (z < 0)))) @ w)
 
 Functions take and give NumPy arrays; with to_array(values, dtype), and where needed to_numpy(x), the
@@ -148,3 +149,66 @@ def compare(args: argparse.Namespace) -> int:
 
         cli._print(lines(found, cli._width(), args.all, cli._width() if sys.stdout.isatty() else None), args)
     return 0 if found.equal else FAILED
+
+
+# -- verify -------------------------------------------------------------------------------------------------------------------------
+
+_VERIFY = """\
+Measure on a checkpoint the identities that its relevance has to obey, each against an answer found
+another way: the balance of every operation, a gradient by complex step, the Shapley value, the same
+function written with other weights, a decomposition that runs forwards. Every number comes from the
+weights at hand. What does not apply to the net is named, with the reason.
+"""
+
+_VERIFY_MORE = """\
+the identities, by number:
+   1  what an operation receives = what it passes on + what it absorbs
+   2  relevance at eps -> 0 = x * gradient of the surrogate with norms and activation ratios frozen
+   3  output = relevance on the input + everything absorbed
+   4  LRP-0 of a ReLU net = gradient * input; what is missing are the biases
+   5  the uniform rule = the Shapley value = integrated gradients, on a product
+   6  linear model, and one attention layer: relevance = what is missing when a part is left out
+   7  the same function written with other weights has the same relevance; a shift of softmax logits
+   8  relevance is linear in what is explained
+   9  nothing from later tokens, other inputs, padding, or the way it is run
+  10  shares of a triple product
+  11  the net taken apart forwards, token by token = CP-LRP
+  12  what the true derivative of a norm absorbs
+
+How far a number may be off follows from its conditioning: 8 u times the sum of |terms| that the rules
+added up, u the unit roundoff (1.1e-16 for float64). A wrong rule is off by far more.
+
+examples:
+  refl verify                                        # the model that ships with refl
+  refl verify --model path/to/checkpoint --text "the keys to the cabinet"
+  refl verify --model path/to/checkpoint --only 2 7 --json
+
+"""
+
+
+def _verify_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--text", metavar="TEXT", help="what to explain; - reads it from standard input; for a model that sees, a picture (default: a random input)")
+    p.add_argument("--ids", nargs="+", type=int, metavar="ID", help="token ids in place of TEXT")
+    p.add_argument("--only", nargs="+", type=int, choices=range(1, 13), metavar="N", help="only the identities of these numbers")
+    p.add_argument("--model", metavar="FOLDER", help="a Hugging Face checkpoint (default: the small model that ships with refl)")
+    p.add_argument("--dtype", choices=("float32", "float64"), default="float64", help="of the computation; 1 is measured in both, 2 and 11 in float64 (default: %(default)s)")
+    p.add_argument("--ignore", nargs="+", default=[], metavar="OPTION", help="options of config.json known to change nothing in the forward pass")
+    p.set_defaults(device="cpu")
+
+
+def verify(args: argparse.Namespace) -> int:
+    """`refl verify`"""
+    from refl import cli
+    from refl.verification import identities, verdicts
+
+    if args.text is not None and args.ids is not None:
+        args.parser.error("give --text or --ids, not both")
+    with cli._Progress() as progress:
+        given = args.ids if args.ids is not None else cli._standard_input() if args.text == "-" else args.text
+        subject = identities.subject(cli._load(args), given)
+        rows = list(identities.verify(subject, args.only or tuple(identities.IDENTITIES), progress))
+    if args.json:
+        cli._print_json(verdicts.as_dict(subject, rows))
+    else:
+        cli._print(verdicts.lines(subject, rows, cli._width()), args)
+    return 0 if all(row.holds for row in rows) else FAILED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from refl import checks
 from refl.cli import main
 from refl.errors import ReflError
 from refl.verification import conformance, lint_vectors, make_vectors, report
@@ -441,3 +443,9 @@ def test_the_first_site_that_parts_is_named() -> None:
     found = conformance.run(spoilt_model(moved, "llama"), "model")
     failed = [m for m in found.models if m.status == conformance.FAILED]
     assert failed and all(m.partings[0].site == "model.layers.0.mlp.down_proj" and len(m.partings) == 1 for m in failed)
+
+
+def test_the_adapter_of_the_help_passes(tmp_path: Path) -> None:
+    (code,) = re.findall(r"^  (def linear_epsilon.*?)\n\n", checks._CONFORM_MORE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "my_adapter.py").write_text(code.replace("\n  ", "\n"))
+    assert main(["conform", str(tmp_path / "my_adapter.py")]) == 0

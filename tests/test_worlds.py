@@ -197,7 +197,7 @@ LAYERS = (
 )
 """From the bottom up. A module imports from its own layer or from below; what stands in none is above all of them (the command line)."""
 
-OTHERS = {"torch", "transformers", "lxt", "zennit", "mpmath", "tabulate", "array_api_strict"}
+OTHERS = {"torch", "transformers", "lxt", "zennit", "captum", "mpmath", "tabulate", "array_api_strict"}
 
 
 def module_of(path: Path) -> str:
@@ -273,6 +273,25 @@ def test_the_engine_needs_no_other_framework(path: Path) -> None:
     assert not {m.partition(".")[0] for m in imported(path)} & OTHERS
 
 
-@pytest.mark.parametrize("path", [p for p in sources("verification") if p.stem.startswith("exact")], ids=module_of)
-def test_exact_definitions_import_nothing_of_the_engine(path: Path) -> None:
-    assert not {m for m in imported(path) if m.partition(".")[0] == "refl" and not m.startswith("refl.verification.exact")}
+DEFINITIONS = ("exact", "exact_vision", "exact_experts", "running", "exact_answers", "by_hand_decoder", "by_hand_encoder")
+COMMANDS = ("case", "mistakes", "conformance", "conformance_models", "model_vectors", "report", "compare", "compare_page", "suspects", "identities")
+"""What users run: it may need no more than refl itself does."""
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_exact_definitions_import_nothing_of_the_engine(name: str) -> None:
+    allowed = {f"refl.verification.{other}" for other in DEFINITIONS}
+    found = {m for m in imported(ROOT / "verification" / f"{name}.py") if m.startswith("refl")}
+    assert not {m for m in found if not any(m == a or m.startswith(f"{a}.") for a in allowed)}
+
+
+def test_the_exact_sweep_takes_the_graph_from_the_engine_and_nothing_else() -> None:
+    """Records, parameters and values are read as data: its rules and its walk are its own."""
+    found = {m for m in imported(ROOT / "verification" / "exact_sweep.py") if m.startswith("refl.") and not m.startswith("refl.verification")}
+    assert found <= {"refl.trace"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_users_run_needs_no_extra(name: str) -> None:
+    top = {m.partition(".")[0] for m in imported(ROOT / "verification" / f"{name}.py")}
+    assert not top & (OTHERS | {"hypothesis", "jsonschema", "captum", "matplotlib", "pytest"})
