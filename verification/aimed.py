@@ -89,6 +89,7 @@ aim("linear_alpha_beta", "alpha-index", "negative inputs, negative weights: each
 aim("linear_alpha_beta", "forced-conservation", "no negative contribution: alpha alone acts, and twice the relevance comes out; beta's part is absorbed",
     AB, x=[[1, 1]], w=[[1, 3]], b=None, r=[[1]])
 aim("linear_alpha_beta", "", "alpha 1, beta 0 is the z+ rule", {"alpha": 1.0, "beta": 0.0}, x=[[1, -1]], w=[[3, -2]], b=[1], r=[[1]])
+aim("linear_alpha_beta", "weight-transposed", "a square weight that is not symmetric", AB, x=[[1, 2]], w=[[1, -3], [2, 1]], b=None, r=[[1, 2]])
 aim("linear_flat", "zero-input flat-weighted", "an input of 0 gets its share all the same", x=[[0, 1, 0, 3]], w=[[1, 1, 1, 1]], b=None, r=[[4]])
 aim("linear_flat", "zero-input", "the bias gets none", x=[[0, 2]], w=[[1, 0], [0, 1]], b=[1, 1], r=[[1, 2]])
 aim("linear_w_square", "zero-input w-square-not-squared", "an input of 0 gets its share all the same: 1 and 9 of 10", x=[[0, 1]], w=[[1, 3]], b=None, r=[[10]])
@@ -97,6 +98,8 @@ aim("linear_z_box", "zero-input z-box-bounds", "a black pixel, 0 in a box from 0
     x=[[0, 0.5]], w=[[-1, 1], [2, -3]], b=None, r=[[1, 1]])
 aim("linear_z_box", "zero-input z-box-bias", "0 in the middle of a box", {"low": -1.0, "high": 1.0}, x=[[0, 0.5]], w=[[1, 1]], b=[3], r=[[1]])
 
+aim("convolution_z_plus", "bias-ignored", "the positive part of the bias is part of the sum", x=[[[[1, 2], [0, 1]]]], w=[[[[1, -1], [1, 1]]]], b=[2], r=[[[[4]]]])
+aim("convolution_epsilon", "fp16-nan", "a dead patch with eps = 1e-8 in float16", E8, "float16", x=[[[[0.0]]]], w=[[[[1.0]]]], b=None, r=[[[[1.0]]]])
 for channels in (1, 2, 3):
     numbers = np.arange(channels * 8).reshape(1, channels, 2, 4) / 4 - 1
     kernel = (np.arange(channels * 4).reshape(1, channels, 2, 2) % 3 - 1.0).tolist()
@@ -120,6 +123,9 @@ aim("sum_epsilon", "sum-chained", "1 - 1 + 2: a chain of two additions would div
 aim("sum_epsilon", "residual-absolute", "one of three is negative", E6, operands=Each([[2]], [[-1]], [[3]]), r=[[4]])
 aim("sum_epsilon", "eps-unsigned", "a negative sum of three", E2, operands=Each([[-2]], [[0.5]], [[0.25]]), r=[[1]])
 
+aim("sum_epsilon", "fp16-nan", "a dead sum with eps = 1e-8 in float16", E8, "float16", operands=Each([[0, 1]], [[0, 2]]), r=[[1, 1]])
+aim("sum_epsilon", "shared-gradient", "three operands, each with a share of its own: none may be worked out in another's memory", E6,
+    operands=Each([[1]], [[2]], [[3]]), r=[[6]])
 aim("multiply_uniform", "product-proportional", "1 times 3: half to each, whatever their size", {"constant": [False, False]}, operands=Each([[1]], [[3]]), r=[[1]])
 aim("multiply_uniform", "product-proportional", "a factor of 0 gets its half, too", {"constant": [False, False]}, operands=Each([[0, 2]], [[3, -1]]), r=[[1, 1]])
 aim("multiply_uniform", "constant-eats-share", "a constant takes no share: 3 and 3, not 2 and 2", {"constant": [True, False, False]},
@@ -143,6 +149,7 @@ aim("matmul_uniform", "vacuous-check", "every message has a size of its own", E6
 aim("matmul_half", "", "half of the derivative to each", a=M["a"], v=M["v"], g=M["r"])
 aim("matmul_second", "cp-half", "the values get all: the shares of V add up to R", E6, **M)
 aim("matmul_second", "eps-unsigned", "O = -1", E2, a=[[[1, 1]]], v=[[[1], [-2]]], r=[[[1]]])
+aim("matmul_second", "eps-zero-sign", "O = 0", E6, a=[[[1, 1]]], v=[[[1], [-1]]], r=[[[1]]])
 aim("matmul_second_gradient", "cp-half", "the values get the whole derivative", a=M["a"], v=M["v"], g=M["r"])
 
 # -- softmax -------------------------------------------------------------------------------------------------------------------------
@@ -215,6 +222,11 @@ aim("repeat_heads_follow", "gqa-repeat", "three copies of one head", {"times": 3
 aim("gather_follow", "leaf-twice", "row 1 is taken twice: both arrive", {"index": [[1, 0, 1]]}, x=[[[1], [2], [3]]], r=[[[1], [2], [4]]])
 aim("gather_follow", "index-shared", "two examples, each with rows of its own", {"index": [[1, 0], [0, 0]]}, x=[[[1], [2]], [[3], [4]]], r=[[[1], [2]], [[4], [8]]])
 aim("top_k_follow", "top-k-order", "only what was chosen gets anything", {"k": 2}, x=[[[0.25, 0.5, 0.125, 1]]], r=[[[1, 2]]])
+aim("top_k_follow", "zero-input", "a chosen entry that is 0", {"k": 2}, x=[[[0, 0.5, -1]]], r=[[[1, 2]]])
+aim("renormalise_identity", "zero-input", "a weight of 0 keeps what arrives", x=[[0, 2]], r=[[1, 1]])
+aim("renormalise_epsilon", "eps-zero-sign", "a weight of 0", E6, x=[[0, 2]], r=[[1, 1]])
+aim("renormalise_epsilon", "eps-unsigned", "a negative weight, a large eps", E2, x=[[-1, 3]], r=[[1, 1]])
+aim("renormalise_epsilon", "fp16-nan", "a weight of 0 with eps = 1e-8 in float16", E8, "float16", x=[[0, 2]], r=[[0, 1]])
 aim("renormalise_identity", "moe-degree-0", "the weights of two experts: what arrives stays; the eps-rule on z = x / sum(x) passes on 0 in sum", x=[[0.5, 0.25]], r=[[2, 1]])
 aim("renormalise_identity", "moe-degree-0", "one expert: its weight is 1 whatever x is", x=[[0.5]], r=[[2]])
 aim("renormalise_epsilon", "", "the eps-rule itself, for comparison: in sum nothing is passed on", E6, x=[[0.5, 0.25]], r=[[2, 1]])
@@ -225,6 +237,7 @@ aim("renormalise_frozen", "", "the sum is a constant", x=[[0.5, 0.25]], g=[[2, 1
 TWICE: Numbers = {"x": [[1, 2]], "w1": [[1, 0], [0, 1]], "w2": [[2, 1], [1, 0.5]]}
 aim("fan_out_epsilon", "leaf-twice fan-in-mean", "x is read twice: what comes back from both is summed", E6, **TWICE, r=[[1, 1]])
 aim("fan_out_epsilon", "residual-absolute", "the second layer answers with the other sign", E6, x=[[1]], w1=[[3]], w2=[[-1]], r=[[1]])
+aim("fan_out_epsilon", "eps-zero-sign", "both layers answer 1 and -1: their sum is 0", E6, x=[[1]], w1=[[1]], w2=[[-1]], r=[[1]])
 QKV: Numbers = {"q": [[[[1, 0.5], [-1, 2], [0.5, 1]]]], "k": [[[[0.5, 1], [1, -1], [2, 0.25]]]], "v": [[[[1, 2], [-3, 1], [0.5, -1]]]]}
 R = [[[[1, 2], [0.5, 1], [1, -1]]]]
 HALF_SCALE: Numbers = {"scale": 0.5, "causal": False, "mask": None}
@@ -232,6 +245,9 @@ GROUPED: Numbers = {"q": [[[[1, 0.5]], [[-1, 2]], [[0.5, 1]], [[2, -1]]]], "k": 
 GROUPED_R = [[[[1, 2]], [[0.5, 1]], [[4, -1]], [[2, 3]]]]
 TWO_KEYS: Numbers = {"q": [[[[1, 0.5], [2, 1]], [[-1, 2], [0, 1]]]], "k": [[[[0.5, 1], [1, -1]]]], "v": [[[[1, 2], [-3, 1]]]]}
 TWO_R = [[[[1, 2], [1, 1]], [[0.5, 1], [3, 1]]]]
+FEW: Numbers = {"q": [[[[1, 0.5], [-1, 2]]]], "k": [[[[0.5, 1], [1, -1], [2, 0.25]]]], "v": [[[[1, 2], [-3, 1], [0.5, -1]]]]}
+FEW_R = [[[[1, 2], [0.5, 1]]]]
+BLIND = np.array([[[[True, False, True], [False, False, False]]]])
 SEEN = np.array([[[[True, False, True], [True, True, False], [True, False, False]]]])
 
 
@@ -245,6 +261,8 @@ for rule, seed, eps in (("attnlrp", "r", E6), ("cp", "r", E6), ("gradient", "g",
     aim(name, "tril-always", "bidirectional: the last key is seen by the first query", HALF_SCALE | eps, **QKV, **_as(seed, R))
     aim(name, "causal-ignored", "causal: no key gets anything from a query before it", HALF_SCALE | {"causal": True} | eps, **QKV, **_as(seed, R))
     aim(name, "mask-ignored mask-inverted", "padding: the mask differs from query to query", HALF_SCALE | {"mask": SEEN} | eps, **QKV, **_as(seed, R))
+    aim(name, "mask-finfo", "the second query sees nothing: nothing is passed on, and nothing is NaN", HALF_SCALE | {"mask": BLIND} | eps, **FEW, **_as(seed, FEW_R))
+    aim(name, "causal-last", "two queries, three keys: the first query sees the first key", HALF_SCALE | {"causal": True} | eps, **FEW, **_as(seed, FEW_R))
     aim(name, "gqa-repeat", "four queries' heads share two keys' heads: neighbours belong together", HALF_SCALE | eps, **GROUPED, **_as(seed, GROUPED_R))
     aim(name, "gqa-repeat", "two heads share one: both give back to it", HALF_SCALE | eps, **TWO_KEYS, **_as(seed, TWO_R))
     aim(name, "", "one token: nothing depends on q and k", HALF_SCALE | eps, q=[[[[1, 2]]]], k=[[[[3, 1]]]], v=[[[[1, -1]]]], **_as(seed, [[[[1, 2]]]]))

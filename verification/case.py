@@ -70,7 +70,8 @@ SIGNATURES: Mapping[str, Signature] = MappingProxyType(
             _rule("linear_epsilon x w b r", "x", "R_i = x_i sum_j W_ji R_j / (z_j + eps s(z_j))", f"{_A} eq. 8", "eps", **_SIGN),
             _rule(
                 "linear_gamma x w b r", "x",
-                "R_i = sum_j (c_ij + gamma c_ij^+) R_j / sum_k (c_kj + gamma c_kj^+) where z_j > 0, ^- in place of ^+ elsewhere; c_ij = W_ji x_i",
+                "R_i = sum_j (c_ij + gamma c_ij^+) R_j / sum_k (c_kj + gamma c_kj^+) where z_j > 0, ^- in place of ^+ elsewhere; "
+                "c_ij = W_ji x_i",
                 f"{_A} eq. 24", "gamma",
             ),
             _rule("linear_z_plus x w b r", "x", "R_i = sum_j c_ij^+ R_j / sum_k c_kj^+", f"{_A} eq. 25"),
@@ -88,10 +89,14 @@ SIGNATURES: Mapping[str, Signature] = MappingProxyType(
             _rule("convolution_z_plus x w b r", "x", "patches (stride = kernel), then linear_z_plus", f"{_A} eq. 25"),
             _rule("add_epsilon a b r", "a b", "R_a = a R / (z + eps s(z)), R_b = b R / (z + eps s(z))", f"{_A} eq. 8", "eps", **_SIGN),
             _rule("sum_epsilon operands r", "operands", "R_n = a_n R / (z + eps s(z)), z = sum_n a_n", f"{_A} eq. 8", "eps", **_SIGN),
-            _rule("multiply_uniform operands r", "operands", "R_n = R / N over the N operands that are not constant", f"{_A} prop. 3.2", constant=None),
+            _rule(
+                "multiply_uniform operands r", "operands", "R_n = R / N over the N operands that are not constant",
+                f"{_A} prop. 3.2", constant=None,
+            ),
             _rule("multiply_second a b r", "b", "R_b = R", f"{_C}"),
             _rule(
-                "matmul_uniform a v r", "a v", "R_a[j,i] = sum_p a_ji v_ip R_jp / (2 O_jp + eps s(O_jp)), R_v[i,p] = sum_j of the same terms",
+                "matmul_uniform a v r", "a v",
+                "R_a[j,i] = sum_p a_ji v_ip R_jp / (2 O_jp + eps s(O_jp)), R_v[i,p] = sum_j of the same terms",
                 f"{_A} prop. 3.3, eq. 15", "eps", **_TWICE,
             ),
             _rule("matmul_second a v r", "v", "R_v[i,p] = sum_j a_ji v_ip R_jp / (O_jp + eps s(O_jp))", _C, "eps", **_SIGN),
@@ -100,7 +105,10 @@ SIGNATURES: Mapping[str, Signature] = MappingProxyType(
                 "softmax_spread x r", "x", "softmax_taylor plus sum_j R_j (1 - x_j + sum_k p_k x_k) / N for each of the N visible entries",
                 "Voita et al. 2021", **_PROBABILITIES,
             ),
-            _rule("softmax_z_plus x r", "x", "R_i = sum_j c_ij^+ R_j / sum_k c_kj^+, c_ij = x_i (delta_ij - p_i)", f"{_A} eq. 25", **_PROBABILITIES),
+            _rule(
+                "softmax_z_plus x r", "x", "R_i = sum_j c_ij^+ R_j / sum_k c_kj^+, c_ij = x_i (delta_ij - p_i)",
+                f"{_A} eq. 25", **_PROBABILITIES,
+            ),
             _rule("softmax_identity x r", "x", "R_i = R_i, 0 where masked", "Ding et al. 2017", **_PROBABILITIES),
             _rule("rms_norm_identity x w r", "x", "R_x = R", f"{_A} prop. 3.4", "norm_eps"),
             _rule(
@@ -113,9 +121,15 @@ SIGNATURES: Mapping[str, Signature] = MappingProxyType(
                 "rotary_epsilon x cos sin r", "x", "z = x cos + [-x2, x1] sin = M x, then R_i = x_i sum_j M_ji R_j / (z_j + eps s(z_j))",
                 f"{_A} eq. 8", "eps", **_SIGN,
             ),
-            _rule("pooling_epsilon x r", "x", "R_t = m_t x_t R / (Z + eps s(Z)), Z = sum_t m_t x_t", f"{_A} eq. 8", "eps", counted=None, **_SIGN),
+            _rule(
+                "pooling_epsilon x r", "x", "R_t = m_t x_t R / (Z + eps s(Z)), Z = sum_t m_t x_t",
+                f"{_A} eq. 8", "eps", counted=None, **_SIGN,
+            ),
             _rule("scale_follow x r", "x", "R_x = R", f"{_A} eq. 8", "factor"),
-            _rule("repeat_heads_follow x r", "x", "R_x = sum of R over the copies of each head, which stand side by side", f"{_A} eq. 8", "times"),
+            _rule(
+                "repeat_heads_follow x r", "x", "R_x = sum of R over the copies of each head, which stand side by side",
+                f"{_A} eq. 8", "times",
+            ),
             _rule("gather_follow x r", "x", "R_x[m] = sum of R[n] over the places n that row m went to", f"{_A} eq. 8", "index"),
             _rule("top_k_follow x r", "x", "R_x[e] = R[n] for the entry e that is the n-th largest, 0 for the others", f"{_A} eq. 8", "k"),
             _rule("renormalise_identity x r", "x", "R_x = R", f"{_A} prop. 3.4"),
@@ -124,7 +138,8 @@ SIGNATURES: Mapping[str, Signature] = MappingProxyType(
                 "eps", **_SIGN,
             ),
             _rule(
-                "fan_out_epsilon x w1 w2 r", "x", "z = W1 x + W2 x: add_epsilon, then linear_epsilon on both sides; what meets at x is summed",
+                "fan_out_epsilon x w1 w2 r", "x",
+                "z = W1 x + W2 x: add_epsilon, then linear_epsilon on both sides; what meets at x is summed",
                 f"{_A} eq. 8", "eps", **_SIGN,
             ),
             _rule(
@@ -152,10 +167,13 @@ SIGNATURES: Mapping[str, Signature] = MappingProxyType(
             _rule("scale_gradient x g", "x", "g_x = factor g", f"{_A} eq. 8, eps -> 0", "factor"),
             _rule("renormalise_frozen x g", "x", "g_x = g / sum(x)", f"{_A} prop. 3.4"),
             _rule(
-                "attention_gradient q k v g", "q k v", "softmax((scale q) k^T) v: matmul_half, softmax_gradient, matmul_half, scale_gradient",
+                "attention_gradient q k v g", "q k v",
+                "softmax((scale q) k^T) v: matmul_half, softmax_gradient, matmul_half, scale_gradient",
                 f"{_A} section 3.3, eps -> 0", "scale", **_SEEN,
             ),
-            _rule("attention_cp_gradient q k v g", "q k v", "g_v = p^T g, summed over the copies; nothing to q and k", _C, "scale", **_SEEN),
+            _rule(
+                "attention_cp_gradient q k v g", "q k v", "g_v = p^T g, summed over the copies; nothing to q and k", _C, "scale", **_SEEN,
+            ),
             _rule("multiply_gradient operands g", "operands", "g_n = g prod_(m != n) a_m", "the true derivative", constant=None),
             _rule("matmul_gradient a v g", "a v", "g_a = g v^T, g_v = a^T g", "the true derivative"),
             _rule("rms_norm_gradient x w g", "x", "g_x = (w g - x mean(w g x) / rms^2) / rms", "the true derivative", "norm_eps"),
@@ -270,7 +288,8 @@ class Case:
     def from_json(data: Mapping[str, Any], rule: str) -> Case:
         expected, tolerance = data["expected"], data["tolerance"]
         return Case(
-            data["id"], rule, (NETWORK if rule == "network" else SIGNATURES[rule]).carries, data["dtype"], tuple(data["flags"]), data["note"],
+            data["id"], rule, (NETWORK if rule == "network" else SIGNATURES[rule]).carries, data["dtype"],
+            tuple(data["flags"]), data["note"],
             decode(data["inputs"]), decode(data["options"]), decode(expected["relevance"]), decode(expected["absorbed"]),
             decode(tolerance["relevance"]), decode(tolerance["absorbed"]), tolerance["units"],
         )  # fmt: skip

@@ -380,17 +380,17 @@ def suspects(case: Case, got: Mapping[str, Array | None]) -> list[Suspect]:
     """Those that give the same numbers; where none does, those that give them to float32's precision, or that precision alone."""
     given = [(m, k, wrong) for m in MISTAKES for k, wrong in answers(m, case)]
     found = [(m, k) for m, k, wrong in given if _reproduces(wrong, case, got)]
-    if not found and case.dtype == "float64" and got:
-        coarse = replace(case, dtype="float32", units=4 * case.units)
-        if not _deviations(coarse, got):
-            return [(m, 0) for m in MISTAKES if m.behaviour == "narrowed"]
+    coarse = replace(case, dtype="float32", units=4 * case.units)
+    if case.dtype == "float64" and got and not _deviations(coarse, got):
+        found += [(m, 0) for m in MISTAKES if m.behaviour == "narrowed"]
+    elif case.dtype == "float64" and not found:
         found = [(m, k) for m, k, wrong in given if tells(coarse, wrong) and _reproduces(wrong, coarse, got)]
     changed = "z" in case.expected and not _right(case, "z", got)
     return [(m, 0) for m in MISTAKES if changed and m.behaviour == "forward" and m not in [f for f, _ in found]] + found
 
 
 def _reproduces(wrong: Mapping[str, Array | None], case: Case, got: Mapping[str, Array | None]) -> bool:
-    return got.keys() <= wrong.keys() and bool(got) and all(_alike(case, wrong[name], a) for name, a in got.items())
+    return got.keys() <= wrong.keys() and bool(got) and all(_alike(case, name, wrong[name], a) for name, a in got.items())
 
 
 def answers(mistake: Mistake, case: Case) -> Iterator[tuple[int, dict[str, Array | None]]]:
@@ -405,16 +405,19 @@ def _right(case: Case, name: str, got: Mapping[str, Array | None]) -> bool:
     return d is None or d.excess <= 1
 
 
-def _alike(case: Case, wrong: Array | None, got: Array | None) -> bool:
+def _alike(case: Case, name: str, wrong: Array | None, got: Array | None) -> bool:
+    """Whether two answers differ by rounding alone: by little, and by far less than the wrong one differs from the right one."""
     if wrong is None or got is None:
         return all(a is None or not np.any(a) for a in (wrong, got))
     if wrong.shape != got.shape:
         return False
-    size = np.max(np.abs(wrong[np.isfinite(wrong)]), initial=0.0)
-    near = np.sqrt(case.u) * np.abs(wrong) + 64 * case.u * size + UNDERFLOW[case.dtype]
+    expected = case.expected[name]
     with np.errstate(all="ignore"):
-        same = np.where(np.isfinite(wrong), np.abs(got - wrong) <= near, ~np.isfinite(got))
-    return bool(np.all(same))
+        finite = np.isfinite(wrong)
+        apart = np.max(np.abs(wrong - (0 if expected is None else expected))[finite], initial=0.0)
+        rounding = 64 * case.u * np.max(np.abs(wrong[finite]), initial=0.0) + UNDERFLOW[case.dtype]
+        near = rounding + np.minimum(np.sqrt(case.u) * np.abs(wrong), apart / 16)
+        return bool(np.all(np.where(finite, np.abs(got - wrong) <= near, ~np.isfinite(got))))
 
 
 # -- all cases -----------------------------------------------------------------------------------------------------------------------

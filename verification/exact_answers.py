@@ -220,7 +220,8 @@ def probabilities(x: Sequence[Running], visible: Sequence[bool]) -> list[Running
     if len(seen) == 1:
         return [given(1.0 if v else 0.0, bits) for v in visible]
     top = max((abs(float(each)) for each in seen), default=0.0)
-    shifted = [Running(each.value, bits, each.error + abs(float(each)) + top) for each in x]
+    far = max(each.value for each in seen) if top > 300 else 0  # where exp would leave what a float can count errors in
+    shifted = [Running(each.value - far, bits, each.error + abs(float(each)) + top) for each in x]
     return [each if isinstance(each, Running) else given(each, bits) for each in exact.softmax(shifted, visible)]
 
 
@@ -453,8 +454,9 @@ def _forward(layer: Mapping[str, Any], x: list[Running]) -> list[Running]:
 
 
 def _gate(kind: str, x: Running) -> Running:
+    """As in `activation`, it may be off by u whatever its size."""
     gate = exact.GATE[kind][0](x)
-    return gate if isinstance(gate, Running) else given(gate, x.bits)
+    return Running(gate.value, x.bits, gate.error + 4.0) if isinstance(gate, Running) else given(gate, x.bits)
 
 
 # -- all of them ---------------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Known mistakes, each as what an implementation that makes it would answer.
 
-`Right` is every rule once more, in plain float64 NumPy: slow, short, and cut into parts. A mistake replaces one part, or calls the rule
-with something other than what was asked, or spoils the answer afterwards. So a wrong answer can be laid beside the answers that the
-known mistakes give, and the one that reproduces it is named. `MISTAKES` is the table; it stands at the end.
+A mistake replaces one part of the rules as right.py has them, or calls a rule with something other than what was asked, or spoils the
+answer afterwards. So a wrong answer can be laid beside the answers that the known mistakes give, and the one that reproduces it is named.
+`MISTAKES` is the table; it stands at the end.
 
 Where a mistake makes no difference beyond rounding, or is not defined, asking for its answer raises `Inapplicable`.
 """
@@ -13,574 +13,38 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import reduce
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from refl.arrays import Array
 from refl.verification.case import SIGNATURES, Case
+from refl.verification.right import (
+    GREATEST,
+    Answer,
+    Layer,
+    Right,
+    activation,
+    centred,
+    contributions,
+    folded,
+    handed_on,
+    minus_part,
+    patches_of,
+    plus_part,
+    ratio,
+    rounded,
+    slope,
+    summed,
+    wide,
+)
 
-Answer: TypeAlias = tuple[Array | None, ...]
-"""One array for each name in `case.returns`; None where nothing is passed."""
 Way: TypeAlias = Callable[[Case], Answer]
-Layer: TypeAlias = dict[str, Any]
-
-GREATEST = {dtype: float(np.finfo(dtype).max) for dtype in ("float64", "float32", "float16")} | {"bfloat16": float.fromhex("0x1.fep127")}
 
 
 class Inapplicable(Exception):
     """The mistake makes no difference on this case, or is not defined there."""
-
-
-# -- the rules, right ---------------------------------------------------------------------------------------------------------------
-
-
-class Right:
-    """The rules, and below each group the parts it is made of. All arrays are float64; `dtype` says which format they came in."""
-
-    def __init__(self, dtype: str = "float64") -> None:
-        self.dtype = dtype
-        self.lowest = -GREATEST[dtype]
-
-    def answer(self, case: Case) -> Answer:
-        with np.errstate(all="ignore"):
-            got = getattr(self, case.rule)(*_wide(case.arguments), **_wide(dict(case.options)))
-        return tuple(got) if isinstance(got, (tuple, list)) else (got,)
-
-    # the division that the rules of the epsilon family share
-
-    def stabilised(self, z: Array, eps: float, kind: str) -> Array:
-        up = (z >= 0) | (kind == "plain")
-        return z if kind == "none" else z + np.where(up, eps, -eps)
-
-    def divided(self, r: Array, d: Array) -> Array:
-        return np.where(d == 0, 0.0, r / np.where(d == 0, 1.0, d))
-
-    def share(self, z: Array, r: Array, eps: float, kind: str) -> Array:
-        return self.divided(r, self.stabilised(z, eps, kind))
-
-    # linear layers: c_ji = W_ji x_i, (..., O, I)
-
-    def linear_epsilon(self, x: Array, w: Array, b: Array | None, r: Array, *, eps: float, stabilizer: str = "sign") -> Array:
-        return x * (self.share(self.linear_sum(x, w, b), r, eps, stabilizer) @ w)
-
-    def linear_gradient(self, x: Array, w: Array, b: Array | None, g: Array) -> Array:
-        return g @ w
-
-    def linear_gamma(self, x: Array, w: Array, b: Array | None, r: Array, *, gamma: float) -> Array:
-        z = self.linear_sum(x, w, b)
-        c = _contributions(x, w)
-        bias = np.zeros(len(w)) if b is None else b
-        c = c + gamma * self.amplified(c, z[..., None], x, w)
-        return _handed_on(c, self.divided(r, c.sum(-1) + bias + gamma * self.amplified_bias(bias, z)))
-
-    def amplified(self, c: Array, z: Array, x: Array, w: Array) -> Array:
-        return np.where(z > 0, _plus(c), _minus(c))
-
-    def amplified_bias(self, b: Array, z: Array) -> Array:
-        return np.where(z > 0, _plus(b), _minus(b))
-
-    def linear_z_plus(self, x: Array, w: Array, b: Array | None, r: Array) -> Array:
-        return self.linear_alpha_beta(x, w, b, r, alpha=1.0, beta=0.0)
-
-    def linear_alpha_beta(self, x: Array, w: Array, b: Array | None, r: Array, *, alpha: float, beta: float) -> Array:
-        bias = np.zeros(len(w)) if b is None else b
-        plus, minus = self.signed(x, w)
-        up = _handed_on(plus, self.divided(alpha * r, plus.sum(-1) + self.signed_bias(bias, 1)))
-        return up if beta == 0 else up + _handed_on(minus, self.divided(-beta * r, minus.sum(-1) + self.signed_bias(bias, -1)))
-
-    def signed(self, x: Array, w: Array) -> tuple[Array, Array]:
-        c = _contributions(x, w)
-        return _plus(c), _minus(c)
-
-    def signed_bias(self, b: Array, sign: int) -> Array:
-        return _plus(b) if sign > 0 else _minus(b)
-
-    def linear_flat(self, x: Array, w: Array, b: Array | None, r: Array) -> Array:
-        return np.broadcast_to(r.sum(-1, keepdims=True) / x.shape[-1], x.shape).copy()
-
-    def linear_w_square(self, x: Array, w: Array, b: Array | None, r: Array) -> Array:
-        return self.divided(r, (w * w).sum(-1)) @ (w * w)
-
-    def linear_z_box(self, x: Array, w: Array, b: Array | None, r: Array, *, low: float, high: float) -> Array:
-        c = _plus(w) * (x - low)[..., None, :] + _minus(w) * (x - high)[..., None, :]
-        return _handed_on(c, self.divided(r, c.sum(-1)))
-
-    def linear_sum(self, x: Array, w: Array, b: Array | None) -> Array:
-        """The z that a rule divides by."""
-        return x @ w.T if b is None else x @ w.T + b
-
-    # convolutions whose stride is their kernel: linear layers on patches
-
-    def convolution_epsilon(self, x: Array, w: Array, b: Array | None, r: Array, *, eps: float, stabilizer: str = "sign") -> Array:
-        return self.on_patches(lambda p, k, g: self.linear_epsilon(p, k, b, g, eps=eps, stabilizer=stabilizer), x, w, r)
-
-    def convolution_z_plus(self, x: Array, w: Array, b: Array | None, r: Array) -> Array:
-        return self.on_patches(lambda p, k, g: self.linear_z_plus(p, k, b, g), x, w, r)
-
-    def convolution_gradient(self, x: Array, w: Array, b: Array | None, g: Array) -> Array:
-        return self.on_patches(lambda p, k, g: self.linear_gradient(p, k, b, g), x, w, g)
-
-    def on_patches(self, rule: Callable[[Array, Array, Array], Array], x: Array, w: Array, r: Array) -> Array:
-        outputs = r.reshape(*r.shape[:2], -1).swapaxes(1, 2)  # (B, O, H/h, W/w) -> (B, N, O)
-        return _image(rule(_patches(x, w.shape[2:]), w.reshape(len(w), -1), outputs), x.shape, w.shape[2:])
-
-    # sums
-
-    def add_epsilon(self, a: Array, b: Array, r: Array, *, eps: float, stabilizer: str = "sign") -> Answer:
-        return self.sum_epsilon([a, b], r, eps=eps, stabilizer=stabilizer)
-
-    def sum_epsilon(self, operands: Sequence[Array], r: Array, *, eps: float, stabilizer: str = "sign") -> Answer:
-        s = self.share(_sum(operands), r, eps, stabilizer)
-        return tuple(_fold(a * s, a) for a in operands)
-
-    def add_gradient(self, a: Array, b: Array, g: Array) -> Answer:
-        return _fold(g, a), _fold(g, b)
-
-    def fan_out_epsilon(self, x: Array, w1: Array, w2: Array, r: Array, *, eps: float, stabilizer: str = "sign") -> Array:
-        r1, r2 = self.add_epsilon(x @ w1.T, x @ w2.T, r, eps=eps, stabilizer=stabilizer)
-        first = self.linear_epsilon(x, w1, None, r1, eps=eps, stabilizer=stabilizer)
-        return self.met(first, self.linear_epsilon(x, w2, None, r2, eps=eps, stabilizer=stabilizer))
-
-    def met(self, first: Array, second: Array) -> Array:
-        return first + second
-
-    # products
-
-    def multiply_uniform(self, operands: Sequence[Array], r: Array, *, constant: Sequence[bool] | None = None) -> Answer:
-        fixed = constant or [False] * len(operands)
-        return tuple(None if c else _fold(part * r, a) for a, c, part in zip(operands, fixed, self.parts(operands, fixed), strict=True))
-
-    def multiply_half(self, operands: Sequence[Array], g: Array, *, constant: Sequence[bool] | None = None) -> Answer:
-        fixed = constant or [False] * len(operands)
-        full = self.multiply_gradient(operands, g, constant=None)
-        return tuple(None if c else part * d for d, c, part in zip(full, fixed, self.parts(operands, fixed), strict=True))
-
-    def parts(self, operands: Sequence[Array], fixed: Sequence[bool]) -> list[Any]:
-        """Which part of R each operand gets."""
-        return [1 / list(fixed).count(False) if not all(fixed) else 0.0] * len(operands)
-
-    def multiply_gradient(self, operands: Sequence[Array], g: Array, *, constant: Sequence[bool] | None = None) -> Answer:
-        fixed = constant or [False] * len(operands)
-        return tuple(None if c else _fold(_others(operands, k) * g, operands[k]) for k, c in enumerate(fixed))
-
-    def multiply_second(self, a: Array, b: Array, r: Array) -> Array:
-        return _fold(r, b)
-
-    def multiply_second_gradient(self, a: Array, b: Array, g: Array) -> Array:
-        return _fold(a * g, b)
-
-    def matmul_uniform(
-        self, a: Array, v: Array, r: Array, *, eps: float, stabilizer: str = "sign", denominator: str = "2z+eps"
-    ) -> Answer:
-        o = a @ v
-        s = self.share(2 * o, r, eps, stabilizer) if denominator == "2z+eps" else self.share(o, r, eps, stabilizer) / 2
-        return a * (s @ _swap(v)), v * (_swap(a) @ s)
-
-    def matmul_second(self, a: Array, v: Array, r: Array, *, eps: float, stabilizer: str = "sign") -> Array:
-        return v * (_swap(a) @ self.share(a @ v, r, eps, stabilizer))
-
-    def matmul_half(self, a: Array, v: Array, g: Array) -> Answer:
-        return g @ _swap(v) / 2, _swap(a) @ g / 2
-
-    def matmul_second_gradient(self, a: Array, v: Array, g: Array) -> Array:
-        return _swap(a) @ g
-
-    def matmul_gradient(self, a: Array, v: Array, g: Array) -> Answer:
-        return g @ _swap(v), _swap(a) @ g
-
-    # softmax
-
-    def softmax_taylor(self, x: Array, r: Array, *, mask: Array | None = None, axis: int = -1) -> Array:
-        filled = self.filled(x, mask)
-        r, p = r * self.seen(filled), self.probabilities(filled, axis)
-        return self.logits(filled, axis) * (r - p * self.along(r, axis))
-
-    def softmax_gradient(self, x: Array, g: Array, *, mask: Array | None = None, axis: int = -1) -> Array:
-        p = self.probabilities(self.filled(x, mask), axis)
-        return p * (g - self.along(p * g, axis))
-
-    def softmax_spread(self, x: Array, r: Array, *, mask: Array | None = None, axis: int = -1) -> Array:
-        filled = self.filled(x, mask)
-        seen, p, logits = self.seen(filled), self.probabilities(filled, axis), self.logits(filled, axis)
-        offset = self.along(r * seen * (1 - logits + self.along(p * logits, axis)), axis)
-        return self.softmax_taylor(x, r, mask=mask, axis=axis) + seen * offset / np.maximum(seen.sum(axis, keepdims=True), 1)
-
-    def softmax_z_plus(self, x: Array, r: Array, *, mask: Array | None = None, axis: int = -1) -> Array:
-        filled = np.moveaxis(self.filled(x, mask), axis, -1)
-        r = np.moveaxis(r, axis, -1) * self.seen(filled)
-        c = _plus(self.expansion(self.logits(filled, -1), self.probabilities(filled, -1)))
-        return np.moveaxis(_handed_on(c, self.divided(r, c.sum(-1))), -1, axis)
-
-    def expansion(self, x: Array, p: Array) -> Array:  # (..., I) -> (..., J, I)
-        """x_i (delta_ij - p_i); 1 - p_i as the sum of the others, for the difference would cancel."""
-        own = np.eye(p.shape[-1])
-        return x[..., None, :] * (own * (p @ (1 - own))[..., None, :] - (1 - own) * p[..., None, :])
-
-    def softmax_identity(self, x: Array, r: Array, *, mask: Array | None = None, axis: int = -1) -> Array:
-        return r * self.seen(self.filled(x, mask))
-
-    def filled(self, x: Array, mask: Array | None) -> Array:
-        """The logits with -inf wherever they are masked, by whichever means."""
-        hidden = x <= self.lowest / 2
-        return np.where(hidden if mask is None else hidden | ~mask, -np.inf, x)
-
-    def seen(self, filled: Array) -> Array:
-        return ~np.isneginf(filled)
-
-    def logits(self, filled: Array, axis: int) -> Array:
-        return np.where(np.isneginf(filled), 0.0, filled)
-
-    def probabilities(self, filled: Array, axis: int) -> Array:
-        top = filled.max(axis, keepdims=True)
-        e = np.exp(filled - np.where(np.isneginf(top), 0.0, top))
-        total = e.sum(axis, keepdims=True)
-        return e / np.where(total == 0, 1.0, total)
-
-    def along(self, r: Array, axis: int) -> Array:
-        return r.sum(axis, keepdims=True)
-
-    # norms
-
-    def rms_norm_identity(self, x: Array, w: Array, r: Array, *, norm_eps: float) -> Array:
-        return r
-
-    def rms_norm_frozen(self, x: Array, w: Array, g: Array, *, norm_eps: float) -> Array:
-        return w * g / self.root(_mean_square(x), norm_eps)
-
-    def rms_norm_gradient(self, x: Array, w: Array, g: Array, *, norm_eps: float) -> Array:
-        square = _mean_square(x)
-        along = (w * g * x).sum(-1, keepdims=True) / self.root(square, norm_eps) ** 2
-        return w * g / self.root(square, norm_eps) - along * self.root_slope(square, norm_eps) * 2 * x / x.shape[-1]
-
-    def layer_norm_epsilon(
-        self, x: Array, w: Array, b: Array | None, r: Array, *, norm_eps: float, eps: float, stabilizer: str = "sign"
-    ) -> Array:
-        z = _centred(x) / self.std(x, norm_eps) * w
-        s = self.share(z if b is None else z + b, r, eps, stabilizer)
-        return x * self.layer_norm_frozen(x, w, b, s, norm_eps=norm_eps)
-
-    def layer_norm_identity(self, x: Array, w: Array, b: Array | None, r: Array, *, norm_eps: float) -> Array:
-        return r
-
-    def layer_norm_frozen(self, x: Array, w: Array, b: Array | None, g: Array, *, norm_eps: float) -> Array:
-        return self.pulled_through_mean(w * g / self.std(x, norm_eps))
-
-    def layer_norm_gradient(self, x: Array, w: Array, b: Array | None, g: Array, *, norm_eps: float) -> Array:
-        c, std = _centred(x), self.std(x, norm_eps)
-        along = (w * g * c).sum(-1, keepdims=True) / std**2
-        return self.pulled_through_mean(w * g / std) - along * self.root_slope(self.variance(x), norm_eps) * 2 * c / self.degrees(x)
-
-    def pulled_through_mean(self, c: Array) -> Array:
-        return _centred(c)
-
-    def std(self, x: Array, norm_eps: float) -> Array:
-        return self.root(self.variance(x), norm_eps)
-
-    def variance(self, x: Array) -> Array:
-        return (_centred(x) ** 2).sum(-1, keepdims=True) / self.degrees(x)
-
-    def degrees(self, x: Array) -> int:
-        return int(x.shape[-1])
-
-    def root(self, square: Array, norm_eps: float) -> Array:
-        return np.sqrt(square + norm_eps)
-
-    def root_slope(self, square: Array, norm_eps: float) -> Array:
-        """Its derivative."""
-        return 0.5 / self.root(square, norm_eps)
-
-    # activations
-
-    def activation_identity(self, x: Array, r: Array, *, kind: str) -> Array:
-        return r
-
-    def activation_ratio(self, x: Array, g: Array, *, kind: str) -> Array:
-        return g * ratio(x, kind)
-
-    def activation_gradient(self, x: Array, g: Array, *, kind: str) -> Array:
-        return g * slope(x, kind)
-
-    # rotation, pooling, scale, movement
-
-    def rotary_epsilon(self, x: Array, cos: Array, sin: Array, r: Array, *, eps: float, stabilizer: str = "sign") -> Array:
-        z = x * cos + self.turned(x, -1) * sin
-        return x * self.rotary_gradient(x, cos, sin, self.share(z, r, eps, stabilizer))
-
-    def rotary_gradient(self, x: Array, cos: Array, sin: Array, g: Array) -> Array:
-        return g * cos + self.turned(g * sin, 1)
-
-    def turned(self, x: Array, sign: int) -> Array:
-        """[-x2, x1] for sign -1, and its transpose for sign +1."""
-        first, second = np.split(x, 2, axis=-1)
-        return np.concatenate([sign * second, -sign * first], axis=-1)
-
-    def pooling_epsilon(self, x: Array, r: Array, *, counted: Array | None = None, eps: float, stabilizer: str = "sign") -> Array:
-        m = np.ones_like(x[..., :1]) if counted is None else counted
-        return m * x * self.share((m * x).sum(-2, keepdims=True), r, eps, stabilizer)
-
-    def pooling_gradient(self, x: Array, g: Array, *, counted: Array | None = None) -> Array:
-        m = np.ones_like(x) if counted is None else np.broadcast_to(counted, x.shape)
-        return m * g / m.sum(-2, keepdims=True)
-
-    def scale_follow(self, x: Array, r: Array, *, factor: float) -> Array:
-        return r
-
-    def scale_gradient(self, x: Array, g: Array, *, factor: float) -> Array:
-        return factor * g
-
-    def repeat_heads_follow(self, x: Array, r: Array, *, times: int) -> Array:
-        return r.reshape(r.shape[0], -1, times, *r.shape[2:]).sum(2)
-
-    def gather_follow(self, x: Array, r: Array, *, index: Sequence[Sequence[int]]) -> Array:
-        relevance = np.zeros_like(x)
-        for b, rows in enumerate(index):
-            for n, row in enumerate(rows):
-                self.arrived(relevance[b], row, r[b, n])
-        return relevance
-
-    def arrived(self, relevance: Array, row: int, r: Array) -> None:
-        relevance[row] += r
-
-    def top_k_follow(self, x: Array, r: Array, *, k: int) -> Array:
-        relevance = np.zeros_like(x)
-        np.put_along_axis(relevance, self.chosen(x, k), r, axis=-1)
-        return relevance
-
-    def chosen(self, x: Array, k: int) -> Array:
-        return np.argsort(-x, axis=-1, kind="stable")[..., :k]
-
-    def renormalise_identity(self, x: Array, r: Array) -> Array:
-        return r
-
-    def renormalise_epsilon(self, x: Array, r: Array, *, eps: float, stabilizer: str = "sign") -> Array:
-        z = x / x.sum(-1, keepdims=True)
-        s = self.share(z, r, eps, stabilizer)
-        return z * (s - (z * s).sum(-1, keepdims=True))
-
-    def renormalise_frozen(self, x: Array, g: Array) -> Array:
-        return g / x.sum(-1, keepdims=True)
-
-    def renormalise_gradient(self, x: Array, g: Array) -> Array:
-        total = x.sum(-1, keepdims=True)
-        return (g - (x / total * g).sum(-1, keepdims=True)) / total
-
-    # attention, of the rules above
-
-    def attention_attnlrp(
-        self, q: Array, k: Array, v: Array, r: Array, *, scale: float, causal: bool = False, mask: Array | None = None,
-        eps: float, stabilizer: str = "sign", denominator: str = "2z+eps",
-    ) -> Answer:  # fmt: skip
-        q, keys, values, scores, visible, p = self.attended(q, k, v, scale, causal, mask)
-        r_p, r_v = self.context_product(p, values, r, eps=eps, stabilizer=stabilizer, denominator=denominator)
-        r_s = self.softmax_taylor(scores, r_p, mask=visible)
-        r_q, r_k = self.score_product(q, _swap(keys), r_s, eps=eps, stabilizer=stabilizer, denominator=denominator)
-        return self.scale_follow(q, r_q, factor=scale), self.summed_back(k, _swap(r_k)), self.summed_back(v, r_v)
-
-    def context_product(self, a: Array, v: Array, r: Array, **options: Any) -> Any:
-        return self.matmul_uniform(a, v, r, **options)
-
-    def score_product(self, a: Array, v: Array, r: Array, **options: Any) -> Any:
-        return self.matmul_uniform(a, v, r, **options)
-
-    def attention_cp(
-        self, q: Array, k: Array, v: Array, r: Array, *, scale: float, causal: bool = False, mask: Array | None = None,
-        eps: float, stabilizer: str = "sign",
-    ) -> Answer:  # fmt: skip
-        _, _, values, _, _, p = self.attended(q, k, v, scale, causal, mask)
-        return None, None, self.summed_back(v, self.matmul_second(p, values, r, eps=eps, stabilizer=stabilizer))
-
-    def attention_gradient(
-        self, q: Array, k: Array, v: Array, g: Array, *, scale: float, causal: bool = False, mask: Array | None = None
-    ) -> Answer:
-        q, keys, values, scores, visible, p = self.attended(q, k, v, scale, causal, mask)
-        g_p, g_v = self.matmul_half(p, values, g)
-        g_s = self.softmax_gradient(scores, g_p, mask=visible)
-        g_q, g_k = self.matmul_half(q, _swap(keys), g_s)
-        return self.scale_gradient(q, g_q, factor=scale), self.summed_back(k, _swap(g_k)), self.summed_back(v, g_v)
-
-    def attention_cp_gradient(
-        self, q: Array, k: Array, v: Array, g: Array, *, scale: float, causal: bool = False, mask: Array | None = None
-    ) -> Answer:
-        _, _, values, _, _, p = self.attended(q, k, v, scale, causal, mask)
-        return None, None, self.summed_back(v, self.matmul_second_gradient(p, values, g))
-
-    def attended(self, q: Array, k: Array, v: Array, scale: float, causal: bool, mask: Array | None) -> tuple[Array, ...]:
-        """The forward: queries scaled, keys and values repeated, scores, what is visible, probabilities."""
-        times = q.shape[1] // k.shape[1]
-        q, keys, values = q * scale, self.repeated(k, times), self.repeated(v, times)
-        scores = q @ _swap(keys)
-        visible = self.visible(scores, causal, mask)
-        return q, keys, values, scores, visible, self.probabilities(self.filled(scores, visible), -1)
-
-    def visible(self, scores: Array, causal: bool, mask: Array | None) -> Array:
-        seen = np.ones_like(scores, dtype=bool) if mask is None else np.broadcast_to(mask, scores.shape)
-        return np.tril(seen) if causal else seen
-
-    def repeated(self, x: Array, times: int) -> Array:
-        return np.repeat(x, times, axis=1)
-
-    def summed_back(self, x: Array, r: Array) -> Array:
-        return self.repeat_heads_follow(x, r, times=r.shape[1] // x.shape[1])
-
-    # small networks
-
-    def network(self, layers: Sequence[Layer], x: Array, seeds: Sequence[Array]) -> Answer:
-        xs = reduce(lambda done, layer: [*done, self.forward(layer, done[-1])], layers, [x])
-        return xs[-1], *(self.swept(layers, xs, r) for r in seeds)
-
-    def forward(self, layer: Layer, x: Array) -> Array:
-        if layer["operation"] == "activation":
-            return activation(x, layer["kind"])
-        return x @ layer["w"].T if layer["b"] is None else x @ layer["w"].T + layer["b"]
-
-    def swept(self, layers: Sequence[Layer], xs: Sequence[Array], r: Array) -> Array:
-        for layer, x in zip(reversed(layers), reversed(xs[:-1]), strict=True):
-            r = self.undone(layer, x, r)
-        return r
-
-    def undone(self, layer: Layer, x: Array, r: Array) -> Array:
-        if layer["operation"] == "activation":
-            return self.activation_identity(x, r, kind=layer["kind"])
-        options = {name: value for name, value in layer.items() if name not in ("operation", "rule", "w", "b")}
-        rule = getattr(self, f"linear_{layer['rule']}")
-        relevance: Array = rule(x, layer["w"], layer["b"], r, **options)
-        return relevance
-
-
-# -- small pieces ---------------------------------------------------------------------------------------------------------------------
-
-
-def _wide(value: Any) -> Any:
-    """Every array of floats in float64, within lists and dicts too."""
-    if isinstance(value, np.ndarray):
-        return value.astype(np.float64) if value.dtype.kind == "f" else value
-    if isinstance(value, (list, tuple)):
-        return [_wide(each) for each in value]
-    return {key: _wide(each) for key, each in value.items()} if isinstance(value, dict) else value
-
-
-def _plus(c: Array) -> Array:
-    return np.maximum(c, 0.0)
-
-
-def _minus(c: Array) -> Array:
-    return np.minimum(c, 0.0)
-
-
-def _swap(a: Array) -> Array:
-    return a.swapaxes(-1, -2)
-
-
-def _centred(x: Array) -> Array:
-    return x - x.mean(-1, keepdims=True)
-
-
-def _mean_square(x: Array) -> Array:
-    return (x * x).mean(-1, keepdims=True)
-
-
-def _sum(operands: Sequence[Array]) -> Array:
-    return reduce(lambda a, b: a + b, operands)
-
-
-def _others(operands: Sequence[Array], k: int) -> Array:
-    return reduce(lambda a, b: a * b, [a for i, a in enumerate(operands) if i != k], np.ones(()))
-
-
-def _fold(r: Array, like: Array) -> Array:
-    """Summed over the axes along which `like` was broadcast."""
-    r = r.sum(tuple(range(r.ndim - like.ndim)))
-    return r.sum(tuple(i for i, n in enumerate(like.shape) if n == 1 and r.shape[i] != 1), keepdims=True).reshape(like.shape)
-
-
-def _contributions(x: Array, w: Array) -> Array:  # (..., I), (O, I) -> (..., O, I)
-    return x[..., None, :] * w
-
-
-def _handed_on(c: Array, s: Array) -> Array:  # (..., O, I), (..., O) -> (..., I)
-    return (c * s[..., None]).sum(-2)
-
-
-def _patches(x: Array, size: Sequence[int]) -> Array:  # (B, C, H, W) -> (B, N, C h w)
-    (b, c, *_), (h, w) = x.shape, size
-    rows, columns = x.shape[2] // h, x.shape[3] // w
-    cut = x[:, :, : rows * h, : columns * w].reshape(b, c, rows, h, columns, w)
-    return cut.transpose(0, 2, 4, 1, 3, 5).reshape(b, rows * columns, c * h * w)
-
-
-def _image(p: Array, shape: Sequence[int], size: Sequence[int]) -> Array:  # (B, N, C h w) -> (B, C, H, W)
-    (b, c, *_), (h, w) = shape, size
-    rows, columns = shape[2] // h, shape[3] // w
-    image = np.zeros(shape)
-    image[:, :, : rows * h, : columns * w] = (
-        p.reshape(b, rows, columns, c, h, w).transpose(0, 3, 1, 4, 2, 5).reshape(b, c, rows * h, columns * w)
-    )
-    return image
-
-
-def _sigmoid(x: Array) -> Array:
-    e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1.0, e) / (1 + e)
-
-
-def _inner(x: Array) -> Array:
-    return math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)
-
-
-def _cut(x: Array) -> Array:
-    """The gates of gelu are 0 or 1 beyond this, and x^3 stays finite."""
-    return np.clip(x, -100.0, 100.0)
-
-
-_normal = np.vectorize(lambda x: math.erfc(-x / math.sqrt(2)) / 2, otypes=[np.float64])
-
-GATES: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: np.asarray(_normal(_cut(x))),
-    "gelu_tanh": lambda x: _sigmoid(_inner(_cut(x))),
-    "silu": _sigmoid,
-    "quick_gelu": lambda x: _sigmoid(1.702 * x),
-    "relu": lambda x: np.where(x > 0, 1.0, 0.0),
-}
-"""All but tanh are x times a gate."""
-
-GATE_SLOPES: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: np.exp(-_cut(x) ** 2 / 2) / math.sqrt(2 * math.pi),
-    "gelu_tanh": lambda x: _bell(_inner(_cut(x))) * math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * _cut(x) ** 2),
-    "silu": lambda x: _bell(x),
-    "quick_gelu": lambda x: 1.702 * _bell(1.702 * x),
-    "relu": lambda x: np.zeros_like(x),
-}
-
-
-def _bell(x: Array) -> Array:
-    return _sigmoid(x) * _sigmoid(-x)
-
-
-def activation(x: Array, kind: str) -> Array:
-    return np.tanh(x) if kind == "tanh" else x * GATES[kind](x)
-
-
-def ratio(x: Array, kind: str) -> Array:
-    """f(x)/x, and its limit at 0."""
-    return np.where(x == 0, 1.0, np.tanh(x) / np.where(x == 0, 1.0, x)) if kind == "tanh" else GATES[kind](x)
-
-
-def slope(x: Array, kind: str) -> Array:
-    """f'(x)."""
-    if kind == "tanh":
-        return 4 * _bell(2 * x)
-    return GATES[kind](x) + _cut(x) * GATE_SLOPES[kind](x)
-
-
-def rounded(x: Array, dtype: str) -> Array:
-    """To the nearest number of a 16-bit format, held in float64."""
-    if dtype == "float16":
-        return x.astype(np.float16).astype(np.float64)
-    bits = np.asarray(x, dtype=np.float32).view(np.uint32)
-    near = (bits + (0x7FFF + ((bits >> 16) & 1))) & np.uint32(0xFFFF0000)
-    return np.where(np.isnan(x), np.nan, near.astype(np.uint32).view(np.float32).astype(np.float64))
 
 
 # -- ways to be wrong ----------------------------------------------------------------------------------------------------------------
@@ -601,11 +65,18 @@ class Mistake:
     also: tuple[Way, ...] = ()
     """Other forms in which the same mistake is met."""
     behaviour: str = ""
-    """For networks, what shows it: `again` (a second call differs), `targets` (several seeds), `forward` (z is changed)."""
+    """What shows it. For networks `again` (a second call differs), `targets` (several seeds), `forward` (z is changed); `narrowed`
+    (right to the digits of float32) for all."""
 
     @property
     def ways(self) -> tuple[Way, ...]:
         return ((self.wrong,) if self.wrong else ()) + self.also
+
+
+@lru_cache(maxsize=512)
+def right_answer(case: Case) -> Answer:
+    """One case is asked about under every mistake."""
+    return Right(case.dtype).answer(case)
 
 
 def planted(**parts: Any) -> Way:
@@ -623,7 +94,7 @@ def spoilt(change: Callable[[Case, Array, Array], Array | None]) -> Way:
     """The right answer, each array changed: change(case, the operand it belongs to, the array)."""
 
     def way(case: Case) -> Answer:
-        right = Right(case.dtype).answer(case)
+        right = right_answer(case)
         return tuple(
             got if name == "z" or got is None else change(case, _operand(case, name), got)
             for name, got in zip(case.returns, right, strict=True)
@@ -640,14 +111,14 @@ def _changed(case: Case, new: dict[str, Any]) -> Case:
 
 def _operand(case: Case, name: str) -> Array:
     name, _, member = name.partition(".")
-    held = _wide(case.inputs[name])
+    held = wide(case.inputs[name])
     return held[int(member)] if member and isinstance(held, list) else held
 
 
 def _carried(case: Case, name: str) -> Array:
     """The relevance that arrived: of the seed, where a network answers several."""
     _, _, member = name.partition(".")
-    held = _wide(case.inputs[case.seed])
+    held = wide(case.inputs[case.seed])
     return held[int(member)] if case.rule == "network" else held
 
 
@@ -657,7 +128,7 @@ def _checked(way: Way, rules: tuple[str, ...]) -> Way:
     def wrong(case: Case) -> Answer:
         if case.rule not in rules:
             raise Inapplicable(f"it is not a mistake of {case.rule}")
-        right = Right(case.dtype).answer(case)
+        right = right_answer(case)
         with np.errstate(all="ignore"):
             got = tuple(None if a is None else _overflowed(a, case.dtype) for a in way(case))
         if not any(_differs(case, *each) for each in zip(case.returns, right, got, strict=True)):
@@ -722,6 +193,10 @@ def _mistake(
 # -- the wrong parts that take more than a line ------------------------------------------------------------------------------------------
 
 
+def _with_denominator(denominator: str) -> Callable[..., Answer]:
+    return lambda self, a, v, r, **options: self.matmul_uniform(a, v, r, **{**options, "denominator": denominator})
+
+
 def _sign_of_zero(self: Right, z: Array, eps: float, kind: str) -> Array:
     return z + eps * np.sign(z) if kind == "sign" else Right.stabilised(self, z, eps, kind)
 
@@ -731,7 +206,7 @@ def _other_eps(eps: float) -> Way:
 
 
 def _proportional(self: Right, operands: Sequence[Array], fixed: Sequence[bool]) -> list[Any]:
-    total = _sum([np.abs(a) for a, c in zip(operands, fixed, strict=True) if not c])
+    total = summed([np.abs(a) for a, c in zip(operands, fixed, strict=True) if not c])
     return [np.abs(a) / total for a in operands]
 
 
@@ -739,8 +214,8 @@ def _by_size(floor: float) -> Callable[..., Answer]:
     """|a| / (sum of |a| + floor eps); 0 where all are 0."""
 
     def sum_epsilon(self: Right, operands: Sequence[Array], r: Array, *, eps: float, stabilizer: str = "sign") -> Answer:
-        s = self.divided(r, _sum([np.abs(a) for a in operands]) + floor * eps)
-        return tuple(_fold(np.abs(a) * s, a) for a in operands)
+        s = self.divided(r, summed([np.abs(a) for a in operands]) + floor * eps)
+        return tuple(folded(np.abs(a) * s, a) for a in operands)
 
     return sum_epsilon
 
@@ -757,11 +232,11 @@ def _rescaled(axes: int) -> Way:
     """Every array scaled by one number so that the sum of all is what arrived: per example (axes from 1), or over the batch (from 0)."""
 
     def way(case: Case) -> Answer:
-        right = Right(case.dtype).answer(case)
+        right = right_answer(case)
         if case.rule == "network":
-            arrived = _wide(case.inputs["seeds"])
+            arrived = wide(case.inputs["seeds"])
             return right[0], *(_scaled((a,), r, axes)[0] for a, r in zip(right[1:], arrived, strict=True) if a is not None)
-        return _scaled(right, _wide(case.inputs[case.seed]), axes)
+        return _scaled(right, wide(case.inputs[case.seed]), axes)
 
     return way
 
@@ -778,10 +253,10 @@ def _total(a: Array, axes: int) -> Array:
 
 def _uniform_mean(axes: int) -> Way:
     def way(case: Case) -> Answer:
-        right = Right(case.dtype).answer(case)
+        right = right_answer(case)
         if case.rule == "network":
-            return right[0], *(_mean_of((a,), r, axes)[0] for a, r in zip(right[1:], _wide(case.inputs["seeds"]), strict=True))
-        return _mean_of(right, _wide(case.inputs[case.seed]), axes)
+            return right[0], *(_mean_of((a,), r, axes)[0] for a, r in zip(right[1:], wide(case.inputs["seeds"]), strict=True))
+        return _mean_of(right, wide(case.inputs[case.seed]), axes)
 
     return way
 
@@ -799,8 +274,10 @@ def _half_precision(eps: float | None) -> Way:
         d = self.stabilised(rounded(z, self.dtype), float(rounded(np.asarray(asked if eps is None else eps), self.dtype)), kind)
         return rounded(r / rounded(d, self.dtype), self.dtype)
 
-    way = planted(share=share)
+    return _in_half(planted(share=share))
 
+
+def _in_half(way: Way) -> Way:
     def wrong(case: Case) -> Answer:
         if case.dtype not in ("float16", "bfloat16"):
             raise Inapplicable("it is a mistake of the 16-bit formats")
@@ -824,22 +301,21 @@ def _weights_amplified(case: Case) -> Answer:
     """The forward itself runs with w + gamma w^+, and the sweep with it."""
     if case.rule != "network":
         raise Inapplicable("it shows in a network's forward")
-    layers = [_amplified(layer) for layer in _wide(case.inputs["layers"])]
+    layers = [_amplified(layer) for layer in wide(case.inputs["layers"])]
     return Right(case.dtype).answer(replace(case, inputs={**case.inputs, "layers": layers}))
 
 
 def _amplified(layer: Layer) -> Layer:
     if layer.get("rule") != "gamma":
         return layer
-    return {"operation": "linear", "w": layer["w"] + layer["gamma"] * _plus(layer["w"]), "b": layer["b"], "rule": "epsilon", "eps": 1e-9}
+    return {"operation": "linear", "w": layer["w"] + layer["gamma"] * plus_part(layer["w"]), "b": layer["b"], "rule": "epsilon", "eps": 1e-9}
 
 
 def _default_rules(case: Case) -> dict[str, Any]:
-    layers = [
-        {**{key: layer[key] for key in ("operation", "w", "b")}, "rule": "epsilon", "eps": 1e-9} if layer["operation"] == "linear" else layer
-        for layer in case.inputs["layers"]
-    ]
-    return {"layers": layers}
+    default = {"rule": "epsilon", "eps": 1e-9}
+    linear = [layer["operation"] == "linear" for layer in case.inputs["layers"]]
+    bare = [{key: layer[key] for key in ("operation", "w", "b", "kind") if key in layer} for layer in case.inputs["layers"]]
+    return {"layers": [layer | default if each else layer for layer, each in zip(bare, linear, strict=True)]}
 
 
 def _input_times_gradient(case: Case) -> Answer:
@@ -855,12 +331,12 @@ def _input_times_gradient(case: Case) -> Answer:
 
 def _outputs(case: Case) -> Array:
     """What the operation of a gradient-carrying rule computes."""
-    *operands, _ = _wide(case.arguments)
-    options, right = _wide(dict(case.options)), Right(case.dtype)
+    *operands, _ = wide(case.arguments)
+    options, right = wide(dict(case.options)), Right(case.dtype)
     forward: dict[str, Callable[[], Array]] = {
         "linear": lambda: right.linear_sum(*operands),
         "convolution": lambda: _convolved(*operands),
-        "add": lambda: _sum(operands),
+        "add": lambda: summed(operands),
         "multiply": lambda: math.prod(operands[0] if isinstance(operands[0], list) else operands),
         "matmul": lambda: operands[0] @ operands[1],
         "softmax": lambda: right.probabilities(right.filled(operands[0], options.get("mask")), options.get("axis", -1)),
@@ -877,12 +353,12 @@ def _outputs(case: Case) -> Array:
 
 
 def _convolved(x: Array, w: Array, b: Array | None) -> Array:
-    z = Right().linear_sum(_patches(x, w.shape[2:]), w.reshape(len(w), -1), b)
+    z = Right().linear_sum(patches_of(x, w.shape[2:]), w.reshape(len(w), -1), b)
     return z.swapaxes(1, 2).reshape(len(x), len(w), x.shape[2] // w.shape[2], x.shape[3] // w.shape[3])
 
 
 def _normed(right: Right, x: Array, w: Array, b: Array | None, *, norm_eps: float) -> Array:
-    z = _centred(x) / right.std(x, norm_eps) * w
+    z = centred(x) / right.std(x, norm_eps) * w
     return z if b is None else z + b
 
 
@@ -894,8 +370,8 @@ def _context(right: Right, q: Array, k: Array, v: Array, *, scale: float, causal
 def _seeded_with_outputs(case: Case) -> dict[str, Any]:
     if case.rule == "network":
         z = Right().answer(case)[0]
-        return {"seeds": [r * z for r in _wide(case.inputs["seeds"])]}
-    return {"g": _wide(case.inputs["g"]) * _outputs(case)}
+        return {"seeds": [r * z for r in wide(case.inputs["seeds"])]}
+    return {"g": wide(case.inputs["g"]) * _outputs(case)}
 
 
 def _without_input(case: Case, x: Array, got: Array) -> Array:
@@ -908,7 +384,7 @@ def _chained(self: Right, operands: Sequence[Array], r: Array, *, eps: float, st
     """((a + b) + c) + ..., each sum with a stabiliser of its own."""
     given: list[Array] = []
     for k in range(len(operands) - 1, 0, -1):
-        r, last = Right.sum_epsilon(self, [_sum(operands[:k]), operands[k]], r, eps=eps, stabilizer=stabilizer)
+        r, last = Right.sum_epsilon(self, [summed(operands[:k]), operands[k]], r, eps=eps, stabilizer=stabilizer)
         given.insert(0, last)
     return (r, *given)
 
@@ -926,9 +402,8 @@ def _angles_of_pairs(case: Case) -> dict[str, Any]:
     return {name: np.repeat(case.inputs[name][..., :half], 2, axis=-1) for name in ("cos", "sin")}
 
 
-def _full_jacobian(self: Right, x: Array, w: Array, b: Array | None, r: Array, *, norm_eps: float, eps: float, stabilizer: str = "sign") -> Array:
-    z = _normed(self, x, w, b, norm_eps=norm_eps)
-    return x * self.layer_norm_gradient(x, w, b, self.share(z, r, eps, stabilizer), norm_eps=norm_eps)
+def _full_jacobian(self: Right, x: Array, w: Array, b: Array | None, r: Array, *, norm_eps: float, **options: Any) -> Array:
+    return x * self.layer_norm_gradient(x, w, b, _norm_share(self, x, w, b, r, norm_eps, **options), norm_eps=norm_eps)
 
 
 def _bias_spread(self: Right, x: Array, w: Array, b: Array | None, r: Array, *, eps: float, stabilizer: str = "sign") -> Array:
@@ -951,7 +426,7 @@ def _naive_probabilities(self: Right, filled: Array, axis: int) -> Array:
 def _absolute_gradient(a: Array, b: Array, g: Array) -> Answer:
     """(a + b) g split by |a| and |b|, each part over its operand: the sign of a, not a, decides."""
     each = (a + b) * g / (np.abs(a) + np.abs(b))
-    return _fold(np.sign(a) * each, a), _fold(np.sign(b) * each, b)
+    return folded(np.sign(a) * each, a), folded(np.sign(b) * each, b)
 
 
 def _times(factor: float, rule: Callable[..., Answer]) -> Callable[..., Answer]:
@@ -975,7 +450,7 @@ def _norm_share(self: Right, x: Array, w: Array, b: Array | None, r: Array, norm
 
 
 def _centred_times(self: Right, x: Array, w: Array, b: Array | None, r: Array, *, norm_eps: float, **options: Any) -> Array:
-    return _centred(x) * w * _norm_share(self, x, w, b, r, norm_eps, **options) / self.std(x, norm_eps)
+    return centred(x) * w * _norm_share(self, x, w, b, r, norm_eps, **options) / self.std(x, norm_eps)
 
 
 def _beta_kept(self: Right, x: Array, w: Array, b: Array | None, r: Array, *, norm_eps: float, **options: Any) -> Array:
@@ -986,13 +461,13 @@ def _beta_kept(self: Right, x: Array, w: Array, b: Array | None, r: Array, *, no
 def _gamma_unbalanced(self: Right, x: Array, w: Array, b: Array | None, r: Array, *, gamma: float) -> Array:
     """Amplified contributions over a sum that is not amplified."""
     z = self.linear_sum(x, w, b)
-    c = _contributions(x, w)
-    return _handed_on(c + gamma * self.amplified(c, z[..., None], x, w), self.divided(r, z))
+    c = contributions(x, w)
+    return handed_on(c + gamma * self.amplified(c, z[..., None], x, w), self.divided(r, z))
 
 
 def _biased_box(self: Right, x: Array, w: Array, b: Array | None, r: Array, *, low: float, high: float) -> Array:
-    c = _plus(w) * (x - low)[..., None, :] + _minus(w) * (x - high)[..., None, :]
-    return _handed_on(c, self.divided(r, c.sum(-1) + (0.0 if b is None else b)))
+    c = plus_part(w) * (x - low)[..., None, :] + minus_part(w) * (x - high)[..., None, :]
+    return handed_on(c, self.divided(r, c.sum(-1) + (0.0 if b is None else b)))
 
 
 def _averaged(self: Right, x: Array, r: Array, *, index: Sequence[Sequence[int]]) -> Array:
@@ -1002,27 +477,143 @@ def _averaged(self: Right, x: Array, r: Array, *, index: Sequence[Sequence[int]]
 
 def _values_alone(case: Case) -> Answer:
     """Nothing to queries and keys, and still only half to the values."""
-    return None, None, Right(case.dtype).answer(case)[2]
+    return None, None, right_answer(case)[2]
 
 
 def _unbiased_scale_alone(self: Right, x: Array, w: Array, b: Array | None, g: Array, *, norm_eps: float) -> Array:
     """The other scale in a derivative that takes it for the right one."""
-    n, c = x.shape[-1], _centred(x)
+    n, c = x.shape[-1], centred(x)
     h = c / self.root((c**2).sum(-1, keepdims=True) / (n - 1), norm_eps)
     std = self.root((c**2).sum(-1, keepdims=True) / (n - 1), norm_eps)
-    return (_centred(w * g) - h * (w * g * h).mean(-1, keepdims=True)) / std
+    return (centred(w * g) - h * (w * g * h).mean(-1, keepdims=True)) / std
 
 
 def _root_of_square(self: Right, square: Array, norm_eps: float) -> Array:
     return np.sqrt(square**2 + norm_eps)
 
 
+def _sign_up(z: Array, eps: float) -> Array:
+    return np.where(z >= 0, eps, -eps)
+
+
+def _bridged(case: Case) -> Answer:
+    """R / z goes in, is multiplied by z, and what the rule makes of it is divided by x + 1e-10 s(x) and multiplied by x again."""
+    if case.carries == "gradient":
+        raise Inapplicable("it is a bridge for rules that carry relevance")
+    relevance = wide(case.inputs["r"])
+    if case.rule.startswith(("linear", "convolution")):
+        relevance = relevance * (_outputs(case) != 0)
+    small = 0.0 if case.dtype == "float16" else 1e-10
+    way = spoilt(lambda case, x, got: got / (x + _sign_up(x, small)) * x)
+    return way(_changed(case, {"r": relevance}))
+
+
+def _stabilised_by(eps: float, **parts: Any) -> Way:
+    """A stabiliser in a rule that has none."""
+    return planted(divided=lambda self, r, d: r / (d + _sign_up(d, eps)), **parts)
+
+
+def _multiplied_in_place(kind: str) -> Way:
+    """One gradient for all operands, and each multiplies it by itself in turn."""
+
+    def sum_epsilon(self: Right, operands: Sequence[Array], r: Array, *, eps: float, stabilizer: str = "sign") -> Answer:
+        product = self.share(summed(operands), r, eps, kind or stabilizer) * math.prod(operands)
+        return tuple(folded(product, a) for a in operands)
+
+    return planted(sum_epsilon=sum_epsilon)
+
+
+def _signed_weights(self: Right, x: Array, w: Array) -> tuple[Array, Array]:
+    return contributions(x, plus_part(w)), contributions(x, minus_part(w))
+
+
+def _spread_offset(self: Right, x: Array, r: Array, *, mask: Array | None = None, axis: int = -1) -> Array:
+    return Right(self.dtype).softmax_spread(x, r, mask=mask, axis=axis)
+
+
+class _MaskedAfter(Right):
+    """The mask strikes out probabilities that hidden entries have had a part in."""
+
+    def filled(self, x: Array, mask: Array | None) -> Array:
+        self.hidden = np.isneginf(Right.filled(self, x, mask))
+        return x
+
+    def seen(self, filled: Array) -> Array:
+        return ~self.hidden
+
+    def logits(self, filled: Array, axis: int) -> Array:
+        return np.where(self.hidden, 0.0, filled)
+
+    def probabilities(self, filled: Array, axis: int) -> Array:
+        return np.where(self.hidden, 0.0, Right.probabilities(self, filled, axis))
+
+
+def _transposed(case: Case) -> dict[str, Any]:
+    new = {name: case.inputs[name].T for name in ("w", "w1", "w2") if name in case.inputs}
+    if any(w.shape != case.inputs[name].shape for name, w in new.items()):
+        raise Inapplicable("the weight is not square")
+    return new
+
+
+def _gamma_weights(self: Right, x: Array, w: Array, b: Array | None, r: Array, *, gamma: float) -> Array:
+    w = w + gamma * plus_part(w)
+    return self.divided(r, self.linear_sum(x, w, b)) @ w * x
+
+
+def _gamma_weights_and_bias(self: Right, x: Array, w: Array, b: Array | None, r: Array, *, gamma: float) -> Array:
+    return _gamma_weights(self, x, w, None if b is None else b + gamma * plus_part(b), r, gamma=gamma)
+
+
+def _with_factors(change: Callable[[float, float], tuple[float, float]]) -> Way:
+    def linear_alpha_beta(self: Right, x: Array, w: Array, b: Array | None, r: Array, *, alpha: float, beta: float) -> Array:
+        alpha, beta = change(alpha, beta)
+        return Right.linear_alpha_beta(self, x, w, b, r, alpha=alpha, beta=beta)
+
+    return planted(linear_alpha_beta=linear_alpha_beta)
+
+
+def _gamma_not_at_zero(self: Right, x: Array, w: Array, b: Array | None, r: Array, *, gamma: float) -> Array:
+    return Right.linear_gamma(self, x, w, b, r * (self.linear_sum(x, w, b) != 0), gamma=gamma)
+
+
+def _constants_among_three(self: Right, operands: Sequence[Array], fixed: Sequence[bool]) -> list[Any]:
+    """A product of two has a function of its own, which is right."""
+    return [1 / len(operands)] * len(operands) if len(operands) > 2 else Right.parts(self, operands, fixed)
+
+
+def _doubled_matmul(self: Right, a: Array, v: Array, r: Array, **options: Any) -> Answer:
+    """R / (O + eps) to each."""
+    return _times(2, Right.matmul_uniform)(self, a, v, r, **{**options, "denominator": "2(z+eps)"})
+
+
+def _by_mean(self: Right, x: Array, r: Array, *, counted: Array | None = None, eps: float, stabilizer: str = "sign") -> Array:
+    count = x.shape[-2] if counted is None else counted.sum(-2, keepdims=True)
+    return Right.pooling_epsilon(self, x, r, counted=counted, stabilizer=stabilizer, eps=eps * count)
+
+
+def _as_epsilon(eps: float) -> Callable[..., Array]:
+    return lambda self, x, w, b, r, *, norm_eps: self.layer_norm_epsilon(x, w, b, r, norm_eps=norm_eps, eps=eps)
+
+
+def _counted_but_not_in_number(self: Right, x: Array, g: Array, *, counted: Array | None = None) -> Array:
+    return Right.pooling_gradient(self, x, g) * (1.0 if counted is None else counted)
+
+
+def _bias_squared(self: Right, x: Array, w: Array, b: Array | None, r: Array) -> Array:
+    return self.divided(r, (w * w).sum(-1) + (0.0 if b is None else b * b)) @ (w * w)
+
+
+def _root_mean_square(z: Array, axes: int) -> Array:
+    return np.sqrt((z * z).mean(tuple(range(axes, z.ndim)), keepdims=True))
+
+
 def _kind_for(asked: str, used: str) -> Way:
     return called(lambda case: {"kind": used} if case.options["kind"] == asked else {})
 
+
 COMMON = "common mistake"
 
-# -- the table: the faults found in libraries first, then the slips that are easily made, then the choices ----------------------------------
+# -- the table: faults found in libraries, then slips that are easily made, then choices ---------------------------------------------------
 
 MISTAKES: tuple[Mistake, ...] = (
     fault(
@@ -1043,13 +634,10 @@ MISTAKES: tuple[Mistake, ...] = (
         "One matrix product divides by 2 (O + eps) and another by 2 O + eps, so eps counts once in one place and twice in the other.",
         called(lambda case: {"denominator": "2(z+eps)"}),
         called(lambda case: {"denominator": "2z+eps"}),
-        planted(
-            context_product=lambda self, a, v, r, **o: self.matmul_uniform(a, v, r, **o | {"denominator": "2(z+eps)"}),
-            score_product=lambda self, a, v, r, **o: self.matmul_uniform(a, v, r, **o | {"denominator": "2z+eps"}),
-        ),
-        planted(
-            context_product=lambda self, a, v, r, **o: self.matmul_uniform(a, v, r, **o | {"denominator": "2z+eps"}),
-            score_product=lambda self, a, v, r, **o: self.matmul_uniform(a, v, r, **o | {"denominator": "2(z+eps)"}),
+        *(
+            planted(context_product=_with_denominator(context), score_product=_with_denominator(scores), **parts)
+            for context, scores in (("2(z+eps)", "2z+eps"), ("2z+eps", "2(z+eps)"))
+            for parts in ({}, {"stabilised": lambda self, z, eps, kind: z + eps})
         ),
     ),
     fault(
@@ -1096,7 +684,7 @@ MISTAKES: tuple[Mistake, ...] = (
     ),
     fault(
         "moe-degree-0", "LXT Mixtral, Qwen3-MoE", "renormalise_identity renormalise_frozen",
-        "The top-k weights are divided by their sum with the epsilon rule, which passes on nothing in sum, for a common factor does not matter.",
+        "The division of top-k weights by their sum gets the epsilon rule, which passes on nothing in sum, for a common factor cancels.",
         planted(
             renormalise_identity=lambda self, x, r: self.renormalise_epsilon(x, r, eps=0.0, stabilizer="none"),
             renormalise_frozen=Right.renormalise_gradient,
@@ -1106,9 +694,9 @@ MISTAKES: tuple[Mistake, ...] = (
     ),
     fault(
         "identity-in-wrong-form", "autoLRP",
-        "activation_identity activation_ratio rms_norm_identity rms_norm_frozen layer_norm_identity renormalise_identity renormalise_frozen "
-        "scale_follow scale_gradient network attention_attnlrp attention_gradient",
-        "The identity rule has the factor f(x)/x where gradients are carried and none where relevance is; each is applied in the other's place.",
+        "activation_identity activation_ratio rms_norm_identity rms_norm_frozen layer_norm_identity renormalise_identity "
+        "renormalise_frozen scale_follow scale_gradient network attention_attnlrp attention_gradient",
+        "The identity rule has the factor f(x)/x where gradients are carried, none where relevance is; each stands in the other's place.",
         planted(
             activation_identity=lambda self, x, r, *, kind: r * ratio(x, kind),
             activation_ratio=lambda self, x, g, *, kind: g,
@@ -1129,7 +717,7 @@ MISTAKES: tuple[Mistake, ...] = (
     ),
     fault(
         "residual-absolute", "autoLRP, dynamicLRP", "add_epsilon sum_epsilon add_gradient fan_out_epsilon",
-        "A sum's relevance is split by absolute size |a|/(|a| + |b|), so a term that works against the others is credited like one that works with them.",
+        "A sum's relevance is split by |a|/(|a| + |b|), so a term that works against the others is credited like one that works with them.",
         planted(sum_epsilon=_by_size(0.0), add_gradient=lambda self, a, b, g: _absolute_gradient(a, b, g)),
         planted(sum_epsilon=_by_size(1.0)),
     ),
@@ -1137,6 +725,7 @@ MISTAKES: tuple[Mistake, ...] = (
         "constant-eats-share", "LXT", "multiply_uniform multiply_half",
         "Constant operands are counted among those that share, so the part they would get is lost.",
         planted(parts=lambda self, operands, fixed: [1 / len(operands)] * len(operands)),
+        planted(parts=_constants_among_three),
         called(lambda case: {"constant": None}),
     ),
     fault(
@@ -1185,10 +774,10 @@ MISTAKES: tuple[Mistake, ...] = (
     fault(
         "alpha-index", "iNNvestigate", "linear_alpha_beta",
         "One of the two factors is never used: the other stands in its place, or 1, so the parts do not sum to the relevance.",
-        planted(linear_alpha_beta=lambda self, x, w, b, r, *, alpha, beta: Right.linear_alpha_beta(self, x, w, b, r, alpha=1.0, beta=beta)),
-        planted(linear_alpha_beta=lambda self, x, w, b, r, *, alpha, beta: Right.linear_alpha_beta(self, x, w, b, r, alpha=alpha, beta=alpha)),
-        planted(linear_alpha_beta=lambda self, x, w, b, r, *, alpha, beta: Right.linear_alpha_beta(self, x, w, b, r, alpha=beta, beta=beta)),
-        planted(linear_alpha_beta=lambda self, x, w, b, r, *, alpha, beta: Right.linear_alpha_beta(self, x, w, b, r, alpha=alpha, beta=1.0)),
+        _with_factors(lambda alpha, beta: (1.0, beta)),
+        _with_factors(lambda alpha, beta: (alpha, alpha)),
+        _with_factors(lambda alpha, beta: (beta, beta)),
+        _with_factors(lambda alpha, beta: (alpha, 1.0)),
     ),
     fault(
         "gamma-forward", "Ali", "network",
@@ -1205,13 +794,14 @@ MISTAKES: tuple[Mistake, ...] = (
     fault(
         "gamma-at-zero", "zennit", "linear_gamma",
         "The relevance of an output that is exactly zero is dropped, though contributions of both signs stand below it.",
-        planted(linear_gamma=lambda self, x, w, b, r, *, gamma: Right.linear_gamma(self, x, w, b, r * (self.linear_sum(x, w, b) != 0), gamma=gamma)),
+        planted(linear_gamma=_gamma_not_at_zero),
     ),
     fault(
         "zero-input", "LXT/zennit bridge", f"{_RELEVANCE} activation_ratio",
         "Relevance is carried as x times a quotient, so what lands on an input that is exactly zero is lost.",
         spoilt(lambda case, x, got: np.where(x == 0, 0.0, got)),
         spoilt(lambda case, x, got: np.where(x == 0, np.nan, got)),
+        _bridged,
     ),
     fault(
         "leaf-twice", "dynamicLRP", "fan_out_epsilon gather_follow",
@@ -1230,15 +820,16 @@ MISTAKES: tuple[Mistake, ...] = (
     ),
     fault(
         "vacuous-check", "LXT", f"{_RELEVANCE} network",
-        "With the conservation check on, every answer is replaced by the uniform mean of what arrived, so the check passes whatever the rule does.",
+        "With the conservation check on, every answer is replaced by the mean of what arrived, so the check passes whatever the rule does.",
         _uniform_mean(0),
         _uniform_mean(1),
     ),
     fault(
-        "fp16-nan", "LXT", _EPSILON,
-        "eps underflows in float16, and outputs that cancel divide by it in bfloat16: NaN at zero, or relevance that leaps by orders of magnitude.",
+        "fp16-nan", "LXT, zennit", f"{_EPSILON} linear_alpha_beta",
+        "eps underflows in float16, and outputs that cancel divide by it in bfloat16: NaN at zero, or relevance that leaps.",
         _half_precision(None),
         _half_precision(1e-8),
+        _in_half(planted(divided=lambda self, r, d: rounded(r / rounded(d + _sign_up(d, 6e-8), self.dtype), self.dtype))),
     ),
     fault(
         "one-target", "LXT", "network",
@@ -1264,9 +855,26 @@ MISTAKES: tuple[Mistake, ...] = (
         planted(turned=_interleaved),
         lambda case: planted(turned=_interleaved)(_changed(case, _angles_of_pairs(case))),
     ),
+    fault(
+        "shared-gradient", "LXT relevance form", "sum_epsilon add_epsilon",
+        "A sum's operands share one gradient, and each multiplies it by itself in place: every operand gets the product of all.",
+        _multiplied_in_place(""),
+        _multiplied_in_place("plain"),
+    ),
     # what is easily got wrong
     fault(
-        "bias-ignored", COMMON, "linear_epsilon linear_gamma linear_z_plus linear_alpha_beta convolution_epsilon convolution_z_plus layer_norm_epsilon network",
+        "weight-transposed", COMMON, "linear_epsilon linear_g* linear_z* linear_a* linear_w* fan_out_epsilon",
+        "A square weight is read as inputs by outputs, as GPT-2's checkpoints store it, where outputs come first.",
+        called(_transposed),
+    ),
+    fault(
+        "narrowed", "LXT gradient form (RMSNorm)", "*",
+        "float64 is computed in float32 somewhere on the way: right to seven digits, wrong where terms cancel.",
+        behaviour="narrowed",
+    ),
+    fault(
+        "bias-ignored", COMMON,
+        "linear_epsilon linear_gamma linear_z_plus linear_alpha_beta convolution_epsilon convolution_z_plus layer_norm_epsilon network",
         "The bias is left out of the denominator, so its share is handed to the inputs.",
         planted(
             linear_sum=lambda self, x, w, b: x @ w.T,
@@ -1314,8 +922,9 @@ MISTAKES: tuple[Mistake, ...] = (
     ),
     fault(
         "relevance-clamped", COMMON, f"{_RELEVANCE} network",
-        "Negative relevance is set to zero.",
+        "Negative relevance is set to zero, or made positive.",
         spoilt(lambda case, x, got: np.maximum(got, 0.0)),
+        spoilt(lambda case, x, got: np.abs(got)),
     ),
     fault(
         "softmax-no-offset", COMMON, "softmax_taylor softmax_gradient attention_attnlrp attention_gradient",
@@ -1336,6 +945,11 @@ MISTAKES: tuple[Mistake, ...] = (
         "mask-inverted", COMMON, f"{_SOFTMAX} {_ATTENTION}",
         "The mask is read as True for hidden where it means visible.",
         called(lambda case: {} if case.options.get("mask") is None else {"mask": ~case.options["mask"]}),
+    ),
+    fault(
+        "mask-after", COMMON, f"softmax_taylor softmax_spread softmax_gradient {_ATTENTION}",
+        "The mask strikes out probabilities after the softmax, so what is left of a row does not sum to 1.",
+        lambda case: _MaskedAfter(case.dtype).answer(case),
     ),
     fault(
         "mask-counted", COMMON, "softmax_taylor softmax_spread softmax_z_plus softmax_identity",
@@ -1361,7 +975,7 @@ MISTAKES: tuple[Mistake, ...] = (
             matmul_uniform=_times(2, Right.matmul_uniform),
             matmul_half=Right.matmul_gradient,
         ),
-        planted(matmul_uniform=_times(2, lambda self, a, v, r, **o: Right.matmul_uniform(self, a, v, r, **o | {"denominator": "2(z+eps)"}))),
+        planted(matmul_uniform=_doubled_matmul),
     ),
     fault(
         "product-quartered", COMMON, "multiply_uniform multiply_half matmul_uniform matmul_half attention_attnlrp attention_gradient",
@@ -1376,7 +990,7 @@ MISTAKES: tuple[Mistake, ...] = (
         "gate-swapped", COMMON, "multiply_second multiply_second_gradient",
         "The gate is taken for the value: the second operand, which should get all, gets nothing, or the gradient of the first.",
         spoilt(lambda case, x, got: 0 * got),
-        planted(multiply_second_gradient=lambda self, a, b, g: _fold(b * g, b)),
+        planted(multiply_second_gradient=lambda self, a, b, g: folded(b * g, b)),
     ),
     fault(
         "cp-leaks", COMMON, "attention_cp attention_cp_gradient",
@@ -1484,7 +1098,7 @@ MISTAKES: tuple[Mistake, ...] = (
         "counted-ignored", COMMON, "pooling_epsilon pooling_gradient",
         "The mean is taken over padding as well.",
         called(lambda case: {"counted": None}),
-        planted(pooling_gradient=lambda self, x, g, *, counted=None: Right.pooling_gradient(self, x, g) * (1.0 if counted is None else counted)),
+        planted(pooling_gradient=_counted_but_not_in_number),
     ),
     fault(
         "pooling-sum", COMMON, "pooling_gradient",
@@ -1499,7 +1113,7 @@ MISTAKES: tuple[Mistake, ...] = (
     fault(
         "gamma-one-branch", COMMON, "linear_gamma network",
         "The positive contributions are amplified below negative outputs too.",
-        planted(amplified=lambda self, c, z, x, w: _plus(c), amplified_bias=lambda self, b, z: _plus(b)),
+        planted(amplified=lambda self, c, z, x, w: plus_part(c), amplified_bias=lambda self, b, z: plus_part(b)),
     ),
     fault(
         "gamma-bias", COMMON, "linear_gamma network",
@@ -1515,17 +1129,19 @@ MISTAKES: tuple[Mistake, ...] = (
     fault(
         "plus-half", COMMON, "linear_z_plus linear_alpha_beta convolution_z_plus network",
         "Only positive inputs with positive weights count as positive contributions; negative inputs with negative weights are forgotten.",
-        planted(signed=lambda self, x, w: (_contributions(_plus(x), _plus(w)), _contributions(_plus(x), _minus(w)))),
+        planted(signed=lambda self, x, w: (contributions(plus_part(x), plus_part(w)), contributions(plus_part(x), minus_part(w)))),
     ),
     fault(
-        "plus-weights", COMMON, "linear_z_plus linear_alpha_beta convolution_z_plus network",
+        "plus-weights", "captum", "linear_z_plus linear_alpha_beta convolution_z_plus network",
         "Weights are cut by sign instead of contributions, so a negative input turns positive weights into negative shares.",
-        planted(signed=lambda self, x, w: (_contributions(x, _plus(w)), _contributions(x, _minus(w)))),
+        planted(signed=_signed_weights),
+        planted(signed=_signed_weights, signed_bias=lambda self, b, sign: b),
+        _stabilised_by(1e-9, signed=_signed_weights, signed_bias=lambda self, b, sign: b),
     ),
     fault(
         "alpha-beta-sign", COMMON, "linear_alpha_beta network",
         "The negative part is added instead of subtracted, so relevance is multiplied by alpha + beta.",
-        planted(linear_alpha_beta=lambda self, x, w, b, r, *, alpha, beta: Right.linear_alpha_beta(self, x, w, b, r, alpha=alpha, beta=-beta)),
+        _with_factors(lambda alpha, beta: (alpha, -beta)),
     ),
     fault(
         "flat-weighted", COMMON, "linear_flat",
@@ -1580,20 +1196,43 @@ MISTAKES: tuple[Mistake, ...] = (
         planted(linear_epsilon=_all_spread),
     ),
     convention(
-        "eps-relative", "Montavon et al. 2019", _BY_EPSILON,
+        "bias-counted", "zennit", "linear_w_square",
+        "The bias counts as one more input: its square enters the sum and takes a share.",
+        planted(linear_w_square=_bias_squared),
+    ),
+    convention(
+        "stabilizer-added", "zennit, captum, iNNvestigate",
+        "linear_gamma linear_z_plus linear_alpha_beta linear_w_square linear_z_box convolution_z_plus",
+        "A small number is added to denominators of rules that are defined without one.",
+        *(_stabilised_by(eps) for eps in (1e-12, 1e-9, 1e-8, 1e-7, 1e-6)),
+    ),
+    convention(
+        "eps-clamped", "zennit (clip)", _BY_EPSILON,
+        "The denominator is kept at least eps away from zero instead of being moved by eps.",
+        planted(stabilised=lambda self, z, eps, kind: z if kind == "none" else np.where(np.abs(z) < eps, _sign_up(z, eps), z)),
+    ),
+    convention(
+        "softmax-other-rule", "Ding et al. 2017, Voita et al. 2021, Chefer et al. 2021",
+        "softmax_taylor softmax_spread softmax_identity attention_attnlrp",
+        "The softmax is passed by another of its rules: by identity, or with the offset spread over the entries.",
+        planted(softmax_taylor=Right.softmax_identity, softmax_spread=Right.softmax_identity, softmax_identity=Right.softmax_taylor),
+        planted(softmax_taylor=_spread_offset),
+        planted(softmax_spread=Right.softmax_taylor),
+        planted(softmax_taylor=Right.softmax_z_plus),
+    ),
+    convention(
+        "eps-relative", "zennit (norm_scale), Montavon et al. 2019", _BY_EPSILON,
         "eps is taken relative to the size of z, so that it does the same at every scale.",
-        planted(stabilised=lambda self, z, eps, kind: Right.stabilised(self, z, eps * np.sqrt((z * z).mean()), kind)),
+        planted(stabilised=lambda self, z, eps, kind: Right.stabilised(self, z, eps * _root_mean_square(z, 0), kind)),
+        planted(stabilised=lambda self, z, eps, kind: Right.stabilised(self, z, eps * _root_mean_square(z, 1), kind)),
+        planted(stabilised=lambda self, z, eps, kind: Right.stabilised(self, z, eps * _root_mean_square(z, z.ndim - 1), kind)),
         planted(stabilised=lambda self, z, eps, kind: Right.stabilised(self, z, eps * np.abs(z).max(), kind)),
     ),
     convention(
         "layer-norm-reading", "both readings of the paper", "layer_norm_epsilon layer_norm_identity",
         "The layer is read the other way: as one normalisation that passes all of R, or as centring with a constant scale.",
-        planted(
-            layer_norm_epsilon=lambda self, x, w, b, r, *, norm_eps, **o: r,
-            layer_norm_identity=lambda self, x, w, b, r, *, norm_eps: self.layer_norm_epsilon(x, w, b, r, norm_eps=norm_eps, eps=1e-6),
-        ),
-        planted(layer_norm_identity=lambda self, x, w, b, r, *, norm_eps: self.layer_norm_epsilon(x, w, b, r, norm_eps=norm_eps, eps=1e-9)),
-        planted(layer_norm_identity=lambda self, x, w, b, r, *, norm_eps: self.layer_norm_epsilon(x, w, b, r, norm_eps=norm_eps, eps=1e-12)),
+        planted(layer_norm_epsilon=lambda self, x, w, b, r, *, norm_eps, **o: r),
+        *(planted(layer_norm_identity=_as_epsilon(eps)) for eps in (1e-6, 1e-9, 1e-12)),
     ),
     convention(
         "renormalise-identity", "AttnLRP prop. 3.4", "renormalise_epsilon renormalise_gradient",
@@ -1601,18 +1240,16 @@ MISTAKES: tuple[Mistake, ...] = (
         planted(renormalise_epsilon=lambda self, x, r, **o: r, renormalise_gradient=Right.renormalise_frozen),
     ),
     convention(
-        "gamma-weights", "Montavon et al. 2019", "linear_gamma network",
+        "gamma-weights", "captum, Montavon et al. 2019", "linear_gamma network",
         "Positive weights are amplified instead of positive contributions: the same only where no input is negative.",
-        planted(linear_gamma=lambda self, x, w, b, r, *, gamma: self.linear_epsilon(
-            x, w + gamma * _plus(w), None if b is None else b + gamma * _plus(b), r, eps=0.0, stabilizer="none")),
-        planted(linear_gamma=lambda self, x, w, b, r, *, gamma: self.linear_epsilon(
-            x, w + gamma * _plus(w), b, r, eps=0.0, stabilizer="none")),
+        planted(linear_gamma=_gamma_weights),
+        planted(linear_gamma=_gamma_weights_and_bias),
+        _stabilised_by(1e-9, linear_gamma=_gamma_weights),
     ),
     convention(
         "pooling-mean-eps", "some toolboxes", "pooling_epsilon",
         "eps is added to the mean instead of the sum, so it counts as many times as there are positions.",
-        planted(pooling_epsilon=lambda self, x, r, *, counted=None, eps, stabilizer="sign": Right.pooling_epsilon(
-            self, x, r, counted=counted, stabilizer=stabilizer, eps=eps * (x.shape[-2] if counted is None else counted.sum(-2, keepdims=True)))),
+        planted(pooling_epsilon=_by_mean),
     ),
     convention(
         "sum-chained", "some toolboxes", "sum_epsilon",
