@@ -1,0 +1,158 @@
+"""The engine's sweep against the same model in exact arithmetic, at every site of every architecture: relevance, activations, books.
+
+The bound at a site is that site's own condition times the unit roundoff: what moving every number of the run by one unit may do to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refl.sweep
+from refl.model import Model
+from refl.nets import NETS, rope
+from refl.rules import movement, softmax
+from refl.rules.composites import METHODS, Composite
+from refl.verification import exact_sweep
+from refl.verification.make_model_vectors import CONFIGS
+from refl.verification.random_models import random_model
+
+TEXT = ("attnlrp", "attnlrp-gradient", "cp-lrp", "lrp-0", "input-x-gradient", "lxt-explicit")
+UNITS = 16
+U = 2.0**-53
+
+
+def inputs(model: Model) -> tuple[list[Any], dict[str, Any]]:
+    """A padded batch of two, or two pictures; and how they are explained."""
+    if model.sees:
+        size = (2, model.config.num_channels, *model.config.image)
+        return list(np.random.default_rng(1).standard_normal(size)), {}
+    how: dict[str, Any] = {"position": 1} if model.task == "masked-token" else {}
+    if model.task == "sequence-to-sequence":
+        how["decoder"] = [[0, 4], [7]]
+    return [[3, 5, 3], [9, 2]], how
+
+
+class Held:
+    """An exact run of a model, with the engine's beside it: what parts them."""
+
+    def __init__(self, model: Model, methods: tuple[str, ...], runs: int = 3) -> None:
+        self.model, (self.items, self.how) = model, inputs(model)
+        trace, logits = model.trace(self.items, self.how.get("position"), self.how.get("decoder"))
+        self.exact = exact_sweep.run(trace.records, logits, self.targets, methods, model.config, runs)
+
+    targets = (1, 0)
+
+    def parted(self, method: str, composite: Composite | None = None) -> list[str]:
+        """Sites, activations and books at which the engine is off by more than rounding."""
+        answers = self.model.explain(self.items, composite or method, target=list(self.targets), **self.how)
+        return [line for b, e in enumerate(answers) for line in (*self._sites(b, e, method), *self._books(b, e, method))]
+
+    def _sites(self, b: int, e: Any, method: str) -> list[str]:
+        wanted = self.exact.relevance[method]
+        assert list(e) == list(wanted)
+        far = [site for site in wanted if _far(e[site], wanted[site][b], self.exact.condition[method][site])]
+        return far + [site for site in wanted if _far(e.activation(site), self.exact.values[site][b], self.exact.condition["forward"][site])]
+
+    def _books(self, b: int, e: Any, method: str) -> list[str]:
+        wanted = self.exact.books[method]
+        booked = {(entry.site, cause): float(amount[0]) for entry in e.ledger for cause, amount in entry.absorbed.items()}
+        strange = [str(key) for key, amount in booked.items() if key not in wanted and amount != 0]
+        return strange + [str(key) for key, (amounts, k) in wanted.items() if _far(booked.get(key, 0.0), amounts[b], k)]
+
+
+def _far(got: Any, wanted: Any, condition: float) -> bool:
+    assert np.shape(got) == np.shape(wanted)
+    return not float(np.abs(got - wanted).max(initial=0.0)) <= UNITS * U * condition
+
+
+def test_every_architecture_is_here() -> None:
+    assert set(CONFIGS) == {net.MODEL_TYPE for net in NETS.values()} and len(CONFIGS) == 16
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_engine_is_exact_but_for_rounding(kind: str) -> None:
+    model = random_model(CONFIGS[kind], 11)
+    methods = (*TEXT, "attnlrp-vit") if model.sees else TEXT
+    held = Held(model, methods)
+    assert held.exact.gap < 1e-40
+    for method in methods:
+        assert held.parted(method) == []
+        total = sum(held.exact.absorbed[method].values())
+        assert math.isclose(total, held.exact.logits[0, 0, 1], rel_tol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert", "qwen3_moe"])
+def test_biases_and_other_options(kind: str) -> None:
+    more: dict[str, dict[str, Any]] = {
+        "llama": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu"},
+        "bert": {"architectures": ["BertForSequenceClassification"], "hidden_act": "relu"},
+        "qwen3_moe": {"norm_topk_prob": False},
+    }
+    held = Held(random_model(CONFIGS[kind] | more[kind], 5), ("attnlrp", "cp-lrp"))
+    assert held.parted("attnlrp") == held.parted("cp-lrp") == []
+
+
+# -- faults, each of which has to be seen ------------------------------------------------------------------------------------------------
+
+FAULTS: dict[str, tuple[str, str, Callable[[pytest.MonkeyPatch], None]]] = {
+    "the last reader's share alone": (
+        "llama", "attnlrp", lambda m: m.setattr(refl.sweep, "_meet", lambda before, share: share)
+    ),
+    "the first reader's share alone": (
+        "t5", "cp-lrp", lambda m: m.setattr(refl.sweep, "_meet", lambda before, share: before or share)
+    ),
+    "copies of a key averaged": (
+        "llama", "attnlrp-gradient",
+        lambda m: m.setitem(movement.MOVES, "repeat_heads", (movement._repeat_heads, lambda r, x, times: _back(r, x, times) / times)),
+    ),
+    "copies of a key taken from other groups": (
+        "llama", "cp-lrp",
+        lambda m: m.setitem(movement.MOVES, "repeat_heads", (movement._repeat_heads, lambda r, x, times: _strided(r, x, times))),
+    ),
+    "positions counted from one": ("llama", "attnlrp", lambda m: m.setattr(rope, "tables", _later(rope.tables))),
+    "logits shifted by their maximum": ("bert", "attnlrp", lambda m: m.setattr(softmax, "_visible", _shifted(softmax._visible))),
+}  # fmt: skip
+
+
+def _back(r: Any, x: Any, times: int) -> Any:
+    return movement._unrepeat_heads(r, x, times=times)
+
+
+def _strided(r: Any, x: Any, times: int) -> Any:
+    return r.reshape(x.shape[0], times, *x.shape[1:]).sum(axis=1)
+
+
+def _later(tables: Any) -> Any:
+    return lambda rope, length, other: tuple(table[:, :, 1:] for table in tables(rope, length + 1, other))
+
+
+def _shifted(visible: Any) -> Any:
+    return lambda x, r, mask: visible(x - x.max(axis=-1, keepdims=True), r, mask)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, method, plant = FAULTS[fault]
+    model = random_model(CONFIGS[kind], 11)
+    assert Held(model, (method,)).parted(method) == []
+    plant(monkeypatch)
+    assert Held(model, (method,)).parted(method) != []
+
+
+@pytest.mark.parametrize("option", [{"eps": 1.0001e-6}, {"stabilizer": "plain"}], ids=["eps", "sign"])
+def test_another_option_is_seen(option: dict[str, Any]) -> None:
+    held = Held(random_model(CONFIGS["gpt2"], 11), ("attnlrp",))
+    assert held.parted("attnlrp", METHODS["attnlrp"].with_options(**option)) != []
+
+
+def test_a_weight_off_by_a_little_is_seen() -> None:
+    model = random_model(CONFIGS["phi"], 11)
+    held, name = Held(model, ("cp-lrp",)), "model.layers.0.self_attn.v_proj.weight"
+    held.model = replace(model, weights={**model.weights, name: model.weights[name] * (1 + 1e-12)})
+    assert held.parted("cp-lrp") != []
