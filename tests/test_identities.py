@@ -1,4 +1,4 @@
-"""The identities that hold for whole nets, numbered as in the project's page of rules: 1, 3, 4, 6 to 11. (Number 2 has its own file.)
+"""The identities that hold for whole nets, numbered as in the project's page of rules: all but 2, which has its own file.
 
 The scale of every comparison is `rounding(e)`: 8 u times the sum over all sites of the |terms| their rules added up, which the
 audited books hold. An attribution is a chain of such sums, so nothing finer than this is decided by float arithmetic. Two runs
@@ -7,11 +7,8 @@ whose matrix products round differently (a batch and its members) come within an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
-from itertools import combinations, pairwise
-from math import factorial
 from typing import Any
 
 import numpy as np
@@ -24,19 +21,18 @@ from refl.ledger import Ledger
 from refl.model import Model
 from refl.nets.batch import Batch
 from refl.rules import attention
-from refl.rules.composites import ATTNLRP, CP_LRP, LRP_0, METHODS, Composite, Rule
+from refl.rules.composites import ATTNLRP, METHODS, Rule
 from refl.seeds import KINDS, Seed
-from refl.sweep import Sweep, Swept
-from refl.trace import Trace, Value
-from refl.verification import surrogate
+from refl.trace import Trace
+from refl.verification import identities, surrogate
+from refl.verification.identities import WITHOUT_EPS, Worst, configured, rounding, swept
 from refl.verification.random_models import GPT2, LLAMA, random_model, with_weights
+from refl.verification.rewritten import CHANGES, Graph
 
 RANDOM = {"llama": LLAMA, "llama with biases": LLAMA | {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"}, "gpt2": GPT2}
 CHECKPOINTS = ("shipped", "stories260K", "babyllama105", "capp_gpt2", "nano_sort_gpt2")
 NETS = (*RANDOM, *CHECKPOINTS)
 BIAS_FREE = ("llama", "shipped", "stories260K", "babyllama105")
-WITHOUT_EPS = ("lrp-0", "attnlrp-gradient", "cp-lrp", "input-x-gradient")
-"""At the limit eps -> 0, where the invariances hold exactly."""
 
 
 @cache
@@ -48,19 +44,6 @@ def net(name: str, dtype: str = "float64") -> Model:
 
 def text(model: Model, length: int, seed: int = 0) -> list[int]:
     return [int(i) for i in np.random.default_rng(seed).integers(0, model.config.vocab_size, length)]
-
-
-def configured() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every method, those with a stabiliser at three sizes of it and without."""
-    for name, composite in METHODS.items():
-        yield name, {}
-        if composite.carries == "relevance" and name != "lrp-0":
-            yield name, {"stabilizer": "none"}
-            yield from ((name, {"eps": eps}) for eps in (1e-9, 1e-6, 1e-2))
-
-
-def rounding(*explanations: Explanation) -> float:
-    return float(max(8 * e.ledger.roundoff * sum(float(entry.terms[0]) for entry in e.ledger) for e in explanations))
 
 
 def close(got: Any, want: Any, bound: float) -> None:
@@ -138,232 +121,68 @@ def test_cp_lrp_without_biases_conserves(name: str) -> None:
     assert abs(e.relevance.sum() - e.logit) <= 1e-12 * abs(e.logit)
 
 
-# -- small nets written on a trace -----------------------------------------------------------------------------------------------------------
+# -- small nets written on a trace: the machinery, and its arithmetic by hand, are verification/identities.py's --------------------------------
 
 
-def source(t: Trace, name: str, array: Any) -> Value:
-    """An input that has a site, so that the sweep keeps what arrives there."""
-    return t.scale(name, Value(array, f"{name}.given"), 1.0)
-
-
-def swept(t: Trace, at: Value, seed: Any, composite: Composite = LRP_0) -> Swept:
-    return Sweep(composite, keep=lambda names: True, audit=True).run(t, at, seed)
-
-
-def test_4_relu_net_equals_gradient_times_input() -> None:
-    """LRP-0, biases included (Shrikumar et al. 2016); what is missing from the output is the sum over layers of b . df/dz."""
-    random = np.random.default_rng(1)
-    sizes = (6, 9, 8, 3)
-    w = [random.standard_normal((o, i)) for i, o in pairwise(sizes)]
-    b = [random.standard_normal(o) for o in sizes[1:]]
-    x = random.standard_normal((4, sizes[0]))
-
-    t = Trace({f"fc{k}.weight": w[k] for k in range(3)} | {f"fc{k}.bias": b[k] for k in range(3)})
-    h = source(t, "x", x)
-    for k in range(2):
-        h = t.activation(f"act{k}", t.linear(f"fc{k}", h, bias=True), "relu")
-    z = t.linear("fc2", h, bias=True)
-    onehot = np.zeros_like(z.array)
-    onehot[:, 1] = 1
-    s = swept(t, z, z.array * onehot)
-
-    z0 = x @ w[0].T + b[0]
-    z1 = np.maximum(z0, 0) @ w[1].T + b[1]
-    d2 = onehot
-    d1 = d2 @ w[2] * (z1 > 0)
-    d0 = d1 @ w[1] * (z0 > 0)
-    close(s.carried["x"], x * (d0 @ w[0]), 1e-12)
-    missing = sum(d @ bias for d, bias in zip((d0, d1, d2), b, strict=True))
-    close(s.ledger.absorbed["bias"], missing, 1e-12)
-    close(s.carried["x"].sum(axis=1) + missing, z.array[:, 1], 1e-12)
-
-
-def test_6_linear_model() -> None:
-    """LRP-0 = leave-one-out = Shapley value with baseline 0 = w_i x_i. The Shapley value is the sum over all coalitions."""
-    random = np.random.default_rng(2)
-    w, x = random.standard_normal((1, 5)), random.standard_normal((1, 5))
-    t = Trace({"head.weight": w})
-    z = t.linear("head", source(t, "x", x))
-    relevance = swept(t, z, z.array).carried["x"][0]
-
-    def f(present: tuple[int, ...]) -> float:
-        return float(sum(w[0, i] * x[0, i] for i in present))
-
-    everyone = tuple(range(5))
-    left_out = [f(everyone) - f(tuple(j for j in everyone if j != i)) for i in everyone]
-    close(relevance, np.asarray([shapley(f, i, 5) for i in everyone]), 1e-14)
-    close(relevance, np.asarray(left_out), 1e-14)
-    close(relevance, w[0] * x[0], 1e-15)
-
-
-def shapley(f: Any, i: int, n: int) -> float:
-    others = [j for j in range(n) if j != i]
-    return sum(
-        factorial(k) * factorial(n - k - 1) / factorial(n) * (f((*some, i)) - f(some)) for k in range(n) for some in combinations(others, k)
-    )
-
-
-def test_6_one_attention_layer() -> None:
-    """Attention without biases and a linear head: CP-LRP = leaving the token out with attention frozen (Ali et al. 2022)."""
-    random = np.random.default_rng(3)
-    w = {f"{name}.weight": random.standard_normal((4, 4)) for name in "qkv"} | {"head.weight": random.standard_normal((3, 4))}
-    x = random.standard_normal((1, 5, 4))
-    t = Trace(w)
-    h = source(t, "x", x)
-    q, k, v = (t.move(f"{name}.heads", "split_heads", t.linear(name, h), heads=1) for name in "qkv")
-    with t.inside("attn"):
-        context = t.attention(q, k, v, np.tril(np.ones((5, 5), dtype=bool))[None, None], causal=True)
-    context = t.move("merged", "merge_heads", context)
-    z = t.linear("head", t.move("last", "rows", context, index=(4,)))
-    onehot = np.zeros_like(z.array)
-    onehot[..., 2] = 1
-    relevance = (swept(t, z, onehot, CP_LRP).carried["x"] * x)[0].sum(axis=-1)
-
-    attended = t.values["attn.probabilities"].array[0, 0, 4]  # (5,)
-    whole = [
-        attended @ (np.where(np.arange(5)[:, None] == out, 0.0, x[0]) @ w["v.weight"].T) @ w["head.weight"][2] for out in (-1, *range(5))
-    ]
-    close(relevance, whole[0] - np.asarray(whole[1:]), 1e-13)
-
-
-@pytest.mark.parametrize(("order", "shares"), [("scores first", (0.25, 0.25, 0.5)), ("values first", (0.5, 0.25, 0.25))])
-def test_10_shares_of_a_triple_product(order: str, shares: tuple[float, float, float]) -> None:
-    """(Q K^T) V gives Q : K : V = 1/4 : 1/4 : 1/2, Q (K^T V) gives 1/2 : 1/4 : 1/4: AttnLRP depends on the order of the products."""
-    random = np.random.default_rng(4)
-    t = Trace({})
-    q, v = (source(t, name, random.standard_normal((1, 6, 6))) for name in "qv")
-    k = source(t, "k", random.standard_normal((1, 6, 6)))
-    kt = t.move("k.transposed", "transpose", k)
-    o = t.matmul("o", t.matmul("qk", q, kt), v) if order == "scores first" else t.matmul("o", q, t.matmul("kv", kt, v))
-    s = swept(t, o, o.array)
-    totals = np.asarray([s.carried[name].sum() for name in "qkv"]) / o.array.sum()
-    close(totals, np.asarray(shares), 8 * s.ledger.roundoff * sum(float(e.terms[0]) for e in s.ledger) / abs(o.array.sum()))
+@pytest.mark.parametrize(
+    ("measure", "compared", "bound"),
+    [
+        (identities.small_relu_net, 3, 1e-12),
+        (identities.small_product, 6, 1e-15),
+        (identities.small_linear_model, 3, 1e-14),
+        (identities.small_attention, 1, 1e-13),
+        (identities.small_triple_products, 2, 1e-15),
+        (identities.small_norms, 6, 1e-13),
+    ],
+    ids=["4_relu_net_equals_gradient_times_input", "5_product", "6_linear_model", "6_one_attention_layer", "10_triple_product", "12_norms"],
+)
+def test_rules_on_small_nets(measure: Any, compared: int, bound: float) -> None:
+    worst = Worst()
+    measure(worst)
+    assert worst.count == compared
+    assert worst.measured <= min(bound, worst.bound)
 
 
 # -- 7: invariances ---------------------------------------------------------------------------------------------------------------------------
 
 
-def writable(model: Model) -> dict[str, Any]:
-    return {name: np.array(w) for name, w in model.weights.items()}
+C_ATTN, MLP, NORM = "attn.c_attn", "mlp.c_fc", "ln_1"
+REWRITTEN = {
+    "gpt2": {"key_bias": C_ATTN, "query_key": C_ATTN, "value_out": "attn.c_proj", "heads": "attn.c_proj", "neurons": MLP, "norms": NORM},
+    "llama": {"query_key": "k_proj", "value_out": "o_proj", "heads": "o_proj", "neurons": "up_proj", "norms": "input_layernorm"},
+}
+"""Net -> the changes there is a place for -> one of the tensors that have to be written to."""
 
 
-def heads(model: Model) -> list[slice]:
-    d = model.config.n_embd // model.config.n_head
-    return [slice(h * d, (h + 1) * d) for h in range(model.config.n_head)]
-
-
-def key_bias_shifted(model: Model, seed: int = 0) -> Model:
-    """A constant vector added to every key: it shifts each row of scores by a number of its own."""
-    w, d = writable(model), model.config.n_embd
-    for i in range(model.config.n_layer):
-        w[f"transformer.h.{i}.attn.c_attn.bias"][d : 2 * d] += np.random.default_rng(seed).standard_normal(d)
-    return with_weights(model, **w)
-
-
-def basis_changed(model: Model) -> Model:
-    """q M, k M^-T and v N, N^-1 o in every head."""
-    w, d, random = writable(model), model.config.n_embd, np.random.default_rng(1)
-    for i in range(model.config.n_layer):
-        for part in heads(model):
-            m, n = (np.linalg.qr(random.standard_normal((part.stop - part.start,) * 2))[0] * random.uniform(0.5, 2) for _ in "mn")
-            for offset, change in ((0, m), (d, np.linalg.inv(m).T), (2 * d, n)):
-                columns = slice(part.start + offset, part.stop + offset)
-                for kind in ("weight", "bias"):
-                    w[f"transformer.h.{i}.attn.c_attn.{kind}"][..., columns] = (
-                        w[f"transformer.h.{i}.attn.c_attn.{kind}"][..., columns] @ change
-                    )
-            proj = w[f"transformer.h.{i}.attn.c_proj.weight"]
-            proj[part] = np.linalg.inv(n) @ proj[part]
-    return with_weights(model, **w)
-
-
-def permuted(model: Model) -> Model:
-    """Heads and neurons in another order."""
-    w, d, random = writable(model), model.config.n_embd, np.random.default_rng(2)
-    for i in range(model.config.n_layer):
-        order = np.concatenate([np.arange(part.start, part.stop) for part in random.permutation(np.asarray(heads(model)))])
-        columns = np.concatenate([order, order + d, order + 2 * d])
-        neurons = random.permutation(w[f"transformer.h.{i}.mlp.c_fc.bias"].shape[0])
-        for name, index in (("attn.c_attn", columns), ("mlp.c_fc", neurons)):
-            for kind in ("weight", "bias"):
-                w[f"transformer.h.{i}.{name}.{kind}"] = w[f"transformer.h.{i}.{name}.{kind}"][..., index]
-        for name, index in (("attn.c_proj", order), ("mlp.c_proj", neurons)):
-            w[f"transformer.h.{i}.{name}.weight"] = w[f"transformer.h.{i}.{name}.weight"][index]
-    return with_weights(model, **w)
-
-
-def folded(model: Model) -> Model:
-    """Every block norm's weight and bias moved into the linear layer that reads it."""
-    w = writable(model)
-    for i in range(model.config.n_layer):
-        for norm, reader in (("ln_1", "attn.c_attn"), ("ln_2", "mlp.c_fc")):
-            scale, shift = (w[f"transformer.h.{i}.{norm}.{kind}"] for kind in ("weight", "bias"))
-            into = w[f"transformer.h.{i}.{reader}.weight"]
-            w[f"transformer.h.{i}.{reader}.bias"] = w[f"transformer.h.{i}.{reader}.bias"] + shift @ into
-            w[f"transformer.h.{i}.{reader}.weight"] = scale[:, None] * into
-            w[f"transformer.h.{i}.{norm}.weight"], w[f"transformer.h.{i}.{norm}.bias"] = np.ones_like(scale), np.zeros_like(shift)
-    return with_weights(model, **w)
+def changed(model: Model, change: str, ids: list[int]) -> Model:
+    """The same function, written with other weights."""
+    other = CHANGES[change](model, Graph(model.trace([ids])[0].records))
+    assert other is not None
+    return other
 
 
 @pytest.mark.parametrize("method", WITHOUT_EPS)
-@pytest.mark.parametrize("change", [key_bias_shifted, basis_changed, permuted, folded])
-def test_7_gpt2_is_invariant(change: Any, method: str) -> None:
+@pytest.mark.parametrize(("name", "change"), [(name, change) for name, changes in REWRITTEN.items() for change in changes])
+def test_7_invariance(name: str, change: str, method: str) -> None:
     """The same function written with other weights has the same relevance, at the tokens and after each block. Measured 1e-14."""
-    model = net("gpt2")
+    model = net(name)
     ids = text(model, 8)
-    one, other = (m.explain(ids, method, target=3, audit=True) for m in (model, change(model)))
-    bound = rounding(one, other)
-    assert one.logit == pytest.approx(other.logit, rel=1e-12)
-    close(one.relevance, other.relevance, bound)
-    for site in ("transformer.wte", "transformer.h.0"):
-        close(one[site], other[site], bound)
+    other = changed(model, change, ids)
+    assert any(
+        REWRITTEN[name][change] in tensor and not np.allclose(other.weights[tensor], model.weights[tensor]) for tensor in model.weights
+    )
+    one, two = (m.explain(ids, method, target=3, audit=True) for m in (model, other))
+    bound = rounding(one, two)
+    assert one.logit == pytest.approx(two.logit, rel=1e-12)
+    close(one.relevance, two.relevance, bound)
+    for site in (embedded(model), "transformer.h.0" if name == "gpt2" else "model.layers.0"):
+        close(one[site], two[site], bound)
 
 
-def llama_turned(model: Model) -> Model:
-    """A change of basis that rotary embedding commutes with (turn and stretch each plane of QK), and any in VO."""
-    w, c, random = writable(model), model.config, np.random.default_rng(4)
-    d, group = c.width, c.num_attention_heads // c.kv_heads
-    for i in range(c.num_hidden_layers):
-        name = f"model.layers.{i}.self_attn"
-        q, k, v = (w[f"{name}.{p}_proj.weight"] for p in "qkv")
-        o = w[f"{name}.o_proj.weight"]
-        for h in range(c.kv_heads):
-            turn, n = plane_turns(random, d), np.linalg.qr(random.standard_normal((d, d)))[0] * 1.7
-            key = slice(h * d, (h + 1) * d)
-            k[key], v[key] = np.linalg.inv(turn).T @ k[key], n @ v[key]
-            for query in (slice(g * d, (g + 1) * d) for g in range(h * group, (h + 1) * group)):
-                q[query], o[:, query] = turn @ q[query], o[:, query] @ np.linalg.inv(n)
-    return with_weights(model, **w)
-
-
-def plane_turns(random: np.random.Generator, d: int) -> Any:  # -> (d, d)
-    """A multiple of a rotation in each plane (i, i + d/2) that rotary embedding turns."""
-    angle, size = random.uniform(0, 6, d // 2), random.uniform(0.5, 2, d // 2)
-    c, s = np.diag(size * np.cos(angle)), np.diag(size * np.sin(angle))
-    return np.block([[c, -s], [s, c]])
-
-
-def llama_folded(model: Model) -> Model:
-    w = writable(model)
-    readers = {"input_layernorm": [f"self_attn.{p}_proj" for p in "qkv"], "post_attention_layernorm": ["mlp.gate_proj", "mlp.up_proj"]}
-    for i in range(model.config.num_hidden_layers):
-        for norm, names in readers.items():
-            for name in names:
-                w[f"model.layers.{i}.{name}.weight"] *= w[f"model.layers.{i}.{norm}.weight"]
-            w[f"model.layers.{i}.{norm}.weight"][:] = 1
-    w["lm_head.weight"] *= w["model.norm.weight"]
-    w["model.norm.weight"][:] = 1
-    return with_weights(model, **w)
-
-
-@pytest.mark.parametrize("method", WITHOUT_EPS)
-@pytest.mark.parametrize("change", [llama_turned, llama_folded])
-def test_7_llama_is_invariant(change: Any, method: str) -> None:
-    model = net("llama")
-    ids = text(model, 8)
-    one, other = (m.explain(ids, method, target=3, audit=True) for m in (model, change(model)))
-    close(one.relevance, other.relevance, rounding(one, other))
-    close(one["model.layers.0"], other["model.layers.0"], rounding(one, other))
+def test_7_a_change_without_a_place_is_none() -> None:
+    """Rotary positions on every feature leave no key bias that all queries feel alike."""
+    model = net("llama with biases")
+    assert CHANGES["key_bias"](model, Graph(model.trace([[1, 2]])[0].records)) is None
 
 
 @pytest.mark.parametrize("method", ["lrp-0", "attnlrp-gradient"])
@@ -371,7 +190,7 @@ def test_7_constant_on_logits_moves_relevance_but_not_its_sum(method: str) -> No
     """At the softmax itself: element by element R changes (by c g_i, and sum g_i = 0), row by row its sum does not."""
     model = net("gpt2")
     ids = text(model, 8)
-    one, other = (m.explain(ids, method, target=3, audit=True) for m in (model, key_bias_shifted(model)))
+    one, other = (m.explain(ids, method, target=3, audit=True) for m in (model, changed(model, "key_bias", ids)))
     a, b = (e["transformer.h.1.attn.scores"] for e in (one, other))
     assert np.abs(a - b).max() > 1e-3 * np.abs(a).max()
     close(a.sum(axis=-1), b.sum(axis=-1), rounding(one, other))
@@ -380,7 +199,7 @@ def test_7_constant_on_logits_moves_relevance_but_not_its_sum(method: str) -> No
 def test_7_needs_eps_to_vanish() -> None:
     """The comparison is sharp: at eps = 1e-2 a change of basis does move relevance (by 3e-3 to 1.7e-2 on one block)."""
     model = net("gpt2")
-    one, other = (m.explain(text(model, 8), "attnlrp", eps=1e-2, target=3) for m in (model, basis_changed(model)))
+    one, other = (m.explain(text(model, 8), "attnlrp", eps=1e-2, target=3) for m in (model, changed(model, "query_key", text(model, 8))))
     assert np.abs(one.relevance - other.relevance).max() > 1e-5 * np.abs(one.relevance).max()
 
 
