@@ -307,6 +307,52 @@ def test_a_mean_that_depends_on_the_neighbours_is_named() -> None:
     assert "batch-coupled" in [m.id for m in found.mistakes]
 
 
+class Forgetful:
+    """Right once."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self.then = then
+
+    def network(self, layers: Any) -> Any:
+        explain, calls = engine.network(layers), []
+
+        def explained(x: Any, seeds: Any) -> Any:
+            calls.append(1)
+            z, answers = explain(x, seeds)
+            if len(calls) == 1:
+                return z, answers
+            self.then()
+            return z, [0 * a for a in answers]
+
+        return explained
+
+    to_array = staticmethod(engine.to_array)
+
+
+def test_a_rule_that_is_forgotten_after_the_first_call_is_named() -> None:
+    def raises() -> None:
+        raise KeyError("rule")
+
+    for then in (lambda: None, raises):
+        found = conformance.run(Forgetful(then), "network")["network"]
+        assert [m.id for m in found.mistakes] == ["rule-forgotten"]
+
+
+def test_a_second_target_that_raises_is_named() -> None:
+    def network(layers: Any) -> Any:
+        explain = engine.network(layers)
+
+        def explained(x: Any, seeds: Any) -> Any:
+            if len(seeds) > 1:
+                raise RuntimeError("the graph is gone")
+            return explain(x, seeds)
+
+        return explained
+
+    found = conformance.run({"network": network, "to_array": engine.to_array}, "network")["network"]
+    assert [m.id for m in found.mistakes] == ["one-target"]
+
+
 def test_check_says_what_is_wrong() -> None:
     case = conformance.cases("linear_epsilon", flags="eps-unsigned")[0]
     conformance.check(plain_linear(right), case)

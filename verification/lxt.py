@@ -2,7 +2,7 @@
 
 Beside torch 2.13.0 (CPU) and transformers 4.52.4, LXT imports once two things are in order:
 transformers goes first, and `torchvision.models.vision_transformer`, for which no wheel matches a CPU build of torch, is stood in for
-by a module with the four names LXT takes from it.
+by a module with the four names LXT takes from it. zennit, which LXT uses where it is there, wants two classes of torchvision alike.
 
 LXT's gradient form works by patching classes and functions of transformers and torch for the whole process (torch.nn.LayerNorm and
 Dropout among them). `patched` puts every one of them back; nothing outside its block sees LXT.
@@ -51,20 +51,28 @@ def load(name: str = "lxt.efficient") -> Any:
         return importlib.import_module(name)
 
 
+def load_zennit(name: str = "zennit.rules") -> Any:
+    """A module of zennit. Raises ImportError where torch or zennit is not installed."""
+    with _stand_in_for_torchvision():
+        return importlib.import_module(name)
+
+
 @contextmanager
 def _stand_in_for_torchvision() -> Iterator[None]:
-    """Only while LXT is imported: transformers asks elsewhere whether torchvision is there, and it is not."""
+    """Only while LXT or zennit is imported: transformers asks elsewhere whether torchvision is there, and it is not."""
     if importlib.util.find_spec("torchvision") is not None:
         yield
         return
     from torch import nn
 
-    names = ("torchvision", "torchvision.models", "torchvision.models.vision_transformer")
-    top, models, vit = (types.ModuleType(name) for name in names)
+    names = ("torchvision", "torchvision.models", "torchvision.models.vision_transformer", "torchvision.models.resnet")
+    top, models, vit, resnet = (types.ModuleType(name) for name in names)
     for attribute, value in {"nn": nn, "GELU": nn.GELU, "LayerNorm": nn.LayerNorm, "MultiheadAttention": nn.MultiheadAttention}.items():
         setattr(vit, attribute, value)
-    top.models, models.vision_transformer = models, vit  # type: ignore[attr-defined]
-    sys.modules.update(zip(names, (top, models, vit), strict=True))
+    for attribute in ("Bottleneck", "BasicBlock"):
+        setattr(resnet, attribute, type(attribute, (nn.Module,), {}))
+    top.models, models.vision_transformer, models.resnet = models, vit, resnet  # type: ignore[attr-defined]
+    sys.modules.update(zip(names, (top, models, vit, resnet), strict=True))
     try:
         yield
     finally:
