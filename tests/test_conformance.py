@@ -335,7 +335,7 @@ def test_a_rule_that_is_forgotten_after_the_first_call_is_named() -> None:
 
     for then in (lambda: None, raises):
         found = conformance.run(Forgetful(then), "network")["network"]
-        assert [m.id for m in found.mistakes] == ["rule-forgotten"]
+        assert found.mistakes[0].id == "rule-forgotten"
 
 
 def test_a_second_target_that_raises_is_named() -> None:
