@@ -170,7 +170,8 @@ class Explanation:
 
     def save(self, path: str | Path) -> None:
         """The oracle file: one safetensors file with `input_ids`, `relevance` (and `decoder_ids`, `decoder_relevance`), `activation/<site>`,
-        `relevance/<site>` and, where it is carried, `gradient/<site>`; metadata as JSON strings. Raises ReflError where the file cannot be written.
+        `relevance/<site>` and, where it is carried, `gradient/<site>`; metadata as JSON strings, the `order` of sites from the output
+        down among them. Raises ReflError where the file cannot be written.
         """
         from refl.checkpoint import write_safetensors
 
@@ -185,7 +186,7 @@ class Explanation:
             if self.sites.carries == "gradient":
                 arrays[f"gradient/{site}"] = self.gradient(site)
         metadata = {key: json.dumps(value) for key, value in self.as_dict().items() if key not in arrays}
-        metadata |= {"aliases": json.dumps(self.sites.aliases), "patch": json.dumps(self.patch)}
+        metadata |= {"aliases": json.dumps(self.sites.aliases), "patch": json.dumps(self.patch), "order": json.dumps(list(self))}
         write_safetensors(path, arrays, metadata)
 
     @classmethod
@@ -234,7 +235,7 @@ def _saved(said: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
         "candidates": [Candidate(**c) for c in said["candidates"]],
         "composite": composite,
         "ledger": Ledger.from_dict(said["ledger"]),
-        "sites": Sites(carried, _under("activation/", arrays), said["aliases"], composite.carries, 0),
+        "sites": Sites(carried, _from_the_output(_under("activation/", arrays), said), said["aliases"], composite.carries, 0),
         "decoder_tokens": said.get("decoder_tokens"),
         "decoder_ids": [int(i) for i in arrays["decoder_ids"]] if "decoder_ids" in arrays else None,
         "decoder_relevance": arrays.get("decoder_relevance"),
@@ -246,6 +247,11 @@ def _saved(said: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
 def _under(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
     """The arrays of a group, with a batch axis of one again."""
     return {name.removeprefix(prefix): array[None] for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _from_the_output(activations: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    """In the order that the file says, which sorts its arrays by name."""
+    return {site: activations[site] for site in said.get("order", []) if site in activations} | activations
 
 
 def _numbered(item: tuple[str, Any]) -> list[tuple[int, str]]:

@@ -1,0 +1,239 @@
+"""dump_torch: what torch computes, as an oracle file, beside refl's own on every architecture; and the command.
+
+input-x-gradient is plain autograd on transformers as it is: an independent implementation of every forward pass and every derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import checkpoint
+
+import refl
+from peers import test_encoders, test_t5, test_vision
+from peers.conftest import SMALL, random_model
+from peers.test_experts import SMALL as EXPERTS
+from refl.errors import ReflError
+from refl.explanation import Explanation
+from refl.verification import dump_torch, lxt
+from refl.verification.compare import Comparison, compare
+from refl.verification.dump_torch import Input, dump
+
+pytestmark = pytest.mark.peers
+torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra 'peers')")
+
+IDS = np.random.default_rng(5).integers(4, 29, 9).tolist()
+Write = Callable[[Path], Any]
+
+
+def decoder(kind: str, **options: Any) -> Write:
+    def write(folder: Path) -> None:
+        random_model(kind, **options).save_pretrained(folder)
+
+    return write
+
+
+def encoder(case: str) -> Write:
+    return lambda folder: test_encoders.written(folder, *test_encoders.CASES[case])
+
+
+def t5(**options: Any) -> Write:
+    return lambda folder: test_t5.random_model(**options).save_pretrained(folder)
+
+
+def vision(kind: str, head: str = "ForImageClassification") -> Write:
+    return lambda folder: test_vision.random_model(kind, head).save_pretrained(folder)
+
+
+MODELS: dict[str, tuple[Write, int]] = {
+    "llama": (decoder("llama", num_key_value_heads=2, attention_bias=True), 20),
+    "gpt2": (decoder("gpt2"), 20),
+    "mistral": (decoder("mistral", sliding_window=3, num_key_value_heads=2), 20),
+    "qwen2": (decoder("qwen2", num_key_value_heads=2), 20),
+    "qwen3": (decoder("qwen3", num_key_value_heads=2), 20),
+    "phi": (decoder("phi"), 20),
+    "gemma2": (decoder("gemma2"), 20),
+    "gemma3": (decoder("gemma3_text"), 20),
+    "mixtral": (decoder("mixtral"), 30),
+    "qwen3-moe": (decoder("qwen3_moe"), 30),
+    "bert": (encoder("bert"), 20),
+    "bert-classes": (encoder("bert-classes"), 20),
+    "roberta": (encoder("roberta"), 20),
+    "camembert-classes": (encoder("camembert-classes"), 20),
+    "albert-inner-groups": (encoder("albert-inner-groups"), 40),
+    "albert-classes": (encoder("albert-classes"), 20),
+    "t5": (t5(), 50),
+    "flan": (t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False), 50),
+    "vit": (vision("vit"), 20),
+    "deit": (vision("deit"), 20),
+    "deit-two-heads": (vision("deit", "ForImageClassificationWithTeacher"), 20),
+}
+"""How a checkpoint is written, and how many sites both sides have at least."""
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind, options in EXPERTS.items():
+        monkeypatch.setitem(SMALL, kind, options)
+
+
+def both(folder: Path, method: str, **options: Any) -> tuple[Explanation, Explanation]:
+    """refl's explanation and torch's, of one random input; the row is given, for there is no tokenizer that knows a mask."""
+    model = refl.load(folder, dtype="float64")
+    ours = {"attnlrp": "attnlrp-gradient"}.get(method, method)
+    if model.sees:
+        pixels = np.random.default_rng(1).standard_normal((model.config.num_channels, *model.config.image))
+        return model.explain(pixels, ours), dump(folder, Input(pixels=pixels), method=method, **options)
+    decoder = (0, 7, 11) if model.task == "sequence-to-sequence" else None
+    position = 4 if model.task == "masked-token" else None
+    e = model.explain(IDS, ours, position=position, decoder=None if decoder is None else list(decoder))
+    return e, dump(folder, Input(tuple(IDS), decoder=decoder), method=method, target=e.target_id, position=position, **options)
+
+
+def meet(c: Comparison, least: int) -> None:
+    print(f"\n{len(c.errors)} sites, worst {max(e.relative for e in c.errors):.1e}, excess {max(e.excess for e in c.errors):.3f}")
+    assert c.equal, str(c)
+    assert len(c.errors) >= least
+    assert not c.misfits
+    assert max(e.excess for e in (*c.errors, *c.forward)) < 0.3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_input_x_gradient(tmp_path: Path, name: str) -> None:
+    """Every module of every architecture: activations, gradients and relevance, to rounding."""
+    write, least = MODELS[name]
+    write(tmp_path)
+    e, theirs = both(tmp_path, "input-x-gradient")
+    meet(compare(e, theirs), least)
+    np.testing.assert_allclose(theirs.relevance, e.relevance, rtol=0, atol=1e-12 * np.abs(e.relevance).max())
+    assert theirs.logit == pytest.approx(e.logit, rel=1e-12)
+
+
+PATCHED = {
+    "llama": ("attnlrp", "cp-lrp"), "gpt2": ("attnlrp", "cp-lrp"), "qwen2": ("attnlrp", "cp-lrp"), "qwen3": ("attnlrp", "cp-lrp"),
+    "gemma3": ("attnlrp", "cp-lrp"), "bert": ("attnlrp",), "bert-classes": ("attnlrp",),
+}  # fmt: skip
+
+
+@pytest.fixture
+def lxt_is_here() -> None:
+    try:
+        lxt.load()
+    except ImportError as absent:
+        pytest.skip(f"LXT is not usable here: {absent}")
+
+
+@pytest.mark.usefixtures("lxt_is_here")
+@pytest.mark.parametrize(("name", "method"), [(n, m) for n, methods in PATCHED.items() for m in methods])
+def test_lxt(tmp_path: Path, name: str, method: str) -> None:
+    """LXT's gradient form without its eps in f(x)/(x + eps), at every module; with it, the comparison says that it is that."""
+    write, least = MODELS[name]
+    write(tmp_path)
+    e, theirs = both(tmp_path, method, identity_eps=0.0)
+    meet(compare(e, theirs), least)
+    theirs = both(tmp_path, method)[1]
+    c = compare(e, theirs, model=refl.load(tmp_path, dtype="float64"))
+    assert c.equal or c.suspects[0].equal and "f(x)/(x + 1e-10)" in c.suspects[0].words, str(c)
+    assert compare(e, theirs, tolerance=1e-5).equal
+
+
+@pytest.mark.usefixtures("lxt_is_here")
+def test_on_a_trained_model(tmp_path: Path) -> None:
+    """stories260K by the command, file against file: LXT's eps is seen, and said; with a tolerance the two are equal."""
+    folder, ours, theirs = checkpoint("stories260K"), tmp_path / "ours.safetensors", tmp_path / "lxt.safetensors"
+    refl.load(folder, dtype="float64").explain("Once upon a time there was a", "attnlrp-gradient").save(ours)
+    assert dump_torch.main([str(folder), "Once upon a time there was a", "--out", str(theirs)]) == 0
+    c = compare(ours, theirs, model=folder)
+    assert c.first is not None and c.first.site == "model.layers.4.mlp.gate_proj"
+    assert c.rules == ["model.layers.4.mlp.act_fn (activation, rule identity in A)"]
+    assert [s.words for s in c.suspects if s.equal] == ["activation: the factor f(x)/(x + 1e-10), as LXT's gradient form has it"]
+    assert len(c.errors) > 70
+    assert compare(ours, theirs, tolerance=1e-7).equal
+    loaded = Explanation.load(theirs)
+    assert loaded.tokens == Explanation.load(ours).tokens
+    assert loaded.ledger.tokens[0] == pytest.approx(loaded.relevance.sum())
+    assert loaded.provenance["ran"].endswith("LXT 2.1")
+    assert next(iter(loaded)) == "lm_head"
+
+
+@pytest.mark.parametrize("kind", ["opt", "gpt_neox"])
+def test_a_model_refl_does_not_know(tmp_path: Path, kind: str) -> None:
+    """Any model that transformers runs: the same gradient at the embeddings as without hooks, and a file that is read back."""
+    options = {"vocab_size": 29, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 24}
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **options)).double().eval()
+    model.save_pretrained(tmp_path)
+    e = dump(tmp_path, IDS, target=3)
+    x = model.get_input_embeddings()(torch.tensor([IDS])).detach().requires_grad_()
+    model(inputs_embeds=x, attention_mask=torch.ones(1, len(IDS), dtype=torch.int64)).logits[0, -1, 3].backward()
+    expected = (x * x.grad)[0].sum(-1).detach().numpy()
+    np.testing.assert_allclose(e.relevance, expected, rtol=0, atol=1e-6 * np.abs(expected).max())  # float32 islands stand there
+    e.save(tmp_path / "e.safetensors")
+    assert compare(tmp_path / "e.safetensors", tmp_path / "e.safetensors").equal
+
+
+def test_float32(tmp_path: Path) -> None:
+    """In float32 on both sides, rounding is wider, and the comparison knows."""
+    decoder("llama")(tmp_path)
+    e = refl.load(tmp_path, dtype="float32").explain(IDS, "input-x-gradient")
+    theirs = dump(tmp_path, IDS, target=e.target_id, dtype="float32")
+    assert theirs.activation("model.norm").dtype == np.float32
+    meet(compare(e, theirs), 20)
+
+
+def test_a_wrong_weight_is_a_wrong_forward(tmp_path: Path) -> None:
+    """Activations part where the weight is, and that is said before anything else."""
+    decoder("llama")(tmp_path)
+    e = refl.load(tmp_path, dtype="float64").explain(IDS, "input-x-gradient")
+    other = tmp_path / "other"
+    model = random_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].self_attn.k_proj.weight[3, 5] += 1e-3
+    model.save_pretrained(other)
+    c = compare(e, dump(other, IDS, target=e.target_id))
+    assert c.first_forward is not None and c.first_forward.site == "model.layers.1.self_attn.k_proj"
+    assert "forward passes differ" in str(c)
+    assert any("checkpoints are not the same" in note for note in c.notes)
+
+
+def test_hooks_and_patches_are_gone(tmp_path: Path) -> None:
+    decoder("llama")(tmp_path)
+    before = dump(tmp_path, IDS, target=3)
+    if lxt.importlib.util.find_spec("lxt") is not None:
+        dump(tmp_path, IDS, method="attnlrp", target=3)
+    assert compare(before, dump(tmp_path, IDS, target=3)).equal
+    assert torch.float32 is not torch.float64
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "no-input": ([], "give a TEXT or --ids"),
+    "both": (["text", "--ids", "1"], "not both"),
+    "no-tokenizer": (["text"], "no tokenizer.json"),
+    "no-token": (["--ids", "1", "99"], "cannot run this input"),
+    "no-output": (["--ids", "1", "--target", "40"], "outside the model's 29 outputs"),
+    "no-position": (["--ids", "1", "--position", "3"], "outside the 1 rows"),
+    "no-patches": (["--ids", "1", "--method", "attnlrp"], "has no attnlrp for model type phi"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    if case == "no-patches":
+        pytest.importorskip("lxt", reason="LXT is not installed")
+    decoder("phi")(tmp_path)
+    options, said = REFUSED[case]
+    options = options if "--method" in options else [*options, "--method", "input-x-gradient"]
+    assert dump_torch.main([str(tmp_path), *options, "--out", str(tmp_path / "out.safetensors")]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_no_head(tmp_path: Path) -> None:
+    encoder("bert-no-head")(tmp_path)
+    with pytest.raises(ReflError, match="without a head"):
+        dump(tmp_path, IDS)
