@@ -219,9 +219,8 @@ def probabilities(x: Sequence[Running], visible: Sequence[bool]) -> list[Running
     seen = [each for each, v in zip(x, visible, strict=True) if v]
     if len(seen) == 1:
         return [given(1.0 if v else 0.0, bits) for v in visible]
-    top = max((abs(float(each)) for each in seen), default=0.0)
-    far = max(each.value for each in seen) if top > 300 else 0  # where exp would leave what a float can count errors in
-    shifted = [Running(each.value - far, bits, each.error + abs(float(each)) + top) for each in x]
+    top = max(seen, key=float, default=given(0, bits))
+    shifted = [Running(x_i.value - top.value, bits, x_i.error + abs(float(x_i)) + abs(float(top))) for x_i in x]
     return [each if isinstance(each, Running) else given(each, bits) for each in exact.softmax(shifted, visible)]
 
 
