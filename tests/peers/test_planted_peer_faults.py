@@ -1,0 +1,57 @@
+"""Does the conformance suite know the faults of published libraries? Each is planted in the torch adapter, which without one passes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+from conftest import SHARED
+
+from refl.verification import conformance, false_alarms
+from refl.verification import plant_peer_faults as faults
+
+pytestmark = pytest.mark.peers
+
+
+@pytest.fixture(autouse=True)
+def torch_is_here() -> None:
+    pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")
+
+
+def test_without_a_fault_the_adapter_passes_and_leaves_no_rule_out() -> None:
+    report = conformance.run(str(faults.ADAPTER))
+    assert {r.rule for r in report.rules} == set(conformance.rules())
+    assert Counter(v.status for r in report.rules for v in r.verdicts).keys() == {conformance.PASSED}, str(report)
+    models = Counter((m.name.partition("-")[0], m.status) for m in report.models)
+    assert models["llama", conformance.PASSED] >= 8 <= models["gpt2", conformance.PASSED]
+    assert not any(m.status == conformance.FAILED for m in report.models), str(report)
+
+
+def test_every_fault_of_the_peers_is_planted() -> None:
+    page = SHARED / "PEERS.md"
+    if not page.is_file():
+        pytest.skip("the list of faults is not beside the project (../shared/PEERS.md)")
+    listed = set(re.findall(r"^\| ([a-z0-9-]+) \| (?!where)", page.read_text(encoding="utf-8"), re.MULTILINE))
+    assert len(listed) == 33
+    assert {plant.fault for plant in faults.PLANTS} == listed
+
+
+@pytest.mark.parametrize("plant", faults.PLANTS, ids=lambda plant: f"{plant.fault}-{plant.plant.__name__}-{plant.rules[0]}")
+def test_a_planted_fault_is_caught_and_named(plant: faults.Plant) -> None:
+    outcomes = faults.try_plant(plant)
+    assert outcomes
+    assert all(outcome.right for outcome in outcomes), faults.show(outcomes)
+
+
+@pytest.mark.parametrize("rule", conformance.rules())
+def test_no_false_alarm(rule: str) -> None:
+    t = false_alarms.tally(conformance.Adapter(str(faults.ADAPTER)), rule, range(100, 103))
+    assert t.cases and not t.uncovered
+    assert not t.alarms, false_alarms.line(t)
+
+
+def test_a_fault_raises_an_alarm() -> None:
+    t = false_alarms.tally(faults.planted(faults.PLANTS[0]), "linear_epsilon", range(5))
+    assert t.alarms and t.worst > 1
+    assert all(alarm in false_alarms.line(t) for alarm in t.alarms)
