@@ -123,6 +123,7 @@ aim("sum_epsilon", "sum-chained", "1 - 1 + 2: a chain of two additions would div
 aim("sum_epsilon", "residual-absolute", "one of three is negative", E6, operands=Each([[2]], [[-1]], [[3]]), r=[[4]])
 aim("sum_epsilon", "eps-unsigned", "a negative sum of three", E2, operands=Each([[-2]], [[0.5]], [[0.25]]), r=[[1]])
 
+aim("sum_epsilon", "eps-zero-sign", "1 + 2 - 3 = 0: shares of x R / eps", E6, operands=Each([[1]], [[2]], [[-3]]), r=[[1]])
 aim("sum_epsilon", "fp16-nan", "a dead sum with eps = 1e-8 in float16", E8, "float16", operands=Each([[0, 1]], [[0, 2]]), r=[[1, 1]])
 aim("sum_epsilon", "shared-gradient", "three operands, each with a share of its own: none may be worked out in another's memory", E6,
     operands=Each([[1]], [[2]], [[3]]), r=[[6]])
@@ -209,6 +210,7 @@ for kind, at_zero in (("gelu", "1/2"), ("gelu_tanh", "1/2"), ("silu", "1/2"), ("
 TURN: Numbers = {"cos": [[1, 1, 1, 1], [0.5, 0.25, 0.5, 0.25]], "sin": [[0, 0, 0, 0], [0.75, -1, 0.75, -1]]}
 aim("rotary_epsilon", "rope-interleave rotary-transposed rotary-skipped", "halves are turned against each other, x1 with x3 and x2 with x4", E6, x=[[[[1, 2, 3, 4], [1, -2, 3, 5]]]], r=[[[[1, 1, 1, 1], [1, 2, 3, 4]]]], **TURN)
 aim("rotary_epsilon", "eps-unsigned", "negative outputs, a large eps", E2, x=[[[[1, 2, 3, 4], [-1, -2, -3, 5]]]], r=[[[[1, 1, 1, 1], [1, 2, 3, 4]]]], **TURN)
+aim("rotary_epsilon", "eps-zero-sign", "x1 cos - x2 sin = 0", E6, x=[[[[1, 1]]]], cos=[[1, 1]], sin=[[1, 1]], r=[[[[1, 1]]]])
 aim("rotary_gradient", "rope-interleave rotary-transposed", "turned back, by the transposed rotation", x=[[[[1, 2, 3, 4], [1, -2, 3, 5]]]], g=[[[[1, 1, 1, 1], [1, 2, 3, 4]]]], **TURN)
 PADDED: Numbers = {"counted": np.array([[[1.0], [1.0], [0.0]]])}
 aim("pooling_epsilon", "counted-ignored pooling-uniform", "the third position is padding: it has no part in the mean and gets nothing", E6 | PADDED, x=[[[1, -1], [2, 3], [100, 100]]], r=[[[3, 4]]])
@@ -261,6 +263,9 @@ for rule, seed, eps in (("attnlrp", "r", E6), ("cp", "r", E6), ("gradient", "g",
     aim(name, "tril-always", "bidirectional: the last key is seen by the first query", HALF_SCALE | eps, **QKV, **_as(seed, R))
     aim(name, "causal-ignored", "causal: no key gets anything from a query before it", HALF_SCALE | {"causal": True} | eps, **QKV, **_as(seed, R))
     aim(name, "mask-ignored mask-inverted", "padding: the mask differs from query to query", HALF_SCALE | {"mask": SEEN} | eps, **QKV, **_as(seed, R))
+    if plain:
+        aim(name, "eps-zero-sign", "two equal weights on values of 1 and -1: the context is 0", HALF_SCALE | eps, q=[[[[0]]]], k=[[[[1], [2]]]], v=[[[[1], [-1]]]],
+            **_as(seed, [[[[1]]]]))
     aim(name, "mask-finfo", "the second query sees nothing: nothing is passed on, and nothing is NaN", HALF_SCALE | {"mask": BLIND} | eps, **FEW, **_as(seed, FEW_R))
     aim(name, "causal-last", "two queries, three keys: the first query sees the first key", HALF_SCALE | {"causal": True} | eps, **FEW, **_as(seed, FEW_R))
     aim(name, "gqa-repeat", "four queries' heads share two keys' heads: neighbours belong together", HALF_SCALE | eps, **GROUPED, **_as(seed, GROUPED_R))

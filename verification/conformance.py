@@ -557,11 +557,16 @@ def _fewest(explains: Mapping[Suspect, set[str]]) -> list[Mistake]:
     order: list[Mistake] = []
     left = set().union(*explains.values()) if explains else set()
     while left:
-        best, ids = max(explains.items(), key=lambda item: (len(item[1] & left), item[0][0].kind == "fault", -MISTAKES.index(item[0][0])))
+        best, ids = max(explains.items(), key=lambda item: (len(item[1] & left), *_preference(item[0][0])))
         left -= ids
         if best[0] not in order:
             order.append(best[0])
     return order
+
+
+def _preference(m: Mistake) -> tuple[bool, bool, int]:
+    """Between mistakes that explain equally much."""
+    return m.behaviour != "narrowed", m.kind == "fault", -MISTAKES.index(m)
 
 
 def _settled(v: Verdict, believed: set[Mistake], conventions: Mapping[str, str]) -> Verdict:

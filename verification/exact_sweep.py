@@ -649,7 +649,8 @@ def sweep(
             continue
         _, _, rule, options = table.line(record.operation, record.output.names)
         node = _node(record, values, weights, config, noise)
-        node.z, node.options = noise(z), options
+        node.z = z if noise.random is None else noise(FORWARD[record.operation](node))  # an implementation may form z again, in its own order
+        node.options = options
         given, absorbed = rules[f"{record.operation} {rule}"](node, noise(r))
         _account(swept, table, record, r, values, given, absorbed)
         swept.rules[record.output.site] = rule

@@ -134,6 +134,8 @@ class Running:
     def function(self, name: str) -> Running:
         """exp, sqrt, erfc, tanh or cosh, with two roundings for the library that computes it."""
         value = getattr(MP, name)(self.value)
+        if name == "exp" and not self.value and not self.error:
+            return Running(value, self.bits)  # exp(0) is 1 for everyone
         slope = abs(float(_SLOPES[name](self.value, value))) if self.error else 0.0
         return Running(value, self.bits, slope * self.error + 2 * abs(float(value)))
 
