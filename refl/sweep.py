@@ -104,9 +104,9 @@ class Sweep:
             measure=self.measure, size=self.size if self.audit else None,
         )  # fmt: skip
         for name, account in books.items():
-            given = dict(zip(sites[name][-len(account.passed) :], account.passed, strict=True))
+            given = dict(zip(sites[name][len(sites[name]) - len(account.passed) :], account.passed, strict=True))
             ledger.book(f"{parent}.{name}", _OPERATION[name], rules[name].name, received, given, account.absorbed, account.terms)
-            received = account.passed[0]  # what context gives to probabilities, and these to scores
+            received = next(iter(account.passed), None)  # what context gives to probabilities, and these to scores
         amounts = [*books["scores"].passed, books["context"].passed[-1]] if "scores" in books else [None, None, books["context"].passed[-1]]
         return [None if s is None else (s, a) for s, a in zip(shares, amounts, strict=True)]
 
