@@ -373,10 +373,13 @@ def survey(folder: Path) -> list[Test]:
         def work() -> dict[str, Any]:
             os.environ["REFL_EXAMPLES"] = "10"
             watcher = Watcher()
-            pytest_here(watcher, new)
-            return watcher.tests
+            ran = pytest_here(watcher, new) <= 1  # 0: all pass, 1: some fail; anything else: it did not get as far
+            return watcher.tests if ran else {}
 
-        said |= forked(work, 3600)
+        found = forked(work, 3600)
+        if not isinstance(found, dict) or not found:
+            raise SystemExit(f"pytest could not run the tests ({found or 'none ran'}): are the extras `test` and `mutation` installed?")
+        said |= found
         kept.write_text(json.dumps(said), encoding="utf-8")
     tests = [Test(name, t["seconds"], frozenset(t["functions"])) for name, t in said.items()]
     return sorted((t for t in tests if t.functions or t.name.startswith(ALWAYS)), key=lambda t: t.seconds)
