@@ -275,9 +275,10 @@ class Linear:
             found += [w[j][i] * x[i] for j in range(self.o) for i in range(self.i)]
         return found
 
-    def judge(self, world: World, passed: Passed, expected: Expected) -> None:
+    def judge(self, world: World, passed: Passed, expected: Expected, gamma: float = 0.0) -> None:
+        """gamma multiplies sums in which a product may have underflowed."""
         assert passed.relevance[1:] == (None, None)
-        expected.judge(world, passed, [self.x.shape], self.terms, largest(self.x, self.w, self.b) * self.i)
+        expected.judge(world, passed, [self.x.shape], self.terms, largest(self.x, self.w, self.b) * self.i * (1 + Fraction(gamma)))
 
 
 @dtypes
@@ -318,7 +319,7 @@ def test_linear_gamma(world: World, dtype: str) -> None:
             expected.add(exact.linear_gamma(x, w, b, r, rounded(gamma, dtype), rounded(eps, dtype), z), lead)
             closed(exact.linear_gamma(x, w, b, r, Fraction(gamma), Fraction(eps)).balance(r))
         expected.in_range(case.x, case.w, case.b)
-        case.judge(world, linear.gamma(*case.placed(world), gamma=gamma, eps=eps), expected)
+        case.judge(world, linear.gamma(*case.placed(world), gamma=gamma, eps=eps), expected, gamma)
 
     hold(world, judge)
 
