@@ -491,6 +491,12 @@ def test_the_first_site_that_parts_is_named() -> None:
     assert failed and all(m.partings[0].site == "model.layers.0.mlp.down_proj" and len(m.partings) == 1 for m in failed)
 
 
+def test_another_forward_is_said_before_anything_else() -> None:
+    found = conformance.run(spoilt_model(lambda answer: answer | {"logit": answer["logit"] + 1e-6}, "llama"), "model")
+    failed = [m for m in found.models if m.status == conformance.FAILED]
+    assert failed and all("another forward pass" in m.words for m in failed)
+
+
 def test_the_adapter_of_the_help_passes(tmp_path: Path) -> None:
     (code,) = re.findall(r"^  (def linear_epsilon.*?)\n\n", checks._CONFORM_MORE, re.MULTILINE | re.DOTALL)
     (tmp_path / "my_adapter.py").write_text(code.replace("\n  ", "\n"))

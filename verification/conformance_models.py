@@ -84,6 +84,9 @@ def _one(adapter: Adapter, explain: Callable[..., Any], case: ModelCase) -> Mode
         partings = model_vectors.check(case, arrays, "float64" if _wide(arrays) else "float32")
         if not partings:
             return _again(explain, case, more, len(arrays))
+        if partings[0].site == "logit":
+            reasons = ("another forward pass: until the logit agrees relevance cannot (positions, a norm's scale, a mask, the layout of weights?)",)
+            return ModelReport(case.id, FAILED, len(arrays), tuple(partings), reasons)
         relevance = {site: a for site, a in arrays.items() if site != "logit"}
         return ModelReport(case.id, FAILED, len(arrays), tuple(partings), _reasons(case, relevance))
     except (NotCovered, NotImplementedError) as reason:
