@@ -1,4 +1,4 @@
-"""The commands that check: `refl verify`, `refl compare`, `refl conform`. cli.py reads the options they share and calls them."""
+"""The commands that check: `refl conform`, `compare`, `verify`, and `dump-torch`, which makes something to compare with. cli.py reads the options they share and calls them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def add(commands: Any, command: Command) -> None:
     _conform_options(command(commands, "conform", "hold an implementation against the conformance vectors", _CONFORM, _CONFORM_MORE.format(rules=_rule_names()), conform))
     _compare_options(command(commands, "compare", "two oracle files: where do they first part, by how much, and why", _COMPARE, _COMPARE_MORE, compare))
     _verify_options(command(commands, "verify", "the identities relevance obeys, measured on a checkpoint", _VERIFY, _VERIFY_MORE, verify))
+    _dump_options(command(commands, "dump-torch", "an oracle file of what torch computes (needs torch and transformers)", _DUMP, _DUMP_MORE, dump_torch))
 
 
 # -- conform ------------------------------------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ A is the reference, B what is held against it.
 
 _COMPARE_MORE = """\
 oracle files are written by  refl explain TEXT --save FILE  and, for a model that runs in torch, by
-  python -m refl.verification.dump_torch FOLDER TEXT --out FILE
+  refl dump-torch FOLDER TEXT --out FILE
 Any safetensors file with arrays relevance/<site> (activation/<site>, gradient/<site>) will do.
 
 examples:
@@ -212,3 +213,52 @@ def verify(args: argparse.Namespace) -> int:
     else:
         cli._print(verdicts.lines(subject, rows, cli._width()), args)
     return 0 if all(row.holds for row in rows) else FAILED
+
+
+# -- dump-torch ---------------------------------------------------------------------------------------------------------------------
+
+_DUMP = """\
+Run a Hugging Face checkpoint in torch and write an oracle file of it: activation, gradient and
+relevance at the output of every module, for  refl compare.
+"""
+
+_DUMP_MORE = """\
+methods: attnlrp and cp-lrp are LXT 2.1's gradient form; input-x-gradient is plain autograd with hooks.
+torch and transformers are the extra 'peers', LXT comes beside it:
+  pip install 'refl-lrp[peers]'; pip install --no-deps lxt==2.1 zennit==0.5.1
+
+examples:
+  refl dump-torch path/to/checkpoint "Once upon a time" --out theirs.safetensors
+  refl dump-torch path/to/checkpoint --ids 1 403 407 --out theirs.safetensors --method input-x-gradient
+  refl explain "Once upon a time" --model path/to/checkpoint --method attnlrp-gradient --dtype float64 --save ours.safetensors
+  refl compare ours.safetensors theirs.safetensors --model path/to/checkpoint
+
+"""
+
+
+def _dump_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("folder", metavar="FOLDER", help="a Hugging Face checkpoint")
+    p.add_argument("text", nargs="?", metavar="TEXT", help="the input; needs a tokenizer.json")
+    p.add_argument("--ids", nargs="+", type=int, metavar="ID", help="token ids in place of TEXT")
+    p.add_argument("--decoder-ids", nargs="+", type=int, metavar="ID", help="what an encoder-decoder has written, its start token first")
+    p.add_argument("--types", nargs="+", type=int, metavar="N", help="token type ids")
+    p.add_argument("--out", required=True, metavar="FILE", help="the oracle file to write")
+    p.add_argument("--method", choices=("attnlrp", "cp-lrp", "input-x-gradient"), default="attnlrp", help="default: %(default)s")
+    p.add_argument("--target", metavar="TOKEN", help="explain this token, or output by its number (default: the largest logit)")
+    p.add_argument("--position", type=int, metavar="N", help="explain the output at this token (default: the mask, or the last)")
+    p.add_argument("--dtype", choices=("float32", "float64"), default="float64", help="default: %(default)s")
+    p.add_argument("--identity-eps", type=float, metavar="E", help="LXT's eps in f(x)/(x + E) (default: LXT's own, 1e-10)")
+
+
+def dump_torch(args: argparse.Namespace) -> int:
+    """`refl dump-torch`"""
+    from refl import cli
+    from refl.verification import dump_torch as torch_side
+
+    cli._refuse_output(Path(args.out), args.folder)
+    e = torch_side.run(args)
+    if args.json:
+        cli._print_json({"file": args.out, "sites": list(e), "what": e.what, "logit": e.logit, "method": args.method})
+    else:
+        print(f"wrote {args.out}: {len(list(e))} sites, {cli._printable(e.what)} = {e.logit:.6g}, method {args.method}")
+    return 0

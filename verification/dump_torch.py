@@ -1,6 +1,6 @@
 """An oracle file of a Hugging Face checkpoint as torch runs it: with LXT's patches, or with plain autograd.
 
-    python -m refl.verification.dump_torch FOLDER TEXT --out FILE --method attnlrp
+    refl dump-torch FOLDER TEXT --out FILE --method attnlrp
 
 Forward hooks and pre-hooks on every module keep its output and its input with their gradients; the file has, for each site (a module's
 path, or `<path>.input`), the activation x, the gradient g, and the relevance x g. `refl compare` and `Explanation.load` read it.
@@ -415,35 +415,18 @@ def _books(total: float, logit: float, dtype: str, where: str) -> Ledger:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    args = _parser().parse_args(argv)
-    try:
-        e = dump(args.folder, _input(args), method=args.method, target=_target(args), position=args.position, dtype=args.dtype,
-                 identity_eps=args.identity_eps)  # fmt: skip
-        e.save(args.out)
-    except (ReflError, OSError) as error:
-        from refl.show import one_line
+    """`refl dump-torch`, by the module's own name."""
+    from refl import cli
 
-        print(f"dump_torch: {one_line(error)}", file=sys.stderr)
-        return 2
-    print(f"wrote {args.out}: {len(list(e))} sites, {e.what} = {e.logit:.6g}, method {args.method}")
-    return 0
+    return cli.main(["dump-torch", *(sys.argv[1:] if argv is None else argv)])
 
 
-def _parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m refl.verification.dump_torch", description="Write an oracle file of what torch computes.")
-    p.add_argument("folder", metavar="FOLDER", help="a Hugging Face checkpoint")
-    p.add_argument("text", nargs="?", metavar="TEXT", help="the input; needs a tokenizer.json")
-    p.add_argument("--ids", nargs="+", type=int, metavar="ID", help="token ids in place of TEXT")
-    p.add_argument("--decoder-ids", nargs="+", type=int, metavar="ID", help="what an encoder-decoder has written, its start token first")
-    p.add_argument("--types", nargs="+", type=int, metavar="N", help="token type ids")
-    p.add_argument("--out", required=True, metavar="FILE", help="the oracle file to write")
-    p.add_argument("--method", choices=KNOWN, default="attnlrp", help="default: %(default)s")
-    p.add_argument("--target", metavar="TOKEN", help="explain this token, or output by its number (default: the largest logit)")
-    p.add_argument("--position", type=int, metavar="N", help="explain the output at this token (default: the mask, or the last)")
-    p.add_argument("--dtype", choices=("float32", "float64"), default="float64", help="default: %(default)s")
-    p.add_argument("--identity-eps", type=float, default=lxt.IDENTITY_EPS, metavar="E", help="LXT's eps in f(x)/(x + E) (default: %(default)s)")
-    return p
+def run(args: argparse.Namespace) -> Explanation:
+    """What the command's options (refl/checks.py) ask for, written to its file."""
+    e = dump(args.folder, _input(args), method=args.method, target=_target(args), position=args.position, dtype=args.dtype,
+             identity_eps=lxt.IDENTITY_EPS if args.identity_eps is None else args.identity_eps)  # fmt: skip
+    e.save(args.out)
+    return e
 
 
 def _input(args: argparse.Namespace) -> Input:
