@@ -482,6 +482,17 @@ def test_a_model_seeded_with_its_logit_is_named() -> None:
     assert failed and all("multiplied by the logit" in m.words for m in failed)
 
 
+def test_a_documented_convention_counts_for_whole_models_too() -> None:
+    def squared(answer: dict[str, Any]) -> dict[str, Any]:
+        return {site: a if site == "logit" else a * answer["logit"] for site, a in answer.items()}
+
+    found = conformance.run(spoilt_model(squared, "llama") | {"CONVENTIONS": {"logit-squared": "its manual"}}, "model")
+    assert {m.status for m in found.models} == {conformance.CONVENTION, conformance.NOT_COVERED} and found.passed
+    assert "by a convention of their own" in str(found)
+    other = conformance.run(spoilt_model(squared, "llama") | {"CONVENTIONS": {"ratio-eps": "its manual"}}, "model")
+    assert not other.passed
+
+
 def test_the_first_site_that_parts_is_named() -> None:
     def moved(answer: dict[str, Any]) -> dict[str, Any]:
         return answer | {"model.layers.0.mlp.down_proj": answer["model.layers.0.mlp.down_proj"] * (1 + 1e-9)}

@@ -43,9 +43,10 @@ _STATUS = {PASSED: "passed", CONVENTION: "follow a convention of their own", FAI
 
 
 def _models_said(report: Report) -> str:
-    failed = sum(m.status == FAILED for m in report.models)
+    right, own = (sum(m.status == status for m in report.models) for status in (PASSED, CONVENTION))
     covered = sum(m.status != NOT_COVERED for m in report.models)
-    return f"{covered - failed} of {covered} right" if covered else "not covered"
+    also = f", {own} by a convention of their own" if own else ""
+    return f"{right} of {covered} right{also}" if covered else "not covered"
 
 
 def named(m: Mistake) -> str:
@@ -120,7 +121,7 @@ def lines(report: Report, width: int = 100, every: bool = False) -> list[Line]:
     for r in report.rules:
         if r.status in (FAILED, CONVENTION):
             out += [[], *_rule_lines(r, width)]
-    failed = [m for m in report.models if m.status == FAILED]
+    failed = [m for status in (FAILED, CONVENTION) for m in report.models if m.status == status]
     for m in failed[: len(failed) if every else MOST_MODELS]:
         out += [[], *m.lines(width)]
     if len(failed) > MOST_MODELS and not every:
