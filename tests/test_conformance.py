@@ -435,11 +435,20 @@ def test_bad_input_gets_one_sentence(arguments: list[str], sentence: str, capsys
     assert sentence in said and said.count("\n") == 1 and "Traceback" not in said
 
 
-def test_an_adapter_that_does_not_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "broken.py"
-    path.write_text("import nothing_of_that_name\n")
-    assert main(["conform", str(path)]) == 2
-    assert "nothing_of_that_name" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("import nothing_of_that_name\n", "nothing_of_that_name"), ("raise SystemExit(3)\n", "SystemExit"), ("def broken(:\n", "SyntaxError")],
+)
+def test_an_adapter_that_does_not_run_is_said(code: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.py").write_text(code)
+    assert main(["conform", str(tmp_path / "broken.py")]) == 2
+    message = capsys.readouterr().err
+    assert said in message and message.count("\n") == 1
+
+
+def test_an_adapter_may_have_the_name_of_a_library(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("import numpy\nscale_follow = lambda x, r, *, factor: numpy.asarray(r)\nto_array = lambda v, d: v\n")
+    assert conformance.run(tmp_path / "numpy.py", "scale_follow").passed
 
 
 def test_the_list_shows_every_rule(capsys: pytest.CaptureFixture[str]) -> None:

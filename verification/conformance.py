@@ -173,17 +173,18 @@ def _imported(source: str | Path) -> ModuleType:
         return _from_file(Path(source)) if str(source).endswith(".py") else importlib.import_module(str(source))
     except ReflError:
         raise
-    except Exception as reason:
+    except (Exception, SystemExit) as reason:
         raise ReflError(f"the adapter {source} cannot be imported: {type(reason).__name__}: {reason}") from reason
 
 
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ReflError(f"there is no adapter {path}: expected a Python file with functions named like the rules, or the name of a module")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"refl_adapter_{path.stem}"  # a file may be called numpy.py
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     sys.path.insert(0, str(path.parent.absolute()))
     try:
         spec.loader.exec_module(module)
