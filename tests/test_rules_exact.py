@@ -1336,6 +1336,14 @@ def layer(world: World) -> tuple[list[Any], list[Any]]:
     return [world.place(a) for a in plain], plain
 
 
+def test_gamma_at_zero_takes_the_branch_below(world: World) -> None:
+    """z = 1 - 1 = 0: c + g c^- = (1, -1.25) over -0.25  (eq. 24's second case is z <= 0)."""
+    x, w, z, r = (world.place(np.array(a)) for a in ([[1.0, -1.0]], [[1.0, 1.0]], [[0.0]], [[1.0]]))
+    passed = linear.gamma(x, w, None, z, r, gamma=0.25)
+    assert world.back(passed.relevance[0]).tolist() == [[-4.0, 5.0]]
+    assert world.back(passed.absorbed["stabilizer"]).tolist() == [0.0]
+
+
 def test_gamma_0_is_lrp_0_and_a_large_gamma_the_signed_z_plus(world: World, layer: Any) -> None:
     placed, (x, w, b, z, r) = layer
     at_0 = world.back(linear.gamma(*placed, gamma=0.0).relevance[0])

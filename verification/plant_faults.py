@@ -62,6 +62,7 @@ def direct(name: str) -> str:
 
 EPSILON = exact("test_linear_epsilon")
 GAMMA = exact("test_linear_gamma")
+GAMMA_AT_ZERO = f"{EXACT}test_gamma_at_zero_takes_the_branch_below[numpy]"
 ALPHA_BETA = exact("test_linear_alpha_beta", "2.0", "1.0")
 TAYLOR = exact("test_softmax", "taylor")
 NORMS = exact("test_norms_forward")
@@ -100,8 +101,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("linear-sign", LINEAR, "    r_x = s @ w\n    r_x *= x", "    r_x = s @ w\n    r_x *= abs(x)",
           EPSILON, "the sign of the input is lost"),
     Fault("gamma-at-zero", LINEAR, "    su, sd = up * s,", "    s = s * flags(z != 0, z)\n    su, sd = up * s,",
-          GAMMA, "relevance at z = 0 is dropped"),
-    Fault("gamma-branch", LINEAR, "up = flags(z > 0, z)", "up = flags(z >= 0, z)", GAMMA, "z = 0 goes to the wrong branch"),
+          GAMMA_AT_ZERO, "relevance at z = 0 is dropped"),
+    Fault("gamma-branch", LINEAR, "up = flags(z > 0, z)", "up = flags(z >= 0, z)", GAMMA_AT_ZERO, "z = 0 goes to the wrong branch"),
     Fault("gamma-bias", LINEAR, "total(s @ b + gamma * (su @ bp + sd @ bn))", "total(s @ b)", GAMMA, "the bias is not amplified"),
     Fault("gamma-one-sign", LINEAR, "xp_ * (su @ wp + sd @ wn)", "xp_ * (su @ wp + sd @ wp)", GAMMA, "below zero, ^+ is amplified"),
     Fault("alpha-beta-bias", LINEAR, "_safe(forward(xp_, wp, bp) + xn @ wn.T, alpha * r", "_safe(forward(xp_, wp, b) + xn @ wn.T, alpha * r",
