@@ -79,8 +79,7 @@ def conform(args: argparse.Namespace) -> int:
         return 0
     if args.adapter is None:
         args.parser.error("give an ADAPTER: a Python file, or the name of a module (or --list)")
-    for path in filter(None, (args.html, args.junit)):
-        cli._refuse_output(Path(path), None)
+    cli._refuse_outputs(args, "html", "junit")
     sys.path.insert(0, "")
     with cli._Progress() as progress:
         found = conformance.run(args.adapter, args.rule, progress=progress)
@@ -136,13 +135,9 @@ def compare(args: argparse.Namespace) -> int:
     from refl import cli
     from refl.verification.compare import compare as held_against
 
-    if args.html:
-        cli._refuse_output(Path(args.html), args.model)
+    cli._refuse_outputs(args, "html")
     found = held_against(args.a, args.b, tolerance=args.tolerance, model=args.model)
-    if args.html:
-        from refl.checkpoint import atomic_write
-
-        atomic_write(args.html, found.html().encode("utf-8"))
+    _write(args.html, lambda: found.html().encode("utf-8"))
     if args.json:
         cli._print_json(found.as_dict())
     else:

@@ -255,7 +255,7 @@ def explain(args: argparse.Namespace) -> int:
     from refl.show import html, png
 
     composite = _checked(args)
-    _refuse_outputs(args)
+    _refuse_outputs(args, "save", "html", "png")
     with _Progress() as progress:
         model = _load(args)
         if args.png and not model.sees:
@@ -342,12 +342,12 @@ def _standard_input() -> str:
     return raw.removesuffix("\n").removesuffix("\r")
 
 
-def _refuse_outputs(args: argparse.Namespace) -> None:
-    """Refuse what cannot be written before anything is computed."""
+def _refuse_outputs(args: argparse.Namespace, *options: str) -> None:
+    """Refuse what cannot be written before anything is computed; `options` name files to write."""
     named: dict[str, str] = {}
-    for option in ("save", "html", "png"):
+    for option in options:
         if path := getattr(args, option):
-            _refuse_output(Path(path), args.model)
+            _refuse_output(Path(path), getattr(args, "model", None))
             other = named.setdefault(os.path.realpath(path), option)
             if other != option:
                 raise ReflError(f"--{other} and --{option} both name {path}: give each a file of its own")

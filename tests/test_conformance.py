@@ -22,7 +22,7 @@ from refl.cli import main
 from refl.errors import ReflError
 from refl.verification import conformance, lint_vectors, make_vectors, report
 from refl.verification.adapters import engine
-from refl.verification.case import Case
+from refl.verification.case import UNITS, Case
 from refl.verification.mistakes import MISTAKES
 from refl.verification.running import Fragile, Running, given
 
@@ -433,6 +433,16 @@ def test_bad_input_gets_one_sentence(arguments: list[str], sentence: str, capsys
     assert main(["conform", *arguments]) == 2
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1 and "Traceback" not in said
+
+
+def test_two_reports_in_one_file_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "r")
+    assert main(["conform", "refl.verification.adapters.engine", "--html", path, "--junit", path]) == 2
+    assert "both name" in capsys.readouterr().err
+
+
+def test_every_format_has_an_allowance() -> None:
+    assert set(conformance.UNDERFLOW) == set(UNITS)
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,9 @@ class Case:
     absorbed_condition: Mapping[str, Any] = field(default_factory=dict)
     units: float = 16
 
+    def __str__(self) -> str:
+        return self.id
+
     @property
     def u(self) -> float:
         """The unit roundoff of the case's format."""

@@ -46,7 +46,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from refl.errors import ReflError
-from refl.verification.case import NETWORK, SIGNATURES, UNITS, Case, Signature
+from refl.verification.case import NETWORK, SIGNATURES, Case, Signature
 from refl.verification.mistakes import MISTAKES, Inapplicable, Mistake
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -59,6 +59,10 @@ UNDERFLOW = {"float64": 2.0**-1020, "float32": 2.0**-124, "float16": 2.0**-22, "
 rule it is lost there, too."""
 
 PASSED, FAILED, CONVENTION, NOT_COVERED = "passed", "failed", "convention", "not covered"
+
+
+Suspect: TypeAlias = tuple[Mistake, int]
+"""A mistake, and in which of the forms it is met in."""
 
 
 class NotCovered(Exception):
@@ -227,12 +231,16 @@ class Verdict:
     """What went wrong where it is not a number: an exception, a shape; or why the case is not covered."""
     behaviour: str = ""
     """Of a function that kept something from call to call: the key of the mistake."""
-    mistakes: tuple[Mistake, ...] = ()
-    """Known mistakes that give these same wrong numbers."""
+    suspects: tuple[Suspect, ...] = ()
+    """Known mistakes, in the forms that give these same wrong numbers."""
 
     @property
     def failed(self) -> bool:
         return self.status in (FAILED, CONVENTION)
+
+    @property
+    def mistakes(self) -> tuple[Mistake, ...]:
+        return tuple(dict.fromkeys(m for m, _ in self.suspects))
 
 
 def judge(adapter: Adapter, case: Case) -> Verdict:
@@ -355,8 +363,8 @@ def _part(case: Case, seeds: int) -> Case:
 
 def _behaved(v: Verdict, behaviour: str, words: str) -> Verdict:
     """behaviour: `again` or `targets`, as mistakes.py calls what they show."""
-    known = tuple(m for m in MISTAKES if m.behaviour == behaviour)
-    return Verdict(v.case, FAILED, v.got, v.absorbed, v.deviations, words, behaviour, known)
+    known = tuple((m, 0) for m in MISTAKES if m.behaviour == behaviour)
+    return replace(v, status=FAILED, words=words, behaviour=behaviour, suspects=known)
 
 
 # -- diagnosis -----------------------------------------------------------------------------------------------------------------------
@@ -366,18 +374,12 @@ CLEARLY = 64
 
 
 def _named(v: Verdict) -> Verdict:
-    if not v.failed or v.mistakes:
-        return v
-    return Verdict(v.case, v.status, v.got, v.absorbed, v.deviations, v.words, v.behaviour, tuple(diagnose(v.case, v.got)))
+    return replace(v, suspects=tuple(suspects(v.case, v.got))) if v.failed else v
 
 
 def diagnose(case: Case, got: Mapping[str, Array | None]) -> list[Mistake]:
     """The known mistakes that answer this case as `got` does."""
     return list(dict.fromkeys(m for m, _ in suspects(case, got)))
-
-
-Suspect: TypeAlias = tuple[Mistake, int]
-"""A mistake, and in which of the forms it is met in."""
 
 
 def suspects(case: Case, got: Mapping[str, Array | None]) -> list[Suspect]:
@@ -542,7 +544,7 @@ def weigh(rule: str, verdicts: Sequence[Verdict], conventions: Mapping[str, str]
     passed = [v.case for v in verdicts if v.status == PASSED]
     explains: dict[Suspect, set[str]] = {}
     for v in failed:
-        for suspect in [(m, 0) for m in v.mistakes] if v.behaviour else suspects(v.case, v.got):
+        for suspect in v.suspects:
             explains.setdefault(suspect, set()).add(v.case.id)
     believed = {s: ids for s, ids in explains.items() if s[0].behaviour or not any(_would_fail(s, case) for case in passed)}
     order = sorted(_fewest(believed), key=lambda m: m.id in conventions)
@@ -574,9 +576,8 @@ def _settled(v: Verdict, believed: set[Mistake], conventions: Mapping[str, str])
     """A failure that a documented convention explains is no failure."""
     if not v.failed:
         return v
-    named = tuple(m for m in v.mistakes if m in believed)
-    status = CONVENTION if any(m.id in conventions for m in named) else FAILED
-    return Verdict(v.case, status, v.got, v.absorbed, v.deviations, v.words, v.behaviour, named)
+    named = tuple(s for s in v.suspects if s[0] in believed)
+    return replace(v, status=CONVENTION if any(m.id in conventions for m, _ in named) else FAILED, suspects=named)
 
 
 def _would_fail(suspect: Suspect, case: Case) -> bool:
@@ -607,6 +608,3 @@ def check(adapter: Any, case: Case) -> None:
         from refl.verification import report
 
         raise AssertionError(report.failure(v))
-
-
-assert set(UNITS) == set(UNDERFLOW)

@@ -23,13 +23,13 @@ import numpy as np
 
 from refl.checkpoint import read_safetensors
 from refl.errors import ReflError
+from refl.verification.case import UNITS as ROUNDOFF
 
 FOLDER = Path(__file__).parent / "vectors" / "models"
 EXPECTED = "expected.safetensors"
 FORMAT = 1
 UNITS = 16
 """Units of roundoff times condition that a run may be off. A correct one stays below 3."""
-ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 FLOOR = 1e-300
 
 

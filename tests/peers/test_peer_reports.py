@@ -91,7 +91,7 @@ def _changed(v: Verdict) -> Verdict:
     name, a = next((name, a) for name, a in v.got.items() if name != "z" and a is not None and a.size)
     moved, condition = a.copy(), v.case.condition[name]
     moved.flat[abs(moved).argmax()] += 0.0137 * abs(moved).max() + 1e-3 * (0.0 if condition is None else condition.max()) or 1.0
-    return replace(v, got={**v.got, name: moved}, mistakes=())
+    return replace(v, got={**v.got, name: moved}, suspects=())
 
 
 def _finite(v: Verdict) -> bool:
