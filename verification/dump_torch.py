@@ -273,10 +273,10 @@ def _patched_bert(identity_eps: float) -> Iterator[None]:
     with ExitStack() as stack:
         for target, patch in bert.attnLRP.items():
             if isinstance(target, type):
-                stack.enter_context(lxt._restored(target, "forward"))
+                stack.enter_context(lxt.restored(target, "forward"))
                 patch(target)
         forward = rules.identity_rule_implicit_fn.forward
-        stack.enter_context(lxt._restored(forward, "__defaults__"))
+        stack.enter_context(lxt.restored(forward, "__defaults__"))
         forward.__defaults__ = (identity_eps,)
         yield
 

@@ -54,7 +54,7 @@ def used(verdict: conformance.Verdict) -> float:
     case, worst = verdict.case, 0.0
     for name, got in verdict.got.items():
         if got is not None and case.expected[name] is not None:
-            allowed = case.units * case.u * case.condition[name] + conformance.UNDERFLOW[case.dtype]
+            allowed = conformance.bound(case, case.condition[name])
             worst = max(worst, float(np.max(np.abs(got - case.expected[name]) / allowed, initial=0)))
     return worst
 

@@ -145,19 +145,20 @@ def patched(model_type: str, method: str = "attnlrp-gradient", identity_eps: flo
     patches = getattr(load(f"lxt.efficient.models.{family}"), MAPS[method])
     with ExitStack() as stack:
         for target in (p for p in patches if hasattr(p, "_norm")):  # Gemma's norm is patched inside
-            stack.enter_context(_restored(target, "_norm"))
+            stack.enter_context(restored(target, "_norm"))
         for target in patches:
-            stack.enter_context(_restored(target, "forward" if isinstance(target, type) else "eager_attention_forward"))
-        stack.enter_context(_restored(modeling, "ALL_ATTENTION_FUNCTIONS"))
+            stack.enter_context(restored(target, "forward" if isinstance(target, type) else "eager_attention_forward"))
+        stack.enter_context(restored(modeling, "ALL_ATTENTION_FUNCTIONS"))
         modeling.ALL_ATTENTION_FUNCTIONS = dict(modeling.ALL_ATTENTION_FUNCTIONS)  # LXT's CP patch writes into the one all models share
-        stack.enter_context(_restored(rules.identity_rule_implicit_fn.forward, "__defaults__"))
+        stack.enter_context(restored(rules.identity_rule_implicit_fn.forward, "__defaults__"))
         rules.identity_rule_implicit_fn.forward.__defaults__ = (identity_eps,)
         efficient.monkey_patch(modeling, patches)
         yield
 
 
 @contextmanager
-def _restored(owner: Any, name: str) -> Iterator[None]:
+def restored(owner: Any, name: str) -> Iterator[None]:
+    """An attribute that may be changed inside, and is as before afterwards."""
     before = getattr(owner, name)
     try:
         yield

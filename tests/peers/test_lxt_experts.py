@@ -92,8 +92,8 @@ def patched(scale: Callable[[Any], Any]) -> Iterator[None]:
     }
     with ExitStack() as stack:
         for owner, name in [(cls, "forward") for cls in forwards] + [(modeling, "eager_attention_forward"), (modeling, "ALL_ATTENTION_FUNCTIONS")]:
-            stack.enter_context(lxt._restored(owner, name))
-        stack.enter_context(lxt._restored(efficient.identity_rule_implicit_fn.forward, "__defaults__"))
+            stack.enter_context(lxt.restored(owner, name))
+        stack.enter_context(lxt.restored(efficient.identity_rule_implicit_fn.forward, "__defaults__"))
         efficient.identity_rule_implicit_fn.forward.__defaults__ = (0.0,)
         modeling.ALL_ATTENTION_FUNCTIONS = dict(modeling.ALL_ATTENTION_FUNCTIONS)
         for cls, forward in forwards.items():

@@ -173,18 +173,9 @@ def bridge() -> Iterator[None]:
     hook, patch = lxt.load_zennit("zennit.core").BasicHook, lxt.load("lxt.efficient").monkey_patch_zennit
     with ExitStack() as stack:
         for name in ("forward", "backward"):
-            stack.enter_context(_restored(hook, name))
+            stack.enter_context(lxt.restored(hook, name))
         patch()
         yield
-
-
-@contextmanager
-def _restored(owner: Any, name: str) -> Iterator[None]:
-    before = getattr(owner, name)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 def _bridged(rule: Callable[[Any], Any], module: Any, r: Tensor, x: Tensor) -> Any:
