@@ -173,7 +173,7 @@ class Explanation:
         `relevance/<site>` and, where it is carried, `gradient/<site>`; metadata as JSON strings, the `order` of sites from the output
         down among them. Raises ReflError where the file cannot be written.
         """
-        from refl.checkpoint import write_safetensors
+        from refl.io.checkpoint import write_safetensors
 
         arrays: dict[str, Any] = {"input_ids": np.asarray(self.input_ids, dtype=np.int64), "relevance": np.asarray(self.relevance)}
         if self.picture is not None:
@@ -192,7 +192,7 @@ class Explanation:
     @classmethod
     def load(cls, path: str | Path) -> Explanation:
         """An oracle file as it was saved: every number, site and entry of the books. Raises ReflError for a file that is none."""
-        from refl.checkpoint import read_safetensors
+        from refl.io.checkpoint import read_safetensors
 
         arrays, metadata = read_safetensors(path)
         try:

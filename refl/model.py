@@ -13,10 +13,10 @@ import numpy as np
 
 import refl
 from refl.arrays import Array, asnumpy, namespace
-from refl.checkpoint import Weights, expect, nearest, read_config
+from refl.io.checkpoint import Weights, expect, nearest, read_config
 from refl.errors import ReflError
 from refl.explanation import Candidate, Explanation, Sites
-from refl.images import Image, Preparation, boxed, is_one, prepared, read_preparation
+from refl.io.images import Image, Preparation, boxed, is_one, prepared, read_preparation
 from refl.ledger import DESTINATIONS
 from refl.nets import NETS
 from refl.nets.batch import Batch
@@ -24,7 +24,7 @@ from refl.nets.config import parse
 from refl.rules.composites import Composite, from_toml, method
 from refl.seeds import Seed, softmax
 from refl.sweep import Sweep, Swept
-from refl.text import Text
+from refl.io.text import Text
 from refl.trace import Trace, Value
 
 SHIPPED = Path(__file__).parent / "shipped"

@@ -17,28 +17,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from refl.arrays import Array, namespace
-from refl.rules import (
-    activation,
-    add,
-    attention,
-    combine,
-    embedding,
-    gather,
-    layer_norm,
-    learned,
-    linear,
-    matmul,
-    movement,
-    multiply,
-    pooling,
-    renormalise,
-    rms_norm,
-    rotary,
-    scale,
-    softmax,
-    source,
-    top_k,
-)
+from refl.rules import activation, add, attention, combine, embedding, gather, layer_norm, learned, linear, matmul, movement, multiply, pooling, renormalise, rms_norm, rotary, scale, softmax, source, top_k
 
 Choice: TypeAlias = top_k.Choice
 """[example][row][k]: the numbers of a row's k largest entries."""

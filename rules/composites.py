@@ -15,27 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from refl.errors import ReflError
-from refl.rules import (
-    activation,
-    add,
-    combine,
-    embedding,
-    gather,
-    layer_norm,
-    learned,
-    linear,
-    matmul,
-    movement,
-    multiply,
-    pooling,
-    renormalise,
-    rms_norm,
-    rotary,
-    scale,
-    softmax,
-    source,
-    top_k,
-)
+from refl.rules import activation, add, combine, embedding, gather, layer_norm, learned, linear, matmul, movement, multiply, pooling, renormalise, rms_norm, rotary, scale, softmax, source, top_k
 from refl.rules.balance import STABILIZERS, Passed
 
 RULES: dict[str, dict[str, Callable[..., Passed]]] = {

@@ -26,7 +26,7 @@ from refl.rules import softmax
 from refl.rules.composites import ATTNLRP
 from refl.sweep import Sweep
 from refl.trace import Trace
-from refl.verification import by_hand_decoder, by_hand_encoder
+from refl.verification.definitions import by_hand_decoder, by_hand_encoder
 from refl.verification.random_models import BERT, LLAMA, random_model
 
 MP: Any = mpmath.mp.clone()

@@ -1,4 +1,4 @@
-"""refl.checkpoint against the safetensors library, exact construction by struct, and hostile files."""
+"""refl.io.checkpoint against the safetensors library, exact construction by struct, and hostile files."""
 
 from __future__ import annotations
 
@@ -31,16 +31,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from refl.checkpoint import (
-    Weights,
-    atomic_write,
-    expect,
-    nearest,
-    read_config,
-    read_safetensors,
-    widen_bfloat16,
-    write_safetensors,
-)
+from refl.io.checkpoint import Weights, atomic_write, expect, nearest, read_config, read_safetensors, widen_bfloat16, write_safetensors
 from refl.errors import ReflError
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
@@ -466,7 +457,7 @@ def test_numbers_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         calls[values.shape] += 1
         return True
 
-    monkeypatch.setattr("refl.checkpoint._is_finite", count)
+    monkeypatch.setattr("refl.io.checkpoint._is_finite", count)
     assert weights["a"].shape == weights["a"].shape == weights["b"].shape
     assert calls == {(2, 3): 2}
 
@@ -952,7 +943,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     target = tmp_path / "out"
     atomic_write(target, b"a" * 500_000)
     script = (
-        "import sys; from refl.checkpoint import atomic_write\n"
+        "import sys; from refl.io.checkpoint import atomic_write\n"
         "print('ready', flush=True)\n"
         "while True:\n"
         "    for c in (b'a', b'b'): atomic_write(sys.argv[1], c * 500_000)"

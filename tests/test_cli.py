@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from refl import cli
-from refl.checkpoint import read_safetensors
+from refl.io.checkpoint import read_safetensors
 from refl.cli import main
 from refl.model import DTYPES, SHIPPED, Model
 from refl.rules.balance import STABILIZERS

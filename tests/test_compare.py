@@ -20,20 +20,20 @@ import pytest
 from conftest import checkpoint
 
 import refl
-from refl.checkpoint import read_safetensors, write_safetensors
+from refl.io.checkpoint import read_safetensors, write_safetensors
 from refl.cli import main
 from refl.errors import ReflError
 from refl.explanation import Explanation
-from refl.images import Image
+from refl.io.images import Image
 from refl.model import Model
 from refl.rules import linear
 from refl.rules.composites import METHODS, Chosen, Rule
 from refl.trace import Trace
 from refl.verification import random_models as rm
-from refl.verification import suspects
-from refl.verification.compare import Comparison, Oracle, _divides, alternatives, compare, diagnose_model, of, read
-from refl.verification.rounding import Divides, Site, relevance_errors
-from refl.verification.suspects import Altered, Suspect
+from refl.verification.compare import diagnosis
+from refl.verification.compare.compare import Comparison, Oracle, _divides, alternatives, compare, diagnose_model, of, read
+from refl.verification.compare.rounding import Divides, Site, relevance_errors
+from refl.verification.compare.diagnosis import Altered, Suspect
 
 TEXT = "Once upon a time there was a"
 IDS = [3, 7, 5, 12, 9, 3, 8]
@@ -286,7 +286,7 @@ def test_another_reading_of_layer_norm(name: str, method: str) -> None:
     model = refl.load(checkpoint(name), dtype="float64")
     ids, base = [int(i) for i in np.arange(6) % model.config.vocab_size], METHODS[method]
     e = model.explain(ids, method)
-    other = base.override(Rule("layer_norm", "identity")) if method == "attnlrp" else suspects._altered(base, "layer_norm", "*", suspects._identity)
+    other = base.override(Rule("layer_norm", "identity")) if method == "attnlrp" else diagnosis._altered(base, "layer_norm", "*", diagnosis._identity)
     c = compare(e, model.explain(ids, other), model=model)
     assert words(c) == ["layer norm: identity for the whole layer (prop. 3.4)"]
     assert any("layer_norm" in rule for rule in c.rules)
@@ -341,7 +341,7 @@ def test_what_was_done_is_named(done: str) -> None:
     kind, form = DONE[done]
     model, base = random(kind), METHODS["attnlrp" if form == "relevance" else "attnlrp-gradient"]
     how = {"position": 3} if kind == "BERT" else {}
-    forward = suspects.Forward(model, suspects.Asked(IDS, 4, **how))
+    forward = diagnosis.Forward(model, diagnosis.Asked(IDS, 4, **how))
     theirs = {said: forward.relevance(other) for said, other, _ in alternatives(base) if said == done}[done]
     equal = [s for s in diagnose_model(model, IDS, 4, base, theirs, **how) if s.equal]
     assert done in [s.words for s in equal]
@@ -351,7 +351,7 @@ def test_what_was_done_is_named(done: str) -> None:
 def test_most_alternatives_are_others() -> None:
     """On a net that has everything they are about, they give other numbers than the method itself."""
     model = random("QWEN3_MOE")
-    forward, base = suspects.Forward(model, suspects.Asked(IDS, 4)), METHODS["attnlrp"]
+    forward, base = diagnosis.Forward(model, diagnosis.Asked(IDS, 4)), METHODS["attnlrp"]
     plain, same = forward.relevance(base), []
     for said, other, _ in alternatives(base):
         if said.startswith(("layer norm", "norm: LayerNorm", "method: attnlrp-vit", "method: cp-lrp-vit", "seed")):

@@ -17,14 +17,15 @@ import jsonschema
 import numpy as np
 import pytest
 
-from refl import checks
+from refl.cli import checks
 from refl.cli import main
 from refl.errors import ReflError
-from refl.verification import conformance, lint_vectors, make_vectors, report
-from refl.verification.adapters import engine
-from refl.verification.case import UNITS, Case
-from refl.verification.mistakes import MISTAKES
-from refl.verification.running import Fragile, Running, given
+from refl.verification.conformance import runner, report
+from refl.verification.vectors import lint_vectors, make_vectors
+from refl.verification.conformance.adapters import engine
+from refl.verification.vectors.case import UNITS, Case
+from refl.verification.conformance.mistakes import MISTAKES
+from refl.verification.definitions.running_error import Fragile, Running, given
 
 KNOWN = {m.id: m for m in MISTAKES}
 
@@ -63,41 +64,41 @@ def test_a_sign_that_rounding_decides_is_refused() -> None:
 # -- the files -----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", conformance.rules())
+@pytest.mark.parametrize("rule", runner.rules())
 def test_the_files_are_what_the_definitions_give(rule: str) -> None:
-    path = conformance.FOLDER / f"{rule}.json"
+    path = runner.FOLDER / f"{rule}.json"
     assert path.read_bytes() == make_vectors.page(rule, make_vectors.published(rule)).encode()
 
 
-@pytest.mark.parametrize("rule", conformance.rules())
+@pytest.mark.parametrize("rule", runner.rules())
 def test_the_lint_has_nothing_to_complain_of(rule: str) -> None:
     assert list(lint_vectors.lint(rule)) == []
 
 
-@pytest.mark.parametrize("rule", conformance.rules())
+@pytest.mark.parametrize("rule", runner.rules())
 def test_the_files_follow_the_schema(rule: str) -> None:
-    schema = json.loads((conformance.FOLDER / "schema.json").read_text())
-    jsonschema.Draft202012Validator(schema).validate(json.loads((conformance.FOLDER / f"{rule}.json").read_text()))
+    schema = json.loads((runner.FOLDER / "schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(json.loads((runner.FOLDER / f"{rule}.json").read_text()))
 
 
 def test_every_case_id_is_one_of_a_kind() -> None:
-    ids = [case.id for case in conformance.cases()]
+    ids = [case.id for case in runner.cases()]
     assert len(set(ids)) == len(ids)
 
 
 def test_every_rule_has_every_format_and_a_batch() -> None:
-    for rule in conformance.rules():
-        cases = conformance.load(rule)
+    for rule in runner.rules():
+        cases = runner.load(rule)
         assert {case.dtype for case in cases} == {"float64", "float32", "float16", "bfloat16"}, rule
         assert any(case.batch > 1 for case in cases), rule
 
 
 def test_the_vectors_are_small() -> None:
-    assert sum(path.stat().st_size for path in conformance.FOLDER.rglob("*") if path.is_file()) < 20e6
+    assert sum(path.stat().st_size for path in runner.FOLDER.rglob("*") if path.is_file()) < 20e6
 
 
 def tampered(tmp_path: Path, rule: str, change: Callable[[dict[str, Any]], None]) -> None:
-    data = json.loads((conformance.FOLDER / f"{rule}.json").read_text())
+    data = json.loads((runner.FOLDER / f"{rule}.json").read_text())
     change(data)
     (tmp_path / f"{rule}.json").write_text(json.dumps(data))
 
@@ -115,41 +116,41 @@ def tampered(tmp_path: Path, rule: str, change: Callable[[dict[str, Any]], None]
 )
 def test_the_lint_finds(change: Callable[[dict[str, Any]], None], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tampered(tmp_path, "linear_epsilon", change)
-    monkeypatch.setattr(conformance, "FOLDER", tmp_path)
-    conformance.load.cache_clear()
+    monkeypatch.setattr(runner, "FOLDER", tmp_path)
+    runner.load.cache_clear()
     try:
         assert any(complaint in line for line in lint_vectors.lint("linear_epsilon"))
     finally:
-        conformance.load.cache_clear()
+        runner.load.cache_clear()
 
 
 def test_a_count_that_is_wrong_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tampered(tmp_path, "linear_flat", lambda d: d["cases"].pop())
-    monkeypatch.setattr(conformance, "FOLDER", tmp_path)
-    conformance.load.cache_clear()
+    monkeypatch.setattr(runner, "FOLDER", tmp_path)
+    runner.load.cache_clear()
     try:
         with pytest.raises(ReflError, match="changed by hand"):
-            conformance.load("linear_flat")
+            runner.load("linear_flat")
     finally:
-        conformance.load.cache_clear()
+        runner.load.cache_clear()
 
 
 # -- refl itself ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", conformance.rules())
+@pytest.mark.parametrize("rule", runner.rules())
 def test_refl_passes(rule: str) -> None:
     """Relevance and absorbed entries, in every format."""
-    adapter = conformance.Adapter(engine)
-    verdicts = [conformance.judge(adapter, case) for case in conformance.load(rule)]
-    assert [(v.case.id, v.words, v.deviations) for v in verdicts if v.status != conformance.PASSED] == []
+    adapter = runner.Adapter(engine)
+    verdicts = [runner.judge(adapter, case) for case in runner.load(rule)]
+    assert [(v.case.id, v.words, v.deviations) for v in verdicts if v.status != runner.PASSED] == []
 
 
-@pytest.mark.parametrize("rule", conformance.rules())
+@pytest.mark.parametrize("rule", runner.rules())
 def test_refl_passes_other_draws(rule: str) -> None:
-    adapter = conformance.Adapter(engine)
-    verdicts = [conformance.judge(adapter, case) for seed in range(100, 105) for case in make_vectors.drawn(rule, seed)]
-    assert [(v.case.note, v.words, v.deviations) for v in verdicts if v.status != conformance.PASSED] == []
+    adapter = runner.Adapter(engine)
+    verdicts = [runner.judge(adapter, case) for seed in range(100, 105) for case in make_vectors.drawn(rule, seed)]
+    assert [(v.case.note, v.words, v.deviations) for v in verdicts if v.status != runner.PASSED] == []
 
 
 def test_absorbed_entries_are_held_against_the_vectors() -> None:
@@ -157,8 +158,8 @@ def test_absorbed_entries_are_held_against_the_vectors() -> None:
         answer = engine.linear_epsilon(x, w, b, r, eps=eps, stabilizer=stabilizer)  # type: ignore[attr-defined]
         return {"relevance": answer["relevance"], "absorbed": {"stabilizer": answer["absorbed"]["stabilizer"]}}  # the bias is not booked
 
-    found = conformance.run({"linear_epsilon": linear_epsilon, "to_array": engine.to_array}, "linear_epsilon")["linear_epsilon"]
-    assert found.status == conformance.FAILED
+    found = runner.run({"linear_epsilon": linear_epsilon, "to_array": engine.to_array}, "linear_epsilon")["linear_epsilon"]
+    assert found.status == runner.FAILED
     assert all(v.deviations[0].name == "absorbed bias" for v in found.verdicts if v.failed)
 
 
@@ -191,43 +192,43 @@ def test_a_planted_mistake_is_named(stabilise: Any, name: str) -> None:
     def wide(z: Any, eps: float) -> Any:
         return stabilise(z.astype(np.float64), eps)
 
-    found = conformance.run({"linear_epsilon": plain_linear(wide)})["linear_epsilon"]
-    assert found.status == conformance.FAILED
+    found = runner.run({"linear_epsilon": plain_linear(wide)})["linear_epsilon"]
+    assert found.status == runner.FAILED
     assert found.mistakes[0].id == name
 
 
 def test_the_same_code_without_the_mistake_passes() -> None:
-    found = conformance.run({"linear_epsilon": plain_linear(right)}, "linear_epsilon")
-    assert found["linear_epsilon"].status == conformance.PASSED and found.passed
+    found = runner.run({"linear_epsilon": plain_linear(right)}, "linear_epsilon")
+    assert found["linear_epsilon"].status == runner.PASSED and found.passed
 
 
-@pytest.mark.parametrize("case", conformance.cases("*"), ids=lambda case: case.id)
+@pytest.mark.parametrize("case", runner.cases("*"), ids=lambda case: case.id)
 def test_every_flag_is_diagnosed(case: Case) -> None:
     """A mistake's own answer on a case aimed at it: the mistake is among those named."""
     for flag in case.flags:
-        for _, wrong in conformance.answers(KNOWN[flag], case):
-            if conformance.tells(case, wrong):
-                assert KNOWN[flag] in conformance.diagnose(case, wrong)
-                assert conformance.verdict(case, wrong).failed
+        for _, wrong in runner.answers(KNOWN[flag], case):
+            if runner.tells(case, wrong):
+                assert KNOWN[flag] in runner.diagnose(case, wrong)
+                assert runner.verdict(case, wrong).failed
 
 
 def test_a_right_answer_is_not_diagnosed() -> None:
-    for case in conformance.cases("softmax_taylor"):
-        assert conformance.verdict(case, case.expected).status == conformance.PASSED
+    for case in runner.cases("softmax_taylor"):
+        assert runner.verdict(case, case.expected).status == runner.PASSED
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_nan_and_infinity_fail(bad: float) -> None:
-    case = conformance.load("add_epsilon")[0]
-    assert conformance.verdict(case, {**case.expected, "a": np.full(case.expected["a"].shape, bad)}).failed
+    case = runner.load("add_epsilon")[0]
+    assert runner.verdict(case, {**case.expected, "a": np.full(case.expected["a"].shape, bad)}).failed
 
 
 def test_just_outside_of_what_is_allowed_fails_and_just_inside_passes() -> None:
-    case = next(c for c in conformance.cases("matmul_uniform") if c.dtype == "float64")
+    case = next(c for c in runner.cases("matmul_uniform") if c.dtype == "float64")
     for name in case.expected:
-        allowed = conformance.bound(case, case.condition[name])
-        for part, status in ((0.98, conformance.PASSED), (1.5, conformance.FAILED)):
-            assert conformance.verdict(case, {**case.expected, name: case.expected[name] + part * allowed}).status == status
+        allowed = runner.bound(case, case.condition[name])
+        for part, status in ((0.98, runner.PASSED), (1.5, runner.FAILED)):
+            assert runner.verdict(case, {**case.expected, name: case.expected[name] + part * allowed}).status == status
 
 
 # -- adapters ------------------------------------------------------------------------------------------------------------------------
@@ -240,10 +241,10 @@ def test_what_is_missing_is_not_covered_and_what_raises_fails() -> None:
     def linear_flat(x: Any, w: Any, b: Any, r: Any) -> Any:
         raise NotImplementedError("not yet")
 
-    found = conformance.run({"scale_follow": scale_follow, "linear_flat": linear_flat})
-    assert found["scale_follow"].status == conformance.FAILED
+    found = runner.run({"scale_follow": scale_follow, "linear_flat": linear_flat})
+    assert found["scale_follow"].status == runner.FAILED
     assert found["scale_follow"].verdicts[0].words == "raised RuntimeError: no"
-    assert found["linear_flat"].status == found["add_epsilon"].status == conformance.NOT_COVERED
+    assert found["linear_flat"].status == found["add_epsilon"].status == runner.NOT_COVERED
     assert not found.passed
 
 
@@ -254,16 +255,16 @@ def test_an_option_that_is_not_taken_must_be_at_its_default() -> None:
         p = e / e.sum(-1, keepdims=True)
         return p * (g - (p * g).sum(-1, keepdims=True))
 
-    found = conformance.run({"softmax_gradient": softmax_gradient}, "softmax_*")["softmax_gradient"]
-    skipped = [v.case for v in found.verdicts if v.status == conformance.NOT_COVERED]
+    found = runner.run({"softmax_gradient": softmax_gradient}, "softmax_*")["softmax_gradient"]
+    skipped = [v.case for v in found.verdicts if v.status == runner.NOT_COVERED]
     assert all(c.options["axis"] != -1 or c.options["mask"] is not None or c.dtype == "bfloat16" for c in skipped)
-    assert found.count(conformance.PASSED) and skipped
+    assert found.count(runner.PASSED) and skipped
 
 
 def test_a_documented_convention_is_no_failure() -> None:
     adapter = {"linear_epsilon": plain_linear(lambda z, eps: z.astype(np.float64) + eps), "CONVENTIONS": {"eps-unsigned": "its manual"}}
-    found = conformance.run(adapter, "linear_epsilon")
-    assert found["linear_epsilon"].status == conformance.CONVENTION and found.passed
+    found = runner.run(adapter, "linear_epsilon")
+    assert found["linear_epsilon"].status == runner.CONVENTION and found.passed
     assert "its manual" in str(found)
 
 
@@ -277,14 +278,14 @@ def test_a_documented_convention_is_no_failure() -> None:
     ],
 )
 def test_an_answer_that_is_none_is_said(answer: Any, words: str) -> None:
-    found = conformance.run({"add_epsilon": answer, "to_array": engine.to_array}, "add_epsilon")["add_epsilon"]
+    found = runner.run({"add_epsilon": answer, "to_array": engine.to_array}, "add_epsilon")["add_epsilon"]
     assert found.smallest is not None and words in found.smallest.words
 
 
 def test_an_adapter_may_be_an_object_or_a_module() -> None:
     one = SimpleNamespace(scale_follow=lambda x, r, *, factor: r)
-    assert conformance.run(one, "scale_follow").passed
-    assert conformance.run("refl.verification.adapters.engine", "scale_*").passed
+    assert runner.run(one, "scale_follow").passed
+    assert runner.run("refl.verification.conformance.adapters.engine", "scale_*").passed
 
 
 def test_an_adapter_cannot_spoil_the_vectors() -> None:
@@ -293,8 +294,8 @@ def test_an_adapter_cannot_spoil_the_vectors() -> None:
         x[...], r[...] = 0, 0
         return kept
 
-    assert conformance.run({"scale_follow": scale_follow}, "scale_follow").passed
-    assert conformance.run({"scale_follow": scale_follow}, "scale_follow").passed
+    assert runner.run({"scale_follow": scale_follow}, "scale_follow").passed
+    assert runner.run({"scale_follow": scale_follow}, "scale_follow").passed
 
 
 def test_a_mean_that_depends_on_the_neighbours_is_named() -> None:
@@ -303,7 +304,7 @@ def test_a_mean_that_depends_on_the_neighbours_is_named() -> None:
         sizes = [abs(p.sum()) for p in parts]
         return [p / p.sum() * r.sum() * size / sum(sizes) for p, size in zip(parts, sizes, strict=True)]
 
-    found = conformance.run({"add_epsilon": add_epsilon, "to_array": engine.to_array}, "add_epsilon")["add_epsilon"]
+    found = runner.run({"add_epsilon": add_epsilon, "to_array": engine.to_array}, "add_epsilon")["add_epsilon"]
     assert "batch-coupled" in [m.id for m in found.mistakes]
 
 
@@ -334,7 +335,7 @@ def test_a_rule_that_is_forgotten_after_the_first_call_is_named() -> None:
         raise KeyError("rule")
 
     for then in (lambda: None, raises):
-        found = conformance.run(Forgetful(then), "network")["network"]
+        found = runner.run(Forgetful(then), "network")["network"]
         assert found.mistakes[0].id == "rule-forgotten"
 
 
@@ -349,17 +350,17 @@ def test_a_second_target_that_raises_is_named() -> None:
 
         return explained
 
-    found = conformance.run({"network": network, "to_array": engine.to_array}, "network")["network"]
+    found = runner.run({"network": network, "to_array": engine.to_array}, "network")["network"]
     assert [m.id for m in found.mistakes] == ["one-target"]
 
 
 def test_check_says_what_is_wrong() -> None:
-    case = conformance.cases("linear_epsilon", flags="eps-unsigned")[0]
-    conformance.check(plain_linear(right), case)
+    case = runner.cases("linear_epsilon", flags="eps-unsigned")[0]
+    runner.check(plain_linear(right), case)
     with pytest.raises(AssertionError, match="looks like eps-unsigned"):
-        conformance.check(plain_linear(lambda z, eps: z + eps), case)
-    with pytest.raises(conformance.NotCovered):
-        conformance.check({}, case)
+        runner.check(plain_linear(lambda z, eps: z + eps), case)
+    with pytest.raises(runner.NotCovered):
+        runner.check({}, case)
 
 
 # -- reports -------------------------------------------------------------------------------------------------------------------------
@@ -369,7 +370,7 @@ WRONG = {"linear_epsilon": plain_linear(lambda z, eps: z + eps), "NAME": "<b>min
 
 
 def test_reports_show_a_failure_and_escape_names() -> None:
-    found = conformance.run(WRONG, "linear_*")
+    found = runner.run(WRONG, "linear_*")
     page, words = report.html(found), str(found)
     assert "eps-unsigned" in page and "eps-unsigned" in words
     assert "<b>mine" not in page
@@ -381,12 +382,12 @@ def test_reports_show_a_failure_and_escape_names() -> None:
 
 
 def test_junit_counts_what_the_report_counts() -> None:
-    found = conformance.run(WRONG, "linear_*")
+    found = runner.run(WRONG, "linear_*")
     suites = {s.get("name"): s for s in ElementTree.fromstring(report.junit(found)).iter("testsuite")}
     for r in found.rules:
-        assert int(suites[r.rule].get("failures", "")) == r.count(conformance.FAILED)
+        assert int(suites[r.rule].get("failures", "")) == r.count(runner.FAILED)
         assert int(suites[r.rule].get("tests", "")) == len(r.verdicts)
-    assert len(suites["linear_epsilon"].findall("testcase/failure")) == found["linear_epsilon"].count(conformance.FAILED)
+    assert len(suites["linear_epsilon"].findall("testcase/failure")) == found["linear_epsilon"].count(runner.FAILED)
 
 
 ADAPTER = """
@@ -424,9 +425,9 @@ def test_the_command_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["no.such.module"], "cannot be imported: ModuleNotFoundError"),
         ([], "give an ADAPTER"),
         (["refl.errors"], "has no function named like a rule"),
-        (["refl.verification.adapters.engine", "--rule", "nothing"], "no rule is called 'nothing'"),
+        (["refl.verification.conformance.adapters.engine", "--rule", "nothing"], "no rule is called 'nothing'"),
         (["--list", "--rule", "nothing"], "no rule is called 'nothing'"),
-        (["refl.verification.adapters.engine", "--html", "no/such/folder/x.html"], "cannot be written"),
+        (["refl.verification.conformance.adapters.engine", "--html", "no/such/folder/x.html"], "cannot be written"),
     ],
 )
 def test_bad_input_gets_one_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -437,12 +438,12 @@ def test_bad_input_gets_one_sentence(arguments: list[str], sentence: str, capsys
 
 def test_two_reports_in_one_file_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(tmp_path / "r")
-    assert main(["conform", "refl.verification.adapters.engine", "--html", path, "--junit", path]) == 2
+    assert main(["conform", "refl.verification.conformance.adapters.engine", "--html", path, "--junit", path]) == 2
     assert "both name" in capsys.readouterr().err
 
 
 def test_every_format_has_an_allowance() -> None:
-    assert set(conformance.UNDERFLOW) == set(UNITS)
+    assert set(runner.UNDERFLOW) == set(UNITS)
 
 
 @pytest.mark.parametrize(
@@ -458,21 +459,21 @@ def test_an_adapter_that_does_not_run_is_said(code: str, said: str, tmp_path: Pa
 
 def test_an_adapter_may_have_the_name_of_a_library(tmp_path: Path) -> None:
     (tmp_path / "numpy.py").write_text("import numpy\nscale_follow = lambda x, r, *, factor: numpy.asarray(r)\nto_array = lambda v, d: v\n")
-    assert conformance.run(tmp_path / "numpy.py", "scale_follow").passed
+    assert runner.run(tmp_path / "numpy.py", "scale_follow").passed
 
 
 def test_the_list_shows_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["conform", "--list"]) == 0
     said = capsys.readouterr().out
-    assert all(f"{rule}(" in said for rule in conformance.rules())
+    assert all(f"{rule}(" in said for rule in runner.rules())
 
 
 # -- whole models --------------------------------------------------------------------------------------------------------------------
 
 
 def test_refl_passes_whole_models() -> None:
-    found = conformance.run(engine, "model")
-    assert [m.words for m in found.models if m.status != conformance.PASSED] == []
+    found = runner.run(engine, "model")
+    assert [m.words for m in found.models if m.status != runner.PASSED] == []
     assert len(found.models) >= 16 and found.passed
 
 
@@ -496,8 +497,8 @@ def test_a_model_seeded_with_its_logit_is_named() -> None:
     def squared(answer: dict[str, Any]) -> dict[str, Any]:
         return {site: a if site == "logit" else a * answer["logit"] for site, a in answer.items()}
 
-    found = conformance.run(spoilt_model(squared, "llama"), "model")
-    failed = [m for m in found.models if m.status == conformance.FAILED]
+    found = runner.run(spoilt_model(squared, "llama"), "model")
+    failed = [m for m in found.models if m.status == runner.FAILED]
     assert failed and all("multiplied by the logit" in m.words for m in failed)
 
 
@@ -505,10 +506,10 @@ def test_a_documented_convention_counts_for_whole_models_too() -> None:
     def squared(answer: dict[str, Any]) -> dict[str, Any]:
         return {site: a if site == "logit" else a * answer["logit"] for site, a in answer.items()}
 
-    found = conformance.run(spoilt_model(squared, "llama") | {"CONVENTIONS": {"logit-squared": "its manual"}}, "model")
-    assert {m.status for m in found.models} == {conformance.CONVENTION, conformance.NOT_COVERED} and found.passed
+    found = runner.run(spoilt_model(squared, "llama") | {"CONVENTIONS": {"logit-squared": "its manual"}}, "model")
+    assert {m.status for m in found.models} == {runner.CONVENTION, runner.NOT_COVERED} and found.passed
     assert "by a convention of their own" in str(found)
-    other = conformance.run(spoilt_model(squared, "llama") | {"CONVENTIONS": {"ratio-eps": "its manual"}}, "model")
+    other = runner.run(spoilt_model(squared, "llama") | {"CONVENTIONS": {"ratio-eps": "its manual"}}, "model")
     assert not other.passed
 
 
@@ -516,14 +517,14 @@ def test_the_first_site_that_parts_is_named() -> None:
     def moved(answer: dict[str, Any]) -> dict[str, Any]:
         return answer | {"model.layers.0.mlp.down_proj": answer["model.layers.0.mlp.down_proj"] * (1 + 1e-9)}
 
-    found = conformance.run(spoilt_model(moved, "llama"), "model")
-    failed = [m for m in found.models if m.status == conformance.FAILED]
+    found = runner.run(spoilt_model(moved, "llama"), "model")
+    failed = [m for m in found.models if m.status == runner.FAILED]
     assert failed and all(m.partings[0].site == "model.layers.0.mlp.down_proj" and len(m.partings) == 1 for m in failed)
 
 
 def test_another_forward_is_said_before_anything_else() -> None:
-    found = conformance.run(spoilt_model(lambda answer: answer | {"logit": answer["logit"] + 1e-6}, "llama"), "model")
-    failed = [m for m in found.models if m.status == conformance.FAILED]
+    found = runner.run(spoilt_model(lambda answer: answer | {"logit": answer["logit"] + 1e-6}, "llama"), "model")
+    failed = [m for m in found.models if m.status == runner.FAILED]
     assert failed and all("another forward pass" in m.words for m in failed)
 
 

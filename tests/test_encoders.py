@@ -15,14 +15,14 @@ import pytest
 from conftest import World, checkpoint
 
 import refl
-from refl.checkpoint import write_safetensors
+from refl.io.checkpoint import write_safetensors
 from refl.cli import main
 from refl.errors import ReflError
 from refl.model import Model, architecture
 from refl.nets.config import parse
 from refl.show import html
 from refl.trace import Trace
-from refl.verification import surrogate
+from refl.verification.definitions import surrogate
 from refl.verification.random_models import ALBERT, BERT, LLAMA, ROBERTA, moved, random_model, with_weights
 
 MASK = 4

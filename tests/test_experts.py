@@ -16,7 +16,7 @@ from test_identities import rounding
 from test_surrogate import EXACT, Truth, is_stage
 from test_worlds import Recorder, recorder, refusal
 
-from refl.checkpoint import write_safetensors
+from refl.io.checkpoint import write_safetensors
 from refl.cli import main
 from refl.errors import ReflError
 from refl.ledger import Ledger

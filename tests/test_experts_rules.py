@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from test_rules_exact import EPS, KINDS, Expected, array, closed, dtypes, eta, exactly, hold, largest, near, quiet, rounded, size, top, u
 
 from refl.rules import combine, gather, renormalise, top_k
-from refl.verification import exact_experts as exact
+from refl.verification.definitions import exact_experts as exact
 
 POSITIVE = {
     "float64": st.one_of(st.sampled_from([0.125, 0.25, 0.5, 1.0, 0.1]), st.floats(0.015625, 1.0)),
@@ -29,7 +29,7 @@ def test_the_definitions_import_nothing_of_the_engine() -> None:
     tree = ast.parse(Path(exact.__file__).read_text(encoding="utf-8"))
     modules = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     modules |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    assert modules == {"__future__", "collections.abc", "refl.verification.exact"}
+    assert modules == {"__future__", "collections.abc", "refl.verification.definitions.exact"}
 
 
 # -- the choice -----------------------------------------------------------------------------------------------------------------------

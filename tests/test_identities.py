@@ -24,10 +24,11 @@ from refl.rules import attention
 from refl.rules.composites import ATTNLRP, METHODS, Rule
 from refl.seeds import KINDS, Seed
 from refl.trace import Trace
-from refl.verification import identities, surrogate
-from refl.verification.identities import WITHOUT_EPS, Worst, configured, rounding, swept
+from refl.verification.identities import identities
+from refl.verification.definitions import surrogate
+from refl.verification.identities.identities import WITHOUT_EPS, Worst, configured, rounding, swept
 from refl.verification.random_models import GPT2, LLAMA, random_model, with_weights
-from refl.verification.rewritten import CHANGES, Graph
+from refl.verification.identities.reparametrized import CHANGES, Graph
 
 RANDOM = {"llama": LLAMA, "llama with biases": LLAMA | {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"}, "gpt2": GPT2}
 CHECKPOINTS = ("shipped", "stories260K", "babyllama105", "capp_gpt2", "nano_sort_gpt2")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refl.checkpoint import Weights, write_safetensors
+from refl.io.checkpoint import Weights, write_safetensors
 from refl.model import Model, Prefixed
 from refl.rules.composites import ATTNLRP, METHODS
 from refl.sweep import Sweep

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refl.verification import make_vectors
-from refl.verification.case import SIGNATURES, UNITS, Case, decode, encode
-from refl.verification.mistakes import MISTAKES, NOT_SHOWN, Inapplicable, Mistake
-from refl.verification.right import Right, rounded
+from refl.verification.vectors import make_vectors
+from refl.verification.vectors.case import SIGNATURES, UNITS, Case, decode, encode
+from refl.verification.conformance.mistakes import MISTAKES, NOT_SHOWN, Inapplicable, Mistake
+from refl.verification.conformance.reference_rules import Right, rounded
 
 RULES = (*SIGNATURES, "network")
 

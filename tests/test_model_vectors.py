@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import refl
-from refl.checkpoint import read_safetensors, write_safetensors
+from refl.io.checkpoint import read_safetensors, write_safetensors
 from refl.errors import ReflError
 from refl.nets import NETS
-from refl.verification import make_model_vectors, model_vectors
-from refl.verification.model_vectors import ModelCase, architectures, check, check_activations, lint, load, unknown
+from refl.verification.vectors import make_model_vectors, model_vectors
+from refl.verification.vectors.model_vectors import ModelCase, architectures, check, check_activations, lint, load, unknown
 
 KINDS = architectures()
 

@@ -20,42 +20,12 @@ import pytest
 from refl import rules
 from refl.errors import ReflError
 from refl.ledger import Ledger
-from refl.rules import (
-    activation,
-    add,
-    attention,
-    combine,
-    gather,
-    layer_norm,
-    linear,
-    matmul,
-    multiply,
-    pooling,
-    renormalise,
-    rms_norm,
-    rotary,
-    softmax,
-)
+from refl.rules import activation, add, attention, combine, gather, layer_norm, linear, matmul, multiply, pooling, renormalise, rms_norm, rotary, softmax
 from refl.rules.balance import Passed, share
-from refl.rules.composites import (
-    ATTNLRP,
-    ATTNLRP_GRADIENT,
-    CP_LRP,
-    GRADIENT_RULES,
-    INPUT_X_GRADIENT,
-    LRP_0,
-    METHODS,
-    RULES,
-    Composite,
-    Rule,
-    from_dict,
-    from_saved,
-    from_toml,
-    method,
-)
+from refl.rules.composites import ATTNLRP, ATTNLRP_GRADIENT, CP_LRP, GRADIENT_RULES, INPUT_X_GRADIENT, LRP_0, METHODS, RULES, Composite, Rule, from_dict, from_saved, from_toml, method
 from refl.sweep import Sweep
 from refl.trace import Trace, Value
-from refl.verification import mutation
+from refl.verification.quality import mutation
 
 B, T, N, M = 2, 3, 4, 5
 RANDOM = np.random.default_rng(11)

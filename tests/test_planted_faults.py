@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from refl.verification import plant_faults
+from refl.verification.quality import plant_faults
 
 
 def test_ids_are_unique_and_there_are_enough() -> None:

@@ -33,24 +33,10 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from refl import arrays
-from refl.rules import (
-    activation,
-    add,
-    embedding,
-    layer_norm,
-    linear,
-    matmul,
-    movement,
-    multiply,
-    pooling,
-    rms_norm,
-    rotary,
-    scale,
-    softmax,
-)
+from refl.rules import activation, add, embedding, layer_norm, linear, matmul, movement, multiply, pooling, rms_norm, rotary, scale, softmax
 from refl.rules.balance import Passed
-from refl.verification import exact, exact_vision
-from refl.verification.exact import MP, Number, Split
+from refl.verification.definitions import exact, exact_vision
+from refl.verification.definitions.exact import MP, Number, Split
 
 EXAMPLES = int(os.environ.get("REFL_EXAMPLES", "30"))
 PHASES = [Phase.explicit, Phase.generate] + ([] if "REFL_EXAMPLES" in os.environ else [Phase.shrink])

@@ -17,7 +17,7 @@ from conftest import checkpoint
 import refl
 from refl.model import Model
 from refl.trace import Record
-from refl.verification import surrogate
+from refl.verification.definitions import surrogate
 from refl.verification.random_models import GPT2, LLAMA, random_model
 
 IDS = {

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import refl
 from refl import show
-from refl.checkpoint import read_safetensors, write_safetensors
+from refl.io.checkpoint import read_safetensors, write_safetensors
 from refl.cli import main
 from refl.errors import ReflError
 from refl.explanation import Explanation
@@ -29,7 +29,7 @@ from refl.model import Model
 from refl.nets import relative_bias, t5
 from refl.nets.config import parse
 from refl.rules.composites import METHODS
-from refl.verification import surrogate
+from refl.verification.definitions import surrogate
 from refl.verification.random_models import FLAN, LLAMA, T5, moved, random_model
 
 NETS = {

@@ -1,4 +1,4 @@
-"""refl.text against transformers and the checkpoints' stored ids, and what a target may be called."""
+"""refl.io.text against transformers and the checkpoints' stored ids, and what a target may be called."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tokenizers import (  # type: ignore[import-untyped]
 )
 
 from refl.errors import ReflError
-from refl.text import Text
+from refl.io.text import Text
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
 NAMES = ["stories260K", "babyllama105", "capp_gpt2", "nano_sort_gpt2", "rxnmapper_albert"]

@@ -26,8 +26,9 @@ from refl.nets import NETS, masks
 from refl.rules import attention, linear, matmul, multiply, rms_norm, softmax
 from refl.rules.balance import Passed
 from refl.rules.composites import GRADIENT_RULES, RULES
-from refl.verification import identities, random_models, verdicts
-from refl.verification.identities import IDENTITIES, SMALL, Row, Worst, subject
+from refl.verification.identities import identities, report
+from refl.verification import random_models
+from refl.verification.identities.identities import IDENTITIES, SMALL, Row, Worst, subject
 from refl.verification.random_models import random_model
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -374,7 +375,7 @@ def test_help_teaches(capsys: Capture) -> None:
 def test_colours_are_words_too() -> None:
     """What a colour says stands there in letters."""
     found = [Row(1, "a", "b", 1.0, 0.5), Row(2, "a", "b", 0.1, 0.5), Row(3, "a", "b", reason="c")]
-    lines = verdicts.lines(subject(net("LLAMA"), [1]), found, 100)
+    lines = report.lines(subject(net("LLAMA"), [1]), found, 100)
     assert {style for line in lines for text, style in line if text.strip() in ("holds", "FAILS")} == {"green", "bold red"}
     assert show.plain(lines).splitlines()[-1] == "1 of 2 FAIL (identity 1); 1 do not apply"
 

@@ -15,13 +15,14 @@ from conftest import World, checkpoint
 from safetensors.numpy import load_file
 
 import refl
-from refl import cli, heatmap, show
+from refl import cli, show
+from refl.show import heatmap
 from refl.errors import ReflError
 from refl.explanation import Explanation
-from refl.images import Preparation, read_preparation
+from refl.io.images import Preparation, read_preparation
 from refl.model import Model
 from refl.rules.composites import ATTNLRP_VIT, METHODS, Rule
-from refl.verification import surrogate
+from refl.verification.definitions import surrogate
 from refl.verification.random_models import DEIT, VIT, moved, random_model
 
 REAL = ("vit_455_hf", "vit_mnist_012_hf")

@@ -14,7 +14,7 @@ from test_rules_exact import Expected, Linear, array, closed, dtypes, exactly, f
 from refl.errors import ReflError
 from refl.rules import learned, linear, movement, source
 from refl.rules.composites import METHODS, Composite, Rule
-from refl.verification.exact_vision import linear_z_box, patch_place
+from refl.verification.definitions.exact_vision import linear_z_box, patch_place
 
 
 class Boxed(Linear):

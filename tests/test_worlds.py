@@ -190,7 +190,7 @@ def test_the_signature_check_refuses() -> None:
 
 LAYERS = (
     {"refl.errors", "refl.arrays"},
-    {"refl.rules", "refl.rules.*", "refl.ledger", "refl.seeds", "refl.checkpoint", "refl.text", "refl.images", "refl.heatmap", "refl.show"},
+    {"refl.rules", "refl.rules.*", "refl.ledger", "refl.seeds", "refl.io.checkpoint", "refl.io.text", "refl.io.images", "refl.show.heatmap", "refl.show"},
     {"refl.rules.composites", "refl.trace"},
     {"refl.nets", "refl.nets.*", "refl.sweep", "refl.explanation"},
     {"refl.model"},

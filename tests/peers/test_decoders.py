@@ -17,7 +17,7 @@ import refl
 from peers.conftest import SMALL, Make, random_model
 from peers.test_forward import BOUND, ROPE, agree, draw, reference, same_forward
 from refl.errors import ReflError
-from refl.verification.lxt import wide, widened
+from refl.verification.peers.lxt import wide, widened
 
 pytestmark = pytest.mark.peers
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra 'peers')")

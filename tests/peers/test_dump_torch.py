@@ -19,9 +19,9 @@ from peers.conftest import SMALL, random_model
 from peers.test_experts import SMALL as EXPERTS
 from refl.errors import ReflError
 from refl.explanation import Explanation
-from refl.verification import dump_torch, lxt
-from refl.verification.compare import Comparison, compare
-from refl.verification.dump_torch import Input, dump
+from refl.verification.peers import dump_torch, lxt
+from refl.verification.compare.compare import Comparison, compare
+from refl.verification.peers.dump_torch import Input, dump
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")

@@ -129,7 +129,7 @@ def test_what_hooks_see(make: Make, kind: str, module: str) -> None:
     import torch
     import transformers
 
-    from refl.verification.lxt import wide, widened
+    from refl.verification.peers.lxt import wide, widened
 
     folder, ids, seen = make(kind), draw(11), {}
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)

@@ -17,7 +17,7 @@ import pytest
 import refl
 from peers.conftest import Make, random_model
 from refl.errors import ReflError
-from refl.verification.lxt import wide, widened
+from refl.verification.peers.lxt import wide, widened
 
 pytestmark = pytest.mark.peers
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra 'peers')")

@@ -8,7 +8,7 @@ import pytest
 from conftest import checkpoint
 
 import refl
-from refl.verification.lxt import wide, widened
+from refl.verification.peers.lxt import wide, widened
 
 pytestmark = pytest.mark.peers
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra 'peers')")

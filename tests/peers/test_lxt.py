@@ -25,7 +25,7 @@ from peers.conftest import Make
 from refl.rules import activation, add, layer_norm, linear, matmul, multiply, pooling, rms_norm, softmax
 from refl.rules.balance import Passed
 from refl.rules.composites import RULES
-from refl.verification import lxt
+from refl.verification.peers import lxt
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")
@@ -437,7 +437,7 @@ def wrong_rule() -> Any:
 def test_benchmark_runs_and_agrees() -> None:
     """At a toy size, for its form: both sides timed, one relevance."""
     sizes = ["--hidden", "32", "--layers", "2", "--heads", "4", "--intermediate", "48", "--vocabulary", "64", "--tokens", "12"]
-    command = [sys.executable, "-m", "refl.verification.benchmark", *sizes, "--threads", "1", "--repeat", "2"]
+    command = [sys.executable, "-m", "refl.verification.quality.benchmark", *sizes, "--threads", "1", "--repeat", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "same relevance" in done.stdout

@@ -14,7 +14,8 @@ import pytest
 import refl
 from peers.conftest import Make
 from refl.explanation import Explanation
-from refl.verification import lxt, surrogate
+from refl.verification.peers import lxt
+from refl.verification.definitions import surrogate
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")

@@ -20,8 +20,9 @@ import pytest
 
 import refl
 from peers.test_encoders import CASES, draw, written
-from refl.checkpoint import read_safetensors, write_safetensors
-from refl.verification import lxt, surrogate
+from refl.io.checkpoint import read_safetensors, write_safetensors
+from refl.verification.peers import lxt
+from refl.verification.definitions import surrogate
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")

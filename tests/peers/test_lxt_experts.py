@@ -27,7 +27,7 @@ from peers.conftest import Make
 from peers.test_experts import SMALL
 from refl.rules import renormalise
 from refl.rules.composites import ATTNLRP_GRADIENT, Rule
-from refl.verification import lxt
+from refl.verification.peers import lxt
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")

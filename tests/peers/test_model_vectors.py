@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refl.verification.lxt import wide
-from refl.verification.model_vectors import FOLDER, ROUNDOFF, UNITS, ModelCase, architectures, check_activations, load
+from refl.verification.peers.lxt import wide
+from refl.verification.vectors.model_vectors import FOLDER, ROUNDOFF, UNITS, ModelCase, architectures, check_activations, load
 
 pytestmark = pytest.mark.peers
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra 'peers')")

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from refl.verification import lxt, peers_report
-from refl.verification.conformance import Verdict
-from refl.verification.peers_report import FOLDER, MEASURED_BEFORE, PEERS, ModelRow, Peer, Row
+from refl.verification.peers import lxt, peer_reports
+from refl.verification.conformance.runner import Verdict
+from refl.verification.peers.peer_reports import FOLDER, MEASURED_BEFORE, PEERS, ModelRow, Peer, Row
 
 pytestmark = pytest.mark.peers
 for library in ("torch", "transformers", "captum"):
@@ -27,7 +27,7 @@ except ImportError as absent:
 @pytest.fixture(scope="module")
 def runs() -> dict[str, tuple[list[Row], list[ModelRow]]]:
     """Every library once."""
-    return {peer.adapter: (peers_report.rows(peer), peers_report.models(peer)) for peer in PEERS}
+    return {peer.adapter: (peer_reports.rows(peer), peer_reports.models(peer)) for peer in PEERS}
 
 
 Runs = dict[str, tuple[list[Row], list[ModelRow]]]
@@ -52,7 +52,7 @@ def test_faults_measured_before_are_shown_by_the_vectors(runs: Runs) -> None:
 def test_page_is_of_today(runs: Runs, peer: Peer) -> None:
     """Word by word; numbers to three digits, and what is huge or no number only as such: the rest depends on the build of torch. A count
     of cases may be off by one: in half precision some pass or fail by a hair."""
-    fresh = peers_report.page(peer, *runs[peer.adapter], date="")
+    fresh = peer_reports.page(peer, *runs[peer.adapter], date="")
     stored = (FOLDER / peer.page).read_text(encoding="utf-8")
     assert re.search(r"\| date \| 20\d\d-\d\d-\d\d \|", stored)
     for line, kept in zip(_lines(fresh), _lines(stored), strict=True):
@@ -83,7 +83,7 @@ def test_an_explanation_explains_nothing_else(runs: Runs, peer: Peer) -> None:
     told = [t.verdict for row in runs[peer.adapter][0] for t in row.traced if t.verdict.case.dtype == "float64" and t.verdict.got and not t.verdict.words]
     assert told
     for v in filter(_finite, told):
-        assert peers_report.trace(peer.adapter, {}, _changed(v)).ids == (), v.case.id
+        assert peer_reports.trace(peer.adapter, {}, _changed(v)).ids == (), v.case.id
 
 
 def _changed(v: Verdict) -> Verdict:
@@ -100,7 +100,7 @@ def _finite(v: Verdict) -> bool:
 
 def test_the_bridge_is_undone() -> None:
     """zennit is as before after LXT's patch was in force."""
-    from refl.verification.adapters import lxt_gradient
+    from refl.verification.conformance.adapters import lxt_gradient
 
     hook: Any = lxt.load_zennit("zennit.core").BasicHook
     before = hook.forward, hook.backward

@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 from conftest import SHARED
 
-from refl.verification import conformance, false_alarms
-from refl.verification import plant_peer_faults as faults
+from refl.verification.conformance import runner
+from refl.verification.quality import false_alarms
+from refl.verification.quality import plant_peer_faults as faults
 
 pytestmark = pytest.mark.peers
 
@@ -20,12 +21,12 @@ def torch_is_here() -> None:
 
 
 def test_without_a_fault_the_adapter_passes_and_leaves_no_rule_out() -> None:
-    report = conformance.run(str(faults.ADAPTER))
-    assert {r.rule for r in report.rules} == set(conformance.rules())
-    assert Counter(v.status for r in report.rules for v in r.verdicts).keys() == {conformance.PASSED}, str(report)
+    report = runner.run(str(faults.ADAPTER))
+    assert {r.rule for r in report.rules} == set(runner.rules())
+    assert Counter(v.status for r in report.rules for v in r.verdicts).keys() == {runner.PASSED}, str(report)
     models = Counter((m.name.partition("-")[0], m.status) for m in report.models)
-    assert models["llama", conformance.PASSED] >= 8 <= models["gpt2", conformance.PASSED]
-    assert not any(m.status == conformance.FAILED for m in report.models), str(report)
+    assert models["llama", runner.PASSED] >= 8 <= models["gpt2", runner.PASSED]
+    assert not any(m.status == runner.FAILED for m in report.models), str(report)
 
 
 def test_every_fault_of_the_peers_is_planted() -> None:
@@ -44,9 +45,9 @@ def test_a_planted_fault_is_caught_and_named(plant: faults.Plant) -> None:
     assert all(outcome.right for outcome in outcomes), faults.show(outcomes)
 
 
-@pytest.mark.parametrize("rule", conformance.rules())
+@pytest.mark.parametrize("rule", runner.rules())
 def test_no_false_alarm(rule: str) -> None:
-    t = false_alarms.tally(conformance.Adapter(str(faults.ADAPTER)), rule, range(100, 103))
+    t = false_alarms.tally(runner.Adapter(str(faults.ADAPTER)), rule, range(100, 103))
     assert t.cases and not t.uncovered
     assert not t.alarms, false_alarms.line(t)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from refl.cli import main
-from refl.verification import conformance
+from refl.verification.conformance import runner
 
 pytestmark = pytest.mark.peers
 
@@ -34,6 +34,6 @@ def test_the_output_is_the_program_s_own(tmp_path: Path, capsys: pytest.CaptureF
 )
 def test_the_repair_passes_and_the_other_does_not(tmp_path: Path, denominator: str, mistake: str | None) -> None:
     assert "(z + eps)" in ADAPTER and denominator in README
-    found = conformance.run(written(tmp_path, ADAPTER.replace("(z + eps)", f"({denominator})")), "linear_epsilon")["linear_epsilon"]
+    found = runner.run(written(tmp_path, ADAPTER.replace("(z + eps)", f"({denominator})")), "linear_epsilon")["linear_epsilon"]
     assert [m.id for m in found.mistakes[:1]] == ([] if mistake is None else [mistake])
-    assert (found.status == conformance.PASSED) == (mistake is None)
+    assert (found.status == runner.PASSED) == (mistake is None)

@@ -18,7 +18,7 @@ from conftest import checkpoint
 import refl
 from peers.conftest import _scaled
 from refl.errors import ReflError
-from refl.verification.lxt import wide
+from refl.verification.peers.lxt import wide
 
 pytestmark = pytest.mark.peers
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra 'peers')")

@@ -13,7 +13,7 @@ from conftest import checkpoint
 import refl
 from peers.test_forward import agree
 from refl.errors import ReflError
-from refl.verification.lxt import wide
+from refl.verification.peers.lxt import wide
 
 pytestmark = pytest.mark.peers
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra 'peers')")
@@ -212,7 +212,7 @@ PREPARATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("shape", [(31, 24), (12, 12), (8, 40)], ids=lambda s: "x".join(map(str, s)))
 def test_preparation(tmp_path: Path, family: str, options: dict[str, Any], shape: tuple[int, int], left_out: bool) -> None:
     """transformers computes in float32: that is the bound."""
-    from refl.images import read_preparation
+    from refl.io.images import read_preparation
 
     pytest.importorskip("PIL", reason="Pillow is not installed (the extra 'image')")
     processor = getattr(transformers, f"{family}ImageProcessor")(**options)

@@ -1,0 +1,1 @@
+"""What comes from disk and goes to it: checkpoints, tokenizers, pictures, oracle files."""

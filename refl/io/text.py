@@ -1,0 +1,231 @@
+"""Text to token ids and back, by the checkpoint's own tokenizer.json (the `tokenizers` library reads it).
+
+A vocabulary spells its entries for the machine: SentencePiece writes a space as U+2581 and a lone byte as
+<0x0A>, GPT-2 writes every byte as a printable character. `tokens` turns them into what a reader expects.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+
+from refl.io.checkpoint import list_folder, nearest, read_bytes, read_json
+from refl.errors import ReflError
+
+_TOKENIZER_LIMIT = 256 << 20  # the largest published ones are near 32 MiB
+_CONFIG_LIMIT = 16 << 20
+
+# The tokenizer classes for which transformers (4.52) puts special tokens around a text as
+# tokenizer_config.json says, whatever tokenizer.json says; and what add_bos_token is where it is not given.
+_BOS_BY_CONFIG = {"Llama": True, "CodeLlama": True, "Gemma": True, "Cohere": True, "GPTNeoX": False}
+_DEFAULT_NAMES = {"bos": "<s>", "eos": "</s>"}
+
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+_NOT_UNICODE = re.compile("[\udc80-\udcff]")  # how surrogateescape keeps such a byte
+
+
+class Text:
+    """The tokenizer of a checkpoint."""
+
+    def __init__(self, tokenizer: Tokenizer, ends: tuple[list[int], list[int]] | None = None) -> None:
+        """`ends`: ids to put before and after a text; None leaves that to the tokenizer's post-processor."""
+        tokenizer.no_truncation()  # an input is explained as it was given: whole, and nothing beside it
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._ends = ends
+        added = tokenizer.get_added_tokens_decoder()
+        self._added: dict[int, str] = {number: token.content for number, token in added.items()}
+        kinds = _kinds(tokenizer.decoder) | _kinds(tokenizer.pre_tokenizer)
+        self._byte_level = "ByteLevel" in kinds
+        self._byte_fallback = "ByteFallback" in kinds
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Text | None:
+        """The tokenizer in a checkpoint folder; None where it has no tokenizer.json.
+
+        Raises ReflError for a tokenizer.json or tokenizer_config.json that cannot be read.
+        """
+        names = list_folder(folder)
+        if "tokenizer.json" not in names:
+            return None
+        tokenizer = _parse(Path(folder) / "tokenizer.json")
+        path = Path(folder) / "tokenizer_config.json"
+        config = read_json(path, _CONFIG_LIMIT) if path.name in names else {}
+        return cls(tokenizer, _ends(tokenizer, config))
+
+    @property
+    def mask(self) -> int | None:
+        """Id of the token that stands for a hidden one; None where the vocabulary has none."""
+        names = ("[MASK]", "<mask>")
+        return next((i for name in names if (i := self._tokenizer.token_to_id(name)) is not None), None)
+
+    def __len__(self) -> int:
+        """How many entries the vocabulary has, special tokens included."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of `text`, with the special tokens the checkpoint expects around it.
+
+        Raises ReflError for text that is empty, holds half a character, or comes to no token at all.
+        """
+        before, after = self._ends or ([], [])
+        ids = [*before, *self._ids(text, add_special_tokens=self._ends is None), *after]
+        if not ids:
+            raise ReflError(f"{text!r} comes to no token here: expected text the tokenizer does not drop")
+        return ids
+
+    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            return list(self._tokenizer.encode(_checked(text), add_special_tokens=add_special_tokens).ids)
+        except ReflError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the library raises no narrower class
+            raise ReflError(f"the tokenizer cannot encode {text[:40]!r}: {error}") from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, without special tokens. Raises ReflError for an id outside the vocabulary."""
+        return str(self._tokenizer.decode([self._check(i) for i in ids], skip_special_tokens=True))
+
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """Each id as a reader expects it, special tokens as they are spelled, lone bytes as <0xE2>.
+
+        Raises ReflError for an id outside the vocabulary.
+        """
+        return [self._piece(self._check(i)) for i in ids]
+
+    def _check(self, token: int) -> int:
+        number = operator.index(token)
+        if number < 0 or number >= 1 << 32 or self._tokenizer.id_to_token(number) is None:
+            raise ReflError(f"token id {number} is not in the vocabulary, which has {len(self)} entries")
+        return number
+
+    def _piece(self, number: int) -> str:
+        if number in self._added:
+            return self._added[number]
+        entry = str(self._tokenizer.id_to_token(number))  # never None: the number was checked
+        if self._byte_level:
+            return _readable(bytes(map(_BYTES.__getitem__, entry))) if _BYTES.keys() >= set(entry) else entry
+        if self._byte_fallback and (byte := _BYTE_TOKEN.fullmatch(entry)):
+            return _readable(bytes.fromhex(byte[1]))
+        return entry.replace("\u2581", " ")
+
+    @cached_property
+    def _by_piece(self) -> dict[str, int]:
+        """Piece to id; where two read the same, an entry of text wins over a lone byte, then the lower id."""
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        order = sorted(vocabulary.items(), key=lambda item: (bool(_BYTE_TOKEN.fullmatch(item[0])), item[1]))
+        return {self._piece(number): number for _, number in reversed(order)}
+
+    def id_of(self, token: str) -> int:
+        """The id that `token` names: the vocabulary's own spelling, else text that is one token.
+
+        Text is tried with a space before it, then as it stands: within a sentence most words follow one.
+        Raises ReflError for text of several tokens, and for text the vocabulary lacks.
+        """
+        exact = self._tokenizer.token_to_id(_checked(token))
+        if exact is not None:
+            return int(exact)
+        for text in (token,) if token[0].isspace() else (" " + token, token):
+            if (found := self._single(text)) is not None:
+                return found
+        raise self._no_single(token)
+
+    def _single(self, text: str) -> int | None:
+        if text in self._by_piece:
+            return self._by_piece[text]
+        ids: list[int] = []
+        with suppress(ReflError):  # a word list without an entry for the unknown encodes nothing else
+            ids = self._ids(text, add_special_tokens=False)  # the tokenizer may lower case, strip or compose
+        return ids[0] if len(ids) == 1 and ids[0] != self._unknown else None
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        model = self._tokenizer.model
+        if isinstance(model, Unigram):  # keeps it to itself
+            unknown = json.loads(model.__getstate__())["unk_id"]
+        else:
+            unknown = self._tokenizer.token_to_id(model.unk_token or "")
+        return None if unknown is None else int(unknown)
+
+    def _no_single(self, token: str) -> ReflError:
+        ids = self._ids(token, add_special_tokens=False)
+        lost = self._unknown in ids and self._piece(self._unknown) not in token
+        if len(ids) > 1 and not lost:
+            pieces = ", ".join(map(repr, self.tokens(ids[:8]))) + (", ..." if len(ids) > 8 else "")
+            return ReflError(f"expected one token, {token!r} is {len(ids)} here: {pieces}; name one of them")
+        alike = [*nearest(token, self._by_piece, 5), *nearest(" " + token, self._by_piece, 5)]
+        near = ", ".join(map(repr, dict.fromkeys(alike))) or "none"
+        return ReflError(f"{token!r} is not in the vocabulary; nearest entries: {near}")
+
+
+def _checked(text: str) -> str:
+    """`text` itself. Raises ReflError where it is empty, or no Unicode (an argument of undecodable bytes)."""
+    if not text:
+        raise ReflError("expected text, got an empty string: to start from nothing, give token ids")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ReflError(f"expected text in Unicode, got half of a character: {error}") from None
+    return text
+
+
+def _parse(path: Path) -> Tokenizer:
+    data = read_bytes(path, _TOKENIZER_LIMIT)
+    try:
+        return Tokenizer.from_buffer(data)
+    except Exception as error:  # noqa: BLE001 - the library raises no narrower class
+        raise ReflError(f"{path} is not a readable tokenizer: {error}") from None
+
+
+def _kinds(part: Any) -> set[str]:
+    """The `type` of a decoder or pre-tokenizer and of all it is made of."""
+    return set() if part is None else set(re.findall(r'"type":"(\w+)"', part.__getstate__().decode()))
+
+
+def _ends(tokenizer: Tokenizer, config: dict[str, Any]) -> tuple[list[int], list[int]] | None:
+    """The ids around a text where tokenizer_config.json decides them, None where tokenizer.json does."""
+    named = config.get("tokenizer_class") or ("Llama" if config.get("add_bos_token") else None)
+    kind = str(named).removesuffix("Fast").removesuffix("Tokenizer")
+    if kind not in _BOS_BY_CONFIG:
+        return None
+    first = config.get("add_bos_token", _BOS_BY_CONFIG[kind])
+    last = config.get("add_eos_token", False)
+    return (
+        _special(tokenizer, config, "bos") if first else [],
+        _special(tokenizer, config, "eos") if last else [],
+    )
+
+
+def _special(tokenizer: Tokenizer, config: dict[str, Any], which: str) -> list[int]:
+    """The id of the BOS or EOS token, by the name that tokenizer_config.json gives it."""
+    token = config.get(f"{which}_token", _DEFAULT_NAMES[which])
+    name = token.get("content") if isinstance(token, dict) else token
+    number = tokenizer.token_to_id(_checked(name)) if name and isinstance(name, str) else None
+    if number is None:
+        raise ReflError(f"tokenizer_config.json asks for {which}_token {name!r}, which tokenizer.json lacks")
+    return [number]
+
+
+def _readable(raw: bytes) -> str:
+    """Bytes as text, each byte that is no part of a character as <0x..>."""
+    text = raw.decode("utf-8", "surrogateescape")
+    return _NOT_UNICODE.sub(lambda found: f"<0x{ord(found[0]) - 0xDC00:02X}>", text)
+
+
+def _gpt2_bytes() -> dict[str, int]:
+    """GPT-2's alphabet: the printable bytes stand for themselves, the others follow from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _gpt2_bytes()

@@ -1,4 +1,0 @@
-"""Adapters: other implementations behind the one interface that the conformance vectors are run against."""
-
-if __name__ != "refl.verification.adapters":
-    raise ImportError("this folder is the package refl.verification.adapters; install the project and import that name")

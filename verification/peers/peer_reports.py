@@ -1,0 +1,717 @@
+"""Conformance reports of other libraries:  python -m refl.verification.peers.peer_reports [FOLDER]
+
+Each library is run on the conformance vectors through its adapter, and every failure is traced: to a mistake that is known
+(mistakes.py), or to one of the explanations below. An explanation is no opinion: it says what the library computes, and it counts for a
+case only where that computation gives the very numbers that came out (or the exception that was raised). What a library documents is
+named as its convention and not as a failure.
+
+The pages are generated and dated. Numbers on them have six digits, for the seventh may differ between two builds of torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import importlib.metadata
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refl.io.checkpoint import atomic_write
+from refl.verification.conformance import runner, report
+from refl.verification.vectors import model_vectors
+from refl.verification.vectors.case import UNITS, Case
+from refl.verification.conformance.runner import CONVENTION, FAILED, NOT_COVERED, PASSED, Adapter, Verdict
+from refl.verification.conformance.mistakes import MISTAKES, planted
+from refl.verification.vectors.model_vectors import ModelCase
+from refl.verification.conformance.reference_rules import Right
+
+FOLDER = Path(__file__).parents[1] / "reports"
+PACKAGE = "refl.verification.conformance.adapters"
+
+Array = Any
+Way = Callable[[Case], tuple[Any, ...]]
+
+MEASURED_BEFORE = (
+    "eps-unsigned", "softmax-dim", "mask-finfo", "cp-half", "moe-degree-0", "constant-eats-share", "relu-identity-lost", "rule-forgotten",
+    "zero-input", "vacuous-check", "fp16-nan",
+)  # fmt: skip
+"""Faults of these libraries that were measured by hand before there were vectors; the vectors have to show them again."""
+
+SHOWN = 6
+"""Entries of an answer on a page."""
+
+
+# -- explanations ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What is behind a failure."""
+
+    ids: tuple[str, ...]
+    says: str
+    """In words; where empty, the known mistakes' own."""
+    explains: Callable[[Verdict], bool]
+    documented: str = ""
+    """Where the library says so: then it is its convention."""
+
+
+def reproduces(way: Way, digits: str = "") -> Callable[[Verdict], bool]:
+    """The computation gives the numbers that came out, to half the digits of the case's format (or of `digits`)."""
+
+    def explains(v: Verdict) -> bool:
+        if not v.got:
+            return False
+        with np.errstate(all="ignore"):
+            answers = dict(zip(v.case.returns, way(v.case), strict=True))
+        return all(_alike(v.case, answers[name], got, v.case.condition[name], digits) for name, got in v.got.items())
+
+    return explains
+
+
+def _alike(case: Case, wrong: Array | None, got: Array | None, condition: Array | None, digits: str) -> bool:
+    if wrong is None or got is None or condition is None:
+        return all(a is None or not np.any(a) for a in (wrong, got))
+    u = UNITS[digits or case.dtype]
+    near = u**0.5 * np.abs(wrong) + case.units * u * condition + runner.UNDERFLOW[case.dtype]
+    with np.errstate(all="ignore"):
+        return bool(np.all(np.where(np.isfinite(wrong), np.abs(got - wrong) <= near, ~np.isfinite(got))))
+
+
+def raised(words: str) -> Callable[[Verdict], bool]:
+    return lambda v: v.words.startswith("raised ") and words in v.words
+
+
+def no_number(v: Verdict) -> bool:
+    """NaN or infinity somewhere in float16."""
+    return v.case.dtype == "float16" and any(a is not None and not np.isfinite(a).all() for a in v.got.values())
+
+
+def right_in_float32(v: Verdict) -> bool:
+    """A float64 answer that is right to what float32 allows."""
+    if v.case.dtype != "float64" or not v.got:
+        return False
+    allowed = {name: v.case.units * UNITS["float32"] * c for name, c in v.case.condition.items() if c is not None}
+    return all(got is not None and bool(np.all(np.abs(got - v.case.expected[name]) <= allowed[name])) for name, got in v.got.items() if name in allowed)
+
+
+def known(mistake: str, says: str = "") -> Cause:
+    """A mistake of the table, wherever it gives these numbers, whatever else would."""
+    return Cause((mistake,), says, lambda v: any(m.id == mistake for m in (*v.mistakes, *runner.diagnose(v.case, v.got))))
+
+
+def where(condition: Callable[[Case], bool], test: Callable[[Verdict], bool]) -> Callable[[Verdict], bool]:
+    return lambda v: condition(v.case) and test(v)
+
+
+# what LXT computes
+
+
+PLAIN: dict[str, Any] = {"stabilised": lambda self, z, eps, kind: z + eps}
+"""LXT's only stabiliser."""
+
+
+def _shared_buffer(case: Case) -> tuple[Any, ...]:
+    """torch hands every operand of a sum the same gradient; multiplied in place by each in turn, it ends as s times all of them."""
+    operands = [a.astype(np.float64) for a in case.inputs["operands"]]
+    product = math.prod(operands[1:], start=operands[0])
+    s = case.inputs["r"].astype(np.float64) / (sum(operands) + case.options["eps"])
+    return tuple(s * product for _ in operands)
+
+
+def _naive(self: Right, filled: Array, axis: int) -> Array:
+    e = np.exp(filled - filled.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+LXT_SOFTMAX = planted(
+    filled=lambda self, x, mask: x if mask is None else np.where(mask, x, -np.inf), seen=lambda self, filled: np.ones_like(filled),
+    along=lambda self, r, axis: r.sum(-1, keepdims=True), probabilities=_naive,
+)  # fmt: skip
+"""Sums over the last axis, whatever stands there; only -inf counts as masked."""
+
+TWO_FORMS: dict[str, Any] = {
+    "context_product": lambda self, a, v, r, **o: self.matmul_uniform(a, v, r, **o | {"denominator": "2(z+eps)"}),
+    "score_product": lambda self, a, v, r, **o: self.matmul_uniform(a, v, r, **o | {"denominator": "2z+eps"}),
+}
+LOWEST: dict[str, Any] = {
+    "filled": lambda self, x, mask: np.where(mask, x, self.lowest),
+    "probabilities": _naive,
+    "softmax_taylor": lambda self, x, r, *, mask: np.where(mask, Right.softmax_taylor(self, x, r, mask=mask), 0.0),
+}
+"""Attention whose masks are the lowest finite number, which no relevance passes on the way back."""
+HALVED: dict[str, Any] = {"matmul_second": lambda self, a, v, r, **o: self.matmul_uniform(a, v, r, **o)[1]}
+LXT_RENORMALISE = planted(**PLAIN, renormalise_identity=lambda self, x, r: self.renormalise_epsilon(x, r, eps=1e-8, stabilizer="plain"))
+
+
+def _uniform_mean(case: Case) -> tuple[Any, ...]:
+    """Of all relevance that arrived, in float32, over everything that is handed something."""
+    shapes = [case.inputs[name].shape for name in case.returns]
+    return tuple(np.full(s, case.inputs["r"].astype(np.float64).sum() / sum(map(math.prod, shapes))) for s in shapes)
+
+
+def _constant_shares(case: Case) -> tuple[Any, ...]:
+    share = case.inputs["r"].astype(np.float64) / len(case.inputs["operands"])
+    return tuple(None if fixed else share for fixed in case.options["constant"])
+
+
+def _bridged(case: Case) -> tuple[Any, ...]:
+    """The right answer, divided by x + 1e-10 s(x) and multiplied by x."""
+    x, eps = case.inputs["x"].astype(np.float64), 0.0 if case.dtype == "float16" else 1e-10
+    return (case.expected["x"] * x / (x + np.where(x >= 0, eps, -eps)),)
+
+
+def _lands_on_zero(case: Case) -> bool:
+    return bool(np.any((case.inputs["x"] == 0) & (case.expected["x"] != 0)))
+
+
+# what zennit computes
+
+
+def _bias_squared(case: Case) -> tuple[Any, ...]:
+    square, r, b = case.inputs["w"].astype(np.float64) ** 2, case.inputs["r"].astype(np.float64), case.inputs["b"]
+    total = square.sum(-1) + (0.0 if b is None else b.astype(np.float64) ** 2)
+    return (np.where(total == 0, 0.0, r / np.where(total == 0, 1.0, total)) @ square,)
+
+
+def _gelu_of_torch(case: Case) -> tuple[Any, ...]:
+    """The right network, but for the values of GELU, which are torch's in the case's format."""
+    return planted(forward=_forward_of_torch)(case)
+
+
+def _forward_of_torch(self: Right, layer: dict[str, Any], x: Array) -> Array:
+    import torch
+
+    if layer.get("kind") not in ("gelu", "gelu_tanh"):
+        return Right.forward(self, layer, x)
+    values = torch.nn.functional.gelu(torch.tensor(x, dtype=getattr(torch, self.dtype)), approximate="tanh" if layer["kind"] == "gelu_tanh" else "none")
+    return np.asarray(values.double().numpy())
+
+
+# what captum computes
+
+NINE = 1e-9
+
+
+def _captum(weights: Callable[..., Array]) -> Callable[..., Array]:
+    """z over changed weights and the bias as it is, 1e-9 with the sign of z added."""
+
+    def rule(self: Right, x: Array, w: Array, b: Array | None, r: Array, **options: Any) -> Array:
+        changed = weights(w, **options)
+        return self.linear_epsilon(x, changed, b, r, eps=NINE)
+
+    return rule
+
+
+CAPTUM_PARTS: dict[str, Any] = {
+    "linear_gamma": _captum(lambda w, *, gamma: w + gamma * np.maximum(w, 0)),
+    "linear_z_plus": _captum(lambda w: np.maximum(w, 0)),
+    "linear_alpha_beta": _captum(lambda w, **o: np.maximum(w, 0)),
+}
+CAPTUM = planted(**CAPTUM_PARTS)
+FIXED_EPS = planted(divided=lambda self, r, d: r / (d + np.where(d >= 0, NINE, -NINE)))
+
+
+def _identity_behind_relu(case: Case) -> tuple[Any, ...]:
+    """The identity rule's own hook is passed over: the layer's gradient of R / f, taken for relevance, arrives at the ReLU."""
+
+    class Lost(Right):
+        def swept(self, layers: Sequence[dict[str, Any]], xs: Sequence[Array], r: Array) -> Array:
+            for n in reversed(range(len(layers))):
+                behind = n > 0 and layers[n]["operation"] == "activation" and layers[n - 1].get("kind") == "relu"
+                r = self.lost(layers[n], xs[n], r) if behind else self.undone(layers[n], xs[n], r)
+            return r
+
+        def lost(self, layer: dict[str, Any], x: Array, r: Array) -> Array:
+            f = self.forward(layer, x)
+            return self.activation_gradient(x, r / (f + np.where(f >= 0, NINE, -NINE)), kind=layer["kind"])
+
+    return Lost(case.dtype).answer(case)
+
+
+def _has(case: Case, rule: str) -> bool:
+    return any(layer["rule"] == rule for layer in case.inputs["layers"])
+
+
+BOTH_FORMS = (
+    "Scores divide by 2 z + eps, contexts by 2 (z + eps), each without the sign of z; whichever denominator is asked for, one of the two is "
+    "the other."
+)
+BRIDGE = (
+    "Relevance is divided by x + 1e-10 s(x) on the way through the bridge, and multiplied by x at the end: what lands on an input near 0 "
+    "loses 1e-10 / |x| of itself, in float16, where 1e-10 is 0, all."
+)
+COUNTED = (
+    "Relevance that stands at masked entries enters the row's sum, where the definition books it as absorbed by the mask. In a model it does not "
+    "arise: a masked probability is 0, and the product below hands it none."
+)
+ROW_HIDDEN = (
+    "A query that sees no key attends to all of them alike, for what hides them is the lowest finite number: values that it does not see get "
+    "its relevance."
+)
+WHOLE_ROW = "The softmax is left to torch, for which a row that is masked whole is NaN, and so is its gradient."
+INSIDE = (
+    "A float64 model's value is computed in float32 on the way, as transformers does it: right to float32's digits and no further. In float32 "
+    "and half precision it is right."
+)
+AS_WEIGHTS = (
+    "Weights are cut or amplified by their sign where the rule goes by the sign of contributions: the same only where no input is negative "
+    "(for z+ reported as captum issue 1234). The bias stays whole, gamma amplifies below negative outputs too, and z is stabilised with 1e-9."
+)
+FORGOTTEN = (
+    "Rules set by the user are deleted after the first call: the second answers with default rules, or raises where a layer has none "
+    "(captum issue 1059)."
+)
+LOST = (
+    "An identity rule on the layer right behind a ReLU is passed over: what arrives at the ReLU as relevance is the layer's own gradient of R "
+    "divided by its output. Behind a LayerNorm that sums to 0."
+)
+ITS_DEFAULT = "eps = 1e-8, LXT's own default for sums and matrix products, is 0 in float16: where an output is 0, NaN."
+UNDERFLOWS = "The eps that was asked for, 1e-8, is 0 in float16, and a dead unit is divided by it. zennit's default, 1e-6, is not 0."
+
+OVERFLOW = Cause(
+    ("fp16-overflow",),
+    "A sum of contributions that is empty is divided by the stabiliser alone, 1e-6: in float16 the quotient is infinite, and 0 times it is NaN. "
+    "float16 has no stabiliser that is small and safe at once.",
+    no_number,
+)
+FIXED = Cause(
+    ("fixed-eps",),
+    "1e-9 is added to the denominator, with its sign; there is no argument for another.",
+    reproduces(FIXED_EPS),
+    documented="captum.attr._utils.lrp_rules.PropagationRule: STABILITY_FACTOR assures that no division is by zero",
+)
+WEIGHTS_CUT = Cause(("plus-weights",), AS_WEIGHTS, reproduces(CAPTUM))
+
+EXPLAINED: Mapping[tuple[str, str], tuple[Cause, ...]] = {
+    ("lxt_explicit", "sum_epsilon"): (
+        Cause(
+            ("shared-buffer",),
+            "The epsilon rule multiplies the gradients by the operands in place. Those of a sum are one and the same array in torch, so each "
+            "operand gets s times the product of all operands: 1 + 2 gets 2 and 2 of 3. Its add2 for two operands is right.",
+            reproduces(_shared_buffer),
+        ),
+    ),
+    ("lxt_explicit", "matmul_second"): (
+        Cause(
+            ("constant-first",),
+            "Documented to give a constant operand nothing, the uniform epsilon rule looks gradients up by the operand's place among all, and "
+            "finds none where a constant comes first: it raises.",
+            raised("IndexError"),
+        ),
+    ),
+    ("lxt_explicit", "softmax_taylor"): (
+        known("softmax-dim"),
+        known("mask-finfo"),
+        known("mask-counted", COUNTED),
+        Cause(("softmax-dim", "mask-counted"), "", where(lambda case: case.options["axis"] != -1, reproduces(LXT_SOFTMAX))),
+        Cause(("mask-finfo", "mask-counted"), "", reproduces(LXT_SOFTMAX)),
+    ),
+    ("lxt_explicit", "attention_attnlrp"): (
+        Cause(("eps-two-forms",), "", reproduces(planted(**TWO_FORMS))),
+        Cause(("eps-two-forms", "eps-unsigned"), BOTH_FORMS, reproduces(planted(**PLAIN, **TWO_FORMS))),
+        Cause(("mask-finfo", "eps-two-forms"), ROW_HIDDEN, reproduces(planted(**PLAIN, **TWO_FORMS, **LOWEST))),
+    ),
+    ("lxt_explicit", "attention_cp"): (
+        Cause(("cp-half",), "", reproduces(planted(**HALVED))),
+        Cause(("cp-half", "eps-unsigned"), "", reproduces(planted(**PLAIN, **HALVED))),
+        Cause(("mask-finfo", "cp-half"), ROW_HIDDEN, reproduces(planted(**PLAIN, **HALVED, **LOWEST))),
+    ),
+    ("lxt_explicit", "multiply_uniform"): (Cause(("constant-eats-share",), "", reproduces(_constant_shares)),),
+    ("lxt_explicit", "renormalise_identity"): (Cause(("moe-degree-0",), "", reproduces(LXT_RENORMALISE)),),
+    ("lxt_explicit", "*"): (known("eps-unsigned"), known("fp16-nan", ITS_DEFAULT), Cause(("fp16-nan",), ITS_DEFAULT, no_number)),
+    ("lxt_explicit", "linear_epsilon"): (Cause(("vacuous-check",), "", reproduces(_uniform_mean, "float32")),),
+    ("lxt_gradient", "softmax_gradient"): (known("mask-finfo", WHOLE_ROW),),
+    ("lxt_gradient", "activation_ratio"): (known("ratio-eps"),),
+    ("lxt_gradient", "linear_gradient"): (known("logit-squared"),),
+    ("lxt_gradient", "linear_*"): (
+        Cause(("zero-input",), "", where(_lands_on_zero, reproduces(_bridged))),
+        Cause(("bridge-eps",), BRIDGE, reproduces(_bridged)),
+    ),
+    ("lxt_gradient", "convolution_z_plus"): (Cause(("bridge-eps",), BRIDGE, reproduces(_bridged)),),
+    ("lxt_gradient", "renormalise_frozen"): (Cause(("moe-degree-0",), "", reproduces(planted(renormalise_frozen=Right.renormalise_gradient))),),
+    ("lxt_gradient", "rms_norm_frozen"): (Cause(("narrowed",), INSIDE, right_in_float32),),
+    ("lxt_gradient", "attention_gradient"): (Cause(("narrowed",), INSIDE, right_in_float32),),
+    ("zennit_rules", "linear_epsilon"): (
+        Cause(
+            ("lrp-0-divides",),
+            "eps = 0, documented as LRP-0, divides by an output that is exactly 0: infinity, or NaN further down.",
+            where(lambda case: case.options["stabilizer"] == "none", lambda v: any(not np.isfinite(a).all() for a in v.got.values() if a is not None)),
+        ),
+    ),
+    ("zennit_rules", "linear_gamma"): (known("gamma-at-zero"),),
+    ("zennit_rules", "linear_w_square"): (
+        Cause(
+            ("w-square-bias",),
+            "The bias counts among the squared weights and keeps its share. With zero_params='bias' it does not, and the rule is the classic one.",
+            reproduces(_bias_squared),
+            documented="zennit.rules.WSquare, parameter zero_params: no parameter is set to zero unless it is named",
+        ),
+    ),
+    ("zennit_rules", "network"): (
+        Cause(
+            ("torch-gelu-tail",),
+            "Not zennit's: torch's GELU loses its digits where x is well below 0, for it forms 1 + erf; at -6 in float32 it is 0 in place of -5.9e-9.",
+            where(lambda case: case.dtype != "float16", reproduces(_gelu_of_torch)),
+        ),
+    ),
+    ("captum_lrp", "network"): (
+        Cause(("rule-forgotten",), FORGOTTEN, lambda v: v.behaviour == "rule-forgotten" or raised("has no rule defined")(v)),
+        Cause(("relu-identity-lost",), LOST, reproduces(_identity_behind_relu)),
+        Cause(("gamma-weights",), AS_WEIGHTS, where(lambda case: not _has(case, "z_plus"), reproduces(CAPTUM))),
+        Cause(("plus-weights",), AS_WEIGHTS, where(lambda case: not _has(case, "gamma"), reproduces(CAPTUM))),
+        Cause(("plus-weights", "gamma-weights"), AS_WEIGHTS, reproduces(CAPTUM)),
+    ),
+    ("captum_lrp", "linear_gamma"): (FIXED, Cause(("gamma-weights",), AS_WEIGHTS, reproduces(CAPTUM))),
+    ("captum_lrp", "*_z_plus"): (FIXED, WEIGHTS_CUT),
+    ("captum_lrp", "linear_alpha_beta"): (FIXED, WEIGHTS_CUT),
+    ("captum_lrp", "*"): (Cause(("fp16-nan",), "", no_number),),
+    ("zennit_rules", "*"): (Cause(("fp16-nan",), UNDERFLOWS, where(lambda case: case.options.get("eps", 1) < 2**-25, no_number)), OVERFLOW),
+    ("lxt_gradient", "*"): (OVERFLOW,),
+}
+"""(Adapter, rules) -> what may be behind a failure, the first that explains it counts."""
+# -- tracing -----------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A case that did not pass, and what is behind it."""
+
+    verdict: Verdict
+    ids: tuple[str, ...]
+    """Empty where nothing explains it."""
+    says: str
+    documented: str
+
+    @property
+    def status(self) -> str:
+        return CONVENTION if self.documented else FAILED
+
+
+@dataclass(frozen=True)
+class Row:
+    """One rule by one way that the library offers to it."""
+
+    rule: str
+    way: str
+    verdicts: tuple[Verdict, ...]
+    traced: tuple[Traced, ...]
+
+    def count(self, status: str) -> int:
+        if status in (PASSED, NOT_COVERED):
+            return sum(v.status == status for v in self.verdicts)
+        return sum(t.status == status for t in self.traced)
+
+    @property
+    def covered(self) -> bool:
+        return self.count(NOT_COVERED) < len(self.verdicts)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A library, by one of its forms."""
+
+    adapter: str
+    page: str
+    title: str
+    carries: str
+    """What its own rules hand down; rules of the other kind are not listed as missing."""
+    about: str
+    beside: tuple[str, ...] = ("torch",)
+
+    @property
+    def name(self) -> str:
+        return self.title.split()[0]
+
+
+PEERS = (
+    Peer(
+        "lxt_explicit", "lxt-explicit-2.1.md", "LXT 2.1, relevance form", "relevance",
+        "lxt.explicit, the relevance form: autograd functions that hand relevance down. Attention is put together of them as its models do. "
+        "Those models (lxt.explicit.models) are not in the wheel: what is called theirs here is their operations, placed where the repository "
+        "places them.",
+        ("torch", "transformers"),
+    ),
+    Peer(
+        "lxt_gradient", "lxt-gradient-2.1.md", "LXT 2.1, gradient form", "gradient",
+        "lxt.efficient, the gradient form: patches of transformers after which x times gradient is relevance. What LXT leaves to autograd is "
+        "asked of autograd. The rules of linear layers that carry relevance (gamma, z+, flat, ...) it takes from zennit through a bridge.",
+        ("torch", "transformers", "zennit"),
+    ),
+    Peer("zennit_rules", "zennit-0.5.1.md", "zennit 0.5.1", "relevance", "Rules put on torch modules as hooks."),
+    Peer(
+        "captum_lrp", "captum-0.9.0.md", "captum 0.9.0", "relevance",
+        "captum.attr.LRP with rules set as attributes of the layers. It explains one score: relevance r at the output is asked for by a score "
+        "whose gradient there is r.",
+    ),
+)  # fmt: skip
+
+
+def trace(adapter: str, conventions: Mapping[str, str], v: Verdict) -> Traced:
+    for cause in causes(adapter, v.case.rule):
+        if cause.explains(v):
+            return Traced(v, cause.ids, cause.says or _words(cause.ids), cause.documented or _documented(cause.ids, conventions))
+    ids = tuple(m.id for m in v.mistakes[:1])
+    return Traced(v, ids, _words(ids), _documented(ids, conventions))
+
+
+def causes(adapter: str, rule: str) -> Iterator[Cause]:
+    for (name, pattern), each in EXPLAINED.items():
+        if name == adapter and fnmatchcase(rule, pattern):
+            yield from each
+
+
+def _words(ids: Sequence[str]) -> str:
+    return " ".join(m.says for name in ids for m in MISTAKES if m.id == name)
+
+
+def _documented(ids: Sequence[str], conventions: Mapping[str, str]) -> str:
+    """A convention only if all of it is one."""
+    return conventions[ids[0]] if ids and all(name in conventions for name in ids) else ""
+
+
+def rows(peer: Peer) -> list[Row]:
+    """Every rule of the library's adapter, then the further ways to the same rules."""
+    module = importlib.import_module(f"{PACKAGE}.{peer.adapter}")
+    sources = {"": module} | getattr(module, "VARIANTS", {})
+    return [_row(peer, Adapter(source), rule, way) for way, source in sources.items() for rule in Adapter(source).covers()]
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One architecture by one method, all its inputs."""
+
+    architecture: str
+    method: str
+    compared: int
+    """Sites, over all inputs."""
+    parted: int
+    because: str
+    """Empty where nothing explains it."""
+
+    @property
+    def result(self) -> str:
+        return PASSED if not self.parted else CONVENTION if self.because else FAILED
+
+
+WITHOUT_EPS = "without the eps in f(x) / (x + eps)"
+
+
+def models(peer: Peer) -> list[ModelRow]:
+    """Whole models, where the adapter runs them; what is parted there is run again without LXT's eps in activations."""
+    module = importlib.import_module(f"{PACKAGE}.{peer.adapter}")
+    if not hasattr(module, "model"):
+        return []
+    found = []
+    for architecture in model_vectors.architectures():
+        for method in METHODS:
+            cases = model_vectors.load(architecture, [method])
+            with suppress(NotImplementedError):
+                found.append(_model_row(module, architecture, method, cases))
+    return found
+
+
+METHODS = ("attnlrp", "attnlrp-gradient", "cp-lrp", "input-x-gradient")
+
+
+def _model_row(module: Any, architecture: str, method: str, cases: Sequence[ModelCase]) -> ModelRow:
+    compared = [_sites(module.model, case) for case in cases]
+    parted = sum(len(partings) for _, partings in compared)
+    again = [_sites(module.VARIANTS[WITHOUT_EPS].model, case) for case in cases] if parted else []
+    explained = bool(again) and not any(partings for _, partings in again)
+    return ModelRow(architecture, method, sum(n for n, _ in compared), parted, "ratio-eps" if explained else "")
+
+
+def _sites(model: Callable[..., Any], case: ModelCase) -> tuple[int, list[Any]]:
+    """How many were compared, and those that part."""
+    (got,) = model(case.folder)(case.item, [case.target], case.method, position=case.position)
+    known = len(got) - len(model_vectors.unknown(case, got))
+    return known, model_vectors.check(case, got, "float64")
+
+
+def _row(peer: Peer, adapter: Adapter, rule: str, way: str) -> Row:
+    found = runner.weigh(rule, [runner.judge(adapter, case) for case in runner.load(rule)], adapter.conventions)
+    failed = [v for v in found.verdicts if v.failed]
+    return Row(rule, way, found.verdicts, tuple(trace(peer.adapter, adapter.conventions, v) for v in failed))
+
+
+# -- pages -------------------------------------------------------------------------------------------------------------------------------
+
+
+def page(peer: Peer, found: Sequence[Row], whole: Sequence[ModelRow], date: str) -> str:
+    module = importlib.import_module(f"{PACKAGE}.{peer.adapter}")
+    covered = [row for row in found if row.covered]
+    parts = [
+        f"# {peer.title}: conformance report",
+        "Generated by `python -m refl.verification.peers.peer_reports`, not written by hand.",
+        _table(("", ""), _head(peer, module, date)),
+        peer.about,
+        "## In short",
+        _short(covered, module.CONVENTIONS),
+        "## Rules",
+        "Cases of each rule, by what came of them. A convention is a deviation that the library documents.",
+        _table(("rule", "by", PASSED, CONVENTION, FAILED, NOT_COVERED, "because of"), map(_line, covered)),
+        _left_out(covered, peer.carries),
+        *_whole(whole),
+        "## Causes",
+        *_causes(covered, peer.name),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _head(peer: Peer, module: Any, date: str) -> list[tuple[str, str]]:
+    about = runner.about()
+    beside = ", ".join(f"{name} {importlib.metadata.version(name).partition('+')[0]}" for name in peer.beside)
+    return [
+        ("date", date), ("library", f"{peer.name} {module.VERSION}"), ("beside", beside), ("refl", about["refl"]),
+        ("vectors", about["vectors"]), ("adapter", f"`verification/adapters/{peer.adapter}.py`"),
+    ]  # fmt: skip
+
+
+def _short(covered: Sequence[Row], conventions: Mapping[str, str]) -> str:
+    main, traced = [row for row in covered if not row.way], [t for row in covered for t in row.traced]
+    right = sum(not row.traced for row in main)
+    meant = sum(bool(row.traced) and not row.count(FAILED) for row in main)
+    but = f", {meant} but for conventions that it documents" if meant else ""
+    lines = [f"- Of {len(main)} rules that the library has, {right} pass every case{but}."]
+    failing = [n for n in _ids(traced, FAILED) if n not in conventions]
+    for words, names in (
+        ("Faults known before, shown again by the vectors", [n for n in failing if n in MEASURED_BEFORE]),
+        ("Further causes of failures", [n for n in failing if n not in MEASURED_BEFORE]),
+        ("Documented conventions", _ids(traced, CONVENTION)),
+    ):
+        if names:
+            lines.append(f"- {words}: {', '.join(names)}.")
+    return "\n".join(lines)
+
+
+def _ids(traced: Sequence[Traced], status: str) -> list[str]:
+    return list(dict.fromkeys(name for t in traced if t.status == status for name in t.ids))
+
+
+def _line(row: Row) -> tuple[str, ...]:
+    counts = [str(row.count(status)) for status in (PASSED, CONVENTION, FAILED, NOT_COVERED)]
+    because = dict.fromkeys(" with ".join(t.ids) or "**unexplained**" for t in row.traced)
+    return (row.rule, row.way, *counts, ", ".join(because))
+
+
+WHOLE = (
+    "Small models of random weights under LXT's patches, in float64: x times gradient at the output of every module, held against exact "
+    "arithmetic. What parts because of ratio-eps agrees at every site when that eps is set to 0."
+)
+
+
+def _whole(whole: Sequence[ModelRow]) -> list[str]:
+    if not whole:
+        return []
+    head = ("architecture", "method", "sites compared", "of them parted", "result", "because of")
+    body = [(m.architecture, m.method, str(m.compared), str(m.parted), m.result, m.because) for m in whole]
+    return [
+        "## Whole models",
+        WHOLE,
+        _table(head, body),
+    ]
+
+
+def _left_out(covered: Sequence[Row], carries: str) -> str:
+    known = {row.rule for row in covered}
+    left = [rule for rule, signature in runner.signatures().items() if rule not in known and signature.carries == carries]
+    return f"Of the rules that carry {'a ' if carries == 'gradient' else ''}{carries}, the library has none for: {', '.join(left)}." if left else ""
+
+
+def _causes(covered: Sequence[Row], name: str) -> Iterator[str]:
+    groups: dict[tuple[str, ...], list[tuple[Row, Traced]]] = {}
+    for row in covered:
+        for t in row.traced:
+            groups.setdefault(t.ids, []).append((row, t))
+    for ids, members in groups.items():
+        yield from _cause(ids, members, name)
+
+
+def _cause(ids: tuple[str, ...], members: Sequence[tuple[Row, Traced]], name: str) -> Iterator[str]:
+    row, shown = min(members, key=lambda member: _plainness(ids, member[1].verdict))
+    v, by = shown.verdict, f" by {row.way}" if row.way else ""
+    yield f"### {' with '.join(ids) or 'unexplained'}"
+    yield shown.says
+    if shown.documented:
+        yield f"A documented convention: {shown.documented}."
+    seen = dict.fromkeys(f"{row.rule} by {row.way}" if row.way else row.rule for row, _ in members)
+    yield f"{_counted(len(members), 'case')} of {', '.join(seen)}. For one, {v.case.id}{by}: {v.case.note} ({v.case.dtype})"
+    yield _case(v, name)
+
+
+def _plainness(ids: tuple[str, ...], v: Verdict) -> tuple[Any, ...]:
+    """Cases that are aimed at the mistake come first, then those of few numbers, then those where it does most."""
+    most = max((abs(d.got - d.expected) for d in v.deviations if math.isfinite(d.got)), default=0.0)
+    return (not set(ids) & set(v.case.flags), not v.deviations, runner.size(v.case), -most)
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _case(v: Verdict, name: str) -> str:
+    lines = ["```", report.call(v.case), "```"]
+    if v.words:
+        words = v.words.partition(" (or ")[0].partition(". ")[0]
+        lines += ["", f"{'It ' if words.startswith('raised') else ''}{words[:1].upper() if not words.startswith('raised') else words[:1]}{words[1:]}."]
+    entries = list(_entries(v))
+    if entries:
+        lines += ["", _table(("", "definition", name), entries[:SHOWN])]
+    if len(entries) > SHOWN:
+        lines += ["", f"and {len(entries) - SHOWN} more."]
+    return "\n".join(lines)
+
+
+def _entries(v: Verdict) -> Iterator[tuple[str, str, str]]:
+    """The wrong ones: name, definition, library."""
+    for name in (d.name for d in v.deviations):
+        arrays = (v.case.expected[name], v.case.condition[name], v.got[name])
+        shape = next(np.shape(a) for a in arrays if a is not None)
+        right, condition, got = (np.zeros(shape) if a is None else np.asarray(a) for a in arrays)
+        allowed = v.case.units * v.case.u * condition + runner.UNDERFLOW[v.case.dtype]
+        for at in np.ndindex(shape):
+            if not abs(got[at] - right[at]) <= allowed[at]:
+                yield f"{name}[{', '.join(map(str, at))}]", *_apart(float(right[at]), float(got[at]))
+
+
+def _apart(expected: float, got: float) -> tuple[str, str]:
+    """With six digits, or as many as it takes to tell them apart."""
+    for digits in (6, 9, 12, 15):
+        pair = f"{expected:.{digits}g}", f"{got:.{digits}g}"
+        if pair[0] != pair[1]:
+            break
+    return pair
+
+
+def _table(head: Sequence[str], body: Any) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def write(peer: Peer, folder: Path = FOLDER, date: str = "") -> str:
+    text = page(peer, rows(peer), models(peer), date or datetime.date.today().isoformat())
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / peer.page, text.encode())
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run LXT, zennit and captum on the conformance vectors and write a page on each.")
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
+    folder = parser.parse_args().folder
+    for peer in PEERS:
+        write(peer, folder)
+        print(folder / peer.page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,595 @@
+"""The faults found in published libraries, planted one at a time in a right adapter:  python -m refl.verification.quality.plant_peer_faults
+
+Is the conformance suite worth its name? It is when it catches each of these faults and says which one it is. A plant takes a fresh copy
+of the torch adapter and puts a function with the fault in place of the right one, written the way the library writes it. It shares
+nothing with `mistakes.py`, from which the runner forms its diagnosis: two people's accounts of a fault have to agree. A fault counts
+as caught when every rule named in its line fails, and as named when the diagnosis of each puts it first.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from refl.verification.conformance import runner
+
+ADAPTER = Path(__file__).parents[1] / "conformance" / "adapters" / "torch_reference.py"
+
+STABILISED = (
+    "linear_epsilon", "convolution_epsilon", "add_epsilon", "sum_epsilon", "matmul_uniform", "matmul_second", "layer_norm_epsilon",
+    "rotary_epsilon", "pooling_epsilon", "fan_out_epsilon", "attention_attnlrp", "attention_cp",
+)  # fmt: skip
+WITH_DEAD_UNITS = (
+    "linear_epsilon", "convolution_epsilon", "add_epsilon", "matmul_uniform", "matmul_second", "layer_norm_epsilon", "pooling_epsilon",
+)  # fmt: skip
+"""Those whose vectors have terms that cancel to an exact zero."""
+ATTENTION = ("attention_attnlrp", "attention_cp", "attention_gradient", "attention_cp_gradient")
+GROUPED = ("repeat_heads_follow", "attention_attnlrp", "attention_cp")
+WITH_ZEROS = ("linear_flat", "linear_w_square", "linear_z_box", "activation_identity", "rms_norm_identity", "layer_norm_identity")
+MODEL = ("model",)
+
+T = Any
+"""A copy of the adapter's module; T.torch is torch."""
+Tensor = Any
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A fault, the rules in which it must be caught and named, and how it gets into the adapter."""
+
+    fault: str
+    rules: tuple[str, ...]
+    plant: Callable[[T], Any]
+    """Changes the module; or returns what stands for it."""
+    what: str
+    says: str = ""
+    """What the diagnosis of a whole model is to begin with: it speaks of a model's options, not of mistakes by their ids."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    plant: Plant
+    rule: str
+    caught: bool
+    named: tuple[str, ...]
+    """What the diagnosis says, the likeliest first."""
+    case: str
+    """The id of the smallest failing case, and its flags."""
+
+    @property
+    def right(self) -> bool:
+        first = self.named[0] if self.named else ""
+        return self.caught and (first.startswith(self.plant.says) if self.plant.says else first == self.plant.fault)
+
+
+# -- the stabiliser ----------------------------------------------------------------------------------------------------------------------
+
+
+def eps_unsigned(t: T) -> None:
+    def stabilise(z: Tensor, eps: float, stabilizer: str) -> Tensor:
+        return t.torch.zeros_like(z) if stabilizer == "none" else t.torch.full_like(z, eps)
+
+    t.stabilise = stabilise
+
+
+def eps_zero_sign(t: T) -> None:
+    right = t.stabilise
+    t.stabilise = lambda z, eps, stabilizer: eps * t.torch.sign(z) if stabilizer == "sign" else right(z, eps, stabilizer)
+
+
+def eps_zero_sign_divided(t: T) -> None:
+    """The same, and nobody looks whether the denominator is zero."""
+    eps_zero_sign(t)
+
+    def share(r: Tensor, z: Tensor, eps: float = 0.0, stabilizer: str = "none", factor: int = 1) -> tuple[Tensor, Tensor]:
+        s = r / (factor * (z + t.stabilise(z, eps, stabilizer)))
+        return s, factor * t.stabilise(z, eps, stabilizer) * s
+
+    t.share = share
+
+
+def eps_two_forms(t: T) -> None:
+    """2 (O + eps) for the product with the values, 2 O + eps for the scores, and no choice."""
+    attention, uniform = t.attention_attnlrp, t.matmul_uniform
+
+    def attention_attnlrp(
+        q: Tensor, k: Tensor, v: Tensor, r: Tensor, *, scale: float, causal: bool, mask: Any, eps: float, stabilizer: str = "sign"
+    ) -> Any:
+        forms = iter(("2(z+eps)", "2z+eps"))
+        t.matmul_uniform = lambda a, v, r, **each: uniform(a, v, r, **each | {"denominator": next(forms)})
+        return attention(q, k, v, r, scale=scale, causal=causal, mask=mask, eps=eps, stabilizer=stabilizer)
+
+    t.attention_attnlrp = attention_attnlrp
+
+
+def eps_two_forms_matmul(t: T) -> None:
+    right = t.matmul_uniform
+    t.matmul_uniform = lambda a, v, r, *, eps, stabilizer="sign", denominator="2z+eps": right(
+        a, v, r, eps=eps, stabilizer=stabilizer, denominator="2(z+eps)"
+    )
+
+
+def safe_divide(t: T) -> None:
+    """max where min was meant: the second clamp lets the first one's 1e-9 in again."""
+
+    def divide(a: Tensor, b: Tensor) -> Tensor:
+        den = b.clamp(min=1e-9) + b.clamp(max=1e-9)
+        den = den + den.eq(0).type(den.type()) * 1e-9
+        return a / den * b.ne(0).type(b.type())
+
+    t.share = lambda r, z, eps=0.0, stabilizer="none", factor=1: (divide(r, factor * z), t.torch.zeros_like(r))
+
+
+def half_precision(t: T) -> None:
+    """Everything in the format it came in; an eps of 1e-8 is 0 in float16."""
+
+    def share(r: Tensor, z: Tensor, eps: float = 0.0, stabilizer: str = "none", factor: int = 1) -> tuple[Tensor, Tensor]:
+        e = t.stabilise(z, eps, stabilizer)
+        s = r / (factor * (z + e))
+        return s, factor * e * s
+
+    t.widen, t.share = lambda x: x, share
+
+
+# -- softmax -----------------------------------------------------------------------------------------------------------------------------
+
+
+def softmax_dim(t: T) -> None:
+    def softmax_taylor(x: Tensor, r: Tensor, *, mask: Tensor | None = None, axis: int = -1) -> Tensor:
+        p, logits, r = over(t, x, r, mask, axis)
+        return (logits * (r - p * r.sum(-1, keepdim=True))).to(x.dtype)
+
+    def softmax_gradient(x: Tensor, g: Tensor, *, mask: Tensor | None = None, axis: int = -1) -> Tensor:
+        p, _, g = over(t, x, g, mask, axis)
+        return (p * (g - (p * g).sum(-1, keepdim=True))).to(x.dtype)
+
+    t.softmax_taylor, t.softmax_gradient = softmax_taylor, softmax_gradient
+
+
+def over(t: T, x: Tensor, r: Tensor, mask: Tensor | None, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    """p over the right axis, logits and relevance with zeros where they are masked."""
+    seen = t.visible(x, mask)
+    logits, r = (t.torch.where(seen, t.widen(each), 0) for each in (x, r))
+    return t.probabilities(logits.transpose(axis, -1), seen.transpose(axis, -1)).transpose(axis, -1), logits, r
+
+
+def softmax_shifted(t: T) -> None:
+    """The logits as the stable softmax leaves them: less their largest."""
+    right = t.taylor
+
+    def taylor(x: Tensor, p: Tensor, seen: Tensor, r: Tensor) -> Any:
+        shifted = x - t.torch.where(seen, x, -t.math.inf).amax(-1, keepdim=True)
+        return right(t.torch.where(seen, shifted, 0), p, seen, r)
+
+    t.softmax_taylor = t.softmax_rule(taylor)
+
+
+def mask_finfo(t: T) -> None:
+    """Only -inf is taken out of the logits; a mask puts finfo.min in."""
+
+    def softmax_taylor(x: Tensor, r: Tensor, *, mask: Tensor | None = None, axis: int = -1) -> Tensor:
+        x = x if mask is None else x.masked_fill(~mask, t.torch.finfo(x.dtype).min)
+        x, wide = t.widen(x), t.widen(r)
+        p = x.softmax(axis)
+        logits = t.torch.where(x.isneginf(), 0, x)
+        return (logits * (wide - p * wide.sum(axis, keepdim=True))).to(r.dtype)
+
+    t.softmax_taylor = softmax_taylor
+
+
+def tril_always(t: T) -> None:
+    right = t.attended
+    t.attended = lambda q, k, causal, mask: right(q, k, True, mask)
+
+
+# -- linear layers -----------------------------------------------------------------------------------------------------------------------
+
+
+def spoil(t: T, name: str, change: Callable[..., Any]) -> None:
+    """The rule's relevance as `change(relevance, *operands)` leaves it; what it absorbed stays."""
+    right = getattr(t, name)
+
+    def wrong(*operands: Any, **options: Any) -> Any:
+        answer = right(*operands, **options)
+        passed = change(bare(answer), *operands)
+        return answer | {"relevance": passed} if isinstance(answer, dict) else passed
+
+    setattr(t, name, wraps(right)(wrong))
+
+
+def bare(answer: Any) -> Any:
+    return answer["relevance"] if isinstance(answer, dict) else answer
+
+
+def halved_linear(t: T) -> None:
+    for name in ("linear_epsilon", "linear_gradient"):
+        spoil(t, name, lambda r, *operands: r / 2)
+
+
+def conv_doubled(t: T) -> None:
+    """Images of three channels go another way."""
+    for name in ("convolution_epsilon", "convolution_z_plus"):
+        spoil(t, name, lambda r, x, *rest: r if x.shape[1] == 3 else 2 * r)
+
+
+def alpha_beta_bias(t: T) -> None:
+    """The whole bias is added to the positive and to the negative sum."""
+
+    def linear_alpha_beta(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float) -> Tensor:
+        c = t.contributions(x, w)
+        return t.cut(c.clamp(min=0), b, alpha * r)["relevance"] + t.cut(c.clamp(max=0), b, -beta * r)["relevance"]
+
+    t.linear_alpha_beta = t.widened(linear_alpha_beta)
+
+
+def alpha_index(t: T) -> None:
+    right = t.linear_alpha_beta
+
+    def linear_alpha_beta(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float) -> Tensor:
+        return bare(right(x, w, b, r, alpha=1.0, beta=beta))
+
+    t.linear_alpha_beta = linear_alpha_beta
+
+
+def gamma_at_zero(t: T) -> None:
+    right = t.linear_gamma
+
+    def linear_gamma(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, gamma: float) -> Tensor:
+        z = t.functional.linear(*map(t.widen, (x, w, b)))
+        return bare(right(x, w, b, t.torch.where(z == 0, 0, r), gamma=gamma))
+
+    t.linear_gamma = linear_gamma
+
+
+def zero_input(t: T) -> None:
+    """Handed on as R / x, to be multiplied by x: nothing comes back from 0."""
+    for name in WITH_ZEROS:
+        spoil(t, name, lambda r, x, *rest: t.torch.where(x == 0, 0, r))
+
+
+# -- sums, products, what is read twice ------------------------------------------------------------------------------------------------------
+
+
+def residual_absolute(t: T) -> None:
+    def add_epsilon(a: Tensor, b: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
+        size = a.abs() + b.abs()
+        return {"relevance": (a.abs() / size * r, b.abs() / size * r)}
+
+    t.add_epsilon = t.widened(add_epsilon)
+
+
+def residual_absolute_stabilised(t: T) -> None:
+    def add_epsilon(a: Tensor, b: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
+        size = a.abs() + b.abs() + eps
+        return {"relevance": (a.abs() / size * r, b.abs() / size * r)}
+
+    t.add_epsilon = t.widened(add_epsilon)
+
+
+def batch_coupled(t: T) -> None:
+    """Each branch is brought to its part of all that arrived, and all means every example."""
+    right = t.add_epsilon
+
+    def add_epsilon(a: Tensor, b: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
+        a, b = right(a, b, r, eps=eps, stabilizer=stabilizer)["relevance"]
+        a_sum, b_sum = a.sum(), b.sum()
+        size = a_sum.abs() + b_sum.abs()
+        return a * (a_sum.abs() / size * r.sum() / a_sum), b * (b_sum.abs() / size * r.sum() / b_sum)
+
+    t.add_epsilon = t.widened(add_epsilon)
+
+
+def batch_coupled_total(t: T) -> None:
+    """All that comes out is brought to the sum of all that went in."""
+    for name in ("linear_epsilon", "linear_z_plus"):
+        spoil(t, name, lambda passed, x, w, b, r: (t.widen(passed) * (t.widen(r).sum() / t.widen(passed).sum())).to(r.dtype))
+
+
+def leaf_twice(t: T) -> None:
+    """Of two ways the second overwrites the first."""
+
+    def fan_out_epsilon(x: Tensor, w1: Tensor, w2: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Tensor:
+        _, second = t.add_epsilon(x @ w1.mT, x @ w2.mT, r, eps=eps, stabilizer=stabilizer)["relevance"]
+        return t.linear_epsilon(x, w2, None, second, eps=eps, stabilizer=stabilizer)["relevance"]
+
+    t.fan_out_epsilon = t.widened(fan_out_epsilon)
+
+
+def product_proportional(t: T) -> None:
+    def multiply_uniform(operands: Sequence[Tensor], r: Tensor, *, constant: Sequence[bool] | None = None) -> Any:
+        fixed = constant or [False] * len(operands)
+        size = sum(a.abs() for a, c in zip(operands, fixed, strict=True) if not c)
+        return tuple(None if c else r * a.abs() / size for a, c in zip(operands, fixed, strict=True))
+
+    t.multiply_uniform = t.widened(multiply_uniform)
+
+
+def constant_eats_share(t: T) -> None:
+    def multiply_uniform(operands: Sequence[Tensor], r: Tensor, *, constant: Sequence[bool] | None = None) -> Any:
+        return tuple(None if c else r / len(operands) for c in constant or [False] * len(operands))
+
+    t.multiply_uniform = t.widened(multiply_uniform)
+
+
+def cp_half(t: T) -> None:
+    """The uniform rule's half for V, while the other half goes nowhere."""
+    t.matmul_second = lambda a, v, r, **options: bare(t.matmul_uniform(a, v, r, **options))[1]
+
+    def attention_cp(q: Tensor, k: Tensor, v: Tensor, r: Tensor, *, scale: float, causal: bool, mask: Any, **options: Any) -> Any:
+        p = t.probabilities(scale * q @ t.repeated(k, q.shape[1]).mT, t.attended(q, k, causal, mask))
+        r_v = t.matmul_second(p, t.repeated(v, q.shape[1]), r, **options)
+        return None, None, bare(t.repeat_heads_follow(v, r_v, times=q.shape[1] // k.shape[1]))
+
+    right = t.attention_cp_gradient
+    t.attention_cp = t.widened(attention_cp)
+    t.attention_cp_gradient = lambda *operands, **options: (None, None, right(*operands, **options)[2] / 2)
+
+
+def gqa_first_copy(t: T) -> None:
+    t.repeat_heads_follow = t.widened(lambda x, r, *, times: {"relevance": r[:, ::times], "absorbed": {}})
+
+
+def gqa_wrong_groups(t: T) -> None:
+    """Summed as if whole sets of heads stood one after the other."""
+    t.repeat_heads_follow = t.widened(lambda x, r, *, times: {"relevance": r.unflatten(1, (times, -1)).sum(1), "absorbed": {}})
+
+
+def moe_degree_0(t: T) -> None:
+    t.renormalise_identity = lambda x, r: bare(t.renormalise_epsilon(x, r, eps=1e-6))
+
+
+# -- norms, activations, rotation --------------------------------------------------------------------------------------------------------
+
+
+def bn_variance(t: T) -> None:
+    def layer_norm(x: Tensor, w: Tensor, b: Tensor | None, norm_eps: float, frozen: bool = False) -> Tensor:
+        scale = (x.var(-1, unbiased=False, keepdim=True) ** 2 + norm_eps) ** 0.5
+        z = (x - x.mean(-1, keepdim=True)) / (scale.detach() if frozen else scale) * w
+        return z if b is None else z + b
+
+    t.layer_norm = layer_norm
+
+
+def ln_unbiased(t: T) -> None:
+    def layer_norm(x: Tensor, w: Tensor, b: Tensor | None, norm_eps: float, frozen: bool = False) -> Tensor:
+        std = (x.var(-1, keepdim=True) + norm_eps).sqrt()
+        z = (x - x.mean(-1, keepdim=True)) / (std.detach() if frozen else std) * w
+        return z if b is None else z + b
+
+    t.layer_norm = layer_norm
+
+
+def identity_in_wrong_form(t: T) -> None:
+    """The factor of the gradient form, where relevance is carried."""
+    t.activation_identity = t.activation_ratio
+
+
+def relu_identity_lost(t: T) -> None:
+    right = t.activation_identity
+    t.activation_identity = lambda x, r, *, kind: {"relevance": t.torch.zeros_like(r)} if kind == "relu" else right(x, r, kind=kind)
+
+
+def rope_interleave(t: T) -> None:
+    """Neighbours are pairs, though cos and sin are laid out for halves."""
+
+    def turned(x: Tensor) -> Tensor:
+        return t.torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+
+    def rotary_epsilon(x: Tensor, cos: Tensor, sin: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Tensor:
+        own, partners = t.sum_epsilon([x * cos, turned(x) * sin], r, eps=eps, stabilizer=stabilizer)["relevance"]
+        return own + partners.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+
+    t.turned, t.rotary_epsilon = turned, t.widened(rotary_epsilon)
+
+
+# -- what is done around the rules -----------------------------------------------------------------------------------------------------------
+
+
+VACUOUS = ("linear_epsilon", "add_epsilon", "matmul_uniform", "softmax_taylor", "layer_norm_epsilon", "attention_attnlrp")
+
+
+def vacuous_check(t: T) -> Any:
+    """Every input gets the mean of what arrived. Seen from outside: the rules that call others still call the right ones."""
+    outside = SimpleNamespace(**vars(t))
+    for name in VACUOUS:
+        spoil(outside, name, lambda passed, *operands: _mean(t, passed, operands[-1]))
+    return outside
+
+
+def _mean(t: T, passed: Any, r: Tensor) -> Any:
+    pieces = passed if isinstance(passed, tuple) else (passed,)
+    mean = t.widen(r).sum() / sum(each.numel() for each in pieces)
+    uniform = tuple(t.torch.full_like(each, float(mean)) for each in pieces)
+    return uniform if isinstance(passed, tuple) else uniform[0]
+
+
+def rule_forgotten(t: T) -> None:
+    """The layers' rules are taken off after a call; the next finds none and takes the default."""
+    right = t.network
+
+    def network(layers: Sequence[dict[str, Any]]) -> Any:
+        ways = [right(layers), right([plain(layer) for layer in layers])]
+        return lambda x, seeds: ways.pop(0)(x, seeds) if len(ways) > 1 else ways[0](x, seeds)
+
+    def plain(layer: dict[str, Any]) -> dict[str, Any]:
+        kept = {name: layer[name] for name in ("operation", "w", "b", "kind") if name in layer}
+        return kept | ({"rule": "epsilon", "eps": 1e-9} if layer["operation"] == "linear" else {"rule": "identity"})
+
+    t.network = network
+
+
+def gamma_forward(t: T) -> None:
+    """The layer itself gets the weights W + gamma W^+, and z is theirs."""
+    right = t.network
+
+    def amplified(p: Tensor, gamma: float) -> Tensor:
+        return p if p is None else p + gamma * p.clamp(min=0)
+
+    def loud(layer: dict[str, Any]) -> dict[str, Any]:
+        if layer.get("rule") != "gamma":
+            return layer
+        weights = {name: amplified(layer[name], layer["gamma"]) for name in ("w", "b")}
+        return {"operation": "linear", "rule": "epsilon", "eps": 1e-9, **weights}
+
+    t.network = lambda layers: right([loud(layer) for layer in layers])
+
+
+def one_target(t: T) -> None:
+    """One graph, and it is freed by the first way back."""
+    right = t.network
+
+    def network(layers: Sequence[dict[str, Any]]) -> Any:
+        def explain(x: Tensor, seeds: Sequence[Tensor]) -> Any:
+            graph = t.torch.ones((), requires_grad=True)
+            z, relevance = right(layers)(x, seeds)
+            freed = (graph * graph).sum()
+            for _ in seeds:
+                freed.backward()
+            return z, relevance
+
+        return explain
+
+    t.network = network
+
+
+def logit_squared(t: T) -> None:
+    """A gradient's seed is 1, not the logit."""
+    right = t.model
+
+    def model(folder: Any) -> Any:
+        explain = right(folder)
+
+        def wrong(ids: Any, targets: Any, method: str) -> Any:
+            answers = explain(ids, targets, method)
+            return answers if method == "attnlrp" else [
+                {site: r if site == "logit" else r * answer["logit"] for site, r in answer.items()} for answer in answers
+            ]  # fmt: skip
+
+        return wrong
+
+    t.model = model
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------------------------
+
+PLANTS: tuple[Plant, ...] = (
+    Plant("eps-unsigned", STABILISED, eps_unsigned, "eps without the sign of z"),
+    Plant("eps-zero-sign", WITH_DEAD_UNITS, eps_zero_sign, "sign(0) = 0, and what stands over 0 is dropped"),
+    Plant("eps-zero-sign", STABILISED, eps_zero_sign_divided, "sign(0) = 0, and divided by"),
+    Plant("eps-two-forms", ("attention_attnlrp",), eps_two_forms, "2 (O + eps) for AV, 2 O + eps for QK"),
+    Plant("eps-two-forms", ("matmul_uniform",), eps_two_forms_matmul, "2 (O + eps) where 2 O + eps is asked for"),
+    Plant("softmax-dim", ("softmax_taylor", "softmax_gradient"), softmax_dim, "sums over the last axis, whichever it was"),
+    Plant("softmax-shifted", ("softmax_taylor", "attention_attnlrp"), softmax_shifted, "logits less their maximum"),
+    Plant("mask-finfo", ("softmax_taylor",), mask_finfo, "only -inf counts as masked"),
+    Plant("tril-always", ATTENTION, tril_always, "causal, asked or not"),
+    Plant("cp-half", ("matmul_second", "attention_cp", "attention_cp_gradient"), cp_half, "V gets half, nobody the other"),
+    Plant("halved-linear", ("linear_epsilon", "linear_gradient", "convolution_epsilon"), halved_linear, "every linear layer halves"),
+    Plant("moe-degree-0", ("renormalise_identity",), moe_degree_0, "the eps-rule through r / sum(r)"),
+    Plant("identity-in-wrong-form", ("activation_identity",), identity_in_wrong_form, "R f(x) / x"),
+    Plant("product-proportional", ("multiply_uniform",), product_proportional, "a product split by magnitude"),
+    Plant("residual-absolute", ("add_epsilon",), residual_absolute, "|a| / (|a| + |b|)"),
+    Plant("residual-absolute", ("add_epsilon",), residual_absolute_stabilised, "|a| / (|a| + |b| + eps)"),
+    Plant("constant-eats-share", ("multiply_uniform",), constant_eats_share, "1/N for constants, too"),
+    Plant("relu-identity-lost", ("activation_identity", "network"), relu_identity_lost, "0 behind a ReLU"),
+    Plant("rule-forgotten", ("network",), rule_forgotten, "the second call has the default rules"),
+    Plant("conv-doubled", ("convolution_epsilon", "convolution_z_plus"), conv_doubled, "twice the relevance unless there are three channels"),
+    Plant("safe-divide", ("linear_z_plus", "linear_alpha_beta", "convolution_z_plus"), safe_divide, "a clamp with the wrong sign"),
+    Plant("batch-coupled", ("add_epsilon",), batch_coupled, "branches rescaled with sums over the batch"),
+    Plant("batch-coupled", ("linear_epsilon", "linear_z_plus"), batch_coupled_total, "a layer rescaled with sums over the batch"),
+    Plant("bn-variance", ("layer_norm_epsilon", "layer_norm_frozen", "layer_norm_gradient"), bn_variance, "sqrt(var^2 + eps)"),
+    Plant("alpha-beta-bias", ("linear_alpha_beta",), alpha_beta_bias, "all of the bias in both denominators"),
+    Plant("alpha-index", ("linear_alpha_beta",), alpha_index, "alpha is not used"),
+    Plant("gamma-forward", ("network",), gamma_forward, "gamma in the forward, too"),
+    Plant("ln-unbiased", ("layer_norm_epsilon", "layer_norm_frozen", "layer_norm_gradient"), ln_unbiased, "n - 1 in the variance"),
+    Plant("gamma-at-zero", ("linear_gamma",), gamma_at_zero, "nothing passes where z = 0"),
+    Plant("zero-input", WITH_ZEROS, zero_input, "nothing reaches x = 0"),
+    Plant("leaf-twice", ("fan_out_epsilon",), leaf_twice, "of two uses one counts"),
+    Plant("logit-squared", MODEL, logit_squared, "the logit as a gradient's seed", "seed: multiplied by the logit"),
+    Plant("vacuous-check", VACUOUS, vacuous_check, "the mean of what arrived, everywhere"),
+    Plant("fp16-nan", ("linear_epsilon", "add_epsilon"), half_precision, "half precision throughout"),
+    Plant("one-target", ("network",), one_target, "the graph is freed by the first target"),
+    Plant("gqa-repeat", GROUPED, gqa_first_copy, "the first copy's relevance alone"),
+    Plant("gqa-repeat", GROUPED, gqa_wrong_groups, "summed over the wrong groups"),
+    Plant("cp-half", MODEL, cp_half, "V gets half, nobody the other", "matmul: V gets half"),
+    Plant("halved-linear", MODEL, halved_linear, "every linear layer halves", "linear: every linear layer hands on half"),
+    Plant("residual-absolute", MODEL, residual_absolute, "|a| / (|a| + |b|)", "residual: split by absolute values"),
+    Plant("gqa-repeat", MODEL, gqa_first_copy, "the first copy's relevance alone", "grouped queries: only one copy"),
+    Plant("rope-interleave", ("rotary_epsilon", "rotary_gradient"), rope_interleave, "neighbours as pairs, tables for halves"),
+)  # fmt: skip
+
+
+# -- planting ----------------------------------------------------------------------------------------------------------------------------
+
+
+def fresh() -> T:
+    """A copy of the adapter of its own, which may be changed."""
+    spec = importlib.util.spec_from_file_location("planted_adapter", ADAPTER)
+    assert spec is not None and spec.loader is not None
+    module: T = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def planted(plant: Plant) -> runner.Adapter:
+    """The adapter with the fault, and without books: no library keeps any."""
+    module = fresh()
+    faulty = plant.plant(module) or module
+    bookless = {rule: _relevance_alone(getattr(faulty, rule)) for rule in runner.rules() if rule != "network"}
+    return runner.Adapter(SimpleNamespace(**vars(faulty) | bookless))
+
+
+def _relevance_alone(rule: Callable[..., Any]) -> Callable[..., Any]:
+    return wraps(rule)(lambda *operands, **options: bare(rule(*operands, **options)))
+
+
+def try_plant(plant: Plant) -> list[Outcome]:
+    adapter = planted(plant)
+    return [_outcome(plant, rule, runner.run(adapter, rule)) for rule in plant.rules]
+
+
+def _outcome(plant: Plant, rule: str, report: runner.Report) -> Outcome:
+    if rule == "model":
+        return _of_models(plant, [m for m in report.models if m.status == runner.FAILED])
+    r = report[rule]
+    case = "" if r.smallest is None else f"{r.smallest.case.id} {'+'.join(r.smallest.case.flags)}"
+    return Outcome(plant, rule, r.status == runner.FAILED, tuple(m.id for m in r.mistakes), case)
+
+
+def _of_models(plant: Plant, failed: Sequence[Any]) -> Outcome:
+    """Of every model that fails the diagnosis has to begin alike."""
+    said = sorted({m.reasons[0] if m.reasons else "nothing" for m in failed})
+    return Outcome(plant, "model", bool(failed), tuple(said) if len(said) == 1 else ("now this, now that", *said), failed[0].name if failed else "")
+
+
+def run_all(plants: Sequence[Plant] = PLANTS) -> list[Outcome]:
+    return [outcome for plant in plants for outcome in try_plant(plant)]
+
+
+def show(outcomes: Sequence[Outcome]) -> str:
+    """The table: fault, what was planted, rule, what came of it; and the score."""
+    lines = []
+    for o in outcomes:
+        said = "named" if o.right else f"CALLED {', '.join(o.named) or 'nothing'}" if o.caught else "MISSED"
+        lines.append(f"{o.plant.fault:24} {o.plant.what:50} {o.rule:24} {said:10} {o.case}")
+    faults = {o.plant.fault for o in outcomes}
+    wrong = {o.plant.fault for o in outcomes if not o.right}
+    return "\n".join([*lines, "", f"{len(faults - wrong)} of {len(faults)} faults caught and named"])
+
+
+def main() -> int:
+    start = time.monotonic()
+    outcomes = run_all()
+    print(show(outcomes))
+    print(f"{time.monotonic() - start:.0f} s")
+    return 0 if all(o.right for o in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
