@@ -1,12 +1,37 @@
-"""One file per architecture, forward only, top to bottom like its paper; shared half-blocks beside them."""
+"""One file per architecture, forward only, top to bottom like its paper; shared half-blocks beside
+them.
+"""
 
 if __name__ != "refl.nets":
-    raise ImportError("this folder is the package refl.nets; install the project (pip install -e .) and import that name")
+    raise ImportError(
+        "this folder is the package refl.nets; install the project (pip install -e .) and "
+        "import that name"
+    )
 
-from refl.nets import albert, bert, deit, gemma2, gemma3, gpt2, llama, mistral, mixtral, phi, qwen2, qwen3, qwen3_moe, roberta, t5, vit
+from refl.nets import (
+    albert,
+    bert,
+    deit,
+    gemma2,
+    gemma3,
+    gpt2,
+    llama,
+    mistral,
+    mixtral,
+    phi,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    roberta,
+    t5,
+    vit,
+)
 
 DECODERS = (llama, gpt2, mistral, qwen2, qwen3, phi, gemma2, gemma3, mixtral, qwen3_moe)
 ENCODERS = (bert, roberta, albert, vit, deit)
 
-NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *ENCODERS, t5)} | {"xlm-roberta": roberta, "camembert": roberta}
+NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *ENCODERS, t5)} | {
+    "xlm-roberta": roberta,
+    "camembert": roberta,
+}
 """model_type of config.json -> the net."""

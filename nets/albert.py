@@ -1,12 +1,15 @@
-"""ALBERT (Lan et al. 2020, arXiv 1909.11942): BERT with narrow embeddings, and layers that share their weights.
+"""ALBERT (Lan et al. 2020, arXiv 1909.11942): BERT with narrow embeddings, and layers that share
+their weights.
 
     h = mapping(norm(word[ids] + type[types] + position[0..T-1]))
-    for each layer i:    of group i G // L, its inner layers:  h = norm(h + attention(h)),  h = norm(h + ffn_output(act(ffn(h))))
+    for each layer i:    of group i G // L, its inner layers:  h = norm(h + attention(h)),
+                         h = norm(h + ffn_output(act(ffn(h))))
     masked token:        logits = decoder(norm(act(dense(h))))
     class:               logits = classifier(tanh(pooler(h_0)))
 
-Names are those of Hugging Face's AlbertForMaskedLM, AlbertForSequenceClassification and AlbertModel. A group is run by several layers,
-so its sites are named by the layer: weights `albert.encoder.albert_layer_groups.0.albert_layers.0.ffn` make the sites
+Names are those of Hugging Face's AlbertForMaskedLM, AlbertForSequenceClassification and
+AlbertModel. A group is run by several layers, so its sites are named by the layer: weights
+`albert.encoder.albert_layer_groups.0.albert_layers.0.ffn` make the sites
 `albert.encoder.layer.3.albert_layers.0.ffn`.
 """
 
@@ -36,10 +39,17 @@ class Config(encoder.Options):
     inner_group_num: int = 1
 
     FAMILIES: ClassVar[tuple[str, ...]] = ("Albert",)
-    HARMLESS: ClassVar[tuple[str, ...]] = ("down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks")
+    HARMLESS: ClassVar[tuple[str, ...]] = (
+        "down_scale_factor",
+        "gap_size",
+        "net_structure_type",
+        "num_memory_blocks",
+    )
 
     def group(self, index: int) -> int:
-        """The group that the layer of this index runs; layers need not divide evenly, and then rounding decides as in the original."""
+        """The group that the layer of this index runs; layers need not divide evenly, and then
+        rounding decides as in the original.
+        """
         return int(index / (self.num_hidden_layers / self.num_hidden_groups))
 
 
@@ -51,7 +61,9 @@ def shapes(c: Config) -> Shapes:
     """Every tensor: name, shape, and the options that ask for it."""
     d, e = c.hidden_size, c.embedding_size
     yield from encoder.embedding_shapes("albert.embeddings", c, e, "embedding_size")
-    yield from linear_shapes("albert.encoder.embedding_hidden_mapping_in", d, e, "hidden_size and embedding_size")
+    yield from linear_shapes(
+        "albert.encoder.embedding_hidden_mapping_in", d, e, "hidden_size and embedding_size"
+    )
     for group in range(c.num_hidden_groups):
         for j in range(c.inner_group_num):
             yield from _inner_shapes(f"{stored(group)}.albert_layers.{j}", c)
@@ -77,7 +89,9 @@ def _inner_shapes(layer: str, c: Config) -> Shapes:
     yield from norm_shapes(f"{layer}.full_layer_layer_norm", d)
 
 
-def forward(t: Trace, c: Config, batch: Batch) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
+def forward(
+    t: Trace, c: Config, batch: Batch
+) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
     h = encoder.embeddings(t, "albert.embeddings", c, batch, encoder.counted(batch.ids))
     h = t.linear("albert.encoder.embedding_hidden_mapping_in", h, bias=True)
     mask = encoder.bidirectional(batch)
@@ -87,14 +101,20 @@ def forward(t: Trace, c: Config, batch: Batch) -> Value:  # ids (B, T) -> (B, T,
         return t.module("predictions", predictions, encoder.wanted(t, "predictions", h, batch), c)
     pooled = t.linear("albert.pooler", encoder.first(t, "albert.pooler", h, batch), bias=True)
     pooled = t.activation("albert.pooler_activation", pooled, "tanh")
-    return t.linear("classifier", pooled, bias=True) if c.task == "class" else encoder.wanted(t, "albert", h, batch)
+    return (
+        t.linear("classifier", pooled, bias=True)
+        if c.task == "class"
+        else encoder.wanted(t, "albert", h, batch)
+    )
 
 
 def stored(group: int) -> str:
     return f"albert.encoder.albert_layer_groups.{group}"
 
 
-def layer(t: Trace, h: Value, c: Config, group: int, mask: Array | None) -> Value:  # (B, T, D) -> (B, T, D)
+def layer(
+    t: Trace, h: Value, c: Config, group: int, mask: Array | None
+) -> Value:  # (B, T, D) -> (B, T, D)
     with t.sharing(stored(group)):
         for j in range(c.inner_group_num):
             h = t.module(f"albert_layers.{j}", inner, h, c, mask)
@@ -103,16 +123,26 @@ def layer(t: Trace, h: Value, c: Config, group: int, mask: Array | None) -> Valu
 
 def inner(t: Trace, h: Value, c: Config, mask: Array | None) -> Value:  # (B, T, D) -> (B, T, D)
     h = t.module("attention", attention, h, c, mask)
-    m = t.linear("ffn_output", t.activation("activation", t.linear("ffn", h, bias=True), c.hidden_act), bias=True)
+    m = t.linear(
+        "ffn_output",
+        t.activation("activation", t.linear("ffn", h, bias=True), c.hidden_act),
+        bias=True,
+    )
     return t.layer_norm("full_layer_layer_norm", t.add("residual", m, h), c.layer_norm_eps)
 
 
 def attention(t: Trace, h: Value, c: Config, mask: Array | None) -> Value:  # (B, T, D) -> (B, T, D)
     context = encoder.self_attention(t, h, c.num_attention_heads, mask)
-    return t.layer_norm("LayerNorm", t.add("residual", h, t.linear("dense", context, bias=True)), c.layer_norm_eps)
+    return t.layer_norm(
+        "LayerNorm", t.add("residual", h, t.linear("dense", context, bias=True)), c.layer_norm_eps
+    )
 
 
 def predictions(t: Trace, h: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, V)
-    h = t.layer_norm("LayerNorm", t.activation("activation", t.linear("dense", h, bias=True), c.hidden_act), c.layer_norm_eps)
+    h = t.layer_norm(
+        "LayerNorm",
+        t.activation("activation", t.linear("dense", h, bias=True), c.hidden_act),
+        c.layer_norm_eps,
+    )
     table = "albert.embeddings.word_embeddings.weight" if c.tie_word_embeddings else None
     return t.linear("decoder", h, weight=table, bias="predictions.bias")

@@ -9,21 +9,24 @@ from refl.arrays import Array
 
 @dataclass(frozen=True)
 class Batch:
-    """A padded batch of inputs, on the device of the computation. A net reads the fields of its kind of input.
+    """A padded batch of inputs, on the device of the computation. A net reads the fields of its
+    kind of input.
 
     ids            int (B, T), token ids
-    real           bool (B, T), False where a token is padding; None where nothing is padded
+    attention_mask           bool (B, T), False where a token is padding; None where nothing is
+                             padded
     types          int (B, T), token type ids (sentence A or B); None for zeros
-    pixels         (B, C, H, W), a normalised image
+    pixels         (B, C, H, W), a normalized image
     decoder_ids    int (B, U), what an encoder-decoder has written so far
-    decoder_real   bool (B, U), as `real`
-    rows           for each example the position whose output is wanted, B integers; None for every position
+    decoder_attention_mask   bool (B, U), as `attention_mask`
+    rows           for each example the position whose output is wanted, B integers; None for every
+                   position
     """
 
     ids: Array = None
-    real: Array = None
+    attention_mask: Array = None
     types: Array = None
     pixels: Array = None
     decoder_ids: Array = None
-    decoder_real: Array = None
+    decoder_attention_mask: Array = None
     rows: tuple[int, ...] | None = None

@@ -5,8 +5,8 @@
     masked token:      logits = decoder(norm(act(dense(h))))
     class:             logits = classifier(tanh(pooler(h_0)))
 
-Names are those of Hugging Face's BertForMaskedLM, BertForSequenceClassification and BertModel. A checkpoint of the last has no head:
-its output is h, and its pooler is run beside.
+Names are those of Hugging Face's BertForMaskedLM, BertForSequenceClassification and BertModel. A
+checkpoint of the last has no head: its output is h, and its pooler is run beside.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from refl.trace import Trace, Value
 
 MODEL_TYPE = "bert"
 PREFIX = "bert."
-CHECKED = "random configurations against transformers 4.52.4; relevance LXT 2.1 (gradient form); real checkpoints: all-MiniLM-L6-v2"
+CHECKED = (
+    "random configurations against transformers 4.52.4; relevance LXT 2.1 (gradient x input "
+    "form); real checkpoints: all-MiniLM-L6-v2"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,9 @@ def shapes(c: Config) -> Shapes:
             yield "cls.predictions.decoder.weight", (c.vocab_size, d), "vocab_size and hidden_size"
 
 
-def forward(t: Trace, c: Config, batch: Batch) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
+def forward(
+    t: Trace, c: Config, batch: Batch
+) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
     h = encoder.embeddings(t, "bert.embeddings", c, batch, encoder.counted(batch.ids))
     mask = encoder.bidirectional(batch)
     for i in range(c.num_hidden_layers):
@@ -67,7 +72,11 @@ def forward(t: Trace, c: Config, batch: Batch) -> Value:  # ids (B, T) -> (B, T,
     if c.task == "masked-token":
         return t.module("cls.predictions", predictions, encoder.wanted(t, "cls", h, batch), c)
     pooled = t.module("bert.pooler", pooler, encoder.first(t, "bert.pooler", h, batch))
-    return t.linear("classifier", pooled, bias=True) if c.task == "class" else encoder.wanted(t, "bert", h, batch)
+    return (
+        t.linear("classifier", pooled, bias=True)
+        if c.task == "class"
+        else encoder.wanted(t, "bert", h, batch)
+    )
 
 
 def pooler(t: Trace, x: Value) -> Value:  # (B, 1, D) -> (B, 1, D)
@@ -81,4 +90,8 @@ def predictions(t: Trace, h: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, 
 
 
 def transform(t: Trace, h: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, D)
-    return t.layer_norm("LayerNorm", t.activation("transform_act_fn", t.linear("dense", h, bias=True), c.hidden_act), c.layer_norm_eps)
+    return t.layer_norm(
+        "LayerNorm",
+        t.activation("transform_act_fn", t.linear("dense", h, bias=True), c.hidden_act),
+        c.layer_norm_eps,
+    )

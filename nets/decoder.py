@@ -1,8 +1,9 @@
-"""What decoder-only nets with rotary positions have in common: options, and for Llama and its kin the way from ids to logits.
+"""What decoder-only nets with rotary positions have in common: options, and for Llama and its kin
+the way from ids to logits.
 
-    h = embed(ids)
-    for each block:    h = h + attention(norm(h)),    h = h + mlp(norm(h))
-    logits = head(norm(h))
+h = embed(ids)
+for each block:    h = h + attention(norm(h)),    h = h + mlp(norm(h))
+logits = head(norm(h))
 """
 
 from __future__ import annotations
@@ -41,8 +42,12 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.head_dim is None:
-            divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
-        divides("num_key_value_heads", self.kv_heads, "num_attention_heads", self.num_attention_heads)
+            divides(
+                "num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size
+            )
+        divides(
+            "num_key_value_heads", self.kv_heads, "num_attention_heads", self.num_attention_heads
+        )
         _ = self.rope, self.windows
 
     @property
@@ -56,7 +61,13 @@ class Options:
 
     @property
     def rope(self) -> Rope:
-        return rope.read(self.width, self.rope_theta, self.max_position_embeddings, self.rope_scaling, self.rope_parameters)
+        return rope.read(
+            self.width,
+            self.rope_theta,
+            self.max_position_embeddings,
+            self.rope_scaling,
+            self.rope_parameters,
+        )
 
     @property
     def longest(self) -> int:
@@ -68,17 +79,30 @@ class Options:
         return (None,) * self.num_hidden_layers
 
 
-def windows(given: Sequence[str] | None, sliding: Sequence[bool], window: int | None) -> tuple[int | None, ...]:
-    """`window` for the blocks that config.json's layer_types call sliding, or, where it has none, for those that `sliding` marks.
+def windows(
+    given: Sequence[str] | None, sliding: Sequence[bool], window: int | None
+) -> tuple[int | None, ...]:
+    """`window` for the blocks that config.json's layer_types call sliding, or, where it has none,
+    for those that `sliding` marks.
 
-    Raises ReflError for layer_types of another length, of unknown kinds, or that slide without a window.
+    Raises ReflError for layer_types of another length, of unknown kinds, or that slide without a
+    window.
     """
-    kinds = given if given is not None else [SLIDING if s and window is not None else FULL for s in sliding]
+    kinds = (
+        given
+        if given is not None
+        else [SLIDING if s and window is not None else FULL for s in sliding]
+    )
     if len(kinds) != len(sliding):
-        raise ReflError(f"config.json has {len(kinds)} layer_types for num_hidden_layers = {len(sliding)}")
+        raise ReflError(
+            f"config.json has {len(kinds)} layer_types for num_hidden_layers = {len(sliding)}"
+        )
     for kind in kinds:
         if kind not in (FULL, SLIDING):
-            raise ReflError(f"config.json has {kind!r} among layer_types, which is not implemented: there are {FULL} and {SLIDING}")
+            raise ReflError(
+                f"config.json has {kind!r} among layer_types, which is not implemented: "
+                f"there are {FULL} and {SLIDING}"
+            )
         if kind == SLIDING and window is None:
             raise ReflError(f"config.json has {SLIDING} among layer_types and no sliding_window")
     return tuple(window if kind == SLIDING else None for kind in kinds)
@@ -91,7 +115,9 @@ def next_token(c: Any) -> str:
 
 def seen(c: Options, batch: Batch) -> list[Any]:  # -> for each block bool (1|B, 1, T, T)
     """The masks of the blocks: one for each size of window."""
-    by_window = {window: masks.causal(batch.ids, batch.real, window) for window in set(c.windows)}
+    by_window = {
+        window: masks.causal(batch.ids, batch.attention_mask, window) for window in set(c.windows)
+    }
     return [by_window[window] for window in c.windows]
 
 
@@ -100,7 +126,12 @@ def head(
 ) -> Value:  # (B, T, D) -> (B, T, V), or (B, 1, V) at the wanted rows
     if batch.rows is not None:
         h = t.move("lm_head.row", "rows", h, index=batch.rows)
-    return t.linear("lm_head", h, bias=bias, weight="model.embed_tokens.weight" if c.tie_word_embeddings else None)
+    return t.linear(
+        "lm_head",
+        h,
+        bias=bias,
+        weight="model.embed_tokens.weight" if c.tie_word_embeddings else None,
+    )
 
 
 def ends(c: Options, *, bias: bool = False) -> Tensors:
@@ -112,7 +143,7 @@ def ends(c: Options, *, bias: bool = False) -> Tensors:
         yield "lm_head.bias", (c.vocab_size,), "vocab_size"
 
 
-# -- Llama and its kin --------------------------------------------------------------------------------------------------------------------
+# -- Llama and its kin -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -134,7 +165,9 @@ Step = Callable[..., Value]
 def forward(
     t: Trace, c: Kin, batch: Batch, attend: Step, feed: Step
 ) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
-    """attend(t, x, c, cos, sin, mask), feed(t, x, c): what is between a block's norms and its residuals."""
+    """attend(t, x, c, cos, sin, mask), feed(t, x, c): what is between a block's norms and its
+    residuals.
+    """
     h = t.embedding("model.embed_tokens", batch.ids)
     cos, sin = rope.tables(c.rope, batch.ids.shape[-1], h.array)
     for i, mask in enumerate(seen(c, batch)):
@@ -142,9 +175,17 @@ def forward(
     return head(t, t.rms_norm("model.norm", h, c.rms_norm_eps), c, batch)
 
 
-def block(t: Trace, h: Value, c: Kin, attend: Step, feed: Step, *seen: Any) -> Value:  # (B, T, D) -> (B, T, D)
-    h = t.add("residual", h, t.module("self_attn", attend, t.rms_norm("input_layernorm", h, c.rms_norm_eps), c, *seen))
-    return t.add("", h, t.module("mlp", feed, t.rms_norm("post_attention_layernorm", h, c.rms_norm_eps), c))
+def block(
+    t: Trace, h: Value, c: Kin, attend: Step, feed: Step, *seen: Any
+) -> Value:  # (B, T, D) -> (B, T, D)
+    h = t.add(
+        "residual",
+        h,
+        t.module("self_attn", attend, t.rms_norm("input_layernorm", h, c.rms_norm_eps), c, *seen),
+    )
+    return t.add(
+        "", h, t.module("mlp", feed, t.rms_norm("post_attention_layernorm", h, c.rms_norm_eps), c)
+    )
 
 
 def head_norms(c: Options) -> Tensors:
@@ -154,7 +195,9 @@ def head_norms(c: Options) -> Tensors:
             yield from tensors.norm(f"model.layers.{i}.self_attn.{name}", c.width, "head_dim")
 
 
-def tensors_of(c: Options, *, bias: bool = False, out_bias: bool = False, mlp_bias: bool = False) -> Tensors:
+def tensors_of(
+    c: Options, *, bias: bool = False, out_bias: bool = False, mlp_bias: bool = False
+) -> Tensors:
     """Those of embedding, head, norms, attention, gated MLP."""
     yield from ends(c)
     yield from tensors.norm("model.norm", c.hidden_size)

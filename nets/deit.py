@@ -1,9 +1,12 @@
 """DeiT (Touvron et al. 2021): a ViT with a second learned token, which learns from a teacher.
 
     h = [class, distillation, patches] + positions;  pre-LN blocks (nets/vision.py)
-    logits = classifier(norm(h)[0]),  or with a teacher  (cls_classifier(norm(h)[0]) + distillation_classifier(norm(h)[1])) / 2
+    logits = classifier(norm(h)[0]),  or with a teacher
+                                      (cls_classifier(norm(h)[0]) +
+                                      distillation_classifier(norm(h)[1])) / 2
 
-Names are those of Hugging Face's DeiTForImageClassification and DeiTForImageClassificationWithTeacher.
+Names are those of Hugging Face's DeiTForImageClassification and
+DeiTForImageClassificationWithTeacher.
 """
 
 from __future__ import annotations
@@ -43,12 +46,25 @@ def task(c: Config) -> str:
 def shapes(c: Config) -> Tensors:
     yield from vision.shapes(c, "deit", ("cls_token", "distillation_token"))
     for name in CLASSIFIERS[c.head]:
-        yield from tensors.linear(name, c.labels, c.hidden_size, "id2label (or num_labels) and hidden_size", bias=True)
+        yield from tensors.linear(
+            name, c.labels, c.hidden_size, "id2label (or num_labels) and hidden_size", bias=True
+        )
 
 
-def forward(t: Trace, c: Config, batch: Batch) -> Value:  # pixels (B, C, H, W) -> logits (B, 1, classes)
-    h = vision.body(t, "deit", c, batch, {"cls_token": "class_token", "distillation_token": "distillation_token"})
+def forward(
+    t: Trace, c: Config, batch: Batch
+) -> Value:  # pixels (B, C, H, W) -> logits (B, 1, classes)
+    h = vision.body(
+        t,
+        "deit",
+        c,
+        batch,
+        {"cls_token": "class_token", "distillation_token": "distillation_token"},
+    )
     if c.head == "Model":
         return vision.pooler(t, "deit", h, c, batch)
-    logits = [t.linear(name, vision.token(t, name, h, batch, i), bias=True) for i, name in enumerate(CLASSIFIERS[c.head])]
+    logits = [
+        t.linear(name, vision.token(t, name, h, batch, i), bias=True)
+        for i, name in enumerate(CLASSIFIERS[c.head])
+    ]
     return logits[0] if len(logits) == 1 else t.scale("logits", t.add("logits.sum", *logits), 0.5)

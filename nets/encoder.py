@@ -1,10 +1,13 @@
-"""What the encoders share: attention that looks both ways, the feed-forward half, the embeddings of a text, their options.
+"""What the encoders share: attention that looks both ways, the feed-forward half, the embeddings of
+a text, their options.
 
     attention      softmax(q k^T / sqrt(d)) v,  q, k, v = query(x), key(x), value(x)
-    post-LN        h = norm(h + dense(attention(h))),    h = norm(h + dense(act(dense(h))))          (Vaswani et al. 2017; BERT)
-    pre-LN         h = h + dense(attention(norm(h))),    h = h + dense(act(dense(norm(h))))          (ViT)
+    post-LN        h = norm(h + dense(attention(h))),    h = norm(h + dense(act(dense(h))))
+                   (Vaswani et al. 2017; BERT)
+    pre-LN         h = h + dense(attention(norm(h))),    h = h + dense(act(dense(norm(h))))  (ViT)
 
-The halves are apart, so that each net norms where it does. `self_attention` and `intermediate` are functions of the module they run as.
+The halves are apart, so that each net norms where it does. `self_attention` and `intermediate` are
+functions of the module they run as.
 """
 
 from __future__ import annotations
@@ -49,7 +52,10 @@ class Options:
         _ = self.task
         known_activation("hidden_act", self.hidden_act)
         if self.position_embedding_type != "absolute":
-            raise ReflError(f"config.json has position_embedding_type {self.position_embedding_type!r}: only 'absolute' is implemented")
+            raise ReflError(
+                "config.json has position_embedding_type "
+                f"{self.position_embedding_type!r}: only 'absolute' is implemented"
+            )
         divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
 
     @property
@@ -59,7 +65,10 @@ class Options:
         for name in self.architectures or ():
             if name in known:
                 return known[name]
-        raise ReflError(f"config.json has architectures = {self.architectures}: expected one of {', '.join(known)}")
+        raise ReflError(
+            f"config.json has architectures = {self.architectures}: expected one of "
+            f"{', '.join(known)}"
+        )
 
     @property
     def longest(self) -> int:
@@ -71,7 +80,12 @@ class Options:
         return len(self.id2label) if self.id2label else self.num_labels or 2
 
 
-TASKS = {"ForMaskedLM": "masked-token", "ForPreTraining": "masked-token", "ForSequenceClassification": "class", "Model": "features"}
+TASKS = {
+    "ForMaskedLM": "masked-token",
+    "ForPreTraining": "masked-token",
+    "ForSequenceClassification": "class",
+    "Model": "features",
+}
 """End of a class name -> task. Of the two heads of pre-training, the one that guesses tokens."""
 
 
@@ -85,8 +99,16 @@ def norm_shapes(name: str, width: int, why: str = "hidden_size") -> Shapes:
 
 def embedding_shapes(name: str, c: Options, width: int, why: str) -> Shapes:
     yield f"{name}.word_embeddings.weight", (c.vocab_size, width), f"vocab_size and {why}"
-    yield f"{name}.position_embeddings.weight", (c.max_position_embeddings, width), f"max_position_embeddings and {why}"
-    yield f"{name}.token_type_embeddings.weight", (c.type_vocab_size, width), f"type_vocab_size and {why}"
+    yield (
+        f"{name}.position_embeddings.weight",
+        (c.max_position_embeddings, width),
+        f"max_position_embeddings and {why}",
+    )
+    yield (
+        f"{name}.token_type_embeddings.weight",
+        (c.type_vocab_size, width),
+        f"type_vocab_size and {why}",
+    )
     yield from norm_shapes(f"{name}.LayerNorm", width, why)
 
 
@@ -103,21 +125,29 @@ def _block_shapes(block: str, c: Options) -> Shapes:
         yield from linear_shapes(f"{block}.attention.self.{name}", d, d, "hidden_size")
     yield from linear_shapes(f"{block}.attention.output.dense", d, d, "hidden_size")
     yield from norm_shapes(f"{block}.attention.output.LayerNorm", d)
-    yield from linear_shapes(f"{block}.intermediate.dense", inner, d, "hidden_size and intermediate_size")
+    yield from linear_shapes(
+        f"{block}.intermediate.dense", inner, d, "hidden_size and intermediate_size"
+    )
     yield from linear_shapes(f"{block}.output.dense", d, inner, "hidden_size and intermediate_size")
     yield from norm_shapes(f"{block}.output.LayerNorm", d)
 
 
-# -- embeddings -----------------------------------------------------------------------------------------------------------------------
+# -- embeddings ------------------------------------------------------------------------------------
 
 
-def embeddings(t: Trace, name: str, c: Options, batch: Batch, positions: Array) -> Value:  # ids (B, T) -> (B, T, E)
+def embeddings(
+    t: Trace, name: str, c: Options, batch: Batch, positions: Array
+) -> Value:  # ids (B, T) -> (B, T, E)
     """norm(word + token type + position), as the module of this name."""
     types = namespace(batch.ids).zeros_like(batch.ids) if batch.types is None else batch.types
     with t.inside(name):
         words = t.embedding("word_embeddings", batch.ids)
-        typed = t.add("typed", words, t.embedding("token_type_embeddings", types, role="token_type"))
-        placed = t.add("placed", typed, t.embedding("position_embeddings", positions, role="position"))
+        typed = t.add(
+            "typed", words, t.embedding("token_type_embeddings", types, role="token_type")
+        )
+        placed = t.add(
+            "placed", typed, t.embedding("position_embeddings", positions, role="position")
+        )
         h = t.layer_norm("LayerNorm", placed, c.layer_norm_eps)
     return t.name(h, name)
 
@@ -129,18 +159,27 @@ def counted(ids: Array) -> Array:  # (B, T) -> int (B, T): 0, 1, ..., T - 1 in e
 
 def bidirectional(batch: Batch) -> Array | None:  # -> bool (B, 1, T, T)
     """Every token sees every token that is no padding; None where nothing is padded."""
-    if batch.real is None:
+    if batch.attention_mask is None:
         return None
-    size, longest = batch.real.shape
-    return namespace(batch.real).broadcast_to(batch.real[:, None, None, :], (size, 1, longest, longest))
+    size, longest = batch.attention_mask.shape
+    return namespace(batch.attention_mask).broadcast_to(
+        batch.attention_mask[:, None, None, :], (size, 1, longest, longest)
+    )
 
 
-# -- a block --------------------------------------------------------------------------------------------------------------------------
+# -- a block ---------------------------------------------------------------------------------------
 
 
-def self_attention(t: Trace, x: Value, heads: int, mask: Array | None, bias: bool = True) -> Value:  # (B, T, D) -> (B, T, D)
-    """What the heads see, side by side and before any projection; `query`, `key` and `value` are modules of the one that is open."""
-    q, k, v = (t.move(f"{name}.heads", "split_heads", t.linear(name, x, bias=bias), heads=heads) for name in ("query", "key", "value"))
+def self_attention(
+    t: Trace, x: Value, heads: int, mask: Array | None, bias: bool = True
+) -> Value:  # (B, T, D) -> (B, T, D)
+    """What the heads see, side by side and before any projection; `query`, `key` and `value` are
+    modules of the one that is open.
+    """
+    q, k, v = (
+        t.move(f"{name}.heads", "split_heads", t.linear(name, x, bias=bias), heads=heads)
+        for name in ("query", "key", "value")
+    )
     q = t.scale("query.scaled", q, q.array.shape[-1] ** -0.5)
     return t.move("context.merged", "merge_heads", t.attention(q, k, v, mask, causal=False))
 
@@ -149,23 +188,41 @@ def intermediate(t: Trace, x: Value, act: str) -> Value:  # (B, T, D) -> (B, T, 
     return t.activation("intermediate_act_fn", t.linear("dense", x, bias=True), act)
 
 
-def post_norm(t: Trace, h: Value, c: Options, mask: Array | None) -> Value:  # (B, T, D) -> (B, T, D)
+def post_norm(
+    t: Trace, h: Value, c: Options, mask: Array | None
+) -> Value:  # (B, T, D) -> (B, T, D)
     h = t.module("attention", _attention, h, c, mask)
-    return t.module("output", _output, t.module("intermediate", intermediate, h, c.hidden_act), h, c.layer_norm_eps)
+    return t.module(
+        "output",
+        _output,
+        t.module("intermediate", intermediate, h, c.hidden_act),
+        h,
+        c.layer_norm_eps,
+    )
 
 
 def _attention(t: Trace, h: Value, c: Options, mask: Array | None) -> Value:
-    return t.module("output", _output, t.module("self", self_attention, h, c.num_attention_heads, mask), h, c.layer_norm_eps)
+    return t.module(
+        "output",
+        _output,
+        t.module("self", self_attention, h, c.num_attention_heads, mask),
+        h,
+        c.layer_norm_eps,
+    )
 
 
 def _output(t: Trace, x: Value, h: Value, norm_eps: float) -> Value:
-    return t.layer_norm("LayerNorm", t.add("residual", t.linear("dense", x, bias=True), h), norm_eps)
+    return t.layer_norm(
+        "LayerNorm", t.add("residual", t.linear("dense", x, bias=True), h), norm_eps
+    )
 
 
-# -- what a head reads ----------------------------------------------------------------------------------------------------------------
+# -- what a head reads -----------------------------------------------------------------------------
 
 
-def wanted(t: Trace, head: str, h: Value, batch: Batch) -> Value:  # (B, T, D) -> (B, T, D), or (B, 1, D) at the wanted rows
+def wanted(
+    t: Trace, head: str, h: Value, batch: Batch
+) -> Value:  # (B, T, D) -> (B, T, D), or (B, 1, D) at the wanted rows
     return h if batch.rows is None else t.move(f"{head}.row", "rows", h, index=batch.rows)
 
 

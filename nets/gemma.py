@@ -32,7 +32,10 @@ class Options(decoder.Options):
     final_logit_softcapping: float | None = None
     tie_word_embeddings: bool = True
 
-    HARMLESS: ClassVar[tuple[str, ...]] = ("cache_implementation", "hidden_act")  # hidden_activation is what counts
+    HARMLESS: ClassVar[tuple[str, ...]] = (
+        "cache_implementation",
+        "hidden_act",
+    )  # hidden_activation is what counts
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,16 +46,24 @@ def norm(t: Trace, name: str, x: Value, c: Options) -> Value:  # (..., N) -> (..
     return t.rms_norm(name, x, c.rms_norm_eps, offset=1.0)
 
 
-def block(t: Trace, h: Value, c: Options, attend: decoder.Step, *seen: Any) -> Value:  # (B, T, D) -> (B, T, D)
+def block(
+    t: Trace, h: Value, c: Options, attend: decoder.Step, *seen: Any
+) -> Value:  # (B, T, D) -> (B, T, D)
     a = t.module("self_attn", attend, norm(t, "input_layernorm", h, c), c, *seen)
     h = t.add("residual", h, norm(t, "post_attention_layernorm", a, c))
     m = t.module("mlp", mlp.gated, norm(t, "pre_feedforward_layernorm", h, c), c.hidden_activation)
     return t.add("", h, norm(t, "post_feedforward_layernorm", m, c))
 
 
-def head(t: Trace, h: Value, c: Options, batch: Batch) -> Value:  # (B, T, D) -> (B, T, V), or (B, 1, V) at the wanted rows
+def head(
+    t: Trace, h: Value, c: Options, batch: Batch
+) -> Value:  # (B, T, D) -> (B, T, V), or (B, 1, V) at the wanted rows
     logits = decoder.head(t, norm(t, "model.norm", h, c), c, batch)
-    return logits if c.final_logit_softcapping is None else attention.soft_cap(t, "lm_head", logits, c.final_logit_softcapping)
+    return (
+        logits
+        if c.final_logit_softcapping is None
+        else attention.soft_cap(t, "lm_head", logits, c.final_logit_softcapping)
+    )
 
 
 def tensors_of(c: Options) -> Tensors:

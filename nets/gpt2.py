@@ -23,7 +23,10 @@ from refl.trace import Trace, Value
 
 MODEL_TYPE = "gpt2"
 PREFIX = "transformer."
-CHECKED = "random configurations against transformers 4.52.4; relevance LXT 2.1 (gradient form); real checkpoints: capp_gpt2, nano_sort_gpt2"
+CHECKED = (
+    "random configurations against transformers 4.52.4; relevance LXT 2.1 (gradient x input "
+    "form); real checkpoints: capp_gpt2, nano_sort_gpt2"
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.activation_function not in NAMES:
             raise ReflError(
-                f"config.json asks for activation_function {self.activation_function!r}, which is not implemented: "
+                f"config.json asks for activation_function {self.activation_function!r}, "
+                "which is not implemented: "
                 f"there are {', '.join(NAMES)}"
             )
         divides("n_head", self.n_head, "n_embd", self.n_embd)
@@ -97,16 +101,24 @@ def task(c: Config) -> str:
     return "next-token"
 
 
-def forward(t: Trace, c: Config, batch: Batch) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
+def forward(
+    t: Trace, c: Config, batch: Batch
+) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
     ids = batch.ids
-    h = t.add("transformer.drop", t.embedding("transformer.wte", ids), t.embedding("transformer.wpe", positions(ids), role="position"))
-    mask = masks.causal(ids, batch.real)
+    h = t.add(
+        "transformer.drop",
+        t.embedding("transformer.wte", ids),
+        t.embedding("transformer.wpe", positions(ids), role="position"),
+    )
+    mask = masks.causal(ids, batch.attention_mask)
     for i in range(c.n_layer):
         h = t.block(f"transformer.h.{i}", block, h, c, i, mask)
     h = t.layer_norm("transformer.ln_f", h, c.layer_norm_epsilon)
     if batch.rows is not None:
         h = t.move("lm_head.row", "rows", h, index=batch.rows)
-    return t.linear("lm_head", h, weight="transformer.wte.weight" if c.tie_word_embeddings else None)
+    return t.linear(
+        "lm_head", h, weight="transformer.wte.weight" if c.tie_word_embeddings else None
+    )
 
 
 def positions(ids: Array) -> Array:  # (B, T) -> int (B, T): 0, 1, ..., T - 1 in every row
@@ -114,19 +126,38 @@ def positions(ids: Array) -> Array:  # (B, T) -> int (B, T): 0, 1, ..., T - 1 in
     return xp.cumulative_sum(xp.ones_like(ids), axis=1) - 1
 
 
-def block(t: Trace, h: Value, c: Config, index: int, mask: Array) -> Value:  # (B, T, D) -> (B, T, D)
-    h = t.add("residual", h, t.module("attn", attention, t.layer_norm("ln_1", h, c.layer_norm_epsilon), c, index, mask))
-    return t.add("", h, t.module("mlp", mlp, t.layer_norm("ln_2", h, c.layer_norm_epsilon), c.activation_function))
+def block(
+    t: Trace, h: Value, c: Config, index: int, mask: Array
+) -> Value:  # (B, T, D) -> (B, T, D)
+    h = t.add(
+        "residual",
+        h,
+        t.module("attn", attention, t.layer_norm("ln_1", h, c.layer_norm_epsilon), c, index, mask),
+    )
+    return t.add(
+        "",
+        h,
+        t.module("mlp", mlp, t.layer_norm("ln_2", h, c.layer_norm_epsilon), c.activation_function),
+    )
 
 
-def attention(t: Trace, x: Value, c: Config, index: int, mask: Array) -> Value:  # (B, T, D) -> (B, T, D)
+def attention(
+    t: Trace, x: Value, c: Config, index: int, mask: Array
+) -> Value:  # (B, T, D) -> (B, T, D)
     qkv, d = t.linear("c_attn", x, bias=True, transposed=True), c.n_embd
     q, k, v = (
-        t.move(name, "split_heads", t.move(f"{name}.flat", "slice", qkv, start=i * d, stop=(i + 1) * d), heads=c.n_head)
+        t.move(
+            name,
+            "split_heads",
+            t.move(f"{name}.flat", "slice", qkv, start=i * d, stop=(i + 1) * d),
+            heads=c.n_head,
+        )
         for i, name in enumerate(("query", "key", "value"))
     )
     context = t.attention(t.scale("query.scaled", q, _scale(c, index)), k, v, mask, causal=True)
-    return t.linear("c_proj", t.move("context.merged", "merge_heads", context), bias=True, transposed=True)
+    return t.linear(
+        "c_proj", t.move("context.merged", "merge_heads", context), bias=True, transposed=True
+    )
 
 
 def _scale(c: Config, index: int) -> float:
@@ -135,4 +166,9 @@ def _scale(c: Config, index: int) -> float:
 
 
 def mlp(t: Trace, x: Value, act: str) -> Value:  # (B, T, D) -> (B, T, D)
-    return t.linear("c_proj", t.activation("act", t.linear("c_fc", x, bias=True, transposed=True), act), bias=True, transposed=True)
+    return t.linear(
+        "c_proj",
+        t.activation("act", t.linear("c_fc", x, bias=True, transposed=True), act),
+        bias=True,
+        transposed=True,
+    )

@@ -1,7 +1,8 @@
 """Llama (Touvron et al. 2023, arXiv 2302.13971; Llama 3, arXiv 2407.21783).
 
     h = embed(ids)
-    for each block:    h = h + attention(rms_norm(h)),    h = h + down(silu(gate(n)) * up(n)),  n = rms_norm(h)
+    for each block:    h = h + attention(rms_norm(h)),    h = h + down(silu(gate(n)) * up(n)),
+                       n = rms_norm(h)
     logits = head(rms_norm(h))
 
 Names are those of Hugging Face's LlamaForCausalLM.
@@ -20,7 +21,10 @@ from refl.trace import Trace, Value
 
 MODEL_TYPE = "llama"
 PREFIX = "model."
-CHECKED = "random configurations against transformers 4.52.4; relevance LXT 2.1 (both forms); real checkpoints: stories260K, babyllama105, the shipped model"
+CHECKED = (
+    "random configurations against transformers 4.52.4; relevance LXT 2.1 (both forms); real "
+    "checkpoints: stories260K, babyllama105, the shipped model"
+)
 
 task = decoder.next_token
 
@@ -37,14 +41,20 @@ class Config(decoder.Kin):
 
 def shapes(c: Config) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
-    return decoder.tensors_of(c, bias=c.attention_bias, out_bias=c.attention_bias, mlp_bias=c.mlp_bias)
+    return decoder.tensors_of(
+        c, bias=c.attention_bias, out_bias=c.attention_bias, mlp_bias=c.mlp_bias
+    )
 
 
-def forward(t: Trace, c: Config, batch: Batch) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
+def forward(
+    t: Trace, c: Config, batch: Batch
+) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
     return decoder.forward(t, c, batch, attend, feed)
 
 
-def attend(t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Array) -> Value:  # (B, T, D) -> (B, T, D)
+def attend(
+    t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Array
+) -> Value:  # (B, T, D) -> (B, T, D)
     q, k, v = attention.project(t, x, c, bias=c.attention_bias)
     q, k = attention.turn(t, q, k, cos, sin, c.width**-0.5)
     return t.linear("o_proj", attention.attend(t, q, k, v, mask), bias=c.attention_bias)

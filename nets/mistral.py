@@ -1,7 +1,9 @@
-"""Mistral 7B (Jiang et al. 2023, arXiv 2310.06825): Llama whose attention reaches back over a window.
+"""Mistral 7B (Jiang et al. 2023, arXiv 2310.06825): Llama whose attention reaches back over a
+window.
 
     h = embed(ids)
-    for each block:    h = h + attention(rms_norm(h), window),    h = h + down(silu(gate(n)) * up(n)),  n = rms_norm(h)
+    for each block:    h = h + attention(rms_norm(h), window),  h = h + down(silu(gate(n)) * up(n)),
+                       n = rms_norm(h)
     logits = head(rms_norm(h))
 
 Names are those of Hugging Face's MistralForCausalLM.
@@ -43,11 +45,15 @@ def shapes(c: Config) -> Tensors:
     return decoder.tensors_of(c)
 
 
-def forward(t: Trace, c: Config, batch: Batch) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
+def forward(
+    t: Trace, c: Config, batch: Batch
+) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
     return decoder.forward(t, c, batch, attend, feed)
 
 
-def attend(t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Array) -> Value:  # (B, T, D) -> (B, T, D)
+def attend(
+    t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Array
+) -> Value:  # (B, T, D) -> (B, T, D)
     q, k, v = attention.project(t, x, c)
     q, k = attention.turn(t, q, k, cos, sin, c.width**-0.5)
     return t.linear("o_proj", attention.attend(t, q, k, v, mask))

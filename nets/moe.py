@@ -1,12 +1,14 @@
-"""Mixture of experts, the half-block in place of an MLP (Shazeer et al. 2017, arXiv 1701.06538; Mixtral, arXiv 2401.04088).
+"""Mixture of experts, the half-block in place of an MLP (Shazeer et al. 2017, arXiv 1701.06538;
+Mixtral, arXiv 2401.04088).
 
     p = softmax(gate(x))                     for each token, over the experts
     r = the k largest of p                   made to sum to one, where the config says so
     y = sum over the chosen of  r_e expert_e(x)
 
-Only chosen experts run, on the tokens that chose them, and only their weights are fetched. Sites of an expert are (B, N, D): N tokens
-for each example, first those whose first choice it was, then the second, and so on, as transformers has them; then zeros where another
-example has more. Padding is sent to no expert.
+Only chosen experts run, on the tokens that chose them, and only their weights are fetched. Sites of
+an expert are (B, N, D): N tokens for each example, first those whose first choice it was, then the
+second, and so on, as transformers has them; then zeros where another example has more. Padding is
+sent to no expert.
 """
 
 from __future__ import annotations
@@ -22,43 +24,89 @@ from refl.trace import Choice, Index, Trace, Value
 
 
 def forward(
-    t: Trace, c: decoder.Kin, batch: Batch, attend: decoder.Step, module: str, feeds: Sequence[decoder.Step]
+    t: Trace,
+    c: decoder.Kin,
+    batch: Batch,
+    attend: decoder.Step,
+    module: str,
+    feeds: Sequence[decoder.Step],
 ) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
-    """attend(t, x, c, cos, sin, mask) in every block; as `module`, each block's own feed(t, x, c, real)."""
+    """attend(t, x, c, cos, sin, mask) in every block; as `module`, each block's own feed(t, x, c,
+    attention_mask).
+    """
     h = t.embedding("model.embed_tokens", batch.ids)
     cos, sin = rope.tables(c.rope, batch.ids.shape[-1], h.array)
     for i, (mask, feed) in enumerate(zip(decoder.seen(c, batch), feeds, strict=True)):
-        h = t.block(f"model.layers.{i}", block, h, c, attend, module, feed, cos, sin, mask, batch.real)
+        h = t.block(
+            f"model.layers.{i}",
+            block,
+            h,
+            c,
+            attend,
+            module,
+            feed,
+            cos,
+            sin,
+            mask,
+            batch.attention_mask,
+        )
     return decoder.head(t, t.rms_norm("model.norm", h, c.rms_norm_eps), c, batch)
 
 
 def block(
     t: Trace, h: Value, c: decoder.Kin, attend: decoder.Step, module: str, feed: decoder.Step,
-    cos: Array, sin: Array, mask: Array, real: Array | None,
+    cos: Array, sin: Array, mask: Array, attention_mask: Array | None,
 ) -> Value:  # fmt: skip  # (B, T, D) -> (B, T, D)
-    h = t.add("residual", h, t.module("self_attn", attend, t.rms_norm("input_layernorm", h, c.rms_norm_eps), c, cos, sin, mask))
-    return t.add("", h, t.module(module, feed, t.rms_norm("post_attention_layernorm", h, c.rms_norm_eps), c, real))
+    h = t.add(
+        "residual",
+        h,
+        t.module(
+            "self_attn", attend, t.rms_norm("input_layernorm", h, c.rms_norm_eps), c, cos, sin, mask
+        ),
+    )
+    return t.add(
+        "",
+        h,
+        t.module(
+            module,
+            feed,
+            t.rms_norm("post_attention_layernorm", h, c.rms_norm_eps),
+            c,
+            attention_mask,
+        ),
+    )
 
 
 def mixture(
-    t: Trace, x: Value, expert: Callable[..., Value], k: int, normalised: bool, real: Array | None
+    t: Trace,
+    x: Value,
+    expert: Callable[..., Value],
+    k: int,
+    normalized: bool,
+    attention_mask: Array | None,
 ) -> Value:  # (B, T, D), bool (B, T) -> (B, T, D)
     length = x.array.shape[1]
     r, chosen = t.top_k("chosen", t.softmax("probabilities", t.linear("gate", x)), k)
-    if normalised:
-        r = t.renormalise("routing_weights", r)
+    if normalized:
+        r = t.renormalize("routing_weights", r)
     r = t.move("routing_weights.flat", "reshape", r, shape=(-1, length * k, 1))
     terms, places = [], []
-    for e, tokens, weights in dispatched(chosen, real):
+    for e, tokens, weights in dispatched(chosen, attention_mask):
         y = t.module(f"experts.{e}", expert, t.gather(f"experts.{e}.tokens", x, tokens))
-        terms.append(t.multiply(f"experts.{e}.weighted", t.gather(f"experts.{e}.routing_weight", r, weights), y))
+        terms.append(
+            t.multiply(
+                f"experts.{e}.weighted", t.gather(f"experts.{e}.routing_weight", r, weights), y
+            )
+        )
         places.append(tokens)
     return t.combine("", terms, tuple(places), length)
 
 
-def dispatched(chosen: Choice, real: Array | None) -> Iterator[tuple[int, Index, Index]]:
-    """For each expert that a token chose: its tokens' positions, and those of their weights among the T k of an example."""
-    kept = None if real is None else asnumpy(real).tolist()
+def dispatched(chosen: Choice, attention_mask: Array | None) -> Iterator[tuple[int, Index, Index]]:
+    """For each expert that a token chose: its tokens' positions, and those of their weights among
+    the T k of an example.
+    """
+    kept = None if attention_mask is None else asnumpy(attention_mask).tolist()
     tokens: dict[int, list[list[int]]] = {}
     weights: dict[int, list[list[int]]] = {}
     for b, example in enumerate(chosen):
@@ -82,4 +130,6 @@ HARMLESS = ("output_router_logits", "router_aux_loss_coef", "router_jitter_noise
 def enough(name: str, experts: int, k: int) -> None:
     """Raises ReflError unless a token can choose k experts."""
     if k > experts:
-        raise ReflError(f"config.json has num_experts_per_tok = {k}, but only {experts} experts ({name})")
+        raise ReflError(
+            f"config.json has num_experts_per_tok = {k}, but only {experts} experts ({name})"
+        )

@@ -1,7 +1,10 @@
-"""Qwen 3 (Yang et al. 2025, arXiv 2505.09388): Llama whose queries and keys are normed, head by head, some blocks with a window.
+"""Qwen 3 (Yang et al. 2025, arXiv 2505.09388): Llama whose queries and keys are normed, head by
+head, some blocks with a window.
 
     h = embed(ids)
-    for each block:    h = h + attention(rms_norm(h), window of the block),    h = h + down(silu(gate(n)) * up(n)),  n = rms_norm(h)
+    for each block:    h = h + attention(rms_norm(h), window of the block),
+                       h = h + down(silu(gate(n)) * up(n)),
+                       n = rms_norm(h)
     logits = head(rms_norm(h))
 
 Names are those of Hugging Face's Qwen3ForCausalLM; which blocks have the window is as in Qwen 2.
@@ -19,7 +22,10 @@ from refl.trace import Trace, Value
 
 MODEL_TYPE = "qwen3"
 PREFIX = "model."
-CHECKED = "random configurations against transformers 4.52.4; relevance LXT 2.1 (gradient form); no real checkpoint"
+CHECKED = (
+    "random configurations against transformers 4.52.4; relevance LXT 2.1 (gradient x input "
+    "form); no real checkpoint"
+)
 
 task = decoder.next_token
 
@@ -38,11 +44,15 @@ def shapes(c: Config) -> Tensors:
     yield from decoder.head_norms(c)
 
 
-def forward(t: Trace, c: Config, batch: Batch) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
+def forward(
+    t: Trace, c: Config, batch: Batch
+) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
     return decoder.forward(t, c, batch, attend, feed)
 
 
-def attend(t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Array) -> Value:  # (B, T, D) -> (B, T, D)
+def attend(
+    t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Array
+) -> Value:  # (B, T, D) -> (B, T, D)
     q, k, v = attention.project(t, x, c, bias=c.attention_bias)
     q, k = t.rms_norm("q_norm", q, c.rms_norm_eps), t.rms_norm("k_norm", k, c.rms_norm_eps)
     q, k = attention.turn(t, q, k, cos, sin, c.width**-0.5)

@@ -1,13 +1,16 @@
 """Qwen 3 with a mixture of experts (Qwen team 2025, arXiv 2505.09388).
 
     h = embed(ids)
-    for each block:    h = h + attention(rms_norm(h)),    h = h + sum over the chosen experts of r_e expert_e(rms_norm(h))
-    expert(n) = down(silu(gate(n)) * up(n)),    r: the largest of softmax(gate(n)), made to sum to one where norm_topk_prob says so
+    for each block:    h = h + attention(rms_norm(h)),    h = h + sum over the chosen experts of r_e
+                                                          expert_e(rms_norm(h))
+    expert(n) = down(silu(gate(n)) * up(n)),    r: the largest of softmax(gate(n)), made to sum to
+                                                one where norm_topk_prob says so
     logits = head(rms_norm(h))
 
-Queries and keys pass an rms_norm per head before they are rotated. Blocks in mlp_only_layers, and those whose number, counted from 1,
-decoder_sparse_step does not divide, have one gated MLP in place of the experts. Which blocks have a window is as in Qwen 2.
-Names are those of Hugging Face's Qwen3MoeForCausalLM.
+Queries and keys pass an rms_norm per head before they are rotated. Blocks in mlp_only_layers, and
+those whose number, counted from 1, decoder_sparse_step does not divide, have one gated MLP in place
+of the experts. Which blocks have a window is as in Qwen 2. Names are those of Hugging Face's
+Qwen3MoeForCausalLM.
 """
 
 from __future__ import annotations
@@ -24,7 +27,10 @@ from refl.trace import Trace, Value
 
 MODEL_TYPE = "qwen3_moe"
 PREFIX = "model."
-CHECKED = "random configurations against transformers 4.52.4; relevance LXT 2.1's operations; no real checkpoint"
+CHECKED = (
+    "random configurations against transformers 4.52.4; relevance LXT 2.1's operations; no "
+    "real checkpoint"
+)
 
 
 @dataclass(frozen=True)
@@ -58,30 +64,49 @@ def shapes(c: Config) -> Tensors:
     for i in range(c.num_hidden_layers):
         at = f"model.layers.{i}"
         yield from tensors.norm(f"{at}.input_layernorm", c.hidden_size)
-        yield from attention.tensors_of(f"{at}.self_attn", c, bias=c.attention_bias, out_bias=c.attention_bias)
+        yield from attention.tensors_of(
+            f"{at}.self_attn", c, bias=c.attention_bias, out_bias=c.attention_bias
+        )
         yield from tensors.norm(f"{at}.self_attn.q_norm", c.width, "head_dim")
         yield from tensors.norm(f"{at}.self_attn.k_norm", c.width, "head_dim")
         yield from tensors.norm(f"{at}.post_attention_layernorm", c.hidden_size)
         if not c.sparse(i):
             yield from mlp.gated_tensors(f"{at}.mlp", c.hidden_size, c.intermediate_size)
             continue
-        yield from tensors.linear(f"{at}.mlp.gate", c.num_experts, c.hidden_size, "hidden_size and num_experts")
+        yield from tensors.linear(
+            f"{at}.mlp.gate", c.num_experts, c.hidden_size, "hidden_size and num_experts"
+        )
         for e in range(c.num_experts):
-            yield from mlp.gated_tensors(f"{at}.mlp.experts.{e}", c.hidden_size, c.moe_intermediate_size)
+            yield from mlp.gated_tensors(
+                f"{at}.mlp.experts.{e}", c.hidden_size, c.moe_intermediate_size
+            )
 
 
 def task(c: Config) -> str:
     return "next-token"
 
 
-def forward(t: Trace, c: Config, batch: Batch) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
+def forward(
+    t: Trace, c: Config, batch: Batch
+) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
     feeds = [experts if c.sparse(i) else dense for i in range(c.num_hidden_layers)]
     return moe.forward(t, c, batch, qwen3.attend, "mlp", feeds)
 
 
-def experts(t: Trace, x: Value, c: Config, real: Array | None) -> Value:  # (B, T, D) -> (B, T, D)
-    return moe.mixture(t, x, partial(mlp.gated, act=c.hidden_act), c.num_experts_per_tok, c.norm_topk_prob, real)
+def experts(
+    t: Trace, x: Value, c: Config, attention_mask: Array | None
+) -> Value:  # (B, T, D) -> (B, T, D)
+    return moe.mixture(
+        t,
+        x,
+        partial(mlp.gated, act=c.hidden_act),
+        c.num_experts_per_tok,
+        c.norm_topk_prob,
+        attention_mask,
+    )
 
 
-def dense(t: Trace, x: Value, c: Config, real: Array | None) -> Value:  # (B, T, D) -> (B, T, D)
+def dense(
+    t: Trace, x: Value, c: Config, attention_mask: Array | None
+) -> Value:  # (B, T, D) -> (B, T, D)
     return mlp.gated(t, x, c.hidden_act)

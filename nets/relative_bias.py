@@ -1,4 +1,6 @@
-"""T5's bias of attention scores (Raffel et al. 2020, arXiv 1910.10683, section 2.1): per head a number for each bucket of distances."""
+"""T5's bias of attention scores (Raffel et al. 2020, arXiv 1910.10683, section 2.1): per head a
+number for each bucket of distances.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +27,24 @@ def bias(t: Trace, c: Buckets, ids: Array, causal: bool) -> Value:  # (B, T) -> 
     found = namespace(ids).broadcast_to(buckets(c, ids, causal)[None, :, :], (size, length, length))
     rows = t.embedding("relative_attention_bias", found, role="position")  # (B, T, T, H)
     flat = t.move("bias.flat", "reshape", rows, shape=(-1, length * length, c.num_heads))
-    return t.move("bias", "reshape", t.move("bias.transposed", "transpose", flat), shape=(-1, c.num_heads, length, length))
+    return t.move(
+        "bias",
+        "reshape",
+        t.move("bias.transposed", "transpose", flat),
+        shape=(-1, c.num_heads, length, length),
+    )
 
 
-def buckets(c: Buckets, ids: Array, causal: bool) -> Array:  # (B, T) -> int (T, T): for query j and key i the row of the table
+def buckets(
+    c: Buckets, ids: Array, causal: bool
+) -> Array:  # (B, T) -> int (T, T): for query j and key i the row of the table
     """Keys behind the query share the table with those ahead, where those can be seen."""
     xp, length = namespace(ids), ids.shape[1]
     device = {} if xp.__name__ == "cupy" else {"device": ids.device}
     each = c.relative_attention_num_buckets // (1 if causal else 2)
-    row = xp.asarray([bucket(n, each, c.relative_attention_max_distance) for n in range(length)], **device)
+    row = xp.asarray(
+        [bucket(n, each, c.relative_attention_max_distance) for n in range(length)], **device
+    )
     t = xp.arange(length, **device)
     ahead = t[None, :] - t[:, None]
     distance = xp.clip(-ahead, 0, None) if causal else xp.abs(ahead)
@@ -42,8 +53,10 @@ def buckets(c: Buckets, ids: Array, causal: bool) -> Array:  # (B, T) -> int (T,
 
 
 def bucket(n: int, each: int, farthest: int) -> int:
-    """A bucket for each distance up to half of them, from there on of equal widths in log n up to the farthest, and the last for all
-    beyond:  half + floor((each - half) log(n/half) / log(farthest/half)),  in whole numbers, for which no logarithm can round."""
+    """A bucket for each distance up to half of them, from there on of equal widths in log n up to
+    the farthest, and the last for all
+    beyond:  half + floor((each - half) log(n/half) / log(farthest/half)),
+             in whole numbers, for which no logarithm can round."""
     half = each // 2
     if n < half:
         return n

@@ -1,11 +1,14 @@
-"""RoBERTa (Liu et al. 2019, arXiv 1907.11692), XLM-R and CamemBERT: BERT with other positions and heads.
+"""RoBERTa (Liu et al. 2019, arXiv 1907.11692), XLM-R and CamemBERT: BERT with other positions and
+heads.
 
-    h = norm(word[ids] + type[types] + position[p + 1, p + 2, ...]),  p the id of padding, which keeps position p
+    h = norm(word[ids] + type[types] + position[p + 1, p + 2, ...]),  p the id of padding, which
+                                                                      keeps position p
     for each block:    h = norm(h + attention(h)),    h = norm(h + output(act(intermediate(h))))
     masked token:      logits = decoder(norm(gelu(dense(h))))
     class:             logits = out_proj(tanh(dense(h_0)))
 
-Names are those of Hugging Face's RobertaForMaskedLM, RobertaForSequenceClassification and RobertaModel.
+Names are those of Hugging Face's RobertaForMaskedLM, RobertaForSequenceClassification and
+RobertaModel.
 """
 
 from __future__ import annotations
@@ -59,7 +62,9 @@ def shapes(c: Config) -> Shapes:
             yield "lm_head.decoder.weight", (c.vocab_size, d), "vocab_size and hidden_size"
 
 
-def forward(t: Trace, c: Config, batch: Batch) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
+def forward(
+    t: Trace, c: Config, batch: Batch
+) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
     h = encoder.embeddings(t, "roberta.embeddings", c, batch, positions(batch.ids, c.pad_token_id))
     mask = encoder.bidirectional(batch)
     for i in range(c.num_hidden_layers):
@@ -72,17 +77,25 @@ def forward(t: Trace, c: Config, batch: Batch) -> Value:  # ids (B, T) -> (B, T,
     return encoder.wanted(t, "roberta", h, batch)
 
 
-def positions(ids: Array, pad: int) -> Array:  # (B, T) -> int (B, T): those that are no padding are counted from pad + 1
+def positions(
+    ids: Array, pad: int
+) -> Array:  # (B, T) -> int (B, T): those that are no padding are counted from pad + 1
     xp = namespace(ids)
-    real = xp.astype(ids != pad, ids.dtype)
-    return xp.cumulative_sum(real, axis=1) * real + pad
+    attention_mask = xp.astype(ids != pad, ids.dtype)
+    return xp.cumulative_sum(attention_mask, axis=1) * attention_mask + pad
 
 
 def lm_head(t: Trace, h: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, V)
-    h = t.layer_norm("layer_norm", t.activation("gelu", t.linear("dense", h, bias=True), "gelu"), c.layer_norm_eps)
+    h = t.layer_norm(
+        "layer_norm",
+        t.activation("gelu", t.linear("dense", h, bias=True), "gelu"),
+        c.layer_norm_eps,
+    )
     table = "roberta.embeddings.word_embeddings.weight" if c.tie_word_embeddings else None
     return t.linear("decoder", h, weight=table, bias="lm_head.bias")
 
 
 def classifier(t: Trace, x: Value) -> Value:  # (B, 1, D) -> (B, 1, classes)
-    return t.linear("out_proj", t.activation("tanh", t.linear("dense", x, bias=True), "tanh"), bias=True)
+    return t.linear(
+        "out_proj", t.activation("tanh", t.linear("dense", x, bias=True), "tanh"), bias=True
+    )

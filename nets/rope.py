@@ -1,12 +1,16 @@
-"""Rotary position embedding: the frequencies of a config, and the tables of cosines and sines they give.
+"""Rotary position embedding: the frequencies of a config, and the tables of cosines and sines they
+give.
 
-    angle[t, i] = t f_i,   f_i = theta^(-2i/d),   scaled as `rope_type` says:
+angle[t, i] = t f_i,   f_i = theta^(-2i/d),   scaled as `rope_type` says:
 
-    default    f_i                                                                      (Su et al. 2021, arXiv 2104.09864)
-    linear     f_i / factor                                                             (Chen et al. 2023, arXiv 2306.15595)
-    dynamic    theta grows with the length once it exceeds max_position_embeddings      (NTK-aware scaling; as transformers codes it)
-    llama3     long waves divided by factor, short ones kept, a ramp between            (Llama 3.1; as transformers codes it)
-    yarn       the same with a ramp over dimensions, and cos, sin times an attention factor   (Peng et al. 2023, arXiv 2309.00071)
+default    f_i  (Su et al. 2021, arXiv 2104.09864)
+linear     f_i / factor  (Chen et al. 2023, arXiv 2306.15595)
+dynamic    theta grows with the length once it exceeds max_position_embeddings
+           (NTK-aware scaling; as transformers codes it)
+llama3     long waves divided by factor, short ones kept, a ramp between
+           (Llama 3.1; as transformers codes it)
+yarn       the same with a ramp over dimensions, and cos, sin times an attention factor
+           (Peng et al. 2023, arXiv 2309.00071)
 """
 
 from __future__ import annotations
@@ -25,9 +29,15 @@ ACCEPTED = {
     "dynamic": {"factor", "original_max_position_embeddings"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
     "yarn": {
-        "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
     },
-}  # fmt: skip
+}
 REQUIRED = {
     "default": set[str](),
     "linear": {"factor"},
@@ -61,22 +71,35 @@ class Rope:
     @property
     def longest(self) -> int:
         """How many tokens the config allows."""
-        return int(self.positions * self.options["factor"]) if self.kind == "dynamic" else self.positions
+        return (
+            int(self.positions * self.options["factor"])
+            if self.kind == "dynamic"
+            else self.positions
+        )
 
 
 def read(
-    width: int, theta: float | None, positions: int, scaling: dict[str, Any] | None, parameters: dict[str, Any] | None
+    width: int,
+    theta: float | None,
+    positions: int,
+    scaling: dict[str, Any] | None,
+    parameters: dict[str, Any] | None,
 ) -> Rope:
-    """Rope from `rope_theta` and `rope_scaling`, or from `rope_parameters`, where newer files hold both.
+    """Rope from `rope_theta` and `rope_scaling`, or from `rope_parameters`, where newer files hold
+    both.
 
-    Raises ReflError for a type that is not implemented, an option missing from it, or one it does not have.
+    Raises ReflError for a type that is not implemented, an option missing from it, or one it does
+    not have.
     """
     options = dict(parameters or scaling or {})
     kind = options.pop("rope_type", options.pop("type", None)) or "default"
     options.pop("type", None)
     base = options.pop("rope_theta", None) or theta or 10000.0
     if kind not in ACCEPTED:
-        raise ReflError(f"config.json asks for rope_type {kind!r}, which is not implemented: there are {', '.join(ACCEPTED)}")
+        raise ReflError(
+            f"config.json asks for rope_type {kind!r}, which is not implemented: there are "
+            f"{', '.join(ACCEPTED)}"
+        )
     for key, value in options.items():
         _check_option(kind, key, value)
     missing = sorted(REQUIRED[kind] - {key for key, value in options.items() if value is not None})
@@ -84,24 +107,42 @@ def read(
         raise ReflError(f"config.json asks for rope_type {kind!r} without its option {missing[0]}")
     if width % 2:
         raise ReflError(f"rotary embedding needs an even head_dim, got {width}")
-    return Rope(width, float(base), positions, kind, {key: float(v) for key, v in options.items() if v is not None})
+    return Rope(
+        width,
+        float(base),
+        positions,
+        kind,
+        {key: float(v) for key, v in options.items() if v is not None},
+    )
 
 
 def _check_option(kind: str, key: str, value: Any) -> None:
     if key not in ACCEPTED[kind] and not (key == "partial_rotary_factor" and value == 1.0):
-        raise ReflError(f"config.json gives rope_type {kind!r} the option {key}, which is not implemented")
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0):
-        raise ReflError(f"config.json has {key} = {value!r} for rope_type {kind!r}: expected a number above 0")
+        raise ReflError(
+            f"config.json gives rope_type {kind!r} the option {key}, which is not implemented"
+        )
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0
+    ):
+        raise ReflError(
+            f"config.json has {key} = {value!r} for rope_type {kind!r}: expected a number above 0"
+        )
 
 
-def tables(rope: Rope, length: int, other: Array) -> tuple[Array, Array]:  # -> cos, sin (1, 1, T, d), like `other`
+def tables(
+    rope: Rope, length: int, other: Array
+) -> tuple[Array, Array]:  # -> cos, sin (1, 1, T, d), like `other`
     """Angles are formed in float64 and rounded once, to the dtype of `other`."""
     xp = namespace(other)
     device = {} if xp.__name__ == "cupy" else {"device": other.device}
     t = xp.reshape(xp.arange(length, dtype=xp.float64, **device), (1, 1, length, 1))
-    f = xp.reshape(xp.asarray(rope.frequencies(length) * 2, dtype=xp.float64, **device), (1, 1, 1, -1))
+    f = xp.reshape(
+        xp.asarray(rope.frequencies(length) * 2, dtype=xp.float64, **device), (1, 1, 1, -1)
+    )
     angle = t * f
-    return xp.astype(xp.cos(angle) * rope.gain, other.dtype), xp.astype(xp.sin(angle) * rope.gain, other.dtype)
+    return xp.astype(xp.cos(angle) * rope.gain, other.dtype), xp.astype(
+        xp.sin(angle) * rope.gain, other.dtype
+    )
 
 
 def _default(rope: Rope, length: int, theta: float | None = None) -> list[float]:
@@ -119,7 +160,10 @@ def _dynamic(rope: Rope, length: int) -> list[float]:
 
 
 def _llama3(rope: Rope, length: int) -> list[float]:
-    low, high, context = (rope.options[k] for k in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"))
+    low, high, context = (
+        rope.options[k]
+        for k in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    )
 
     def scaled(f: float) -> float:
         turns = context * f / (2 * math.pi)  # full turns within the original context
@@ -146,7 +190,9 @@ def _yarn_factor(rope: Rope) -> float:
 
 
 def _yarn_range(rope: Rope) -> tuple[float, float]:
-    """The dimensions between which frequencies go from kept to stretched: those that turn beta_fast and beta_slow times."""
+    """The dimensions between which frequencies go from kept to stretched: those that turn beta_fast
+    and beta_slow times.
+    """
     original = rope.options.get("original_max_position_embeddings", rope.positions)
 
     def dimension(turns: float) -> float:

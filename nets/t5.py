@@ -1,13 +1,16 @@
-"""T5 (Raffel et al. 2020, arXiv 1910.10683), T5 v1.1 and Flan-T5 (Chung et al. 2022, arXiv 2210.11416).
+"""T5 (Raffel et al. 2020, arXiv 1910.10683), T5 v1.1 and Flan-T5 (Chung et al. 2022, arXiv
+2210.11416).
 
     h = embed(ids)
     for each block of the encoder:    h = h + attention(norm(h)),    h = h + mlp(norm(h))
     g = embed(decoder ids)
-    for each block of the decoder:    g = g + attention(norm(g)),    g = g + attention(norm(g), to norm(h)),    g = g + mlp(norm(g))
+    for each block of the decoder:    g = g + attention(norm(g)),
+                                      g = g + attention(norm(g), to norm(h)),
+                                      g = g + mlp(norm(g))
     logits = head(norm(g)),    the input of a tied head scaled by d_model^-1/2
 
-The norm is RMSNorm; q k^T is not scaled, and in self-attention gets a bias per head and distance, from one table in each stack.
-Names are those of Hugging Face's T5ForConditionalGeneration.
+The norm is RMSNorm; q k^T is not scaled, and in self-attention gets a bias per head and distance,
+from one table in each stack. Names are those of Hugging Face's T5ForConditionalGeneration.
 """
 
 from __future__ import annotations
@@ -26,7 +29,10 @@ from refl.trace import Trace, Value
 
 MODEL_TYPE = "t5"
 PREFIX = ""
-CHECKED = "random configurations against transformers 4.52.4; real checkpoints: chronos_dummy_t5 (untrained)"
+CHECKED = (
+    "random configurations against transformers 4.52.4; real checkpoints: chronos_dummy_t5 "
+    "(untrained)"
+)
 
 
 @dataclass(frozen=True)
@@ -54,25 +60,40 @@ class Config:
         "n_positions",  # what it was trained on; distances have no end
         "chronos_config",  # how Chronos turns time series into tokens
     )
-    WHOLE: ClassVar[tuple[str, ...]] = ("T5ForConditionalGeneration", "T5WithLMHeadModel", "T5Model")
+    WHOLE: ClassVar[tuple[str, ...]] = (
+        "T5ForConditionalGeneration",
+        "T5WithLMHeadModel",
+        "T5Model",
+    )
 
     def __post_init__(self) -> None:
         strange = [name for name in self.architectures or () if name not in self.WHOLE]
         if strange or not self.is_encoder_decoder:
-            raise ReflError(f"config.json is that of {strange[0] if strange else 'an encoder alone'}: expected {self.WHOLE[0]}")
+            raise ReflError(
+                f"config.json is that of {strange[0] if strange else 'an encoder alone'}: "
+                f"expected {self.WHOLE[0]}"
+            )
         parts = self.feed_forward_proj.split("-")
         if len(parts) > 2 or (len(parts) == 2 and parts[0] != "gated"):
-            raise ReflError(f"config.json has feed_forward_proj = {self.feed_forward_proj!r}: expected an activation, or gated-<activation>")
-        known_activation("feed_forward_proj" if self.dense_act_fn is None else "dense_act_fn", self.act)
+            raise ReflError(
+                f"config.json has feed_forward_proj = {self.feed_forward_proj!r}: expected "
+                "an activation, or gated-<activation>"
+            )
+        known_activation(
+            "feed_forward_proj" if self.dense_act_fn is None else "dense_act_fn", self.act
+        )
         if self.relative_attention_num_buckets < 4:
             raise ReflError(
-                f"config.json has relative_attention_num_buckets = {self.relative_attention_num_buckets}: expected at least 4, "
+                "config.json has relative_attention_num_buckets = "
+                f"{self.relative_attention_num_buckets}: expected at least 4, "
                 "one near and one far in either direction"
             )
         if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2:
             raise ReflError(
-                f"config.json has relative_attention_max_distance = {self.relative_attention_max_distance}: expected more than half of "
-                f"relative_attention_num_buckets = {self.relative_attention_num_buckets}, where distances begin to share a bucket"
+                "config.json has relative_attention_max_distance = "
+                f"{self.relative_attention_max_distance}: expected more than half of "
+                f"relative_attention_num_buckets = {self.relative_attention_num_buckets}, "
+                "where distances begin to share a bucket"
             )
 
     @property
@@ -81,12 +102,20 @@ class Config:
 
     @property
     def act(self) -> str:
-        derived = "gelu_new" if self.feed_forward_proj == "gated-gelu" else self.feed_forward_proj.rpartition("-")[2]
+        derived = (
+            "gelu_new"
+            if self.feed_forward_proj == "gated-gelu"
+            else self.feed_forward_proj.rpartition("-")[2]
+        )
         return self.dense_act_fn or derived
 
     @property
     def gated(self) -> bool:
-        return self.feed_forward_proj.startswith("gated") if self.is_gated_act is None else self.is_gated_act
+        return (
+            self.feed_forward_proj.startswith("gated")
+            if self.is_gated_act is None
+            else self.is_gated_act
+        )
 
     @property
     def longest(self) -> int:
@@ -101,10 +130,18 @@ def shapes(c: Config) -> Tensors:
         for i in range(layers):
             for j, name in enumerate((*attentions, "DenseReluDense")):
                 layer = f"{stack}.block.{i}.layer.{j}"
-                yield from _mlp(f"{layer}.{name}", c) if name == "DenseReluDense" else _attention(f"{layer}.{name}", c)
+                yield from (
+                    _mlp(f"{layer}.{name}", c)
+                    if name == "DenseReluDense"
+                    else _attention(f"{layer}.{name}", c)
+                )
                 yield from tensors.norm(f"{layer}.layer_norm", c.d_model, "d_model")
         buckets = (c.relative_attention_num_buckets, c.num_heads)
-        yield f"{stack}.{FIRST}.relative_attention_bias.weight", buckets, "relative_attention_num_buckets and num_heads"
+        yield (
+            f"{stack}.{FIRST}.relative_attention_bias.weight",
+            buckets,
+            "relative_attention_num_buckets and num_heads",
+        )
         yield from tensors.norm(f"{stack}.final_layer_norm", c.d_model, "d_model")
     if not c.tie_word_embeddings:
         yield "lm_head.weight", (c.vocab_size, c.d_model), "vocab_size and d_model"
@@ -112,8 +149,12 @@ def shapes(c: Config) -> Tensors:
 
 def _attention(name: str, c: Config) -> Tensors:
     for part in ("q", "k", "v"):
-        yield from tensors.linear(f"{name}.{part}", c.num_heads * c.d_kv, c.d_model, "d_model, num_heads and d_kv")
-    yield from tensors.linear(f"{name}.o", c.d_model, c.num_heads * c.d_kv, "d_model, num_heads and d_kv")
+        yield from tensors.linear(
+            f"{name}.{part}", c.num_heads * c.d_kv, c.d_model, "d_model, num_heads and d_kv"
+        )
+    yield from tensors.linear(
+        f"{name}.o", c.d_model, c.num_heads * c.d_kv, "d_model, num_heads and d_kv"
+    )
 
 
 def _mlp(name: str, c: Config) -> Tensors:
@@ -130,32 +171,64 @@ def task(c: Config) -> str:
     return "sequence-to-sequence"
 
 
-def forward(t: Trace, c: Config, batch: Batch) -> Value:  # ids (B, T), (B, U) -> logits (B, U, V), or (B, 1, V) at the wanted rows
-    ids, written = batch.ids, batch.decoder_ids
-    read = stack(t, "encoder", c, ids, c.num_layers, masks.keys(batch.real, ids.shape[1]), causal=False)
-    rest = (read, masks.keys(batch.real, written.shape[1]))
-    h = stack(t, "decoder", c, written, c.decoder_layers, masks.causal(written, batch.decoder_real), *rest, causal=True)
+def forward(
+    t: Trace, c: Config, batch: Batch
+) -> Value:  # ids (B, T), (B, U) -> logits (B, U, V), or (B, 1, V) at the wanted rows
+    ids, prefix_ids = batch.ids, batch.decoder_ids
+    read = stack(
+        t,
+        "encoder",
+        c,
+        ids,
+        c.num_layers,
+        masks.keys(batch.attention_mask, ids.shape[1]),
+        causal=False,
+    )
+    rest = (read, masks.keys(batch.attention_mask, prefix_ids.shape[1]))
+    h = stack(
+        t,
+        "decoder",
+        c,
+        prefix_ids,
+        c.decoder_layers,
+        masks.causal(prefix_ids, batch.decoder_attention_mask),
+        *rest,
+        causal=True,
+    )
     if batch.rows is not None:
         h = t.move("lm_head.row", "rows", h, index=batch.rows)
     if c.tie_word_embeddings:
-        return t.linear("lm_head", t.scale("lm_head.scaled", h, c.d_model**-0.5), weight="shared.weight")
+        return t.linear(
+            "lm_head", t.scale("lm_head.scaled", h, c.d_model**-0.5), weight="shared.weight"
+        )
     return t.linear("lm_head", h)
 
 
 def stack(
-    t: Trace, name: str, c: Config, ids: Array, layers: int, mask: Array | None, *rest: Value | Array | None, causal: bool
+    t: Trace,
+    name: str,
+    c: Config,
+    ids: Array,
+    layers: int,
+    mask: Array | None,
+    *rest: Value | Array | None,
+    causal: bool,
 ) -> Value:  # (B, T) -> (B, T, D)
     with t.inside(name):
         h = t.embedding("embed_tokens", ids, weight="shared.weight")
         with t.inside(FIRST):
             bias = relative_bias.bias(t, c, ids, causal)
         for i in range(layers):
-            h = t.block(f"block.{i}", decoder_block if rest else encoder_block, h, c, bias, mask, *rest)
+            h = t.block(
+                f"block.{i}", decoder_block if rest else encoder_block, h, c, bias, mask, *rest
+            )
         h = t.rms_norm("final_layer_norm", h, c.layer_norm_epsilon)
     return t.name(h, name)
 
 
-def encoder_block(t: Trace, h: Value, c: Config, bias: Value, mask: Array | None) -> Value:  # (B, T, D) -> (B, T, D)
+def encoder_block(
+    t: Trace, h: Value, c: Config, bias: Value, mask: Array | None
+) -> Value:  # (B, T, D) -> (B, T, D)
     h = t.module("layer.0", half_block, h, c, "SelfAttention", attention, c, mask, bias)
     return t.module("layer.1", half_block, h, c, "DenseReluDense", mlp, c)
 
@@ -168,8 +241,12 @@ def decoder_block(
     return t.module("layer.2", half_block, h, c, "DenseReluDense", mlp, c)
 
 
-def half_block(t: Trace, h: Value, c: Config, name: str, function: Callable[..., Value], *rest: object) -> Value:
-    return t.add("", h, t.module(name, function, t.rms_norm("layer_norm", h, c.layer_norm_epsilon), *rest))
+def half_block(
+    t: Trace, h: Value, c: Config, name: str, function: Callable[..., Value], *rest: object
+) -> Value:
+    return t.add(
+        "", h, t.module(name, function, t.rms_norm("layer_norm", h, c.layer_norm_epsilon), *rest)
+    )
 
 
 def attention(
@@ -177,7 +254,10 @@ def attention(
 ) -> Value:  # (B, J, D), to itself or to what was read (B, I, D) -> (B, J, D)
     y = x if read is None else read
     parts = (("query", "q", x), ("key", "k", y), ("value", "v", y))
-    q, k, v = (t.move(name, "split_heads", t.linear(part, source), heads=c.num_heads) for name, part, source in parts)
+    q, k, v = (
+        t.move(name, "split_heads", t.linear(part, source), heads=c.num_heads)
+        for name, part, source in parts
+    )
     context = t.attention(q, k, v, mask, causal=False, bias=bias)
     return t.linear("o", t.move("context.merged", "merge_heads", context))
 

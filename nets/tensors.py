@@ -1,4 +1,6 @@
-"""The tensors of a checkpoint, as a net lists them: name, shape, and the options of config.json that ask for them."""
+"""The tensors of a checkpoint, as a net lists them: name, shape, and the options of config.json
+that ask for them.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What the vision transformers share: patches and learned tokens as a sequence, pre-LN blocks on it, their options.
+"""What the vision transformers share: patches and learned tokens as a sequence, pre-LN blocks on
+it, their options.
 
-    h = [tokens, kernel * patch_1 + b, ..., kernel * patch_N + b] + positions
-    for each block:    h = h + attention(norm(h)),    h = h + dense(act(dense(norm(h))))
-    logits = head(norm(h)[first])
+h = [tokens, kernel * patch_1 + b, ..., kernel * patch_N + b] + positions
+for each block:    h = h + attention(norm(h)),    h = h + dense(act(dense(norm(h))))
+logits = head(norm(h)[first])
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ class Options:
             known_activation(option, getattr(self, option))
         divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
         if any(p > i for p, i in zip(self.patch, self.image, strict=True)):
-            raise ReflError(f"config.json has patch_size = {self.patch_size}, larger than image_size = {self.image_size}")
+            raise ReflError(
+                f"config.json has patch_size = {self.patch_size}, larger than image_size = "
+                f"{self.image_size}"
+            )
 
     @property
     def head(self) -> str:
@@ -61,7 +65,9 @@ class Options:
             if self.FAMILY + head in self.architectures:
                 return head
         known = ", ".join(self.FAMILY + head for head in self.HEADS)
-        raise ReflError(f"config.json has architectures = {self.architectures}: expected one of {known}")
+        raise ReflError(
+            f"config.json has architectures = {self.architectures}: expected one of {known}"
+        )
 
     @property
     def image(self) -> tuple[int, int]:
@@ -83,7 +89,10 @@ class Options:
 def _two(option: str, value: int | list[int]) -> tuple[int, int]:
     pair = [value, value] if isinstance(value, int) else value
     if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
-        raise ReflError(f"config.json has {option} = {value}: expected a whole number above 0, or two (height, width)")
+        raise ReflError(
+            f"config.json has {option} = {value}: expected a whole number above 0, or two "
+            "(height, width)"
+        )
     return pair[0], pair[1]
 
 
@@ -93,26 +102,50 @@ def shapes(c: Options, name: str, tokens: tuple[str, ...]) -> Tensors:
     for token in tokens:
         yield f"{name}.embeddings.{token}", (1, 1, d), "hidden_size"
     count = (c.image[0] // height) * (c.image[1] // width) + len(tokens)
-    yield f"{name}.embeddings.position_embeddings", (1, count, d), "image_size, patch_size and hidden_size"
+    yield (
+        f"{name}.embeddings.position_embeddings",
+        (1, count, d),
+        "image_size, patch_size and hidden_size",
+    )
     projection = f"{name}.embeddings.patch_embeddings.projection"
-    yield f"{projection}.weight", (d, c.num_channels, height, width), "hidden_size, num_channels and patch_size"
+    yield (
+        f"{projection}.weight",
+        (d, c.num_channels, height, width),
+        "hidden_size, num_channels and patch_size",
+    )
     yield f"{projection}.bias", (d,), "hidden_size"
     for i in range(c.num_hidden_layers):
         block = f"{name}.encoder.layer.{i}"
         yield from tensors.norm(f"{block}.layernorm_before", d, bias=True)
         for part in ("query", "key", "value"):
-            yield from tensors.linear(f"{block}.attention.attention.{part}", d, d, "hidden_size and qkv_bias", bias=c.qkv_bias)
+            yield from tensors.linear(
+                f"{block}.attention.attention.{part}",
+                d,
+                d,
+                "hidden_size and qkv_bias",
+                bias=c.qkv_bias,
+            )
         yield from tensors.linear(f"{block}.attention.output.dense", d, d, "hidden_size", bias=True)
         yield from tensors.norm(f"{block}.layernorm_after", d, bias=True)
-        yield from tensors.linear(f"{block}.intermediate.dense", inner, d, "hidden_size and intermediate_size", bias=True)
-        yield from tensors.linear(f"{block}.output.dense", d, inner, "hidden_size and intermediate_size", bias=True)
+        yield from tensors.linear(
+            f"{block}.intermediate.dense", inner, d, "hidden_size and intermediate_size", bias=True
+        )
+        yield from tensors.linear(
+            f"{block}.output.dense", d, inner, "hidden_size and intermediate_size", bias=True
+        )
     yield from tensors.norm(f"{name}.layernorm", d, bias=True)
     if c.head == "Model":
-        yield from tensors.linear(f"{name}.pooler.dense", c.labels, d, "pooler_output_size and hidden_size", bias=True)
+        yield from tensors.linear(
+            f"{name}.pooler.dense", c.labels, d, "pooler_output_size and hidden_size", bias=True
+        )
 
 
-def body(t: Trace, name: str, c: Options, batch: Batch, tokens: dict[str, str]) -> Value:  # pixels (B, C, H, W) -> (B, T, D)
-    """Everything up to the head. `tokens`: the learned tokens in front of the patches, each with the name its relevance is booked under."""
+def body(
+    t: Trace, name: str, c: Options, batch: Batch, tokens: dict[str, str]
+) -> Value:  # pixels (B, C, H, W) -> (B, T, D)
+    """Everything up to the head. `tokens`: the learned tokens in front of the patches, each with
+    the name its relevance is recorded under.
+    """
     return t.module(name, _body, t.source("pixel_values", batch.pixels), c, tokens)
 
 
@@ -139,8 +172,17 @@ def _encoder(t: Trace, h: Value, c: Options) -> Value:
 
 
 def _block(t: Trace, h: Value, c: Options) -> Value:  # (B, T, D) -> (B, T, D)
-    h = t.add("residual", t.module("attention", _attention, t.layer_norm("layernorm_before", h, c.layer_norm_eps), c), h)
-    x = t.module("intermediate", intermediate, t.layer_norm("layernorm_after", h, c.layer_norm_eps), c.hidden_act)
+    h = t.add(
+        "residual",
+        t.module("attention", _attention, t.layer_norm("layernorm_before", h, c.layer_norm_eps), c),
+        h,
+    )
+    x = t.module(
+        "intermediate",
+        intermediate,
+        t.layer_norm("layernorm_after", h, c.layer_norm_eps),
+        c.hidden_act,
+    )
     return t.module("output", _output, x, h)
 
 
@@ -157,14 +199,18 @@ def _output(t: Trace, x: Value, h: Value) -> Value:
     return t.add("", _dense(t, x), h)
 
 
-# -- what a head reads ----------------------------------------------------------------------------------------------------------------
+# -- what a head reads -----------------------------------------------------------------------------
 
 
-def token(t: Trace, head: str, h: Value, batch: Batch, number: int = 0) -> Value:  # (B, T, D) -> (B, 1, D)
+def token(
+    t: Trace, head: str, h: Value, batch: Batch, number: int = 0
+) -> Value:  # (B, T, D) -> (B, 1, D)
     """What stands at one of the learned tokens, made to speak for the whole picture."""
     return t.move(f"{head}.row", "rows", h, index=(number,) * int(batch.pixels.shape[0]))
 
 
-def pooler(t: Trace, name: str, h: Value, c: Options, batch: Batch) -> Value:  # (B, T, D) -> (B, 1, P)
+def pooler(
+    t: Trace, name: str, h: Value, c: Options, batch: Batch
+) -> Value:  # (B, T, D) -> (B, 1, P)
     dense = t.linear(f"{name}.pooler.dense", token(t, f"{name}.pooler", h, batch), bias=True)
     return t.activation(f"{name}.pooler.activation", dense, c.pooler_act)

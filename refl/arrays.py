@@ -1,7 +1,7 @@
 """NumPy or CuPy, taken from the array at hand, and the few helpers both lack.
 
-Nothing here names a device: a function asks its own arrays which library they belong to, so the same line runs on the
-CPU, on a GPU, and under any library that follows the array API standard.
+Nothing here names a device: a function asks its own arrays which library they belong to, so the
+same line runs on the CPU, on a GPU, and under any library that follows the array API standard.
 """
 
 from __future__ import annotations
@@ -29,29 +29,43 @@ def namespace(*arrays: Array) -> Namespace:
 
 
 def _library(array: Array) -> Namespace:
-    if type(array).__module__.partition(".")[0] == "cupy":  # cupy.ndarray (14.2) has no __array_namespace__
+    if (
+        type(array).__module__.partition(".")[0] == "cupy"
+    ):  # cupy.ndarray (14.2) has no __array_namespace__
         return sys.modules["cupy"]
     return array.__array_namespace__()
 
 
 def asnumpy(array: Array) -> Any:
-    """The same numbers as a NumPy array on the host; a copy only where the array lives elsewhere."""
+    """The same numbers as a NumPy array on the host; a copy only where the array lives
+    elsewhere.
+    """
     import numpy
 
     if type(array).__module__.partition(".")[0] == "cupy":
         return array.get()
-    return array if isinstance(array, numpy.ndarray) else numpy.asarray(numpy.from_dlpack(array, device="cpu"))
+    return (
+        array
+        if isinstance(array, numpy.ndarray)
+        else numpy.asarray(numpy.from_dlpack(array, device="cpu"))
+    )
 
 
 def like(values: Array, other: Array) -> Array:
-    """`values` (anything a NumPy array can be made of) in the library, dtype and on the device of `other`."""
+    """`values` (anything a NumPy array can be made of) in the library, dtype and on the device of
+    `other`.
+    """
     xp = namespace(other)
-    device = {} if xp.__name__ == "cupy" else {"device": other.device}  # cupy.asarray takes no device
+    device = (
+        {} if xp.__name__ == "cupy" else {"device": other.device}
+    )  # cupy.asarray takes no device
     return xp.asarray(values, dtype=other.dtype, **device)
 
 
 def total(x: Array) -> Array:  # (B, ...) -> (B,)
-    """The sum over everything but the first axis: along the last in the array's own dtype, then in float64."""
+    """The sum over everything but the first axis: along the last in the array's own dtype, then in
+    float64.
+    """
     return _sum_rows(row_sum(x) if x.ndim > 1 else x[:, None])
 
 
@@ -61,7 +75,9 @@ def total_product(x: Array, y: Array) -> Array:  # (B, ..., N), (B, ..., N) -> (
 
 
 def row_sum(x: Array) -> Array:  # (..., N) -> (..., 1)
-    """The sum over the last axis, as a matrix product: BLAS is twice as fast at it as a reduction."""
+    """The sum over the last axis, as a matrix product: BLAS is twice as fast at it as a
+    reduction.
+    """
     xp = namespace(x)
     return x @ xp.ones_like(x[(0,) * (x.ndim - 1) + (slice(None), None)])
 
@@ -79,7 +95,8 @@ def _sum_rows(rows: Array) -> Array:  # (B, ...) -> (B,)
 def sign_up(magnitude: float, z: Array) -> Array:
     """`magnitude` times s(z), where s(z) = +1 for z >= 0 (zero of either sign included), else -1.
 
-    In arithmetic, exactly: a branch per element (`where`) costs NumPy forty passes over memory when signs are mixed.
+    In arithmetic, exactly: a branch per element (`where`) costs NumPy forty passes over memory when
+    signs are mixed.
     """
     s = flags(z >= 0, z)
     s *= 2 * magnitude
@@ -100,9 +117,9 @@ def swap(x: Array) -> Array:  # (..., M, N) -> (..., N, M)
 def erfc(x: Array) -> Array:
     """1 - erf(x), to about 6 units of roundoff relative, far tails included.
 
-    erfc(x) = exp(-x^2) P(t)/(x + 4), t = (x - 4)/(x + 4) for x >= 0, and 2 - erfc(-x) below. The coefficients are made by
-    `verification/erfc_coefficients.py`; exp(-x^2) is taken in two factors so that x^2 does not round in the exponent
-    (the device of W. J. Cody, Math. Comp. 23, 1969).
+    erfc(x) = exp(-x^2) P(t)/(x + 4), t = (x - 4)/(x + 4) for x >= 0, and 2 - erfc(-x) below. The
+    coefficients are made by `verification/erfc_coefficients.py`; exp(-x^2) is taken in two factors
+    so that x^2 does not round in the exponent (the device of W. J. Cody, Math. Comp. 23, 1969).
     """
     xp = namespace(x)
     a = xp.abs(x)

@@ -1,4 +1,6 @@
-"""What explain() returns: the relevance of every token and every site, the books, and ways to save and show them."""
+"""What explain() returns: the relevance of every token and every site, the conservation ledger, and
+ways to save and show them.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +35,19 @@ class Candidate:
 class Sites:
     """Arrays of the kept sites, batch axis first; one example is looked at."""
 
-    carried: dict[str, Array]
+    propagated: dict[str, Array]
     activations: dict[str, Array]
     aliases: dict[str, str]
-    carries: str
+    formulation: str
     example: int
 
     def canonical(self, name: str) -> str:
         site = self.aliases.get(name, name)
         if site not in self.activations:
-            raise ReflError(f"no site {name!r} was kept: there are {len(self.activations)}, such as {', '.join(list(self.activations)[:3])}")
+            raise ReflError(
+                f"no site {name!r} was kept: there are {len(self.activations)}, such as "
+                f"{', '.join(list(self.activations)[:3])}"
+            )
         return site
 
     def one(self, array: Array) -> Any:
@@ -55,18 +60,21 @@ class Explanation:
 
     tokens         the input's tokens, T strings
     input_ids      their ids
-    relevance      float array (T,): each token's share, in the unit of what is explained (a logit, say)
+    relevance      float array (T,): each token's share, in the unit of what is explained (a logit,
+                   say)
     target         the explained token; target_id, logit and probability are its own
     against        the token it is contrasted with, or None
-    picture        for a net that sees: uint8 (H, W, C), what it saw; then tokens is empty and relevance (H, W), summed over channels
+    picture        for a net that sees: uint8 (H, W, C), what it saw; then tokens is empty and
+                   relevance (H, W), summed over channels
     patch          height and width of a patch of it; `patches` has the sums over each
     decoder_tokens, decoder_ids, decoder_relevance
                    the same three of what a decoder has written; None where there is none
-    seed           logit, log-probability or probability; activation where a neuron is explained, which has no probability (nan)
+    seed           logit, log-probability or probability; activation where a neuron is explained,
+                   which has no probability (nan)
     explained      what the account adds up to: sum of tokens + everything absorbed
     candidates     the most likely next tokens
     composite      the method, with every parameter
-    ledger         the books; print it for a table
+    ledger         the conservation ledger; print it for a table
 
     `e[site]` is the relevance at a site, in the shape of its activation without the batch axis.
     """
@@ -108,18 +116,28 @@ class Explanation:
 
     @property
     def patches(self) -> Any:
-        """The relevance of each patch of a picture, in rows and columns; pixels beyond the last whole patch are in none."""
+        """The relevance of each patch of a picture, in rows and columns; pixels beyond the last
+        whole patch are in none.
+        """
         if self.patch is None:
             raise ReflError("the input is no picture: it has tokens and no patches")
         (height, width), r = self.patch, self.relevance
         rows, columns = r.shape[0] // height, r.shape[1] // width
-        return r[: rows * height, : columns * width].reshape(rows, height, columns, width).sum(axis=(1, 3))
+        return (
+            r[: rows * height, : columns * width]
+            .reshape(rows, height, columns, width)
+            .sum(axis=(1, 3))
+        )
 
     def __getitem__(self, site: str) -> Any:
         """Relevance at a site. Raises ReflError for a site that was not kept or does not exist."""
         name = self.sites.canonical(site)
-        carried = self.sites.one(self.sites.carried[name])
-        return carried * self.activation(site) if self.sites.carries == "gradient" else carried
+        propagated = self.sites.one(self.sites.propagated[name])
+        return (
+            propagated * self.activation(site)
+            if self.sites.formulation == "gradient_x_input"
+            else propagated
+        )
 
     def __iter__(self) -> Iterator[str]:
         """The kept sites, from the output down."""
@@ -131,13 +149,21 @@ class Explanation:
 
     def gradient(self, site: str) -> Any:
         """The g of R = x g at a site; only for composites that carry it."""
-        if self.sites.carries != "gradient":
-            raise ReflError(f"method {self.composite.name} carries relevance, not gradients: take one that does, such as attnlrp-gradient")
-        return self.sites.one(self.sites.carried[self.sites.canonical(site)])
+        if self.sites.formulation != "gradient_x_input":
+            raise ReflError(
+                f"method {self.composite.name} is in relevance form, not gradients: take "
+                "one that does, such as attnlrp-gradient"
+            )
+        return self.sites.one(self.sites.propagated[self.sites.canonical(site)])
 
     def experts(self) -> dict[str, float]:
-        """Module path of each expert that ran -> the relevance it carried, in the order of the net: its output times its gate weight."""
-        return {site: float(amount[0]) for site, amount in sorted(self.ledger.experts.items(), key=_numbered)}
+        """Module path of each expert that ran -> the relevance it propagated, in the order of the
+        net: its output times its gate weight.
+        """
+        return {
+            site: float(amount[0])
+            for site, amount in sorted(self.ledger.experts.items(), key=_numbered)
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the arrays of the sites, as plain numbers and strings."""
@@ -169,39 +195,59 @@ class Explanation:
         }
 
     def save(self, path: str | Path) -> None:
-        """The oracle file: one safetensors file with `input_ids`, `relevance` (and `decoder_ids`, `decoder_relevance`), `activation/<site>`,
-        `relevance/<site>` and, where it is carried, `gradient/<site>`; metadata as JSON strings, the `order` of sites from the output
-        down among them. Raises ReflError where the file cannot be written.
+        """The oracle file: one safetensors file with `input_ids`, `relevance` (and `decoder_ids`,
+        `decoder_relevance`), `activation/<site>`, `relevance/<site>` and, where it is propagated,
+        `gradient/<site>`; metadata as JSON strings, the `order` of sites from the output down among
+        them. Raises ReflError where the file cannot be written.
         """
         from refl.io.checkpoint import write_safetensors
 
-        arrays: dict[str, Any] = {"input_ids": np.asarray(self.input_ids, dtype=np.int64), "relevance": np.asarray(self.relevance)}
+        arrays: dict[str, Any] = {
+            "input_ids": np.asarray(self.input_ids, dtype=np.int64),
+            "relevance": np.asarray(self.relevance),
+        }
         if self.picture is not None:
             arrays["picture"] = self.picture
         if self.decoder_ids is not None:
-            arrays |= {"decoder_ids": np.asarray(self.decoder_ids, dtype=np.int64), "decoder_relevance": np.asarray(self.decoder_relevance)}
+            arrays |= {
+                "decoder_ids": np.asarray(self.decoder_ids, dtype=np.int64),
+                "decoder_relevance": np.asarray(self.decoder_relevance),
+            }
         for site in self:
             arrays[f"activation/{site}"] = self.activation(site)
             arrays[f"relevance/{site}"] = self[site]
-            if self.sites.carries == "gradient":
+            if self.sites.formulation == "gradient_x_input":
                 arrays[f"gradient/{site}"] = self.gradient(site)
-        metadata = {key: json.dumps(value) for key, value in self.as_dict().items() if key not in arrays}
-        metadata |= {"aliases": json.dumps(self.sites.aliases), "patch": json.dumps(self.patch), "order": json.dumps(list(self))}
+        metadata = {
+            key: json.dumps(value) for key, value in self.as_dict().items() if key not in arrays
+        }
+        metadata |= {
+            "aliases": json.dumps(self.sites.aliases),
+            "patch": json.dumps(self.patch),
+            "order": json.dumps(list(self)),
+        }
         write_safetensors(path, arrays, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Explanation:
-        """An oracle file as it was saved: every number, site and entry of the books. Raises ReflError for a file that is none."""
+        """An oracle file as it was saved: every number, site and entry of the conservation ledger.
+        Raises ReflError for a file that is none.
+        """
         from refl.io.checkpoint import read_safetensors
 
         arrays, metadata = read_safetensors(path)
         try:
             said = {key: json.loads(value) for key, value in metadata.items()}
             if said["format"] != FORMAT:
-                raise ReflError(f"{path} is an oracle file of format {said['format']}, this refl reads format {FORMAT}")
+                raise ReflError(
+                    f"{path} is an oracle file of format {said['format']}, this refl reads "
+                    f"format {FORMAT}"
+                )
             return cls(**_saved(said, arrays))
         except (KeyError, TypeError, ValueError, AttributeError) as reason:
-            raise ReflError(f"{path} is no oracle file of refl: {type(reason).__name__} {reason}") from reason
+            raise ReflError(
+                f"{path} is no oracle file of refl: {type(reason).__name__} {reason}"
+            ) from reason
 
     def html(self) -> str:
         """One self-contained page."""
@@ -227,7 +273,9 @@ _PLAIN = ("tokens", "target", "target_id", "logit", "against", "seed", "explaine
 def _saved(said: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
     """The fields of an Explanation from an oracle file's metadata and arrays."""
     composite = from_saved(said["method"])
-    carried = _under("gradient/" if composite.carries == "gradient" else "relevance/", arrays)
+    propagated = _under(
+        "gradient/" if composite.formulation == "gradient_x_input" else "relevance/", arrays
+    )
     return {key: said[key] for key in _PLAIN} | {
         "input_ids": [int(i) for i in arrays["input_ids"]],
         "relevance": arrays["relevance"],
@@ -235,7 +283,13 @@ def _saved(said: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
         "candidates": [Candidate(**c) for c in said["candidates"]],
         "composite": composite,
         "ledger": Ledger.from_dict(said["ledger"]),
-        "sites": Sites(carried, _from_the_output(_under("activation/", arrays), said), said["aliases"], composite.carries, 0),
+        "sites": Sites(
+            propagated,
+            _from_the_output(_under("activation/", arrays), said),
+            said["aliases"],
+            composite.formulation,
+            0,
+        ),
         "decoder_tokens": said.get("decoder_tokens"),
         "decoder_ids": [int(i) for i in arrays["decoder_ids"]] if "decoder_ids" in arrays else None,
         "decoder_relevance": arrays.get("decoder_relevance"),
@@ -246,12 +300,18 @@ def _saved(said: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
 
 def _under(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
     """The arrays of a group, with a batch axis of one again."""
-    return {name.removeprefix(prefix): array[None] for name, array in arrays.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): array[None]
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
 
 
 def _from_the_output(activations: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
     """In the order that the file says, which sorts its arrays by name."""
-    return {site: activations[site] for site in said.get("order", []) if site in activations} | activations
+    return {
+        site: activations[site] for site in said.get("order", []) if site in activations
+    } | activations
 
 
 def _numbered(item: tuple[str, Any]) -> list[tuple[int, str]]:

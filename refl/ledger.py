@@ -1,9 +1,11 @@
-"""The books of one sweep: what each site received, passed on and absorbed, and the rounding gap that is left.
+"""The conservation ledger of one sweep: what each site received, passed on and absorbed, and the
+conservation error that is left.
 
-    received = sum of what was passed on + sum of what was absorbed + gap           at every operation
-    explained = tokens + everything absorbed + gap                                  for the whole account
+    received = sum of what was passed on + sum of what was absorbed + conservation error           at every operation
+    explained = tokens + everything absorbed + conservation error                                  for the whole account
 
-Every number is a sum of relevance in the unit of the explained output (a logit, say), one per example of the batch.
+Every number is a sum of relevance in the unit of the explained output (a logit, say), one per
+example of the batch.
 """
 
 from __future__ import annotations
@@ -17,14 +19,16 @@ import numpy as np
 from refl.arrays import asnumpy
 
 DESTINATIONS = ("tokens", "pixels")
-"""The entries under which relevance arrives where it was going: at the input. Every other entry is absorbed on the way."""
+"""The entries under which relevance arrives where it was going: at the input. Every other entry is
+absorbed on the way.
+"""
 
 Sums = Any  # numpy.ndarray of shape (B,), float64
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One operation's books, (B,) float64 each."""
+    """One operation's ledger, (B,) float64 each."""
 
     site: str
     operation: str
@@ -32,19 +36,27 @@ class Entry:
     received: Sums
     passed: dict[str, Sums]
     absorbed: dict[str, Sums]
-    terms: Sums | None = None
-    """Sum of |terms| that the rule added up, the scale of its rounding; only where the sweep was asked to audit."""
+    rounding_scale: Sums | None = None
+    """Sum of |terms| that the rule added up, the scale of its rounding; only where the sweep was
+    asked to audit.
+    """
 
     @property
-    def gap(self) -> Sums:
+    def conservation_error(self) -> Sums:
         return self.received - sum(self.passed.values()) - sum(self.absorbed.values())
 
     def example(self, b: int) -> Entry:
         def one(sums: dict[str, Sums]) -> dict[str, Sums]:
             return {name: s[b : b + 1] for name, s in sums.items()}
 
-        terms = None if self.terms is None else self.terms[b : b + 1]
-        return replace(self, received=self.received[b : b + 1], passed=one(self.passed), absorbed=one(self.absorbed), terms=terms)
+        rounding_scale = None if self.rounding_scale is None else self.rounding_scale[b : b + 1]
+        return replace(
+            self,
+            received=self.received[b : b + 1],
+            passed=one(self.passed),
+            absorbed=one(self.absorbed),
+            rounding_scale=rounding_scale,
+        )
 
 
 @dataclass
@@ -72,13 +84,24 @@ class Ledger:
         raise KeyError(site)
 
     def book(
-        self, site: str, operation: str, rule: str, received: Any, passed: dict[str, Any], absorbed: dict[str, Any], terms: Any
+        self,
+        site: str,
+        operation: str,
+        rule: str,
+        received: Any,
+        passed: dict[str, Any],
+        absorbed: dict[str, Any],
+        rounding_scale: Any,
     ) -> None:
         """Enter one operation; sums may still lie on a device."""
-        self.entries.append(Entry(site, operation, rule, received, passed, absorbed, terms))
+        self.entries.append(
+            Entry(site, operation, rule, received, passed, absorbed, rounding_scale)
+        )
 
     def close(self) -> Ledger:
-        """Bring every sum to the host, once, after the sweep: reading one by one would stall a GPU."""
+        """Bring every sum to the host, once, after the sweep: reading one by one would stall a
+        GPU.
+        """
         self.explained = asnumpy(self.explained)
         self.entries = [_on_host(entry) for entry in self.entries]
         return self
@@ -87,14 +110,21 @@ class Ledger:
     def absorbed(self) -> dict[str, Sums]:
         """Cause -> relevance absorbed over all sites, (B,); causes in order of size."""
         causes = self._by_cause()
-        causes = {cause: amount for cause, amount in causes.items() if cause not in DESTINATIONS and np.any(amount != 0)}
+        causes = {
+            cause: amount
+            for cause, amount in causes.items()
+            if cause not in DESTINATIONS and np.any(amount != 0)
+        }
         return dict(sorted(causes.items(), key=lambda item: -float(np.max(np.abs(item[1])))))
 
     @property
     def tokens(self) -> Sums:
         """What reached the input, (B,): token embeddings, pixels."""
         causes = self._by_cause()
-        return sum((causes[where] for where in DESTINATIONS if where in causes), np.zeros_like(self.explained))
+        return sum(
+            (causes[where] for where in DESTINATIONS if where in causes),
+            np.zeros_like(self.explained),
+        )
 
     @property
     def destination(self) -> str:
@@ -103,17 +133,24 @@ class Ledger:
         return next((where for where in DESTINATIONS if where in causes), DESTINATIONS[0])
 
     @property
-    def gap(self) -> Sums:
+    def conservation_error(self) -> Sums:
         """What the whole account misses: rounding, and nothing else."""
         return self.explained - self.tokens - sum(self.absorbed.values())
 
     @property
     def experts(self) -> dict[str, Sums]:
-        """Module path of each expert that ran -> relevance of its term, output times gate weight, in the sum over experts, (B,).
+        """Module path of each expert that ran -> relevance of its term, output times gate weight,
+        in the sum over experts, (B,).
 
-        What each passes on inside is booked at its own sites; under the uniform rule half of it goes to the router.
+        What each passes on inside is recorded at its own sites; under the uniform rule half of it
+        goes to the router.
         """
-        terms = (term for entry in self.entries if entry.operation == "combine" for term in entry.passed.items())
+        terms = (
+            term
+            for entry in self.entries
+            if entry.operation == "combine"
+            for term in entry.passed.items()
+        )
         return {site.removesuffix(".weighted"): amount for site, amount in terms}
 
     def _by_cause(self) -> dict[str, Sums]:
@@ -124,8 +161,10 @@ class Ledger:
         return causes
 
     def example(self, b: int) -> Ledger:
-        """The books of one example of the batch."""
-        return Ledger(self.explained[b : b + 1], self.roundoff, [entry.example(b) for entry in self.entries])
+        """The conservation ledger of one example of the batch."""
+        return Ledger(
+            self.explained[b : b + 1], self.roundoff, [entry.example(b) for entry in self.entries]
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON; for a ledger of one example, floats in place of lists."""
@@ -135,7 +174,7 @@ class Ledger:
             "roundoff": self.roundoff,
             "tokens": plain(self.tokens),
             "absorbed": {cause: plain(amount) for cause, amount in self.absorbed.items()},
-            "gap": plain(self.gap),
+            "conservation_error": plain(self.conservation_error),
             "sites": [
                 {
                     "site": e.site,
@@ -144,7 +183,7 @@ class Ledger:
                     "received": plain(e.received),
                     "passed": {name: plain(s) for name, s in e.passed.items()},
                     "absorbed": {name: plain(s) for name, s in e.absorbed.items()},
-                    "gap": plain(e.gap),
+                    "conservation_error": plain(e.conservation_error),
                 }
                 for e in self.entries
             ],
@@ -152,9 +191,16 @@ class Ledger:
 
     @classmethod
     def from_dict(cls, said: dict[str, Any]) -> Ledger:
-        """The books of one example from what `as_dict` made of them."""
+        """The conservation ledger of one example from what `as_dict` made of them."""
         entries = [
-            Entry(e["site"], e["operation"], e["rule"], np.asarray([e["received"]]), _sums(e["passed"]), _sums(e["absorbed"]))
+            Entry(
+                e["site"],
+                e["operation"],
+                e["rule"],
+                np.asarray([e["received"]]),
+                _sums(e["passed"]),
+                _sums(e["absorbed"]),
+            )
             for e in said["sites"]
         ]
         return cls(np.asarray([said["explained"]]), said["roundoff"], entries)
@@ -170,7 +216,7 @@ def _on_host(entry: Entry) -> Entry:
         received=asnumpy(entry.received),
         passed={name: asnumpy(s) for name, s in entry.passed.items()},
         absorbed={name: asnumpy(s) for name, s in entry.absorbed.items()},
-        terms=None if entry.terms is None else asnumpy(entry.terms),
+        rounding_scale=None if entry.rounding_scale is None else asnumpy(entry.rounding_scale),
     )
 
 

@@ -1,11 +1,13 @@
 """What to explain: the relevance a sweep starts from.
 
-A seed is written as the gradient s of the explained quantity with respect to the logits z; the relevance form starts from z s.
+A seed is written as the gradient s of the explained quantity with respect to the logits z; the
+relevance form starts from z s.
 
     logit              z_a                          s = e_a               sum of the seed: z_a
     contrast           z_a - z_b                    s = e_a - e_b         z_a - z_b
-    log-probability    log p_a, linearised          s = e_a - p           z_a - sum_k p_k z_k
-    probability        softmax-weighted             relevance p_a (1 - p_a) at a, -p_a p_k elsewhere (Iwana et al. 2019): sums to 0
+    log-probability    log p_a, linearized          s = e_a - p           z_a - sum_k p_k z_k
+    probability        softmax-weighted             relevance p_a (1 - p_a) at a, -p_a p_k elsewhere
+                                                    (Iwana et al. 2019): sums to 0
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ class Seed:
         if self.kind not in KINDS:
             raise ReflError(f"unknown seed {self.kind!r}: expected one of {', '.join(KINDS)}")
         if self.against is not None and self.kind != "logit":
-            raise ReflError(f"a contrast is a difference of logits: it cannot be combined with the seed {self.kind!r}")
+            raise ReflError(
+                "a contrast is a difference of logits: it cannot be combined with the "
+                f"seed {self.kind!r}"
+            )
         if self.against == self.target:
             raise ReflError("a contrast needs two different tokens, got the same one twice")
 

@@ -1,12 +1,14 @@
 """Runs a net's forward, operation by operation, and keeps a record of each.
 
-A net is a function of a trace, a config and its inputs. It asks the trace for every operation (`t.linear("q_proj", x)`), so the
-same net runs recorded, unrecorded, recorded block by block with recomputation, with activations edited, or, in a subclass, as
-the frozen surrogate that checks the sweep.
+A net is a function of a trace, a config and its inputs. It asks the trace for every operation
+(`t.linear("q_proj", x)`), so the same net runs recorded, unrecorded, recorded block by block with
+recomputation, with activations edited, or, in a subclass, as the frozen surrogate that checks the
+sweep.
 
-Sites. A value is named by the module whose output it is (`model.layers.3.mlp.act_fn`), in the checkpoint's own module paths. Inside
-`t.module(name, ...)` names are relative to that module, and "" is the module itself. A module's input has the alias
-`<path>.input`; a value that several modules read has several names and one relevance.
+Sites. A value is named by the module whose output it is (`model.layers.3.mlp.act_fn`), in the
+checkpoint's own module paths. Inside `t.module(name, ...)` names are relative to that module, and
+"" is the module itself. A module's input has the alias `<path>.input`; a value that several modules
+read has several names and one relevance.
 """
 
 from __future__ import annotations
@@ -17,7 +19,28 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from refl.arrays import Array, namespace
-from refl.rules import activation, add, attention, combine, embedding, gather, layer_norm, learned, linear, matmul, movement, multiply, pooling, renormalise, rms_norm, rotary, scale, softmax, source, top_k
+from refl.rules import (
+    activation,
+    add,
+    attention,
+    combine,
+    embedding,
+    gather,
+    layer_norm,
+    learned,
+    linear,
+    matmul,
+    movement,
+    multiply,
+    pooling,
+    renormalize,
+    rms_norm,
+    rotary,
+    scale,
+    softmax,
+    source,
+    top_k,
+)
 
 Choice: TypeAlias = top_k.Choice
 """[example][row][k]: the numbers of a row's k largest entries."""
@@ -39,7 +62,7 @@ FORWARD: dict[str, Callable[..., Array]] = {
     "movement": movement.forward,
     "multiply": multiply.forward,
     "pooling": pooling.forward,
-    "renormalise": renormalise.forward,
+    "renormalize": renormalize.forward,
     "rms_norm": rms_norm.forward,
     "rotary": rotary.forward,
     "scale": scale.forward,
@@ -50,7 +73,9 @@ FORWARD: dict[str, Callable[..., Array]] = {
 
 
 class Value:
-    """An activation: its array, the site it is named by, and whether it is a constant of the net."""
+    """An activation: its array, the site it is named by, and whether it is a constant of the
+    net.
+    """
 
     __slots__ = ("array", "constant", "names", "site")
 
@@ -62,11 +87,19 @@ class Value:
 
 
 class Parameter:
-    """A tensor of the checkpoint, fetched when it is needed and not held in between. `kernel`: a convolution's, as a matrix (O, I)."""
+    """A tensor of the checkpoint, fetched when it is needed and not held in between. `kernel`: a
+    convolution's, as a matrix (O, I).
+    """
 
     __slots__ = ("kernel", "name", "transposed", "weights")
 
-    def __init__(self, weights: Mapping[str, Array], name: str, transposed: bool = False, kernel: bool = False) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Array],
+        name: str,
+        transposed: bool = False,
+        kernel: bool = False,
+    ) -> None:
         self.weights = weights
         self.name = name
         self.transposed = transposed
@@ -81,7 +114,9 @@ class Parameter:
 
 
 class Shared(Mapping[str, Array]):
-    """Weights in which one module's tensors are also found under the path of a site that shares them."""
+    """Weights in which one module's tensors are also found under the path of a site that shares
+    them.
+    """
 
     def __init__(self, weights: Mapping[str, Array], path: str, stored: str) -> None:
         self.weights = weights
@@ -107,7 +142,13 @@ class Record:
 
     __slots__ = ("attributes", "operands", "operation", "output")
 
-    def __init__(self, operation: str, operands: tuple[Operand, ...], output: Value, attributes: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        operation: str,
+        operands: tuple[Operand, ...],
+        output: Value,
+        attributes: dict[str, Any],
+    ) -> None:
         self.operation = operation
         self.operands = operands
         self.output = output
@@ -123,8 +164,10 @@ class Trace:
 
     weights    tensor name -> array, in the dtype and on the device of the computation
     record     keep a record of every operation (what the sweep walks), or compute only
-    plain      attention as three recorded operations (every site readable), or in blocks of queries (faster, and T x T is never held)
-    recompute  record blocks by their inputs and run each again when the sweep reaches it: memory for one block at a time
+    plain      attention as three recorded operations (every site readable), or in blocks of queries
+               (faster, and T x T is never held)
+    recompute  record blocks by their inputs and run each again when the sweep reaches it: memory
+               for one block at a time
     edits      site -> function of the activation that replaces it; for runs that are not recorded
     """
 
@@ -138,7 +181,9 @@ class Trace:
         edits: Mapping[str, Callable[[Array], Array]] | None = None,
     ) -> None:
         if record and edits:
-            raise ValueError("an edited run cannot be recorded: the records would not follow from each other")
+            raise ValueError(
+                "an edited run cannot be recorded: the records would not follow from each other"
+            )
         self.weights = weights
         self.record = record
         self.plain = plain
@@ -148,7 +193,7 @@ class Trace:
         self.values: dict[str, Value] = {}
         self.path = ""
 
-    # -- names ---------------------------------------------------------------------------------------------------------------------
+    # -- names -------------------------------------------------------------------------------------
 
     def site(self, name: str) -> str:
         return ".".join(part for part in (self.path, name) if part)
@@ -173,8 +218,8 @@ class Trace:
 
     @contextmanager
     def sharing(self, stored: str) -> Iterator[None]:
-        """Inside, the open module's weights are those of the module of the full name `stored`: layers that are run more than once keep
-        sites of their own."""
+        """Inside, the open module's weights are those of the module of the full name `stored`:
+        layers that are run more than once keep sites of their own."""
         before, self.weights = self.weights, Shared(self.weights, self.path, stored)
         try:
             yield
@@ -182,7 +227,9 @@ class Trace:
             self.weights = before
 
     def module(self, name: str, function: Callable[..., Value], x: Value, *rest: Any) -> Value:
-        """`function(t, x, *rest)` as the module of this name: its input and its output get the module's names."""
+        """`function(t, x, *rest)` as the module of this name: its input and its output get the
+        module's names.
+        """
         path = self.site(name)
         self.name(x, f"{path}.input")
         with self.inside(name):
@@ -190,9 +237,11 @@ class Trace:
         return y if y.site == path else self.name(y, path)
 
     def block(self, name: str, function: Callable[..., Value], x: Value, *rest: Any) -> Value:
-        """`module` for the repeated blocks of a net: where the trace recomputes, the unit of recomputation.
+        """`module` for the repeated blocks of a net: where the trace recomputes, the unit of
+        recomputation.
 
-        Values among `rest` (what an encoder hands to every block of a decoder, a bias that all blocks share) receive relevance as x does.
+        Values among `rest` (what an encoder hands to every block of a decoder, a bias that all
+        blocks share) receive relevance as x does.
         """
         if not (self.record and self.recompute):
             return self.module(name, function, x, *rest)
@@ -201,20 +250,29 @@ class Trace:
         outside = tuple(dict.fromkeys(v for v in (x, *rest) if isinstance(v, Value)))
 
         def run(record: bool) -> tuple[Trace, tuple[Value, ...], Value]:
-            inner, stand_ins = self._inner(record), {v: Value(v.array, v.site, v.constant) for v in outside}
+            inner, stand_ins = (
+                self._inner(record),
+                {v: Value(v.array, v.site, v.constant) for v in outside},
+            )
             inputs = [stand_ins[v] if isinstance(v, Value) else v for v in (x, *rest)]
             return inner, tuple(stand_ins.values()), inner.module(path, function, *inputs)
 
         end = run(record=False)[2]
-        y = self._keep(Record("block", outside, Value(end.array, end.site), {"again": partial(run, record=True)}))
+        y = self._keep(
+            Record(
+                "block", outside, Value(end.array, end.site), {"again": partial(run, record=True)}
+            )
+        )
         return y if y.site == path else self.name(y, path)
 
     def _inner(self, record: bool) -> Trace:
         return type(self)(self.weights, record=record, plain=self.plain)
 
-    # -- operations, in the order of a textbook -----------------------------------------------------------------------------------------
+    # -- operations, in the order of a textbook ----------------------------------------------------
 
-    def embedding(self, name: str, ids: Array, *, role: str = "tokens", weight: str | None = None) -> Value:
+    def embedding(
+        self, name: str, ids: Array, *, role: str = "tokens", weight: str | None = None
+    ) -> Value:
         """`weight`: the full name of a table shared with another module."""
         table = Parameter(self.weights, weight or f"{self.site(name)}.weight")
         return self._run("embedding", name, (table,), ids=ids, role=role)
@@ -224,28 +282,51 @@ class Trace:
         return self._run("source", name, (), values=array, role=role)
 
     def learned(self, name: str, beside: Value, *, role: str) -> Value:
-        """A tensor (1, ...) of the checkpoint as a value, once for each example of `beside`; its relevance is absorbed as `role`."""
-        return self._run("learned", name, (Parameter(self.weights, self.site(name)), beside), role=role)
+        """A tensor (1, ...) of the checkpoint as a value, once for each example of `beside`; its
+        relevance is absorbed as `role`.
+        """
+        return self._run(
+            "learned", name, (Parameter(self.weights, self.site(name)), beside), role=role
+        )
 
-    def patches(self, name: str, x: Value, size: tuple[int, int]) -> Value:  # (B, C, H, W) -> (B, N, O)
-        """A convolution whose windows stand side by side: unfold, then linear with the kernel as a matrix (and its bias).
+    def patches(
+        self, name: str, x: Value, size: tuple[int, int]
+    ) -> Value:  # (B, C, H, W) -> (B, N, O)
+        """A convolution whose windows stand side by side: unfold, then linear with the kernel as a
+        matrix (and its bias).
 
-        The output has a row for each patch, where the module's own has a grid: (B, O, H/h, W/w) flattened and transposed.
+        The output has a row for each patch, where the module's own has a grid: (B, O, H/h, W/w)
+        flattened and transposed.
         """
         path = self.site(name)
         self.name(x, f"{path}.input")
-        w, b = Parameter(self.weights, f"{path}.weight", kernel=True), Parameter(self.weights, f"{path}.bias")
-        return self._run("linear", name, (self.move(f"{name}.unfolded", "patches", x, size=size), w, b))
+        w, b = (
+            Parameter(self.weights, f"{path}.weight", kernel=True),
+            Parameter(self.weights, f"{path}.bias"),
+        )
+        return self._run(
+            "linear", name, (self.move(f"{name}.unfolded", "patches", x, size=size), w, b)
+        )
 
     def linear(
-        self, name: str, x: Value, *, bias: bool | str = False, weight: str | None = None, transposed: bool = False
+        self,
+        name: str,
+        x: Value,
+        *,
+        bias: bool | str = False,
+        weight: str | None = None,
+        transposed: bool = False,
     ) -> Value:
-        """`weight`, and `bias` as a string: the full name of a tensor that another module holds. `transposed`: stored (I, O), as
-        GPT-2's Conv1D is."""
+        """`weight`, and `bias` as a string: the full name of a tensor that another module holds.
+        `transposed`: stored (I, O), as GPT-2's Conv1D is."""
         path = self.site(name)
         self.name(x, f"{path}.input")
         w = Parameter(self.weights, weight or f"{path}.weight", transposed)
-        b = Parameter(self.weights, bias if isinstance(bias, str) else f"{path}.bias") if bias else None
+        b = (
+            Parameter(self.weights, bias if isinstance(bias, str) else f"{path}.bias")
+            if bias
+            else None
+        )
         return self._run("linear", name, (x, w, b))
 
     def add(self, name: str, a: Value, b: Value) -> Value:
@@ -264,12 +345,21 @@ class Trace:
         """`offset`: what is added to the stored weight."""
         path = self.site(name)
         self.name(x, f"{path}.input")
-        return self._run("rms_norm", name, (x, Parameter(self.weights, f"{path}.weight")), norm_eps=norm_eps, offset=offset)
+        return self._run(
+            "rms_norm",
+            name,
+            (x, Parameter(self.weights, f"{path}.weight")),
+            norm_eps=norm_eps,
+            offset=offset,
+        )
 
     def layer_norm(self, name: str, x: Value, norm_eps: float, *, bias: bool = True) -> Value:
         path = self.site(name)
         self.name(x, f"{path}.input")
-        w, b = Parameter(self.weights, f"{path}.weight"), Parameter(self.weights, f"{path}.bias") if bias else None
+        w, b = (
+            Parameter(self.weights, f"{path}.weight"),
+            Parameter(self.weights, f"{path}.bias") if bias else None,
+        )
         return self._run("layer_norm", name, (x, w, b), norm_eps=norm_eps)
 
     def activation(self, name: str, x: Value, kind: str) -> Value:
@@ -283,7 +373,9 @@ class Trace:
         return self._run("scale", name, (x,), factor=factor)
 
     def move(self, name: str, kind: str, *operands: Value, **how: Any) -> Value:
-        """A movement of rules/movement.py: split_heads, merge_heads, repeat_heads, transpose, slice, concat, rows, reshape, patches."""
+        """A movement of rules/movement.py: split_heads, merge_heads, repeat_heads, transpose,
+        slice, concat, rows, reshape, patches.
+        """
         return self._run("movement", name, operands, kind=kind, **how)
 
     def mean(self, name: str, x: Value, counted: Array) -> Value:
@@ -297,22 +389,36 @@ class Trace:
     def choose(self, site: str, p: Array, k: int) -> Choice:
         return top_k.choose(p, k)
 
-    def renormalise(self, name: str, r: Value) -> Value:
-        return self._run("renormalise", name, (r,))
+    def renormalize(self, name: str, r: Value) -> Value:
+        return self._run("renormalize", name, (r,))
 
     def gather(self, name: str, x: Value, index: Index) -> Value:
         return self._run("gather", name, (x,), index=index)
 
-    def combine(self, name: str, ys: Sequence[Value], index: tuple[Index, ...], length: int) -> Value:
-        """The rows of every y back at the places among `length` that `index` took them from, summed."""
+    def combine(
+        self, name: str, ys: Sequence[Value], index: tuple[Index, ...], length: int
+    ) -> Value:
+        """The rows of every y back at the places among `length` that `index` took them from,
+        summed.
+        """
         return self._run("combine", name, tuple(ys), index=index, length=length)
 
-    def attention(self, q: Value, k: Value, v: Value, mask: Array | None, *, causal: bool, bias: Value | None = None) -> Value:
-        """softmax(q k^T) v per head, with the sites `scores`, `probabilities` and `context`; q is scaled already.
+    def attention(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        mask: Array | None,
+        *,
+        causal: bool,
+        bias: Value | None = None,
+    ) -> Value:
+        """softmax(q k^T) v per head, with the sites `scores`, `probabilities` and `context`; q is
+        scaled already.
 
-        mask: bool (B, 1, J, I), True where a query may look; None where nothing is hidden. `causal` promises that it hides every
-        key after its query, so that whole blocks need no arithmetic. `bias` (B, H, J, I) is added to the scores; then attention is
-        always the plain operations.
+        mask: bool (B, 1, J, I), True where a query may look; None where nothing is hidden. `causal`
+        promises that it hides every key after its query, so that whole blocks need no arithmetic.
+        `bias` (B, H, J, I) is added to the scores; then attention is always the plain operations.
         """
         if not self.plain and bias is None:
             return self._run("attention", "context", (q, k, v), mask=mask, causal=causal)
@@ -320,9 +426,11 @@ class Trace:
         scores = scores if bias is None else self.add("scores.biased", scores, bias)
         return self.matmul("context", self.softmax("probabilities", scores, mask), v)
 
-    # -- the one place where something is computed --------------------------------------------------------------------------------------
+    # -- the one place where something is computed -------------------------------------------------
 
-    def _run(self, operation: str, name: str, operands: tuple[Operand, ...], **attributes: Any) -> Value:
+    def _run(
+        self, operation: str, name: str, operands: tuple[Operand, ...], **attributes: Any
+    ) -> Value:
         site = self.site(name)
         arrays = tuple(None if o is None else o.array for o in operands)
         array = self.compute(operation, site, arrays, attributes)
@@ -332,15 +440,22 @@ class Trace:
         output = Value(array, site, constant=bool(values) and all(v.constant for v in values))
         return self._keep(Record(operation, operands, output, attributes))
 
-    def compute(self, operation: str, site: str, arrays: tuple[Array | None, ...], attributes: dict[str, Any]) -> Array:
+    def compute(
+        self,
+        operation: str,
+        site: str,
+        arrays: tuple[Array | None, ...],
+        attributes: dict[str, Any],
+    ) -> Array:
         return FORWARD[operation](*arrays, **attributes)
 
     def _keep(self, record: Record) -> Value:
         if self.record:
             if record.output.site in self.values:
-                raise ValueError(f"two values are named {record.output.site}: a net must name each operation once")
+                raise ValueError(
+                    f"two values are named {record.output.site}: a net must name each "
+                    "operation once"
+                )
             self.values[record.output.site] = record.output
             self.records.append(record)
         return record.output
-
-

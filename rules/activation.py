@@ -1,13 +1,15 @@
 """Activation, element by element                    z = f(x)
 
     identity    R_x = R                                                          (AttnLRP eq. 9)
-    ratio       g_x = g f(x)/x, carried as a gradient: identity. At x = 0 the factor is its limit f'(0)
+    identity_gxi  g_x = g f(x)/x, in gradient x input form: identity. At x = 0 the factor is its
+                  limit f'(0)
     gradient    g_x = g f'(x)
 
 Absorbs nothing, except the true derivative: `activation_offset` = sum g (f(x) - x f'(x)).
 
-All but tanh are x times a gate: gelu Phi(x), gelu_tanh sigmoid(2u) with u = sqrt(2/pi)(x + 0.044715 x^3), silu sigmoid(x),
-quick_gelu sigmoid(1.702 x), relu a step that is 0 at 0 (its derivative there, by the convention of every framework).
+All but tanh are x times a gate: gelu Phi(x), gelu_tanh sigmoid(2u) with u = sqrt(2/pi)(x + 0.044715
+x^3), silu sigmoid(x), quick_gelu sigmoid(1.702 x), relu a step that is 0 at 0 (its derivative
+there, by the convention of every framework).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import math
 from collections.abc import Callable
 
 from refl.arrays import Array, erfc, flags, namespace, total
-from refl.rules.balance import Passed
+from refl.rules.balance import RuleOutput
 
 SATURATED = 100.0
 """Beyond this both gelu gates are 0 or 1 to the last bit, and x^3 could overflow."""
@@ -26,19 +28,23 @@ def forward(x: Array, *, kind: str) -> Array:  # (...) -> (...)
     return namespace(x).tanh(x) if kind == "tanh" else x * GATES[kind](x)
 
 
-def identity(x: Array, z: Array, r: Array, *, kind: str) -> Passed:
-    return Passed((r,), {})
+def identity(x: Array, z: Array, r: Array, *, kind: str) -> RuleOutput:
+    return RuleOutput((r,), {})
 
 
-def ratio(x: Array, z: Array, g: Array, *, kind: str) -> Passed:
+def identity_gxi(x: Array, z: Array, g: Array, *, kind: str) -> RuleOutput:
     zero = flags(x == 0, x)
-    return Passed((g * (z / (x + zero) + AT_ZERO[kind] * zero),), {})
+    return RuleOutput((g * (z / (x + zero) + AT_ZERO[kind] * zero),), {})
 
 
-def gradient(x: Array, z: Array, g: Array, *, kind: str) -> Passed:
+def gradient(x: Array, z: Array, g: Array, *, kind: str) -> RuleOutput:
     xp = namespace(x, z, g)
     slope = 1 - z * z if kind == "tanh" else SLOPES[kind](x)
-    return Passed((g * slope,), {"activation_offset": total(g * (z - x * slope))}, lambda: 3 * total(xp.abs(z * g) + xp.abs(x * slope * g)))
+    return RuleOutput(
+        (g * slope,),
+        {"activation_offset": total(g * (z - x * slope))},
+        lambda: 3 * total(xp.abs(z * g) + xp.abs(x * slope * g)),
+    )
 
 
 def sigmoid(x: Array) -> Array:
@@ -69,7 +75,9 @@ def _tanh_argument(x: Array) -> Array:  # 2u
 def _gelu_tanh_slope(x: Array) -> Array:
     x = _clipped(x)
     gate = sigmoid(_tanh_argument(x))
-    return gate + x * gate * sigmoid(-_tanh_argument(x)) * math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * x * x)
+    return gate + x * gate * sigmoid(-_tanh_argument(x)) * math.sqrt(8 / math.pi) * (
+        1 + 3 * 0.044715 * x * x
+    )
 
 
 def _scaled_sigmoid_slope(x: Array, a: float) -> Array:

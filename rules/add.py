@@ -3,35 +3,44 @@
     epsilon     R_a = a s,  R_b = b s,  s = R / (z + eps s(z))             (AttnLRP eq. 8 on a sum)
     gradient    g_a = g_b = g
 
-Absorbs: stabilizer sum eps s(z) s. An operand that is no function of the input (positions, a table) is given its share like any
-other; the ledger books it where it ends. An operand that was broadcast receives the sum over its copies.
+Absorbs: stabilizer sum eps s(z) s. An operand that is no function of the input (positions, a table)
+is given its share like any other; the ledger ledger it where it ends. An operand that was broadcast
+receives the sum over its copies.
 """
 
 from __future__ import annotations
 
 from refl.arrays import Array, namespace, total
-from refl.rules.balance import Passed, share
+from refl.rules.balance import RuleOutput, share
 
 
 def forward(a: Array, b: Array) -> Array:  # (..., N), (..., N) -> (..., N)
     return a + b
 
 
-def epsilon(a: Array, b: Array, z: Array, r: Array, *, eps: float = 1e-6, stabilizer: str = "sign") -> Passed:
+def epsilon(
+    a: Array, b: Array, z: Array, r: Array, *, eps: float = 1e-6, stabilizer: str = "sign"
+) -> RuleOutput:
     xp = namespace(a, b, z, r)
     s, taken = share(z, r, eps, stabilizer)
     pieces = (fold(a * s, a.shape), fold(b * s, b.shape))
-    return Passed(pieces, {"stabilizer": taken}, lambda: 2 * total(xp.abs(a * s) + xp.abs(b * s)))
+    return RuleOutput(
+        pieces, {"stabilizer": taken}, lambda: 2 * total(xp.abs(a * s) + xp.abs(b * s))
+    )
 
 
-def gradient(a: Array, b: Array, z: Array, g: Array) -> Passed:
+def gradient(a: Array, b: Array, z: Array, g: Array) -> RuleOutput:
     xp = namespace(a, b, z, g)
-    return Passed((fold(g, a.shape), fold(g, b.shape)), {}, lambda: 2 * total(xp.abs(a * g) + xp.abs(b * g)))
+    return RuleOutput(
+        (fold(g, a.shape), fold(g, b.shape)), {}, lambda: 2 * total(xp.abs(a * g) + xp.abs(b * g))
+    )
 
 
 def fold(r: Array, shape: tuple[int, ...]) -> Array:
     """The sum over the axes along which an array of `shape` was broadcast to r's shape."""
     xp = namespace(r)
     extra = r.ndim - len(shape)
-    copied = tuple(i for i in range(r.ndim) if i < extra or (shape[i - extra] == 1 and r.shape[i] != 1))
+    copied = tuple(
+        i for i in range(r.ndim) if i < extra or (shape[i - extra] == 1 and r.shape[i] != 1)
+    )
     return xp.reshape(xp.sum(r, axis=copied), shape) if copied else r

@@ -1,7 +1,9 @@
-"""Composites: which rule, with which parameters, for which operation. The published methods by name.
+"""Composites: which rule, with which parameters, for which operation. The published methods by
+name.
 
-A composite is a table. Its lines are read from the top, and the first whose operation and site pattern fit an operation gives
-the rule. `carries` says what the sweep hands down: `relevance`, or `gradient`, the g of R = x g (every stabiliser cancels there).
+A composite is a table. Its lines are read from the top, and the first whose operation and site
+pattern fit an operation gives the rule. `carries` says what the sweep hands down: `relevance`, or
+`gradient`, the g of R = x g (every stabilizer cancels there).
 """
 
 from __future__ import annotations
@@ -15,17 +17,37 @@ from pathlib import Path
 from typing import Any
 
 from refl.errors import ReflError
-from refl.rules import activation, add, combine, embedding, gather, layer_norm, learned, linear, matmul, movement, multiply, pooling, renormalise, rms_norm, rotary, scale, softmax, source, top_k
-from refl.rules.balance import STABILIZERS, Passed
+from refl.rules import (
+    activation,
+    add,
+    combine,
+    embedding,
+    gather,
+    layer_norm,
+    learned,
+    linear,
+    matmul,
+    movement,
+    multiply,
+    pooling,
+    renormalize,
+    rms_norm,
+    rotary,
+    scale,
+    softmax,
+    source,
+    top_k,
+)
+from refl.rules.balance import STABILIZERS, RuleOutput
 
-RULES: dict[str, dict[str, Callable[..., Passed]]] = {
+RULES: dict[str, dict[str, Callable[..., RuleOutput]]] = {
     "activation": {"identity": activation.identity},
     "add": {"epsilon": add.epsilon},
     "combine": {"epsilon": combine.epsilon},
-    "embedding": {"stop": embedding.stop},
-    "gather": {"follow": gather.follow},
+    "embedding": {"leaf": embedding.leaf},
+    "gather": {"pass_through": gather.pass_through},
     "layer_norm": {"epsilon": layer_norm.epsilon, "identity": layer_norm.identity},
-    "learned": {"stop": learned.stop},
+    "learned": {"leaf": learned.leaf},
     "linear": {
         "epsilon": linear.epsilon,
         "gamma": linear.gamma,
@@ -36,13 +58,13 @@ RULES: dict[str, dict[str, Callable[..., Passed]]] = {
         "z_box": linear.z_box,
     },
     "matmul": {"uniform": matmul.uniform, "second": matmul.second},
-    "movement": {"follow": movement.follow},
+    "movement": {"pass_through": movement.pass_through},
     "multiply": {"uniform": multiply.uniform, "second": multiply.second},
     "pooling": {"epsilon": pooling.epsilon},
-    "renormalise": {"identity": renormalise.identity, "epsilon": renormalise.epsilon},
+    "renormalize": {"identity": renormalize.identity, "epsilon": renormalize.epsilon},
     "rms_norm": {"identity": rms_norm.identity},
     "rotary": {"epsilon": rotary.epsilon},
-    "scale": {"follow": scale.follow},
+    "scale": {"pass_through": scale.pass_through},
     "softmax": {
         "taylor": softmax.taylor,
         "spread": softmax.spread,
@@ -50,38 +72,58 @@ RULES: dict[str, dict[str, Callable[..., Passed]]] = {
         "identity": softmax.identity,
         "constant": softmax.constant,
     },
-    "source": {"stop": source.stop},
-    "top_k": {"follow": top_k.follow},
+    "source": {"leaf": source.leaf},
+    "top_k": {"pass_through": top_k.pass_through},
 }
 """Operation -> rule name -> rule, for composites that carry relevance."""
 
-GRADIENT_RULES: dict[str, dict[str, Callable[..., Passed]]] = {
-    "activation": {"identity": activation.ratio, "gradient": activation.gradient},
+GRADIENT_RULES: dict[str, dict[str, Callable[..., RuleOutput]]] = {
+    "activation": {"identity": activation.identity_gxi, "gradient": activation.gradient},
     "add": {"epsilon": add.gradient, "gradient": add.gradient},
     "combine": {"epsilon": combine.gradient, "gradient": combine.gradient},
-    "embedding": {"stop": embedding.stop_gradient},
-    "gather": {"follow": gather.follow},
-    "layer_norm": {"epsilon": layer_norm.frozen, "gradient": layer_norm.gradient},
-    "learned": {"stop": learned.stop_gradient},
+    "embedding": {"leaf": embedding.leaf_gxi},
+    "gather": {"pass_through": gather.pass_through},
+    "layer_norm": {"epsilon": layer_norm.epsilon_gxi, "gradient": layer_norm.gradient},
+    "learned": {"leaf": learned.leaf_gxi},
     "linear": {"epsilon": linear.gradient, "gradient": linear.gradient},
-    "matmul": {"uniform": matmul.half, "second": matmul.second_gradient, "gradient": matmul.gradient},
-    "movement": {"follow": movement.follow},
-    "multiply": {"uniform": multiply.half, "second": multiply.second_gradient, "gradient": multiply.gradient},
+    "matmul": {
+        "uniform": matmul.uniform_gxi,
+        "second": matmul.second_gxi,
+        "gradient": matmul.gradient,
+    },
+    "movement": {"pass_through": movement.pass_through},
+    "multiply": {
+        "uniform": multiply.uniform_gxi,
+        "second": multiply.second_gxi,
+        "gradient": multiply.gradient,
+    },
     "pooling": {"epsilon": pooling.gradient, "gradient": pooling.gradient},
-    "renormalise": {"identity": renormalise.frozen, "epsilon": renormalise.gradient, "gradient": renormalise.gradient},
-    "rms_norm": {"identity": rms_norm.frozen, "gradient": rms_norm.gradient},
+    "renormalize": {
+        "identity": renormalize.identity_gxi,
+        "epsilon": renormalize.gradient,
+        "gradient": renormalize.gradient,
+    },
+    "rms_norm": {"identity": rms_norm.identity_gxi, "gradient": rms_norm.gradient},
     "rotary": {"epsilon": rotary.gradient, "gradient": rotary.gradient},
-    "scale": {"follow": scale.gradient},
-    "softmax": {"taylor": softmax.gradient, "constant": softmax.constant_gradient, "gradient": softmax.gradient},
-    "source": {"stop": source.stop_gradient},
-    "top_k": {"follow": top_k.follow},
+    "scale": {"pass_through": scale.gradient},
+    "softmax": {
+        "taylor": softmax.gradient,
+        "constant": softmax.constant_gxi,
+        "gradient": softmax.gradient,
+    },
+    "source": {"leaf": source.leaf_gxi},
+    "top_k": {"pass_through": top_k.pass_through},
 }
-"""The same rules as factors of a gradient, under the same names, and the true derivatives under `gradient`."""
+"""The same rules as factors of a gradient, under the same names, and the true derivatives under
+`gradient`.
+"""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a composite's table: operations and sites it is for (patterns with * and ?), and the rule with its options."""
+    """One line of a composite's table: operations and sites it is for (patterns with * and ?), and
+    the rule with its options.
+    """
 
     operation: str
     rule: str
@@ -89,7 +131,9 @@ class Rule:
     options: tuple[tuple[str, Any], ...] = ()
 
     def fits(self, operation: str, names: Sequence[str]) -> bool:
-        return fnmatchcase(operation, self.operation) and any(fnmatchcase(name, self.site) for name in names)
+        return fnmatchcase(operation, self.operation) and any(
+            fnmatchcase(name, self.site) for name in names
+        )
 
 
 @dataclass(frozen=True)
@@ -97,7 +141,7 @@ class Chosen:
     """A rule ready to be applied."""
 
     name: str
-    function: Callable[..., Passed]
+    function: Callable[..., RuleOutput]
     options: dict[str, Any]
 
 
@@ -107,73 +151,120 @@ class Composite:
 
     name: str
     rules: tuple[Rule, ...]
-    carries: str = "relevance"
+    formulation: str = "relevance"
     source: str = ""
     summary: str = ""
     score: str = "sum"
-    """How a token's features become one number: the `sum` of their relevance, or the `norm` of what is carried."""
+    """How a token's features become one number: the `sum` of their relevance, or the `norm` of what
+    is propagated.
+    """
 
     def __post_init__(self) -> None:
-        if self.carries not in ("relevance", "gradient"):
-            raise ReflError(f"composite {self.name} carries {self.carries!r}: expected 'relevance' or 'gradient'")
+        if self.formulation not in ("relevance", "gradient_x_input"):
+            raise ReflError(
+                f"composite {self.name} has the formulation {self.formulation!r}: expected "
+                "'relevance' or 'gradient_x_input'"
+            )
         for line in self.rules:
             _check(line, self)
 
     def rule(self, operation: str, names: Sequence[str]) -> Chosen:
-        """The rule for an operation whose output has these names. Raises ReflError where the table has none."""
+        """The rule for an operation whose output has these names. Raises ReflError where the table
+        has none.
+        """
         for line in self.rules:
             if line.fits(operation, names):
                 return Chosen(line.rule, self.known[operation][line.rule], dict(line.options))
-        raise ReflError(f"composite {self.name} has no rule for {operation} at {names[0]}: add a line for it to its table")
+        raise ReflError(
+            f"composite {self.name} has no rule for {operation} at {names[0]}: add a line "
+            "for it to its table"
+        )
 
     @property
-    def known(self) -> dict[str, dict[str, Callable[..., Passed]]]:
+    def known(self) -> dict[str, dict[str, Callable[..., RuleOutput]]]:
         """Operation -> rule name -> rule, in the form this composite carries."""
-        return GRADIENT_RULES if self.carries == "gradient" else RULES
+        return GRADIENT_RULES if self.formulation == "gradient_x_input" else RULES
 
     def override(self, *lines: Rule, name: str | None = None) -> Composite:
         """The same composite with further lines on top, where they win."""
         return replace(self, name=name or f"{self.name} (changed)", rules=(*lines, *self.rules))
 
     def with_options(self, **options: Any) -> Composite:
-        """The same composite with options (eps, stabilizer, ...) set in every line whose rule takes them."""
-        if self.carries == "gradient" and "eps" in options:
-            raise ReflError(f"composite {self.name} carries gradients, in which every eps cancels: leave eps out, or take another method")
+        """The same composite with options (eps, stabilizer, ...) set in every line whose rule takes
+        them.
+        """
+        if self.formulation == "gradient_x_input" and "eps" in options:
+            raise ReflError(
+                f"composite {self.name} is in gradient x input form, in which every eps "
+                "cancels: leave eps out, or take another method"
+            )
         known = {key for line in self.rules for f in _functions(line, self) for key in _options(f)}
         for key in options:
             if key not in known:
-                raise ReflError(f"no rule of composite {self.name} takes the option {key!r}; it knows {', '.join(sorted(known)) or 'none'}")
+                raise ReflError(
+                    f"no rule of composite {self.name} takes the option {key!r}; it knows "
+                    f"{', '.join(sorted(known)) or 'none'}"
+                )
         return replace(self, rules=tuple(_with(line, options, self) for line in self.rules))
 
     def as_dict(self) -> dict[str, Any]:
         """The whole table, every option spelled out (defaults too), for the oracle file."""
         return {
             "name": self.name,
-            "carries": self.carries,
+            "formulation": self.formulation,
             "source": self.source,
             "summary": self.summary,
             "score": self.score,
             "rules": [
-                {"operation": line.operation, "site": line.site, "rule": line.rule, "options": _spelled_out(line, self)}
+                {
+                    "operation": line.operation,
+                    "site": line.site,
+                    "rule": line.rule,
+                    "options": _spelled_out(line, self),
+                }
                 for line in self.rules
             ],
         }
 
 
-def _functions(line: Rule, composite: Composite) -> list[Callable[..., Passed]]:
-    return [rules[line.rule] for op, rules in composite.known.items() if fnmatchcase(op, line.operation) and line.rule in rules]
+def _functions(line: Rule, composite: Composite) -> list[Callable[..., RuleOutput]]:
+    return [
+        rules[line.rule]
+        for op, rules in composite.known.items()
+        if fnmatchcase(op, line.operation) and line.rule in rules
+    ]
 
 
 _OF_THE_OPERATION = {
-    "mask", "constant", "kind", "how", "norm_eps", "offset", "ids", "role", "cos", "sin", "factor", "counted", "values", "index", "chosen",
+    "mask",
+    "constant",
+    "kind",
+    "how",
+    "norm_eps",
+    "offset",
+    "ids",
+    "role",
+    "cos",
+    "sin",
+    "factor",
+    "counted",
+    "values",
+    "index",
+    "chosen",
     "length",
-}  # fmt: skip
+}
 
 
-def _options(function: Callable[..., Passed]) -> dict[str, Any]:
-    """The options of a rule with their defaults: its keyword arguments less the attributes of the operation."""
+def _options(function: Callable[..., RuleOutput]) -> dict[str, Any]:
+    """The options of a rule with their defaults: its keyword arguments less the attributes of the
+    operation.
+    """
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _OF_THE_OPERATION}
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.name not in _OF_THE_OPERATION
+    }
 
 
 def _spelled_out(line: Rule, composite: Composite) -> dict[str, Any]:
@@ -191,12 +282,15 @@ def _with(line: Rule, options: dict[str, Any], composite: Composite) -> Rule:
 def _check(line: Rule, composite: Composite) -> None:
     operations = [op for op in composite.known if fnmatchcase(op, line.operation)]
     if not operations:
-        raise ReflError(f"composite {composite.name} names the operation {line.operation!r}; there are {', '.join(composite.known)}")
+        raise ReflError(
+            f"composite {composite.name} names the operation {line.operation!r}; there are "
+            f"{', '.join(composite.known)}"
+        )
     if not _functions(line, composite):
         known = ", ".join(sorted({name for op in operations for name in composite.known[op]}))
         raise ReflError(
             f"composite {composite.name} names the rule {line.rule!r} for {line.operation}, "
-            f"which carries {composite.carries} only under: {known}"
+            f"which in the formulation {composite.formulation} there is only under: {known}"
         )
     _check_options(line, composite)
 
@@ -205,23 +299,34 @@ def _check_options(line: Rule, composite: Composite) -> None:
     known = _spelled_out(replace(line, options=()), composite)
     for key, value in line.options:
         if key not in known:
-            raise ReflError(f"rule {line.rule} for {line.operation} has no option {key!r}; it takes {', '.join(known) or 'none'}")
+            raise ReflError(
+                f"rule {line.rule} for {line.operation} has no option {key!r}; it takes "
+                f"{', '.join(known) or 'none'}"
+            )
         if key == "stabilizer" and value not in STABILIZERS:
             raise ReflError(f"stabilizer is {value!r}: expected one of {', '.join(STABILIZERS)}")
         if key == "denominator" and value not in matmul.DENOMINATORS:
-            raise ReflError(f"denominator is {value!r}: expected one of {', '.join(matmul.DENOMINATORS)}")
+            raise ReflError(
+                f"denominator is {value!r}: expected one of {', '.join(matmul.DENOMINATORS)}"
+            )
         if key in ("eps", "gamma", "alpha", "beta"):
             _check_number(key, value, line)
         if key in ("low", "high"):
             _check_bound(key, value)
     options = known | dict(line.options)
     if line.rule == "alpha_beta" and abs(options["alpha"] - options["beta"] - 1) > 1e-12:
-        raise ReflError(f"alpha_beta needs alpha - beta = 1, got alpha={options['alpha']}, beta={options['beta']}")
+        raise ReflError(
+            f"alpha_beta needs alpha - beta = 1, got alpha={options['alpha']}, "
+            f"beta={options['beta']}"
+        )
 
 
 def _check_bound(key: str, value: Any) -> None:
     numbers = value if isinstance(value, (list, tuple)) else [value]
-    if not numbers or not all(isinstance(n, (int, float)) and not isinstance(n, bool) and abs(n) < float("inf") for n in numbers):
+    if not numbers or not all(
+        isinstance(n, (int, float)) and not isinstance(n, bool) and abs(n) < float("inf")
+        for n in numbers
+    ):
         raise ReflError(f"{key} is {value!r}: expected a finite number, or a list of them")
 
 
@@ -229,20 +334,28 @@ def _check_number(key: str, value: Any, line: Rule) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value < float("inf"):
         raise ReflError(f"{key} is {value!r}: expected a finite number")
     if key == "eps" and not value > 0:
-        raise ReflError(f"eps is {value!r}: expected a number above 0; for no stabiliser at all set stabilizer='none'")
+        raise ReflError(
+            f"eps is {value!r}: expected a number above 0; for no stabilizer at all set "
+            "stabilizer='none'"
+        )
     if value < 0:
         raise ReflError(f"{key} is {value!r}: expected a number of at least 0")
 
 
-# -- the published methods ----------------------------------------------------------------------------------------------------------
+# -- the published methods -------------------------------------------------------------------------
 
-ACHTIBAT = "Achtibat et al. 2024, AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers, arXiv 2402.05602"
+ACHTIBAT = (
+    "Achtibat et al. 2024, AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for "
+    "Transformers, arXiv 2402.05602"
+)
 
 
 def table(**rules: str | tuple[str, dict[str, Any]]) -> tuple[Rule, ...]:
     """`operation="rule"` or `operation=("rule", {options})`, one line each."""
     pairs = {op: (r, {}) if isinstance(r, str) else r for op, r in rules.items()}
-    return tuple(Rule(op, name, options=tuple(options.items())) for op, (name, options) in pairs.items())
+    return tuple(
+        Rule(op, name, options=tuple(options.items())) for op, (name, options) in pairs.items()
+    )
 
 
 _PAPER = table(
@@ -256,15 +369,15 @@ _PAPER = table(
     activation="identity",
     rotary="epsilon",
     pooling="epsilon",
-    top_k="follow",
-    renormalise="identity",
-    gather="follow",
+    top_k="pass_through",
+    renormalize="identity",
+    gather="pass_through",
     combine="epsilon",
-    scale="follow",
-    movement="follow",
-    embedding="stop",
-    learned="stop",
-    source="stop",
+    scale="pass_through",
+    movement="pass_through",
+    embedding="leaf",
+    learned="leaf",
+    source="leaf",
 )
 
 ATTNLRP = Composite(
@@ -273,9 +386,12 @@ ATTNLRP = Composite(
 )  # fmt: skip
 
 ATTNLRP_GRADIENT = Composite(
-    "attnlrp-gradient", _PAPER, carries="gradient", source=f"{ACHTIBAT}; the gradient form is that of its library LXT",
-    summary="AttnLRP carried as a gradient, R = x g: no stabiliser, the limit eps -> 0",
-)  # fmt: skip
+    "attnlrp-gradient",
+    _PAPER,
+    formulation="gradient_x_input",
+    source=f"{ACHTIBAT}; the gradient x input form is that of its library LXT",
+    summary="AttnLRP in gradient x input form, R = x g: no stabilizer, the limit eps -> 0",
+)
 
 _CONSTANT_ATTENTION = (
     Rule("matmul", "second", "*context"),
@@ -284,15 +400,22 @@ _CONSTANT_ATTENTION = (
 )
 
 CP_LRP = Composite(
-    "cp-lrp", (*_CONSTANT_ATTENTION, *_PAPER), carries="gradient",
-    source="Ali et al. 2022, XAI for Transformers: Better Explanations through Conservative Propagation, ICML, arXiv 2202.07304",
-    summary="attention weights and gates are constants: relevance flows through the values alone, and in full",
-)  # fmt: skip
+    "cp-lrp",
+    (*_CONSTANT_ATTENTION, *_PAPER),
+    formulation="gradient_x_input",
+    source="Ali et al. 2022, XAI for Transformers: Better Explanations through Conservative "
+    "Propagation, ICML, arXiv 2202.07304",
+    summary="attention weights and gates are constants: relevance flows through the values alone, "
+    "and in full",
+)
 
 LRP_0 = Composite(
-    "lrp-0", _PAPER, source="Bach et al. 2015, PLoS ONE 10(7), eq. 56, with AttnLRP's rules for what is not linear; no stabiliser anywhere",
-    summary="AttnLRP without any stabiliser; what lands on an exact zero is absorbed",
-).with_options(stabilizer="none")  # fmt: skip
+    "lrp-0",
+    _PAPER,
+    source="Bach et al. 2015, PLoS ONE 10(7), eq. 56, with AttnLRP's rules for what is not "
+    "linear; no stabilizer anywhere",
+    summary="AttnLRP without any stabilizer; what lands on an exact zero is absorbed",
+).with_options(stabilizer="none")
 
 _ATTENTION_PROJECTIONS = ("query", "key", "value", "attention.output.dense")
 _PATCHES = "*.patch_embeddings.projection"
@@ -304,21 +427,29 @@ _VISION = (
 )
 
 ATTNLRP_VIT = Composite(
-    "attnlrp-vit", (*_VISION, Rule("softmax", "z_plus"), *_PAPER), source=f"{ACHTIBAT}, captions of figures 12 to 16",
-    summary="AttnLRP for vision transformers: gamma 0.25 on patches and 0.05 on linear layers outside attention, z+ on the softmax",
-)  # fmt: skip
+    "attnlrp-vit",
+    (*_VISION, Rule("softmax", "z_plus"), *_PAPER),
+    source=f"{ACHTIBAT}, captions of figures 12 to 16",
+    summary="AttnLRP for vision transformers: gamma 0.25 on patches and 0.05 on linear layers "
+    "outside attention, z+ on the softmax",
+)
 
 ATTNLRP_VIT_BOX = ATTNLRP_VIT.override(Rule("linear", "z_box", _PATCHES), name="attnlrp-vit-box")
 ATTNLRP_VIT_BOX = replace(
-    ATTNLRP_VIT_BOX, source=f"{ATTNLRP_VIT.source}; Montavon et al. 2017, Pattern Recognition 65, z^B rule",
-    summary="attnlrp-vit with the z-box rule on pixels, whose bounds follow from preprocessor_config.json (or are low and high)",
-)  # fmt: skip
+    ATTNLRP_VIT_BOX,
+    source=f"{ATTNLRP_VIT.source}; Montavon et al. 2017, Pattern Recognition 65, z^B rule",
+    summary="attnlrp-vit with the z-box rule on pixels, whose bounds follow from "
+    "preprocessor_config.json (or are low and high)",
+)
 
 CP_LRP_VIT = Composite(
-    "cp-lrp-vit", (*_CONSTANT_ATTENTION, *_VISION, *_PAPER),
-    source=f"Ali et al. 2022, ICML, arXiv 2202.07304, with gamma as {ACHTIBAT} tunes it for vision transformers",
-    summary="attnlrp-vit with attention weights as constants: relevance flows through the values alone, and in full",
-)  # fmt: skip
+    "cp-lrp-vit",
+    (*_CONSTANT_ATTENTION, *_VISION, *_PAPER),
+    source=f"Ali et al. 2022, ICML, arXiv 2202.07304, with gamma as {ACHTIBAT} tunes it for "
+    "vision transformers",
+    summary="attnlrp-vit with attention weights as constants: relevance flows through the values "
+    "alone, and in full",
+)
 
 _DERIVATIVES = table(
     linear="gradient",
@@ -331,31 +462,44 @@ _DERIVATIVES = table(
     activation="gradient",
     rotary="gradient",
     pooling="gradient",
-    top_k="follow",
-    renormalise="gradient",
-    gather="follow",
+    top_k="pass_through",
+    renormalize="gradient",
+    gather="pass_through",
     combine="gradient",
-    scale="follow",
-    movement="follow",
-    embedding="stop",
-    learned="stop",
-    source="stop",
+    scale="pass_through",
+    movement="pass_through",
+    embedding="leaf",
+    learned="leaf",
+    source="leaf",
 )
 
 GRADIENT = Composite(
-    "gradient", _DERIVATIVES, carries="gradient", source="Simonyan et al. 2014, Deep Inside Convolutional Networks, arXiv 1312.6034",
-    summary="the plain gradient; a token's score is the length of its gradient, and the books are those of x g", score="norm",
-)  # fmt: skip
+    "gradient",
+    _DERIVATIVES,
+    formulation="gradient_x_input",
+    source="Simonyan et al. 2014, Deep Inside Convolutional Networks, arXiv 1312.6034",
+    summary="the plain gradient; a token's score is the length of its gradient, and the "
+    "conservation ledger are those of x g",
+    score="norm",
+)
 
 INPUT_X_GRADIENT = Composite(
-    "input-x-gradient", _DERIVATIVES, carries="gradient", source="Shrikumar et al. 2016, Not Just a Black Box, arXiv 1605.01713",
+    "input-x-gradient",
+    _DERIVATIVES,
+    formulation="gradient_x_input",
+    source="Shrikumar et al. 2016, Not Just a Black Box, arXiv 1605.01713",
     summary="input times gradient: the first-order Taylor term; the rest is absorbed as offsets",
-)  # fmt: skip
+)
 
 LXT_EXPLICIT = Composite(
     "lxt-explicit",
     (
-        Rule("matmul", "uniform", "*context", (("eps", 1e-6), ("stabilizer", "plain"), ("denominator", "2(z+eps)"))),
+        Rule(
+            "matmul",
+            "uniform",
+            "*context",
+            (("eps", 1e-6), ("stabilizer", "plain"), ("denominator", "2(z+eps)")),
+        ),
         *table(
             linear=("epsilon", {"eps": 1e-8, "stabilizer": "plain"}),
             add=("epsilon", {"eps": 1e-8, "stabilizer": "plain"}),
@@ -366,8 +510,9 @@ LXT_EXPLICIT = Composite(
         ),
         *_PAPER,
     ),
-    source="LXT 2.1, lxt.explicit (relevance form): eps without the sign of z, and two forms of the matmul denominator",
-    summary="AttnLRP as LXT's relevance form codes it, to compare with; its stabiliser is unsigned",
+    source="LXT 2.1, lxt.explicit (relevance form): eps without the sign of z, and two forms of "
+    "the matmul denominator",
+    summary="AttnLRP as LXT's relevance form codes it, to compare with; its stabilizer is unsigned",
 )
 
 METHODS: dict[str, Composite] = {
@@ -390,19 +535,38 @@ METHODS: dict[str, Composite] = {
 def method(name: str) -> Composite:
     """A published method by name. Raises ReflError for a name that is none."""
     if name not in METHODS:
-        raise ReflError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}, or a .toml file with a composite")
+        raise ReflError(
+            f"unknown method {name!r}: expected one of {', '.join(METHODS)}, or a .toml "
+            "file with a composite"
+        )
     return METHODS[name]
 
 
 def from_saved(content: dict[str, Any]) -> Composite:
     """The composite that `as_dict` wrote down. Options at their defaults are left to the rules."""
-    bare = Composite(content["name"], (), content["carries"], content["source"], content["summary"], content["score"])
+    bare = Composite(
+        content["name"],
+        (),
+        content["formulation"],
+        content["source"],
+        content["summary"],
+        content["score"],
+    )
     lines = [Rule(line["operation"], line["rule"], line["site"]) for line in content["rules"]]
     set_apart = [
-        tuple((key, value) for key, value in said["options"].items() if _spelled_out(line, bare).get(key) != value)
+        tuple(
+            (key, value)
+            for key, value in said["options"].items()
+            if _spelled_out(line, bare).get(key) != value
+        )
         for line, said in zip(lines, content["rules"], strict=True)
     ]
-    return replace(bare, rules=tuple(replace(line, options=options) for line, options in zip(lines, set_apart, strict=True)))
+    return replace(
+        bare,
+        rules=tuple(
+            replace(line, options=options) for line, options in zip(lines, set_apart, strict=True)
+        ),
+    )
 
 
 def from_toml(path: str | Path) -> Composite:
@@ -427,22 +591,30 @@ def from_toml(path: str | Path) -> Composite:
 
 def from_dict(content: dict[str, Any], where: str) -> Composite:
     """The same from a table already read; `where` names it in errors."""
-    unknown = set(content) - {"name", "base", "carries", "rule", "source", "summary"}
+    unknown = set(content) - {"name", "base", "formulation", "rule", "source", "summary"}
     if unknown:
-        raise ReflError(f"{where} has the unknown key {min(unknown)!r}; a composite has name, base, carries, source, summary, [[rule]]")
+        raise ReflError(
+            f"{where} has the unknown key {min(unknown)!r}; a composite has name, base, "
+            "carries, source, summary, [[rule]]"
+        )
     lines = content.get("rule", [])
     if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
         raise ReflError(f"{where}: expected [[rule]] tables, got {lines!r}")
     base = method(content["base"]) if "base" in content else Composite("none", ())
     return Composite(
-        str(content.get("name", where)), tuple(_line(line, where) for line in lines) + base.rules,
-        content.get("carries", base.carries), str(content.get("source", base.source)), str(content.get("summary", base.summary)),
+        str(content.get("name", where)),
+        tuple(_line(line, where) for line in lines) + base.rules,
+        content.get("formulation", base.formulation),
+        str(content.get("source", base.source)),
+        str(content.get("summary", base.summary)),
         base.score,
-    )  # fmt: skip
+    )
 
 
 def _line(line: dict[str, Any], where: str) -> Rule:
     if not isinstance(line.get("operation"), str) or not isinstance(line.get("rule"), str):
         raise ReflError(f"{where}: every [[rule]] needs an operation and a rule, got {line}")
-    options = {key: value for key, value in line.items() if key not in ("operation", "rule", "site")}
+    options = {
+        key: value for key, value in line.items() if key not in ("operation", "rule", "site")
+    }
     return Rule(line["operation"], line["rule"], str(line.get("site", "*")), tuple(options.items()))

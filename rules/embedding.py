@@ -2,14 +2,15 @@
 
 Ids are not numbers that could carry relevance, so here the way ends:
 
-    stop             R arrives: on the tokens for role `tokens`, else it is absorbed under the role's name (`position`)
-    stop_gradient    the same for R = z g
+    leaf             R arrives: on the tokens for role `tokens`, else it is absorbed under the
+                     role's name (`position`)
+    leaf_gxi         the same for R = z g
 """
 
 from __future__ import annotations
 
 from refl.arrays import Array, namespace, total, total_product
-from refl.rules.balance import Passed
+from refl.rules.balance import RuleOutput
 
 
 def forward(table: Array, *, ids: Array, role: str) -> Array:  # (V, D), int (B, T) -> (B, T, D)
@@ -18,9 +19,9 @@ def forward(table: Array, *, ids: Array, role: str) -> Array:  # (V, D), int (B,
     return xp.reshape(rows, (*ids.shape, table.shape[-1]))
 
 
-def stop(table: Array, z: Array, r: Array, *, ids: Array, role: str) -> Passed:
-    return Passed((None,), {role: total(r)})
+def leaf(table: Array, z: Array, r: Array, *, ids: Array, role: str) -> RuleOutput:
+    return RuleOutput((None,), {role: total(r)})
 
 
-def stop_gradient(table: Array, z: Array, g: Array, *, ids: Array, role: str) -> Passed:
-    return Passed((None,), {role: total_product(z, g)})
+def leaf_gxi(table: Array, z: Array, g: Array, *, ids: Array, role: str) -> RuleOutput:
+    return RuleOutput((None,), {role: total_product(z, g)})

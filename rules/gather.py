@@ -1,9 +1,12 @@
-"""Gather: rows of each example, by number          z_bn = x_b,index[b][n],   or a row of zeros where index[b][n] is None
+"""Gather: rows of each example, by number          z_bn = x_b,index[b][n],
+                                                    or a row of zeros where index[b][n] is None
 
-    follow      R_x[b, m] = R[b, n] for index[b][n] = m, zero for a row that was not taken; in either form (relevance or gradient)
+    pass_through  R_x[b, m] = R[b, n] for index[b][n] = m, zero for a row that was not taken; in
+                  either form (relevance or gradient)
 
-Absorbs nothing. A row is taken at most once. This is how tokens are dispatched to an expert: every example keeps its own axis, and
-those with fewer tokens for the expert than others get rows of zeros, which nothing reads and no relevance reaches.
+Absorbs nothing. A row is taken at most once. This is how tokens are dispatched to an expert: every
+example keeps its own axis, and those with fewer tokens for the expert than others get rows of
+zeros, which nothing reads and no relevance reaches.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from refl.arrays import Array, namespace
-from refl.rules.balance import Passed
+from refl.rules.balance import RuleOutput
 
 Index: TypeAlias = tuple[tuple[int | None, ...], ...]
 """For each example, which row goes to each place; None for a place left empty."""
@@ -22,8 +25,10 @@ def forward(x: Array, *, index: Index) -> Array:  # (B, M, D), B times N -> (B, 
     return rows(x, index)
 
 
-def follow(x: Array, z: Array, r: Array, *, index: Index) -> Passed:  # r: (B, N, D) -> (B, M, D)
-    return Passed((back(r, index, x.shape[1]),), {})
+def pass_through(
+    x: Array, z: Array, r: Array, *, index: Index
+) -> RuleOutput:  # r: (B, N, D) -> (B, M, D)
+    return RuleOutput((back(r, index, x.shape[1]),), {})
 
 
 def rows(x: Array, index: Index) -> Array:  # (B, M, D) -> (B, N, D)
@@ -34,7 +39,9 @@ def rows(x: Array, index: Index) -> Array:  # (B, M, D) -> (B, N, D)
     if b * m in flat:
         stacked = xp.concat([stacked, xp.zeros_like(stacked[:1, :])], axis=0)
     device = {} if xp.__name__ == "cupy" else {"device": x.device}
-    return xp.reshape(xp.take(stacked, xp.asarray(flat, dtype=xp.int64, **device), axis=0), (b, count, d))
+    return xp.reshape(
+        xp.take(stacked, xp.asarray(flat, dtype=xp.int64, **device), axis=0), (b, count, d)
+    )
 
 
 def back(r: Array, index: Index, length: int) -> Array:  # (B, N, D) -> (B, length, D)

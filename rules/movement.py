@@ -1,8 +1,9 @@
 """Movement: values change their place, never themselves          z_k = x_[index(k)]
 
-    follow      R_x = sum over the copies of R_k, in either form (relevance or gradient)
+    pass_through  R_x = sum over the copies of R_k, in either form (relevance or gradient)
 
-Absorbs nothing. Each kind of movement stands beside the movement that undoes it; axes are counted from the end.
+Absorbs nothing. Each kind of movement stands beside the movement that undoes it; axes are counted
+from the end.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ from collections.abc import Callable
 from typing import Any
 
 from refl.arrays import Array, namespace
-from refl.rules.balance import Passed
+from refl.rules.balance import RuleOutput
 
 
 def forward(*arrays: Array, kind: str, **how: Any) -> Array:
     return MOVES[kind][0](*arrays, **how)
 
 
-def follow(*arrays: Array, kind: str, **how: Any) -> Passed:
+def pass_through(*arrays: Array, kind: str, **how: Any) -> RuleOutput:
     *operands, _, r = arrays
     back = MOVES[kind][1](r, *operands, **how)
-    return Passed(back if isinstance(back, tuple) else (back,), {})
+    return RuleOutput(back if isinstance(back, tuple) else (back,), {})
 
 
 def _split_heads(x: Array, *, heads: int) -> Array:  # (B, T, H d) -> (B, H, T, d)
@@ -35,14 +36,18 @@ def _unsplit_heads(r: Array, x: Array, *, heads: int) -> Array:
 
 def _merge_heads(x: Array) -> Array:  # (B, H, T, d) -> (B, T, H d)
     xp = namespace(x)
-    return xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (x.shape[0], x.shape[2], x.shape[1] * x.shape[3]))
+    return xp.reshape(
+        xp.permute_dims(x, (0, 2, 1, 3)), (x.shape[0], x.shape[2], x.shape[1] * x.shape[3])
+    )
 
 
 def _unmerge_heads(r: Array, x: Array) -> Array:
     return _split_heads(r, heads=x.shape[1])
 
 
-def _repeat_heads(x: Array, *, times: int) -> Array:  # (B, K, T, d) -> (B, K times, T, d), copies side by side
+def _repeat_heads(
+    x: Array, *, times: int
+) -> Array:  # (B, K, T, d) -> (B, K times, T, d), copies side by side
     return namespace(x).repeat(x, times, axis=1)
 
 
@@ -103,7 +108,9 @@ def _unreshape(r: Array, x: Array, *, shape: tuple[int, ...]) -> Array:
     return namespace(r).reshape(r, x.shape)
 
 
-def _patches(x: Array, *, size: tuple[int, int]) -> Array:  # (B, C, H, W) -> (B, N, C h w), patches row by row
+def _patches(
+    x: Array, *, size: tuple[int, int]
+) -> Array:  # (B, C, H, W) -> (B, N, C h w), patches row by row
     """What is left over at the right and at the bottom is in no patch."""
     xp, (h, w) = namespace(x), size
     b, c, rows, columns = x.shape[0], x.shape[1], x.shape[2] // h, x.shape[3] // w

@@ -1,12 +1,14 @@
 """Product of N operands, element by element          z = a_1 a_2 ... a_N
 
     uniform       R_k = R / N                                              (AttnLRP prop. 3.2)
-    second        R_2 = R: the first operand is a gate, taken as constant  (Ali et al. 2022 on gated units)
-    half          g_k = g z / (a_k N), carried as a gradient: uniform
+    second        R_2 = R: the first operand is a gate, taken as constant
+                  (Ali et al. 2022 on gated units)
+    uniform_gxi   g_k = g z / (a_k N), in gradient x input form: uniform
     second_gradient, gradient    the same for `second`, and the product's true derivative
 
-Operands that are constants take no share; the rest split it. Absorbs nothing, except the true derivative: it hands the whole of R
-to every operand, so it absorbs `product_offset` = -(N - 1) sum R.
+Operands that are constants take no share; the rest split it. Absorbs nothing, except the true
+derivative: it hands the whole of R to every operand, so it absorbs `product_offset` = -(N - 1) sum
+R.
 """
 
 from __future__ import annotations
@@ -15,39 +17,46 @@ from functools import reduce
 
 from refl.arrays import Array, total_product
 from refl.rules.add import fold
-from refl.rules.balance import Passed
+from refl.rules.balance import RuleOutput
 
 
 def forward(*operands: Array, constant: tuple[bool, ...]) -> Array:  # N times (..., M) -> (..., M)
     return reduce(lambda a, b: a * b, operands)
 
 
-def uniform(*arrays: Array, constant: tuple[bool, ...]) -> Passed:
+def uniform(*arrays: Array, constant: tuple[bool, ...]) -> RuleOutput:
     *operands, _, r = arrays
     each = r / constant.count(False)
-    return Passed(tuple(None if c else fold(each, a.shape) for a, c in zip(operands, constant, strict=True)), {})
+    return RuleOutput(
+        tuple(None if c else fold(each, a.shape) for a, c in zip(operands, constant, strict=True)),
+        {},
+    )
 
 
-def second(a: Array, b: Array, z: Array, r: Array, *, constant: tuple[bool, ...]) -> Passed:
-    return Passed((None, fold(r, b.shape)), {})
+def second(a: Array, b: Array, z: Array, r: Array, *, constant: tuple[bool, ...]) -> RuleOutput:
+    return RuleOutput((None, fold(r, b.shape)), {})
 
 
-def half(*arrays: Array, constant: tuple[bool, ...]) -> Passed:
+def uniform_gxi(*arrays: Array, constant: tuple[bool, ...]) -> RuleOutput:
     *operands, _, g = arrays
-    return Passed(_derivatives(operands, g / constant.count(False), constant), {})
+    return RuleOutput(_derivatives(operands, g / constant.count(False), constant), {})
 
 
-def second_gradient(a: Array, b: Array, z: Array, g: Array, *, constant: tuple[bool, ...]) -> Passed:
-    return Passed((None, fold(a * g, b.shape)), {})
+def second_gxi(a: Array, b: Array, z: Array, g: Array, *, constant: tuple[bool, ...]) -> RuleOutput:
+    return RuleOutput((None, fold(a * g, b.shape)), {})
 
 
-def gradient(*arrays: Array, constant: tuple[bool, ...]) -> Passed:
+def gradient(*arrays: Array, constant: tuple[bool, ...]) -> RuleOutput:
     *operands, z, g = arrays
     created = constant.count(False) - 1
-    return Passed(_derivatives(operands, g, constant), {"product_offset": -created * total_product(z, g)})
+    return RuleOutput(
+        _derivatives(operands, g, constant), {"product_offset": -created * total_product(z, g)}
+    )
 
 
-def _derivatives(operands: list[Array], g: Array, constant: tuple[bool, ...]) -> tuple[Array | None, ...]:
+def _derivatives(
+    operands: list[Array], g: Array, constant: tuple[bool, ...]
+) -> tuple[Array | None, ...]:
     """dz/da_k g: the product of the other operands, without dividing by one that may be zero."""
 
     def others(k: int) -> Array:

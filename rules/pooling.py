@@ -9,7 +9,7 @@ Absorbs: stabilizer sum eps s(Z) s.
 from __future__ import annotations
 
 from refl.arrays import Array, namespace, total_product
-from refl.rules.balance import Passed, share
+from refl.rules.balance import RuleOutput, share
 
 
 def forward(x: Array, *, counted: Array) -> Array:  # (B, T, D), (B, T, 1) of 0 and 1 -> (B, 1, D)
@@ -17,15 +17,17 @@ def forward(x: Array, *, counted: Array) -> Array:  # (B, T, D), (B, T, 1) of 0 
     return xp.sum(x * counted, axis=-2, keepdims=True) / xp.sum(counted, axis=-2, keepdims=True)
 
 
-def epsilon(x: Array, z: Array, r: Array, *, counted: Array, eps: float = 1e-6, stabilizer: str = "sign") -> Passed:
+def epsilon(
+    x: Array, z: Array, r: Array, *, counted: Array, eps: float = 1e-6, stabilizer: str = "sign"
+) -> RuleOutput:
     xp = namespace(x, r)
     s, taken = share(xp.sum(x * counted, axis=-2, keepdims=True), r, eps, stabilizer)
-    return Passed((x * counted * s,), {"stabilizer": taken}, lambda: _terms(x, s, counted))
+    return RuleOutput((x * counted * s,), {"stabilizer": taken}, lambda: _terms(x, s, counted))
 
 
-def gradient(x: Array, z: Array, g: Array, *, counted: Array) -> Passed:
+def gradient(x: Array, z: Array, g: Array, *, counted: Array) -> RuleOutput:
     each = g / namespace(g, counted).sum(counted, axis=-2, keepdims=True)
-    return Passed((counted * each,), {}, lambda: _terms(x, each, counted))
+    return RuleOutput((counted * each,), {}, lambda: _terms(x, each, counted))
 
 
 def _terms(x: Array, s: Array, counted: Array) -> Array:  # -> (B,)

@@ -1,9 +1,11 @@
-"""RMSNorm                    z = w x / rms,   rms^2 = mean(x^2) + norm_eps          (Zhang and Sennrich 2019)
+"""RMSNorm                    z = w x / rms,   rms^2 = mean(x^2) + norm_eps
+                              (Zhang and Sennrich 2019)
 
-Gemma stores what its weight differs from 1 by: w stands for `offset` + the stored weight everywhere.
+Gemma stores what its weight differs from 1 by: w stands for `offset` + the stored weight
+everywhere.
 
-    identity    R_x = R: the scale 1/rms is no function of the input               (AttnLRP prop. 3.4)
-    frozen      g_x = w g / rms, carried as a gradient: identity
+    identity    R_x = R: the scale 1/rms is no function of the input  (AttnLRP prop. 3.4)
+    identity_gxi  g_x = w g / rms, in gradient x input form: identity
     gradient    g_x = (w g - x mean(w g x) / rms^2) / rms: the full Jacobian
 
 Absorbs nothing, except the full Jacobian: `norm_offset` = sum R mean(x^2) / rms^2, almost all of R.
@@ -12,30 +14,44 @@ Absorbs nothing, except the full Jacobian: `norm_offset` = sum R mean(x^2) / rms
 from __future__ import annotations
 
 from refl.arrays import Array, namespace, row_product, total
-from refl.rules.balance import Passed
+from refl.rules.balance import RuleOutput
 
 
-def forward(x: Array, w: Array, *, norm_eps: float, offset: float = 0.0) -> Array:  # (..., N), (N,) -> (..., N)
+def forward(
+    x: Array, w: Array, *, norm_eps: float, offset: float = 0.0
+) -> Array:  # (..., N), (N,) -> (..., N)
     return x * _inverse(x, norm_eps)[0] * (offset + w)
 
 
-def identity(x: Array, w: Array, z: Array, r: Array, *, norm_eps: float, offset: float = 0.0) -> Passed:
-    return Passed((r, None), {})
+def identity(
+    x: Array, w: Array, z: Array, r: Array, *, norm_eps: float, offset: float = 0.0
+) -> RuleOutput:
+    return RuleOutput((r, None), {})
 
 
-def frozen(x: Array, w: Array, z: Array, g: Array, *, norm_eps: float, offset: float = 0.0) -> Passed:
-    return Passed((g * (offset + w) * _inverse(x, norm_eps)[0], None), {})
+def identity_gxi(
+    x: Array, w: Array, z: Array, g: Array, *, norm_eps: float, offset: float = 0.0
+) -> RuleOutput:
+    return RuleOutput((g * (offset + w) * _inverse(x, norm_eps)[0], None), {})
 
 
-def gradient(x: Array, w: Array, z: Array, g: Array, *, norm_eps: float, offset: float = 0.0) -> Passed:
+def gradient(
+    x: Array, w: Array, z: Array, g: Array, *, norm_eps: float, offset: float = 0.0
+) -> RuleOutput:
     xp = namespace(x, g)
     inverse, mean_square = _inverse(x, norm_eps)
     passed = row_product(z, g) * inverse * inverse  # sum_i w g x / rms^3, times rms
     relevance = g * (offset + w) * inverse - x * (passed / x.shape[-1])
-    return Passed((relevance, None), {"norm_offset": total(passed * mean_square)}, lambda: 4 * total(xp.abs(z * g)))
+    return RuleOutput(
+        (relevance, None),
+        {"norm_offset": total(passed * mean_square)},
+        lambda: 4 * total(xp.abs(z * g)),
+    )
 
 
-def _inverse(x: Array, norm_eps: float) -> tuple[Array, Array]:  # (..., N) -> 1/rms, mean(x^2): (..., 1)
+def _inverse(
+    x: Array, norm_eps: float
+) -> tuple[Array, Array]:  # (..., N) -> 1/rms, mean(x^2): (..., 1)
     xp = namespace(x)
     mean_square = row_product(x, x) / x.shape[-1]
     return 1 / xp.sqrt(mean_square + norm_eps), mean_square

@@ -1,6 +1,6 @@
 """Multiplication by a constant number          z = c x
 
-    follow      R_x = R: one input, one output, no bias
+    pass_through  R_x = R: one input, one output, no bias
     gradient    g_x = c g
 
 Absorbs nothing.
@@ -9,16 +9,16 @@ Absorbs nothing.
 from __future__ import annotations
 
 from refl.arrays import Array
-from refl.rules.balance import Passed
+from refl.rules.balance import RuleOutput
 
 
 def forward(x: Array, *, factor: float) -> Array:  # (...) -> (...)
     return x * factor
 
 
-def follow(x: Array, z: Array, r: Array, *, factor: float) -> Passed:
-    return Passed((r,), {})
+def pass_through(x: Array, z: Array, r: Array, *, factor: float) -> RuleOutput:
+    return RuleOutput((r,), {})
 
 
-def gradient(x: Array, z: Array, g: Array, *, factor: float) -> Passed:
-    return Passed((g * factor,), {})
+def gradient(x: Array, z: Array, g: Array, *, factor: float) -> RuleOutput:
+    return RuleOutput((g * factor,), {})

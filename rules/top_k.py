@@ -1,8 +1,11 @@
-"""The chosen entries of a row          z_tk = p_t,chosen[t][k]          (the k largest: a router's choice of experts)
+"""The chosen entries of a row          z_tk = p_t,chosen[t][k]
+                                        (the k largest: a router's choice of experts)
 
-    follow      R_p[t, e] = R[t, k] for chosen[t][k] = e, zero for what was not chosen; in either form (relevance or gradient)
+    pass_through  R_p[t, e] = R[t, k] for chosen[t][k] = e, zero for what was not chosen; in either
+                  form (relevance or gradient)
 
-Absorbs nothing. Which entries are chosen is a fact of the record: nothing flows through the choice, only through what was chosen.
+Absorbs nothing. Which entries are chosen is a fact of the record: nothing flows through the choice,
+only through what was chosen.
 """
 
 from __future__ import annotations
@@ -11,29 +14,40 @@ from typing import TypeAlias
 
 from refl.arrays import Array, asnumpy, namespace
 from refl.rules import gather
-from refl.rules.balance import Passed
+from refl.rules.balance import RuleOutput
 
 Choice: TypeAlias = tuple[tuple[tuple[int, ...], ...], ...]
 """[example][row][k]: the numbers of the chosen entries, the largest first."""
 
 
 def choose(p: Array, k: int) -> Choice:  # (B, T, E) -> B times T times k
-    """The k largest of each row; of equal ones the first. On the host: what follows is decided by it."""
+    """The k largest of each row; of equal ones the first. On the host: what follows is decided by
+    it.
+    """
     best = (-asnumpy(p)).argsort(axis=-1, kind="stable")[..., :k]
     return tuple(tuple(tuple(row) for row in example) for example in best.tolist())
 
 
 def forward(p: Array, *, chosen: Choice) -> Array:  # (B, T, E) -> (B, T, k)
-    return _shaped(gather.rows(_column(p), _index(chosen, p.shape[-1])), p.shape[1], len(chosen[0][0]))
+    return _shaped(
+        gather.rows(_column(p), _index(chosen, p.shape[-1])), p.shape[1], len(chosen[0][0])
+    )
 
 
-def follow(p: Array, z: Array, r: Array, *, chosen: Choice) -> Passed:  # r: (B, T, k) -> (B, T, E)
+def pass_through(
+    p: Array, z: Array, r: Array, *, chosen: Choice
+) -> RuleOutput:  # r: (B, T, k) -> (B, T, E)
     _, length, width = p.shape
-    return Passed((_shaped(gather.back(_column(r), _index(chosen, width), length * width), length, width),), {})
+    return RuleOutput(
+        (_shaped(gather.back(_column(r), _index(chosen, width), length * width), length, width),),
+        {},
+    )
 
 
 def _index(chosen: Choice, width: int) -> gather.Index:
-    return tuple(tuple(t * width + e for t, row in enumerate(example) for e in row) for example in chosen)
+    return tuple(
+        tuple(t * width + e for t, row in enumerate(example) for e in row) for example in chosen
+    )
 
 
 def _column(x: Array) -> Array:  # (B, T, N) -> (B, T N, 1)

@@ -1,10 +1,14 @@
-"""What every test may use: the three array worlds, and the folder of real checkpoints that may lie beside the project."""
+"""What every test may use: the three backends, and the folder of real checkpoints that may lie
+beside the project.
+"""
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is imported: on small matrices threads only wait for each other
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # before NumPy is imported: on small matrices threads only wait for each other
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +19,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("refl", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "refl", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("refl")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -25,12 +31,14 @@ def checkpoint(name: str) -> Path:
     """A real checkpoint beside the project, or a skip that says what is missing."""
     folder = SHARED / "checkpoints" / name
     if not folder.is_dir():
-        pytest.skip(f"the checkpoint {name} is not beside the project (../shared/checkpoints/{name})")
+        pytest.skip(
+            f"the checkpoint {name} is not beside the project (../shared/checkpoints/{name})"
+        )
     return folder
 
 
 @dataclass(frozen=True)
-class World:
+class Backend:
     """An array library: how to put a NumPy array into it, and how to get one back."""
 
     name: str
@@ -38,30 +46,34 @@ class World:
     back: Callable[[Any], Any]
 
 
-def _strict() -> World:
-    """The array API standard and nothing beyond it, on a second device: mixing with the host raises."""
+def _strict() -> Backend:
+    """The array API standard and nothing beyond it, on a second device: mixing with the host
+    raises.
+    """
     strict = pytest.importorskip("array_api_strict")
     second = strict.Device("device1")
     here = strict.Device("CPU_DEVICE")
-    return World(
+    return Backend(
         "array-api-strict",
         lambda array: strict.asarray(np.array(array), device=second),
-        lambda array: np.asarray(array.to_device(here)) if hasattr(array, "to_device") else np.asarray(array),
+        lambda array: (
+            np.asarray(array.to_device(here)) if hasattr(array, "to_device") else np.asarray(array)
+        ),
     )
 
 
-def _cupy() -> World:
+def _cupy() -> Backend:
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     try:
         cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError:
         pytest.skip("there is no NVIDIA GPU here")
-    return World("cupy", cupy.asarray, cupy.asnumpy)
+    return Backend("cupy", cupy.asarray, cupy.asnumpy)
 
 
 @pytest.fixture(params=["numpy", "array-api-strict", "cupy"])
-def world(request: pytest.FixtureRequest) -> World:
+def backend(request: pytest.FixtureRequest) -> Backend:
     """NumPy, array-api-strict on a second fake device, and CuPy where a GPU is present."""
     if request.param == "numpy":
-        return World("numpy", lambda array: array, lambda array: array)
+        return Backend("numpy", lambda array: array, lambda array: array)
     return _strict() if request.param == "array-api-strict" else _cupy()

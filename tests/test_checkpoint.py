@@ -1,4 +1,6 @@
-"""refl.io.checkpoint against the safetensors library, exact construction by struct, and hostile files."""
+"""refl.io.checkpoint against the safetensors library, exact construction by struct, and hostile
+files.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +33,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from refl.io.checkpoint import Weights, atomic_write, expect, nearest, read_config, read_safetensors, widen_bfloat16, write_safetensors
+from refl.io.checkpoint import (
+    Weights,
+    atomic_write,
+    expect,
+    nearest,
+    read_config,
+    read_safetensors,
+    widen_bfloat16,
+    write_safetensors,
+)
 from refl.errors import ReflError
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
-NAMES = ["babyllama105", "capp_gpt2", "chronos_dummy_t5_UNTRAINED", "nano_sort_gpt2", "rxnmapper_albert"]
+NAMES = [
+    "babyllama105",
+    "capp_gpt2",
+    "chronos_dummy_t5_UNTRAINED",
+    "nano_sort_gpt2",
+    "rxnmapper_albert",
+]
 NAMES += ["stories260K", "vit_455_hf", "vit_mnist_012_hf"]
 CODES = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "U8": "B"}
 
@@ -48,11 +65,13 @@ def shared(name: str) -> Path:
     return folder
 
 
-# --- files made by hand ----------------------------------------------------------------------------------
+# --- files made by hand ---------------------------------------------------------------------------
 
 
 def file_of(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file, or something like one: header length (true unless given), header, data."""
+    """A safetensors file, or something like one: header length (true unless given), header,
+    data.
+    """
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
@@ -122,7 +141,7 @@ def open_place() -> Iterator[Path]:
         yield Path(name)
 
 
-# --- config.json ------------------------------------------------------------------------------------------
+# --- config.json ----------------------------------------------------------------------------------
 
 
 def config_folder(tmp_path: Path, data: bytes) -> Path:
@@ -203,7 +222,7 @@ def test_a_pickle_is_refused_unread(tmp_path: Path, suffix: str) -> None:
     assert not marker.exists()
 
 
-# --- which files ------------------------------------------------------------------------------------------
+# --- which files ----------------------------------------------------------------------------------
 
 
 def arrays_of(seed: int, *names: str) -> dict[str, numpy.ndarray[Any, Any]]:
@@ -226,7 +245,9 @@ def sharded(folder: Path) -> tuple[Path, dict[str, numpy.ndarray[Any, Any]]]:
 
 
 def same(weights: Any, arrays: dict[str, numpy.ndarray[Any, Any]]) -> bool:
-    return set(weights) == set(arrays) and all(numpy.array_equal(weights[k], arrays[k]) for k in arrays)
+    return set(weights) == set(arrays) and all(
+        numpy.array_equal(weights[k], arrays[k]) for k in arrays
+    )
 
 
 def test_shards(tmp_path: Path) -> None:
@@ -264,7 +285,12 @@ HOSTILE_NAMES = [
     "C:\\model.safetensors", "..\\model.safetensors", "C:model.safetensors", "pytorch_model.bin",
     "./model-00001-of-00002.safetensors",
 ]  # fmt: skip
-NO_FILES = ["\ud800.safetensors", "a\0.safetensors", "x" * 5000 + ".safetensors", "absent.safetensors"]
+NO_FILES = [
+    "\ud800.safetensors",
+    "a\0.safetensors",
+    "x" * 5000 + ".safetensors",
+    "absent.safetensors",
+]
 NO_NAMES: list[Any] = [7, None, ["a"], {}]
 
 
@@ -279,7 +305,9 @@ NO_NAMES: list[Any] = [7, None, ["a"], {}]
 def test_an_index_names_plain_files_only(tmp_path: Path, name: Any, says: str) -> None:
     index, _ = sharded(tmp_path / "here")
     sharded(tmp_path / "other")
-    (tmp_path / "other" / "model-00001-of-00002.safetensors").rename(tmp_path / "other" / "model.safetensors")
+    (tmp_path / "other" / "model-00001-of-00002.safetensors").rename(
+        tmp_path / "other" / "model.safetensors"
+    )
     index.write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(ReflError, match=says) as caught:
         opened(tmp_path / "here")
@@ -291,7 +319,10 @@ def test_an_index_names_plain_files_only(tmp_path: Path, name: Any, says: str) -
     [
         ("{}", "expected an object weight_map"),
         ('{"weight_map": []}', "expected an object weight_map"),
-        ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "the name a is given twice"),
+        (
+            '{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}',
+            "the name a is given twice",
+        ),
         ('{"weight_map": {"z": "model-00001-of-00002.safetensors"}}', "expected a tensor z"),
         ('{"weight_map": ' + '{"a":' * 5000 + "1" + "}" * 5001, "nested too deeply"),
     ],
@@ -304,7 +335,9 @@ def test_broken_index(tmp_path: Path, text: str, says: str) -> None:
 
 
 def test_index_fuzz(tmp_path: Path) -> None:
-    """600 damaged indexes: each is refused, or gives the tensors it still names, from where it says."""
+    """600 damaged indexes: each is refused, or gives the tensors it still names, from where it
+    says.
+    """
     index, arrays = sharded(tmp_path)
     good, rng, outcomes = index.read_bytes(), random.Random(5), Counter[str]()
     for _ in range(600):
@@ -315,12 +348,14 @@ def test_index_fuzz(tmp_path: Path) -> None:
         except ReflError:
             outcomes["refused"] += 1
             continue
-        assert set(weights) <= set(arrays) and all(numpy.array_equal(weights[k], arrays[k]) for k in weights)
+        assert set(weights) <= set(arrays) and all(
+            numpy.array_equal(weights[k], arrays[k]) for k in weights
+        )
         outcomes["read"] += 1
     assert outcomes["refused"] > 200 and outcomes["read"] > 20, outcomes
 
 
-# --- numbers ----------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -331,7 +366,9 @@ def test_real_checkpoints(name: str, dtype: str) -> None:
     weights = opened(folder, dtype)
     expected = safetensors.numpy.load_file(folder / "model.safetensors")
     assert same(weights, expected)
-    assert all(weights[key].dtype == dtype and weights.shape(key) == expected[key].shape for key in weights)
+    assert all(
+        weights[key].dtype == dtype and weights.shape(key) == expected[key].shape for key in weights
+    )
 
 
 def test_every_bfloat16() -> None:
@@ -348,7 +385,9 @@ def test_every_bfloat16() -> None:
 @pytest.mark.parametrize("tag, top", [("BF16", 0x7F80), ("F16", 0x7C00)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_finite_half_through_a_file(tmp_path: Path, tag: str, top: int, dtype: str) -> None:
-    """Every finite pattern of the two 16-bit formats, subnormals and both zeros included, bit for bit."""
+    """Every finite pattern of the two 16-bit formats, subnormals and both zeros included, bit for
+    bit.
+    """
     bits = numpy.arange(1 << 16, dtype="<u2")
     data = bits[(bits & top) != top].tobytes()
     values = opened(folder_with(tmp_path, tensor_file(tag, 2, data)), dtype)["x"]
@@ -360,20 +399,30 @@ def test_every_finite_half_through_a_file(tmp_path: Path, tag: str, top: int, dt
 def test_odd_headers_leave_numbers_unaligned(tmp_path: Path, tag: str, width: int) -> None:
     data = random.Random(6).randbytes(8 * 40).replace(b"\x7f", b"\x3f").replace(b"\xff", b"\xbf")
     for pad in range(8):
-        text = json.dumps({"x": entry(tag, [len(data) // width], 0, len(data))}).encode() + b" " * pad
+        text = (
+            json.dumps({"x": entry(tag, [len(data) // width], 0, len(data))}).encode() + b" " * pad
+        )
         weights = opened(folder_with(tmp_path, file_of(text, data)))
         try:
             values = weights["x"]
         except ReflError as error:
-            assert tag == "F16" and "infinite" in str(error)  # its exponent of ones may have come up
+            assert tag == "F16" and "infinite" in str(
+                error
+            )  # its exponent of ones may have come up
             continue
         assert values.flags.aligned and values.tolist() == decoded(tag, data)
 
 
 def test_no_dimensions_and_no_numbers(tmp_path: Path) -> None:
-    header = {name: entry(tag, shape, start, stop) for name, tag, shape, start, stop in [
-        ("a", "F32", [], 0, 4), ("b", "BF16", [], 4, 6), ("c", "F64", [2, 0], 6, 6), ("d", "F16", [], 6, 8),
-    ]}  # fmt: skip
+    header = {
+        name: entry(tag, shape, start, stop)
+        for name, tag, shape, start, stop in [
+            ("a", "F32", [], 0, 4),
+            ("b", "BF16", [], 4, 6),
+            ("c", "F64", [2, 0], 6, 6),
+            ("d", "F16", [], 6, 8),
+        ]
+    }
     data = struct.pack("<f", 1.5) + b"\x80\x3f" + struct.pack("<e", 0.25)
     weights = opened(folder_with(tmp_path, file_of(header, data)))
     assert [weights[k].shape for k in "abcd"] == [(), (), (2, 0), ()]
@@ -397,17 +446,23 @@ def test_float32_is_not_copied(tmp_path: Path) -> None:
     ("F32", bytes.fromhex("0000803f 0100807f 0000807f 000080ff")),  # a signalling NaN
 ])  # fmt: skip
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_what_is_not_finite_is_named_and_counted(tmp_path: Path, tag: str, data: bytes, dtype: str) -> None:
+def test_what_is_not_finite_is_named_and_counted(
+    tmp_path: Path, tag: str, data: bytes, dtype: str
+) -> None:
     weights = opened(folder_with(tmp_path, tensor_file(tag, len(data) // 4, data)), dtype)
     for _ in range(2):  # an access that failed is no first access
-        with pytest.raises(ReflError, match=f"x holds 1 NaN and 2 infinite of 4 numbers, stored as {tag}"):
+        with pytest.raises(
+            ReflError, match=f"x holds 1 NaN and 2 infinite of 4 numbers, stored as {tag}"
+        ):
             weights["x"]
 
 
 def test_float64_beyond_float32(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, tensor_file("F64", 8, struct.pack("<3d", 0.1, 1e300, 1e-300)))
     assert opened(folder, "float64")["x"].tolist() == [0.1, 1e300, 1e-300]
-    with pytest.raises(ReflError, match="1 infinite of 3 .* as F64 .* read as float32: .*float64 is needed"):
+    with pytest.raises(
+        ReflError, match="1 infinite of 3 .* as F64 .* read as float32: .*float64 is needed"
+    ):
         opened(folder, "float32")["x"]
 
 
@@ -417,7 +472,9 @@ def test_float64_beyond_float32(tmp_path: Path) -> None:
 def test_other_dtypes_are_refused_by_name(tmp_path: Path, tag: str, bits: int) -> None:
     weights = opened(folder_with(tmp_path, tensor_file(tag, bits // 8, b"\1" * bits)))
     assert "x" in weights and weights.shape("x") == (8,) and weights.dtype_of("x") == tag
-    with pytest.raises(ReflError, match=f"x is stored as {tag}, expected one of F64, F32, F16, BF16"):
+    with pytest.raises(
+        ReflError, match=f"x is stored as {tag}, expected one of F64, F32, F16, BF16"
+    ):
         weights["x"]
 
 
@@ -426,7 +483,7 @@ def test_dtype_is_checked(tmp_path: Path) -> None:
         opened(tmp_path, "float16")
 
 
-# --- the mapping ------------------------------------------------------------------------------------------
+# --- the mapping ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cache_bytes, calls", [(48, 1), (47, 2), (0, 2)])
@@ -463,7 +520,9 @@ def test_numbers_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_nothing_is_read_before_it_is_used(tmp_path: Path) -> None:
-    """A file of 16 GiB (all hole) opens at once; a tensor at its end costs what that tensor weighs."""
+    """A file of 16 GiB (all hole) opens at once; a tensor at its end costs what that tensor
+    weighs.
+    """
     size = 16 << 30
     header = {"hole": entry("F32", [size // 4], 0, size), "x": entry("F32", [2], size, size + 8)}
     path = folder_with(tmp_path, file_of(header)) / "model.safetensors"
@@ -478,7 +537,11 @@ def test_nothing_is_read_before_it_is_used(tmp_path: Path) -> None:
     tracemalloc.start()
     started = time.perf_counter()
     weights = opened(tmp_path)
-    assert weights["x"].tolist() == [1, 2] and weights.shape("hole") == (size // 4,) and not weights.keeps
+    assert (
+        weights["x"].tolist() == [1, 2]
+        and weights.shape("hole") == (size // 4,)
+        and not weights.keeps
+    )
     assert time.perf_counter() - started < 2
     assert tracemalloc.get_traced_memory()[1] < 4 << 20
     tracemalloc.stop()
@@ -486,13 +549,16 @@ def test_nothing_is_read_before_it_is_used(tmp_path: Path) -> None:
 
 
 def test_a_missing_tensor_names_the_file_and_the_nearest(tmp_path: Path) -> None:
-    arrays = arrays_of(9, "model.layers.0.q_proj.weight", "model.layers.0.k_proj.weight", "lm_head.weight")
+    arrays = arrays_of(
+        9, "model.layers.0.q_proj.weight", "model.layers.0.k_proj.weight", "lm_head.weight"
+    )
     safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")
     weights = opened(tmp_path)
     absent = "model.layers.0.q_prj.weight"
     for use in (weights.__getitem__, weights.shape, weights.dtype_of):
         with pytest.raises(
-            ReflError, match=r"q_prj\.weight, .*model\.safetensors holds .*nearest: .*q_proj\.weight"
+            ReflError,
+            match=r"q_prj\.weight, .*model\.safetensors holds .*nearest: .*q_proj\.weight",
         ):
             use(absent)
     assert absent not in weights and set(weights) == set(arrays)
@@ -503,7 +569,8 @@ def test_a_missing_tensor_names_the_file_and_the_nearest(tmp_path: Path) -> None
 
 def test_nearest_is_quick_among_many() -> None:
     names = [
-        f"model.layers.{i // 900}.experts.{i // 3 % 300}.{'abc'[i % 3]}_proj.weight" for i in range(54_000)
+        f"model.layers.{i // 900}.experts.{i // 3 % 300}.{'abc'[i % 3]}_proj.weight"
+        for i in range(54_000)
     ]
     started = time.perf_counter()
     found = nearest("model.layers.7.experts.13.b_prj.weight", names, 3)
@@ -543,7 +610,7 @@ def test_fingerprint_is_sha256_of_the_files(tmp_path: Path) -> None:
     assert opened(tmp_path).fingerprint() == digest() != before
 
 
-# --- hostile files ----------------------------------------------------------------------------------------
+# --- hostile files --------------------------------------------------------------------------------
 
 ONE = {"a": entry("F32", [1], 0, 4)}
 ZERO = b"\0" * 4
@@ -569,8 +636,12 @@ HOSTILE: dict[str, bytes] = {
     "offsets beyond the file": file_of({"a": entry("F32", [1], 4, 8)}, ZERO),
     "offsets backwards": file_of({"a": entry("F32", [1], 4, 0)}, ZERO),
     "overlap": file_of({"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 0, 4)}, ZERO),
-    "partial overlap": file_of({"a": entry("F32", [2], 0, 8), "b": entry("F32", [2], 4, 12)}, ZERO * 3),
-    "gap": file_of({"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 8, 12)}, ZERO * 3),
+    "partial overlap": file_of(
+        {"a": entry("F32", [2], 0, 8), "b": entry("F32", [2], 4, 12)}, ZERO * 3
+    ),
+    "conservation_error": file_of(
+        {"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 8, 12)}, ZERO * 3
+    ),
     "data left over": file_of(ONE, ZERO * 2),
     "data cut": file_of(ONE, ZERO[:3]),
     "name given twice": file_of(b"{%b, %b}" % ((json.dumps(ONE)[1:-1].encode(),) * 2), ZERO),
@@ -591,7 +662,9 @@ def test_hostile_file(tmp_path: Path, name: str) -> None:
         with within(5), pytest.raises(ReflError) as caught:
             read()
         assert str(caught.value).isprintable() and "model.safetensors" in str(caught.value)
-    assert tracemalloc.get_traced_memory()[1] < 16 << 20, "memory follows the file, not what it claims"
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20, (
+        "memory follows the file, not what it claims"
+    )
     tracemalloc.stop()
 
 
@@ -636,7 +709,7 @@ def test_weights_gone_after_opening(tmp_path: Path) -> None:
         weights.fingerprint()
 
 
-# --- fuzz -------------------------------------------------------------------------------------------------
+# --- fuzz -----------------------------------------------------------------------------------------
 
 Mutation = Callable[[bytes, random.Random], bytes]
 
@@ -665,7 +738,9 @@ def remove(good: bytes, rng: random.Random) -> bytes:
 def replace_text(good: bytes, rng: random.Random) -> bytes:
     """One printable character for another: more often still JSON than a flipped bit."""
     at = rng.choice([i for i in range(8, len(good)) if 32 <= good[i] < 127])
-    return good[:at] + rng.choice(b'0123456789,:[]{}" abFIU-.e').to_bytes(1, "little") + good[at + 1 :]
+    return (
+        good[:at] + rng.choice(b'0123456789,:[]{}" abFIU-.e').to_bytes(1, "little") + good[at + 1 :]
+    )
 
 
 BLIND: list[Mutation] = [flip, truncate, insert, remove, replace_text]
@@ -691,12 +766,16 @@ def in_data(good: bytes, rng: random.Random) -> bytes:
 
 def new_length(good: bytes, rng: random.Random) -> bytes:
     size = len(good)
-    length = rng.choice([0, 1, 2**31, 2**63, 2**64 - 1, 100_000_001, size, size - 8, rng.randrange(2**64)])
+    length = rng.choice(
+        [0, 1, 2**31, 2**63, 2**64 - 1, 100_000_001, size, size - 8, rng.randrange(2**64)]
+    )
     return struct.pack("<Q", length) + good[8:]
 
 
 def edit_field(good: bytes, rng: random.Random) -> bytes:
-    """One field of one tensor replaced by something plausible or absurd; JSON and its length stay right."""
+    """One field of one tensor replaced by something plausible or absurd; JSON and its length stay
+    right.
+    """
     size = head_length(good)
     header = json.loads(good[8:size])
     name = rng.choice([key for key in header if key != "__metadata__"])
@@ -715,7 +794,15 @@ def edit_field(good: bytes, rng: random.Random) -> bytes:
     return file_of(header, good[size:])
 
 
-MUTATIONS: list[Mutation] = [*BLIND, in_header, in_data, in_data, new_length, edit_field, edit_field]
+MUTATIONS: list[Mutation] = [
+    *BLIND,
+    in_header,
+    in_data,
+    in_data,
+    new_length,
+    edit_field,
+    edit_field,
+]
 
 
 def fuzz_base() -> bytes:
@@ -740,7 +827,9 @@ def fuzz_base() -> bytes:
 
 
 def judge(bad: bytes, folder: Path) -> str:
-    """Reads a damaged file; any answer that is neither a ReflError nor exactly what the file says fails."""
+    """Reads a damaged file; any answer that is neither a ReflError nor exactly what the file says
+    fails.
+    """
     (
         folder / "model.safetensors"
     ).unlink()  # written anew: some file systems flush a file that is cut and refilled
@@ -765,7 +854,9 @@ def judge_tensor(weights: Weights, name: str, fields: dict[str, Any], data: byte
     try:
         values = weights[name]
     except ReflError:
-        assert not floating or not all(map(math.isfinite, exact)), f"{name} was refused without a reason"
+        assert not floating or not all(map(math.isfinite, exact)), (
+            f"{name} was refused without a reason"
+        )
         return
     assert list(values.shape) == fields["shape"] and numpy.isfinite(values).all()
     assert values.ravel().tolist() == exact
@@ -795,8 +886,13 @@ def read_or_refuse(path: Path, i: int) -> None:
 
 
 def same_imports() -> dict[str, str]:
-    """The environment for a Python that finds what this one finds (and takes no stacks for BLAS threads)."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
+    """The environment for a Python that finds what this one finds (and takes no stacks for BLAS
+    threads).
+    """
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "OPENBLAS_NUM_THREADS": "1",
+    }
 
 
 def test_fuzz_in_bounded_memory() -> None:
@@ -816,7 +912,7 @@ def test_fuzz_in_bounded_memory() -> None:
     )
 
 
-# --- oracle files -----------------------------------------------------------------------------------------
+# --- oracle files ---------------------------------------------------------------------------------
 
 DTYPES = ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", ">f4", ">i8"]
 
@@ -828,7 +924,9 @@ ARRAYS = st.sampled_from(DTYPES).flatmap(lambda code: hnp.arrays(numpy.dtype(cod
 
 @given(st.dictionaries(UNICODE, ARRAYS, max_size=4), st.dictionaries(UNICODE, UNICODE))
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
-def test_written_and_read(arrays: dict[str, numpy.ndarray[Any, Any]], metadata: dict[str, str]) -> None:
+def test_written_and_read(
+    arrays: dict[str, numpy.ndarray[Any, Any]], metadata: dict[str, str]
+) -> None:
     """What is written comes back, bit for bit, through the library and through our own reader."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "out.safetensors"
@@ -847,7 +945,9 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
     arrays = arrays_of(13, "b", "a") | {"ids": numpy.arange(5), "_": numpy.ones(3, numpy.uint8)}
     metadata = {"b": "2", "a": "1", "ü": "→"}
     write_safetensors(tmp_path / "one", arrays, metadata)
-    write_safetensors(tmp_path / "two", dict(reversed(arrays.items())), dict(reversed(metadata.items())))
+    write_safetensors(
+        tmp_path / "two", dict(reversed(arrays.items())), dict(reversed(metadata.items()))
+    )
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     assert head_length((tmp_path / "one").read_bytes()) % 8 == 0
     assert all(array.flags.aligned for array in read_safetensors(tmp_path / "one")[0].values())
@@ -869,7 +969,9 @@ def test_read_arrays_are_read_only_and_bfloat16_is_widened(tmp_path: Path) -> No
     arrays, metadata = read_safetensors(tmp_path / "x")
     assert metadata == {} and arrays["b"].dtype == numpy.float32
     assert arrays["b"][0] == 1 and numpy.isnan(arrays["b"][1])
-    assert arrays["t"].dtype == bool and arrays["t"].tolist() == [True, False], "a byte of 2 is true"
+    assert arrays["t"].dtype == bool and arrays["t"].tolist() == [True, False], (
+        "a byte of 2 is true"
+    )
     write_safetensors(tmp_path / "y", {"a": numpy.ones(2)}, {})
     with pytest.raises(ValueError, match="read-only"):
         read_safetensors(tmp_path / "y")[0]["a"][0] = 2
@@ -904,7 +1006,7 @@ def test_a_file_may_replace_what_it_was_read_from(tmp_path: Path) -> None:
     assert read_safetensors(path)[0]["a"].tolist() == [2.0 * i for i in range(1000)]
 
 
-# --- atomic writes ----------------------------------------------------------------------------------------
+# --- atomic writes --------------------------------------------------------------------------------
 
 
 def write_plain(path: Path) -> None:
@@ -983,7 +1085,9 @@ def test_links_are_followed_and_the_umask_holds(tmp_path: Path) -> None:
         os.umask(before)
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_bytes() == b"data"
     assert stat.S_IMODE((tmp_path / "real").stat().st_mode) == 0o640
-    atomic_write(tmp_path / ("n" * 250), b"")  # the temporary's name is short, whatever the target's
+    atomic_write(
+        tmp_path / ("n" * 250), b""
+    )  # the temporary's name is short, whatever the target's
 
 
 if __name__ == "__main__":  # the child of test_fuzz_in_bounded_memory

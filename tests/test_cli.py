@@ -1,4 +1,6 @@
-"""The command line as it is used: what it prints, what it refuses and how, with and without a terminal."""
+"""The command line as it is used: what it prints, what it refuses and how, with and without a
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,14 @@ Capture = pytest.CaptureFixture[str]
 
 
 def run(*arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "refl", *arguments], check=False, capture_output=True, text=True, timeout=120, **how)
+    return subprocess.run(
+        [sys.executable, "-m", "refl", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **how,
+    )
 
 
 def answer(capsys: Capture, *arguments: str) -> str:
@@ -63,16 +72,25 @@ def refusal(capsys: Capture, *arguments: str) -> str:
 
 
 def adds_up(account: dict[str, Any]) -> None:
-    parts = [account["tokens"], *account["absorbed"].values(), account["gap"]]
+    parts = [account["tokens"], *account["absorbed"].values(), account["conservation_error"]]
     assert math.fsum(parts) == pytest.approx(account["explained"], rel=1e-12, abs=1e-12)
 
 
-# -- explain ------------------------------------------------------------------------------------------------------------------------
+# -- explain ---------------------------------------------------------------------------------------
 
 
 def test_explain_shows_tokens_target_and_account(capsys: Capture) -> None:
     out = answer(capsys, "explain", TEXT)
-    for word in ("keys", "cabinet", "logit of", "softmax_offset", "gap", "explained", "next token", "arXiv 2402.05602"):
+    for word in (
+        "keys",
+        "cabinet",
+        "logit of",
+        "softmax_offset",
+        "conservation_error",
+        "explained",
+        "next token",
+        "arXiv 2402.05602",
+    ):
         assert word in out
     assert ESCAPE not in out
 
@@ -93,9 +111,15 @@ def test_every_method_explains(method: str, capsys: Capture) -> None:
 
 
 def test_target_and_contrast(capsys: Capture) -> None:
-    were = json.loads(answer(capsys, "explain", TEXT, "--target", "were", "--json", "--dtype", "float64"))
-    are = json.loads(answer(capsys, "explain", TEXT, "--target", "are", "--json", "--dtype", "float64"))
-    both = json.loads(answer(capsys, "explain", TEXT, "--contrast", "were", "are", "--json", "--dtype", "float64"))
+    were = json.loads(
+        answer(capsys, "explain", TEXT, "--target", "were", "--json", "--dtype", "float64")
+    )
+    are = json.loads(
+        answer(capsys, "explain", TEXT, "--target", "are", "--json", "--dtype", "float64")
+    )
+    both = json.loads(
+        answer(capsys, "explain", TEXT, "--contrast", "were", "are", "--json", "--dtype", "float64")
+    )
     assert (were["target"], both["target"], both["against"]) == ("were", "were", "are")
     assert both["explained"] == pytest.approx(were["explained"] - are["explained"])
 
@@ -107,12 +131,16 @@ def test_seeds(seed: str, capsys: Capture) -> None:
 
 
 def test_options_reach_the_rules(capsys: Capture) -> None:
-    told = json.loads(answer(capsys, "explain", TEXT, "--eps", "0.25", "--stabilizer", "plain", "--json"))
+    told = json.loads(
+        answer(capsys, "explain", TEXT, "--eps", "0.25", "--stabilizer", "plain", "--json")
+    )
     linear = next(line for line in told["method"]["rules"] if line["operation"] == "linear")
     assert linear["options"] == {"eps": 0.25, "stabilizer": "plain"}
 
 
-def test_ids_and_standard_input_say_the_same_as_text(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_and_standard_input_say_the_same_as_text(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = json.loads(answer(capsys, "explain", TEXT, "--json"))
     ids = json.loads(answer(capsys, "explain", "--json", "--ids", *map(str, text["input_ids"])))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{TEXT}\n".encode())))
@@ -121,8 +149,13 @@ def test_ids_and_standard_input_say_the_same_as_text(capsys: Capture, monkeypatc
 
 
 def test_a_composite_of_ones_own(tmp_path: Path, capsys: Capture) -> None:
-    (tmp_path / "mine.toml").write_text('name = "mine"\nbase = "attnlrp"\n[[rule]]\noperation = "linear"\nrule = "gamma"\ngamma = 0.25\n')
-    told = json.loads(answer(capsys, "explain", TEXT, "--method", str(tmp_path / "mine.toml"), "--json"))
+    (tmp_path / "mine.toml").write_text(
+        'name = "mine"\nbase = "attnlrp"\n[[rule]]\noperation = "linear"\nrule = '
+        '"gamma"\ngamma = 0.25\n'
+    )
+    told = json.loads(
+        answer(capsys, "explain", TEXT, "--method", str(tmp_path / "mine.toml"), "--json")
+    )
     assert told["method"]["name"] == "mine"
     adds_up(told["ledger"])
 
@@ -131,7 +164,9 @@ def test_save_keeps_everything_unless_told(tmp_path: Path, capsys: Capture) -> N
     out = answer(capsys, "explain", TEXT, "--save", str(tmp_path / "all.safetensors"))
     assert "wrote" in out
     answer(capsys, "explain", TEXT, "--save", str(tmp_path / "mlp.safetensors"), "--keep", "*.mlp")
-    every, some = (set(read_safetensors(tmp_path / name)[0]) for name in ("all.safetensors", "mlp.safetensors"))
+    every, some = (
+        set(read_safetensors(tmp_path / name)[0]) for name in ("all.safetensors", "mlp.safetensors")
+    )
     assert some < every
     assert {"relevance", "input_ids"} <= some
 
@@ -147,7 +182,7 @@ def test_html_is_written(tmp_path: Path, capsys: Capture) -> None:
     assert (tmp_path / "why.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
-# -- trace, models, methods -----------------------------------------------------------------------------------------------------------
+# -- trace, models, methods ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["attnlrp", "cp-lrp"])
@@ -159,12 +194,14 @@ def test_trace_has_every_operation_in_forward_order(method: str, capsys: Capture
     assert set(sites) >= {entry["site"] for entry in told["ledger"]["sites"]}
     for row in told["operations"]:
         if row["received"] is not None:
-            given = [*row["passed"].values(), *row["absorbed"].values(), row["gap"]]
+            given = [*row["passed"].values(), *row["absorbed"].values(), row["conservation_error"]]
             assert math.fsum(given) == pytest.approx(row["received"], rel=1e-9, abs=1e-9)
 
 
 def test_trace_cuts_nothing_when_piped(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    sites = [row["site"] for row in json.loads(answer(capsys, "trace", TEXT, "--json"))["operations"]]
+    sites = [
+        row["site"] for row in json.loads(answer(capsys, "trace", TEXT, "--json"))["operations"]
+    ]
     monkeypatch.setenv("COLUMNS", "40")
     lines = answer(capsys, "trace", TEXT).splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("site"))
@@ -214,7 +251,15 @@ def test_help_names_every_method_and_the_choices_are_the_engines() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--help"], ["explain", "--help"], ["trace", "--help"], ["models", "--help"], ["methods", "--help"]]
+    "arguments",
+    [
+        [],
+        ["--help"],
+        ["explain", "--help"],
+        ["trace", "--help"],
+        ["models", "--help"],
+        ["methods", "--help"],
+    ],
 )
 def test_help(arguments: list[str], capsys: Capture) -> None:
     out = answer(capsys, *arguments)
@@ -225,7 +270,7 @@ def test_version(capsys: Capture) -> None:
     assert re.fullmatch(r"refl \d+\.\d+\S*\n", answer(capsys, "--version"))
 
 
-# -- what is refused ----------------------------------------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------------------
 
 REFUSED = {
     "missing folder": (["--model", "no/such/folder"], "does not exist"),
@@ -240,7 +285,10 @@ REFUSED = {
     "eps that is no number": (["--eps", "tiny"], "invalid float"),
     "eps where it cancels": (["--method", "cp-lrp", "--eps", "0.1"], "cancels"),
     "unknown seed": (["--seed", "loss"], "invalid choice"),
-    "seed and contrast": (["--seed", "probability", "--contrast", "are", "is"], "cannot be combined"),
+    "seed and contrast": (
+        ["--seed", "probability", "--contrast", "are", "is"],
+        "cannot be combined",
+    ),
     "unknown device": (["--device", "tpu"], "invalid choice"),
     "unknown dtype": (["--dtype", "float8"], "invalid choice"),
     "unknown stabilizer": (["--stabilizer", "wide"], "invalid choice"),
@@ -272,7 +320,9 @@ def test_bad_options_are_refused_in_one_line(case: str, command: str, capsys: Ca
         (["methods", "no-such.toml"], "no-such.toml"),
     ],
 )
-def test_bad_commands_are_refused_in_one_line(arguments: list[str], said: str, capsys: Capture) -> None:
+def test_bad_commands_are_refused_in_one_line(
+    arguments: list[str], said: str, capsys: Capture
+) -> None:
     if arguments == ["explain", ""]:
         refusal(capsys, *arguments)
     else:
@@ -280,7 +330,14 @@ def test_bad_commands_are_refused_in_one_line(arguments: list[str], said: str, c
 
 
 @pytest.mark.parametrize(
-    "content", ["name = [broken", 'base = "none-such"', 'colour = "red"', '[[rule]]\noperation = "linear"\nrule = "no"', "\xff"]
+    "content",
+    [
+        "name = [broken",
+        'base = "none-such"',
+        'color = "red"',
+        '[[rule]]\noperation = "linear"\nrule = "no"',
+        "\xff",
+    ],
 )
 def test_broken_composites_are_refused(content: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "bad.toml").write_text(content, encoding="latin-1")
@@ -293,7 +350,10 @@ def test_a_folder_of_pickles_is_refused(tmp_path: Path, capsys: Capture) -> None
     assert "pickle" in refusal(capsys, "explain", TEXT, "--model", str(tmp_path))
 
 
-@pytest.mark.parametrize(("pattern", "near"), [("*.mlq", "*.mlp"), ("model.layers.0.mpl", "model.layers.0.mlp"), ("?", "none")])
+@pytest.mark.parametrize(
+    ("pattern", "near"),
+    [("*.mlq", "*.mlp"), ("model.layers.0.mpl", "model.layers.0.mlp"), ("?", "none")],
+)
 def test_a_pattern_that_names_no_site_is_refused(pattern: str, near: str, capsys: Capture) -> None:
     assert near in refusal(capsys, "explain", TEXT, "--keep", "*.mlp", pattern)
 
@@ -304,7 +364,12 @@ def test_outputs_that_cannot_be_written_are_refused_before_anything_runs(
 ) -> None:
     monkeypatch.setattr(cli, "_load", lambda args: pytest.fail("the model was loaded"))
     os.mkfifo(tmp_path / "fifo")
-    for path in (tmp_path / "no" / "such" / "file", tmp_path, tmp_path / "fifo", SHIPPED / "config.json"):
+    for path in (
+        tmp_path / "no" / "such" / "file",
+        tmp_path,
+        tmp_path / "fifo",
+        SHIPPED / "config.json",
+    ):
         assert "cannot be written" in refusal(capsys, "explain", TEXT, option, str(path))
 
 
@@ -315,7 +380,9 @@ def test_two_outputs_in_one_file_are_refused(tmp_path: Path, capsys: Capture) ->
 
 def test_a_file_of_the_model_is_not_overwritten(tmp_path: Path, capsys: Capture) -> None:
     folder = copytree(SHIPPED, tmp_path / "model")
-    refusal(capsys, "explain", TEXT, "--model", str(folder), "--save", str(folder / "model.safetensors"))
+    refusal(
+        capsys, "explain", TEXT, "--model", str(folder), "--save", str(folder / "model.safetensors")
+    )
 
 
 def test_standard_input_that_is_not_text(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,23 +412,27 @@ def test_escapes_in_a_message_do_not_reach_the_terminal(capsys: Capture) -> None
     assert ESCAPE not in refusal(capsys, "explain", TEXT, "--seed", "\x1b[31mred\nnext")
 
 
-# -- colour and terminals -------------------------------------------------------------------------------------------------------------
+# -- color and terminals ---------------------------------------------------------------------------
 
 
-def test_colour_can_be_forced_and_no_color_wins(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_color_can_be_forced_and_no_color_wins(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = answer(capsys, "explain", TEXT)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    coloured = answer(capsys, "explain", TEXT)
-    assert ESCAPE in coloured
+    colored = answer(capsys, "explain", TEXT)
+    assert ESCAPE in colored
     assert ESCAPE not in answer(capsys, "explain", TEXT, "--no-color")
-    without = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
+    without = re.sub(r"\x1b\[[0-9;]*m", "", colored)
     assert [line.rstrip() for line in without.splitlines()] == plain.splitlines()
     monkeypatch.setenv("NO_COLOR", "1")
     assert ESCAPE not in answer(capsys, "explain", TEXT)
 
 
-@pytest.mark.parametrize("command", [["explain", TEXT], ["trace", TEXT], ["models"], ["methods"], ["methods", "attnlrp"]])
-def test_every_command_is_plain_in_a_pipe_and_coloured_when_forced(
+@pytest.mark.parametrize(
+    "command", [["explain", TEXT], ["trace", TEXT], ["models"], ["methods"], ["methods", "attnlrp"]]
+)
+def test_every_command_is_plain_in_a_pipe_and_colored_when_forced(
     command: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ESCAPE not in answer(capsys, *command)
@@ -376,7 +447,12 @@ def on_a_terminal(*arguments: str, columns: int = 80, **environment: str) -> str
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
     how = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(columns)} | environment
-    process = subprocess.Popen([sys.executable, "-m", "refl", *arguments], stdout=theirs, stderr=subprocess.DEVNULL, env=how)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "refl", *arguments],
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+        env=how,
+    )
     os.close(theirs)
     written = b""
     try:
@@ -390,7 +466,7 @@ def on_a_terminal(*arguments: str, columns: int = 80, **environment: str) -> str
     return written.decode().replace("\r\n", "\n")
 
 
-def test_a_terminal_gets_colour_unless_it_does_not_want_any() -> None:
+def test_a_terminal_gets_color_unless_it_does_not_want_any() -> None:
     assert ESCAPE in on_a_terminal("explain", TEXT)
     assert ESCAPE not in on_a_terminal("explain", TEXT, NO_COLOR="1")
     assert ESCAPE not in on_a_terminal("explain", TEXT, TERM="dumb")
@@ -410,7 +486,11 @@ def hostile(tmp_path: Path) -> Path:
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = tokenizer["model"]["vocab"]
-    for word, attack in (("keys", "<script>alert(1)</script>"), ("cabinet", "\x1b[31m\x07red"), ("are", "a\nb[bold]")):
+    for word, attack in (
+        ("keys", "<script>alert(1)</script>"),
+        ("cabinet", "\x1b[31m\x07red"),
+        ("are", "a\nb[bold]"),
+    ):
         vocabulary[attack] = vocabulary.pop(word)
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
     return folder
@@ -420,11 +500,24 @@ def hostile(tmp_path: Path) -> Path:
 def test_a_hostile_tokenizer_attacks_nobody(
     hostile: Path, force: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vocabulary = json.loads((hostile / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    vocabulary = json.loads((hostile / "tokenizer.json").read_text(encoding="utf-8"))["model"][
+        "vocab"
+    ]
     ids = [str(i) for word, i in vocabulary.items() if word.startswith(("<script>", "\x1b", "a\n"))]
     monkeypatch.setenv("FORCE_COLOR", force)
     page = tmp_path / "page.html"
-    out = answer(capsys, "explain", "--model", str(hostile), "--html", str(page), "--target", "a\nb[bold]", "--ids", *ids)
+    out = answer(
+        capsys,
+        "explain",
+        "--model",
+        str(hostile),
+        "--html",
+        str(page),
+        "--target",
+        "a\nb[bold]",
+        "--ids",
+        *ids,
+    )
     without = re.sub(r"\x1b\[[0-9;]*m", "", out) if force == "1" else out
     assert all(c.isprintable() or c == "\n" for c in without)
     assert "\\x1b[31m\\x07red" in without
@@ -435,7 +528,7 @@ def test_a_hostile_tokenizer_attacks_nobody(
     assert "&lt;script&gt;" in html
 
 
-# -- as a process -------------------------------------------------------------------------------------------------------------------
+# -- as a process ----------------------------------------------------------------------------------
 
 
 def test_as_a_module() -> None:
@@ -461,7 +554,11 @@ def test_an_old_encoding_is_no_error() -> None:
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
-    process = subprocess.Popen([sys.executable, "-m", "refl", "trace", TEXT], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "refl", "trace", TEXT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
@@ -474,7 +571,12 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 def test_a_full_disk_is_a_sentence() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "refl", "methods"], check=False, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+            [sys.executable, "-m", "refl", "methods"],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
         )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
@@ -482,20 +584,41 @@ def test_a_full_disk_is_a_sentence() -> None:
 
 @pytest.mark.parametrize(
     "program",
-    ["import refl", "import refl.cli; assert refl.cli.main(['--help']) == 0", "import refl.cli; refl.cli.main(['explain', '--help'])"],
+    [
+        "import refl",
+        "import refl.cli; assert refl.cli.main(['--help']) == 0",
+        "import refl.cli; refl.cli.main(['explain', '--help'])",
+    ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(program: str) -> None:
-    after = "; import sys; print(sorted({'tokenizers', 'rich', 'safetensors', 'numpy', 'cupy'} & set(sys.modules)), file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", program + after], check=False, capture_output=True, text=True, timeout=60)
+    after = (
+        "; import sys; print(sorted({'tokenizers', 'rich', 'safetensors', 'numpy', 'cupy'} & "
+        "set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program + after],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.stderr == "[]\n"
 
 
 def test_rich_is_not_imported_for_plain_text() -> None:
-    program = f"import refl.cli, sys; refl.cli.main(['explain', {TEXT!r}]); assert 'rich' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, timeout=60).returncode == 0
+    program = (
+        f"import refl.cli, sys; refl.cli.main(['explain', {TEXT!r}]); assert 'rich' not in "
+        "sys.modules"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], check=False, capture_output=True, timeout=60
+        ).returncode
+        == 0
+    )
 
 
-# -- progress -----------------------------------------------------------------------------------------------------------------------
+# -- progress --------------------------------------------------------------------------------------
 
 
 class Terminal(io.StringIO):
@@ -512,7 +635,10 @@ def slow(self: Model, *_: Any, progress: Any, **__: Any) -> None:
     raise MemoryError
 
 
-@pytest.mark.parametrize(("patience", "terminal", "drawn"), [(0.05, True, True), (60.0, True, False), (0.05, False, False)])
+@pytest.mark.parametrize(
+    ("patience", "terminal", "drawn"),
+    [(0.05, True, True), (60.0, True, False), (0.05, False, False)],
+)
 def test_progress_is_drawn_on_a_terminal_after_a_while(
     patience: float, terminal: bool, drawn: bool, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,9 @@
-"""`refl compare`: no alarm where only rounding differs, the right site where one array was changed, the right words where an option was.
+"""`refl compare`: no alarm where only rounding differs, the right site where one array was changed,
+the right words where an option was.
 
-What is held against each other here is always made on purpose: one file is altered, or one option of the method is, and the comparison
-has to say which. That two independent implementations agree is in tests/peers/test_dump_torch.py.
+What is held against each other here is always made on purpose: one file is altered, or one option
+of the method is, and the comparison has to say which. That two independent implementations agree is
+in tests/peers/test_dump_torch.py.
 """
 
 from __future__ import annotations
@@ -31,13 +33,38 @@ from refl.rules.composites import METHODS, Chosen, Rule
 from refl.trace import Trace
 from refl.verification import random_models as rm
 from refl.verification.compare import diagnosis
-from refl.verification.compare.compare import Comparison, Oracle, _divides, alternatives, compare, diagnose_model, of, read
+from refl.verification.compare.compare import (
+    Comparison,
+    Oracle,
+    _divides,
+    alternatives,
+    compare,
+    diagnose_model,
+    of,
+    read,
+)
 from refl.verification.compare.rounding import Divides, Site, relevance_errors
 from refl.verification.compare.diagnosis import Altered, Suspect
 
 TEXT = "Once upon a time there was a"
 IDS = [3, 7, 5, 12, 9, 3, 8]
-KINDS = ("LLAMA", "GPT2", "MISTRAL", "QWEN2", "QWEN3", "PHI", "GEMMA2", "GEMMA3", "MIXTRAL", "QWEN3_MOE", "BERT", "ROBERTA", "ALBERT", "T5", "VIT")
+KINDS = (
+    "LLAMA",
+    "GPT2",
+    "MISTRAL",
+    "QWEN2",
+    "QWEN3",
+    "PHI",
+    "GEMMA2",
+    "GEMMA3",
+    "MIXTRAL",
+    "QWEN3_MOE",
+    "BERT",
+    "ROBERTA",
+    "ALBERT",
+    "T5",
+    "VIT",
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +78,7 @@ def random(kind: str, seed: int = 0, dtype: str = "float64") -> Model:
 
 
 def input_of(model: Model) -> Any:
-    if not model.sees:
+    if not model.takes_images:
         return IDS
     shape = (model.config.num_channels, *model.config.image)
     pixels = np.random.default_rng(1).standard_normal(shape).astype(model.dtype)
@@ -63,37 +90,62 @@ def explained(model: Model, method: Any = "attnlrp", **how: Any) -> Explanation:
     return e
 
 
-# -- no alarm -------------------------------------------------------------------------------------------------------------------------
+# -- no alarm --------------------------------------------------------------------------------------
 
 
 def test_recomputed_and_batched(stories: Model) -> None:
     """The same by another way: blocks run again, a padded batch."""
     e = stories.explain(TEXT)
     assert compare(e, stories.explain(TEXT, recompute=True)).equal
-    c = compare(e, stories.explain([TEXT, f"{TEXT} little girl and her dog"], target=[e.target_id, e.target_id])[0])
+    c = compare(
+        e,
+        stories.explain(
+            [TEXT, f"{TEXT} little girl and her dog"], target=[e.target_id, e.target_id]
+        )[0],
+    )
     assert c.equal and not c.misfits and len(c.errors) > 130
 
 
 class Noisy(Trace):
-    """A forward pass that rounds once more: noise of u max|z| on every product, of u |z| on everything else."""
+    """A forward pass that rounds once more: noise of u max|z| on every product, of u |z| on
+    everything else.
+    """
 
     draw = np.random.default_rng(0)
 
     def compute(self, operation: str, site: str, arrays: Any, attributes: dict[str, Any]) -> Any:
         z = super().compute(operation, site, arrays, attributes)
-        if not z.size or operation in ("movement", "embedding", "gather", "source", "learned", "top_k"):
+        if not z.size or operation in (
+            "movement",
+            "embedding",
+            "gather",
+            "source",
+            "learned",
+            "top_k",
+        ):
             return z
         scale = np.abs(z).max() if operation in ("matmul", "linear") else np.abs(z)
-        return (z + np.finfo(z.dtype).eps / 2 * scale * self.draw.uniform(-1, 1, z.shape)).astype(z.dtype)
+        return (z + np.finfo(z.dtype).eps / 2 * scale * self.draw.uniform(-1, 1, z.shape)).astype(
+            z.dtype
+        )
 
 
-METHODS_THERE_ARE = ("attnlrp", "attnlrp-gradient", "cp-lrp", "lrp-0", "lxt-explicit", "input-x-gradient")
+METHODS_THERE_ARE = (
+    "attnlrp",
+    "attnlrp-gradient",
+    "cp-lrp",
+    "lrp-0",
+    "lxt-explicit",
+    "input-x-gradient",
+)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_rounding(monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str) -> None:
-    """A noisier forward pass is no other implementation; LayerNorm as identity is where a stabiliser amplifies it most."""
+    """A noisier forward pass is no other implementation; LayerNorm as identity is where a
+    stabilizer amplifies it most.
+    """
     model = random(kind, 2, dtype)
     identity = METHODS["attnlrp"].override(Rule("layer_norm", "identity"))
     for method in (*METHODS_THERE_ARE, METHODS["attnlrp"].with_options(eps=1e-3), identity):
@@ -108,7 +160,9 @@ def test_another_rounding(monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str
 
 
 def test_the_bound_is_no_blank_cheque(stories: Model) -> None:
-    """What rounding may explain stays small: a millionth of an element is seen (below), and no site is let off with more than 1e-8."""
+    """What rounding may explain stays small: a millionth of an element is seen (below), and no site
+    is let off with more than 1e-8.
+    """
     for method in METHODS_THERE_ARE:
         e = stories.explain(TEXT, method)
         assert max(x.level for x in compare(e, e).errors if np.isfinite(x.level)) < 1e-8
@@ -118,12 +172,28 @@ def test_numpy_threads(tmp_path: Path) -> None:
     """BLAS sums in another order where it has two threads."""
     folder, files = checkpoint("babyllama105"), [tmp_path / f"{n}.safetensors" for n in (1, 2)]
     for n, file in enumerate(files, 1):
-        command = [sys.executable, "-m", "refl", "explain", "--ids", *map(str, range(1, 60)), "--model", str(folder), "--dtype", "float64"]
-        subprocess.run([*command, "--save", str(file)], env=os.environ | {"OPENBLAS_NUM_THREADS": str(n)}, check=True, capture_output=True)
+        command = [
+            sys.executable,
+            "-m",
+            "refl",
+            "explain",
+            "--ids",
+            *map(str, range(1, 60)),
+            "--model",
+            str(folder),
+            "--dtype",
+            "float64",
+        ]
+        subprocess.run(
+            [*command, "--save", str(file)],
+            env=os.environ | {"OPENBLAS_NUM_THREADS": str(n)},
+            check=True,
+            capture_output=True,
+        )
     assert compare(*files).equal
 
 
-# -- one array ------------------------------------------------------------------------------------------------------------------------
+# -- one array -------------------------------------------------------------------------------------
 
 
 def altered(side: Oracle, group: str, site: str, change: Callable[[Any], None]) -> Oracle:
@@ -155,7 +225,12 @@ def a_small_element(array: Any) -> None:
 
 @pytest.mark.parametrize(
     ("method", "change"),
-    [("attnlrp", by_a_millionth), ("attnlrp", one_element), ("attnlrp-gradient", a_small_element), ("lxt-explicit", one_element)],
+    [
+        ("attnlrp", by_a_millionth),
+        ("attnlrp", one_element),
+        ("attnlrp-gradient", a_small_element),
+        ("lxt-explicit", one_element),
+    ],
 )
 def test_every_single_site(stories: Model, method: str, change: Callable[[Any], None]) -> None:
     """Each of the sites of stories260K in turn: it is named, and alone."""
@@ -171,7 +246,9 @@ def test_every_single_site(stories: Model, method: str, change: Callable[[Any], 
 
 
 def test_a_small_element_has_a_small_allowance() -> None:
-    """x and c of a ten-thousandth of the largest: a ten-millionth of that element is seen, of which the largest would let pass tens."""
+    """x and c of a ten-thousandth of the largest: a ten-millionth of that element is seen, of which
+    the largest would let pass tens.
+    """
     x, r = np.array([1.0, 1e-4]), np.array([1.0, 1e-8])
     for index, parts in ((0, False), (1, True)):
         other = r.copy()
@@ -180,7 +257,15 @@ def test_a_small_element_has_a_small_allowance() -> None:
         assert error.parts is parts
 
 
-@pytest.mark.parametrize("site", ["lm_head", "model.layers.3.mlp.gated", "model.layers.1.self_attn.scores", "model.layers.0.residual"])
+@pytest.mark.parametrize(
+    "site",
+    [
+        "lm_head",
+        "model.layers.3.mlp.gated",
+        "model.layers.1.self_attn.scores",
+        "model.layers.0.residual",
+    ],
+)
 def test_a_single_site_in_words(stories: Model, site: str) -> None:
     a = of(stories.explain(TEXT))
     c = compare(a, altered(a, "relevance", site, one_element))
@@ -192,12 +277,20 @@ def test_a_gradient_alone(stories: Model) -> None:
     """Where x is 0 the gradient shows nowhere else."""
     a = of(stories.explain(TEXT, "attnlrp-gradient"))
     c = compare(a, altered(a, "gradients", "model.layers.2.mlp.act_fn", one_element))
-    assert c.first is not None and (c.first.site, c.first.quantity) == ("model.layers.2.mlp.act_fn", "gradient")
+    assert c.first is not None and (c.first.site, c.first.quantity) == (
+        "model.layers.2.mlp.act_fn",
+        "gradient",
+    )
 
 
 def test_an_activation_is_said_first(stories: Model) -> None:
     a = of(stories.explain(TEXT))
-    b = altered(altered(a, "relevance", "lm_head.row", by_a_millionth), "activations", "model.layers.1.mlp.up_proj", one_element)
+    b = altered(
+        altered(a, "relevance", "lm_head.row", by_a_millionth),
+        "activations",
+        "model.layers.1.mlp.up_proj",
+        one_element,
+    )
     c = compare(a, b)
     assert c.first_forward is not None and c.first_forward.site == "model.layers.1.mlp.up_proj"
     assert str(c).startswith("The forward passes differ") and "the forward pass was not" in str(c)
@@ -216,12 +309,12 @@ def test_what_is_no_number_parts(stories: Model, value: float) -> None:
     assert c.html()
 
 
-# -- one rule -------------------------------------------------------------------------------------------------------------------------
+# -- one rule --------------------------------------------------------------------------------------
 
 
 def tripled(x: Any, w: Any, b: Any, z: Any, r: Any, **options: Any) -> Any:
     passed = linear.epsilon(x, w, b, z, r, **options)
-    return passed._replace(relevance=(3 * passed.relevance[0], None, None))
+    return passed._replace(inputs=(3 * passed.inputs[0], None, None))
 
 
 @pytest.mark.parametrize(
@@ -234,20 +327,24 @@ def tripled(x: Any, w: Any, b: Any, z: Any, r: Any, **options: Any) -> Any:
     ],
 )
 def test_a_rule_at_one_site(stories: Model, at: str, below: str) -> None:
-    """Everything below differs; the first site is what the wrong rule hands to, and the rule is among those to look at."""
+    """Everything below differs; the first site is what the wrong rule hands to, and the rule is
+    among those to look at.
+    """
 
     def change(operation: str, names: Any, chosen: Chosen) -> Chosen:
         return replace(chosen, function=tripled) if at in names else chosen
 
     base = METHODS["attnlrp"]
-    wrong = Altered(base.name, base.rules, base.carries, base.source, base.summary, base.score, change)
+    wrong = Altered(
+        base.name, base.rules, base.formulation, base.source, base.summary, base.score, change
+    )
     c = compare(stories.explain(TEXT), stories.explain(TEXT, wrong))
     assert c.first is not None and c.first.site == below and not c.lone
     assert any(rule.startswith(f"{at} (linear") for rule in c.rules)
     assert all(not e.parts for e in c.errors[: c.above]) and sum(e.parts for e in c.errors) > 1
 
 
-# -- which option -----------------------------------------------------------------------------------------------------------------------
+# -- which option ----------------------------------------------------------------------------------
 
 
 def words(c: Comparison) -> list[str]:
@@ -261,22 +358,36 @@ def test_another_eps(stories: Model) -> None:
     for eps in (3.2e-5, 1.2345e-7, 4e-2):
         c = compare(e, stories.explain(TEXT, eps=eps), model=stories)
         (found,) = (s for s in c.suspects if s.equal)
-        assert found.eps == pytest.approx(eps, rel=1e-6) and found.words == f"eps: {eps:.4g}" or eps == 1.2345e-7
+        assert (
+            found.eps == pytest.approx(eps, rel=1e-6)
+            and found.words == f"eps: {eps:.4g}"
+            or eps == 1.2345e-7
+        )
         assert found.parted == 0 and found.of > 130
 
 
 def test_an_eps_without_sign_between_the_steps(stories: Model) -> None:
-    c = compare(stories.explain(TEXT), stories.explain(TEXT, eps=2.5e-7, stabilizer="plain"), model=stories)
+    c = compare(
+        stories.explain(TEXT), stories.explain(TEXT, eps=2.5e-7, stabilizer="plain"), model=stories
+    )
     assert words(c) == ["stabilizer: plain, with eps 2.5e-07"]
 
 
-def test_another_stabiliser(stories: Model) -> None:
+def test_another_stabilizer(stories: Model) -> None:
     e = stories.explain(TEXT)
-    assert words(compare(e, stories.explain(TEXT, stabilizer="plain"), model=stories))[0].startswith("stabilizer: plain, z + eps")
-    assert "stabilizer: none" in words(compare(e, stories.explain(TEXT, stabilizer="none"), model=stories))
-    assert "carried as a gradient, without any eps" in words(compare(e, stories.explain(TEXT, "attnlrp-gradient"), model=stories))
+    assert words(compare(e, stories.explain(TEXT, stabilizer="plain"), model=stories))[
+        0
+    ].startswith("stabilizer: plain, z + eps")
+    assert "stabilizer: none" in words(
+        compare(e, stories.explain(TEXT, stabilizer="none"), model=stories)
+    )
+    assert "in gradient x input form, without any eps" in words(
+        compare(e, stories.explain(TEXT, "attnlrp-gradient"), model=stories)
+    )
     assert words(compare(e, stories.explain(TEXT, "cp-lrp"), model=stories)) == ["method: cp-lrp"]
-    assert words(compare(e, stories.explain(TEXT, "lxt-explicit"), model=stories)) == ["method: lxt-explicit"]
+    assert words(compare(e, stories.explain(TEXT, "lxt-explicit"), model=stories)) == [
+        "method: lxt-explicit"
+    ]
 
 
 @pytest.mark.parametrize("method", ["attnlrp", "attnlrp-gradient"])
@@ -286,14 +397,20 @@ def test_another_reading_of_layer_norm(name: str, method: str) -> None:
     model = refl.load(checkpoint(name), dtype="float64")
     ids, base = [int(i) for i in np.arange(6) % model.config.vocab_size], METHODS[method]
     e = model.explain(ids, method)
-    other = base.override(Rule("layer_norm", "identity")) if method == "attnlrp" else diagnosis._altered(base, "layer_norm", "*", diagnosis._identity)
+    other = (
+        base.override(Rule("layer_norm", "identity"))
+        if method == "attnlrp"
+        else diagnosis._altered(base, "layer_norm", "*", diagnosis._identity)
+    )
     c = compare(e, model.explain(ids, other), model=model)
     assert words(c) == ["layer norm: identity for the whole layer (prop. 3.4)"]
     assert any("layer_norm" in rule for rule in c.rules)
 
 
 def test_the_other_reading_held_against_refl() -> None:
-    """The file whose method is known is the one that options are tried on, whichever side it stands on."""
+    """The file whose method is known is the one that options are tried on, whichever side it stands
+    on.
+    """
     model = random("GPT2")
     identity = METHODS["attnlrp"].override(Rule("layer_norm", "identity"))
     c = compare(explained(model, identity), explained(model), model=model)
@@ -320,12 +437,18 @@ DONE: dict[str, tuple[str, str]] = {
     "layer norm: identity for the whole layer (prop. 3.4)": ("GPT2", "gradient"),
     "softmax: attention weights are constants (CP)": ("GPT2", "gradient"),
     "gates: a gated unit's gate is a constant": ("QWEN2", "relevance"),
-    "experts: eps-rule through the renormalised weights, which hands on nothing": ("MIXTRAL", "relevance"),
+    "experts: eps-rule through the renormalized weights, which hands on nothing": (
+        "MIXTRAL",
+        "relevance",
+    ),
     "softmax: attention weights are constants (CP), and V gets half": ("LLAMA", "gradient"),
     "linear: every linear layer hands on half": ("LLAMA", "relevance"),
     "product: split by the factors' magnitudes": ("LLAMA", "relevance"),
     "residual: split by absolute values": ("LLAMA", "relevance"),
-    "activation: the gradient form's factor f(x)/x applied to relevance": ("LLAMA", "relevance"),
+    "activation: the gradient x input form's factor f(x)/x applied to relevance": (
+        "LLAMA",
+        "relevance",
+    ),
     "softmax: logits shifted by their maximum taken as x": ("LLAMA", "gradient"),
     "softmax: a lower-triangular cut": ("BERT", "relevance"),
     "norm: LayerNorm by its full Jacobian": ("GPT2", "gradient"),
@@ -342,25 +465,37 @@ def test_what_was_done_is_named(done: str) -> None:
     model, base = random(kind), METHODS["attnlrp" if form == "relevance" else "attnlrp-gradient"]
     how = {"position": 3} if kind == "BERT" else {}
     forward = diagnosis.Forward(model, diagnosis.Asked(IDS, 4, **how))
-    theirs = {said: forward.relevance(other) for said, other, _ in alternatives(base) if said == done}[done]
+    theirs = {
+        said: forward.relevance(other) for said, other, _ in alternatives(base) if said == done
+    }[done]
     equal = [s for s in diagnose_model(model, IDS, 4, base, theirs, **how) if s.equal]
     assert done in [s.words for s in equal]
     assert len(equal) <= 3, [s.words for s in equal]
 
 
 def test_most_alternatives_are_others() -> None:
-    """On a net that has everything they are about, they give other numbers than the method itself."""
+    """On a net that has everything they are about, they give other numbers than the method
+    itself.
+    """
     model = random("QWEN3_MOE")
     forward, base = diagnosis.Forward(model, diagnosis.Asked(IDS, 4)), METHODS["attnlrp"]
     plain, same = forward.relevance(base), []
     for said, other, _ in alternatives(base):
-        if said.startswith(("layer norm", "norm: LayerNorm", "method: attnlrp-vit", "method: cp-lrp-vit", "seed")):
+        if said.startswith(
+            ("layer norm", "norm: LayerNorm", "method: attnlrp-vit", "method: cp-lrp-vit", "seed")
+        ):
             continue
         with np.errstate(all="ignore"):
             theirs = forward.relevance(other)
-        if all(np.abs(theirs[site] - r).max() <= 1e-12 * np.abs(r).max() for site, r in plain.items()):
+        if all(
+            np.abs(theirs[site] - r).max() <= 1e-12 * np.abs(r).max() for site, r in plain.items()
+        ):
             same.append(said)
-    assert same == ["softmax: its Taylor expansion (prop. 3.1)", "experts: renormalisation as identity", "linear: the bias is left out of the denominator"]
+    assert same == [
+        "softmax: its Taylor expansion (prop. 3.1)",
+        "experts: renormalization as identity",
+        "linear: the bias is left out of the denominator",
+    ]
 
 
 def test_what_no_alternative_is() -> None:
@@ -373,32 +508,50 @@ def test_what_no_alternative_is() -> None:
     assert not any(s.equal for s in found) and len(found) <= 3
     c = compare(of(e), replace(of(e), name="B", relevance=theirs), model=model)
     assert any("no option and no known mistake" in note for note in c.notes)
-    assert diagnose_model(model, IDS, e.target_id, METHODS["attnlrp"], {site: e[site] for site in e}) == []
+    assert (
+        diagnose_model(model, IDS, e.target_id, METHODS["attnlrp"], {site: e[site] for site in e})
+        == []
+    )
 
 
 def test_diagnosis_by_any_name_and_shape() -> None:
-    """A foreign implementation may name a value by another of its names, keep the batch axis, or all rows of the logits."""
+    """A foreign implementation may name a value by another of its names, keep the batch axis, or
+    all rows of the logits.
+    """
     model = random("LLAMA")
     e = explained(model, METHODS["attnlrp"].with_options(eps=1e-2))
     rows = np.zeros((len(IDS), e["lm_head"].shape[-1]))
     rows[-1] = e["lm_head"][0]
-    theirs = {"model.layers.1.self_attn": e["model.layers.1.self_attn.o_proj"][None], "lm_head": rows, "model.layers.0": e["model.layers.0"]}
-    (found,) = (s for s in diagnose_model(model, IDS, e.target_id, METHODS["attnlrp"], theirs) if s.equal)
+    theirs = {
+        "model.layers.1.self_attn": e["model.layers.1.self_attn.o_proj"][None],
+        "lm_head": rows,
+        "model.layers.0": e["model.layers.0"],
+    }
+    (found,) = (
+        s for s in diagnose_model(model, IDS, e.target_id, METHODS["attnlrp"], theirs) if s.equal
+    )
     assert isinstance(found, Suspect) and found.words == "eps: 1e-02" and found.of == 3
     with pytest.raises(ReflError, match="none of the 1 sites"):
         diagnose_model(model, IDS, e.target_id, METHODS["attnlrp"], {"elsewhere": rows})
 
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "position": ("LLAMA", {"position": 3}), "contrast": ("LLAMA", {"contrast": (3, 9)}),
-    "log-probability": ("GPT2", {"seed": "log-probability"}), "probability": ("GPT2", {"seed": "probability"}),
-    "masked": ("BERT", {}), "decoder": ("T5", {"decoder": [0, 5, 6]}), "picture": ("VIT", {}), "experts": ("QWEN3_MOE", {}),
-}  # fmt: skip
+    "position": ("LLAMA", {"position": 3}),
+    "contrast": ("LLAMA", {"contrast": (3, 9)}),
+    "log-probability": ("GPT2", {"seed": "log-probability"}),
+    "probability": ("GPT2", {"seed": "probability"}),
+    "masked": ("BERT", {}),
+    "decoder": ("T5", {"decoder": [0, 5, 6]}),
+    "picture": ("VIT", {}),
+    "experts": ("QWEN3_MOE", {}),
+}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_kind_of_output_is_run_again(tmp_path: Path, case: str) -> None:
-    """From files alone: input, position and seed are what the file says, or what its numbers say."""
+    """From files alone: input, position and seed are what the file says, or what its numbers
+    say.
+    """
     kind, how = CASES[case]
     model = random(kind)
     files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
@@ -411,11 +564,13 @@ def test_every_kind_of_output_is_run_again(tmp_path: Path, case: str) -> None:
 def test_the_shipped_model_is_known_by_its_fingerprint(tmp_path: Path) -> None:
     files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     for file, stabilizer in zip(files, ("sign", "plain"), strict=True):
-        refl.load(dtype="float64").explain("the keys to the cabinet", stabilizer=stabilizer).save(file)
+        refl.load(dtype="float64").explain("the keys to the cabinet", stabilizer=stabilizer).save(
+            file
+        )
     assert words(compare(*files))[0].startswith("stabilizer: plain")
 
 
-# -- files ------------------------------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def test_another_quantity(stories: Model) -> None:
@@ -432,7 +587,9 @@ def test_another_quantity(stories: Model) -> None:
 
 
 def test_order_of_sites(tmp_path: Path, stories: Model) -> None:
-    """The file's own; that of its ledger, for files that were written without; names, where there is neither."""
+    """The file's own; that of its ledger, for files that were written without; names, where there
+    is neither.
+    """
     e = stories.explain(TEXT)
     e.save(tmp_path / "e.safetensors")
     a = read(tmp_path / "e.safetensors")
@@ -452,7 +609,11 @@ def test_any_writer_will_do(tmp_path: Path, stories: Model) -> None:
     """A file with nothing but relevance/<site>, the batch axis left on."""
     e = stories.explain(TEXT)
     e.save(tmp_path / "a.safetensors")
-    write_safetensors(tmp_path / "b.safetensors", {f"relevance/{site}": e[site][None] for site in list(e)[::2]}, {})
+    write_safetensors(
+        tmp_path / "b.safetensors",
+        {f"relevance/{site}": e[site][None] for site in list(e)[::2]},
+        {},
+    )
     c = compare(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     assert c.equal and len(c.errors) == len(list(e)[::2]) and not c.forward
     assert set(c.only[0]) == set(list(e)[1::2])
@@ -462,8 +623,16 @@ def test_sites_by_any_of_their_names(tmp_path: Path, stories: Model) -> None:
     """One side calls a value by the module that gives it, the other by the one that reads it."""
     e = stories.explain(TEXT)
     e.save(tmp_path / "a.safetensors")
-    named = {"model.layers.1.self_attn": "model.layers.1.self_attn.o_proj", "model.layers.3.input": "model.layers.2", "model.norm.input": "model.layers.4"}
-    write_safetensors(tmp_path / "b.safetensors", {f"relevance/{alias}": e[site] for alias, site in named.items()}, {})
+    named = {
+        "model.layers.1.self_attn": "model.layers.1.self_attn.o_proj",
+        "model.layers.3.input": "model.layers.2",
+        "model.norm.input": "model.layers.4",
+    }
+    write_safetensors(
+        tmp_path / "b.safetensors",
+        {f"relevance/{alias}": e[site] for alias, site in named.items()},
+        {},
+    )
     for pair in (("a", "b"), ("b", "a")):
         c = compare(*(tmp_path / f"{name}.safetensors" for name in pair))
         assert c.equal and len(c.errors) == 3 and not c.only["ab".index(pair[1])]
@@ -498,9 +667,17 @@ def test_files_that_are_none(tmp_path: Path, case: str) -> None:
 
 
 STRANGE = {
-    "aliases": "[1, 2]", "order": '{"a": 1}', "ledger": '{"sites": [{"site": 3}, 7, {"site": "x", "passed": []}]}', "method": '{"name": 3}',
-    "about": '"text"', "seed": "[]", "target_id": '"x"', "logit": "{}", "input_ids": "null", "against": "{",
-}  # fmt: skip
+    "aliases": "[1, 2]",
+    "order": '{"a": 1}',
+    "ledger": '{"sites": [{"site": 3}, 7, {"site": "x", "passed": []}]}',
+    "method": '{"name": 3}',
+    "about": '"text"',
+    "seed": "[]",
+    "target_id": '"x"',
+    "logit": "{}",
+    "input_ids": "null",
+    "against": "{",
+}
 
 
 @pytest.mark.parametrize("key", STRANGE)
@@ -531,16 +708,20 @@ def test_another_checkpoint(tmp_path: Path, stories: Model) -> None:
     stories.explain(TEXT).save(tmp_path / "a.safetensors")
     stories.explain(TEXT, eps=1e-3).save(tmp_path / "b.safetensors")
     with pytest.raises(ReflError, match="another checkpoint"):
-        compare(tmp_path / "a.safetensors", tmp_path / "b.safetensors", model=checkpoint("babyllama105"))
+        compare(
+            tmp_path / "a.safetensors", tmp_path / "b.safetensors", model=checkpoint("babyllama105")
+        )
 
 
-# -- the command ------------------------------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
     model = refl.load(dtype="float64")
-    names = [str(tmp_path / name) for name in ("a.safetensors", "same.safetensors", "eps.safetensors")]
+    names = [
+        str(tmp_path / name) for name in ("a.safetensors", "same.safetensors", "eps.safetensors")
+    ]
     for name, eps in zip(names, (1e-6, 1e-6, 1e-4), strict=True):
         model.explain("the keys to the cabinet", eps=eps).save(name)
     return names
@@ -558,7 +739,11 @@ def test_command(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["compare", a, eps, "--all"]) == 1
     assert capsys.readouterr().out.count("\n") > 60
     html = page.read_text()
-    assert html.count("<circle") == len(list(Explanation.load(a))) and 'class="level"' in html and "<script" not in html
+    assert (
+        html.count("<circle") == len(list(Explanation.load(a)))
+        and 'class="level"' in html
+        and "<script" not in html
+    )
     assert main(["compare", a, eps, "--tolerance", "1"]) == 0
 
 
@@ -570,9 +755,24 @@ def test_command_json(files: list[str], capsys: pytest.CaptureFixture[str]) -> N
     assert {s["site"] for s in said["sites"]} == set(Explanation.load(files[0]))
 
 
-@pytest.mark.parametrize("options", [["missing.safetensors"], ["--tolerance", "-1"], ["--tolerance", "nan"], ["--html", "no/such/page.html"], ["--model", "no"]])
-def test_command_refuses(files: list[str], options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    sides = [files[0], *options] if options[0].endswith("safetensors") else [files[0], files[2], *options]
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["missing.safetensors"],
+        ["--tolerance", "-1"],
+        ["--tolerance", "nan"],
+        ["--html", "no/such/page.html"],
+        ["--model", "no"],
+    ],
+)
+def test_command_refuses(
+    files: list[str], options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sides = (
+        [files[0], *options]
+        if options[0].endswith("safetensors")
+        else [files[0], files[2], *options]
+    )
     assert main(["compare", *sides]) == 2
     error = capsys.readouterr().err
     assert error.startswith("refl: ") and error.count("\n") == 1
@@ -581,7 +781,10 @@ def test_command_refuses(files: list[str], options: list[str], capsys: pytest.Ca
 def test_names_are_escaped(tmp_path: Path) -> None:
     site = 'model.<script>alert("x")</script>\x1b[31m.mlp'
     for name, factor in (("a", 1.0), ("b", 2.0)):
-        arrays = {f"relevance/{site}": np.arange(1, 5) * factor, f"activation/{site}": np.arange(1.0, 5)}
+        arrays = {
+            f"relevance/{site}": np.arange(1, 5) * factor,
+            f"activation/{site}": np.arange(1.0, 5),
+        }
         write_safetensors(tmp_path / name, arrays, {"order": json.dumps([site])})
     c = compare(tmp_path / "a", tmp_path / "b")
     assert "<script" not in c.html() and "\x1b" not in c.html() and "\x1b" not in str(c)

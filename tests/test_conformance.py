@@ -1,4 +1,6 @@
-"""The conformance vectors and their runner: the files are what the definitions give, refl passes them, and a wrong answer is found and named."""
+"""The conformance vectors and their runner: the files are what the definitions give, refl passes
+them, and a wrong answer is found and named.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ from refl.verification.definitions.running_error import Fragile, Running, given
 
 KNOWN = {m.id: m for m in MISTAKES}
 
-# -- running numbers -----------------------------------------------------------------------------------------------------------------
+# -- running numbers -------------------------------------------------------------------------------
 
 
 def test_small_whole_numbers_round_nowhere() -> None:
@@ -50,7 +52,10 @@ def test_the_condition_of_a_sum_covers_every_order(order: int) -> None:
 def test_the_condition_of_a_quotient() -> None:
     """1/3 in float64 is off by one rounding, at most u/3."""
     q = given(1, 53) / given(3, 53)
-    assert q.error == pytest.approx(1 / 3) and abs(Fraction(1 / 3) - Fraction(1, 3)) <= Fraction(q.error) / 2**53
+    assert (
+        q.error == pytest.approx(1 / 3)
+        and abs(Fraction(1 / 3) - Fraction(1, 3)) <= Fraction(q.error) / 2**53
+    )
 
 
 def test_a_sign_that_rounding_decides_is_refused() -> None:
@@ -61,7 +66,7 @@ def test_a_sign_that_rounding_decides_is_refused() -> None:
     assert not given(1, 53) - given(1, 53) < 0
 
 
-# -- the files -----------------------------------------------------------------------------------------------------------------------
+# -- the files -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", runner.rules())
@@ -78,7 +83,9 @@ def test_the_lint_has_nothing_to_complain_of(rule: str) -> None:
 @pytest.mark.parametrize("rule", runner.rules())
 def test_the_files_follow_the_schema(rule: str) -> None:
     schema = json.loads((runner.FOLDER / "schema.json").read_text())
-    jsonschema.Draft202012Validator(schema).validate(json.loads((runner.FOLDER / f"{rule}.json").read_text()))
+    jsonschema.Draft202012Validator(schema).validate(
+        json.loads((runner.FOLDER / f"{rule}.json").read_text())
+    )
 
 
 def test_every_case_id_is_one_of_a_kind() -> None:
@@ -106,15 +113,26 @@ def tampered(tmp_path: Path, rule: str, change: Callable[[dict[str, Any]], None]
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda d: d["cases"][0]["expected"]["relevance"]["x"]["data"][0].__setitem__(0, 7.0), "digest"),
+        (
+            lambda d: d["cases"][0]["expected"]["relevance"]["x"]["data"][0].__setitem__(0, 7.0),
+            "digest",
+        ),
         (lambda d: d.__setitem__("equation", "R = R"), "signature"),
         (lambda d: d["cases"].__setitem__(1, d["cases"][0]), "occurs 2 times"),
         (lambda d: d["cases"][0]["flags"].append("gqa-repeat"), "not for this rule"),
         (lambda d: d["cases"][0]["flags"].append("eps-two-heads"), "no known mistake"),
-        (lambda d: d["cases"][0]["tolerance"]["relevance"]["x"]["data"][0].__setitem__(0, 0.0), "below the number"),
+        (
+            lambda d: d["cases"][0]["tolerance"]["relevance"]["x"]["data"][0].__setitem__(0, 0.0),
+            "below the number",
+        ),
     ],
 )
-def test_the_lint_finds(change: Callable[[dict[str, Any]], None], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lint_finds(
+    change: Callable[[dict[str, Any]], None],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     tampered(tmp_path, "linear_epsilon", change)
     monkeypatch.setattr(runner, "FOLDER", tmp_path)
     runner.load.cache_clear()
@@ -135,7 +153,7 @@ def test_a_count_that_is_wrong_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         runner.load.cache_clear()
 
 
-# -- refl itself ---------------------------------------------------------------------------------------------------------------------
+# -- refl itself -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", runner.rules())
@@ -149,27 +167,40 @@ def test_refl_passes(rule: str) -> None:
 @pytest.mark.parametrize("rule", runner.rules())
 def test_refl_passes_other_draws(rule: str) -> None:
     adapter = runner.Adapter(engine)
-    verdicts = [runner.judge(adapter, case) for seed in range(100, 105) for case in make_vectors.drawn(rule, seed)]
-    assert [(v.case.note, v.words, v.deviations) for v in verdicts if v.status != runner.PASSED] == []
+    verdicts = [
+        runner.judge(adapter, case)
+        for seed in range(100, 105)
+        for case in make_vectors.drawn(rule, seed)
+    ]
+    assert [
+        (v.case.note, v.words, v.deviations) for v in verdicts if v.status != runner.PASSED
+    ] == []
 
 
 def test_absorbed_entries_are_held_against_the_vectors() -> None:
-    def linear_epsilon(x: Any, w: Any, b: Any, r: Any, *, eps: float, stabilizer: str = "sign") -> Any:
+    def linear_epsilon(
+        x: Any, w: Any, b: Any, r: Any, *, eps: float, stabilizer: str = "sign"
+    ) -> Any:
         answer = engine.linear_epsilon(x, w, b, r, eps=eps, stabilizer=stabilizer)  # type: ignore[attr-defined]
-        return {"relevance": answer["relevance"], "absorbed": {"stabilizer": answer["absorbed"]["stabilizer"]}}  # the bias is not booked
+        return {
+            "relevance": answer["relevance"],
+            "absorbed": {"stabilizer": answer["absorbed"]["stabilizer"]},
+        }  # the bias is not recorded
 
-    found = runner.run({"linear_epsilon": linear_epsilon, "to_array": engine.to_array}, "linear_epsilon")["linear_epsilon"]
+    found = runner.run(
+        {"linear_epsilon": linear_epsilon, "to_array": engine.to_array}, "linear_epsilon"
+    )["linear_epsilon"]
     assert found.status == runner.FAILED
     assert all(v.deviations[0].name == "absorbed bias" for v in found.verdicts if v.failed)
 
 
-# -- mistakes are found and named --------------------------------------------------------------------------------------------------------
+# -- mistakes are found and named ------------------------------------------------------------------
 
 
-def plain_linear(stabilise: Callable[[Any, float], Any]) -> Callable[..., Any]:
+def plain_linear(stabilize: Callable[[Any, float], Any]) -> Callable[..., Any]:
     def linear_epsilon(x: Any, w: Any, b: Any, r: Any, *, eps: float) -> Any:
         z = x @ w.T + (0 if b is None else b)
-        return x * ((r / stabilise(z, eps)) @ w)
+        return x * ((r / stabilize(z, eps)) @ w)
 
     return linear_epsilon
 
@@ -179,7 +210,7 @@ def right(z: Any, eps: float) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("stabilise", "name"),
+    ("stabilize", "name"),
     [
         (lambda z, eps: z + eps, "eps-unsigned"),
         (lambda z, eps: z + eps * np.sign(z), "eps-zero-sign"),
@@ -188,9 +219,9 @@ def right(z: Any, eps: float) -> Any:
         (lambda z, eps: z + np.where(z >= 0, 1e-4, -1e-4), "other-eps"),
     ],
 )
-def test_a_planted_mistake_is_named(stabilise: Any, name: str) -> None:
+def test_a_planted_mistake_is_named(stabilize: Any, name: str) -> None:
     def wide(z: Any, eps: float) -> Any:
-        return stabilise(z.astype(np.float64), eps)
+        return stabilize(z.astype(np.float64), eps)
 
     found = runner.run({"linear_epsilon": plain_linear(wide)})["linear_epsilon"]
     assert found.status == runner.FAILED
@@ -220,7 +251,9 @@ def test_a_right_answer_is_not_diagnosed() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_nan_and_infinity_fail(bad: float) -> None:
     case = runner.load("add_epsilon")[0]
-    assert runner.verdict(case, {**case.expected, "a": np.full(case.expected["a"].shape, bad)}).failed
+    assert runner.verdict(
+        case, {**case.expected, "a": np.full(case.expected["a"].shape, bad)}
+    ).failed
 
 
 def test_just_outside_of_what_is_allowed_fails_and_just_inside_passes() -> None:
@@ -228,22 +261,27 @@ def test_just_outside_of_what_is_allowed_fails_and_just_inside_passes() -> None:
     for name in case.expected:
         allowed = runner.bound(case, case.condition[name])
         for part, status in ((0.98, runner.PASSED), (1.5, runner.FAILED)):
-            assert runner.verdict(case, {**case.expected, name: case.expected[name] + part * allowed}).status == status
+            assert (
+                runner.verdict(
+                    case, {**case.expected, name: case.expected[name] + part * allowed}
+                ).status
+                == status
+            )
 
 
-# -- adapters ------------------------------------------------------------------------------------------------------------------------
+# -- adapters --------------------------------------------------------------------------------------
 
 
 def test_what_is_missing_is_not_covered_and_what_raises_fails() -> None:
-    def scale_follow(x: Any, r: Any, *, factor: float) -> Any:
+    def scale_pass_through(x: Any, r: Any, *, factor: float) -> Any:
         raise RuntimeError("no")
 
     def linear_flat(x: Any, w: Any, b: Any, r: Any) -> Any:
         raise NotImplementedError("not yet")
 
-    found = runner.run({"scale_follow": scale_follow, "linear_flat": linear_flat})
-    assert found["scale_follow"].status == runner.FAILED
-    assert found["scale_follow"].verdicts[0].words == "raised RuntimeError: no"
+    found = runner.run({"scale_pass_through": scale_pass_through, "linear_flat": linear_flat})
+    assert found["scale_pass_through"].status == runner.FAILED
+    assert found["scale_pass_through"].verdicts[0].words == "raised RuntimeError: no"
     assert found["linear_flat"].status == found["add_epsilon"].status == runner.NOT_COVERED
     assert not found.passed
 
@@ -257,12 +295,18 @@ def test_an_option_that_is_not_taken_must_be_at_its_default() -> None:
 
     found = runner.run({"softmax_gradient": softmax_gradient}, "softmax_*")["softmax_gradient"]
     skipped = [v.case for v in found.verdicts if v.status == runner.NOT_COVERED]
-    assert all(c.options["axis"] != -1 or c.options["mask"] is not None or c.dtype == "bfloat16" for c in skipped)
+    assert all(
+        c.options["axis"] != -1 or c.options["mask"] is not None or c.dtype == "bfloat16"
+        for c in skipped
+    )
     assert found.count(runner.PASSED) and skipped
 
 
 def test_a_documented_convention_is_no_failure() -> None:
-    adapter = {"linear_epsilon": plain_linear(lambda z, eps: z.astype(np.float64) + eps), "CONVENTIONS": {"eps-unsigned": "its manual"}}
+    adapter = {
+        "linear_epsilon": plain_linear(lambda z, eps: z.astype(np.float64) + eps),
+        "CONVENTIONS": {"eps-unsigned": "its manual"},
+    }
     found = runner.run(adapter, "linear_epsilon")
     assert found["linear_epsilon"].status == runner.CONVENTION and found.passed
     assert "its manual" in str(found)
@@ -278,33 +322,39 @@ def test_a_documented_convention_is_no_failure() -> None:
     ],
 )
 def test_an_answer_that_is_none_is_said(answer: Any, words: str) -> None:
-    found = runner.run({"add_epsilon": answer, "to_array": engine.to_array}, "add_epsilon")["add_epsilon"]
+    found = runner.run({"add_epsilon": answer, "to_array": engine.to_array}, "add_epsilon")[
+        "add_epsilon"
+    ]
     assert found.smallest is not None and words in found.smallest.words
 
 
 def test_an_adapter_may_be_an_object_or_a_module() -> None:
-    one = SimpleNamespace(scale_follow=lambda x, r, *, factor: r)
-    assert runner.run(one, "scale_follow").passed
+    one = SimpleNamespace(scale_pass_through=lambda x, r, *, factor: r)
+    assert runner.run(one, "scale_pass_through").passed
     assert runner.run("refl.verification.conformance.adapters.engine", "scale_*").passed
 
 
 def test_an_adapter_cannot_spoil_the_vectors() -> None:
-    def scale_follow(x: Any, r: Any, *, factor: float) -> Any:
+    def scale_pass_through(x: Any, r: Any, *, factor: float) -> Any:
         kept = r.copy()
         x[...], r[...] = 0, 0
         return kept
 
-    assert runner.run({"scale_follow": scale_follow}, "scale_follow").passed
-    assert runner.run({"scale_follow": scale_follow}, "scale_follow").passed
+    assert runner.run({"scale_pass_through": scale_pass_through}, "scale_pass_through").passed
+    assert runner.run({"scale_pass_through": scale_pass_through}, "scale_pass_through").passed
 
 
-def test_a_mean_that_depends_on_the_neighbours_is_named() -> None:
+def test_a_mean_that_depends_on_the_neighbors_is_named() -> None:
     def add_epsilon(a: Any, b: Any, r: Any, *, eps: float, stabilizer: str = "sign") -> Any:
         parts = engine.add_epsilon(a, b, r, eps=eps, stabilizer=stabilizer)["relevance"]  # type: ignore[attr-defined]
         sizes = [abs(p.sum()) for p in parts]
-        return [p / p.sum() * r.sum() * size / sum(sizes) for p, size in zip(parts, sizes, strict=True)]
+        return [
+            p / p.sum() * r.sum() * size / sum(sizes) for p, size in zip(parts, sizes, strict=True)
+        ]
 
-    found = runner.run({"add_epsilon": add_epsilon, "to_array": engine.to_array}, "add_epsilon")["add_epsilon"]
+    found = runner.run({"add_epsilon": add_epsilon, "to_array": engine.to_array}, "add_epsilon")[
+        "add_epsilon"
+    ]
     assert "batch-coupled" in [m.id for m in found.mistakes]
 
 
@@ -363,10 +413,14 @@ def test_check_says_what_is_wrong() -> None:
         runner.check({}, case)
 
 
-# -- reports -------------------------------------------------------------------------------------------------------------------------
+# -- reports ---------------------------------------------------------------------------------------
 
 
-WRONG = {"linear_epsilon": plain_linear(lambda z, eps: z + eps), "NAME": "<b>mine</b>\x1b[31m", "VERSION": "1"}
+WRONG = {
+    "linear_epsilon": plain_linear(lambda z, eps: z + eps),
+    "NAME": "<b>mine</b>\x1b[31m",
+    "VERSION": "1",
+}
 
 
 def test_reports_show_a_failure_and_escape_names() -> None:
@@ -383,11 +437,15 @@ def test_reports_show_a_failure_and_escape_names() -> None:
 
 def test_junit_counts_what_the_report_counts() -> None:
     found = runner.run(WRONG, "linear_*")
-    suites = {s.get("name"): s for s in ElementTree.fromstring(report.junit(found)).iter("testsuite")}
+    suites = {
+        s.get("name"): s for s in ElementTree.fromstring(report.junit(found)).iter("testsuite")
+    }
     for r in found.rules:
         assert int(suites[r.rule].get("failures", "")) == r.count(runner.FAILED)
         assert int(suites[r.rule].get("tests", "")) == len(r.verdicts)
-    assert len(suites["linear_epsilon"].findall("testcase/failure")) == found["linear_epsilon"].count(runner.FAILED)
+    assert len(suites["linear_epsilon"].findall("testcase/failure")) == found[
+        "linear_epsilon"
+    ].count(runner.FAILED)
 
 
 ADAPTER = """
@@ -399,7 +457,10 @@ def linear_epsilon(x, w, b, r, *, eps):
 
 def adapter_file(tmp_path: Path, sign: str) -> str:
     path = tmp_path / "adapter.py"
-    path.write_text("import numpy as np\nto_array = lambda v, d: v.astype(np.float32) if d in ('float16', 'bfloat16') else v\n" + ADAPTER.format(sign=sign))
+    path.write_text(
+        "import numpy as np\nto_array = lambda v, d: v.astype(np.float32) if d in "
+        "('float16', 'bfloat16') else v\n" + ADAPTER.format(sign=sign)
+    )
     return str(path)
 
 
@@ -425,20 +486,42 @@ def test_the_command_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["no.such.module"], "cannot be imported: ModuleNotFoundError"),
         ([], "give an ADAPTER"),
         (["refl.errors"], "has no function named like a rule"),
-        (["refl.verification.conformance.adapters.engine", "--rule", "nothing"], "no rule is called 'nothing'"),
+        (
+            ["refl.verification.conformance.adapters.engine", "--rule", "nothing"],
+            "no rule is called 'nothing'",
+        ),
         (["--list", "--rule", "nothing"], "no rule is called 'nothing'"),
-        (["refl.verification.conformance.adapters.engine", "--html", "no/such/folder/x.html"], "cannot be written"),
+        (
+            ["refl.verification.conformance.adapters.engine", "--html", "no/such/folder/x.html"],
+            "cannot be written",
+        ),
     ],
 )
-def test_bad_input_gets_one_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_gets_one_sentence(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["conform", *arguments]) == 2
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1 and "Traceback" not in said
 
 
-def test_two_reports_in_one_file_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_reports_in_one_file_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = str(tmp_path / "r")
-    assert main(["conform", "refl.verification.conformance.adapters.engine", "--html", path, "--junit", path]) == 2
+    assert (
+        main(
+            [
+                "conform",
+                "refl.verification.conformance.adapters.engine",
+                "--html",
+                path,
+                "--junit",
+                path,
+            ]
+        )
+        == 2
+    )
     assert "both name" in capsys.readouterr().err
 
 
@@ -448,9 +531,15 @@ def test_every_format_has_an_allowance() -> None:
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [("import nothing_of_that_name\n", "nothing_of_that_name"), ("raise SystemExit(3)\n", "SystemExit"), ("def broken(:\n", "SyntaxError")],
+    [
+        ("import nothing_of_that_name\n", "nothing_of_that_name"),
+        ("raise SystemExit(3)\n", "SystemExit"),
+        ("def broken(:\n", "SyntaxError"),
+    ],
 )
-def test_an_adapter_that_does_not_run_is_said(code: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_that_does_not_run_is_said(
+    code: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "broken.py").write_text(code)
     assert main(["conform", str(tmp_path / "broken.py")]) == 2
     message = capsys.readouterr().err
@@ -458,8 +547,11 @@ def test_an_adapter_that_does_not_run_is_said(code: str, said: str, tmp_path: Pa
 
 
 def test_an_adapter_may_have_the_name_of_a_library(tmp_path: Path) -> None:
-    (tmp_path / "numpy.py").write_text("import numpy\nscale_follow = lambda x, r, *, factor: numpy.asarray(r)\nto_array = lambda v, d: v\n")
-    assert runner.run(tmp_path / "numpy.py", "scale_follow").passed
+    (tmp_path / "numpy.py").write_text(
+        "import numpy\nscale_pass_through = lambda x, r, *, factor: "
+        "numpy.asarray(r)\nto_array = lambda v, d: v\n"
+    )
+    assert runner.run(tmp_path / "numpy.py", "scale_pass_through").passed
 
 
 def test_the_list_shows_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
@@ -468,7 +560,7 @@ def test_the_list_shows_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"{rule}(" in said for rule in runner.rules())
 
 
-# -- whole models --------------------------------------------------------------------------------------------------------------------
+# -- whole models ----------------------------------------------------------------------------------
 
 
 def test_refl_passes_whole_models() -> None:
@@ -477,7 +569,7 @@ def test_refl_passes_whole_models() -> None:
     assert len(found.models) >= 16 and found.passed
 
 
-def spoilt_model(change: Callable[[dict[str, Any]], dict[str, Any]], only: str) -> dict[str, Any]:
+def spoiled_model(change: Callable[[dict[str, Any]], dict[str, Any]], only: str) -> dict[str, Any]:
     def model(folder: str) -> Any:
         if Path(folder).name != only:
             raise NotImplementedError(folder)
@@ -497,7 +589,7 @@ def test_a_model_seeded_with_its_logit_is_named() -> None:
     def squared(answer: dict[str, Any]) -> dict[str, Any]:
         return {site: a if site == "logit" else a * answer["logit"] for site, a in answer.items()}
 
-    found = runner.run(spoilt_model(squared, "llama"), "model")
+    found = runner.run(spoiled_model(squared, "llama"), "model")
     failed = [m for m in found.models if m.status == runner.FAILED]
     assert failed and all("multiplied by the logit" in m.words for m in failed)
 
@@ -506,29 +598,45 @@ def test_a_documented_convention_counts_for_whole_models_too() -> None:
     def squared(answer: dict[str, Any]) -> dict[str, Any]:
         return {site: a if site == "logit" else a * answer["logit"] for site, a in answer.items()}
 
-    found = runner.run(spoilt_model(squared, "llama") | {"CONVENTIONS": {"logit-squared": "its manual"}}, "model")
-    assert {m.status for m in found.models} == {runner.CONVENTION, runner.NOT_COVERED} and found.passed
+    found = runner.run(
+        spoiled_model(squared, "llama") | {"CONVENTIONS": {"logit-squared": "its manual"}}, "model"
+    )
+    assert {m.status for m in found.models} == {
+        runner.CONVENTION,
+        runner.NOT_COVERED,
+    } and found.passed
     assert "by a convention of their own" in str(found)
-    other = runner.run(spoilt_model(squared, "llama") | {"CONVENTIONS": {"ratio-eps": "its manual"}}, "model")
+    other = runner.run(
+        spoiled_model(squared, "llama") | {"CONVENTIONS": {"ratio-eps": "its manual"}}, "model"
+    )
     assert not other.passed
 
 
 def test_the_first_site_that_parts_is_named() -> None:
     def moved(answer: dict[str, Any]) -> dict[str, Any]:
-        return answer | {"model.layers.0.mlp.down_proj": answer["model.layers.0.mlp.down_proj"] * (1 + 1e-9)}
+        return answer | {
+            "model.layers.0.mlp.down_proj": answer["model.layers.0.mlp.down_proj"] * (1 + 1e-9)
+        }
 
-    found = runner.run(spoilt_model(moved, "llama"), "model")
+    found = runner.run(spoiled_model(moved, "llama"), "model")
     failed = [m for m in found.models if m.status == runner.FAILED]
-    assert failed and all(m.partings[0].site == "model.layers.0.mlp.down_proj" and len(m.partings) == 1 for m in failed)
+    assert failed and all(
+        m.partings[0].site == "model.layers.0.mlp.down_proj" and len(m.partings) == 1
+        for m in failed
+    )
 
 
 def test_another_forward_is_said_before_anything_else() -> None:
-    found = runner.run(spoilt_model(lambda answer: answer | {"logit": answer["logit"] + 1e-6}, "llama"), "model")
+    found = runner.run(
+        spoiled_model(lambda answer: answer | {"logit": answer["logit"] + 1e-6}, "llama"), "model"
+    )
     failed = [m for m in found.models if m.status == runner.FAILED]
     assert failed and all("another forward pass" in m.words for m in failed)
 
 
 def test_the_adapter_of_the_help_passes(tmp_path: Path) -> None:
-    (code,) = re.findall(r"^  (def linear_epsilon.*?)\n\n", checks._CONFORM_MORE, re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(
+        r"^  (def linear_epsilon.*?)\n\n", checks._CONFORM_MORE, re.MULTILINE | re.DOTALL
+    )
     (tmp_path / "my_adapter.py").write_text(code.replace("\n  ", "\n"))
     assert main(["conform", str(tmp_path / "my_adapter.py")]) == 0

@@ -1,5 +1,6 @@
-"""Relevance on Mistral, Qwen 2, Qwen 3, Phi, Gemma 2 and Gemma 3, on random models of each: the surrogate's gradient, the books,
-conservation, batches, and the faster ways. (What they compute is held against transformers in peers/test_decoders.py.)
+"""Relevance on Mistral, Qwen 2, Qwen 3, Phi, Gemma 2 and Gemma 3, on random models of each: the
+surrogate's gradient, the conservation ledger, conservation, batches, and the faster ways. (What
+they compute is held against transformers in peers/test_decoders.py.)
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import World
+from conftest import Backend
 from test_identities import close, rounding, text, turnover, u
 from test_surrogate import EXACT, Truth
 
@@ -19,24 +20,48 @@ from refl.nets import masks
 from refl.nets.config import parse
 from refl.rules import attention, rms_norm
 from refl.rules.composites import METHODS
-from refl.verification.random_models import GEMMA2, GEMMA3, MISTRAL, PHI, QWEN2, QWEN3, moved, random_model
+from refl.verification.random_models import (
+    GEMMA2,
+    GEMMA3,
+    MISTRAL,
+    PHI,
+    QWEN2,
+    QWEN3,
+    moved,
+    random_model,
+)
 
 CAPS = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
 NETS: dict[str, dict[str, Any]] = {
     "mistral": MISTRAL,
-    "mistral, no window, tied": MISTRAL | {"sliding_window": None, "tie_word_embeddings": True, "hidden_act": "gelu"},
+    "mistral, no window, tied": MISTRAL
+    | {"sliding_window": None, "tie_word_embeddings": True, "hidden_act": "gelu"},
     "qwen2": QWEN2,
-    "qwen2, windows": QWEN2 | {"use_sliding_window": True, "sliding_window": 2, "max_window_layers": 0, "num_key_value_heads": 4},
+    "qwen2, windows": QWEN2
+    | {
+        "use_sliding_window": True,
+        "sliding_window": 2,
+        "max_window_layers": 0,
+        "num_key_value_heads": 4,
+    },
     "qwen3": QWEN3,
-    "qwen3, biases": QWEN3 | {"attention_bias": True, "layer_types": ["sliding_attention", "full_attention"], "num_key_value_heads": 1},
+    "qwen3, biases": QWEN3
+    | {
+        "attention_bias": True,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_key_value_heads": 1,
+    },
     "phi": PHI,
-    "phi, normed queries, groups": PHI | {"qk_layernorm": True, "num_key_value_heads": 2, "hidden_act": "relu"},
-    "phi, whole heads turned, tied": PHI | {"partial_rotary_factor": 1.0, "tie_word_embeddings": True},
+    "phi, normed queries, groups": PHI
+    | {"qk_layernorm": True, "num_key_value_heads": 2, "hidden_act": "relu"},
+    "phi, whole heads turned, tied": PHI
+    | {"partial_rotary_factor": 1.0, "tie_word_embeddings": True},
     "gemma2": GEMMA2,
     "gemma2, no caps": GEMMA2 | CAPS | {"tie_word_embeddings": False},
     "gemma2, biases": GEMMA2 | {"attention_bias": True, "hidden_activation": "gelu"},
     "gemma3": GEMMA3,
-    "gemma3, capped, biases": GEMMA3 | {"final_logit_softcapping": 12.0, "attention_bias": True, "num_hidden_layers": 3},
+    "gemma3, capped, biases": GEMMA3
+    | {"final_logit_softcapping": 12.0, "attention_bias": True, "num_hidden_layers": 3},
 }
 BIAS_FREE = ("mistral", "mistral, no window, tied", "qwen3", "gemma2", "gemma2, no caps", "gemma3")
 FIRST = tuple({config["model_type"]: name for name, config in reversed(NETS.items())}.values())
@@ -48,59 +73,150 @@ def net(name: str, dtype: str = "float64") -> Model:
     return random_model(NETS[name], 11, dtype)
 
 
-# -- options --------------------------------------------------------------------------------------------------------------------------------
+# -- options ---------------------------------------------------------------------------------------
 
-COMMON = {"architectures": ["X"], "torch_dtype": "bfloat16", "use_cache": True, "initializer_range": 0.02, "attention_dropout": 0.0}
+COMMON = {
+    "architectures": ["X"],
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "initializer_range": 0.02,
+    "attention_dropout": 0.0,
+}
 PUBLISHED: dict[str, dict[str, Any]] = {
     "Mistral 7B 0.1": {
-        "model_type": "mistral", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 32768,
-        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
-        "sliding_window": 4096, "tie_word_embeddings": False, "vocab_size": 32000,
+        "model_type": "mistral",
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 32768,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "tie_word_embeddings": False,
+        "vocab_size": 32000,
     },
     "Qwen 2.5 0.5B": {
-        "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 896, "intermediate_size": 4864, "max_position_embeddings": 32768,
-        "max_window_layers": 24, "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
-        "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": True, "use_mrope": False, "use_sliding_window": False,
+        "model_type": "qwen2",
+        "hidden_act": "silu",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 24,
+        "num_attention_heads": 14,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": True,
+        "use_mrope": False,
+        "use_sliding_window": False,
         "vocab_size": 151936,
     },
     "Qwen 3 0.6B": {
-        "model_type": "qwen3", "attention_bias": False, "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024, "vocab_size": 151936,
-        "intermediate_size": 3072, "max_position_embeddings": 40960, "max_window_layers": 28, "num_attention_heads": 16,
-        "num_hidden_layers": 28, "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000,
-        "sliding_window": None, "tie_word_embeddings": True, "use_sliding_window": False,
+        "model_type": "qwen3",
+        "attention_bias": False,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 1024,
+        "vocab_size": 151936,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 40960,
+        "max_window_layers": 28,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
     },
     "Phi 1.5": {
-        "model_type": "phi", "embd_pdrop": 0.0, "hidden_act": "gelu_new", "hidden_size": 2048, "intermediate_size": 8192,
-        "layer_norm_eps": 1e-05, "max_position_embeddings": 2048, "num_attention_heads": 32, "num_hidden_layers": 24, "vocab_size": 51200,
-        "num_key_value_heads": None, "partial_rotary_factor": 0.5, "qk_layernorm": False, "resid_pdrop": 0.0, "rope_scaling": None,
-        "rope_theta": 10000.0, "tie_word_embeddings": False,
+        "model_type": "phi",
+        "embd_pdrop": 0.0,
+        "hidden_act": "gelu_new",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 2048,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 24,
+        "vocab_size": 51200,
+        "num_key_value_heads": None,
+        "partial_rotary_factor": 0.5,
+        "qk_layernorm": False,
+        "resid_pdrop": 0.0,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
     },
     "Gemma 2 2B": {
-        "model_type": "gemma2", "attention_bias": False, "attn_logit_softcapping": 50.0, "cache_implementation": "hybrid", "head_dim": 256,
-        "final_logit_softcapping": 30.0, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2304,
-        "intermediate_size": 9216, "max_position_embeddings": 8192, "num_attention_heads": 8, "num_hidden_layers": 26, "vocab_size": 256000,
-        "num_key_value_heads": 4, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "sliding_window": 4096,
+        "model_type": "gemma2",
+        "attention_bias": False,
+        "attn_logit_softcapping": 50.0,
+        "cache_implementation": "hybrid",
+        "head_dim": 256,
+        "final_logit_softcapping": 30.0,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "max_position_embeddings": 8192,
+        "num_attention_heads": 8,
+        "num_hidden_layers": 26,
+        "vocab_size": 256000,
+        "num_key_value_heads": 4,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
     },
     "Gemma 3 1B": {
-        "model_type": "gemma3_text", "attention_bias": False, "attn_logit_softcapping": None, "cache_implementation": "hybrid",
-        "final_logit_softcapping": None, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152,
-        "intermediate_size": 6912, "max_position_embeddings": 32768, "num_attention_heads": 4, "num_hidden_layers": 26,
-        "num_key_value_heads": 1, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000, "rope_scaling": None,
-        "rope_theta": 1000000, "sliding_window": 512, "sliding_window_pattern": 6, "eos_token_id": [1, 106], "vocab_size": 262144,
+        "model_type": "gemma3_text",
+        "attention_bias": False,
+        "attn_logit_softcapping": None,
+        "cache_implementation": "hybrid",
+        "final_logit_softcapping": None,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 1152,
+        "intermediate_size": 6912,
+        "max_position_embeddings": 32768,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 26,
+        "num_key_value_heads": 1,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-06,
+        "rope_local_base_freq": 10000,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "sliding_window": 512,
+        "sliding_window_pattern": 6,
+        "eos_token_id": [1, 106],
+        "vocab_size": 262144,
     },
-}  # fmt: skip
+}
 BLOCKS_WITH_A_WINDOW = {"Mistral 7B 0.1": 32, "Gemma 2 2B": 13, "Gemma 3 1B": 22}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_options_are_understood(name: str) -> None:
-    """What the published files say, in their spelling: nothing unknown, and the blocks with a window counted."""
+    """What the published files say, in their spelling: nothing unknown, and the blocks with a
+    window counted.
+    """
     raw = COMMON | PUBLISHED[name]
     architecture_of = architecture(raw)
     c = parse(architecture_of.Config, raw)
     assert c.longest == raw["max_position_embeddings"]
     assert sum(w is not None for w in c.windows) == BLOCKS_WITH_A_WINDOW.get(name, 0)
-    assert sum(1 for _ in architecture_of.shapes(c)) == len({tensor for tensor, _, _ in architecture_of.shapes(c)})
+    assert sum(1 for _ in architecture_of.shapes(c)) == len(
+        {tensor for tensor, _, _ in architecture_of.shapes(c)}
+    )
 
 
 def test_null_switches_off_and_silence_leaves_the_default() -> None:
@@ -110,7 +226,7 @@ def test_null_switches_off_and_silence_leaves_the_default() -> None:
     assert random_model(GEMMA2 | CAPS, 0).config.final_logit_softcapping is None
 
 
-# -- against the surrogate --------------------------------------------------------------------------------------------------------------
+# -- against the surrogate -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", EXACT)
@@ -129,21 +245,28 @@ def test_attnlrp_tends_to_the_surrogate_linearly_in_eps(name: str) -> None:
     assert large == pytest.approx(100 * small, rel=0.1)
 
 
-# -- the books ----------------------------------------------------------------------------------------------------------------------------
+# -- the conservation ledger -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NETS)
 def test_every_site_balances_and_the_account_closes(name: str, dtype: str) -> None:
-    """Site by site within 8 u sum|terms|, with plain and with fast attention; the whole to 1e-12 (float32: 1e-5) of what is explained."""
+    """Site by site within 8 u sum|terms|, with plain and with fast attention; the whole to 1e-12
+    (float32: 1e-5) of what is explained.
+    """
     model = net(name, dtype)
     for method in METHODS:
         for keep in ("*", ()):
             ledger = model.explain(text(model, 7), method, keep=keep, audit=True).ledger
             for entry in ledger:
-                assert abs(entry.gap[0]) <= 8 * u(dtype) * entry.terms[0], f"{method}: {entry.site} ({entry.operation})"
+                assert abs(entry.conservation_error[0]) <= 8 * u(dtype) * entry.rounding_scale[0], (
+                    f"{method}: {entry.site} ({entry.operation})"
+                )
             scale = turnover(ledger) if method == "lxt-explicit" else abs(ledger.explained[0])
-            assert abs(ledger.gap[0]) <= {"float32": 1e-5, "float64": 1e-12}[dtype] * scale, method
+            assert (
+                abs(ledger.conservation_error[0])
+                <= {"float32": 1e-5, "float64": 1e-12}[dtype] * scale
+            ), method
 
 
 @pytest.mark.parametrize("name", BIAS_FREE)
@@ -153,7 +276,7 @@ def test_cp_lrp_without_biases_conserves(name: str) -> None:
     assert abs(e.relevance.sum() - e.logit) <= 1e-12 * abs(e.logit)
 
 
-# -- batches and the faster ways -------------------------------------------------------------------------------------------------------------
+# -- batches and the faster ways -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keep", ["*", ()])
@@ -169,11 +292,16 @@ def test_a_padded_batch_is_its_members(name: str, keep: Any) -> None:
 
 @pytest.mark.parametrize("name", FIRST)
 def test_fast_is_plain(name: str) -> None:
-    """More tokens than a block of queries has rows, padding beside: the same logits, relevance and books."""
+    """More tokens than a block of queries has rows, padding beside: the same logits, relevance and
+    ledger.
+    """
     model = net(name)
     texts = [text(model, n, seed=n) for n in (attention.ROWS + 1, attention.ROWS - 5, 3)]
     for method in ("attnlrp", "attnlrp-gradient", "cp-lrp"):
-        for p, f in zip(*(model.explain(texts, method, keep=keep, audit=True) for keep in ("*", ())), strict=True):
+        for p, f in zip(
+            *(model.explain(texts, method, keep=keep, audit=True) for keep in ("*", ())),
+            strict=True,
+        ):
             close(f.relevance, p.relevance, rounding(p))
             same_books(f, p)
 
@@ -190,29 +318,38 @@ def same_books(one: Explanation, other: Explanation) -> None:
 def test_recomputing_changes_no_bit(name: str, keep: Any) -> None:
     model = net(name, "float32")
     texts = [text(model, 6), text(model, 4)]
-    for full, less in zip(*(model.explain(texts, keep=keep, recompute=r) for r in (False, True)), strict=True):
+    for full, less in zip(
+        *(model.explain(texts, keep=keep, recompute=r) for r in (False, True)), strict=True
+    ):
         assert set(full) == set(less)
         assert np.array_equal(full.relevance, less.relevance)
         assert all(np.array_equal(full[site], less[site]) for site in full)
         assert full.ledger.as_dict() == less.ledger.as_dict()
 
 
-@pytest.mark.parametrize("world", ["array-api-strict", "cupy"], indirect=True)
+@pytest.mark.parametrize("backend", ["array-api-strict", "cupy"], indirect=True)
 @pytest.mark.parametrize("name", NETS)
-def test_every_world(name: str, world: World) -> None:
-    """Wherever the arrays live, in either dtype: no operation widens what it was given, and the relevance is the same."""
+def test_every_backend(name: str, backend: Backend) -> None:
+    """Wherever the arrays live, in either dtype: no operation widens what it was given, and the
+    relevance is the same.
+    """
     for dtype in ("float32", "float64"):
         home = net(name, dtype)
-        away = moved(home, world.place)
+        away = moved(home, backend.place)
         for method in ("attnlrp", "attnlrp-gradient", "cp-lrp", "input-x-gradient"):
             for keep in ("*", ()):
-                here, there = (m.explain([[3, 1, 16, 1, 8], [2, 0]], method, keep=keep, audit=True) for m in (home, away))
+                here, there = (
+                    m.explain([[3, 1, 16, 1, 8], [2, 0]], method, keep=keep, audit=True)
+                    for m in (home, away)
+                )
                 for a, b in zip(here, there, strict=True):
-                    assert all(b[site].dtype == b.activation(site).dtype == np.dtype(dtype) for site in b)
+                    assert all(
+                        b[site].dtype == b.activation(site).dtype == np.dtype(dtype) for site in b
+                    )
                     close(b.relevance, a.relevance, rounding(a))
 
 
-# -- what is new in them ---------------------------------------------------------------------------------------------------------------------
+# -- what is new in them ---------------------------------------------------------------------------
 
 
 def test_a_window_hides_what_is_further_back() -> None:
@@ -228,22 +365,33 @@ def test_nothing_beyond_the_window_is_relevant() -> None:
         for keep in ("*", ()):
             e = model.explain(ids, keep=keep)
             assert not e.relevance[:4].any() and e.relevance[4:].all()
-        assert np.array_equal(model.logits(ids)[-1].argmax(), model.logits([0] * 4 + ids[4:])[-1].argmax())
+        assert np.array_equal(
+            model.logits(ids)[-1].argmax(), model.logits([0] * 4 + ids[4:])[-1].argmax()
+        )
 
 
-@pytest.mark.parametrize("rule", [rms_norm.forward, rms_norm.identity, rms_norm.frozen, rms_norm.gradient])
+@pytest.mark.parametrize(
+    "rule", [rms_norm.forward, rms_norm.identity, rms_norm.identity_gxi, rms_norm.gradient]
+)
 def test_an_offset_is_added_to_the_weight(rule: Any) -> None:
     """Small numbers of quarters, so that 1 + w is exact: the same bits."""
     random = np.random.default_rng(3)
     x, z, g = random.standard_normal((3, 2, 5, 8))
     w = random.integers(-8, 8, 8) / 4
     after = () if rule is rms_norm.forward else (z, g)
-    one, other = rule(x, w, *after, norm_eps=1e-5, offset=1.0), rule(x, w + 1, *after, norm_eps=1e-5)
-    assert np.array_equal(*((one, other) if rule is rms_norm.forward else (one.relevance[0], other.relevance[0])))
+    one, other = (
+        rule(x, w, *after, norm_eps=1e-5, offset=1.0),
+        rule(x, w + 1, *after, norm_eps=1e-5),
+    )
+    assert np.array_equal(
+        *((one, other) if rule is rms_norm.forward else (one.relevance[0], other.relevance[0]))
+    )
 
 
 def test_what_is_not_turned_keeps_its_features() -> None:
-    """Phi: four of a head's six features are turned, and relevance of the halves adds up to that of the whole, feature by feature."""
+    """Phi: four of a head's six features are turned, and relevance of the halves adds up to that of
+    the whole, feature by feature.
+    """
     e = net("phi").explain(text(net("phi"), 5), "attnlrp-gradient")
     at = "model.layers.0.self_attn.query"
     assert np.array_equal(e.activation(f"{at}.rotated")[..., 4:], e.activation(at)[..., 4:])

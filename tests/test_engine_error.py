@@ -1,4 +1,6 @@
-"""The measurement of the engine's error: it names every rule, keeps to the bound it derives, and sees a rule that is wrong."""
+"""The measurement of the engine's error: it names every rule, keeps to the bound it derives, and
+sees a rule that is wrong.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 from refl.rules import linear, pooling, softmax
-from refl.rules.balance import Passed
+from refl.rules.balance import RuleOutput
 from refl.rules.composites import GRADIENT_RULES, RULES
 from refl.verification.quality import engine_error
 from refl.verification.quality.engine_error import DTYPES, Tally, Wanted, measure, name, rules, run
@@ -22,7 +24,9 @@ from refl.verification.definitions.exact import nothing_passed
 TABLE = Path(engine_error.__file__).with_suffix(".md")
 
 
-def test_a_short_run_names_every_rule_and_keeps_to_the_bound(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_run_names_every_rule_and_keeps_to_the_bound(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     result = run(cases=12)
     known = {
         name(rule)
@@ -39,7 +43,11 @@ def test_a_short_run_names_every_rule_and_keeps_to_the_bound(capsys: pytest.Capt
             assert row["worst_of_bound"] < 1, rule
     engine_error.show(result)
     assert all(rule in capsys.readouterr().out for rule in ["linear.epsilon"])
-    assert all(f"| {rule} | {dtype} |" in engine_error.markdown(result) for rule in known for dtype in DTYPES)
+    assert all(
+        f"| {rule} | {dtype} |" in engine_error.markdown(result)
+        for rule in known
+        for dtype in DTYPES
+    )
 
 
 def test_the_table_beside_it_names_every_rule() -> None:
@@ -47,12 +55,18 @@ def test_the_table_beside_it_names_every_rule() -> None:
     text = TABLE.read_text(encoding="utf-8")
     cases = re.search(r"(\d+) cases for each rule and dtype", text)
     assert cases and int(cases[1]) >= 1000 and "Beyond the bound: 0." in text
-    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in text.splitlines() if "| float" in line]
-    assert {(line[0], line[1]) for line in lines} == {(rule, dtype) for rule in rules() for dtype in DTYPES}
+    lines = [
+        [cell.strip() for cell in line.strip("|\n").split("|")]
+        for line in text.splitlines()
+        if "| float" in line
+    ]
+    assert {(line[0], line[1]) for line in lines} == {
+        (rule, dtype) for rule in rules() for dtype in DTYPES
+    }
     assert all(float(line[-1]) < 1 for line in lines)
 
 
-# -- the unit -------------------------------------------------------------------------------------------------------------------------
+# -- the unit --------------------------------------------------------------------------------------
 
 
 def judged(got: float, messages: list[float], kappa: float = 0.0) -> Tally:
@@ -60,19 +74,23 @@ def judged(got: float, messages: list[float], kappa: float = 0.0) -> Tally:
     for m in messages:
         split.send(0, 0, engine_error.Fraction(m))
     wanted = Wanted("float64", terms=0).add(split, (0,), kappa=engine_error.Fraction(kappa))
-    tally.judge(Passed((np.asarray([[got]]),), {}), wanted)
+    tally.judge(RuleOutput((np.asarray([[got]]),), {}), wanted)
     return tally
 
 
 def test_an_error_is_counted_in_units_of_u_times_condition() -> None:
-    """3 - 1 = 2 has the condition 4: eight spacings of doubles above 2 (2^-51 each, 4 u) are 8 units; a denominator of condition 3 makes
-    them 2. Of the bound, k = 8 + 2 messages, that is 0.8."""
+    """3 - 1 = 2 has the condition 4: eight spacings of doubles above 2 (2^-51 each, 4 u) are 8
+    units; a denominator of condition 3 makes them 2. Of the bound, k = 8 + 2 messages, that is
+    0.8."""
     off = 2.0 + 8 * 2.0**-51
     assert judged(2.0, [3.0, -1.0]).relevance.tolist() == [0.0]
     assert judged(off, [3.0, -1.0]).relevance.tolist() == [8.0]
     assert judged(off, [3.0, -1.0]).of_bound == pytest.approx(0.8)
     assert judged(off, [3.0, -1.0], kappa=3.0).relevance.tolist() == [2.0]
-    assert judged(off, [3.0, -1.0]).beyond == 0 and judged(2.0 + 11 * 2.0**-51, [3.0, -1.0]).beyond == 1
+    assert (
+        judged(off, [3.0, -1.0]).beyond == 0
+        and judged(2.0 + 11 * 2.0**-51, [3.0, -1.0]).beyond == 1
+    )
 
 
 def test_what_has_no_condition_must_be_zero() -> None:
@@ -86,24 +104,33 @@ def test_an_entry_that_underflow_decides_is_left_out_of_the_table() -> None:
     assert judged(2.0**-900, [2.0**-1060]).beyond == 1, "and held to the bound all the same"
 
 
-# -- rules that are wrong -------------------------------------------------------------------------------------------------------------
+# -- rules that are wrong --------------------------------------------------------------------------
 
-Change = Callable[[Passed], Passed]
-
-
-def _more_bias(p: Passed) -> Passed:
-    return p._replace(absorbed={cause: amount * (1 + 2.0**-45) if cause == "bias" else amount for cause, amount in p.absorbed.items()})
+Change = Callable[[RuleOutput], RuleOutput]
 
 
-def _no_offset(p: Passed) -> Passed:
-    return p._replace(absorbed={cause: amount for cause, amount in p.absorbed.items() if cause != "softmax_offset"})
+def _more_bias(p: RuleOutput) -> RuleOutput:
+    return p._replace(
+        absorbed={
+            cause: amount * (1 + 2.0**-45) if cause == "bias" else amount
+            for cause, amount in p.absorbed.items()
+        }
+    )
 
 
-def _nudged(p: Passed) -> Passed:
-    return p._replace(relevance=tuple(None if r is None else r * (1 + 2.0**-45) for r in p.relevance))
+def _no_offset(p: RuleOutput) -> RuleOutput:
+    return p._replace(
+        absorbed={
+            cause: amount for cause, amount in p.absorbed.items() if cause != "softmax_offset"
+        }
+    )
 
 
-def _ghost(p: Passed) -> Passed:
+def _nudged(p: RuleOutput) -> RuleOutput:
+    return p._replace(inputs=tuple(None if r is None else r * (1 + 2.0**-45) for r in p.relevance))
+
+
+def _ghost(p: RuleOutput) -> RuleOutput:
     return p._replace(absorbed=p.absorbed | {"bias": np.ones_like(p.absorbed["stabilizer"])})
 
 
@@ -117,11 +144,13 @@ FAULTS: list[tuple[str, Any, str, Change]] = [
 
 
 @pytest.mark.parametrize(("operation", "module", "rule", "change"), FAULTS)
-def test_a_wrong_rule_is_beyond_the_bound(operation: str, module: Any, rule: str, change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_rule_is_beyond_the_bound(
+    operation: str, module: Any, rule: str, change: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
     right = getattr(module, rule)
 
     @wraps(right)
-    def wrong(*arrays: Any, **options: Any) -> Passed:
+    def wrong(*arrays: Any, **options: Any) -> RuleOutput:
         return change(right(*arrays, **options))
 
     monkeypatch.setattr(module, rule, wrong)
@@ -130,12 +159,17 @@ def test_a_wrong_rule_is_beyond_the_bound(operation: str, module: Any, rule: str
     assert all(tally.beyond == 0 for other, tally in tallies.items() if other != name(right))
 
 
-def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = ["--json", str(tmp_path / "e.json"), "--markdown", str(tmp_path / "e.md")]
     assert engine_error.main(["--cases", "5", "--only", "scale", "top_k", *files]) == 0
     assert "scale.gradient" in capsys.readouterr().out
     result = json.loads((tmp_path / "e.json").read_text())
-    assert set(result["rules"]) == {"scale.follow", "scale.gradient", "top_k.follow"} and result["cases"] == 5
+    assert (
+        set(result["rules"]) == {"scale.pass_through", "scale.gradient", "top_k.pass_through"}
+        and result["cases"] == 5
+    )
     assert set(result["versions"]) >= {"refl", "numpy", "python"}
     assert "| scale.gradient | float32 |" in (tmp_path / "e.md").read_text()
     monkeypatch.setattr(engine_error.Tally, "_one", lambda self, *rest: setattr(self, "beyond", 1))

@@ -1,6 +1,8 @@
-"""The engine's sweep against the same model in exact arithmetic, at every site of every architecture: relevance, activations, books.
+"""The engine's sweep against the same model in exact arithmetic, at every site of every
+architecture: relevance, activations, ledger.
 
-The bound at a site is that site's own condition times the unit roundoff: what moving every number of the run by one unit may do to it.
+The bound at a site is that site's own condition times the unit roundoff: what moving every number
+of the run by one unit may do to it.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ U = 2.0**-53
 
 def inputs(model: Model) -> tuple[list[Any], dict[str, Any]]:
     """A padded batch of two, or two pictures; and how they are explained."""
-    if model.sees:
+    if model.takes_images:
         size = (2, model.config.num_channels, *model.config.image)
         return list(np.random.default_rng(1).standard_normal(size)), {}
     how: dict[str, Any] = {"position": 1} if model.task == "masked-token" else {}
@@ -44,26 +46,54 @@ class Held:
     def __init__(self, model: Model, methods: tuple[str, ...], runs: int = 3) -> None:
         self.model, (self.items, self.how) = model, inputs(model)
         trace, logits = model.trace(self.items, self.how.get("position"), self.how.get("decoder"))
-        self.exact = exact_sweep.run(trace.records, logits, self.targets, methods, model.config, runs)
+        self.exact = exact_sweep.run(
+            trace.records, logits, self.targets, methods, model.config, runs
+        )
 
     targets = (1, 0)
 
     def parted(self, method: str, composite: Composite | None = None) -> list[str]:
-        """Sites, activations and books at which the engine is off by more than rounding."""
-        answers = self.model.explain(self.items, composite or method, target=list(self.targets), **self.how)
-        return [line for b, e in enumerate(answers) for line in (*self._sites(b, e, method), *self._books(b, e, method))]
+        """Sites, activations and ledger at which the engine is off by more than rounding."""
+        answers = self.model.explain(
+            self.items, composite or method, target=list(self.targets), **self.how
+        )
+        return [
+            line
+            for b, e in enumerate(answers)
+            for line in (*self._sites(b, e, method), *self._books(b, e, method))
+        ]
 
     def _sites(self, b: int, e: Any, method: str) -> list[str]:
         wanted = self.exact.relevance[method]
         assert list(e) == list(wanted)
-        far = [site for site in wanted if _far(e[site], wanted[site][b], self.exact.condition[method][site])]
-        return far + [site for site in wanted if _far(e.activation(site), self.exact.values[site][b], self.exact.condition["forward"][site])]
+        far = [
+            site
+            for site in wanted
+            if _far(e[site], wanted[site][b], self.exact.condition[method][site])
+        ]
+        return far + [
+            site
+            for site in wanted
+            if _far(
+                e.activation(site),
+                self.exact.values[site][b],
+                self.exact.condition["forward"][site],
+            )
+        ]
 
     def _books(self, b: int, e: Any, method: str) -> list[str]:
         wanted = self.exact.books[method]
-        booked = {(entry.site, cause): float(amount[0]) for entry in e.ledger for cause, amount in entry.absorbed.items()}
+        booked = {
+            (entry.site, cause): float(amount[0])
+            for entry in e.ledger
+            for cause, amount in entry.absorbed.items()
+        }
         strange = [str(key) for key, amount in booked.items() if key not in wanted and amount != 0]
-        return strange + [str(key) for key, (amounts, k) in wanted.items() if _far(booked.get(key, 0.0), amounts[b], k)]
+        return strange + [
+            str(key)
+            for key, (amounts, k) in wanted.items()
+            if _far(booked.get(key, 0.0), amounts[b], k)
+        ]
 
 
 def _far(got: Any, wanted: Any, condition: float) -> bool:
@@ -78,9 +108,9 @@ def test_every_architecture_is_here() -> None:
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_engine_is_exact_but_for_rounding(kind: str) -> None:
     model = random_model(CONFIGS[kind], 11)
-    methods = (*TEXT, "attnlrp-vit") if model.sees else TEXT
+    methods = (*TEXT, "attnlrp-vit") if model.takes_images else TEXT
     held = Held(model, methods)
-    assert held.exact.gap < 1e-40
+    assert held.exact.conservation_error < 1e-40
     for method in methods:
         assert held.parted(method) == []
         total = sum(held.exact.absorbed[method].values())
@@ -90,7 +120,12 @@ def test_engine_is_exact_but_for_rounding(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["llama", "bert", "qwen3_moe"])
 def test_biases_and_other_options(kind: str) -> None:
     more: dict[str, dict[str, Any]] = {
-        "llama": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu"},
+        "llama": {
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+            "hidden_act": "gelu",
+        },
         "bert": {"architectures": ["BertForSequenceClassification"], "hidden_act": "relu"},
         "qwen3_moe": {"norm_topk_prob": False},
     }
@@ -98,26 +133,48 @@ def test_biases_and_other_options(kind: str) -> None:
     assert held.parted("attnlrp") == held.parted("cp-lrp") == []
 
 
-# -- faults, each of which has to be seen ------------------------------------------------------------------------------------------------
+# -- faults, each of which has to be seen ----------------------------------------------------------
 
 FAULTS: dict[str, tuple[str, str, Callable[[pytest.MonkeyPatch], None]]] = {
     "the last reader's share alone": (
-        "llama", "attnlrp", lambda m: m.setattr(refl.sweep, "_meet", lambda before, share: share)
+        "llama",
+        "attnlrp",
+        lambda m: m.setattr(refl.sweep, "_meet", lambda before, share: share),
     ),
     "the first reader's share alone": (
-        "t5", "cp-lrp", lambda m: m.setattr(refl.sweep, "_meet", lambda before, share: before or share)
+        "t5",
+        "cp-lrp",
+        lambda m: m.setattr(refl.sweep, "_meet", lambda before, share: before or share),
     ),
     "copies of a key averaged": (
-        "llama", "attnlrp-gradient",
-        lambda m: m.setitem(movement.MOVES, "repeat_heads", (movement._repeat_heads, lambda r, x, times: _back(r, x, times) / times)),
+        "llama",
+        "attnlrp-gradient",
+        lambda m: m.setitem(
+            movement.MOVES,
+            "repeat_heads",
+            (movement._repeat_heads, lambda r, x, times: _back(r, x, times) / times),
+        ),
     ),
     "copies of a key taken from other groups": (
-        "llama", "cp-lrp",
-        lambda m: m.setitem(movement.MOVES, "repeat_heads", (movement._repeat_heads, lambda r, x, times: _strided(r, x, times))),
+        "llama",
+        "cp-lrp",
+        lambda m: m.setitem(
+            movement.MOVES,
+            "repeat_heads",
+            (movement._repeat_heads, lambda r, x, times: _strided(r, x, times)),
+        ),
     ),
-    "positions counted from one": ("llama", "attnlrp", lambda m: m.setattr(rope, "tables", _later(rope.tables))),
-    "logits shifted by their maximum": ("bert", "attnlrp", lambda m: m.setattr(softmax, "_visible", _shifted(softmax._visible))),
-}  # fmt: skip
+    "positions counted from one": (
+        "llama",
+        "attnlrp",
+        lambda m: m.setattr(rope, "tables", _later(rope.tables)),
+    ),
+    "logits shifted by their maximum": (
+        "bert",
+        "attnlrp",
+        lambda m: m.setattr(softmax, "_visible", _shifted(softmax._visible)),
+    ),
+}
 
 
 def _back(r: Any, x: Any, times: int) -> Any:
@@ -129,7 +186,9 @@ def _strided(r: Any, x: Any, times: int) -> Any:
 
 
 def _later(tables: Any) -> Any:
-    return lambda rope, length, other: tuple(table[:, :, 1:] for table in tables(rope, length + 1, other))
+    return lambda rope, length, other: tuple(
+        table[:, :, 1:] for table in tables(rope, length + 1, other)
+    )
 
 
 def _shifted(visible: Any) -> Any:
@@ -145,7 +204,9 @@ def test_a_fault_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Held(model, (method,)).parted(method) != []
 
 
-@pytest.mark.parametrize("option", [{"eps": 1.0001e-6}, {"stabilizer": "plain"}], ids=["eps", "sign"])
+@pytest.mark.parametrize(
+    "option", [{"eps": 1.0001e-6}, {"stabilizer": "plain"}], ids=["eps", "sign"]
+)
 def test_another_option_is_seen(option: dict[str, Any]) -> None:
     held = Held(random_model(CONFIGS["gpt2"], 11), ("attnlrp",))
     assert held.parted("attnlrp", METHODS["attnlrp"].with_options(**option)) != []

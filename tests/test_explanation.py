@@ -21,17 +21,23 @@ def model() -> refl.Model:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_oracle_file_read_back_is_the_same_explanation(model: refl.Model, tmp_path: Path, method: str) -> None:
+def test_an_oracle_file_read_back_is_the_same_explanation(
+    model: refl.Model, tmp_path: Path, method: str
+) -> None:
     e = model.explain(TEXT, method)
     e.save(tmp_path / "e.safetensors")
     f = Explanation.load(tmp_path / "e.safetensors")
     assert f.as_dict() == e.as_dict()
     assert list(f) == list(e)  # from the output down, though the file sorts its arrays by name
     for site in e:
-        assert np.array_equal(f[site], e[site]) and np.array_equal(f.activation(site), e.activation(site))
-        if e.composite.carries == "gradient":
+        assert np.array_equal(f[site], e[site]) and np.array_equal(
+            f.activation(site), e.activation(site)
+        )
+        if e.composite.formulation == "gradient_x_input":
             assert np.array_equal(f.gradient(site), e.gradient(site))
-    assert np.array_equal(f["model.layers.0.mlp"], f["model.layers.0.mlp.down_proj"])  # aliases survive
+    assert np.array_equal(
+        f["model.layers.0.mlp"], f["model.layers.0.mlp.down_proj"]
+    )  # aliases survive
 
 
 def test_a_method_read_back_explains_the_same(model: refl.Model, tmp_path: Path) -> None:
@@ -43,7 +49,9 @@ def test_a_method_read_back_explains_the_same(model: refl.Model, tmp_path: Path)
 
 
 def test_an_oracle_file_of_a_contrast_and_of_a_neuron(model: refl.Model, tmp_path: Path) -> None:
-    for number, how in enumerate(({"contrast": ("are", "is")}, {"at": ("model.layers.1.mlp.act_fn", (3, 7))})):
+    for number, how in enumerate(
+        ({"contrast": ("are", "is")}, {"at": ("model.layers.1.mlp.act_fn", (3, 7))})
+    ):
         e = model.explain(TEXT, **how)
         e.save(tmp_path / f"{number}.safetensors")
         f = Explanation.load(tmp_path / f"{number}.safetensors")
@@ -66,25 +74,36 @@ def test_a_site_that_was_not_kept_is_refused_by_name(model: refl.Model) -> None:
     assert e["model.layers.0.mlp"].shape == (6, 64)
     with pytest.raises(refl.ReflError, match="q_proj"):
         e["model.layers.0.self_attn.q_proj"]
-    with pytest.raises(refl.ReflError, match="carries relevance"):
+    with pytest.raises(refl.ReflError, match="is in relevance form"):
         e.gradient("model.layers.0.mlp")
 
 
 def test_it_shows_itself(model: refl.Model) -> None:
     e = model.explain(TEXT)
-    assert "cabinet" in str(e) and "softmax_offset" in str(e.ledger) and "cabinet" in e._repr_html_()
+    assert (
+        "cabinet" in str(e) and "softmax_offset" in str(e.ledger) and "cabinet" in e._repr_html_()
+    )
     assert e.html().startswith("<!doctype html>") or e.html().lower().startswith("<!doctype html>")
 
 
 def test_tokens_of_evidence_carry_the_contrast(model: refl.Model) -> None:
-    """The shipped model's evidence: under AttnLRP the subject noun leads in most agreement sentences of its own data file."""
+    """The shipped model's evidence: under AttnLRP the subject noun leads in most agreement
+    sentences of its own data file.
+    """
     import json
 
-    lines = [json.loads(line) for line in (Path(refl.__file__).parent / "shipped" / "evidence.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (Path(refl.__file__).parent / "shipped" / "evidence.jsonl")
+        .read_text()
+        .splitlines()
+    ]
     sentences = [line for line in lines if line["task"] == "agreement"][:60]
     found = 0
     for line in sentences:
-        e = model.explain(line["prefix"], "attnlrp", contrast=(line["target"], line["foil"]), keep=())
+        e = model.explain(
+            line["prefix"], "attnlrp", contrast=(line["target"], line["foil"]), keep=()
+        )
         assert e.explained > 0  # the right form leads
         found += int(np.argmax(e.relevance)) in (*line["evidence_tokens"], *line["support_tokens"])
     assert found >= 0.7 * len(sentences)  # measured over all 200: 77.5 %

@@ -1,7 +1,8 @@
-"""The forward pass against outputs stored beside real checkpoints: logits, hidden states, attention weights, and, for one model, every
-intermediate of a block as its author published it.
+"""The forward pass against outputs stored beside real checkpoints: logits, hidden states, attention
+weights, and, for one model, every intermediate of a block as its author published it.
 
-No library is needed: the numbers come from transformers in float64, from an independent float64 forward, and from minGPT.
+No library is needed: the numbers come from transformers in float64, from an independent float64
+forward, and from minGPT.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ BOUND = 1e-10
 """float64 against float64, of the largest logit."""
 
 FLOAT32_ISLANDS = 4e-6
-"""What the Llamas' stored hidden states and attention weights are good to: transformers forms RMSNorm, softmax and RoPE in float32."""
+"""What the Llamas' stored hidden states and attention weights are good to: transformers forms
+RMSNorm, softmax and RoPE in float32.
+"""
 
 SINGLE = 4e-6
-"""What minGPT's partials are good to: they were computed in float32 (the folder's PROVENANCE.md measured 1.9e-6 on the logits)."""
+"""What minGPT's partials are good to: they were computed in float32 (the folder's PROVENANCE.md
+measured 1.9e-6 on the logits).
+"""
 
 NAMES = ("stories260K", "babyllama105", "capp_gpt2", "nano_sort_gpt2")
 BOUNDS = {"llama": FLOAT32_ISLANDS, "gpt2": BOUND}
@@ -53,12 +58,18 @@ def close(ours: Any, expected: Any, bound: float) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_logits(name: str) -> None:
     stored = golden(name)
-    close(model_of(name).logits(stored["input_ids"][0]), stored.get("logits_fp64", stored["logits"])[0], BOUND)
+    close(
+        model_of(name).logits(stored["input_ids"][0]),
+        stored.get("logits_fp64", stored["logits"])[0],
+        BOUND,
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_hidden_states(name: str) -> None:
-    """hidden[0] is what enters the first block, hidden[i] what leaves block i - 1; the last one is normed."""
+    """hidden[0] is what enters the first block, hidden[i] what leaves block i - 1; the last one is
+    normed.
+    """
     stored, (e, kind) = golden(name), explained(name)
     hidden = stored["hidden"][:, 0]
     close(e.activation(EMBEDDED[kind]), hidden[0], BOUNDS[kind])
@@ -71,7 +82,11 @@ def test_hidden_states(name: str) -> None:
 def test_attention_weights(name: str) -> None:
     stored, (e, kind) = golden(name), explained(name)
     for i, weights in enumerate(stored["attn"][:, 0]):
-        close(e.activation(f"{BLOCK[kind].format(i)}.{ATTENTION[kind]}.probabilities"), weights, BOUNDS[kind])
+        close(
+            e.activation(f"{BLOCK[kind].format(i)}.{ATTENTION[kind]}.probabilities"),
+            weights,
+            BOUNDS[kind],
+        )
 
 
 def explained(name: str) -> tuple[Explanation, str]:
@@ -79,7 +94,7 @@ def explained(name: str) -> tuple[Explanation, str]:
     return model.explain(golden(name)["input_ids"][0], keep="*"), model.net.MODEL_TYPE
 
 
-# -- every intermediate of minGPT's first block ----------------------------------------------------------------------------------------
+# -- every intermediate of minGPT's first block ----------------------------------------------------
 
 PARTIALS = {
     "tok_emb": "transformer.wte",
@@ -127,7 +142,11 @@ def test_partials(partial: str) -> None:
 
 def test_partial_positions() -> None:
     stored = golden("nano_sort_gpt2", "reference_partials.npz")
-    ours = model_of("nano_sort_gpt2").explain(stored["idx"][0].astype(int), keep="transformer.wpe").activation("transformer.wpe")
+    ours = (
+        model_of("nano_sort_gpt2")
+        .explain(stored["idx"][0].astype(int), keep="transformer.wpe")
+        .activation("transformer.wpe")
+    )
     close(ours, stored["pos_emb"][0], SINGLE)
 
 
@@ -142,11 +161,16 @@ def test_partial_logits_and_probabilities() -> None:
 
 
 def test_nano_sort_sorts() -> None:
-    """Every one of the 3^6 inputs, as its author claims: the greedy continuation is the input in order."""
+    """Every one of the 3^6 inputs, as its author claims: the greedy continuation is the input in
+    order.
+    """
     model = model_of("nano_sort_gpt2")
     everything = [list(letters) for letters in product(range(3), repeat=6)]
     texts = [list(letters) for letters in everything]
     for _ in range(6):
         _, logits = model.trace(texts, record=False, plain=False)
-        texts = [text + [int(best)] for text, best in zip(texts, logits.array[:, 0].argmax(axis=-1), strict=True)]
+        texts = [
+            text + [int(best)]
+            for text, best in zip(texts, logits.array[:, 0].argmax(axis=-1), strict=True)
+        ]
     assert [text[6:] for text in texts] == [sorted(letters) for letters in everything]

@@ -1,6 +1,8 @@
-"""What a run holds: the sweep releases what it has passed on, recomputation holds a block at a time, weights are widened one by one.
+"""What a run holds: the sweep releases what it has passed on, recomputation holds a block at a
+time, weights are widened one by one.
 
-Peaks are those of tracemalloc, which sees every NumPy array and no mapped file, in bytes beyond what was there before.
+Peaks are those of tracemalloc, which sees every NumPy array and no mapped file, in bytes beyond
+what was there before.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ def text(length: int = T) -> list[int]:
 
 @pytest.mark.parametrize("method", ["attnlrp", "attnlrp-gradient", "cp-lrp"])
 def test_a_sweep_holds_little_beside_the_forward(method: str) -> None:
-    """With nothing kept the relevance under way replaces activations that are let go: the peak is the recorded forward's and a bit.
+    """With nothing kept the relevance under way replaces activations that are let go: the peak is
+    the recorded forward's and a bit.
 
     Measured 1.05 to 1.2.
     """
@@ -66,13 +69,20 @@ def test_keeping_costs_and_recomputing_saves() -> None:
 
 
 def test_recomputing_grows_by_one_activation_per_block() -> None:
-    """A deeper net costs its blocks' inputs, of T times D numbers each, and not what happens within them."""
+    """A deeper net costs its blocks' inputs, of T times D numbers each, and not what happens within
+    them.
+    """
     assert per_block(recompute=True) < 1.5 * T * D * 4
-    assert per_block(recompute=False) > 15 * T * D * 4  # the measure sees a block where there is one to see
+    assert (
+        per_block(recompute=False) > 15 * T * D * 4
+    )  # the measure sees a block where there is one to see
 
 
 def per_block(recompute: bool) -> float:
-    shallow, deeper = (peak(partial(deep(layers).explain, text(), keep=(), recompute=recompute)) for layers in (6, 18))
+    shallow, deeper = (
+        peak(partial(deep(layers).explain, text(), keep=(), recompute=recompute))
+        for layers in (6, 18)
+    )
     return (deeper - shallow) / 12
 
 
@@ -81,9 +91,11 @@ def test_a_releasing_sweep_leaves_no_activation(recompute: bool) -> None:
     model = deep(3)
     trace, logits = model.trace([text()], recompute=recompute)
     kept = "model.layers.1"
-    swept = Sweep(ATTNLRP, keep=lambda names: kept in names, release=True).run(trace, logits, np.ones_like(logits.array))
+    swept = Sweep(ATTNLRP, keep=lambda names: kept in names, release=True).run(
+        trace, logits, np.ones_like(logits.array)
+    )
     assert all(record.output.array is None for record in trace.records)
-    assert set(swept.activations) == set(swept.carried) == {kept}
+    assert set(swept.activations) == set(swept.propagated) == {kept}
 
 
 def test_a_sweep_that_is_not_the_last_leaves_everything() -> None:
@@ -94,14 +106,26 @@ def test_a_sweep_that_is_not_the_last_leaves_everything() -> None:
 
 
 def test_fast_attention_never_holds_the_square() -> None:
-    """Twice the text is four times the T x T matrices, which the plain form holds, but about twice the blocks of queries."""
-    model = random_model(WIDE | {"hidden_size": 32, "head_dim": 8, "num_hidden_layers": 1, "max_position_embeddings": 1024}, 0, "float32")
+    """Twice the text is four times the T x T matrices, which the plain form holds, but about twice
+    the blocks of queries.
+    """
+    model = random_model(
+        WIDE
+        | {
+            "hidden_size": 32,
+            "head_dim": 8,
+            "num_hidden_layers": 1,
+            "max_position_embeddings": 1024,
+        },
+        0,
+        "float32",
+    )
     fast = [peak(partial(model.explain, text(n), keep=())) for n in (256, 512)]
     plain = [peak(partial(model.explain, text(n), keep="*")) for n in (256, 512)]
     assert fast[1] < 2.4 * fast[0] and plain[1] > 3 * plain[0]
 
 
-# -- weights ------------------------------------------------------------------------------------------------------------------------------------
+# -- weights ---------------------------------------------------------------------------------------
 
 BIG = LLAMA | {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 8, "head_dim": 32}
 
@@ -111,7 +135,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float32 checkpoint that takes sixteen MiB once widened to float64."""
     path = tmp_path_factory.mktemp("checkpoint")
     model = random_model(BIG, 0, "float32")
-    write_safetensors(path / "model.safetensors", {name: model.weights[name] for name in model.weights}, {})
+    write_safetensors(
+        path / "model.safetensors", {name: model.weights[name] for name in model.weights}, {}
+    )
     (path / "config.json").write_text(json.dumps(BIG))
     return path
 
@@ -119,7 +145,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def widened(folder: Path, cache_bytes: int) -> tuple[Model, Weights]:
     like = random_model(BIG, 0)
     weights = Weights(folder, dtype="float64", place=lambda array: array, cache_bytes=cache_bytes)
-    return Model(like.net, like.config, Prefixed(weights, like.net.PREFIX), None, lambda array: array, "float64"), weights
+    return Model(
+        like.net,
+        like.config,
+        Prefixed(weights, like.net.PREFIX),
+        None,
+        lambda array: array,
+        "float64",
+    ), weights
 
 
 def total(folder: Path) -> int:
@@ -130,7 +163,9 @@ def total(folder: Path) -> int:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("keep", ["*", ()])
 def test_weights_are_widened_one_at_a_time(folder: Path, method: str, keep: Any) -> None:
-    """Where they do not fit the cache, a run never holds more than a few of them, recorded or not; gamma holds a weight's two signs too."""
+    """Where they do not fit the cache, a run never holds more than a few of them, recorded or not;
+    gamma holds a weight's two signs too.
+    """
     few = 4 if any(line.rule == "gamma" for line in METHODS[method].rules) else 5
     model, weights = widened(folder, cache_bytes=0)
     assert not weights.keeps

@@ -1,7 +1,8 @@
-"""The known mistakes: their right parts against the exact definitions, and each of them against an answer that is right.
+"""The known mistakes: their right parts against the exact definitions, and each of them against an
+answer that is right.
 
-Right answers come from `exact.py`, by way of the vectors' generator. A few wrong ones are held against numbers that were measured in
-the libraries that have the mistake.
+Right answers come from `exact.py`, by way of the vectors' generator. A few wrong ones are held
+against numbers that were measured in the libraries that have the mistake.
 """
 
 from __future__ import annotations
@@ -22,19 +23,49 @@ from refl.verification.conformance.reference_rules import Right, rounded
 RULES = (*SIGNATURES, "network")
 
 FOUND_IN_LIBRARIES = (
-    "eps-unsigned", "eps-zero-sign", "eps-two-forms", "softmax-dim", "softmax-shifted", "mask-finfo", "tril-always", "cp-half",
-    "halved-linear", "moe-degree-0", "identity-in-wrong-form", "product-proportional", "residual-absolute", "constant-eats-share",
-    "relu-identity-lost", "rule-forgotten", "conv-doubled", "safe-divide", "batch-coupled", "bn-variance", "alpha-beta-bias",
-    "alpha-index", "gamma-forward", "ln-unbiased", "gamma-at-zero", "zero-input", "leaf-twice", "logit-squared", "vacuous-check",
-    "fp16-nan", "one-target", "gqa-repeat", "rope-interleave",
-)  # fmt: skip
+    "eps-unsigned",
+    "eps-zero-sign",
+    "eps-two-forms",
+    "softmax-dim",
+    "softmax-shifted",
+    "mask-finfo",
+    "tril-always",
+    "cp-half",
+    "halved-linear",
+    "moe-degree-0",
+    "identity-in-wrong-form",
+    "product-proportional",
+    "residual-absolute",
+    "constant-eats-share",
+    "relu-identity-lost",
+    "rule-forgotten",
+    "conv-doubled",
+    "safe-divide",
+    "batch-coupled",
+    "bn-variance",
+    "alpha-beta-bias",
+    "alpha-index",
+    "gamma-forward",
+    "ln-unbiased",
+    "gamma-at-zero",
+    "zero-input",
+    "leaf-twice",
+    "logit-squared",
+    "vacuous-check",
+    "fp16-nan",
+    "one-target",
+    "gqa-repeat",
+    "rope-interleave",
+)
 
 
 def mistake(id: str) -> Mistake:
     return next(m for m in MISTAKES if m.id == id)
 
 
-def case(rule: str, dtype: str = "float64", options: dict[str, Any] | None = None, **inputs: Any) -> Case:
+def case(
+    rule: str, dtype: str = "float64", options: dict[str, Any] | None = None, **inputs: Any
+) -> Case:
     """A case with its right answer."""
     held = {name: _array(value, dtype) for name, value in inputs.items()}
     return make_vectors.answered(rule, dtype, held, options or {}, (), "")
@@ -42,10 +73,16 @@ def case(rule: str, dtype: str = "float64", options: dict[str, Any] | None = Non
 
 def _array(value: Any, dtype: str) -> Any:
     if isinstance(value, dict):
-        return {key: _array(each, dtype) if key in ("w", "b") else each for key, each in value.items()}
+        return {
+            key: _array(each, dtype) if key in ("w", "b") else each for key, each in value.items()
+        }
     if isinstance(value, tuple):
         return [_array(each, dtype) for each in value]
-    return None if value is None else np.array(value, dtype="float32" if dtype == "bfloat16" else dtype)
+    return (
+        None
+        if value is None
+        else np.array(value, dtype="float32" if dtype == "bfloat16" else dtype)
+    )
 
 
 def wrong(id: str, on: Case, way: int = 0) -> tuple[Any, ...]:
@@ -53,11 +90,13 @@ def wrong(id: str, on: Case, way: int = 0) -> tuple[Any, ...]:
         return mistake(id).ways[way](on)
 
 
-# -- the right parts -----------------------------------------------------------------------------------------------------------------
+# -- the right parts -------------------------------------------------------------------------------
 
 
 def deviation(right: Right, on: Case) -> float:
-    """From the exact answer, in units of float64's roundoff times the condition: infinite where something else is wrong."""
+    """From the exact answer, in units of float64's roundoff times the condition: infinite where
+    something else is wrong.
+    """
     worst = 0.0
     for name, got in zip(on.returns, right.answer(on), strict=True):
         expected = on.expected[name]
@@ -73,8 +112,15 @@ def deviation(right: Right, on: Case) -> float:
 
 @cache
 def cases(rule: str) -> tuple[Case, ...]:
-    """What the vectors' generator draws and what is aimed at a mistake; last, what neither holds."""
-    return (*make_vectors.drawn(rule, 1001), *make_vectors.drawn(rule, 1002), *make_vectors.published(rule), *_more(rule))
+    """What the vectors' generator draws and what is aimed at a mistake; last, what neither
+    holds.
+    """
+    return (
+        *make_vectors.drawn(rule, 1001),
+        *make_vectors.drawn(rule, 1002),
+        *make_vectors.published(rule),
+        *_more(rule),
+    )
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -85,35 +131,62 @@ def test_without_a_mistake_the_answer_is_the_exact_one(rule: str) -> None:
 
 def test_a_wrong_part_is_far_from_the_exact_answer() -> None:
     """The comparison above would notice."""
-    on = case("softmax_taylor", options={"mask": None, "axis": 1}, x=[[[1, 2, 0], [0, 1, 3]]], r=[[[1, 0, 2], [1, 1, 0]]])
+    on = case(
+        "softmax_taylor",
+        options={"mask": None, "axis": 1},
+        x=[[[1, 2, 0], [0, 1, 3]]],
+        r=[[[1, 0, 2], [1, 1, 0]]],
+    )
     spoiled = type("Spoiled", (Right,), {"along": lambda self, r, axis: r.sum(-1, keepdims=True)})
     assert deviation(Right(), on) <= 4
     assert deviation(spoiled(), on) > 1e12
 
 
-# -- every mistake makes a difference ----------------------------------------------------------------------------------------------------
+# -- every mistake makes a difference --------------------------------------------------------------
 
 
 def _more(rule: str) -> Iterator[Case]:
     if rule.startswith("attention"):
-        carried = SIGNATURES[rule].carried
+        propagated = SIGNATURES[rule].propagated
         eps = {"eps": 1e-6} if "eps" in SIGNATURES[rule].options else {}
-        qkv: dict[str, Any] = {"q": [[[[1, 0.5], [-1, 2]]]], "k": [[[[0.5, 1], [1, -1], [2, 0.25]]]], "v": [[[[1, 2], [-3, 1], [0.5, -1]]]]}
-        seed = {carried: [[[[1, 2], [0.5, 1]]]]}
+        qkv: dict[str, Any] = {
+            "q": [[[[1, 0.5], [-1, 2]]]],
+            "k": [[[[0.5, 1], [1, -1], [2, 0.25]]]],
+            "v": [[[[1, 2], [-3, 1], [0.5, -1]]]],
+        }
+        seed = {propagated: [[[[1, 2], [0.5, 1]]]]}
         masked = np.array([[[[True, False, True], [False, False, False]]]])
         yield case(rule, options={"scale": 0.5, "causal": True, "mask": None} | eps, **qkv, **seed)
-        yield case(rule, options={"scale": 0.5, "causal": False, "mask": masked} | eps, **qkv, **seed)
-    elif rule == "top_k_follow":
+        yield case(
+            rule, options={"scale": 0.5, "causal": False, "mask": masked} | eps, **qkv, **seed
+        )
+    elif rule == "top_k_pass_through":
         yield case(rule, options={"k": 2}, x=[[[0, 0.5, -1]]], r=[[[1, 2]]])
-    elif rule == "renormalise_identity":
+    elif rule == "renormalize_identity":
         yield case(rule, x=[[0, 2]], r=[[1, 1]])
-    elif rule == "renormalise_epsilon":
+    elif rule == "renormalize_epsilon":
         yield case(rule, options={"eps": 1e-6, "stabilizer": "sign"}, x=[[0, 2]], r=[[1, 1]])
-        yield case(rule, "float16", options={"eps": 1e-8, "stabilizer": "sign"}, x=[[0, 2]], r=[[0, 1]])
+        yield case(
+            rule, "float16", options={"eps": 1e-8, "stabilizer": "sign"}, x=[[0, 2]], r=[[0, 1]]
+        )
     elif rule == "sum_epsilon":
-        yield case(rule, "float16", options={"eps": 1e-8, "stabilizer": "sign"}, operands=([[0, 1]], [[0, 2]]), r=[[1, 1]])
+        yield case(
+            rule,
+            "float16",
+            options={"eps": 1e-8, "stabilizer": "sign"},
+            operands=([[0, 1]], [[0, 2]]),
+            r=[[1, 1]],
+        )
     elif rule == "convolution_epsilon":
-        yield case(rule, "float16", options={"eps": 1e-8, "stabilizer": "sign"}, x=[[[[0.0]]]], w=[[[[1.0]]]], b=None, r=[[[[1.0]]]])
+        yield case(
+            rule,
+            "float16",
+            options={"eps": 1e-8, "stabilizer": "sign"},
+            x=[[[[0.0]]]],
+            w=[[[[1.0]]]],
+            b=None,
+            r=[[[[1.0]]]],
+        )
 
 
 def shown(way: Any, on: Case) -> bool:
@@ -126,9 +199,15 @@ def shown(way: Any, on: Case) -> bool:
 
 @pytest.mark.parametrize("m", [m for m in MISTAKES if m.ways], ids=lambda m: m.id)
 def test_each_mistake_shows_in_each_of_its_rules_and_in_each_of_its_forms(m: Mistake) -> None:
-    hidden = [rule for rule in m.rules if not any(shown(way, on) for on in cases(rule) for way in m.ways)]
+    hidden = [
+        rule for rule in m.rules if not any(shown(way, on) for on in cases(rule) for way in m.ways)
+    ]
     assert not hidden, f"{m.id} makes no difference in {hidden}"
-    idle = [k for k, way in enumerate(m.ways) if not any(shown(way, on) for rule in m.rules for on in cases(rule))]
+    idle = [
+        k
+        for k, way in enumerate(m.ways)
+        if not any(shown(way, on) for rule in m.rules for on in cases(rule))
+    ]
     assert not idle, f"{m.id}: the forms {idle} make no difference anywhere"
 
 
@@ -139,13 +218,31 @@ def test_answers_have_the_shape_of_right_ones(m: Mistake) -> None:
         for way in m.ways:
             if shown(way, on):
                 got = dict(zip(on.returns, way(on), strict=True))
-                shapes = {name: np.shape(on.expected[name]) for name, a in got.items() if a is not None and on.expected[name] is not None}
+                shapes = {
+                    name: np.shape(on.expected[name])
+                    for name, a in got.items()
+                    if a is not None and on.expected[name] is not None
+                }
                 assert {name: got[name].shape for name in shapes} == shapes
 
 
 def test_where_a_mistake_changes_nothing_it_has_no_answer() -> None:
-    positive = case("linear_epsilon", options={"eps": 1e-6, "stabilizer": "sign"}, x=[[1, 2]], w=[[1, 1]], b=None, r=[[1]])
-    for id in ("eps-unsigned", "eps-zero-sign", "bias-ignored", "stabilizer-ignored", "fp16-nan", "zero-input"):
+    positive = case(
+        "linear_epsilon",
+        options={"eps": 1e-6, "stabilizer": "sign"},
+        x=[[1, 2]],
+        w=[[1, 1]],
+        b=None,
+        r=[[1]],
+    )
+    for id in (
+        "eps-unsigned",
+        "eps-zero-sign",
+        "bias-ignored",
+        "stabilizer-ignored",
+        "fp16-nan",
+        "zero-input",
+    ):
         with pytest.raises(Inapplicable):
             wrong(id, positive)
     with pytest.raises(Inapplicable, match="not a mistake of linear_epsilon"):
@@ -154,12 +251,20 @@ def test_where_a_mistake_changes_nothing_it_has_no_answer() -> None:
 
 def test_differences_within_the_tolerance_do_not_count() -> None:
     """eps of 1e-12 beside z = 1 is nothing in float32."""
-    far = case("linear_epsilon", "float32", options={"eps": 1e-12, "stabilizer": "sign"}, x=[[-1]], w=[[1]], b=None, r=[[1]])
+    far = case(
+        "linear_epsilon",
+        "float32",
+        options={"eps": 1e-12, "stabilizer": "sign"},
+        x=[[-1]],
+        w=[[1]],
+        b=None,
+        r=[[1]],
+    )
     with pytest.raises(Inapplicable):
         wrong("eps-unsigned", far)
 
 
-# -- the table ---------------------------------------------------------------------------------------------------------------------------
+# -- the table -------------------------------------------------------------------------------------
 
 
 def test_every_fault_found_in_libraries_is_there() -> None:
@@ -174,8 +279,14 @@ def test_every_fault_found_in_libraries_is_there() -> None:
 def test_each_entry_is_complete(m: Mistake) -> None:
     assert m.where and m.rules and set(m.rules) <= set(RULES)
     assert m.says.endswith(".") and "\n" not in m.says and "  " not in m.says
-    assert m.kind in ("fault", "convention") and m.behaviour in ("", "again", "targets", "forward", "narrowed")
-    assert m.ways or m.behaviour, "nothing shows it"
+    assert m.kind in ("fault", "convention") and m.behavior in (
+        "",
+        "again",
+        "targets",
+        "forward",
+        "narrowed",
+    )
+    assert m.ways or m.behavior, "nothing shows it"
 
 
 def test_every_rule_has_mistakes_of_its_own() -> None:
@@ -183,15 +294,19 @@ def test_every_rule_has_mistakes_of_its_own() -> None:
 
 
 def test_flags_of_the_vectors_name_mistakes_that_show_there() -> None:
-    """A case that says what it is aimed at hits it, by its numbers or, for what only behaviour shows, by the rule it is of."""
+    """A case that says what it is aimed at hits it, by its numbers or, for what only behavior
+    shows, by the rule it is of.
+    """
     for rule in RULES:
         for on in make_vectors.published(rule):
             for flag in on.flags:
                 m = mistake(flag)
-                assert any(shown(way, on) for way in m.ways) or (m.behaviour and rule in m.rules), f"{on.id} is aimed at {flag} and misses"
+                assert any(shown(way, on) for way in m.ways) or (m.behavior and rule in m.rules), (
+                    f"{on.id} is aimed at {flag} and misses"
+                )
 
 
-# -- numbers that are known ----------------------------------------------------------------------------------------------------------------
+# -- numbers that are known ------------------------------------------------------------------------
 
 EPS9 = {"eps": 1e-9, "stabilizer": "sign"}
 EPS6 = {"eps": 1e-6, "stabilizer": "sign"}
@@ -201,21 +316,39 @@ EPS6 = {"eps": 1e-6, "stabilizer": "sign"}
 def test_safe_divide_near_its_guard(b: float, kept: float) -> None:
     """1/b times b, as measured: 0.67, 2 and -1; nothing of a zero."""
     on = case("add_epsilon", options={"eps": 1e-2, "stabilizer": "sign"}, a=[[b]], b=[[0]], r=[[1]])
-    assert sum(wrong("safe-divide", on))[0, 0] == pytest.approx(kept) if b else shown(mistake("safe-divide").ways[0], on) is False
+    assert (
+        sum(wrong("safe-divide", on))[0, 0] == pytest.approx(kept)
+        if b
+        else shown(mistake("safe-divide").ways[0], on) is False
+    )
 
 
 def test_finite_masks_multiply_the_least_relevance() -> None:
     """-3.4e8 from R = 1e-30, and a row that is masked whole is shared as if it were visible."""
     low = float(np.finfo("float32").min)
-    on = case("softmax_taylor", "float32", options={"mask": None, "axis": -1}, x=[[1, low, 2]], r=[[1, 1e-30, 1]])
+    on = case(
+        "softmax_taylor",
+        "float32",
+        options={"mask": None, "axis": -1},
+        x=[[1, low, 2]],
+        r=[[1, 1e-30, 1]],
+    )
     assert wrong("mask-finfo", on)[0][0, 1] == pytest.approx(-3.4e8, rel=0.01)
-    whole = case("softmax_taylor", "float32", options={"mask": None, "axis": -1}, x=[[low, low]], r=[[1, 0.9]])
+    whole = case(
+        "softmax_taylor",
+        "float32",
+        options={"mask": None, "axis": -1},
+        x=[[low, low]],
+        r=[[1, 0.9]],
+    )
     assert np.max(np.abs(wrong("mask-finfo", whole)[0])) > 1e36
 
 
 def test_a_constant_takes_half() -> None:
     """3 of 6 lost."""
-    on = case("multiply_uniform", options={"constant": [True, False]}, operands=([[2]], [[3]]), r=[[6]])
+    on = case(
+        "multiply_uniform", options={"constant": [True, False]}, operands=([[2]], [[3]]), r=[[6]]
+    )
     first, second = wrong("constant-eats-share", on)
     assert first is None and second[0, 0] == 3
 
@@ -234,31 +367,89 @@ def test_a_gradient_seeded_with_the_logit_sums_to_its_square() -> None:
 
 
 def test_eps_underflows_in_half_precision() -> None:
-    on = case("linear_epsilon", "float16", options={"eps": 1e-8, "stabilizer": "sign"}, x=[[0, 0]], w=[[1, 1]], b=None, r=[[1]])
+    on = case(
+        "linear_epsilon",
+        "float16",
+        options={"eps": 1e-8, "stabilizer": "sign"},
+        x=[[0, 0]],
+        w=[[1, 1]],
+        b=None,
+        r=[[1]],
+    )
     assert np.all(np.isnan(wrong("fp16-nan", on)[0]))
 
 
 def test_the_epsilon_rule_through_a_sum_of_weights_passes_nothing() -> None:
-    on = case("renormalise_identity", x=[[0.5, 0.25, 1]], r=[[2, 1, 3]])
+    on = case("renormalize_identity", x=[[0.5, 0.25, 1]], r=[[2, 1, 3]])
     assert abs(wrong("moe-degree-0", on)[0].sum()) < 1e-14
 
 
 def test_answers_beyond_the_format_are_infinite() -> None:
     """z = -0.0010004 in float16 and eps = 0.001: what is divided by is 4e-7."""
-    on = case("add_epsilon", "float16", options={"eps": 1e-3, "stabilizer": "sign"}, a=[[-0.001]], b=[[0]], r=[[100]])
+    on = case(
+        "add_epsilon",
+        "float16",
+        options={"eps": 1e-3, "stabilizer": "sign"},
+        a=[[-0.001]],
+        b=[[0]],
+        r=[[100]],
+    )
     assert Right("float16").answer(on)[0][0, 0] == pytest.approx(50, rel=1e-3)
     assert wrong("eps-unsigned", on)[0][0, 0] == np.inf
-    wide = case("add_epsilon", "float32", options={"eps": 1e-3, "stabilizer": "sign"}, a=[[np.float16(-0.001)]], b=[[0]], r=[[100]])
+    wide = case(
+        "add_epsilon",
+        "float32",
+        options={"eps": 1e-3, "stabilizer": "sign"},
+        a=[[np.float16(-0.001)]],
+        b=[[0]],
+        r=[[100]],
+    )
     assert np.isfinite(wrong("eps-unsigned", wide)[0][0, 0])
 
 
-# -- cases as data -------------------------------------------------------------------------------------------------------------------------
+# -- cases as data ---------------------------------------------------------------------------------
 
 SPECIAL = {
-    "float64": [0.0, -0.0, np.inf, -np.inf, np.nan, 5e-324, -5e-324, 2.2250738585072014e-308, 0.1, 1 / 3, 1.7976931348623157e308],
-    "float32": [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1.1754944e-38, 0.1, 1 / 3, 3.4028235e38],
+    "float64": [
+        0.0,
+        -0.0,
+        np.inf,
+        -np.inf,
+        np.nan,
+        5e-324,
+        -5e-324,
+        2.2250738585072014e-308,
+        0.1,
+        1 / 3,
+        1.7976931348623157e308,
+    ],
+    "float32": [
+        0.0,
+        -0.0,
+        np.inf,
+        -np.inf,
+        np.nan,
+        1e-45,
+        -1e-45,
+        1.1754944e-38,
+        0.1,
+        1 / 3,
+        3.4028235e38,
+    ],
     "float16": [0.0, -0.0, np.inf, -np.inf, np.nan, 6e-8, -6e-8, 6.104e-5, 0.1, 1 / 3, 65504],
-    "bfloat16": [0.0, -0.0, np.inf, -np.inf, np.nan, 9.184e-41, -9.184e-41, 1.1754944e-38, 0.1, 1 / 3, 3.3895314e38],
+    "bfloat16": [
+        0.0,
+        -0.0,
+        np.inf,
+        -np.inf,
+        np.nan,
+        9.184e-41,
+        -9.184e-41,
+        1.1754944e-38,
+        0.1,
+        1 / 3,
+        3.3895314e38,
+    ],
 }
 
 
@@ -269,11 +460,17 @@ def there_and_back(value: Any, dtype: str = "") -> Any:
 def same_bits(a: Any, b: Any) -> bool:
     nan = np.isnan(a) & np.isnan(b)
     whole = f"u{a.dtype.itemsize}"
-    return bool(a.dtype == b.dtype and a.shape == b.shape and np.all(nan | (a.view(whole) == b.view(whole))))
+    return bool(
+        a.dtype == b.dtype and a.shape == b.shape and np.all(nan | (a.view(whole) == b.view(whole)))
+    )
 
 
 def held(values: Any, dtype: str) -> Any:
-    return np.asarray(rounded(np.array(values), dtype), dtype=np.float32) if dtype == "bfloat16" else np.array(values, dtype=dtype)
+    return (
+        np.asarray(rounded(np.array(values), dtype), dtype=np.float32)
+        if dtype == "bfloat16"
+        else np.array(values, dtype=dtype)
+    )
 
 
 @pytest.mark.parametrize("dtype", SPECIAL)
@@ -287,7 +484,11 @@ def test_numbers_return_as_they_were(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_every_number_of_a_16_bit_format_returns(dtype: str) -> None:
     bits = np.arange(2**16, dtype=np.uint16)
-    a = bits.view(np.float16) if dtype == "float16" else (bits.astype(np.uint32) << 16).view(np.float32)
+    a = (
+        bits.view(np.float16)
+        if dtype == "float16"
+        else (bits.astype(np.uint32) << 16).view(np.float32)
+    )
     assert same_bits(a, there_and_back(a, dtype))
 
 
@@ -302,7 +503,11 @@ def test_numbers_are_written_as_short_as_their_format_allows() -> None:
     for dtype in ("float64", "float32", "float16"):
         assert json.dumps(encode(np.array([0.1, 1e-3], dtype=dtype))["data"]) == "[0.1, 0.001]"
     assert encode(np.array([True, False]))["data"] == [True, False]
-    assert encode(np.array([], dtype="float32").reshape(1, 0)) == {"shape": [1, 0], "dtype": "float32", "data": [[]]}
+    assert encode(np.array([], dtype="float32").reshape(1, 0)) == {
+        "shape": [1, 0],
+        "dtype": "float32",
+        "data": [[]],
+    }
     assert there_and_back(np.zeros((2, 0, 3))).shape == (2, 0, 3)
 
 
@@ -313,7 +518,13 @@ def test_a_case_is_the_same_after_json(rule: str) -> None:
         back = Case.from_json(json.loads(text), rule)
         assert json.dumps(back.to_json(), allow_nan=False) == text
         assert back.identified().id == on.id == on.identified().id
-        assert (back.rule, back.carries, back.dtype, back.batch, back.returns) == (rule, on.carries, on.dtype, on.batch, on.returns)
+        assert (back.rule, back.formulation, back.dtype, back.batch, back.returns) == (
+            rule,
+            on.formulation,
+            on.dtype,
+            on.batch,
+            on.returns,
+        )
 
 
 def test_the_id_depends_on_every_part() -> None:
@@ -328,11 +539,23 @@ def test_the_id_depends_on_every_part() -> None:
 
 
 def test_arguments_and_names() -> None:
-    on = case("multiply_half", options={"constant": [False, True]}, operands=([[2]], [[3]]), g=[[1]])
+    on = case(
+        "multiply_uniform_gxi",
+        options={"constant": [False, True]},
+        operands=([[2]], [[3]]),
+        g=[[1]],
+    )
     assert on.returns == ("operands.0", "operands.1") and on.expected["operands.1"] is None
     assert [len(on.arguments), on.arguments[1][0, 0], on.batch] == [2, 1, 1]
-    linear = case("linear_epsilon", options=EPS6, x=[[1, 2], [3, 4]], w=[[1, 1]], b=None, r=[[1], [2]])
-    assert linear.arguments[2] is None and linear.batch == 2 and linear.returns == ("x",) and linear.u == 2.0**-53
+    linear = case(
+        "linear_epsilon", options=EPS6, x=[[1, 2], [3, 4]], w=[[1, 1]], b=None, r=[[1], [2]]
+    )
+    assert (
+        linear.arguments[2] is None
+        and linear.batch == 2
+        and linear.returns == ("x",)
+        and linear.u == 2.0**-53
+    )
 
 
 @pytest.mark.parametrize(
@@ -349,7 +572,7 @@ def test_arguments_and_names() -> None:
         ("linear_epsilon", "stabilizer", "sign", True),
         ("linear_epsilon", "stabilizer", "none", False),
         ("linear_epsilon", "eps", 1e-6, False),
-        ("attention_gradient", "causal", False, True),
+        ("attention_attnlrp_gxi", "causal", False, True),
     ],
 )
 def test_options_at_their_defaults(rule: str, option: str, value: Any, default: bool) -> None:

@@ -1,4 +1,6 @@
-"""The model-level vectors: refl finds every number of them, their files are sound, and a wrong answer is told from a right one."""
+"""The model-level vectors: refl finds every number of them, their files are sound, and a wrong
+answer is told from a right one.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,28 @@ from refl.io.checkpoint import read_safetensors, write_safetensors
 from refl.errors import ReflError
 from refl.nets import NETS
 from refl.verification.vectors import make_model_vectors, model_vectors
-from refl.verification.vectors.model_vectors import ModelCase, architectures, check, check_activations, lint, load, unknown
+from refl.verification.vectors.model_vectors import (
+    ModelCase,
+    architectures,
+    check,
+    check_activations,
+    lint,
+    load,
+    unknown,
+)
 
 KINDS = architectures()
 
 
 def explain(model: Any, case: ModelCase, **how: Any) -> Any:
-    return model.explain(case.item, case.method, target=case.target, decoder=case.decoder_ids, position=case.position, **how)
+    return model.explain(
+        case.item,
+        case.method,
+        target=case.target,
+        decoder=case.decoder_ids,
+        position=case.position,
+        **how,
+    )
 
 
 def answer(e: Any) -> dict[str, Any]:
@@ -33,7 +50,9 @@ def parted(found: list[Any]) -> str:
 
 
 def test_every_architecture_has_vectors() -> None:
-    assert set(KINDS) == {net.MODEL_TYPE for net in NETS.values()} == set(make_model_vectors.CONFIGS)
+    assert (
+        set(KINDS) == {net.MODEL_TYPE for net in NETS.values()} == set(make_model_vectors.CONFIGS)
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -44,8 +63,10 @@ def test_refl_finds_every_number(kind: str, dtype: str) -> None:
         e = explain(model, case)
         assert list(e) == case.sites and unknown(case, answer(e)) == []
         assert not (found := check(case, answer(e), dtype)), parted(found)
-        assert not (found := check_activations(case, {site: e.activation(site) for site in e}, dtype)), parted(found)
-        assert e.sites.aliases == case.aliases and e.composite.carries == case.carries
+        assert not (
+            found := check_activations(case, {site: e.activation(site) for site in e}, dtype)
+        ), parted(found)
+        assert e.sites.aliases == case.aliases and e.composite.formulation == case.formulation
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -53,7 +74,9 @@ def test_books_are_the_expected(kind: str) -> None:
     model = refl.load(model_vectors.FOLDER / kind, dtype="float64")
     for case in load(kind):
         ledger = explain(model, case, keep=()).ledger
-        booked = {cause: float(amount[0]) for cause, amount in ledger.absorbed.items()} | {ledger.destination: float(ledger.tokens[0])}
+        booked = {cause: float(amount[0]) for cause, amount in ledger.absorbed.items()} | {
+            ledger.destination: float(ledger.tokens[0])
+        }
         size = sum(map(abs, case.absorbed.values()))
         for cause, amount in case.absorbed.items():
             assert abs(booked.get(cause, 0.0) - amount) < 1e-12 * size, cause
@@ -65,9 +88,19 @@ def test_padding_changes_nothing(kind: str) -> None:
     model = refl.load(model_vectors.FOLDER / kind, dtype="float64")
     first, second = (case for case in load(kind, ["attnlrp"]))
     decoder = None if first.decoder_ids is None else [first.decoder_ids, second.decoder_ids]
-    both = model.explain([first.ids, second.ids], "attnlrp", target=[first.target, second.target], decoder=decoder, position=first.position)
+    both = model.explain(
+        [first.ids, second.ids],
+        "attnlrp",
+        target=[first.target, second.target],
+        decoder=decoder,
+        position=first.position,
+    )
     for case, e in zip((first, second), both, strict=True):
-        got = {site: _cut(e[site], case.expected[site].shape) for site in case.sites if ".bias." not in site}
+        got = {
+            site: _cut(e[site], case.expected[site].shape)
+            for site in case.sites
+            if ".bias." not in site
+        }
         assert not (found := check(case, got)), parted(found)
 
 
@@ -75,7 +108,7 @@ def _cut(padded: Any, shape: tuple[int, ...]) -> Any:
     return padded[tuple(slice(n) for n in shape)]
 
 
-# -- what check says of a wrong answer -----------------------------------------------------------------------------------------------------
+# -- what check says of a wrong answer -------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +129,9 @@ def test_every_single_site_counts(case: ModelCase, dtype: str) -> None:
     for site in case.sites:
         got = right(case)
         got[site].flat[-1] += 20 * model_vectors.ROUNDOFF[dtype] * case.condition[site]
-        assert [found.site for found in check(case, got, dtype)] == ([site] if case.condition[site] else [])
+        assert [found.site for found in check(case, got, dtype)] == (
+            [site] if case.condition[site] else []
+        )
 
 
 def test_sites_come_in_the_order_of_the_sweep(case: ModelCase) -> None:
@@ -104,7 +139,11 @@ def test_sites_come_in_the_order_of_the_sweep(case: ModelCase) -> None:
     for site in ("model.embed_tokens", "model.layers.1", "model.layers.0.mlp.down_proj"):
         got[site] = 1.1 * got[site]
     found = check(case, got)
-    assert [f.site for f in found] == ["model.layers.1", "model.layers.0.mlp.down_proj", "model.embed_tokens"]
+    assert [f.site for f in found] == [
+        "model.layers.1",
+        "model.layers.0.mlp.down_proj",
+        "model.embed_tokens",
+    ]
     assert str(found[0]).startswith("model.layers.1[") and "allowed" in str(found[0])
 
 
@@ -112,14 +151,24 @@ def test_names_and_shapes_that_are_taken(case: ModelCase) -> None:
     got = {"model.layers.1.input": case.expected["model.layers.0"][None], "what": np.zeros(3)}
     assert case.aliases["model.layers.1.input"] == "model.layers.0"
     assert check(case, got) == [] and unknown(case, got) == ["what"]
-    assert [f.site for f in check(case, {"model.layers.1.input": 2 * got["model.layers.1.input"]})] == ["model.layers.1.input"]
+    assert [
+        f.site for f in check(case, {"model.layers.1.input": 2 * got["model.layers.1.input"]})
+    ] == ["model.layers.1.input"]
 
 
 def test_answers_that_cannot_be_compared(case: ModelCase) -> None:
     site = "model.layers.0"
     assert "shape" in str(check(case, {site: case.expected[site].T})[0])
-    assert check(case, {site: np.where(case.expected[site] > 0, np.nan, case.expected[site])})[0].deviation == np.inf
-    assert check(case, {site: case.expected[site], "logit": case.logit * (1 + 1e-12)})[0].site == "logit"
+    assert (
+        check(case, {site: np.where(case.expected[site] > 0, np.nan, case.expected[site])})[
+            0
+        ].deviation
+        == np.inf
+    )
+    assert (
+        check(case, {site: case.expected[site], "logit": case.logit * (1 + 1e-12)})[0].site
+        == "logit"
+    )
     with pytest.raises(ReflError, match="no site of llama-0-attnlrp"):
         check(case, {"layers.0": case.expected[site]})
     with pytest.raises(ReflError, match="unknown dtype"):
@@ -133,15 +182,22 @@ def test_unknown_architecture() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_methods_are_told_apart(kind: str) -> None:
-    """No method's numbers pass for another's, in either dtype; without biases and near eps -> 0 AttnLRP's two forms meet in float32."""
+    """No method's numbers pass for another's, in either dtype; without biases and near eps -> 0
+    AttnLRP's two forms meet in float32.
+    """
     for case in load(kind):
         for other in load(kind):
             if other.number == case.number and other.method != case.method:
-                dtype = "float64" if {case.method, other.method} <= {"attnlrp", "attnlrp-gradient", "lxt-explicit"} else "float32"
+                dtype = (
+                    "float64"
+                    if {case.method, other.method}
+                    <= {"attnlrp", "attnlrp-gradient", "lxt-explicit"}
+                    else "float32"
+                )
                 assert check(case, other.expected, dtype) != []
 
 
-# -- files ---------------------------------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -153,29 +209,46 @@ def test_lint(kind: str) -> None:
 def test_made_again_byte_for_byte(kind: str, tmp_path: Path) -> None:
     make_model_vectors.build(kind, tmp_path)
     for name in ("config.json", "model.safetensors", model_vectors.EXPECTED):
-        assert (tmp_path / name).read_bytes() == (model_vectors.FOLDER / kind / name).read_bytes(), name
+        assert (tmp_path / name).read_bytes() == (
+            model_vectors.FOLDER / kind / name
+        ).read_bytes(), name
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("qwen2", "mixtral")])
 def test_made_again(kind: str) -> None:
     """Everything but the condition, which takes eight times as long."""
     folder = model_vectors.FOLDER / kind
-    stored, weights = read_safetensors(folder / model_vectors.EXPECTED), read_safetensors(folder / "model.safetensors")[0]
+    stored, weights = (
+        read_safetensors(folder / model_vectors.EXPECTED),
+        read_safetensors(folder / "model.safetensors")[0],
+    )
     arrays, header = make_model_vectors.answers(kind, folder, runs=0)
     assert header == stored[1] and set(arrays) == set(stored[0])
-    assert all(np.array_equal(array, stored[0][name]) for name, array in arrays.items() if "/condition/" not in name)
-    again = make_model_vectors.weights(make_model_vectors.CONFIGS[kind], make_model_vectors.SEEDS[kind])
-    assert set(again) == set(weights) and all(np.array_equal(w, weights[name]) for name, w in again.items())
+    assert all(
+        np.array_equal(array, stored[0][name])
+        for name, array in arrays.items()
+        if "/condition/" not in name
+    )
+    again = make_model_vectors.weights(
+        make_model_vectors.CONFIGS[kind], make_model_vectors.SEEDS[kind]
+    )
+    assert set(again) == set(weights) and all(
+        np.array_equal(w, weights[name]) for name, w in again.items()
+    )
     assert json.loads((folder / "config.json").read_text()) == make_model_vectors.CONFIGS[kind]
 
 
 def test_the_whole_is_small() -> None:
-    assert sum(path.stat().st_size for path in model_vectors.FOLDER.rglob("*") if path.is_file()) < 6e6
+    assert (
+        sum(path.stat().st_size for path in model_vectors.FOLDER.rglob("*") if path.is_file()) < 6e6
+    )
 
 
 def test_weights_are_the_same_in_half_precision() -> None:
     for kind in KINDS:
-        for name, w in read_safetensors(model_vectors.FOLDER / kind / "model.safetensors")[0].items():
+        for name, w in read_safetensors(model_vectors.FOLDER / kind / "model.safetensors")[
+            0
+        ].items():
             assert np.array_equal(w, w.astype(np.float16)), name
 
 
@@ -187,10 +260,16 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def change(folder: Path, arrays: dict[str, Any], **metadata: Any) -> list[str]:
-    """What lint says once these tensors (None: taken out) and entries of the header are written over."""
+    """What lint says once these tensors (None: taken out) and entries of the header are written
+    over.
+    """
     before, said = read_safetensors(folder / model_vectors.EXPECTED)
     after = {name: array for name, array in (before | arrays).items() if array is not None}
-    write_safetensors(folder / model_vectors.EXPECTED, after, said | {key: json.dumps(value) for key, value in metadata.items()})
+    write_safetensors(
+        folder / model_vectors.EXPECTED,
+        after,
+        said | {key: json.dumps(value) for key, value in metadata.items()},
+    )
     return lint("qwen2")
 
 
@@ -200,13 +279,31 @@ def test_lint_sees_what_is_wrong(copied: Path) -> None:
     arrays, said = read_safetensors(copied / model_vectors.EXPECTED)
     before, about = arrays[site].copy(), json.loads(said["inputs"])
     assert "not finite" in change(copied, {site: before * np.nan})[0]
-    assert [line for line in change(copied, {site: None}) if "counts" in line or "missing" in line] != []
+    assert [
+        line for line in change(copied, {site: None}) if "counts" in line or "missing" in line
+    ] != []
     assert "belongs to nothing" in change(copied, {site: before, "what": before})[0]
     assert "condition below" in change(copied, {site: 2 * before, "what": None})[0]
     assert "has relevance" in change(copied, {site: before.T})[0]
-    assert "outside the vocabulary" in change(copied, {site: before}, inputs=[{**about[0], "ids": [11]}, about[1]])[0]
-    assert "which the logits do not say" in change(copied, {}, inputs=[{**about[0], "target": 99}, about[1]])[0]
-    assert "do not close" in change(copied, {}, inputs=[{**about[0], "absorbed": {m: {"tokens": 9.0} for m in json.loads(said["methods"])}}, about[1]])[0]
+    assert (
+        "outside the vocabulary"
+        in change(copied, {site: before}, inputs=[{**about[0], "ids": [11]}, about[1]])[0]
+    )
+    assert (
+        "which the logits do not say"
+        in change(copied, {}, inputs=[{**about[0], "target": 99}, about[1]])[0]
+    )
+    assert (
+        "do not close"
+        in change(
+            copied,
+            {},
+            inputs=[
+                {**about[0], "absorbed": {m: {"tokens": 9.0} for m in json.loads(said["methods"])}},
+                about[1],
+            ],
+        )[0]
+    )
     assert change(copied, {}, inputs=about) == []
 
 

@@ -1,6 +1,8 @@
-"""Direct checks of what stands around the rules: forwards in plain NumPy, the sweep's sums, seeds, masks, attention in blocks.
+"""Direct checks of what stands around the rules: forwards in plain NumPy, the sweep's sums, seeds,
+masks, attention in blocks.
 
-Each is the plainest test that sees a fault of `verification/plant_faults.py`; expected values are written out here.
+Each is the plainest test that sees a fault of `verification/plant_faults.py`; expected values are
+written out here.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import pytest
 
 from refl.nets import masks
 from refl.rules import attention, linear, matmul, softmax
-from refl.rules.balance import Passed
+from refl.rules.balance import RuleOutput
 from refl.rules.composites import CP_LRP, LRP_0
 from refl.seeds import Seed
 from refl.sweep import Sweep
@@ -23,7 +25,7 @@ from refl.verification.random_models import GPT2, LLAMA, random_model
 IDS = [3, 1, 4, 1, 5]
 
 
-# -- forwards, by loops ---------------------------------------------------------------------------------------------------------------
+# -- forwards, by loops ----------------------------------------------------------------------------
 
 
 def attend(q: Any, k: Any, v: Any) -> Any:  # (T, d) x 3 -> (T, d)
@@ -36,7 +38,9 @@ def attend(q: Any, k: Any, v: Any) -> Any:  # (T, d) x 3 -> (T, d)
 
 
 def rotated(x: Any, theta: float) -> Any:  # (T, d) -> (T, d)
-    """Each pair (x_i, x_(i + d/2)) of position t as a complex number, times exp(i t theta^(-2i/d))."""
+    """Each pair (x_i, x_(i + d/2)) of position t as a complex number, times exp(i t
+    theta^(-2i/d)).
+    """
     half = x.shape[-1] // 2
     angle = np.arange(len(x))[:, None] * theta ** (-np.arange(half) / half)
     z = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angle)
@@ -58,7 +62,10 @@ def test_llama_in_plain_numpy() -> None:
         at = f"model.layers.{i}"
         x = norm(f"{at}.input_layernorm", h)
         q, k, v = (lin(f"{at}.self_attn.{n}_proj", x).reshape(len(IDS), -1, 4) for n in "qkv")
-        heads = [attend(rotated(q[:, j], 10000.0), rotated(k[:, j // 2], 10000.0), v[:, j // 2]) for j in range(4)]
+        heads = [
+            attend(rotated(q[:, j], 10000.0), rotated(k[:, j // 2], 10000.0), v[:, j // 2])
+            for j in range(4)
+        ]
         h = h + lin(f"{at}.self_attn.o_proj", np.concatenate(heads, axis=-1))
         x = norm(f"{at}.post_attention_layernorm", h)
         gate = lin(f"{at}.mlp.gate_proj", x)
@@ -75,7 +82,9 @@ def test_gpt2_in_plain_numpy() -> None:
         return x @ w[f"{name}.weight"] + w[f"{name}.bias"]
 
     def norm(name: str, x: Any) -> Any:
-        z = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + c.layer_norm_epsilon)
+        z = (x - x.mean(-1, keepdims=True)) / np.sqrt(
+            x.var(-1, keepdims=True) + c.layer_norm_epsilon
+        )
         return z * w[f"{name}.weight"] + w[f"{name}.bias"]
 
     def gelu(x: Any) -> Any:
@@ -92,18 +101,18 @@ def test_gpt2_in_plain_numpy() -> None:
     assert np.abs(model.logits(IDS) - logits).max() <= 1e-12
 
 
-# -- the sweep and its books ----------------------------------------------------------------------------------------------------------
+# -- the sweep and its entry in the ledger ---------------------------------------------------------
 
 
 def test_a_value_read_twice_gets_both_shares() -> None:
-    """z = 3 x + x and y = x + x: all of the seed comes back to x, and is booked."""
+    """z = 3 x + x and y = x + x: all of the seed comes back to x, and is recorded."""
     for twice in (False, True):
         t = Trace({})
         x = t.scale("x", Value(np.asarray([[1.0, -2.0]]), "given"), 1.0)
         z = t.add("z", x if twice else t.scale("three", x, 3.0), x)
         swept = Sweep(LRP_0, keep=lambda names: "x" in names).run(t, z, z.array)
-        assert np.array_equal(swept.carried["x"], z.array)
-        assert all(entry.gap[0] == 0 for entry in swept.ledger)
+        assert np.array_equal(swept.propagated["x"], z.array)
+        assert all(entry.conservation_error[0] == 0 for entry in swept.ledger)
 
 
 def test_a_wrong_rule_leaves_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,13 +120,13 @@ def test_a_wrong_rule_leaves_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     t = Trace({"w.weight": np.asarray([[1.0, 2.0]])})
     z = t.linear("w", Value(np.asarray([[1.0, 1.0]]), "x"))
 
-    def wrong(x: Any, w: Any, b: Any, z: Any, r: Any, **options: Any) -> Passed:
+    def wrong(x: Any, w: Any, b: Any, z: Any, r: Any, **options: Any) -> RuleOutput:
         right = linear.epsilon(x, w, b, z, r, **options)
-        return right._replace(relevance=(1000 * right.relevance[0] - 7, None, None))
+        return right._replace(inputs=(1000 * right.relevance[0] - 7, None, None))
 
     monkeypatch.setattr("refl.rules.composites.RULES", {**_rules(), "linear": {"epsilon": wrong}})
     entry = next(iter(Sweep(LRP_0).run(t, z, z.array).ledger))
-    assert entry.gap[0] == 3 - (3000 - 14)
+    assert entry.conservation_error[0] == 3 - (3000 - 14)
 
 
 def _rules() -> Any:
@@ -140,7 +149,7 @@ def test_cp_lrp_conserves() -> None:
     assert abs(e.relevance.sum() - e.logit) <= 1e-12
 
 
-# -- attention ------------------------------------------------------------------------------------------------------------------------
+# -- attention -------------------------------------------------------------------------------------
 
 
 def test_causal_mask() -> None:
@@ -166,7 +175,16 @@ def test_attention_in_blocks(causal: bool, monkeypatch: pytest.MonkeyPatch) -> N
     to_q, to_k = matmul.uniform(q, k.swapaxes(-1, -2), scores, to_scores).relevance
     rules = (partial(matmul.uniform), partial(softmax.taylor), partial(matmul.uniform))
     shares, _ = attention.sweep(
-        q, k, v, z, r, mask=mask, causal=causal, rules=rules, measure=lambda x, c: c.sum(axis=(1, 2, 3)), size=None
+        q,
+        k,
+        v,
+        z,
+        r,
+        mask=mask,
+        causal=causal,
+        rules=rules,
+        measure=lambda x, c: c.sum(axis=(1, 2, 3)),
+        size=None,
     )
     for got, wanted in zip(shares, (to_q, to_k.swapaxes(-1, -2), to_v), strict=True):
         assert np.abs(got - wanted).max() <= 1e-12 * np.abs(wanted).max()

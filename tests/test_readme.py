@@ -1,4 +1,6 @@
-"""What the README shows is what happens: its Python runs, its method in TOML loads, its output is the program's own."""
+"""What the README shows is what happens: its Python runs, its method in TOML loads, its output is
+the program's own.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def blocks(language: str) -> list[str]:
     return [text for name, text in fenced if name == language]
 
 
-def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     code = blocks("python")[0]
     exec(compile(code, "README.md", "exec"), {})  # noqa: S102  (the project's own text)
@@ -29,15 +33,29 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 def test_the_toml_is_a_method(tmp_path: Path) -> None:
     (text,) = blocks("toml")
     (tmp_path / "mine.toml").write_text(text)
-    assert main(["explain", "the keys to the cabinet", "--method", str(tmp_path / "mine.toml")]) == 0
+    assert (
+        main(["explain", "the keys to the cabinet", "--method", str(tmp_path / "mine.toml")]) == 0
+    )
 
 
 def test_the_first_output_is_the_program_s_own() -> None:
     """To two decimals: the last digits of float32 differ between processors."""
-    shown, now = blocks("")[0], show.text(refl.load().explain("the keys to the cabinet", keep=()), width=100)
+    shown, now = (
+        blocks("")[0],
+        show.text(refl.load().explain("the keys to the cabinet", keep=()), width=100),
+    )
     assert coarse(shown) == coarse(now)
 
 
 def coarse(text: str) -> list[str]:
-    rows = [row for row in text.splitlines() if not row.lstrip().startswith(("gap", "stabilizer"))]
-    return [re.sub(r"\d+\.\d+", lambda m: f"{float(m[0]):.2f}", re.sub(r"[█▏▎▍▌▋▊▉▐▒░]+|\s+", " ", row)).strip() for row in rows]
+    rows = [
+        row
+        for row in text.splitlines()
+        if not row.lstrip().startswith(("conservation_error", "stabilizer"))
+    ]
+    return [
+        re.sub(
+            r"\d+\.\d+", lambda m: f"{float(m[0]):.2f}", re.sub(r"[█▏▎▍▌▋▊▉▐▒░]+|\s+", " ", row)
+        ).strip()
+        for row in rows
+    ]

@@ -1,4 +1,6 @@
-"""What is drawn: sums that add up as printed, colours that can be read, and nothing hostile that gets through."""
+"""What is drawn: sums that add up as printed, colors that can be read, and nothing hostile that
+gets through.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,16 @@ from refl import show
 from refl.explanation import Explanation
 from refl.ledger import Ledger
 
-HOSTILE = ["<script>alert(1)</script>", "\x1b[31mred\x07", "line\nend", "quo\"te's", "\u202eback", "[bold]x[/bold]", ":smile:", "\ud800"]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\x1b[31mred\x07",
+    "line\nend",
+    "quo\"te's",
+    "\u202eback",
+    "[bold]x[/bold]",
+    ":smile:",
+    "\ud800",
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +47,27 @@ def keys(model: Any) -> Explanation:
 def hostile(model: Any) -> Explanation:
     e: Explanation = model.explain([2, *range(10, 9 + len(HOSTILE))], keep=())
     about = e.about | {"model": "<img src=x>\x1b[2J"}
-    composite = replace(e.composite, name="<b>mine</b>\x1b[1m", summary="<i>s</i>\x07", source="\x9b31m")
+    composite = replace(
+        e.composite, name="<b>mine</b>\x1b[1m", summary="<i>s</i>\x07", source="\x9b31m"
+    )
     candidates = [replace(e.candidates[0], token=HOSTILE[1]), *e.candidates[1:]]
-    return replace(e, tokens=HOSTILE, target=HOSTILE[0], about=about, composite=composite, candidates=candidates)
+    return replace(
+        e,
+        tokens=HOSTILE,
+        target=HOSTILE[0],
+        about=about,
+        composite=composite,
+        candidates=candidates,
+    )
 
 
 @pytest.fixture(scope="module")
 def long(model: Any) -> Explanation:
-    e: Explanation = model.explain("mary has the ball . john has the cup . anna has the key . " * 6, method="input-x-gradient", keep=())
+    e: Explanation = model.explain(
+        "mary has the ball . john has the cup . anna has the key . " * 6,
+        method="input-x-gradient",
+        keep=(),
+    )
     return e
 
 
@@ -51,7 +75,7 @@ def controls(text: str) -> set[str]:
     return {c for c in text if not c.isprintable() and c != "\n"}
 
 
-# -- text ---------------------------------------------------------------------------------------------------------------------------
+# -- text ------------------------------------------------------------------------------------------
 
 
 @given(st.text())
@@ -75,43 +99,57 @@ def test_shorten_fits_and_marks_what_it_left_out(text: str, most: int) -> None:
     assert short == text or short.endswith("…")
 
 
-# -- numbers ------------------------------------------------------------------------------------------------------------------------
+# -- numbers ---------------------------------------------------------------------------------------
 
 AMOUNTS = st.floats(-1e6, 1e6, allow_nan=False).map(lambda v: float(f"{v:.9g}"))
 
 
 @given(st.lists(AMOUNTS, min_size=1, max_size=8), st.floats(-1e-6, 1e-6), st.integers(3, 9))
-def test_printed_parts_add_up_to_the_printed_total(parts: list[float], gap: float, places: int) -> None:
-    total = math.fsum([*parts, gap])
-    shown = [Decimal(text) for text in show.adding_up([*parts, gap], total, places)]
+def test_printed_parts_add_up_to_the_printed_total(
+    parts: list[float], conservation_error: float, places: int
+) -> None:
+    total = math.fsum([*parts, conservation_error])
+    shown = [Decimal(text) for text in show.adding_up([*parts, conservation_error], total, places)]
     unit = Decimal(1).scaleb(-places)
     assert sum(shown[:-1]) == shown[-1]
-    assert all(abs(text - Decimal(v)) <= unit for text, v in zip(shown, [*parts, gap, total], strict=True))
+    assert all(
+        abs(text - Decimal(v)) <= unit
+        for text, v in zip(shown, [*parts, conservation_error, total], strict=True)
+    )
 
 
 def test_numbers_that_are_not_finite_are_shown_as_they_are() -> None:
     assert show.adding_up([math.nan, 1.0], math.inf, 2) == ["nan", "1.00", "inf"]
 
 
-@pytest.mark.parametrize(("value", "shown"), [(0.0, "0.000"), (-0.0, "0.000"), (1.5, "1.500"), (-2e-5, "-2.0e-05"), (0.02, "0.020")])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0, "0.000"), (-0.0, "0.000"), (1.5, "1.500"), (-2e-5, "-2.0e-05"), (0.02, "0.020")],
+)
 def test_small_amounts_are_not_shown_as_nothing(value: float, shown: str) -> None:
     assert show.amount(value, 3) == shown
 
 
-@pytest.mark.parametrize("method", ["attnlrp", "cp-lrp", "gradient", "input-x-gradient", "lxt-explicit"])
+@pytest.mark.parametrize(
+    "method", ["attnlrp", "cp-lrp", "gradient", "input-x-gradient", "lxt-explicit"]
+)
 def test_the_account_in_the_text_adds_up(model: Any, method: str) -> None:
     e = model.explain("mary has the ball .", method=method, keep=())
     text = show.text(e)
     below = text.split("─\n")[-1].splitlines()[0].split()
-    names = ["tokens", *e.ledger.absorbed, "gap"]
-    rows = {line.split()[0]: line.split()[1] for line in text.splitlines() if line.strip() and line.split()[0] in names and "%" in line}
+    names = ["tokens", *e.ledger.absorbed, "conservation_error"]
+    rows = {
+        line.split()[0]: line.split()[1]
+        for line in text.splitlines()
+        if line.strip() and line.split()[0] in names and "%" in line
+    }
     assert list(rows) == names
     assert below[0] == "explained"
     assert sum(map(Decimal, rows.values())) == Decimal(below[1])
     assert float(below[1]) == pytest.approx(e.explained, rel=1e-6)
 
 
-# -- colours ------------------------------------------------------------------------------------------------------------------------
+# -- colors ----------------------------------------------------------------------------------------
 
 STEPS = [s for s in range(-show.LEVELS, show.LEVELS + 1) if s]
 PALETTES = [
@@ -123,52 +161,76 @@ PALETTES = [
 
 @pytest.mark.parametrize(("positive", "negative"), PALETTES)
 @pytest.mark.parametrize("step", STEPS)
-def test_every_background_has_letters_that_stand_out(step: int, positive: Any, negative: Any) -> None:
+def test_every_background_has_letters_that_stand_out(
+    step: int, positive: Any, negative: Any
+) -> None:
     back = show.background(step, positive, negative)
     assert show.contrast(show.foreground(back), back) >= 4.5  # WCAG 2, AA
 
 
 @pytest.mark.parametrize("value", [-1.0, 1.0])
 @pytest.mark.parametrize("page", [(0, 0, 0), (255, 255, 255)])
-def test_coloured_letters_read_on_black_and_on_white(value: float, page: show.Colour) -> None:
+def test_colored_letters_read_on_black_and_on_white(value: float, page: show.Color) -> None:
     ink = show._ink(value)
-    colour = (int(ink[1:3], 16), int(ink[3:5], 16), int(ink[5:], 16))
-    assert show.contrast(colour, page) >= 3.9
+    color = (int(ink[1:3], 16), int(ink[3:5], 16), int(ink[5:], 16))
+    assert show.contrast(color, page) >= 3.9
 
 
 def test_levels_are_signed_and_bounded() -> None:
-    assert [show.level(v, 2.0) for v in (-2.0, 0.0, 2.0, math.nan)] == [-show.LEVELS, 0, show.LEVELS, 0]
+    assert [show.level(v, 2.0) for v in (-2.0, 0.0, 2.0, math.nan)] == [
+        -show.LEVELS,
+        0,
+        show.LEVELS,
+        0,
+    ]
     assert show.level(0.0, 0.0) == 0
 
 
-# -- in a terminal ------------------------------------------------------------------------------------------------------------------
+# -- in a terminal ---------------------------------------------------------------------------------
 
 
 def test_the_text_shows_tokens_target_candidates_account_and_source(keys: Explanation) -> None:
     text = show.text(keys)
-    for token in (*keys.tokens, *(c.token for c in keys.candidates), "softmax_offset", "gap", "attnlrp", "arXiv"):
+    for token in (
+        *keys.tokens,
+        *(c.token for c in keys.candidates),
+        "softmax_offset",
+        "conservation_error",
+        "attnlrp",
+        "arXiv",
+    ):
         assert token in text
     assert f"{keys.logit:.4f}" in text
     assert f"{keys.probability:.2%}" in text
 
 
-def test_signs_can_be_read_without_colour(long: Explanation) -> None:
+def test_signs_can_be_read_without_color(long: Explanation) -> None:
     text = show.text(long)
-    assert all(f"{r:+.{show._places(max(abs(long.relevance)), show.DIGITS)}f}" in text for r in long.relevance)
+    assert all(
+        f"{r:+.{show._places(max(abs(long.relevance)), show.DIGITS)}f}" in text
+        for r in long.relevance
+    )
     assert "▒│" in text
     assert "│█" in text
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
 @pytest.mark.parametrize("which", ["keys", "long", "hostile"])
-def test_no_line_is_wider_than_the_terminal(which: str, width: int, request: pytest.FixtureRequest) -> None:
+def test_no_line_is_wider_than_the_terminal(
+    which: str, width: int, request: pytest.FixtureRequest
+) -> None:
     e = request.getfixturevalue(which)
     wide = [line for line in show.text(e, width).splitlines() if show.cells(line) > max(width, 56)]
     assert wide == []
 
 
 def test_no_token_is_left_out_of_a_long_view(long: Explanation) -> None:
-    numbers = [word for line in show.text(long, 120).splitlines() for word in line.split() if word.isdecimal()]
+    numbers = [
+        word
+        for line in show.text(long, 120).splitlines()
+        for word in line.split()
+        if word.isdecimal()
+    ]
     assert {str(i) for i in range(len(long.tokens))} <= set(numbers)
 
 
@@ -188,8 +250,8 @@ def test_rich_draws_hostile_tokens_as_they_are(hostile: Explanation) -> None:
 def test_a_norm_says_that_it_is_one(model: Any, keys: Explanation) -> None:
     e = model.explain("the keys", method="gradient", keep=())
     for shown in (show.text(e, 400), show.html(e), show.fragment(e)):
-        assert "lengths of the carried gradient" in shown
-    assert "lengths of the carried gradient" not in show.text(keys, 400)
+        assert "lengths of the propagated gradient" in shown
+    assert "lengths of the propagated gradient" not in show.text(keys, 400)
 
 
 def test_relevance_that_is_not_finite_is_shown(keys: Explanation) -> None:
@@ -200,7 +262,11 @@ def test_relevance_that_is_not_finite_is_shown(keys: Explanation) -> None:
 
 def test_blanks_of_a_target_are_all_shown(keys: Explanation) -> None:
     e = replace(keys, target="   ")
-    for shown in (show.text(e), show.html(e).replace("&#x27;", "'"), show.fragment(e).replace("&#x27;", "'")):
+    for shown in (
+        show.text(e),
+        show.html(e).replace("&#x27;", "'"),
+        show.fragment(e).replace("&#x27;", "'"),
+    ):
         assert "logit of '   '" in shown
 
 
@@ -215,7 +281,7 @@ def test_tokens_with_their_own_blanks_are_joined_without_more() -> None:
     assert show.joiner(["the", "keys"]) == " "
 
 
-# -- ledgers ------------------------------------------------------------------------------------------------------------------------
+# -- ledgers ---------------------------------------------------------------------------------------
 
 
 def test_a_ledger_is_a_table_of_the_account_and_every_site(keys: Explanation) -> None:
@@ -236,7 +302,7 @@ def test_an_empty_ledger_is_shown_too() -> None:
     assert "explained" in show.ledger_table(Ledger(np.zeros(1), 1e-16))
 
 
-# -- the page -----------------------------------------------------------------------------------------------------------------------
+# -- the page --------------------------------------------------------------------------------------
 
 VOID = {"meta", "br", "wbr", "rect", "line"}
 
@@ -278,7 +344,9 @@ def read(html: str) -> Page:
 
 @pytest.mark.parametrize("which", ["keys", "long", "hostile"])
 @pytest.mark.parametrize("form", [show.html, show.fragment])
-def test_pages_are_well_formed_and_need_nothing_else(form: Any, which: str, request: pytest.FixtureRequest) -> None:
+def test_pages_are_well_formed_and_need_nothing_else(
+    form: Any, which: str, request: pytest.FixtureRequest
+) -> None:
     html = form(request.getfixturevalue(which))
     page = read(html)
     assert page.tags.isdisjoint({"script", "link", "img", "iframe", "object", "form", "b><", "i>"})

@@ -1,7 +1,8 @@
-"""Identity 2: AttnLRP at eps -> 0 is activation times the gradient of the frozen surrogate; the same for CP-LRP and the plain gradient.
+"""Identity 2: AttnLRP at eps -> 0 is activation times the gradient of the frozen surrogate; the
+same for CP-LRP and the plain gradient.
 
-The other side of every comparison comes from `verification/surrogate.py`, where no rule of the engine takes part. Deviations are
-relative to the largest relevance at the site.
+The other side of every comparison comes from `verification/surrogate.py`, where no rule of the
+engine takes part. Deviations are relative to the largest relevance at the site.
 """
 
 from __future__ import annotations
@@ -29,22 +30,32 @@ IDS = {
 }
 CHECKPOINTS = tuple(IDS)
 
-VARIANT = {"attnlrp": "attnlrp", "lrp-0": "attnlrp", "attnlrp-gradient": "attnlrp", "cp-lrp": "cp-lrp", "input-x-gradient": "gradient"}
+VARIANT = {
+    "attnlrp": "attnlrp",
+    "lrp-0": "attnlrp",
+    "attnlrp-gradient": "attnlrp",
+    "cp-lrp": "cp-lrp",
+    "input-x-gradient": "gradient",
+}
 """Method -> the surrogate whose gradient it is."""
 
 EXACT = ("lrp-0", "attnlrp-gradient", "cp-lrp", "input-x-gradient")
-"""Those without a stabiliser: only rounding is left."""
+"""Those without a stabilizer: only rounding is left."""
 
 BIASED = {"attention_bias": True, "mlp_bias": True}
 RANDOM = {
     "llama": LLAMA,
     "llama with biases": LLAMA | BIASED | {"hidden_act": "gelu"},
-    "llama, one key head, tied": LLAMA | BIASED | {"num_key_value_heads": 1, "tie_word_embeddings": True, "hidden_act": "quick_gelu"},
-    "llama, no groups, relu": LLAMA | {"num_key_value_heads": 4, "hidden_act": "relu", "num_hidden_layers": 3},
+    "llama, one key head, tied": LLAMA
+    | BIASED
+    | {"num_key_value_heads": 1, "tie_word_embeddings": True, "hidden_act": "quick_gelu"},
+    "llama, no groups, relu": LLAMA
+    | {"num_key_value_heads": 4, "hidden_act": "relu", "num_hidden_layers": 3},
     "llama, tanh": LLAMA | {"hidden_act": "tanh", "head_dim": 6},
     "gpt2": GPT2,
     "gpt2, untied, erf": GPT2 | {"tie_word_embeddings": False, "activation_function": "gelu"},
-    "gpt2, relu, scaled by layer": GPT2 | {"activation_function": "relu", "scale_attn_by_inverse_layer_idx": True, "n_layer": 3},
+    "gpt2, relu, scaled by layer": GPT2
+    | {"activation_function": "relu", "scale_attn_by_inverse_layer_idx": True, "n_layer": 3},
     "gpt2, unscaled, silu": GPT2 | {"activation_function": "silu", "scale_attn_weights": False},
 }
 
@@ -73,14 +84,18 @@ class Truth:
 
     def relevance(self, site: str, variant: str) -> Any:
         if (site, variant) not in self.known:
-            g = surrogate.gradient(self.model, self.ids, site, self.target, variant=variant, around=self.around)
+            g = surrogate.gradient(
+                self.model, self.ids, site, self.target, variant=variant, around=self.around
+            )
             self.known[site, variant] = self.around[site].output.array[0] * g
         return self.known[site, variant]
 
     def deviation(self, method: str, wanted: Callable[[str], bool] = is_stage, **how: Any) -> float:
         """The largest over the sites of |R - truth| / max |truth|."""
         e = self.model.explain(self.ids, method, target=self.target, **how)
-        return max(apart(e[site], self.relevance(site, VARIANT[method])) for site in self.sites(wanted))
+        return max(
+            apart(e[site], self.relevance(site, VARIANT[method])) for site in self.sites(wanted)
+        )
 
 
 def apart(got: Any, truth: Any) -> float:
@@ -96,7 +111,9 @@ def truth_of(name: str) -> Truth:
 @pytest.mark.parametrize("name", CHECKPOINTS)
 @pytest.mark.parametrize("variant", surrogate.VARIANTS)
 def test_surrogate_is_the_net_at_the_input(name: str, variant: str) -> None:
-    """Unperturbed it must give the logits of the real run, or its gradient would be that of something else."""
+    """Unperturbed it must give the logits of the real run, or its gradient would be that of
+    something else.
+    """
     truth = truth_of(name)
     z = surrogate.logits(truth.model, truth.ids, truth.around, variant=variant)[0]
     assert np.abs(z - truth.logits).max() < 1e-13 * np.abs(truth.logits).max() * 10
@@ -111,11 +128,17 @@ def test_relevance_is_activation_times_surrogate_gradient(name: str, method: str
 
 @pytest.mark.parametrize("name", (*CHECKPOINTS, *RANDOM))
 def test_attnlrp_tends_to_the_surrogate_linearly_in_eps(name: str) -> None:
-    """At eps = 1e-14 within 1e-9; what is left is the stabiliser and nothing else: a hundred times the eps, a hundred times as much.
+    """At eps = 1e-14 within 1e-9; what is left is the stabilizer and nothing else: a hundred times
+    the eps, a hundred times as much.
 
-    How much depends on the smallest denominator of the run, 7.7e-9 of the largest relevance at eps = 1e-12 where it is worst.
+    How much depends on the smallest denominator of the run, 7.7e-9 of the largest relevance at eps
+    = 1e-12 where it is worst.
     """
-    truth = truth_of(name) if name in CHECKPOINTS else Truth(random_model(RANDOM[name], seed=4), [0, 5, 9, 2, 11, 7])
+    truth = (
+        truth_of(name)
+        if name in CHECKPOINTS
+        else Truth(random_model(RANDOM[name], seed=4), [0, 5, 9, 2, 11, 7])
+    )
     small, large = (truth.deviation("attnlrp", eps=eps) for eps in (1e-14, 1e-12))
     assert small < 1e-9
     assert large == pytest.approx(100 * small, rel=0.1)
@@ -124,7 +147,9 @@ def test_attnlrp_tends_to_the_surrogate_linearly_in_eps(name: str) -> None:
 @pytest.mark.parametrize("method", EXACT)
 @pytest.mark.parametrize("name", RANDOM)
 def test_random_nets_at_every_site(name: str, method: str) -> None:
-    """Biases, groups of queries, tied and untied heads, every activation: at each operation's output, scores and probabilities included."""
+    """Biases, groups of queries, tied and untied heads, every activation: at each operation's
+    output, scores and probabilities included.
+    """
     truth = Truth(random_model(RANDOM[name], seed=3), [3, 1, 16, 1, 8])
     assert truth.deviation(method, lambda site: True) < 1e-12
 
@@ -134,14 +159,18 @@ def test_contrast(method: str) -> None:
     """The gradient of a difference of logits, for a seed with two entries."""
     model, ids = loaded("shipped"), IDS["shipped"]
     around = surrogate.record(model, ids)[0]
-    g = surrogate.gradient(model, ids, "model.layers.2", 7, against=30, variant=VARIANT[method], around=around)
+    g = surrogate.gradient(
+        model, ids, "model.layers.2", 7, against=30, variant=VARIANT[method], around=around
+    )
     e = model.explain(ids, method, contrast=(7, 30))
     assert apart(e["model.layers.2"], around["model.layers.2"].output.array[0] * g) < 1e-13
 
 
 @cache
 def long_truth() -> Truth:
-    return Truth(loaded("shipped"), [2] + [int(i) for i in np.random.default_rng(0).integers(4, 169, 23)])
+    return Truth(
+        loaded("shipped"), [2] + [int(i) for i in np.random.default_rng(0).integers(4, 169, 23)]
+    )
 
 
 @pytest.mark.slow
@@ -152,7 +181,9 @@ def test_longer_text(method: str) -> None:
 
 
 def test_complex_step_sees_a_wrong_factor() -> None:
-    """The check itself is sharp: the plain gradient's surrogate is not AttnLRP's, and the difference is no rounding."""
+    """The check itself is sharp: the plain gradient's surrogate is not AttnLRP's, and the
+    difference is no rounding.
+    """
     truth = truth_of("shipped")
     true = truth.relevance("model.embed_tokens", "gradient")
     assert apart(true, truth.relevance("model.embed_tokens", "attnlrp")) > 1e-2

@@ -1,6 +1,8 @@
-"""T5 and Flan-T5: distances and their buckets, relevance on both stacks against the frozen surrogate, one account over both, both padded.
+"""T5 and Flan-T5: distances and their buckets, relevance on both stacks against the frozen
+surrogate, one account over both, both padded.
 
-The scale of comparisons is that of test_identities.py: 8 u times the sum of the |terms| that the rules added up.
+The scale of comparisons is that of test_identities.py: 8 u times the sum of the |terms| that the
+rules added up.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 import mpmath
 import numpy as np
 import pytest
-from conftest import World
+from conftest import Backend
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import refl
@@ -35,11 +37,23 @@ from refl.verification.random_models import FLAN, LLAMA, T5, moved, random_model
 NETS = {
     "t5": T5,
     "flan": T5 | FLAN,
-    "gated-silu, tied, few buckets": T5 | {"feed_forward_proj": "gated-silu", "num_layers": 1, "relative_attention_num_buckets": 5},
-    "gelu, untied, deep encoder": T5 | {"feed_forward_proj": "gelu", "tie_word_embeddings": False, "num_layers": 3, "num_decoder_layers": 1},
+    "gated-silu, tied, few buckets": T5
+    | {"feed_forward_proj": "gated-silu", "num_layers": 1, "relative_attention_num_buckets": 5},
+    "gelu, untied, deep encoder": T5
+    | {
+        "feed_forward_proj": "gelu",
+        "tie_word_embeddings": False,
+        "num_layers": 3,
+        "num_decoder_layers": 1,
+    },
 }
 READ, WRITTEN = [3, 1, 16, 1, 8, 9], [0, 5, 11, 2]
-WITHOUT_EPS = {"attnlrp-gradient": "attnlrp", "lrp-0": "attnlrp", "cp-lrp": "cp-lrp", "input-x-gradient": "gradient"}
+WITHOUT_EPS = {
+    "attnlrp-gradient": "attnlrp",
+    "lrp-0": "attnlrp",
+    "cp-lrp": "cp-lrp",
+    "input-x-gradient": "gradient",
+}
 """Method -> the surrogate whose gradient it is."""
 
 
@@ -49,7 +63,12 @@ def net(name: str, dtype: str = "float64") -> Model:
 
 
 def rounding(*explanations: Explanation) -> float:
-    return float(max(8 * e.ledger.roundoff * sum(float(entry.terms[0]) for entry in e.ledger) for e in explanations))
+    return float(
+        max(
+            8 * e.ledger.roundoff * sum(float(entry.rounding_scale[0]) for entry in e.ledger)
+            for e in explanations
+        )
+    )
 
 
 def close(got: Any, want: Any, bound: float) -> None:
@@ -58,15 +77,21 @@ def close(got: Any, want: Any, bound: float) -> None:
     assert apart <= bound, f"{apart:.2e} apart, {bound:.2e} allowed"
 
 
-# -- buckets --------------------------------------------------------------------------------------------------------------------------
+# -- buckets ---------------------------------------------------------------------------------------
 
 
 def config(buckets: int, farthest: int) -> Any:
-    return parse(t5.Config, T5 | {"relative_attention_num_buckets": buckets, "relative_attention_max_distance": farthest})
+    return parse(
+        t5.Config,
+        T5
+        | {"relative_attention_num_buckets": buckets, "relative_attention_max_distance": farthest},
+    )
 
 
 def test_buckets_of_the_published_models() -> None:
-    """32 buckets up to 128: distances that each begin a bucket, 8 2^(k/2) and 16 8^(k/16) rounded up."""
+    """32 buckets up to 128: distances that each begin a bucket, 8 2^(k/2) and 16 8^(k/16) rounded
+    up.
+    """
     c = config(32, 128)
     both = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]
     behind = [*range(16), 16, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113]
@@ -77,13 +102,25 @@ def test_buckets_of_the_published_models() -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("number", "farthest"), [(32, 128), (8, 12), (4, 3), (5, 30), (7, 9), (12, 48), (64, 256), (8, 64)])
+@pytest.mark.parametrize(
+    ("number", "farthest"),
+    [(32, 128), (8, 12), (4, 3), (5, 30), (7, 9), (12, 48), (64, 256), (8, 64)],
+)
 def test_buckets_by_their_definition(number: int, farthest: int, causal: bool) -> None:
-    """Half of the buckets for one distance each, the other half of equal widths in the logarithm, here with fifty digits."""
+    """Half of the buckets for one distance each, the other half of equal widths in the logarithm,
+    here with fifty digits.
+    """
     length = farthest + 5
-    table = relative_bias.buckets(config(number, farthest), np.zeros((2, length), dtype=np.int64), causal)
+    table = relative_bias.buckets(
+        config(number, farthest), np.zeros((2, length), dtype=np.int64), causal
+    )
     each = number if causal else number // 2
-    for j, i in [*((0, i) for i in range(length)), *((j, 0) for j in range(length)), (length // 2, length - 1), (length - 1, length // 2)]:
+    for j, i in [
+        *((0, i) for i in range(length)),
+        *((j, 0) for j in range(length)),
+        (length // 2, length - 1),
+        (length - 1, length // 2),
+    ]:
         distance = max(j - i, 0) if causal else abs(i - j)
         expected = defined(distance, each, farthest) + (each if i > j and not causal else 0)
         assert table[j, i] == expected, (j, i)
@@ -99,16 +136,23 @@ def defined(n: int, each: int, farthest: int) -> int:
         return min(exact + int(mpmath.floor(reached + mpmath.mpf(10) ** -40)), each - 1)
 
 
-# -- the forward ----------------------------------------------------------------------------------------------------------------------
+# -- the forward -----------------------------------------------------------------------------------
 
 
 def plain_t5(w: Any, c: dict[str, Any], read: list[int], written: list[int]) -> Any:  # -> (U, V)
     """The paper's model, one text, one loop over heads at a time."""
-    act = {"relu": lambda x: np.maximum(x, 0), "gated-gelu": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))}
+    act = {
+        "relu": lambda x: np.maximum(x, 0),
+        "gated-gelu": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    }
     f, heads, width = act[c["feed_forward_proj"]], c["num_heads"], c["d_kv"]
 
     def norm(name: str, x: Any) -> Any:
-        return w[f"{name}.weight"] * x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + c["layer_norm_epsilon"])
+        return (
+            w[f"{name}.weight"]
+            * x
+            / np.sqrt((x * x).mean(axis=-1, keepdims=True) + c["layer_norm_epsilon"])
+        )
 
     def attend(name: str, x: Any, y: Any, table: str | None, causal: bool) -> Any:
         q, k, v = (z @ w[f"{name}.{part}.weight"].T for part, z in (("q", x), ("k", y), ("v", y)))
@@ -118,7 +162,10 @@ def plain_t5(w: Any, c: dict[str, Any], read: list[int], written: list[int]) -> 
             for j in range(len(x)):
                 s = np.array([q[j, of] @ k[i, of] for i in range(len(y))])
                 if table is not None:
-                    s += [w[f"{table}.relative_attention_bias.weight"][row(j, i, causal), h] for i in range(len(y))]
+                    s += [
+                        w[f"{table}.relative_attention_bias.weight"][row(j, i, causal), h]
+                        for i in range(len(y))
+                    ]
                 e = np.exp(s - s.max())[: j + 1 if causal else None]
                 out[j, of] = e @ v[: len(e), of] / e.sum()
         return out @ w[f"{name}.o.weight"].T
@@ -126,21 +173,40 @@ def plain_t5(w: Any, c: dict[str, Any], read: list[int], written: list[int]) -> 
     def row(j: int, i: int, causal: bool) -> int:
         each = c["relative_attention_num_buckets"] // (1 if causal else 2)
         far = c["relative_attention_max_distance"]
-        return defined(max(j - i, 0), each, far) if causal else defined(abs(j - i), each, far) + each * (i > j)
+        return (
+            defined(max(j - i, 0), each, far)
+            if causal
+            else defined(abs(j - i), each, far) + each * (i > j)
+        )
 
     def mlp(name: str, x: Any) -> Any:
         gated = c["feed_forward_proj"].startswith("gated")
-        h = f(x @ w[f"{name}.wi_0.weight"].T) * (x @ w[f"{name}.wi_1.weight"].T) if gated else f(x @ w[f"{name}.wi.weight"].T)
+        h = (
+            f(x @ w[f"{name}.wi_0.weight"].T) * (x @ w[f"{name}.wi_1.weight"].T)
+            if gated
+            else f(x @ w[f"{name}.wi.weight"].T)
+        )
         return h @ w[f"{name}.wo.weight"].T
 
     h, read_out = None, None
-    for stack, ids, layers in (("encoder", read, c["num_layers"]), ("decoder", written, c["num_decoder_layers"])):
+    for stack, ids, layers in (
+        ("encoder", read, c["num_layers"]),
+        ("decoder", written, c["num_decoder_layers"]),
+    ):
         h = w["shared.weight"][ids]
         for b in (f"{stack}.block.{i}.layer" for i in range(layers)):
             x = norm(f"{b}.0.layer_norm", h)
-            h = h + attend(f"{b}.0.SelfAttention", x, x, f"{stack}.block.0.layer.0.SelfAttention", stack == "decoder")
+            h = h + attend(
+                f"{b}.0.SelfAttention",
+                x,
+                x,
+                f"{stack}.block.0.layer.0.SelfAttention",
+                stack == "decoder",
+            )
             if stack == "decoder":
-                h = h + attend(f"{b}.1.EncDecAttention", norm(f"{b}.1.layer_norm", h), read_out, None, False)
+                h = h + attend(
+                    f"{b}.1.EncDecAttention", norm(f"{b}.1.layer_norm", h), read_out, None, False
+                )
             last = f"{b}.{1 if stack == 'encoder' else 2}"
             h = h + mlp(f"{last}.DenseReluDense", norm(f"{last}.layer_norm", h))
         h = norm(f"{stack}.final_layer_norm", h)
@@ -156,7 +222,7 @@ def test_in_plain_numpy(name: str) -> None:
     assert np.abs(net(name).logits(read, written) - want).max() < 1e-13 * np.abs(want).max() * 10
 
 
-# -- relevance ------------------------------------------------------------------------------------------------------------------------
+# -- relevance -------------------------------------------------------------------------------------
 
 
 class Truth:
@@ -181,7 +247,11 @@ class Truth:
 
     def stages(self) -> list[str]:
         """Both embeddings, both last norms, what comes of every half-block and every block."""
-        found = [s for s in self.around if s.endswith(("embed_tokens", "final_layer_norm")) or s.rpartition(".")[2].isdigit()]
+        found = [
+            s
+            for s in self.around
+            if s.endswith(("embed_tokens", "final_layer_norm")) or s.rpartition(".")[2].isdigit()
+        ]
         c = self.model.config
         assert len(found) == 4 + 2 * c.num_layers + 3 * c.decoder_layers
         return found
@@ -207,7 +277,10 @@ def test_surrogate_is_the_net_at_the_input(name: str, variant: str) -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_attnlrp_tends_to_the_surrogate_linearly_in_eps(name: str) -> None:
-    small, large = (truth(name).deviation("attnlrp", "attnlrp", truth(name).stages(), eps=eps) for eps in (1e-14, 1e-12))
+    small, large = (
+        truth(name).deviation("attnlrp", "attnlrp", truth(name).stages(), eps=eps)
+        for eps in (1e-14, 1e-12)
+    )
     assert small < 1e-9
     assert large == pytest.approx(100 * small, rel=0.1)
 
@@ -222,8 +295,12 @@ def test_relevance_is_activation_times_surrogate_gradient(name: str, method: str
 @pytest.mark.parametrize("method", ["attnlrp-gradient", "cp-lrp"])
 @pytest.mark.parametrize("name", ["t5", "flan"])
 def test_the_same_inside_the_attentions(name: str, method: str) -> None:
-    """At every operation of one attention of each kind: bias and table, scores with it, keys and values that were read."""
-    inside = [s for s in truth(name).around if fnmatchcase(s, "*coder.block.0.layer.[01].*Attention.*")]
+    """At every operation of one attention of each kind: bias and table, scores with it, keys and
+    values that were read.
+    """
+    inside = [
+        s for s in truth(name).around if fnmatchcase(s, "*coder.block.0.layer.[01].*Attention.*")
+    ]
     assert len(inside) > 30
     assert truth(name).deviation(method, WITHOUT_EPS[method], inside) < 1e-12
 
@@ -239,18 +316,29 @@ def test_cp_lrp_conserves(name: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NETS)
 def test_books_close(name: str, dtype: str) -> None:
-    """Every site within 8 u sum|terms|; the whole account; tokens are both rows; distances absorb under `position`."""
+    """Every site within 8 u sum|terms|; the whole account; tokens are both rows; distances absorb
+    under `position`.
+    """
     for method, composite in METHODS.items():
         for keep in ("*", ()):
             e = net(name, dtype).explain(READ, method, decoder=WRITTEN, audit=True, keep=keep)
             for entry in e.ledger:
-                assert abs(entry.gap[0]) <= 8 * e.ledger.roundoff * entry.terms[0], f"{method}: {entry.site}"
-            assert abs(e.ledger.gap[0]) <= rounding(e)
+                assert (
+                    abs(entry.conservation_error[0])
+                    <= 8 * e.ledger.roundoff * entry.rounding_scale[0]
+                ), f"{method}: {entry.site}"
+            assert abs(e.ledger.conservation_error[0]) <= rounding(e)
             if composite.score == "sum":
-                assert abs(e.relevance.sum() + e.decoder_relevance.sum() - e.ledger.tokens[0]) <= rounding(e)
+                assert abs(
+                    e.relevance.sum() + e.decoder_relevance.sum() - e.ledger.tokens[0]
+                ) <= rounding(e)
             if method == "attnlrp":
                 assert e.ledger.absorbed["position"][0] != 0
-                at_tables = [n.absorbed["position"][0] for n in e.ledger if n.site.endswith("relative_attention_bias")]
+                at_tables = [
+                    n.absorbed["position"][0]
+                    for n in e.ledger
+                    if n.site.endswith("relative_attention_bias")
+                ]
                 assert len(at_tables) == 2
                 assert sum(at_tables) == e.ledger.absorbed["position"][0]
 
@@ -259,21 +347,36 @@ def test_books_close(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["t5", "flan"])
 def test_a_padded_batch_is_its_members(name: str, method: str, keep: Any) -> None:
-    """Each with its own lengths on both sides; padding holds nothing, and no example's books hear of another's."""
+    """Each with its own lengths on both sides; padding holds nothing, and no example's ledger hear
+    of another's.
+    """
     model, numbers = net(name), np.random.default_rng(3)
     texts = [numbers.integers(0, 17, n).tolist() for n in (7, 3, 1, 5)]
     written = [numbers.integers(0, 17, n).tolist() for n in (2, 9, 4, 1)]
     together = model.explain(texts, method, decoder=written, keep=keep, audit=True)
     for read, decoder, e in zip(texts, written, together, strict=True):
         alone = model.explain(read, method, decoder=decoder, keep=keep, audit=True)
-        assert (e.target_id, e.tokens, e.decoder_tokens, e.decoder_ids) == (alone.target_id, alone.tokens, alone.decoder_tokens, decoder)
+        assert (e.target_id, e.tokens, e.decoder_tokens, e.decoder_ids) == (
+            alone.target_id,
+            alone.tokens,
+            alone.decoder_tokens,
+            decoder,
+        )
         close(e.relevance, alone.relevance, rounding(alone))
         close(e.decoder_relevance, alone.decoder_relevance, rounding(alone))
         for site in (s for s in e if e[s].ndim == 2 and e[s].shape[0] > 1 and ".bias." not in s):
-            real = len(decoder if site.startswith("decoder") and not site.endswith((".EncDecAttention.k", ".EncDecAttention.v")) else read)
+            real = len(
+                decoder
+                if site.startswith("decoder")
+                and not site.endswith((".EncDecAttention.k", ".EncDecAttention.v"))
+                else read
+            )
             assert not e[site][real:].any(), site
             close(e[site][:real], alone[site], rounding(alone))
-        for site, n in (("encoder.block.0.layer.0.SelfAttention.bias", len(read)), ("decoder.block.0.layer.0.SelfAttention.bias", len(decoder))):
+        for site, n in (
+            ("encoder.block.0.layer.0.SelfAttention.bias", len(read)),
+            ("decoder.block.0.layer.0.SelfAttention.bias", len(decoder)),
+        ):
             if site in set(e):
                 close(e[site][:, :n, :n], alone[site], rounding(alone))
                 assert not e[site][:, n:].any() and not e[site][:, :, n:].any()
@@ -287,46 +390,70 @@ def test_a_padded_batch_is_its_members(name: str, method: str, keep: Any) -> Non
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["t5", "flan"])
 def test_recomputing_changes_no_bit(name: str, method: str, keep: Any) -> None:
-    """What every block of the decoder reads, and the bias that all blocks of a stack share, are operands of blocks that are run again."""
+    """What every block of the decoder reads, and the bias that all blocks of a stack share, are
+    operands of blocks that are run again.
+    """
     texts, written = [READ, READ[:2]], [WRITTEN[:3], WRITTEN]
-    runs = (net(name, "float32").explain(texts, method, decoder=written, keep=keep, recompute=r) for r in (False, True))
+    runs = (
+        net(name, "float32").explain(texts, method, decoder=written, keep=keep, recompute=r)
+        for r in (False, True)
+    )
     for full, less in zip(*runs, strict=True):
         assert set(full) == set(less)
         assert full.sites.aliases == less.sites.aliases or keep == ()
-        assert np.array_equal(full.relevance, less.relevance) and np.array_equal(full.decoder_relevance, less.decoder_relevance)
+        assert np.array_equal(full.relevance, less.relevance) and np.array_equal(
+            full.decoder_relevance, less.decoder_relevance
+        )
         for site in full:
-            assert np.array_equal(full[site], less[site]) and np.array_equal(full.activation(site), less.activation(site)), site
+            assert np.array_equal(full[site], less[site]) and np.array_equal(
+                full.activation(site), less.activation(site)
+            ), site
         assert full.ledger.as_dict() == less.ledger.as_dict()
 
 
 def test_several_targets_from_one_forward() -> None:
     for recompute in (False, True):
-        for target, e in zip((4, 9), net("flan").explain_each(READ, (4, 9), decoder=WRITTEN, recompute=recompute), strict=True):
+        for target, e in zip(
+            (4, 9),
+            net("flan").explain_each(READ, (4, 9), decoder=WRITTEN, recompute=recompute),
+            strict=True,
+        ):
             alone = net("flan").explain(READ, target=target, decoder=WRITTEN)
-            assert np.array_equal(e.relevance, alone.relevance) and np.array_equal(e.decoder_relevance, alone.decoder_relevance)
+            assert np.array_equal(e.relevance, alone.relevance) and np.array_equal(
+                e.decoder_relevance, alone.decoder_relevance
+            )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_is_behind_the_explained_position(method: str) -> None:
     """The output at the second of four tokens is the explanation of the first two."""
-    e, alone = (net("flan").explain(READ, method, decoder=d, position=1, audit=True) for d in (WRITTEN, WRITTEN[:2]))
+    e, alone = (
+        net("flan").explain(READ, method, decoder=d, position=1, audit=True)
+        for d in (WRITTEN, WRITTEN[:2])
+    )
     assert not e.decoder_relevance[2:].any()
     close(e.decoder_relevance[:2], alone.decoder_relevance, rounding(alone))
     close(e.relevance, alone.relevance, rounding(alone))
 
 
-@pytest.mark.parametrize("world", ["array-api-strict", "cupy"], indirect=True)
+@pytest.mark.parametrize("backend", ["array-api-strict", "cupy"], indirect=True)
 @pytest.mark.parametrize("name", ["t5", "flan"])
-def test_every_world(name: str, world: World) -> None:
-    home, away = net(name), moved(net(name), world.place)
+def test_every_backend(name: str, backend: Backend) -> None:
+    home, away = net(name), moved(net(name), backend.place)
     assert away.generate(READ, 4) == home.generate(READ, 4)
     for how in ({"keep": "*"}, {"keep": (), "recompute": True}):
-        for one, other in zip(*(m.explain([READ, READ[:3]], decoder=[WRITTEN, [0]], audit=True, **how) for m in (home, away)), strict=True):
+        for one, other in zip(
+            *(
+                m.explain([READ, READ[:3]], decoder=[WRITTEN, [0]], audit=True, **how)
+                for m in (home, away)
+            ),
+            strict=True,
+        ):
             close(other.relevance, one.relevance, rounding(one))
             close(other.decoder_relevance, one.decoder_relevance, rounding(one))
 
 
-# -- what is asked and what is answered -----------------------------------------------------------------------------------------------
+# -- what is asked and what is answered ------------------------------------------------------------
 
 
 def test_fields() -> None:
@@ -360,7 +487,10 @@ def test_generation_is_greedy_and_stops_at_the_end() -> None:
     for n in range(1, 6):
         assert written[n] == model.logits(READ, written[:n])[-1].argmax()
     assert model.generate(READ, 3, decoder=written[:3]) == written
-    assert replace(model, ends=frozenset({written[2]})).generate(READ, 5) == written[: written.index(written[2], 1) + 1]
+    assert (
+        replace(model, ends=frozenset({written[2]})).generate(READ, 5)
+        == written[: written.index(written[2], 1) + 1]
+    )
 
 
 def test_refusals() -> None:
@@ -390,9 +520,24 @@ def test_refusals() -> None:
 
 
 WORDS = [
-    "<pad>", "</s>", "<unk>", "the", "keys", "to", "cabinet", "are", "is", "schluessel", "zum", "schrank", "liegen", "bereit", "hier",
-    "da", "und",
-]  # fmt: skip
+    "<pad>",
+    "</s>",
+    "<unk>",
+    "the",
+    "keys",
+    "to",
+    "cabinet",
+    "are",
+    "is",
+    "schluessel",
+    "zum",
+    "schrank",
+    "liegen",
+    "bereit",
+    "hier",
+    "da",
+    "und",
+]
 """17 of them, as many as the random nets know."""
 
 
@@ -401,36 +546,60 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with a tokenizer that, as T5's, ends every text with </s>."""
     folder, model = tmp_path_factory.mktemp("t5"), random_model(T5 | FLAN, 2, "float32")
     write_safetensors(folder / "model.safetensors", dict(model.weights), {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(T5 | FLAN | {"eos_token_id": 1, "architectures": ["T5ForConditionalGeneration"]}))
+    (folder / "config.json").write_text(
+        json.dumps(T5 | FLAN | {"eos_token_id": 1, "architectures": ["T5ForConditionalGeneration"]})
+    )
     tokenizer = Tokenizer(models.WordLevel(dict(zip(WORDS, count())), unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
 
 def test_the_shared_table_under_either_name(folder: Path, tmp_path: Path) -> None:
-    """Some files hold the table of both embeddings, one tensor, under the encoder's name alone, some under all three."""
+    """Some files hold the table of both embeddings, one tensor, under the encoder's name alone,
+    some under all three.
+    """
     arrays, _ = read_safetensors(folder / "model.safetensors")
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     table = arrays["shared.weight"]
-    for names in (["encoder.embed_tokens"], ["shared", "encoder.embed_tokens", "decoder.embed_tokens"]):
+    for names in (
+        ["encoder.embed_tokens"],
+        ["shared", "encoder.embed_tokens", "decoder.embed_tokens"],
+    ):
         others = {name: array for name, array in arrays.items() if name != "shared.weight"}
-        write_safetensors(tmp_path / "model.safetensors", others | {f"{name}.weight": table for name in names}, {"format": "pt"})
-        assert np.array_equal(refl.load(tmp_path).logits(READ, WRITTEN), refl.load(folder).logits(READ, WRITTEN))
+        write_safetensors(
+            tmp_path / "model.safetensors",
+            others | {f"{name}.weight": table for name in names},
+            {"format": "pt"},
+        )
+        assert np.array_equal(
+            refl.load(tmp_path).logits(READ, WRITTEN), refl.load(folder).logits(READ, WRITTEN)
+        )
 
 
 def test_text_on_both_sides(folder: Path, tmp_path: Path) -> None:
-    """The encoder's text ends as the tokenizer ends it; the decoder's starts with its start token and has no end."""
+    """The encoder's text ends as the tokenizer ends it; the decoder's starts with its start token
+    and has no end.
+    """
     model = refl.load(folder, dtype="float64")
     e = model.explain("the keys to the cabinet", decoder="schluessel zum")
     assert e.tokens == ["the", "keys", "to", "the", "cabinet", "</s>"]
     assert e.decoder_tokens == ["<pad>", "schluessel", "zum"]
     assert model.explain("the keys", decoder="").decoder_tokens == ["<pad>"]
-    both = model.explain(["the keys", "the cabinet"], decoder=["schluessel", "schrank und"], keep=())
-    assert [b.decoder_tokens for b in both] == [["<pad>", "schluessel"], ["<pad>", "schrank", "und"]]
-    assert [b.decoder_ids for b in model.explain(["the", "keys"], decoder="hier", keep=())] == [model.written("hier")] * 2
+    both = model.explain(
+        ["the keys", "the cabinet"], decoder=["schluessel", "schrank und"], keep=()
+    )
+    assert [b.decoder_tokens for b in both] == [
+        ["<pad>", "schluessel"],
+        ["<pad>", "schrank", "und"],
+    ]
+    assert [b.decoder_ids for b in model.explain(["the", "keys"], decoder="hier", keep=())] == [
+        model.decoder_prefix("hier")
+    ] * 2
     e.save(tmp_path / "saved.safetensors")
     arrays, metadata = read_safetensors(tmp_path / "saved.safetensors")
     assert arrays["decoder_ids"].tolist() == e.decoder_ids
@@ -440,14 +609,26 @@ def test_text_on_both_sides(folder: Path, tmp_path: Path) -> None:
 
 
 def test_shown(folder: Path) -> None:
-    """Both rows, named, the target after the second, to one scale, as text, as a page and in a notebook."""
+    """Both rows, named, the target after the second, to one scale, as text, as a page and in a
+    notebook.
+    """
     e = refl.load(folder).explain("the keys to the cabinet", decoder="schluessel zum", keep=())
     text = show.text(e)
-    assert text.index(show.READ) < text.index("cabinet") < text.index(show.WRITTEN) < text.index("schluessel zum  → ")
+    assert (
+        text.index(show.READ)
+        < text.index("cabinet")
+        < text.index(show.WRITTEN)
+        < text.index("schluessel zum  → ")
+    )
     assert text.count(" → ") == 1
     page = show.html(e)
     for part in (page, show.fragment(e)):
-        assert part.index(show.READ) < part.index("cabinet<") < part.index(show.WRITTEN) < part.index("schluessel<")
+        assert (
+            part.index(show.READ)
+            < part.index("cabinet<")
+            < part.index(show.WRITTEN)
+            < part.index("schluessel<")
+        )
     assert "decoder ids" in page
     strongest = max(map(abs, [*e.relevance, *e.decoder_relevance]))
     weaker = [r for r in (e.relevance, e.decoder_relevance) if np.abs(r).max() < strongest]
@@ -457,7 +638,10 @@ def test_shown(folder: Path) -> None:
 
 def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, page = ["--model", str(folder)], tmp_path / "page.html"
-    assert main(["explain", "the keys", *model, "--decoder", "schluessel zum", "--html", str(page)]) == 0
+    assert (
+        main(["explain", "the keys", *model, "--decoder", "schluessel zum", "--html", str(page)])
+        == 0
+    )
     out = capsys.readouterr().out
     assert show.READ in out and show.WRITTEN in out and "schluessel" in out
     assert show.WRITTEN in page.read_text(encoding="utf-8")
@@ -465,19 +649,34 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     found = json.loads(capsys.readouterr().out)
     assert found["decoder_tokens"] == ["<pad>", "schluessel", "zum"]
     assert len(found["decoder_relevance"]) == 3
-    assert sum(found["relevance"]) + sum(found["decoder_relevance"]) == pytest.approx(found["ledger"]["tokens"], rel=1e-4)
+    assert sum(found["relevance"]) + sum(found["decoder_relevance"]) == pytest.approx(
+        found["ledger"]["tokens"], rel=1e-4
+    )
     assert main(["explain", "the keys", *model, "--decoder-ids", "0", "9", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["decoder_ids"] == [0, 9]
-    assert main(["explain", "the keys", *model, "--keep", "*.EncDecAttention.o", "--method", "cp-lrp"]) == 0
+    assert (
+        main(["explain", "the keys", *model, "--keep", "*.EncDecAttention.o", "--method", "cp-lrp"])
+        == 0
+    )
     assert "decoder.block.2.layer.1.EncDecAttention.o" in capsys.readouterr().out
     assert main(["trace", "the keys", *model, "--decoder", "schluessel zum", "--json"]) == 0
     operations = {row["site"]: row for row in json.loads(capsys.readouterr().out)["operations"]}
     assert operations["decoder.block.1.layer.1.EncDecAttention.scores"]["shape"] == [3, 3, 3]
-    assert operations["encoder.block.0.layer.0.SelfAttention.relative_attention_bias"]["absorbed"]["position"] != 0
+    assert (
+        operations["encoder.block.0.layer.0.SelfAttention.relative_attention_bias"]["absorbed"][
+            "position"
+        ]
+        != 0
+    )
 
 
 def test_command_line_refusals(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "the keys", "--decoder", "a"]) == 2
     assert "no decoder" in capsys.readouterr().err
-    assert main(["explain", "the keys", "--model", str(folder), "--decoder", "a", "--decoder-ids", "1"]) == 2
+    assert (
+        main(
+            ["explain", "the keys", "--model", str(folder), "--decoder", "a", "--decoder-ids", "1"]
+        )
+        == 2
+    )
     assert "not both" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""refl.io.text against transformers and the checkpoints' stored ids, and what a target may be called."""
+"""refl.io.text against transformers and the checkpoints' stored ids, and what a target may be
+called.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,11 @@ CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
 NAMES = ["stories260K", "babyllama105", "capp_gpt2", "nano_sort_gpt2", "rxnmapper_albert"]
 PART = "geometry_prismatic|holes_normal|external_threads_yes|surface_finish_normal|tolerance_medium"
 PART += "|batch_size_small<SOS>"
-CORPUS = ["The keys to the cabinet are on the table.", "Über 3 naïve cafés — 東京 🎉!", "a\tb\n\nc  d"] * 3
+CORPUS = [
+    "The keys to the cabinet are on the table.",
+    "Über 3 naïve cafés — 東京 🎉!",
+    "a\tb\n\nc  d",
+] * 3
 TEXTS = [
     *CORPUS,
     "x",
@@ -69,7 +75,7 @@ def peer(folder: Path) -> Any:
         return transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
 
 
-# --- tokenizers made here ---------------------------------------------------------------------------------
+# --- tokenizers made here -------------------------------------------------------------------------
 
 
 def byte_level() -> Tokenizer:
@@ -94,8 +100,15 @@ def metaspace() -> Tokenizer:
     tokenizer = Tokenizer(
         models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
     )
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    steps = [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
     tokenizer.decoder = decoders.Sequence(steps)
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     return tokenizer
@@ -128,7 +141,7 @@ def saved(tokenizer: Tokenizer, folder: Path, config: Any = None) -> Path:
     return folder
 
 
-# --- encode and decode ------------------------------------------------------------------------------------
+# --- encode and decode ----------------------------------------------------------------------------
 
 
 @pytest.mark.peers
@@ -158,7 +171,9 @@ def test_stored_ids(name: str, sample: str) -> None:
     with numpy.load(folder / "golden.npz") as golden:
         ids = golden["input_ids"][0]
     assert text_of(folder).encode(sample) == ids.tolist()
-    assert "".join(text_of(folder).tokens(ids)).replace("<s>", "").strip() == sample.replace("|", "")
+    assert "".join(text_of(folder).tokens(ids)).replace("<s>", "").strip() == sample.replace(
+        "|", ""
+    )
 
 
 @pytest.mark.parametrize("make", [byte_level, metaspace])
@@ -182,14 +197,26 @@ LLAMA = {
     [
         (None, [], []),
         ({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}, [], []),
-        ({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "add_bos_token": False}, [], []),
+        (
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "bos_token": "<s>",
+                "add_bos_token": False,
+            },
+            [],
+            [],
+        ),
         (LLAMA, [1], []),
         (LLAMA | {"add_bos_token": True}, [1], []),
         (LLAMA | {"add_bos_token": True, "tokenizer_class": "LlamaTokenizerFast"}, [1], []),
         (LLAMA | {"add_bos_token": True, "add_eos_token": True}, [1], [2]),
         (LLAMA | {"add_bos_token": False, "add_eos_token": True}, [], [2]),
         (LLAMA | {"add_bos_token": False}, [], []),
-        (LLAMA | {"bos_token": {"content": "<s>", "__type": "AddedToken", "special": True}}, [1], []),
+        (
+            LLAMA | {"bos_token": {"content": "<s>", "__type": "AddedToken", "special": True}},
+            [1],
+            [],
+        ),
     ],
 )
 @pytest.mark.parametrize("own", [False, True])
@@ -199,7 +226,9 @@ def test_the_bos_token_of_llama_folders(
     """tokenizer_config.json decides it, whether or not tokenizer.json adds one itself (`own`)."""
     tokenizer = metaspace()
     if own:
-        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A $B", [("<s>", 1)])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            "<s> $A", "<s> $A $B", [("<s>", 1)]
+        )
     folder = saved(tokenizer, tmp_path, config)
     plain = tokenizer.encode("the cat", add_special_tokens=False).ids
     if config is None or config["tokenizer_class"].startswith("PreTrained"):
@@ -230,7 +259,7 @@ def test_nothing_is_cut_or_padded(tmp_path: Path) -> None:
     assert text_of(saved(tokenizer, tmp_path)).encode("the cat") == whole
 
 
-# --- pieces -----------------------------------------------------------------------------------------------
+# --- pieces ---------------------------------------------------------------------------------------
 
 
 def test_pieces_of_a_byte_level_vocabulary(tmp_path: Path) -> None:
@@ -251,12 +280,16 @@ def test_every_byte_has_its_piece(tmp_path: Path) -> None:
     assert text.tokens(tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256)) == expected
     tokenizer = byte_level()
     text = text_of(saved(tokenizer, tmp_path))
-    single = [i for piece, i in tokenizer.get_vocab(with_added_tokens=False).items() if len(piece) == 1]
+    single = [
+        i for piece, i in tokenizer.get_vocab(with_added_tokens=False).items() if len(piece) == 1
+    ]
     assert len(single) == 256 and sorted(text.tokens(single)) == sorted(expected)
 
 
 def test_pieces_make_the_text(tmp_path: Path) -> None:
-    """Where no character is split, the pieces in a row are the text (after SentencePiece's first space)."""
+    """Where no character is split, the pieces in a row are the text (after SentencePiece's first
+    space).
+    """
     for make, before in ((byte_level, ""), (metaspace, " ")):
         text = text_of(saved(make(), tmp_path))
         for sample in ("The keys to the cabinet are on the table.", "a\tb\n\nc  d"):
@@ -271,10 +304,13 @@ def test_an_id_outside_the_vocabulary(tmp_path: Path) -> None:
                 ReflError, match=f"token id {number} is not in the vocabulary, which has 4 entries"
             ):
                 use([number])
-    assert text.tokens(numpy.array([2, 3])) == [" key", "s"] and text.decode(numpy.array([2, 3])) == "keys"
+    assert (
+        text.tokens(numpy.array([2, 3])) == [" key", "s"]
+        and text.decode(numpy.array([2, 3])) == "keys"
+    )
 
 
-# --- targets ----------------------------------------------------------------------------------------------
+# --- targets --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -287,7 +323,9 @@ def test_every_entry_of_a_vocabulary_names_itself(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_tokens_shows_can_be_given_back(name: str) -> None:
-    """The id of a shown piece is shown as that piece again (with the space before it, where both exist)."""
+    """The id of a shown piece is shown as that piece again (with the space before it, where both
+    exist).
+    """
     text = text_of(shared(name))
     for piece in text.tokens(range(len(text))):
         assert text.tokens([text.id_of(piece)])[0] in (piece, " " + piece)
@@ -309,11 +347,18 @@ def test_a_target_in_llamas_spelling(tmp_path: Path) -> None:
 def test_a_target_in_gpt2s_spelling(tmp_path: Path) -> None:
     text, tokenizer = text_of(saved(byte_level(), tmp_path)), byte_level()
     vocabulary = tokenizer.get_vocab()
-    words = (piece for piece in vocabulary if piece[0] == "Ġ" and piece[1:].isalpha() and piece[1:].isascii())
+    words = (
+        piece
+        for piece in vocabulary
+        if piece[0] == "Ġ" and piece[1:].isalpha() and piece[1:].isascii()
+    )
     spaced = max(words, key=len)
     assert text.id_of(spaced) == text.id_of(" " + spaced[1:]) == vocabulary[spaced]
     assert text.id_of(spaced[1:]) == vocabulary.get(spaced[1:], vocabulary[spaced])
-    assert text.id_of("\n") == vocabulary["Ċ"] and text.id_of("<|endoftext|>") == vocabulary["<|endoftext|>"]
+    assert (
+        text.id_of("\n") == vocabulary["Ċ"]
+        and text.id_of("<|endoftext|>") == vocabulary["<|endoftext|>"]
+    )
 
 
 def test_a_target_the_tokenizer_rewrites(tmp_path: Path) -> None:
@@ -328,12 +373,20 @@ def test_a_target_the_tokenizer_rewrites(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "make, target, says",
     [
-        (metaspace, "the cat", r"'the cat' is 5 here: ' the', ' ', 'c', 'a', 't'; name one of them"),
+        (
+            metaspace,
+            "the cat",
+            r"'the cat' is 5 here: ' the', ' ', 'c', 'a', 't'; name one of them",
+        ),
         (metaspace, "the" * 9, r"is \d+ here: .*, \.\.\.; name one of them"),
         (metaspace, "é", r"'é' is 3 here: ' ', '<0xC3>', '<0xA9>'; name one of them"),
         (unigram, "kez", "'kez' is not in the vocabulary; nearest entries: ' key'"),
         (unigram, "zzz", "'zzz' is not in the vocabulary; nearest entries: none"),
-        (wordpiece, "cabinets!", r"'cabinets!' is not in the vocabulary; nearest entries: 'cabinet'"),
+        (
+            wordpiece,
+            "cabinets!",
+            r"'cabinets!' is not in the vocabulary; nearest entries: 'cabinet'",
+        ),
     ],
 )
 def test_what_is_no_target(tmp_path: Path, make: Any, target: str, says: str) -> None:
@@ -351,7 +404,7 @@ def test_the_unknown_token_is_no_answer() -> None:
         text.id_of("AB")
 
 
-# --- bad input --------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 def test_text_that_cannot_be_encoded(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Models with random weights, from the options of a config.json: every architecture, as small and as strange as a test needs.
+"""Models with random weights, from the options of a config.json: every architecture, as small and
+as strange as a test needs.
 
-Scales are chosen so that activations stay of the order of 1 at any width and depth: matrices have entries of standard deviation
-1/sqrt(fan-in), embeddings 1, biases 0.3, and norm weights lie about 1 with standard deviation 0.3 (never at 1, where a forgotten
-weight would go unseen).
+Scales are chosen so that activations stay of the order of 1 at any width and depth: matrices have
+entries of standard deviation 1/sqrt(fan-in), embeddings 1, biases 0.3, and norm weights lie about 1
+with standard deviation 0.3 (never at 1, where a forgotten weight would go unseen).
 """
 
 from __future__ import annotations
@@ -19,128 +20,277 @@ from refl.model import Model, architecture, labels
 from refl.nets.config import parse
 
 LLAMA: dict[str, Any] = {
-    "model_type": "llama", "vocab_size": 17, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "llama",
+    "vocab_size": 17,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+}
 """A bias-free Llama with grouped queries."""
 
 GPT2: dict[str, Any] = {
-    "model_type": "gpt2", "vocab_size": 17, "n_positions": 512, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_inner": 24,
-    "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
-}  # fmt: skip
+    "model_type": "gpt2",
+    "vocab_size": 17,
+    "n_positions": 512,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_inner": 24,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+}
 """A GPT-2; biases everywhere, as always there."""
 
 MISTRAL: dict[str, Any] = {
-    "model_type": "mistral", "vocab_size": 17, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "rms_norm_eps": 1e-5, "sliding_window": 3,
-}  # fmt: skip
+    "model_type": "mistral",
+    "vocab_size": 17,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": 3,
+}
 """A bias-free Mistral with a window of three tokens."""
 
 QWEN2: dict[str, Any] = {
-    "model_type": "qwen2", "vocab_size": 17, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
-}  # fmt: skip
+    "model_type": "qwen2",
+    "vocab_size": 17,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+}
 """A Qwen 2; biases on queries, keys and values, as always there."""
 
 QWEN3: dict[str, Any] = QWEN2 | {
-    "model_type": "qwen3", "head_dim": 6, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1,
-}  # fmt: skip
+    "model_type": "qwen3",
+    "head_dim": 6,
+    "use_sliding_window": True,
+    "sliding_window": 3,
+    "max_window_layers": 1,
+}
 """A bias-free Qwen 3 with a window of three tokens in the second block."""
 
 PHI: dict[str, Any] = {
-    "model_type": "phi", "vocab_size": 17, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "model_type": "phi",
+    "vocab_size": 17,
+    "hidden_size": 24,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
     "partial_rotary_factor": 0.7,
-}  # fmt: skip
+}
 """A Phi that turns four of a head's six features; biases everywhere, as always there."""
 
 GEMMA2: dict[str, Any] = {
-    "model_type": "gemma2", "vocab_size": 17, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "sliding_window": 3, "query_pre_attn_scalar": 5,
-    "attn_logit_softcapping": 8.0, "final_logit_softcapping": 12.0,
-}  # fmt: skip
+    "model_type": "gemma2",
+    "vocab_size": 17,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "sliding_window": 3,
+    "query_pre_attn_scalar": 5,
+    "attn_logit_softcapping": 8.0,
+    "final_logit_softcapping": 12.0,
+}
 """A bias-free Gemma 2: a window in the first block, caps that are felt."""
 
 GEMMA3: dict[str, Any] = GEMMA2 | {
-    "model_type": "gemma3_text", "sliding_window_pattern": 2, "rope_local_base_freq": 100.0, "attn_logit_softcapping": None,
+    "model_type": "gemma3_text",
+    "sliding_window_pattern": 2,
+    "rope_local_base_freq": 100.0,
+    "attn_logit_softcapping": None,
     "final_logit_softcapping": None,
-}  # fmt: skip
+}
 """A bias-free Gemma 3: a window in the first block, with rotary positions of its own."""
 
 MIXTRAL: dict[str, Any] = {
-    "model_type": "mixtral", "vocab_size": 17, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-    "hidden_act": "silu", "sliding_window": None, "num_local_experts": 6, "num_experts_per_tok": 2, "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "mixtral",
+    "vocab_size": 17,
+    "hidden_size": 16,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "sliding_window": None,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "tie_word_embeddings": False,
+}
 """A Mixtral; bias-free, as always there."""
 
 QWEN3_MOE: dict[str, Any] = {
-    "model_type": "qwen3_moe", "vocab_size": 17, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 3,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0, "hidden_act": "silu", "attention_bias": False, "tie_word_embeddings": False, "num_experts": 7,
-    "num_experts_per_tok": 3, "moe_intermediate_size": 8, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [1],
-}  # fmt: skip
+    "model_type": "qwen3_moe",
+    "vocab_size": 17,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "tie_word_embeddings": False,
+    "num_experts": 7,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 8,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [1],
+}
 """A bias-free Qwen 3 of experts, with one block that has none."""
 
 
 BERT: dict[str, Any] = {
-    "model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": 17, "hidden_size": 16, "intermediate_size": 24,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-5,
-}  # fmt: skip
-"""A masked language model; `{"architectures": ["BertForSequenceClassification"]}` on top makes it a classifier of two classes."""
+    "model_type": "bert",
+    "architectures": ["BertForMaskedLM"],
+    "vocab_size": 17,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-5,
+}
+"""A masked language model; `{"architectures": ["BertForSequenceClassification"]}` on top makes it a
+classifier of two classes.
+"""
 
 ROBERTA: dict[str, Any] = BERT | {
-    "model_type": "roberta", "architectures": ["RobertaForMaskedLM"], "max_position_embeddings": 514, "type_vocab_size": 1,
+    "model_type": "roberta",
+    "architectures": ["RobertaForMaskedLM"],
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
     "pad_token_id": 1,
-}  # fmt: skip
+}
 
 ALBERT: dict[str, Any] = BERT | {
-    "model_type": "albert", "architectures": ["AlbertForMaskedLM"], "embedding_size": 12, "num_hidden_layers": 3, "num_hidden_groups": 2,
+    "model_type": "albert",
+    "architectures": ["AlbertForMaskedLM"],
+    "embedding_size": 12,
+    "num_hidden_layers": 3,
+    "num_hidden_groups": 2,
     "inner_group_num": 2,
-}  # fmt: skip
+}
 """Six inner layers from four sets of weights."""
 
 
 T5: dict[str, Any] = {
-    "model_type": "t5", "vocab_size": 17, "d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 3,
-    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12, "layer_norm_epsilon": 1e-6, "feed_forward_proj": "relu",
-    "is_encoder_decoder": True, "decoder_start_token_id": 0, "pad_token_id": 0, "tie_word_embeddings": True,
-}  # fmt: skip
-"""A T5 as first published; bias-free but for its tables of distances. `FLAN` on top makes it a Flan-T5."""
+    "model_type": "t5",
+    "vocab_size": 17,
+    "d_model": 16,
+    "d_kv": 6,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 3,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+    "layer_norm_epsilon": 1e-6,
+    "feed_forward_proj": "relu",
+    "is_encoder_decoder": True,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+}
+"""A T5 as first published; bias-free but for its tables of distances. `FLAN` on top makes it a
+Flan-T5.
+"""
 
 VIT: dict[str, Any] = {
-    "model_type": "vit", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_act": "gelu",
-    "layer_norm_eps": 1e-5, "image_size": [8, 12], "patch_size": [4, 3], "num_channels": 3, "num_labels": 5,
-}  # fmt: skip
+    "model_type": "vit",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "image_size": [8, 12],
+    "patch_size": [4, 3],
+    "num_channels": 3,
+    "num_labels": 5,
+}
 """Eight patches that are no squares of an image that is none."""
 
-DEIT: dict[str, Any] = VIT | {"model_type": "deit", "architectures": ["DeiTForImageClassificationWithTeacher"]}
+DEIT: dict[str, Any] = VIT | {
+    "model_type": "deit",
+    "architectures": ["DeiTForImageClassificationWithTeacher"],
+}
 """A class and a distillation token, and a head on each."""
 
 FLAN: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
 
 def random_model(config: dict[str, Any], seed: int, dtype: str = "float64") -> Model:
-    """A model of this config.json content (`LLAMA | {"mlp_bias": True}`, say) with weights drawn from `seed`.
+    """A model of this config.json content (`LLAMA | {"mlp_bias": True}`, say) with weights drawn
+    from `seed`.
 
-    The same seed gives the same weights in either dtype, rounded. There is no tokenizer: inputs are token ids.
-    Raises ReflError for a config that no net takes.
+    The same seed gives the same weights in either dtype, rounded. There is no tokenizer: inputs are
+    token ids. Raises ReflError for a config that no net takes.
     """
     net = architecture(config)
     parsed = parse(net.Config, config)
     random = np.random.default_rng(seed)
-    weights = {name: _frozen(_draw(random, name, shape).astype(dtype)) for name, shape, _ in net.shapes(parsed)}
-    return Model(net, parsed, weights, None, lambda array: array, dtype, name=f"random {net.MODEL_TYPE} {seed}", labels=labels(config))
+    weights = {
+        name: _frozen(_draw(random, name, shape).astype(dtype))
+        for name, shape, _ in net.shapes(parsed)
+    }
+    return Model(
+        net,
+        parsed,
+        weights,
+        None,
+        lambda array: array,
+        dtype,
+        name=f"random {net.MODEL_TYPE} {seed}",
+        labels=labels(config),
+    )
 
 
 def with_weights(model: Model, **changed: Any) -> Model:
     """The same model with some tensors replaced, by name."""
-    return replace(model, weights={**model.weights, **{name: _frozen(np.asarray(w)) for name, w in changed.items()}})
+    return replace(
+        model,
+        weights={**model.weights, **{name: _frozen(np.asarray(w)) for name, w in changed.items()}},
+    )
 
 
 def moved(model: Model, place: Callable[[Any], Array]) -> Model:
-    """The same model in another array library or on another device; `place` takes a NumPy array there."""
-    return replace(model, weights={name: place(asnumpy(model.weights[name])) for name in model.weights}, place=place)
+    """The same model in another array library or on another device; `place` takes a NumPy array
+    there.
+    """
+    return replace(
+        model,
+        weights={name: place(asnumpy(model.weights[name])) for name in model.weights},
+        place=place,
+    )
 
 
 def _draw(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> Array:

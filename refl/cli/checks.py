@@ -1,4 +1,6 @@
-"""The commands that check: `refl conform`, `compare`, `verify`, and `dump-torch`, which makes something to compare with. cli.py reads the options they share and calls them."""
+"""The commands that check: `refl conform`, `compare`, `verify`, and `dump-torch`, which makes
+something to compare with. cli.py reads the options they share and calls them.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,52 @@ Command = Callable[..., argparse.ArgumentParser]
 
 
 def add(commands: Any, command: Command) -> None:
-    """Every command of this file with its options. `command(commands, name, summary, description, more, run)` is cli.py's."""
-    _conform_options(command(commands, "conform", "hold an implementation against the conformance vectors", _CONFORM, _CONFORM_MORE.format(rules=_rule_names()), conform))
-    _compare_options(command(commands, "compare", "two oracle files: where do they first part, by how much, and why", _COMPARE, _COMPARE_MORE, compare))
-    _verify_options(command(commands, "verify", "the identities relevance obeys, measured on a checkpoint", _VERIFY, _VERIFY_MORE, verify))
-    _dump_options(command(commands, "dump-torch", "an oracle file of what torch computes (needs torch and transformers)", _DUMP, _DUMP_MORE, dump_torch))
+    """Every command of this file with its options. `command(commands, name, summary, description,
+    more, run)` is cli.py's.
+    """
+    _conform_options(
+        command(
+            commands,
+            "conform",
+            "hold an implementation against the conformance vectors",
+            _CONFORM,
+            _CONFORM_MORE.format(rules=_rule_names()),
+            conform,
+        )
+    )
+    _compare_options(
+        command(
+            commands,
+            "compare",
+            "two oracle files: where do they first part, by how much, and why",
+            _COMPARE,
+            _COMPARE_MORE,
+            compare,
+        )
+    )
+    _verify_options(
+        command(
+            commands,
+            "verify",
+            "the identities relevance obeys, measured on a checkpoint",
+            _VERIFY,
+            _VERIFY_MORE,
+            verify,
+        )
+    )
+    _dump_options(
+        command(
+            commands,
+            "dump-torch",
+            "an oracle file of what torch computes (needs torch and transformers)",
+            _DUMP,
+            _DUMP_MORE,
+            dump_torch,
+        )
+    )
 
 
-# -- conform ------------------------------------------------------------------------------------------------------------------------
+# -- conform ---------------------------------------------------------------------------------------
 
 _CONFORM = """\
 Hold an implementation of LRP, in whatever framework, against the conformance vectors: numbers for
@@ -56,17 +96,42 @@ examples:
 
 def _rule_names() -> str:
     """The names of the rules, wrapped; read from the file names, for --help must not load NumPy."""
-    names = sorted(path.stem for path in (Path(__file__).parents[1] / "verification" / "vectors").glob("*.json") if path.stem != "schema")
-    return fill(", ".join(names), 96, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
+    names = sorted(
+        path.stem
+        for path in (Path(__file__).parents[1] / "verification" / "vectors" / "rules").glob(
+            "*.json"
+        )
+    )
+    return fill(
+        ", ".join(names), 96, initial_indent="  ", subsequent_indent="  ", break_long_words=False
+    )
 
 
 def _conform_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("adapter", nargs="?", metavar="ADAPTER", help="a Python file, or the name of a module that can be imported from here")
-    p.add_argument("--rule", default="*", metavar="PATTERN", help="only rules so named, with * and ?: 'softmax_*'; whole models are 'model'")
-    p.add_argument("--list", action="store_true", help="how each rule is called, with its equation; no adapter is needed")
-    p.add_argument("--all", action="store_true", help="rules that are not covered in the table, too")
+    p.add_argument(
+        "adapter",
+        nargs="?",
+        metavar="ADAPTER",
+        help="a Python file, or the name of a module that can be imported from here",
+    )
+    p.add_argument(
+        "--rule",
+        default="*",
+        metavar="PATTERN",
+        help="only rules so named, with * and ?: 'softmax_*'; whole models are 'model'",
+    )
+    p.add_argument(
+        "--list",
+        action="store_true",
+        help="how each rule is called, with its equation; no adapter is needed",
+    )
+    p.add_argument(
+        "--all", action="store_true", help="rules that are not covered in the table, too"
+    )
     p.add_argument("--html", metavar="FILE", help="write the report as one HTML page")
-    p.add_argument("--junit", metavar="FILE", help="write the report as JUnit XML, for build servers")
+    p.add_argument(
+        "--junit", metavar="FILE", help="write the report as JUnit XML, for build servers"
+    )
 
 
 def conform(args: argparse.Namespace) -> int:
@@ -99,7 +164,7 @@ def _write(path: str | None, content: Callable[[], bytes]) -> None:
         atomic_write(path, content())
 
 
-# -- compare ------------------------------------------------------------------------------------------------------------------------
+# -- compare ---------------------------------------------------------------------------------------
 
 _COMPARE = """\
 Hold one oracle file against another: align them by site, walk from the output down, and name the
@@ -124,10 +189,25 @@ examples:
 def _compare_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("a", metavar="A", help="the reference, an oracle file")
     p.add_argument("b", metavar="B", help="what is held against it, an oracle file")
-    p.add_argument("--model", metavar="FOLDER", help="the checkpoint both were made with: options and known mistakes are tried on it")
-    p.add_argument("--tolerance", type=float, metavar="T", help="let deviations up to T times the largest at a site pass, beside rounding")
-    p.add_argument("--all", action="store_true", help="every site in the table, not only those that matter")
-    p.add_argument("--html", metavar="FILE", help="write the comparison as one HTML page with a picture of the error by site")
+    p.add_argument(
+        "--model",
+        metavar="FOLDER",
+        help="the checkpoint both were made with: options and known mistakes are tried on it",
+    )
+    p.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="T",
+        help="let deviations up to T times the largest at a site pass, beside rounding",
+    )
+    p.add_argument(
+        "--all", action="store_true", help="every site in the table, not only those that matter"
+    )
+    p.add_argument(
+        "--html",
+        metavar="FILE",
+        help="write the comparison as one HTML page with a picture of the error by site",
+    )
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -143,11 +223,14 @@ def compare(args: argparse.Namespace) -> int:
     else:
         from refl.verification.compare.report import lines
 
-        cli._print(lines(found, cli._width(), args.all, cli._width() if sys.stdout.isatty() else None), args)
+        cli._print(
+            lines(found, cli._width(), args.all, cli._width() if sys.stdout.isatty() else None),
+            args,
+        )
     return 0 if found.equal else FAILED
 
 
-# -- verify -------------------------------------------------------------------------------------------------------------------------
+# -- verify ----------------------------------------------------------------------------------------
 
 _VERIFY = """\
 Measure on a checkpoint the identities that its relevance has to obey, each against an answer found
@@ -183,12 +266,40 @@ examples:
 
 
 def _verify_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--text", metavar="TEXT", help="what to explain; - reads it from standard input; for a model that sees, a picture (default: a random input)")
+    p.add_argument(
+        "--text",
+        metavar="TEXT",
+        help="what to explain; - reads it from standard input; for a model that sees, a picture "
+        "(default: a random input)",
+    )
     p.add_argument("--ids", nargs="+", type=int, metavar="ID", help="token ids in place of TEXT")
-    p.add_argument("--only", nargs="+", type=int, choices=range(1, 13), metavar="N", help="only the identities of these numbers")
-    p.add_argument("--model", metavar="FOLDER", help="a Hugging Face checkpoint (default: the small model that ships with refl)")
-    p.add_argument("--dtype", choices=("float32", "float64"), default="float64", help="of the computation; 1 is measured in both, 2 and 11 in float64 (default: %(default)s)")
-    p.add_argument("--ignore", nargs="+", default=[], metavar="OPTION", help="options of config.json known to change nothing in the forward pass")
+    p.add_argument(
+        "--only",
+        nargs="+",
+        type=int,
+        choices=range(1, 13),
+        metavar="N",
+        help="only the identities of these numbers",
+    )
+    p.add_argument(
+        "--model",
+        metavar="FOLDER",
+        help="a Hugging Face checkpoint (default: the small model that ships with refl)",
+    )
+    p.add_argument(
+        "--dtype",
+        choices=("float32", "float64"),
+        default="float64",
+        help="of the computation; 1 is measured in both, 2 and 11 in float64 (default: "
+        "%(default)s)",
+    )
+    p.add_argument(
+        "--ignore",
+        nargs="+",
+        default=[],
+        metavar="OPTION",
+        help="options of config.json known to change nothing in the forward pass",
+    )
     p.set_defaults(device="cpu")
 
 
@@ -200,7 +311,13 @@ def verify(args: argparse.Namespace) -> int:
     if args.text is not None and args.ids is not None:
         args.parser.error("give --text or --ids, not both")
     with cli._Progress() as progress:
-        given = args.ids if args.ids is not None else cli._standard_input() if args.text == "-" else args.text
+        given = (
+            args.ids
+            if args.ids is not None
+            else cli._standard_input()
+            if args.text == "-"
+            else args.text
+        )
         subject = identities.subject(cli._load(args), given)
         rows = list(identities.verify(subject, args.only or tuple(identities.IDENTITIES), progress))
     if args.json:
@@ -210,7 +327,7 @@ def verify(args: argparse.Namespace) -> int:
     return 0 if all(row.holds for row in rows) else FAILED
 
 
-# -- dump-torch ---------------------------------------------------------------------------------------------------------------------
+# -- dump-torch ------------------------------------------------------------------------------------
 
 _DUMP = """\
 Run a Hugging Face checkpoint in torch and write an oracle file of it: activation, gradient and
@@ -218,7 +335,7 @@ relevance at the output of every module, for  refl compare.
 """
 
 _DUMP_MORE = """\
-methods: attnlrp and cp-lrp are LXT 2.1's gradient form; input-x-gradient is plain autograd with hooks.
+methods: attnlrp and cp-lrp are LXT 2.1's gradient x input form; input-x-gradient is plain autograd with hooks.
 torch and transformers are the extra 'peers', LXT comes beside it:
   pip install 'refl-lrp[peers]'; pip install --no-deps lxt==2.1 zennit==0.5.1
 
@@ -235,14 +352,41 @@ def _dump_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("folder", metavar="FOLDER", help="a Hugging Face checkpoint")
     p.add_argument("text", nargs="?", metavar="TEXT", help="the input; needs a tokenizer.json")
     p.add_argument("--ids", nargs="+", type=int, metavar="ID", help="token ids in place of TEXT")
-    p.add_argument("--decoder-ids", nargs="+", type=int, metavar="ID", help="what an encoder-decoder has written, its start token first")
+    p.add_argument(
+        "--decoder-ids",
+        nargs="+",
+        type=int,
+        metavar="ID",
+        help="what an encoder-decoder has written, its start token first",
+    )
     p.add_argument("--types", nargs="+", type=int, metavar="N", help="token type ids")
     p.add_argument("--out", required=True, metavar="FILE", help="the oracle file to write")
-    p.add_argument("--method", choices=("attnlrp", "cp-lrp", "input-x-gradient"), default="attnlrp", help="default: %(default)s")
-    p.add_argument("--target", metavar="TOKEN", help="explain this token, or output by its number (default: the largest logit)")
-    p.add_argument("--position", type=int, metavar="N", help="explain the output at this token (default: the mask, or the last)")
-    p.add_argument("--dtype", choices=("float32", "float64"), default="float64", help="default: %(default)s")
-    p.add_argument("--identity-eps", type=float, metavar="E", help="LXT's eps in f(x)/(x + E) (default: LXT's own, 1e-10)")
+    p.add_argument(
+        "--method",
+        choices=("attnlrp", "cp-lrp", "input-x-gradient"),
+        default="attnlrp",
+        help="default: %(default)s",
+    )
+    p.add_argument(
+        "--target",
+        metavar="TOKEN",
+        help="explain this token, or output by its number (default: the largest logit)",
+    )
+    p.add_argument(
+        "--position",
+        type=int,
+        metavar="N",
+        help="explain the output at this token (default: the mask, or the last)",
+    )
+    p.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float64", help="default: %(default)s"
+    )
+    p.add_argument(
+        "--identity-eps",
+        type=float,
+        metavar="E",
+        help="LXT's eps in f(x)/(x + E) (default: LXT's own, 1e-10)",
+    )
 
 
 def dump_torch(args: argparse.Namespace) -> int:
@@ -253,7 +397,18 @@ def dump_torch(args: argparse.Namespace) -> int:
     cli._refuse_output(Path(args.out), args.folder)
     e = torch_side.run(args)
     if args.json:
-        cli._print_json({"file": args.out, "sites": list(e), "what": e.what, "logit": e.logit, "method": args.method})
+        cli._print_json(
+            {
+                "file": args.out,
+                "sites": list(e),
+                "what": e.what,
+                "logit": e.logit,
+                "method": args.method,
+            }
+        )
     else:
-        print(f"wrote {args.out}: {len(list(e))} sites, {cli._printable(e.what)} = {e.logit:.6g}, method {args.method}")
+        print(
+            f"wrote {args.out}: {len(list(e))} sites, {cli._printable(e.what)} = "
+            f"{e.logit:.6g}, method {args.method}"
+        )
     return 0

@@ -1,8 +1,9 @@
 """Explanations against known evidence:  python -m refl.evaluation.known_evidence [--sentences N]
 
-The shipped model's grammar says which word decides each of its predictions (the subject's number, the person in the stated fact).
-For each method this prints how often the token of largest relevance is that evidence, under the contrast of target and foil.
-Evidence in the wide sense adds what truly supports it: the thing asked for, a second verb that agrees.
+The shipped model's grammar says which word decides each of its predictions (the subject's number,
+the person in the stated fact). For each method this prints how often the token of largest relevance
+is that evidence, under the contrast of target and foil. Evidence in the wide sense adds what truly
+supports it: the thing asked for, a second verb that agrees.
 """
 
 from __future__ import annotations
@@ -30,15 +31,23 @@ def hits(model: Model, method: str, chosen: list[dict[str, Any]]) -> tuple[float
     """The share of sentences whose strongest token is evidence, and evidence in the wide sense."""
     strict = wide = 0
     for s in chosen:
-        strongest = int(model.explain(s["prefix"], method, contrast=(s["target"], s["foil"]), keep=()).relevance.argmax())
+        strongest = int(
+            model.explain(
+                s["prefix"], method, contrast=(s["target"], s["foil"]), keep=()
+            ).relevance.argmax()
+        )
         strict += strongest in s["evidence_tokens"]
         wide += strongest in (*s["evidence_tokens"], *s["support_tokens"])
     return strict / len(chosen), wide / len(chosen)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sentences", type=int, default=200, help="sentences of each task (default: all 200)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sentences", type=int, default=200, help="sentences of each task (default: all 200)"
+    )
     args = parser.parse_args()
     model, tasks = load(), sentences(args.sentences)
     print(f"{'method':20}" + "".join(f"{task:>14}{'(wide)':>9}" for task in tasks))

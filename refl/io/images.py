@@ -2,8 +2,9 @@
 
     file or uint8 array -> resize -> crop -> * rescale_factor -> (x - mean) / std -> (C, H, W)
 
-A float array is taken as prepared already. Pillow is imported here alone (`pillow`), and only where a file, a resize or a drawing asks
-for it. Resizing is Pillow's, as in the image processors of transformers that are not "fast" (those differ by a grey level or so).
+A float array is taken as prepared already. Pillow is imported here alone (`pillow`), and only where
+a file, a resize or a drawing asks for it. Resizing is Pillow's, as in the image processors of
+transformers that are not "fast" (those differ by a gray level or so).
 """
 
 from __future__ import annotations
@@ -29,21 +30,45 @@ NEAREST, LANCZOS, BILINEAR, BICUBIC, BOX, HAMMING = range(6)
 """Pillow's resampling filters, by the numbers that preprocessor_config.json uses."""
 
 _COMMON: dict[str, Any] = {
-    "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "do_center_crop": False,
-}  # fmt: skip
+    "do_resize": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "do_center_crop": False,
+}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "ViT": _COMMON | {"size": 224, "resample": BILINEAR, "image_mean": HALF, "image_std": HALF},
     "DeiT": _COMMON
-    | {"size": 256, "resample": BICUBIC, "do_center_crop": True, "crop_size": 224, "image_mean": HALF, "image_std": HALF},
+    | {
+        "size": 256,
+        "resample": BICUBIC,
+        "do_center_crop": True,
+        "crop_size": 224,
+        "image_mean": HALF,
+        "image_std": HALF,
+    },
 }
 """Family of image processors -> what it does where the file is silent."""
 
-PROCESSORS = {f"{family}{end}": family for family in DEFAULTS for end in ("ImageProcessor", "ImageProcessorFast", "FeatureExtractor")}
+PROCESSORS = {
+    f"{family}{end}": family
+    for family in DEFAULTS
+    for end in ("ImageProcessor", "ImageProcessorFast", "FeatureExtractor")
+}
 
 _HARMLESS = {
-    "image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb", "data_format", "input_data_format",
-    "return_tensors", "default_to_square", "device", "_valid_processor_keys", "auto_map",
-}  # fmt: skip
+    "image_processor_type",
+    "feature_extractor_type",
+    "processor_class",
+    "do_convert_rgb",
+    "data_format",
+    "input_data_format",
+    "return_tensors",
+    "default_to_square",
+    "device",
+    "_valid_processor_keys",
+    "auto_map",
+}
 
 
 @dataclass(frozen=True)
@@ -59,26 +84,34 @@ class Preparation:
     std: tuple[float, ...] | None
 
     def __call__(self, pixels: Any, channels: int) -> tuple[Any, Any]:
-        """uint8 (H, W, C) -> float64 (C, H, W) as the net reads it, and uint8 (H, W, C), the picture that is."""
+        """uint8 (H, W, C) -> float64 (C, H, W) as the net reads it, and uint8 (H, W, C), the
+        picture that is.
+        """
         picture = self._cropped(self._resized(pixels))
         x = np.moveaxis(picture, -1, 0).astype(np.float64)
         if self.factor is not None:
             x = x * self.factor
         if self.mean is not None and self.std is not None:
-            x = (x - _column("image_mean", self.mean, channels)) / _column("image_std", self.std, channels)
+            x = (x - _column("image_mean", self.mean, channels)) / _column(
+                "image_std", self.std, channels
+            )
         return x, picture
 
     def box(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The lowest and the highest value that a pixel of each channel can have."""
         ends = [np.zeros((1, 1, channels)), np.full((1, 1, channels), 255)]
-        low, high = (replace(self, size=None, crop=None)(end, channels)[0].reshape(-1) for end in ends)
+        low, high = (
+            replace(self, size=None, crop=None)(end, channels)[0].reshape(-1) for end in ends
+        )
         return tuple(map(float, low)), tuple(map(float, high))
 
     def undone(self, x: Any) -> Any:
         """(C, H, W) as the net reads it -> uint8 (H, W, C), as near as may be."""
         if self.mean is not None and self.std is not None:
-            x = x * _column("image_std", self.std, len(x)) + _column("image_mean", self.mean, len(x))
-        return _grey_levels(x if self.factor is None else x / self.factor)
+            x = x * _column("image_std", self.std, len(x)) + _column(
+                "image_mean", self.mean, len(x)
+            )
+        return _gray_levels(x if self.factor is None else x / self.factor)
 
     def _resized(self, pixels: Any) -> Any:
         if self.size is None:
@@ -114,34 +147,62 @@ class Preparation:
 
 def _column(name: str, values: tuple[float, ...], channels: int) -> Any:
     if len(values) not in (1, channels):
-        raise ReflError(f"{PREPARATION} has {len(values)} numbers in {name}, the model takes {channels} channels")
+        raise ReflError(
+            f"{PREPARATION} has {len(values)} numbers in {name}, the model takes "
+            f"{channels} channels"
+        )
     return np.asarray(values, dtype=np.float64).reshape(-1, 1, 1)
 
 
 def read_preparation(folder: Path, model_type: str) -> Preparation | None:
-    """What preprocessor_config.json asks for; None where there is none. Raises ReflError for what is not understood."""
+    """What preprocessor_config.json asks for; None where there is none. Raises ReflError for what
+    is not understood.
+    """
     if not (folder / PREPARATION).exists():
         return None
     raw = read_json(folder / PREPARATION, 1 << 20)
     named = raw.get("image_processor_type", raw.get("feature_extractor_type"))
     if named is not None and named not in PROCESSORS:
-        raise ReflError(f"{PREPARATION} asks for {str(named)[:60]!r}: refl prepares images as {', '.join(PROCESSORS)} do")
+        raise ReflError(
+            f"{PREPARATION} asks for {str(named)[:60]!r}: refl prepares images as "
+            f"{', '.join(PROCESSORS)} do"
+        )
     family = PROCESSORS[named] if named is not None else {"vit": "ViT", "deit": "DeiT"}[model_type]
-    return _preparation(DEFAULTS[family] | {key: value for key, value in raw.items() if value is not None})
+    return _preparation(
+        DEFAULTS[family] | {key: value for key, value in raw.items() if value is not None}
+    )
 
 
 def _preparation(c: dict[str, Any]) -> Preparation:
     for key, value in c.items():
-        if key not in _HARMLESS | {*_COMMON, "size", "resample", "crop_size", "image_mean", "image_std"} and value not in (None, False):
-            raise ReflError(f"{PREPARATION} sets {key} = {str(value)[:60]!r}, which refl does not know")
+        if key not in _HARMLESS | {
+            *_COMMON,
+            "size",
+            "resample",
+            "crop_size",
+            "image_mean",
+            "image_std",
+        } and value not in (None, False):
+            raise ReflError(
+                f"{PREPARATION} sets {key} = {str(value)[:60]!r}, which refl does not know"
+            )
         if key.startswith("do_") and not isinstance(value, bool):
-            raise ReflError(f"{PREPARATION} has {key} = {str(value)[:60]!r}: expected true or false")
+            raise ReflError(
+                f"{PREPARATION} has {key} = {str(value)[:60]!r}: expected true or false"
+            )
     if c["resample"] not in range(6):
-        raise ReflError(f"{PREPARATION} has resample = {str(c['resample'])[:60]!r}: expected 0 to 5, one of Pillow's filters")
+        raise ReflError(
+            f"{PREPARATION} has resample = {str(c['resample'])[:60]!r}: expected 0 to 5, "
+            "one of Pillow's filters"
+        )
     crop = _size("crop_size", c.get("crop_size")) if c["do_center_crop"] else None
     if isinstance(crop, int):
-        raise ReflError(f"{PREPARATION} has crop_size with a shortest_edge: expected height and width")
-    mean, std = (_numbers(key, c[key]) if c["do_normalize"] else None for key in ("image_mean", "image_std"))
+        raise ReflError(
+            f"{PREPARATION} has crop_size with a shortest_edge: expected height and width"
+        )
+    mean, std = (
+        _numbers(key, c[key]) if c["do_normalize"] else None for key in ("image_mean", "image_std")
+    )
     if std is not None and 0.0 in std:
         raise ReflError(f"{PREPARATION} has a zero in image_std: expected numbers above 0")
     return Preparation(
@@ -165,18 +226,26 @@ def _size(name: str, value: Any) -> tuple[int, int] | int:
         square = True
     pair = value if isinstance(value, (list, tuple)) else [value, value]
     if len(pair) != 2 or not all(type(n) is int and 0 < n <= 1 << 16 for n in pair):
-        raise ReflError(f"{PREPARATION} has a {name} that is no size: expected a whole number, [height, width], or an object with these")
+        raise ReflError(
+            f"{PREPARATION} has a {name} that is no size: expected a whole number, "
+            "[height, width], or an object with these"
+        )
     return (pair[0], pair[1]) if square else pair[0]
 
 
 def _numbers(name: str, value: Any) -> tuple[float, ...]:
     numbers = value if isinstance(value, (list, tuple)) else [value]
-    if not numbers or not all(isinstance(n, (int, float)) and not isinstance(n, bool) and np.isfinite(n) for n in numbers):
-        raise ReflError(f"{PREPARATION} has {name} = {str(value)[:60]!r}: expected a number, or one for each channel")
+    if not numbers or not all(
+        isinstance(n, (int, float)) and not isinstance(n, bool) and np.isfinite(n) for n in numbers
+    ):
+        raise ReflError(
+            f"{PREPARATION} has {name} = {str(value)[:60]!r}: expected a number, or one "
+            "for each channel"
+        )
     return tuple(map(float, numbers))
 
 
-# -- reading --------------------------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -189,10 +258,14 @@ class Image:
     """uint8 (H, W, C): the same as an eye would see it."""
 
 
-def prepared(item: Any, preparation: Preparation | None, channels: int, size: tuple[int, int], dtype: str) -> Image:
-    """A file's path, uint8 (H, W) or (H, W, C), or floats (C, H, W) that are normalised already -> what the net reads.
+def prepared(
+    item: Any, preparation: Preparation | None, channels: int, size: tuple[int, int], dtype: str
+) -> Image:
+    """A file's path, uint8 (H, W) or (H, W, C), or floats (C, H, W) that are normalized already ->
+    what the net reads.
 
-    Raises ReflError, in one sentence, for anything else and for a picture that does not fit the model.
+    Raises ReflError, in one sentence, for anything else and for a picture that does not fit the
+    model.
     """
     if isinstance(item, Image):
         return item
@@ -208,7 +281,8 @@ def prepared(item: Any, preparation: Preparation | None, channels: int, size: tu
     if pixels.shape[1:] != size:
         height, width = pixels.shape[1:]
         raise ReflError(
-            f"the image is {height} x {width} once prepared, the model takes {size[0]} x {size[1]} (height x width): "
+            f"the image is {height} x {width} once prepared, the model takes {size[0]} x "
+            f"{size[1]} (height x width): "
             "resize it; positions are not interpolated (interpolate_pos_encoding)"
         )
     return Image(pixels.astype(dtype), picture)
@@ -226,7 +300,8 @@ def is_one(item: Any) -> bool:
 def _unprepared(levels: Any, preparation: Preparation | None, channels: int) -> tuple[Any, Any]:
     if preparation is None:
         raise ReflError(
-            f"there is no {PREPARATION} beside the checkpoint to say how a picture is normalised: give an array of floats, "
+            f"there is no {PREPARATION} beside the checkpoint to say how a picture is "
+            "normalized: give an array of floats, "
             "channels first, that is"
         )
     return preparation(levels, channels)
@@ -234,22 +309,30 @@ def _unprepared(levels: Any, preparation: Preparation | None, channels: int) -> 
 
 def _levels(array: Any, channels: int) -> Any:  # (H, W) or (H, W, C) -> (H, W, C)
     if array.ndim == 2:
-        array = np.repeat(array[..., None], channels, axis=-1)  # grey in every channel
+        array = np.repeat(array[..., None], channels, axis=-1)  # gray in every channel
     if array.ndim != 3 or array.size == 0:
-        raise ReflError(f"the image has shape {array.shape}: expected (height, width) or (height, width, channels) of uint8")
+        raise ReflError(
+            f"the image has shape {array.shape}: expected (height, width) or (height, "
+            "width, channels) of uint8"
+        )
     if array.shape[-1] != channels:
-        raise ReflError(f"the image has {array.shape[-1]} channels in its last axis, the model takes {channels}")
+        raise ReflError(
+            f"the image has {array.shape[-1]} channels in its last axis, the model takes {channels}"
+        )
     return array
 
 
 def _floats(array: Any, channels: int) -> Any:  # (C, H, W)
     if array.ndim != 3 or array.size == 0 or array.dtype.kind != "f":
         raise ReflError(
-            f"the image has shape {array.shape} and dtype {array.dtype}: expected uint8 (height, width) or (height, width, channels), "
-            "or floats (channels, height, width) that are normalised already"
+            f"the image has shape {array.shape} and dtype {array.dtype}: expected uint8 "
+            "(height, width) or (height, width, channels), "
+            "or floats (channels, height, width) that are normalized already"
         )
     if array.shape[0] != channels:
-        raise ReflError(f"the image has {array.shape[0]} channels in its first axis, the model takes {channels}")
+        raise ReflError(
+            f"the image has {array.shape[0]} channels in its first axis, the model takes {channels}"
+        )
     if not np.all(np.isfinite(array)):
         raise ReflError("the image holds numbers that are not finite: expected none")
     return array
@@ -259,20 +342,25 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def _read(path: Path, channels: int) -> Any:  # -> uint8 (H, W, C)
-    """A file in any format Pillow knows, the right way up, in the colours the model takes."""
+    """A file in any format Pillow knows, the right way up, in the colors the model takes."""
     if not path.is_file():
         raise ReflError(f"there is no picture {str(path)[:200]!r}")
     library = pillow()
     from PIL import ImageOps
 
     if channels not in _MODES:
-        raise ReflError(f"the model takes {channels} channels, which no picture file has: give an array")
+        raise ReflError(
+            f"the model takes {channels} channels, which no picture file has: give an array"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", library.DecompressionBombWarning)
             with library.open(path) as image:
                 if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-                    raise ReflError(f"{path} has pixels of mode {image.mode}: expected eight bits for each colour")
+                    raise ReflError(
+                        f"{path} has pixels of mode {image.mode}: expected eight bits for "
+                        "each color"
+                    )
                 levels = np.asarray(ImageOps.exif_transpose(image).convert(_MODES[channels]))
     except ReflError:
         raise
@@ -289,14 +377,14 @@ def pillow() -> Any:
     return PIL.Image
 
 
-def _grey_levels(x: Any) -> Any:  # (C, H, W) -> uint8 (H, W, C)
+def _gray_levels(x: Any) -> Any:  # (C, H, W) -> uint8 (H, W, C)
     return np.moveaxis(np.clip(np.rint(x), 0, 255).astype(np.uint8), 0, -1)
 
 
 def _stretched(x: Any) -> Any:
-    """Nothing is known of the normalisation: the darkest is black, the lightest white."""
+    """Nothing is known of the normalization: the darkest is black, the lightest white."""
     low, high = float(x.min()), float(x.max())
-    return _grey_levels((x - low) * (255 / ((high - low) or 1.0)))
+    return _gray_levels((x - low) * (255 / ((high - low) or 1.0)))
 
 
 def boxed(composite: Composite, preparation: Preparation | None, channels: int) -> Composite:
@@ -306,7 +394,10 @@ def boxed(composite: Composite, preparation: Preparation | None, channels: int) 
         if line.rule != "z_box" or {"low", "high"} & {key for key, _ in line.options}:
             return line
         if preparation is None:
-            raise ReflError(f"method {composite.name} needs the bounds of a pixel: there is no {PREPARATION}, so give z_box low and high")
+            raise ReflError(
+                f"method {composite.name} needs the bounds of a pixel: there is no "
+                f"{PREPARATION}, so give z_box low and high"
+            )
         low, high = preparation.box(channels)
         return replace(line, options=(*line.options, ("low", low), ("high", high)))
 

@@ -1,7 +1,9 @@
-"""Text to token ids and back, by the checkpoint's own tokenizer.json (the `tokenizers` library reads it).
+"""Text to token ids and back, by the checkpoint's own tokenizer.json (the `tokenizers` library
+reads it).
 
-A vocabulary spells its entries for the machine: SentencePiece writes a space as U+2581 and a lone byte as
-<0x0A>, GPT-2 writes every byte as a printable character. `tokens` turns them into what a reader expects.
+A vocabulary spells its entries for the machine: SentencePiece writes a space as U+2581 and a lone
+byte as <0x0A>, GPT-2 writes every byte as a printable character. `tokens` turns them into what a
+reader expects.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _TOKENIZER_LIMIT = 256 << 20  # the largest published ones are near 32 MiB
 _CONFIG_LIMIT = 16 << 20
 
 # The tokenizer classes for which transformers (4.52) puts special tokens around a text as
-# tokenizer_config.json says, whatever tokenizer.json says; and what add_bos_token is where it is not given.
+# tokenizer_config.json says, whatever tokenizer.json says; and what add_bos_token is where it is
+# not given.
 _BOS_BY_CONFIG = {"Llama": True, "CodeLlama": True, "Gemma": True, "Cohere": True, "GPTNeoX": False}
 _DEFAULT_NAMES = {"bos": "<s>", "eos": "</s>"}
 
@@ -36,8 +39,12 @@ _NOT_UNICODE = re.compile("[\udc80-\udcff]")  # how surrogateescape keeps such a
 class Text:
     """The tokenizer of a checkpoint."""
 
-    def __init__(self, tokenizer: Tokenizer, ends: tuple[list[int], list[int]] | None = None) -> None:
-        """`ends`: ids to put before and after a text; None leaves that to the tokenizer's post-processor."""
+    def __init__(
+        self, tokenizer: Tokenizer, ends: tuple[list[int], list[int]] | None = None
+    ) -> None:
+        """`ends`: ids to put before and after a text; None leaves that to the tokenizer's
+        post-processor.
+        """
         tokenizer.no_truncation()  # an input is explained as it was given: whole, and nothing beside it
         tokenizer.no_padding()
         self._tokenizer = tokenizer
@@ -66,7 +73,9 @@ class Text:
     def mask(self) -> int | None:
         """Id of the token that stands for a hidden one; None where the vocabulary has none."""
         names = ("[MASK]", "<mask>")
-        return next((i for name in names if (i := self._tokenizer.token_to_id(name)) is not None), None)
+        return next(
+            (i for name in names if (i := self._tokenizer.token_to_id(name)) is not None), None
+        )
 
     def __len__(self) -> int:
         """How many entries the vocabulary has, special tokens included."""
@@ -75,24 +84,31 @@ class Text:
     def encode(self, text: str) -> list[int]:
         """The token ids of `text`, with the special tokens the checkpoint expects around it.
 
-        Raises ReflError for text that is empty, holds half a character, or comes to no token at all.
+        Raises ReflError for text that is empty, holds half a character, or comes to no token at
+        all.
         """
         before, after = self._ends or ([], [])
         ids = [*before, *self._ids(text, add_special_tokens=self._ends is None), *after]
         if not ids:
-            raise ReflError(f"{text!r} comes to no token here: expected text the tokenizer does not drop")
+            raise ReflError(
+                f"{text!r} comes to no token here: expected text the tokenizer does not drop"
+            )
         return ids
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:
-            return list(self._tokenizer.encode(_checked(text), add_special_tokens=add_special_tokens).ids)
+            return list(
+                self._tokenizer.encode(_checked(text), add_special_tokens=add_special_tokens).ids
+            )
         except ReflError:
             raise
         except Exception as error:  # noqa: BLE001 - the library raises no narrower class
             raise ReflError(f"the tokenizer cannot encode {text[:40]!r}: {error}") from None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, without special tokens. Raises ReflError for an id outside the vocabulary."""
+        """The text of `ids`, without special tokens. Raises ReflError for an id outside the
+        vocabulary.
+        """
         return str(self._tokenizer.decode([self._check(i) for i in ids], skip_special_tokens=True))
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
@@ -105,7 +121,9 @@ class Text:
     def _check(self, token: int) -> int:
         number = operator.index(token)
         if number < 0 or number >= 1 << 32 or self._tokenizer.id_to_token(number) is None:
-            raise ReflError(f"token id {number} is not in the vocabulary, which has {len(self)} entries")
+            raise ReflError(
+                f"token id {number} is not in the vocabulary, which has {len(self)} entries"
+            )
         return number
 
     def _piece(self, number: int) -> str:
@@ -113,23 +131,31 @@ class Text:
             return self._added[number]
         entry = str(self._tokenizer.id_to_token(number))  # never None: the number was checked
         if self._byte_level:
-            return _readable(bytes(map(_BYTES.__getitem__, entry))) if _BYTES.keys() >= set(entry) else entry
+            return (
+                _readable(bytes(map(_BYTES.__getitem__, entry)))
+                if _BYTES.keys() >= set(entry)
+                else entry
+            )
         if self._byte_fallback and (byte := _BYTE_TOKEN.fullmatch(entry)):
             return _readable(bytes.fromhex(byte[1]))
         return entry.replace("\u2581", " ")
 
     @cached_property
     def _by_piece(self) -> dict[str, int]:
-        """Piece to id; where two read the same, an entry of text wins over a lone byte, then the lower id."""
+        """Piece to id; where two read the same, an entry of text wins over a lone byte, then the
+        lower id.
+        """
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        order = sorted(vocabulary.items(), key=lambda item: (bool(_BYTE_TOKEN.fullmatch(item[0])), item[1]))
+        order = sorted(
+            vocabulary.items(), key=lambda item: (bool(_BYTE_TOKEN.fullmatch(item[0])), item[1])
+        )
         return {self._piece(number): number for _, number in reversed(order)}
 
     def id_of(self, token: str) -> int:
         """The id that `token` names: the vocabulary's own spelling, else text that is one token.
 
-        Text is tried with a space before it, then as it stands: within a sentence most words follow one.
-        Raises ReflError for text of several tokens, and for text the vocabulary lacks.
+        Text is tried with a space before it, then as it stands: within a sentence most words follow
+        one. Raises ReflError for text of several tokens, and for text the vocabulary lacks.
         """
         exact = self._tokenizer.token_to_id(_checked(token))
         if exact is not None:
@@ -143,8 +169,12 @@ class Text:
         if text in self._by_piece:
             return self._by_piece[text]
         ids: list[int] = []
-        with suppress(ReflError):  # a word list without an entry for the unknown encodes nothing else
-            ids = self._ids(text, add_special_tokens=False)  # the tokenizer may lower case, strip or compose
+        with suppress(
+            ReflError
+        ):  # a word list without an entry for the unknown encodes nothing else
+            ids = self._ids(
+                text, add_special_tokens=False
+            )  # the tokenizer may lower case, strip or compose
         return ids[0] if len(ids) == 1 and ids[0] != self._unknown else None
 
     @cached_property
@@ -161,14 +191,18 @@ class Text:
         lost = self._unknown in ids and self._piece(self._unknown) not in token
         if len(ids) > 1 and not lost:
             pieces = ", ".join(map(repr, self.tokens(ids[:8]))) + (", ..." if len(ids) > 8 else "")
-            return ReflError(f"expected one token, {token!r} is {len(ids)} here: {pieces}; name one of them")
+            return ReflError(
+                f"expected one token, {token!r} is {len(ids)} here: {pieces}; name one of them"
+            )
         alike = [*nearest(token, self._by_piece, 5), *nearest(" " + token, self._by_piece, 5)]
         near = ", ".join(map(repr, dict.fromkeys(alike))) or "none"
         return ReflError(f"{token!r} is not in the vocabulary; nearest entries: {near}")
 
 
 def _checked(text: str) -> str:
-    """`text` itself. Raises ReflError where it is empty, or no Unicode (an argument of undecodable bytes)."""
+    """`text` itself. Raises ReflError where it is empty, or no Unicode (an argument of undecodable
+    bytes).
+    """
     if not text:
         raise ReflError("expected text, got an empty string: to start from nothing, give token ids")
     try:
@@ -188,11 +222,15 @@ def _parse(path: Path) -> Tokenizer:
 
 def _kinds(part: Any) -> set[str]:
     """The `type` of a decoder or pre-tokenizer and of all it is made of."""
-    return set() if part is None else set(re.findall(r'"type":"(\w+)"', part.__getstate__().decode()))
+    return (
+        set() if part is None else set(re.findall(r'"type":"(\w+)"', part.__getstate__().decode()))
+    )
 
 
 def _ends(tokenizer: Tokenizer, config: dict[str, Any]) -> tuple[list[int], list[int]] | None:
-    """The ids around a text where tokenizer_config.json decides them, None where tokenizer.json does."""
+    """The ids around a text where tokenizer_config.json decides them, None where tokenizer.json
+    does.
+    """
     named = config.get("tokenizer_class") or ("Llama" if config.get("add_bos_token") else None)
     kind = str(named).removesuffix("Fast").removesuffix("Tokenizer")
     if kind not in _BOS_BY_CONFIG:
@@ -211,7 +249,9 @@ def _special(tokenizer: Tokenizer, config: dict[str, Any], which: str) -> list[i
     name = token.get("content") if isinstance(token, dict) else token
     number = tokenizer.token_to_id(_checked(name)) if name and isinstance(name, str) else None
     if number is None:
-        raise ReflError(f"tokenizer_config.json asks for {which}_token {name!r}, which tokenizer.json lacks")
+        raise ReflError(
+            f"tokenizer_config.json asks for {which}_token {name!r}, which tokenizer.json lacks"
+        )
     return [number]
 
 
@@ -222,10 +262,14 @@ def _readable(raw: bytes) -> str:
 
 
 def _gpt2_bytes() -> dict[str, int]:
-    """GPT-2's alphabet: the printable bytes stand for themselves, the others follow from U+0100 on."""
+    """GPT-2's alphabet: the printable bytes stand for themselves, the others follow from U+0100
+    on.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + i): byte for i, byte in enumerate(others)
+    }
 
 
 _BYTES = _gpt2_bytes()

@@ -1,8 +1,9 @@
-"""How an explanation is shown: lines for a terminal, coloured or plain, and one HTML page.
+"""How an explanation is shown: lines for a terminal, colored or plain, and one HTML page.
 
-A view is a list of lines and a line a list of spans (text, style). Plain text is the texts alone; where there is colour, rich
-writes the styles. Tokens come from a checkpoint, names and sources from anyone's file: everything passes `printable` on its way
-to a terminal, and `html.escape` after that on its way to a page.
+A view is a list of lines and a line a list of spans (text, style). Plain text is the texts alone;
+where there is color, rich writes the styles. Tokens come from a checkpoint, names and sources from
+anyone's file: everything passes `printable` on its way to a terminal, and `html.escape` after that
+on its way to a page.
 """
 
 from __future__ import annotations
@@ -42,10 +43,13 @@ CAUSES = {
 }
 """What absorbed relevance, in words."""
 
-NORM = "Scores are lengths of the carried gradient: they have no sign and do not add up; the account below is that of x times gradient."
+NORM = (
+    "Scores are lengths of the propagated gradient: they have no sign and do not add up; the "
+    "account below is that of x times gradient."
+)
 LONGEST_TOKEN = 24
 COMPACT = 40
-"""More tokens than this are shown in columns, and without numbers under the coloured text."""
+"""More tokens than this are shown in columns, and without numbers under the colored text."""
 
 
 READ, WRITTEN = "read by the encoder", "written by the decoder"
@@ -53,11 +57,21 @@ READ, WRITTEN = "read by the encoder", "written by the decoder"
 
 
 def sides(e: Explanation) -> list[tuple[str, Explanation]]:
-    """The rows of tokens there are, each as an explanation whose tokens they are, and a name where there are two."""
+    """The rows of tokens there are, each as an explanation whose tokens they are, and a name where
+    there are two.
+    """
     if e.decoder_tokens is None or e.decoder_ids is None:
         return [("", e)]
-    ours = {"tokens": e.decoder_tokens, "input_ids": e.decoder_ids, "relevance": e.decoder_relevance}
-    theirs = {"decoder_tokens": e.tokens, "decoder_ids": e.input_ids, "decoder_relevance": e.relevance}
+    ours = {
+        "tokens": e.decoder_tokens,
+        "input_ids": e.decoder_ids,
+        "relevance": e.decoder_relevance,
+    }
+    theirs = {
+        "decoder_tokens": e.tokens,
+        "decoder_ids": e.input_ids,
+        "decoder_relevance": e.relevance,
+    }
     return [(READ, e), (WRITTEN, replace(e, **ours, **theirs))]
 
 
@@ -66,12 +80,16 @@ def _both(e: Explanation) -> list[float]:
     return [float(r) for row in (e.relevance, e.decoder_relevance) if row is not None for r in row]
 
 
-# -- text that is safe to show ------------------------------------------------------------------------------------------------------
+# -- text that is safe to show ---------------------------------------------------------------------
 
 
 def printable(text: object) -> str:
-    """The text with every control, format or unassigned character as its escape: a token must not steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+    """The text with every control, format or unassigned character as its escape: a token must not
+    steer a terminal.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
+    )
 
 
 def one_line(text: object) -> str:
@@ -81,7 +99,10 @@ def one_line(text: object) -> str:
 
 def cells(text: str) -> int:
     """Columns the text takes in a terminal."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
 
 
 def shorten(text: str, most: int) -> str:
@@ -98,10 +119,12 @@ def _token(text: str) -> str:
     shown = printable(text)
     inner = shown.strip(" ")
     left = len(shown) - len(shown.lstrip(" "))
-    return "␣" * left + inner + "␣" * (len(shown) - left - len(inner)) if inner else "␣" * len(shown)
+    return (
+        "␣" * left + inner + "␣" * (len(shown) - left - len(inner)) if inner else "␣" * len(shown)
+    )
 
 
-# -- numbers ------------------------------------------------------------------------------------------------------------------------
+# -- numbers ---------------------------------------------------------------------------------------
 
 
 def _strongest(values: Iterable[float]) -> float:
@@ -127,10 +150,11 @@ def _scores(e: Explanation) -> list[str]:
 
 
 def adding_up(parts: Sequence[float], total: float, places: int) -> list[str]:
-    """The parts and then the total, so rounded that the parts as printed add up to the total as printed.
+    """The parts and then the total, so rounded that the parts as printed add up to the total as
+    printed.
 
-    Where plain rounding misses, the parts nearest to the other side go there: each number is still right to a unit of its last
-    place. The last part, the gap, is left as it is.
+    Where plain rounding misses, the parts nearest to the other side go there: each number is still
+    right to a unit of its last place. The last part, the conservation error, is left as it is.
     """
     if not all(map(math.isfinite, (*parts, total))):
         return [f"{v:.{places}f}" for v in (*parts, total)]
@@ -154,7 +178,7 @@ def _percent(part: float, whole: float, scale: float) -> str:
     return f"{share:z.1f}%" if math.isfinite(share) else ""
 
 
-# -- the account --------------------------------------------------------------------------------------------------------------------
+# -- the account -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -169,25 +193,38 @@ class Row:
 
 
 def account(ledger: Ledger) -> list[Row]:
-    """On tokens, absorbed by each cause, gap, and what they add up to. Sums over the examples of a batch."""
+    """On tokens, absorbed by each cause, conservation error, and what they add up to. Sums over the
+    examples of a batch.
+    """
     where = ledger.destination
-    parts = {where: _sum(ledger.tokens)} | {cause: _sum(a) for cause, a in ledger.absorbed.items()} | {"gap": _sum(ledger.gap)}
+    parts = (
+        {where: _sum(ledger.tokens)}
+        | {cause: _sum(a) for cause, a in ledger.absorbed.items()}
+        | {"conservation_error": _sum(ledger.conservation_error)}
+    )
     explained = _sum(ledger.explained)
     scale = _strongest([*parts.values(), explained])
     shown = adding_up(list(parts.values()), explained, _places(scale, 7))
-    notes = CAUSES | {where: f"what reached the {where}", "gap": f"{parts['gap']:.1e}, rounding (unit {ledger.roundoff:.0e})"}
+    notes = CAUSES | {
+        where: f"what reached the {where}",
+        "conservation_error": f"{parts['conservation_error']:.1e}, rounding "
+        f"(unit {ledger.roundoff:.0e})",
+    }
     rows = [
         Row(name, amount, text, _percent(amount, explained, scale), notes.get(name, "absorbed"))
         for (name, amount), text in zip(parts.items(), shown, strict=False)
     ]
-    return [*rows, Row("explained", explained, shown[-1], _percent(explained, explained, scale), "")]
+    return [
+        *rows,
+        Row("explained", explained, shown[-1], _percent(explained, explained, scale), ""),
+    ]
 
 
 def _sum(sums: Any) -> float:
     return float(sum(float(v) for v in sums))
 
 
-# -- lines --------------------------------------------------------------------------------------------------------------------------
+# -- lines -----------------------------------------------------------------------------------------
 
 
 def plain(lines: Iterable[Line]) -> str:
@@ -199,7 +236,10 @@ def grid(rows: Sequence[Sequence[Span]], align: str) -> list[Line]:
     """Cells in aligned columns; `align` has an l or an r for each."""
     widths = [max(cells(row[i][0]) for row in rows) for i in range(len(align))] if rows else []
     return [
-        [_cell(*cell, w, a, last=i == len(align) - 1) for i, (cell, w, a) in enumerate(zip(row, widths, align, strict=True))]
+        [
+            _cell(*cell, w, a, last=i == len(align) - 1)
+            for i, (cell, w, a) in enumerate(zip(row, widths, align, strict=True))
+        ]
         for row in rows
     ]
 
@@ -212,11 +252,16 @@ def _cell(text: str, style: str, width: int, align: str, last: bool) -> Span:
 
 
 def folded(rows: Sequence[Sequence[Span]], align: str, width: int | None, first: int) -> list[Line]:
-    """A grid; where it is wider than `width`, two lines a row, of `first` columns and of the rest. Nothing is cut."""
+    """A grid; where it is wider than `width`, two lines a row, of `first` columns and of the rest.
+    Nothing is cut.
+    """
     whole = grid(rows, align)
     if width is None or not whole or max(cells(plain([line])) for line in whole) <= width:
         return whole
-    upper, lower = grid([row[:first] for row in rows], align[:first]), grid([row[first:] for row in rows], align[first:])
+    upper, lower = (
+        grid([row[:first] for row in rows], align[:first]),
+        grid([row[first:] for row in rows], align[first:]),
+    )
     return [line for a, b in zip(upper, lower, strict=True) for line in (a, [("    ", ""), *b])]
 
 
@@ -226,15 +271,15 @@ def paragraph(text: str, width: int, style: str = "", indent: str = "  ") -> lis
     return [[(indent, ""), (line, style)] for line in lines]
 
 
-# -- colours ------------------------------------------------------------------------------------------------------------------------
+# -- colors ----------------------------------------------------------------------------------------
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
-POSITIVE: list[Colour] = [(255, 255, 255), (253, 219, 199), (239, 138, 98), (178, 24, 43)]
-NEGATIVE: list[Colour] = [(255, 255, 255), (209, 229, 240), (103, 169, 207), (33, 102, 172)]
-"""ColorBrewer's RdBu, which the colour-blind can tell apart, from nothing to the strongest."""
-POSITIVE_DARK: list[Colour] = [(24, 26, 31), (84, 34, 34), (176, 62, 56), (255, 150, 130)]
-NEGATIVE_DARK: list[Colour] = [(24, 26, 31), (24, 52, 86), (48, 108, 176), (140, 195, 255)]
+POSITIVE: list[Color] = [(255, 255, 255), (253, 219, 199), (239, 138, 98), (178, 24, 43)]
+NEGATIVE: list[Color] = [(255, 255, 255), (209, 229, 240), (103, 169, 207), (33, 102, 172)]
+"""ColorBrewer's RdBu, which the color-blind can tell apart, from nothing to the strongest."""
+POSITIVE_DARK: list[Color] = [(24, 26, 31), (84, 34, 34), (176, 62, 56), (255, 150, 130)]
+NEGATIVE_DARK: list[Color] = [(24, 26, 31), (24, 52, 86), (48, 108, 176), (140, 195, 255)]
 LEVELS = 12
 
 
@@ -243,43 +288,51 @@ def level(value: float, strongest: float) -> int:
     return round(LEVELS * value / strongest) if strongest > 0 and math.isfinite(value) else 0
 
 
-def background(step: int, positive: list[Colour] = POSITIVE, negative: list[Colour] = NEGATIVE) -> Colour:
-    """The colour of a level."""
+def background(
+    step: int, positive: list[Color] = POSITIVE, negative: list[Color] = NEGATIVE
+) -> Color:
+    """The color of a level."""
     ramp = positive if step > 0 else negative
     at = abs(step) / LEVELS * (len(ramp) - 1)
     i = min(int(at), len(ramp) - 2)
-    red, green, blue = (round(x + (y - x) * (at - i)) for x, y in zip(ramp[i], ramp[i + 1], strict=True))
+    red, green, blue = (
+        round(x + (y - x) * (at - i)) for x, y in zip(ramp[i], ramp[i + 1], strict=True)
+    )
     return red, green, blue
 
 
-def foreground(back: Colour) -> Colour:
+def foreground(back: Color) -> Color:
     """Black or white, whichever stands out more from the background."""
     return max(((0, 0, 0), (255, 255, 255)), key=lambda c: contrast(c, back))
 
 
-def contrast(a: Colour, b: Colour) -> float:
+def contrast(a: Color, b: Color) -> float:
     """The contrast ratio of WCAG 2, 1 to 21."""
     light, dark = sorted((_luminance(a), _luminance(b)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
 
-def _luminance(colour: Colour) -> float:
-    r, g, b = (c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour)
+def _luminance(color: Color) -> float:
+    r, g, b = (c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color)
     return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
 
-def hexa(colour: Colour) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
+def hexa(color: Color) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color)
 
 
-POSITIVE_TERMINAL: list[Colour] = [(244, 165, 130), (214, 96, 77), (178, 24, 43)]
-NEGATIVE_TERMINAL: list[Colour] = [(146, 197, 222), (67, 147, 195), (33, 102, 172)]
+POSITIVE_TERMINAL: list[Color] = [(244, 165, 130), (214, 96, 77), (178, 24, 43)]
+NEGATIVE_TERMINAL: list[Color] = [(146, 197, 222), (67, 147, 195), (33, 102, 172)]
 FAINT = 2
-"""Levels up to this are coloured letters where the background is not known: a pale one would shine on a dark terminal."""
+"""Levels up to this are colored letters where the background is not known: a pale one would shine
+on a dark terminal.
+"""
 
 
 def _chip_style(step: int) -> str:
-    """Letters in a colour for the weak, a background for the strong; reads the same on a light and on a dark terminal."""
+    """Letters in a color for the weak, a background for the strong; reads the same on a light and
+    on a dark terminal.
+    """
     if abs(step) <= FAINT:
         return _ink(step)
     back = background(step, POSITIVE_TERMINAL, NEGATIVE_TERMINAL)
@@ -291,7 +344,7 @@ def _ink(value: float) -> str:
     return "#d1495b" if value > 0 else "#3b7dd8" if value < 0 else ""
 
 
-# -- an explanation in a terminal ---------------------------------------------------------------------------------------------------
+# -- an explanation in a terminal ------------------------------------------------------------------
 
 
 def terminal(e: Explanation, width: int = 80) -> list[Line]:
@@ -299,7 +352,12 @@ def terminal(e: Explanation, width: int = 80) -> list[Line]:
     parts = [
         terminal_head(e, width),
         *([_patches(e, width)] if e.picture is not None else ()),
-        *(part for name, side in sides(e) if e.picture is None for part in (_flow(side, width, name), _bars(side, width))),
+        *(
+            part
+            for name, side in sides(e)
+            if e.picture is None
+            for part in (_flow(side, width, name), _bars(side, width))
+        ),
         _account(e.ledger, quantity(e), width),
         _candidates(e),
         method_lines(e.composite, width),
@@ -308,13 +366,16 @@ def terminal(e: Explanation, width: int = 80) -> list[Line]:
 
 
 def text(e: Explanation, width: int = 80) -> str:
-    """The view without colour."""
+    """The view without color."""
     return plain(terminal(e, width))
 
 
 def terminal_head(e: Explanation, width: int) -> list[Line]:
     """What is explained, and by what."""
-    about = [*(e.about.get(key, "") for key in ("model", "architecture", "dtype")), e.composite.name]
+    about = [
+        *(e.about.get(key, "") for key in ("model", "architecture", "dtype")),
+        e.composite.name,
+    ]
     return [
         *paragraph(f"{quantity(e)} = {amount(e.explained, 4)}", width, "bold", indent=""),
         *paragraph(facts(e), width, indent=""),
@@ -325,8 +386,10 @@ def terminal_head(e: Explanation, width: int) -> list[Line]:
 def quantity(e: Explanation) -> str:
     """What the account adds up to, in words."""
     if e.seed == "log-probability":
-        return printable(f"log-probability of {e.target!r}, linearised")
-    return printable(f"softmax-weighted relevance of {e.target!r}" if e.seed == "probability" else e.what)
+        return printable(f"log-probability of {e.target!r}, linearized")
+    return printable(
+        f"softmax-weighted relevance of {e.target!r}" if e.seed == "probability" else e.what
+    )
 
 
 def facts(e: Explanation) -> str:
@@ -342,7 +405,7 @@ def joiner(tokens: Sequence[str]) -> str:
 
 
 def _flow(e: Explanation, width: int, name: str = "") -> list[Line]:
-    """The input as running text, its tokens coloured; a line ends after a token that ends one."""
+    """The input as running text, its tokens colored; a line ends after a token that ends one."""
     strongest, between = _strongest(_both(e)), joiner(e.tokens)
     lines: list[Line] = [[("  ", "")]]
     for token, r in zip(e.tokens, e.relevance, strict=True):
@@ -375,15 +438,24 @@ NINTHS = 9
 
 
 def _patches(e: Explanation, width: int) -> list[Line]:
-    """The patches of a picture where they lie, each with its relevance in ninths of the strongest patch."""
-    times = max(-(-2 * e.patches.shape[1] // (width - 2)), 1)  # of a very fine grid, squares of patches
+    """The patches of a picture where they lie, each with its relevance in ninths of the strongest
+    patch.
+    """
+    times = max(
+        -(-2 * e.patches.shape[1] // (width - 2)), 1
+    )  # of a very fine grid, squares of patches
     rows = _summed(e.patches, times)
     strongest = _strongest(v for row in rows for v in row)
     each = 3 if 3 * len(rows[0]) <= width - 2 else 2
     lines: list[Line] = [[("  ", ""), *(_patch(v, strongest, each) for v in row)] for row in rows]
     unit = f"{strongest:.{_places(strongest, DIGITS)}f}"
-    what = f"{len(rows)} x {len(rows[0])} " + ("patches" if times < 2 else f"squares of {times} x {times} patches")
-    note = [f"{what} in ninths of the strongest, {unit}", *([NORM] if e.composite.score == "norm" else [])]
+    what = f"{len(rows)} x {len(rows[0])} " + (
+        "patches" if times < 2 else f"squares of {times} x {times} patches"
+    )
+    note = [
+        f"{what} in ninths of the strongest, {unit}",
+        *([NORM] if e.composite.score == "norm" else []),
+    ]
     return [*lines, *(line for one in note for line in paragraph(one, width, "dim"))]
 
 
@@ -399,7 +471,9 @@ def _summed(r: Any, times: int) -> list[list[float]]:
 
 
 def _bars(e: Explanation, width: int) -> list[Line]:
-    """Every token with its number and a bar to the right (for) or to the left (against) of the axis."""
+    """Every token with its number and a bar to the right (for) or to the left (against) of the
+    axis.
+    """
     values = [float(r) for r in e.relevance]
     numbers, compact = _scores(e), len(values) > COMPACT
     rows: list[list[Span]] = [
@@ -408,7 +482,10 @@ def _bars(e: Explanation, width: int) -> list[Line]:
     ]
     table = grid(rows, "rlr")
     room = 12 if compact else min(max(width - cells(plain([table[0]])) - 6, 8), 48)
-    lines = [[("  ", ""), *line, ("  ", ""), *bar] for line, bar in zip(table, _drawn(values, room, _both(e)), strict=True)]
+    lines = [
+        [("  ", ""), *line, ("  ", ""), *bar]
+        for line, bar in zip(table, _drawn(values, room, _both(e)), strict=True)
+    ]
     note = paragraph(NORM, width, "italic") if e.composite.score == "norm" else []
     return note + (_side_by_side(lines, width) if compact else lines)
 
@@ -420,7 +497,11 @@ def _drawn(values: Sequence[float], room: int, scale: Sequence[float]) -> list[L
     unit = room / ((most + least) or 1.0)
     left = round(least * unit)
     return [
-        [(("▒" * round(-v * unit)).rjust(left), _ink(-1)), ("│", "dim"), (("█" * round(v * unit)).ljust(room - left), _ink(1))]
+        [
+            (("▒" * round(-v * unit)).rjust(left), _ink(-1)),
+            ("│", "dim"),
+            (("█" * round(v * unit)).ljust(room - left), _ink(1)),
+        ]
         for v in finite
     ]
 
@@ -437,9 +518,22 @@ def _account(ledger: Ledger, what: str, width: int) -> list[Line]:
     """The account as a table that adds up, a rule above its total."""
     rows = account(ledger)
     style = {"explained": "bold"}
-    books = grid([[(printable(r.name), style.get(r.name, "")), (r.shown, style.get(r.name, "")), (r.share, "dim")] for r in rows], "lrr")
+    books = grid(
+        [
+            [
+                (printable(r.name), style.get(r.name, "")),
+                (r.shown, style.get(r.name, "")),
+                (r.share, "dim"),
+            ]
+            for r in rows
+        ],
+        "lrr",
+    )
     rule: Line = [("  " + "─" * (sum(cells(text) for text, _ in books[0][:2]) - 2), "dim")]
-    noted = [_noted([("  ", ""), *line], row.note or what, width) for line, row in zip(books, rows, strict=True)]
+    noted = [
+        _noted([("  ", ""), *line], row.note or what, width)
+        for line, row in zip(books, rows, strict=True)
+    ]
     return [line for part in [*noted[:-1], [rule], noted[-1]] for line in part]
 
 
@@ -454,7 +548,9 @@ def _noted(line: Line, note: str, width: int) -> list[Line]:
 def _candidates(e: Explanation) -> list[Line]:
     if e.seed == "activation":
         return []
-    head: list[list[Span]] = [[(name, "dim") for name in (_outputs(e), "id", "logit", "probability", "")]]
+    head: list[list[Span]] = [
+        [(name, "dim") for name in (_outputs(e), "id", "logit", "probability", "")]
+    ]
     rows = [
         [
             (shorten(_token(token), LONGEST_TOKEN), "bold" if mark else ""),
@@ -470,12 +566,23 @@ def _candidates(e: Explanation) -> list[Line]:
 
 def _outputs(e: Explanation) -> str:
     """What the candidates are."""
-    return {"class": "class", "image-class": "class", "masked-token": "masked token"}.get(e.about.get("task", ""), "next token")
+    return {"class": "class", "image-class": "class", "masked-token": "masked token"}.get(
+        e.about.get("task", ""), "next token"
+    )
 
 
 def _considered(e: Explanation) -> list[tuple[str, int, float, float, str]]:
     """The candidates, and the target where it is none of them, each with what it is here."""
-    found = [(c.token, c.id, c.logit, c.probability, "explained" if c.id == e.target_id else _role(c.token, e)) for c in e.candidates]
+    found = [
+        (
+            c.token,
+            c.id,
+            c.logit,
+            c.probability,
+            "explained" if c.id == e.target_id else _role(c.token, e),
+        )
+        for c in e.candidates
+    ]
     if all(c.id != e.target_id for c in e.candidates):
         found.append((e.target, e.target_id, e.logit, e.probability, "explained"))
     return found
@@ -487,8 +594,8 @@ def _role(token: str, e: Explanation) -> str:
 
 def method_lines(c: Composite, width: int) -> list[Line]:
     """A method by name, with its summary and its source."""
-    carried = "carries gradients" if c.carries == "gradient" else "carries relevance"
-    head: Line = [("  ", ""), (one_line(c.name), "bold"), (f"  {carried}", "dim")]
+    form = "gradient x input form" if c.formulation == "gradient_x_input" else "relevance form"
+    head: Line = [("  ", ""), (one_line(c.name), "bold"), (f"  {form}", "dim")]
     return [
         head,
         *(paragraph(one_line(c.summary), width) if c.summary else []),
@@ -496,15 +603,31 @@ def method_lines(c: Composite, width: int) -> list[Line]:
     ]
 
 
-# -- ledgers and tables of operations -----------------------------------------------------------------------------------------------
+# -- ledgers and tables of operations --------------------------------------------------------------
 
-LEDGER_HEAD = ("site", "operation", "rule", "received", "passed on", "absorbed", "gap", "by cause")
+LEDGER_HEAD = (
+    "site",
+    "operation",
+    "rule",
+    "received",
+    "passed on",
+    "absorbed",
+    "conservation_error",
+    "by cause",
+)
 
 
 def ledger_table(ledger: Ledger) -> str:
-    """The account, then every site from the output down: received, passed on, absorbed, gap."""
+    """The account, then every site from the output down: received, passed on, absorbed,
+    conservation error.
+    """
     several = len(ledger.explained) > 1
-    note = f"{len(ledger.explained)} examples, sums over all of them; ledger.example(b) has the books of one" if several else ""
+    note = (
+        f"{len(ledger.explained)} examples, sums over all of them; ledger.example(b) has "
+        "the conservation ledger of one"
+        if several
+        else ""
+    )
     head: list[Line] = [[(note, "")], []] if several else []
     return plain([*head, *_account(ledger, "", 100), [], *grid(_ledger_rows(ledger), "lllrrrrl")])
 
@@ -512,25 +635,48 @@ def ledger_table(ledger: Ledger) -> str:
 def _ledger_rows(ledger: Ledger) -> list[list[Span]]:
     places = _places(_strongest([float(v) for e in ledger for v in e.received] or [0.0]), 7)
     head: list[Span] = [(name, "dim") for name in LEDGER_HEAD]
-    return [head, *([(site_text, "") for site_text in entry_cells(entry, places)] for entry in ledger)]
+    return [
+        head,
+        *([(site_text, "") for site_text in entry_cells(entry, places)] for entry in ledger),
+    ]
 
 
 def entry_cells(entry: Entry, places: int) -> list[str]:
-    """Site, operation, rule, received, passed on, absorbed, gap, and what absorbed it."""
+    """Site, operation, rule, received, passed on, absorbed, conservation error, and what absorbed
+    it.
+    """
     causes = {cause: _sum(a) for cause, a in entry.absorbed.items()}
     causes = {cause: a for cause, a in causes.items() if a != 0}
-    numbers = (_sum(entry.received), math.fsum(_sum(p) for p in entry.passed.values()), math.fsum(causes.values()))
+    numbers = (
+        _sum(entry.received),
+        math.fsum(_sum(p) for p in entry.passed.values()),
+        math.fsum(causes.values()),
+    )
     return [
         printable(entry.site), entry.operation, entry.rule,
-        *(amount(v, places) for v in numbers), _gap(_sum(entry.gap)),
+        *(amount(v, places) for v in numbers), _gap(_sum(entry.conservation_error)),
         ", ".join(f"{cause} {amount(a, places)}" for cause, a in causes.items()),
     ]  # fmt: skip
 
 
 def operations(rows: Sequence[dict[str, Any]], width: int | None) -> list[Line]:
     """The table of `refl trace`: one dictionary an operation, in forward order."""
-    places = _places(_strongest([row["received"] for row in rows if row["received"] is not None]), 6)
-    head: list[Span] = [(n, "bold") for n in ("site", "operation", "shape", "rule", "received", "passed on", "gap", "absorbed")]
+    places = _places(
+        _strongest([row["received"] for row in rows if row["received"] is not None]), 6
+    )
+    head: list[Span] = [
+        (n, "bold")
+        for n in (
+            "site",
+            "operation",
+            "shape",
+            "rule",
+            "received",
+            "passed on",
+            "conservation_error",
+            "absorbed",
+        )
+    ]
     return folded([head, *(_operation(row, places) for row in rows)], "llllrrrl", width, 4)
 
 
@@ -539,9 +685,21 @@ def _operation(row: dict[str, Any], places: int) -> list[Span]:
     known: list[Span] = [(printable(row["site"]), ""), (row["operation"], "cyan"), (shape, "dim")]
     if row["received"] is None:
         return [*known, ("no relevance", "dim"), ("", ""), ("", ""), ("", ""), ("", "")]
-    causes = ", ".join(f"{cause} {amount(a, places)}" for cause, a in row["absorbed"].items() if a != 0)
-    received, given = amount(row["received"], places), amount(math.fsum(row["passed"].values()), places)
-    return [*known, (row["rule"], ""), (received, ""), (given, ""), (_gap(row["gap"]), "dim"), (causes, "")]
+    causes = ", ".join(
+        f"{cause} {amount(a, places)}" for cause, a in row["absorbed"].items() if a != 0
+    )
+    received, given = (
+        amount(row["received"], places),
+        amount(math.fsum(row["passed"].values()), places),
+    )
+    return [
+        *known,
+        (row["rule"], ""),
+        (received, ""),
+        (given, ""),
+        (_gap(row["conservation_error"]), "dim"),
+        (causes, ""),
+    ]
 
 
 def _gap(value: float) -> str:
@@ -552,7 +710,12 @@ def composite_table(composite: Composite, width: int | None) -> list[Line]:
     """Every line of a composite's table, with every option."""
     head: list[Span] = [(name, "bold") for name in ("operation", "site", "rule", "options")]
     rows = [
-        [(printable(line["operation"]), "cyan"), (printable(line["site"]), ""), (line["rule"], ""), (_options(line["options"]), "dim")]
+        [
+            (printable(line["operation"]), "cyan"),
+            (printable(line["site"]), ""),
+            (line["rule"], ""),
+            (_options(line["options"]), "dim"),
+        ]
         for line in composite.as_dict()["rules"]
     ]
     return folded([head, *rows], "llll", width, 3)
@@ -565,7 +728,12 @@ def _options(options: dict[str, Any]) -> str:
 def kept(e: Explanation) -> dict[str, dict[str, Any]]:
     """Site -> shape, sum and extremes of the relevance there, for the sites that were kept."""
     return {
-        site: {"shape": list(r.shape), "sum": float(r.sum()), "least": float(r.min()), "most": float(r.max())}
+        site: {
+            "shape": list(r.shape),
+            "sum": float(r.sum()),
+            "least": float(r.min()),
+            "most": float(r.max()),
+        }
         for site in e
         if (r := e[site]).size
     }
@@ -573,17 +741,26 @@ def kept(e: Explanation) -> dict[str, dict[str, Any]]:
 
 def kept_table(e: Explanation, width: int | None) -> list[Line]:
     """The same as a table."""
-    head: list[Span] = [(name, "bold") for name in ("kept site", "shape", "sum of relevance", "least", "most")]
+    head: list[Span] = [
+        (name, "bold") for name in ("kept site", "shape", "sum of relevance", "least", "most")
+    ]
     rows: list[list[Span]] = [
-        [(printable(site), ""), ("×".join(map(str, k["shape"])), "dim"), *((f"{k[name]:.6g}", "") for name in ("sum", "least", "most"))]
+        [
+            (printable(site), ""),
+            ("×".join(map(str, k["shape"])), "dim"),
+            *((f"{k[name]:.6g}", "") for name in ("sum", "least", "most")),
+        ]
         for site, k in kept(e).items()
     ]
     return folded([head, *rows], "llrrr", width, 2)
 
 
-# -- HTML ---------------------------------------------------------------------------------------------------------------------------
+# -- HTML ------------------------------------------------------------------------------------------
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'"
+)
 
 
 def html(e: Explanation) -> str:
@@ -600,7 +777,8 @@ def html(e: Explanation) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta '
+        'name="color-scheme" content="light dark">\n'
         f"<title>{escape(title)}</title>\n<style>\n{_CSS}{_levels_css()}</style>\n</head>\n<body>\n<main>\n"
         + _html_head(e)
         + "\n".join(sections)
@@ -609,17 +787,25 @@ def html(e: Explanation) -> str:
 
 
 def fragment(e: Explanation) -> str:
-    """The coloured text and the account for a notebook: inline styles only, on whatever background it has."""
+    """The colored text and the account for a notebook: inline styles only, on whatever background
+    it has.
+    """
     box = "font-family:system-ui,sans-serif;line-height:1.9;max-width:60em"
     rows = "".join(
         f'<tr><td style="text-align:left">{_safe(r.name)}</td><td style="{_NUMERIC}">{r.shown}</td>'
-        f'<td style="{_NUMERIC};opacity:.7">{r.share}</td><td style="text-align:left;opacity:.7">{_safe(r.note)}</td></tr>'
+        f'<td style="{_NUMERIC};opacity:.7">{r.share}</td><td '
+        f'style="text-align:left;opacity:.7">{_safe(r.note)}</td></tr>'
         for r in account(e.ledger)
     )
-    rows_of_tokens = _html_image(e) if e.picture is not None else "".join(_inline_row(name, side) for name, side in sides(e))
+    rows_of_tokens = (
+        _html_image(e)
+        if e.picture is not None
+        else "".join(_inline_row(name, side) for name, side in sides(e))
+    )
     note = f"<div><em>{_safe(NORM)}</em></div>" if e.composite.score == "norm" else ""
     return (
-        f'<div style="{box}"><div><strong>{escape(quantity(e))} = {amount(e.explained, 4)}</strong> <span style="opacity:.7">'
+        f'<div style="{box}"><div><strong>{escape(quantity(e))} = '
+        f'{amount(e.explained, 4)}</strong> <span style="opacity:.7">'
         f"{escape(facts(e))}; {_safe(e.composite.name)}</span></div>"
         f'{rows_of_tokens}{note}<table style="color:inherit">{rows}</table></div>'
     )
@@ -640,7 +826,7 @@ def _safe(text: object) -> str:
 
 
 def _inline(step: int, padding: str = ".2em") -> str:
-    """The colours of a terminal, for the same reason: a notebook's background is not known here."""
+    """The colors of a terminal, for the same reason: a notebook's background is not known here."""
     style = f"padding:.1em {padding};white-space:pre-wrap"
     if abs(step) > FAINT:
         back = background(step, POSITIVE_TERMINAL, NEGATIVE_TERMINAL)
@@ -670,14 +856,19 @@ def _html_tokens(e: Explanation, attributes: Any, numbers: bool = False) -> str:
         tip = f"token {i}, id {e.input_ids[i]}: relevance {number}"
         under = f"<small>{number}</small>" if numbers else ""
         ended = "<br>" if token.endswith("\n") else ""
-        spans.append(f'<span {attributes(level(float(r), strongest))} title="{tip}">{_safe(token)}{under}</span>{ended}')
+        spans.append(
+            f"<span {attributes(level(float(r), strongest))} "
+            f'title="{tip}">{_safe(token)}{under}</span>{ended}'
+        )
     return (between or "<wbr>").join(spans)
 
 
 def _html_head(e: Explanation) -> str:
     return (
-        f"<header><h1>{escape(quantity(e))} = {amount(e.explained, 4)}</h1><p>{escape(facts(e))}. Explained by "
-        f"<b>{_safe(e.composite.name)}</b> on {_safe(e.about.get('model') or 'a model')}.</p></header>\n"
+        f"<header><h1>{escape(quantity(e))} = "
+        f"{amount(e.explained, 4)}</h1><p>{escape(facts(e))}. Explained by "
+        f"<b>{_safe(e.composite.name)}</b> on "
+        f"{_safe(e.about.get('model') or 'a model')}.</p></header>\n"
     )
 
 
@@ -686,7 +877,7 @@ def _html_text(e: Explanation) -> str:
     return f"<section>{''.join(_html_row(name, side) for name, side in sides(e))}{_html_legend(e)}{note}</section>"
 
 
-COLOURS = (NEGATIVE[-1], POSITIVE[-1])
+COLORS = (NEGATIVE[-1], POSITIVE[-1])
 """Of a drawing: against, and for."""
 
 
@@ -694,16 +885,18 @@ def png(e: Explanation) -> bytes:
     """The heatmap over the picture, as a PNG file."""
     from refl.show import heatmap
 
-    return heatmap.png(e.relevance, e.picture, COLOURS)
+    return heatmap.png(e.relevance, e.picture, COLORS)
 
 
 def _html_image(e: Explanation) -> str:
     from refl.show import heatmap
 
     height, width = e.relevance.shape
-    source = heatmap.data_uri(e.relevance, e.picture, COLOURS)
-    said = f"the picture, {height} by {width} pixels, coloured by relevance for {e.target!r}"
-    return f'<img src="{source}" alt="{_safe(said)}" style="max-width:100%;image-rendering:pixelated">'
+    source = heatmap.data_uri(e.relevance, e.picture, COLORS)
+    said = f"the picture, {height} by {width} pixels, colored by relevance for {e.target!r}"
+    return (
+        f'<img src="{source}" alt="{_safe(said)}" style="max-width:100%;image-rendering:pixelated">'
+    )
 
 
 def _html_heatmap(e: Explanation) -> str:
@@ -711,10 +904,19 @@ def _html_heatmap(e: Explanation) -> str:
 
     most = heatmap.strongest(e.relevance)
     note = f'<p class="note">{_safe(NORM)}</p>' if e.composite.score == "norm" else ""
-    hot = f"stronger than {most:.3g} are {1 - heatmap.QUANTILE:.1%} of the pixels: they are drawn no darker"
-    ramp = f"background:linear-gradient(90deg,{hexa(COLOURS[0])},#ebebeb,{hexa(COLOURS[1])})"
-    legend = f'<span>-{most:.3g} against</span><span class="ramp" style="{ramp};width:15rem;height:.8rem"></span><span>+{most:.3g} for</span>'
-    return f'<section>{_html_image(e)}<div class="legend">{legend}</div><p class="note">{hot}</p>{note}</section>'
+    hot = (
+        f"stronger than {most:.3g} are {1 - heatmap.QUANTILE:.1%} of the pixels: they are "
+        "drawn no darker"
+    )
+    ramp = f"background:linear-gradient(90deg,{hexa(COLORS[0])},#ebebeb,{hexa(COLORS[1])})"
+    legend = (
+        f'<span>-{most:.3g} against</span><span class="ramp" '
+        f'style="{ramp};width:15rem;height:.8rem"></span><span>+{most:.3g} for</span>'
+    )
+    return (
+        f'<section>{_html_image(e)}<div class="legend">{legend}</div><p '
+        f'class="note">{hot}</p>{note}</section>'
+    )
 
 
 def _html_patches(e: Explanation) -> str:
@@ -722,11 +924,18 @@ def _html_patches(e: Explanation) -> str:
     strongest = _strongest(float(v) for v in r.flat)
     places = _places(strongest, 3)
     rows = "".join(
-        "<tr>" + "".join(f'<td class="t {_level_class(level(float(v), strongest))}">{float(v):+.{places}f}</td>' for v in row) + "</tr>"
+        "<tr>"
+        + "".join(
+            f'<td class="t {_level_class(level(float(v), strongest))}">{float(v):+.{places}f}</td>'
+            for v in row
+        )
+        + "</tr>"
         for row in r
     )
     table = f'<div class="scroll"><table class="patches">{rows}</table></div>'
-    return f"<section><details><summary>Every patch as a number</summary>{table}</details></section>"
+    return (
+        f"<section><details><summary>Every patch as a number</summary>{table}</details></section>"
+    )
 
 
 def _html_row(name: str, e: Explanation) -> str:
@@ -744,22 +953,41 @@ def _html_legend(e: Explanation) -> str:
     norm = e.composite.score == "norm"
     steps = range(0 if norm else -LEVELS, LEVELS + 1)
     swatches = "".join(f'<i class="{_level_class(s)}"></i>' for s in steps)
-    low, high = ("0", f"{strongest:.{places}f}") if norm else (f"-{strongest:.{places}f} against", f"+{strongest:.{places}f} for")
-    return f'<div class="legend"><span>{low}</span><span class="ramp">{swatches}</span><span>{high}</span></div>'
+    low, high = (
+        ("0", f"{strongest:.{places}f}")
+        if norm
+        else (f"-{strongest:.{places}f} against", f"+{strongest:.{places}f} for")
+    )
+    return (
+        f'<div class="legend"><span>{low}</span><span '
+        f'class="ramp">{swatches}</span><span>{high}</span></div>'
+    )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = (), css: str = "") -> str:
+def _table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = (), css: str = ""
+) -> str:
     """Cells are HTML already."""
     kind = ["num" if i in numeric else "" for i in range(len(head))]
     top = "".join(f'<th class="{k}" scope="col">{h}</th>' for k, h in zip(kind, head, strict=True))
-    body = "".join("<tr>" + "".join(f'<td class="{k}">{c}</td>' for k, c in zip(kind, row, strict=True)) + "</tr>\n" for row in rows)
-    return f'<div class="scroll"><table class="{css}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td class="{k}">{c}</td>' for k, c in zip(kind, row, strict=True))
+        + "</tr>\n"
+        for row in rows
+    )
+    return (
+        '<div class="scroll"><table '
+        f'class="{css}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def _html_account(e: Explanation) -> str:
     rows = account(e.ledger)
     cells_ = [(_safe(r.name), r.shown, r.share, _safe(r.note) or escape(quantity(e))) for r in rows]
-    table = _table(("part", e.seed if e.against is None else "logits", "share", ""), cells_, (1, 2), "account")
+    table = _table(
+        ("part", e.seed if e.against is None else "logits", "share", ""), cells_, (1, 2), "account"
+    )
     return f"<section><h2>The account</h2>{_html_picture(rows)}{table}</section>"
 
 
@@ -769,10 +997,16 @@ def _html_picture(rows: Sequence[Row]) -> str:
     low, high = min(0.0, *amounts), max(0.0, *amounts)
     unit = 340 / ((high - low) or 1.0)
     zero = 130 - low * unit
-    bars = "".join(_html_bar(i, row, amount, zero, unit) for i, (row, amount) in enumerate(zip(rows, amounts, strict=True)))
+    bars = "".join(
+        _html_bar(i, row, amount, zero, unit)
+        for i, (row, amount) in enumerate(zip(rows, amounts, strict=True))
+    )
     height = 20 * len(rows)
     axis = f'<line x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="{height}"/>'
-    return f'<svg viewBox="0 0 480 {height}" role="img" aria-label="the parts of the account as bars">{bars}{axis}</svg>'
+    return (
+        f'<svg viewBox="0 0 480 {height}" role="img" aria-label="the parts of the account as '
+        f'bars">{bars}{axis}</svg>'
+    )
 
 
 def _html_bar(i: int, row: Row, amount: float, zero: float, unit: float) -> str:
@@ -780,28 +1014,48 @@ def _html_bar(i: int, row: Row, amount: float, zero: float, unit: float) -> str:
     left, wide = zero + min(amount, 0.0) * unit, abs(amount) * unit
     return (
         f'<text x="122" y="{20 * i + 14}" text-anchor="end">{_safe(row.name)}</text>'
-        f'<rect class="{kind}" x="{left:.2f}" y="{20 * i + 3}" width="{wide:.2f}" height="14"><title>{row.shown}</title></rect>'
+        f'<rect class="{kind}" x="{left:.2f}" y="{20 * i + 3}" width="{wide:.2f}" '
+        f'height="14"><title>{row.shown}</title></rect>'
     )
 
 
 def _html_candidates(e: Explanation) -> str:
     if e.seed == "activation":
         return ""
-    rows = [(f"<code>{_safe(_token(t))}</code>", str(i), f"{z:.4f}", f"{p:.2%}", mark) for t, i, z, p, mark in _considered(e)]
+    rows = [
+        (f"<code>{_safe(_token(t))}</code>", str(i), f"{z:.4f}", f"{p:.2%}", mark)
+        for t, i, z, p, mark in _considered(e)
+    ]
     name = _outputs(e)
-    return f"<section><h2>The {name}</h2>{_table((name.rpartition(' ')[2], 'id', 'logit', 'probability', ''), rows, (1, 2, 3))}</section>"
+    return (
+        "<section><h2>The "
+        f"{name}</h2>{_table((name.rpartition(' ')[2], 'id', 'logit', 'probability', ''), rows, (1, 2, 3))}</section>"
+    )
 
 
 def _html_numbers(e: Explanation) -> str:
-    tables = "".join((f'<p class="note">{name}</p>' if name else "") + _html_number_rows(side) for name, side in sides(e))
-    return f"<section><details><summary>Every token as a number</summary>{tables}</details></section>"
+    tables = "".join(
+        (f'<p class="note">{name}</p>' if name else "") + _html_number_rows(side)
+        for name, side in sides(e)
+    )
+    return (
+        f"<section><details><summary>Every token as a number</summary>{tables}</details></section>"
+    )
 
 
 def _html_number_rows(e: Explanation) -> str:
     strongest = _strongest(_both(e))
     rows = [
-        (str(i), f"<code>{_safe(_token(token))}</code>", str(number), score, _html_meter(float(r), strongest))
-        for i, (token, number, score, r) in enumerate(zip(e.tokens, e.input_ids, _scores(e), e.relevance, strict=True))
+        (
+            str(i),
+            f"<code>{_safe(_token(token))}</code>",
+            str(number),
+            score,
+            _html_meter(float(r), strongest),
+        )
+        for i, (token, number, score, r) in enumerate(
+            zip(e.tokens, e.input_ids, _scores(e), e.relevance, strict=True)
+        )
     ]
     return _table(("", "token", "id", "relevance", ""), rows, (0, 2, 3))
 
@@ -820,29 +1074,44 @@ def _html_meter(value: float, strongest: float) -> str:
 def _html_method(e: Explanation) -> str:
     c = e.composite
     rows = [
-        (_safe(line["operation"]), f"<code>{_safe(line['site'])}</code>", _safe(line["rule"]), _safe(_options(line["options"])))
+        (
+            _safe(line["operation"]),
+            f"<code>{_safe(line['site'])}</code>",
+            _safe(line["rule"]),
+            _safe(_options(line["options"])),
+        )
         for line in c.as_dict()["rules"]
     ]
     return (
-        f"<section><h2>The method: {_safe(c.name)}</h2><p>{_safe(c.summary)}</p><p class='note'>{_safe(c.source)}</p>"
-        f"<p>Carries {_safe(c.carries)}. The first line that fits an operation gives its rule.</p>"
+        f"<section><h2>The method: {_safe(c.name)}</h2><p>{_safe(c.summary)}</p><p "
+        f"class='note'>{_safe(c.source)}</p>"
+        f"<p>Formulation: {_safe(c.formulation)}. The first line that fits an operation "
+        "gives its rule.</p>"
         "<details><summary>The table of rules, with every option</summary>"
         f"{_table(('operation', 'site', 'rule', 'options'), rows)}</details></section>"
     )
 
 
 def _html_ledger(e: Explanation) -> str:
-    places = _places(_strongest([float(v) for entry in e.ledger for v in entry.received] or [0.0]), 7)
+    places = _places(
+        _strongest([float(v) for entry in e.ledger for v in entry.received] or [0.0]), 7
+    )
     rows = [tuple(_safe(cell) for cell in entry_cells(entry, places)) for entry in e.ledger]
     table = _table(LEDGER_HEAD, rows, (3, 4, 5, 6))
     return (
-        "<section><h2>The books</h2><p>At every operation: received = passed on + absorbed + gap.</p>"
-        f"<details><summary>{len(rows)} operations, from the output down</summary>{table}</details></section>"
+        "<section><h2>The conservation ledger</h2><p>At every operation: received = passed "
+        "on + absorbed + conservation error.</p>"
+        f"<details><summary>{len(rows)} operations, from the output "
+        f"down</summary>{table}</details></section>"
     )
 
 
 def _html_about(e: Explanation) -> str:
-    facts = e.provenance | {"method": e.composite.name, "seed": e.seed, "target": f"{e.target!r} (id {e.target_id})"}
+    facts = e.provenance | {
+        "method": e.composite.name,
+        "seed": e.seed,
+        "target": f"{e.target!r} (id {e.target_id})",
+    }
     facts |= {"against": repr(e.against)} if e.against is not None else {}
     facts |= {"token ids": " ".join(map(str, e.input_ids))} if e.picture is None else {}
     facts |= {"decoder ids": " ".join(map(str, e.decoder_ids))} if e.decoder_ids is not None else {}
@@ -851,14 +1120,14 @@ def _html_about(e: Explanation) -> str:
 
 
 def _levels_css() -> str:
-    """A class for each level, light and dark, with the text colour that stands out from it."""
+    """A class for each level, light and dark, with the text color that stands out from it."""
     steps = [s for s in range(-LEVELS, LEVELS + 1) if s]
     light = "\n".join(_level_css(s, background(s)) for s in steps)
     dark = "\n".join(_level_css(s, background(s, POSITIVE_DARK, NEGATIVE_DARK)) for s in steps)
     return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
 
 
-def _level_css(step: int, back: Colour) -> str:
+def _level_css(step: int, back: Color) -> str:
     return f".{_level_class(step)} {{ background: {hexa(back)}; color: {hexa(foreground(back))} }}"
 
 

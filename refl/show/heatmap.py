@@ -1,4 +1,4 @@
-"""Relevance drawn over a picture: the picture in grey, each pixel coloured by its sign and strength.
+"""Relevance drawn over a picture: the picture in gray, each pixel colored by its sign and strength.
 
 Nothing is smoothed and nothing averaged: what is drawn is the number of that pixel.
 """
@@ -13,68 +13,84 @@ import numpy as np
 
 from refl.io.images import pillow
 
-Colours: TypeAlias = tuple[tuple[int, int, int], tuple[int, int, int]]
+Colors: TypeAlias = tuple[tuple[int, int, int], tuple[int, int, int]]
 """Against, and for."""
 
 LARGE = 560
 """Pixels of a drawing's longer edge, about."""
 LIGHTEST, DARKEST = 255.0, 165.0
-"""Greys of the picture's white and black: light enough that both colours stand out from them."""
+"""Grays of the picture's white and black: light enough that both colors stand out from them."""
 QUANTILE = 0.995
-"""Of all pixels: what is stronger is drawn in the full colour. A few hot pixels would leave all others pale."""
+"""Of all pixels: what is stronger is drawn in the full color. A few hot pixels would leave all
+others pale.
+"""
 
 
 def strongest(relevance: Any) -> float:
-    """The amount that is drawn in the full colour."""
+    """The amount that is drawn in the full color."""
     sizes = np.abs(np.asarray(relevance, dtype=np.float64))
     sizes = sizes[np.isfinite(sizes)]
     return float(np.quantile(sizes, QUANTILE) or sizes.max()) if sizes.size else 0.0
 
 
-def drawn(relevance: Any, picture: Any, colours: Colours) -> Any:  # (H, W), uint8 (H, W, C) -> uint8 (h, w, 3)
+def drawn(
+    relevance: Any, picture: Any, colors: Colors
+) -> Any:  # (H, W), uint8 (H, W, C) -> uint8 (h, w, 3)
     """Enlarged by a whole number, pixel by pixel."""
     r = np.nan_to_num(np.asarray(relevance, dtype=np.float64))
-    paper = DARKEST + (LIGHTEST - DARKEST) * _grey(picture) / 255
-    colour = _inked(np.repeat(paper[..., None], 3, axis=-1), r / (strongest(r) or 1.0), colours)
+    paper = DARKEST + (LIGHTEST - DARKEST) * _gray(picture) / 255
+    color = _inked(np.repeat(paper[..., None], 3, axis=-1), r / (strongest(r) or 1.0), colors)
     times = max(1, round(LARGE / max(r.shape)))
-    return np.repeat(np.repeat(colour, times, axis=0), times, axis=1)
+    return np.repeat(np.repeat(color, times, axis=0), times, axis=1)
 
 
-def _inked(paper: Any, share: Any, colours: Colours) -> Any:
-    """Paper (..., 3) under so much of a colour: -1 the first, 1 the second."""
-    against, favour = (np.asarray(c, dtype=np.float64) for c in colours)
+def _inked(paper: Any, share: Any, colors: Colors) -> Any:
+    """Paper (..., 3) under so much of a color: -1 the first, 1 the second."""
+    against, favor = (np.asarray(c, dtype=np.float64) for c in colors)
     amount = np.clip(np.abs(share), 0, 1)[..., None]
-    return np.rint(paper * (1 - amount) + np.where(share[..., None] >= 0, favour, against) * amount).astype(np.uint8)
+    return np.rint(
+        paper * (1 - amount) + np.where(share[..., None] >= 0, favor, against) * amount
+    ).astype(np.uint8)
 
 
-def _grey(picture: Any) -> Any:  # uint8 (H, W, C) -> float (H, W)
-    return picture @ np.asarray([0.299, 0.587, 0.114]) if picture.shape[-1] == 3 else picture.mean(axis=-1)
+def _gray(picture: Any) -> Any:  # uint8 (H, W, C) -> float (H, W)
+    return (
+        picture @ np.asarray([0.299, 0.587, 0.114])
+        if picture.shape[-1] == 3
+        else picture.mean(axis=-1)
+    )
 
 
-def png(relevance: Any, picture: Any, colours: Colours, *, legend: bool = True) -> bytes:
-    """The drawing as a PNG file, with the scale of its colours below. Raises ReflError where Pillow is missing."""
-    image = pillow().fromarray(drawn(relevance, picture, colours))
+def png(relevance: Any, picture: Any, colors: Colors, *, legend: bool = True) -> bytes:
+    """The drawing as a PNG file, with the scale of its colors below. Raises ReflError where Pillow
+    is missing.
+    """
+    image = pillow().fromarray(drawn(relevance, picture, colors))
     file = io.BytesIO()
-    (_with_legend(image, strongest(relevance), colours) if legend else image).save(file, "PNG", optimize=True)
+    (_with_legend(image, strongest(relevance), colors) if legend else image).save(
+        file, "PNG", optimize=True
+    )
     return file.getvalue()
 
 
-def data_uri(relevance: Any, picture: Any, colours: Colours) -> str:
+def data_uri(relevance: Any, picture: Any, colors: Colors) -> str:
     """The drawing alone, as the source of an HTML image."""
-    return "data:image/png;base64," + base64.b64encode(png(relevance, picture, colours, legend=False)).decode("ascii")
+    return "data:image/png;base64," + base64.b64encode(
+        png(relevance, picture, colors, legend=False)
+    ).decode("ascii")
 
 
-def _with_legend(image: Any, most: float, colours: Colours) -> Any:
+def _with_legend(image: Any, most: float, colors: Colors) -> Any:
     from PIL import ImageDraw, ImageFont
 
     library, margin = pillow(), 12
     page = library.new("RGB", (max(image.width, 240), image.height + 60), (255, 255, 255))
     page.paste(image, ((page.width - image.width) // 2, 0))
     share = np.linspace(-1, 1, page.width - 2 * margin)
-    ramp = _inked(np.full((share.size, 3), 235.0), share, colours)
+    ramp = _inked(np.full((share.size, 3), 235.0), share, colors)
     page.paste(library.fromarray(np.repeat(ramp[None], 12, axis=0)), (margin, image.height + 12))
     draw, font, y = ImageDraw.Draw(page), ImageFont.load_default(14), image.height + 30
-    draw.text((margin, y), f"-{most:.2g} against", fill=colours[0], font=font)
+    draw.text((margin, y), f"-{most:.2g} against", fill=colors[0], font=font)
     draw.text((page.width // 2, y), "0", fill=(70, 70, 70), font=font, anchor="ma")
-    draw.text((page.width - margin, y), f"+{most:.2g} for", fill=colours[1], font=font, anchor="ra")
+    draw.text((page.width - margin, y), f"+{most:.2g} for", fill=colors[1], font=font, anchor="ra")
     return page

@@ -1,1 +1,3 @@
-"""Other libraries, held beside refl. They come with the extra `peers`; without them these tests are skipped."""
+"""Other libraries, held beside refl. They come with the extra `peers`; without them these tests are
+skipped.
+"""

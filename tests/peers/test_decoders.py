@@ -1,6 +1,8 @@
-"""Mistral, Qwen 2, Qwen 3, Phi, Gemma 2, Gemma 3: the forward pass against transformers' own, in float64, with every option they read.
+"""Mistral, Qwen 2, Qwen 3, Phi, Gemma 2, Gemma 3: the forward pass against transformers' own, in
+float64, with every option they read.
 
-As in test_forward.py: transformers' float32 islands are lifted, norm weights and biases are drawn, lengths go beyond every window.
+As in test_forward.py: transformers' float32 islands are lifted, norm weights and biases are drawn,
+lengths go beyond every window.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from refl.errors import ReflError
 from refl.verification.peers.lxt import wide, widened
 
 pytestmark = pytest.mark.peers
-transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra 'peers')")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed (the extra 'peers')"
+)
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")
 
 LENGTHS = (1, 2, 3, 4, 13)
@@ -35,7 +39,12 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "window-off": {"sliding_window": 3, "use_sliding_window": False},
         "window-1": {"sliding_window": 1, "num_hidden_layers": 1},
         "wide-heads": {"head_dim": 10, "num_key_value_heads": 1, "sliding_window": 100},
-        "tied-gelu": {"tie_word_embeddings": True, "hidden_act": "gelu", "rms_norm_eps": 1e-2, "rope_theta": 500.0},
+        "tied-gelu": {
+            "tie_word_embeddings": True,
+            "hidden_act": "gelu",
+            "rms_norm_eps": 1e-2,
+            "rope_theta": 500.0,
+        },
         "rope-scaling": {"head_dim": 8, "rope_scaling": LLAMA3, "sliding_window": 3},
         "yarn": {"head_dim": 8, "rope_scaling": ROPE["yarn"], "rope_theta": 1e6},
     },
@@ -46,14 +55,23 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "window-unused": {"use_sliding_window": False, "sliding_window": 3, "max_window_layers": 0},
         "window-null": {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0},
         "wide-heads": {"head_dim": 10, "num_key_value_heads": 1, "hidden_act": "gelu_pytorch_tanh"},
-        "rope-scaling": {"rope_scaling": ROPE["dynamic"], "rms_norm_eps": 1e-2, "rope_theta": 500.0},
+        "rope-scaling": {
+            "rope_scaling": ROPE["dynamic"],
+            "rms_norm_eps": 1e-2,
+            "rope_theta": 500.0,
+        },
         "yarn": {"rope_scaling": ROPE["yarn-original"], "num_hidden_layers": 1},
     },
     "qwen3": {
         "plain": {},
         "groups": {"num_key_value_heads": 2, "tie_word_embeddings": True},
         "biases": {"attention_bias": True, "num_key_value_heads": 1, "head_dim": 10},
-        "window": {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0, "attention_bias": True},
+        "window": {
+            "use_sliding_window": True,
+            "sliding_window": 3,
+            "max_window_layers": 0,
+            "attention_bias": True,
+        },
         "window-unused": {"use_sliding_window": False, "sliding_window": 3, "max_window_layers": 0},
         "norm-eps": {"rms_norm_eps": 1e-1, "rope_theta": 500.0, "hidden_act": "gelu"},
         "rope-scaling": {"rope_scaling": LLAMA3, "num_hidden_layers": 1},
@@ -72,10 +90,22 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "gemma2": {
         "plain": {},
         "capped": {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0},
-        "no-caps": {"attn_logit_softcapping": None, "final_logit_softcapping": None, "num_key_value_heads": 1},
-        "one-cap": {"attn_logit_softcapping": None, "final_logit_softcapping": 5.0, "sliding_window": 100},
+        "no-caps": {
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "num_key_value_heads": 1,
+        },
+        "one-cap": {
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": 5.0,
+            "sliding_window": 100,
+        },
         "biases": {"attention_bias": True, "query_pre_attn_scalar": 31, "num_key_value_heads": 4},
-        "untied-act": {"tie_word_embeddings": False, "hidden_activation": "silu", "rms_norm_eps": 1e-2},
+        "untied-act": {
+            "tie_word_embeddings": False,
+            "hidden_activation": "silu",
+            "rms_norm_eps": 1e-2,
+        },
         "hidden-act-ignored": {"hidden_act": "relu", "head_dim": 10, "sliding_window": 1},
         "rope-scaling": {"rope_theta": 500.0, "rope_scaling": LLAMA3, "num_hidden_layers": 1},
     },
@@ -85,21 +115,30 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "all-full": {"sliding_window_pattern": 1, "rope_theta": 500.0},
         "capped": {"final_logit_softcapping": 2.0, "rope_local_base_freq": 30.0},
         "biases": {"attention_bias": True, "query_pre_attn_scalar": 31, "num_key_value_heads": 4},
-        "untied-act": {"tie_word_embeddings": False, "hidden_activation": "silu", "rms_norm_eps": 1e-2},
+        "untied-act": {
+            "tie_word_embeddings": False,
+            "hidden_activation": "silu",
+            "rms_norm_eps": 1e-2,
+        },
         "linear-rope": {"rope_scaling": ROPE["linear"], "head_dim": 10, "sliding_window": 1},
         "llama3-rope": {"rope_scaling": LLAMA3, "sliding_window_pattern": 3},
     },
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize(("kind", "options"), [pytest.param(k, o, id=f"{k}-{n}") for k, each in OPTIONS.items() for n, o in each.items()])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [pytest.param(k, o, id=f"{k}-{n}") for k, each in OPTIONS.items() for n, o in each.items()],
+)
 def test_options(make: Make, kind: str, options: dict[str, Any]) -> None:
     same_forward(make(kind, **options), LENGTHS)
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_padded_batch(make: Make, kind: str) -> None:
-    """Right padding, as refl pads: the logits after each text's last token, beside transformers' with its attention_mask."""
+    """Right padding, as refl pads: the logits after each text's last token, beside transformers'
+    with its attention_mask.
+    """
     folder = make(kind, **WINDOWED[kind])
     texts = [draw(5), draw(13), draw(1), draw(2)]
     padded = [text + [0] * (13 - len(text)) for text in texts]
@@ -113,21 +152,29 @@ def test_padded_batch(make: Make, kind: str) -> None:
 
 WINDOW = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}
 WINDOWED: dict[str, dict[str, Any]] = {
-    "mistral": {"sliding_window": 3}, "qwen2": WINDOW, "qwen3": WINDOW, "phi": {}, "gemma2": {}, "gemma3_text": {},
-}  # fmt: skip
+    "mistral": {"sliding_window": 3},
+    "qwen2": WINDOW,
+    "qwen3": WINDOW,
+    "phi": {},
+    "gemma2": {},
+    "gemma3_text": {},
+}
 
 
-# -- where transformers 4.52.4 does something else than its other kernels and its later versions -------------------------------------------
+# -- where transformers 4.52.4 does something else than its other kernels and its later versions ---
 
 
 @pytest.mark.parametrize("how", ["max_window_layers", "layer_types"])
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
 def test_some_blocks_with_a_window(make: Make, kind: str, how: str) -> None:
-    """Eager attention of 4.52.4 gives the window to every block (and warns that it is not implemented), where flash attention, and every
-    kernel since 4.53, gives it to those from max_window_layers on: transformers is run without, and its masks are exchanged block by block.
+    """Eager attention of 4.52.4 gives the window to every block (and warns that it is not
+    implemented), where flash attention, and every kernel since 4.53, gives it to those from
+    max_window_layers on: transformers is run without, and its masks are exchanged block by block.
     """
     folder = make(kind, use_sliding_window=False, num_hidden_layers=3)
-    expected = with_windows(folder, draw(13), [None, 3, 3] if how == "max_window_layers" else [3, None, 3])
+    expected = with_windows(
+        folder, draw(13), [None, 3, 3] if how == "max_window_layers" else [3, None, 3]
+    )
     changed = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
     if how == "layer_types":
         changed |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
@@ -142,14 +189,20 @@ def with_windows(folder: Path, ids: list[int], windows: list[int | None]) -> Any
         for layer, window in zip(model.model.layers, windows, strict=True):
             layer.register_forward_pre_hook(masked(window), with_kwargs=True)
         tokens = torch.tensor([ids])
-        return model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0].numpy()
+        return (
+            model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+            .logits[0]
+            .numpy()
+        )
 
 
 def masked(window: int | None) -> Callable[..., Any]:
     def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         mask = kwargs["attention_mask"]
         hidden = torch.ones_like(mask, dtype=torch.bool).tril(-(window or mask.shape[-1]))
-        return args, kwargs | {"attention_mask": mask.masked_fill(hidden, torch.finfo(mask.dtype).min)}
+        return args, kwargs | {
+            "attention_mask": mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
+        }
 
     return hook
 
@@ -160,7 +213,11 @@ def test_layer_types_name_the_blocks_with_a_window(make: Make, kind: str) -> Non
     folder = make(kind, num_hidden_layers=3)
     expected = reference(folder, [draw(13)])[0]
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
-    later = {"sliding_window_pattern": None, "_sliding_window_pattern": 2} if kind == "gemma3_text" else {}
+    later = (
+        {"sliding_window_pattern": None, "_sliding_window_pattern": 2}
+        if kind == "gemma3_text"
+        else {}
+    )
     edit(folder, {"layer_types": kinds} | later)
     agree(refl.load(folder, dtype="float64").logits(draw(13)), expected)
     edit(folder, {"layer_types": kinds[::-1][:2] + kinds[:1]})
@@ -174,24 +231,32 @@ def test_layer_types_name_the_blocks_with_a_window(make: Make, kind: str) -> Non
     ("phi", LLAMA3 | {"rope_theta": 700.0, "partial_rotary_factor": 0.7}),
     ("gemma3_text", {"full_attention": LLAMA3 | {"rope_theta": 700.0}, "sliding_attention": {"rope_type": "default", "rope_theta": 30.0}}),
 ])  # fmt: skip
-def test_rope_parameters_as_transformers_5_writes_them(make: Make, kind: str, parameters: dict[str, Any]) -> None:
+def test_rope_parameters_as_transformers_5_writes_them(
+    make: Make, kind: str, parameters: dict[str, Any]
+) -> None:
     old = {"rope_scaling": LLAMA3, "rope_theta": 700.0, "partial_rotary_factor": 0.7} | SMALL[kind]
     old |= {"rope_local_base_freq": 30.0} if kind == "gemma3_text" else {}
-    folder = make(kind, **{k: v for k, v in old.items() if k != "partial_rotary_factor" or kind == "phi"})
+    folder = make(
+        kind, **{k: v for k, v in old.items() if k != "partial_rotary_factor" or kind == "phi"}
+    )
     expected = reference(folder, [draw(13)])[0]
-    gone = dict.fromkeys(("rope_scaling", "rope_theta", "rope_local_base_freq", "partial_rotary_factor"))
+    gone = dict.fromkeys(
+        ("rope_scaling", "rope_theta", "rope_local_base_freq", "partial_rotary_factor")
+    )
     edit(folder, gone | {"rope_parameters": parameters})
     agree(refl.load(folder, dtype="float64").logits(draw(13)), expected)
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_stored_in_half_precision(tmp_path: Path, kind: str) -> None:
-    """bfloat16 is widened exactly; Gemma's scale sqrt(hidden_size) is then that of the computation, not the rounded one."""
+    """bfloat16 is widened exactly; Gemma's scale sqrt(hidden_size) is then that of the computation,
+    not the rounded one.
+    """
     random_model(kind).to(torch.bfloat16).save_pretrained(tmp_path)
     same_forward(tmp_path, (13,))
 
 
-# -- what is refused ------------------------------------------------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------------------
 
 SLIDES = ["sliding_attention", "sliding_attention"]
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -218,14 +283,24 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma2", {"sliding_window_pattern": 3}, "sliding_window_pattern"),
     ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
     ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
-    ("gemma3_text", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_parameters"),
+    (
+        "gemma3_text",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+        "rope_parameters",
+    ),
     ("gemma3_text", {"model_type": "gemma3"}, "'gemma3'"),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("kind", "options", "named"), REFUSED, ids=[f"{kind}-{named.strip(chr(39))}" for kind, _, named in REFUSED])
+@pytest.mark.parametrize(
+    ("kind", "options", "named"),
+    REFUSED,
+    ids=[f"{kind}-{named.strip(chr(39))}" for kind, _, named in REFUSED],
+)
 def test_refused_by_name(make: Make, kind: str, options: dict[str, Any], named: str) -> None:
-    """transformers keeps gemma3's attn_logit_softcapping and never applies it: what the file means by it is not known here."""
+    """transformers keeps gemma3's attn_logit_softcapping and never applies it: what the file means
+    by it is not known here.
+    """
     folder = make(kind)
     refl.load(folder)
     edit(folder, options)

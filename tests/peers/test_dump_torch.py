@@ -1,6 +1,8 @@
-"""dump_torch: what torch computes, as an oracle file, beside refl's own on every architecture; and the command.
+"""dump_torch: what torch computes, as an oracle file, beside refl's own on every architecture; and
+the command.
 
-input-x-gradient is plain autograd on transformers as it is: an independent implementation of every forward pass and every derivative.
+input-x-gradient is plain autograd on transformers as it is: an independent implementation of every
+forward pass and every derivative.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from refl.verification.peers.dump_torch import Input, dump
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")
-transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra 'peers')")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed (the extra 'peers')"
+)
 
 IDS = np.random.default_rng(5).integers(4, 29, 9).tolist()
 Write = Callable[[Path], Any]
@@ -83,20 +87,38 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def both(folder: Path, method: str, **options: Any) -> tuple[Explanation, Explanation]:
-    """refl's explanation and torch's, of one random input; the row is given, for there is no tokenizer that knows a mask."""
+    """refl's explanation and torch's, of one random input; the row is given, for there is no
+    tokenizer that knows a mask.
+    """
     model = refl.load(folder, dtype="float64")
     ours = {"attnlrp": "attnlrp-gradient"}.get(method, method)
-    if model.sees:
-        pixels = np.random.default_rng(1).standard_normal((model.config.num_channels, *model.config.image))
-        return model.explain(pixels, ours), dump(folder, Input(pixels=pixels), method=method, **options)
+    if model.takes_images:
+        pixels = np.random.default_rng(1).standard_normal(
+            (model.config.num_channels, *model.config.image)
+        )
+        return model.explain(pixels, ours), dump(
+            folder, Input(pixels=pixels), method=method, **options
+        )
     decoder = (0, 7, 11) if model.task == "sequence-to-sequence" else None
     position = 4 if model.task == "masked-token" else None
-    e = model.explain(IDS, ours, position=position, decoder=None if decoder is None else list(decoder))
-    return e, dump(folder, Input(tuple(IDS), decoder=decoder), method=method, target=e.target_id, position=position, **options)
+    e = model.explain(
+        IDS, ours, position=position, decoder=None if decoder is None else list(decoder)
+    )
+    return e, dump(
+        folder,
+        Input(tuple(IDS), decoder=decoder),
+        method=method,
+        target=e.target_id,
+        position=position,
+        **options,
+    )
 
 
 def meet(c: Comparison, least: int) -> None:
-    print(f"\n{len(c.errors)} sites, worst {max(e.relative for e in c.errors):.1e}, excess {max(e.excess for e in c.errors):.3f}")
+    print(
+        f"\n{len(c.errors)} sites, worst {max(e.relative for e in c.errors):.1e}, excess "
+        f"{max(e.excess for e in c.errors):.3f}"
+    )
     assert c.equal, str(c)
     assert len(c.errors) >= least
     assert not c.misfits
@@ -110,14 +132,21 @@ def test_input_x_gradient(tmp_path: Path, name: str) -> None:
     write(tmp_path)
     e, theirs = both(tmp_path, "input-x-gradient")
     meet(compare(e, theirs), least)
-    np.testing.assert_allclose(theirs.relevance, e.relevance, rtol=0, atol=1e-12 * np.abs(e.relevance).max())
+    np.testing.assert_allclose(
+        theirs.relevance, e.relevance, rtol=0, atol=1e-12 * np.abs(e.relevance).max()
+    )
     assert theirs.logit == pytest.approx(e.logit, rel=1e-12)
 
 
 PATCHED = {
-    "llama": ("attnlrp", "cp-lrp"), "gpt2": ("attnlrp", "cp-lrp"), "qwen2": ("attnlrp", "cp-lrp"), "qwen3": ("attnlrp", "cp-lrp"),
-    "gemma3": ("attnlrp", "cp-lrp"), "bert": ("attnlrp",), "bert-classes": ("attnlrp",),
-}  # fmt: skip
+    "llama": ("attnlrp", "cp-lrp"),
+    "gpt2": ("attnlrp", "cp-lrp"),
+    "qwen2": ("attnlrp", "cp-lrp"),
+    "qwen3": ("attnlrp", "cp-lrp"),
+    "gemma3": ("attnlrp", "cp-lrp"),
+    "bert": ("attnlrp",),
+    "bert-classes": ("attnlrp",),
+}
 
 
 @pytest.fixture
@@ -129,9 +158,13 @@ def lxt_is_here() -> None:
 
 
 @pytest.mark.usefixtures("lxt_is_here")
-@pytest.mark.parametrize(("name", "method"), [(n, m) for n, methods in PATCHED.items() for m in methods])
+@pytest.mark.parametrize(
+    ("name", "method"), [(n, m) for n, methods in PATCHED.items() for m in methods]
+)
 def test_lxt(tmp_path: Path, name: str, method: str) -> None:
-    """LXT's gradient form without its eps in f(x)/(x + eps), at every module; with it, the comparison says that it is that."""
+    """LXT's gradient x input form without its eps in f(x)/(x + eps), at every module; with it, the
+    comparison says that it is that.
+    """
     write, least = MODELS[name]
     write(tmp_path)
     e, theirs = both(tmp_path, method, identity_eps=0.0)
@@ -144,14 +177,24 @@ def test_lxt(tmp_path: Path, name: str, method: str) -> None:
 
 @pytest.mark.usefixtures("lxt_is_here")
 def test_on_a_trained_model(tmp_path: Path) -> None:
-    """stories260K by the command, file against file: LXT's eps is seen, and said; with a tolerance the two are equal."""
-    folder, ours, theirs = checkpoint("stories260K"), tmp_path / "ours.safetensors", tmp_path / "lxt.safetensors"
-    refl.load(folder, dtype="float64").explain("Once upon a time there was a", "attnlrp-gradient").save(ours)
+    """stories260K by the command, file against file: LXT's eps is seen, and said; with a tolerance
+    the two are equal.
+    """
+    folder, ours, theirs = (
+        checkpoint("stories260K"),
+        tmp_path / "ours.safetensors",
+        tmp_path / "lxt.safetensors",
+    )
+    refl.load(folder, dtype="float64").explain(
+        "Once upon a time there was a", "attnlrp-gradient"
+    ).save(ours)
     assert dump_torch.main([str(folder), "Once upon a time there was a", "--out", str(theirs)]) == 0
     c = compare(ours, theirs, model=folder)
     assert c.first is not None and c.first.site == "model.layers.4.mlp.gate_proj"
     assert c.rules == ["model.layers.4.mlp.act_fn (activation, rule identity in A)"]
-    assert [s.words for s in c.suspects if s.equal] == ["activation: the factor f(x)/(x + 1e-10), as LXT's gradient form has it"]
+    assert [s.words for s in c.suspects if s.equal] == [
+        "activation: the factor f(x)/(x + 1e-10), as LXT's gradient x input form has it"
+    ]
     assert len(c.errors) > 70
     assert compare(ours, theirs, tolerance=1e-7).equal
     loaded = Explanation.load(theirs)
@@ -163,15 +206,33 @@ def test_on_a_trained_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["opt", "gpt_neox"])
 def test_a_model_refl_does_not_know(tmp_path: Path, kind: str) -> None:
-    """Any model that transformers runs: the same gradient at the embeddings as without hooks, and a file that is read back."""
-    options = {"vocab_size": 29, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 24}
-    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **options)).double().eval()
+    """Any model that transformers runs: the same gradient at the embeddings as without hooks, and a
+    file that is read back.
+    """
+    options = {
+        "vocab_size": 29,
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 24,
+    }
+    model = (
+        transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model(kind, **options)
+        )
+        .double()
+        .eval()
+    )
     model.save_pretrained(tmp_path)
     e = dump(tmp_path, IDS, target=3)
     x = model.get_input_embeddings()(torch.tensor([IDS])).detach().requires_grad_()
-    model(inputs_embeds=x, attention_mask=torch.ones(1, len(IDS), dtype=torch.int64)).logits[0, -1, 3].backward()
+    model(inputs_embeds=x, attention_mask=torch.ones(1, len(IDS), dtype=torch.int64)).logits[
+        0, -1, 3
+    ].backward()
     expected = (x * x.grad)[0].sum(-1).detach().numpy()
-    np.testing.assert_allclose(e.relevance, expected, rtol=0, atol=1e-6 * np.abs(expected).max())  # float32 islands stand there
+    np.testing.assert_allclose(
+        e.relevance, expected, rtol=0, atol=1e-6 * np.abs(expected).max()
+    )  # float32 islands stand there
     e.save(tmp_path / "e.safetensors")
     assert compare(tmp_path / "e.safetensors", tmp_path / "e.safetensors").equal
 
@@ -221,13 +282,17 @@ REFUSED: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+def test_refused_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
     if case == "no-patches":
         pytest.importorskip("lxt", reason="LXT is not installed")
     decoder("phi")(tmp_path)
     options, said = REFUSED[case]
     options = options if "--method" in options else [*options, "--method", "input-x-gradient"]
-    assert dump_torch.main([str(tmp_path), *options, "--out", str(tmp_path / "out.safetensors")]) == 2
+    assert (
+        dump_torch.main([str(tmp_path), *options, "--out", str(tmp_path / "out.safetensors")]) == 2
+    )
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not (tmp_path / "out.safetensors").exists()

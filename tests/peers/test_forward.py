@@ -1,7 +1,9 @@
-"""The forward pass against transformers' own, in float64: every option of config.json that the nets read, and every way to save.
+"""The forward pass against transformers' own, in float64: every option of config.json that the nets
+read, and every way to save.
 
-transformers computes parts of a float64 model in float32 (RMSNorm, RoPE's angles, the softmax of eager attention,
-reorder_and_upcast_attn). `wide` lifts those islands while the model is made and run; without that nothing could agree beyond 1e-7.
+transformers computes parts of a float64 model in float32 (RMSNorm, RoPE's angles, the softmax of
+eager attention, reorder_and_upcast_attn). `wide` lifts those islands while the model is made and
+run; without that nothing could agree beyond 1e-7.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from refl.errors import ReflError
 from refl.verification.peers.lxt import wide, widened
 
 pytestmark = pytest.mark.peers
-transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra 'peers')")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed (the extra 'peers')"
+)
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")
 
 BOUND = 1e-10
@@ -32,13 +36,16 @@ LENGTHS = (1, 2, 13)
 def reference(folder: Path, ids: Sequence[Sequence[int]], mask: Any = None) -> Any:
     """transformers' logits in float64, of the file as it reads it in its own dtype.
 
-    A mask is always given: without one, transformers 4.52.4 makes a mask one key too long, and reorder_and_upcast_attn stumbles over it.
+    A mask is always given: without one, transformers 4.52.4 makes a mask one key too long, and
+    reorder_and_upcast_attn stumbles over it.
     """
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto")
     tokens = torch.tensor(ids)
     mask = torch.ones_like(tokens) if mask is None else torch.tensor(mask)
     with wide(), torch.no_grad():
-        return widened(loaded)(input_ids=tokens, attention_mask=mask, use_cache=False).logits.numpy()
+        return widened(loaded)(
+            input_ids=tokens, attention_mask=mask, use_cache=False
+        ).logits.numpy()
 
 
 def draw(length: int, vocabulary: int = 29) -> list[int]:
@@ -58,7 +65,7 @@ def same_forward(folder: Path, lengths: Sequence[int] = LENGTHS) -> None:
         agree(model.logits(draw(length)), reference(folder, [draw(length)])[0])
 
 
-# -- options of config.json -----------------------------------------------------------------------------------------------------------
+# -- options of config.json ------------------------------------------------------------------------
 
 LLAMA: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -90,33 +97,56 @@ ROPE: dict[str, dict[str, Any]] = {
     "linear-old-name": {"type": "linear", "factor": 2.5},
     "dynamic": {"rope_type": "dynamic", "factor": 3.0},
     "llama3": {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
     },
     "yarn": {"rope_type": "yarn", "factor": 4.0},
     "yarn-original": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8},
-    "yarn-original-disagrees": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8},
+    "yarn-original-disagrees": {
+        "rope_type": "yarn",
+        "factor": 2.0,
+        "original_max_position_embeddings": 8,
+    },
     "yarn-attention-factor": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.7},
-    "yarn-betas": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "beta_fast": 3.0, "beta_slow": 0.5},
+    "yarn-betas": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 8,
+        "beta_fast": 3.0,
+        "beta_slow": 0.5,
+    },
     "yarn-mscale": {"rope_type": "yarn", "factor": 40.0, "mscale": 0.9, "mscale_all_dim": 0.4},
     "yarn-mscale-alone": {"rope_type": "yarn", "factor": 40.0, "mscale": 0.9},
     "yarn-narrowing": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("scaling", ROPE.values(), ids=ROPE)
 def test_rope_scaling(make: Make, scaling: dict[str, Any]) -> None:
     """Three head widths: yarn's and llama3's ramps fall on different dimensions."""
     for width in (4, 8, 22):
-        same_forward(make("llama", rope_scaling=scaling, head_dim=width, rope_theta=100.0), lengths=(2, 31))
+        same_forward(
+            make("llama", rope_scaling=scaling, head_dim=width, rope_theta=100.0), lengths=(2, 31)
+        )
 
 
 @pytest.mark.parametrize("length", [7, 31, 32, 33, 57, 64])
 def test_dynamic_rope_below_and_above_its_range(make: Make, length: int) -> None:
     folder = make("llama", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
-    agree(refl.load(folder, dtype="float64").logits(draw(length)), reference(folder, [draw(length)])[0])
+    agree(
+        refl.load(folder, dtype="float64").logits(draw(length)),
+        reference(folder, [draw(length)])[0],
+    )
 
 
-@pytest.mark.parametrize("scaling", [ROPE[k] for k in ("default", "linear", "llama3", "yarn", "yarn-betas")], ids=lambda s: s["rope_type"])
+@pytest.mark.parametrize(
+    "scaling",
+    [ROPE[k] for k in ("default", "linear", "llama3", "yarn", "yarn-betas")],
+    ids=lambda s: s["rope_type"],
+)
 def test_rope_parameters_as_transformers_5_writes_them(make: Make, scaling: dict[str, Any]) -> None:
     """One object, `rope_parameters`, with theta inside, in place of rope_theta and rope_scaling."""
     folder = make("llama", rope_scaling=scaling, rope_theta=700.0)
@@ -141,7 +171,10 @@ GPT2: dict[str, dict[str, Any]] = {
     "n-inner": {"n_inner": 40},
     "inverse-layer": {"scale_attn_by_inverse_layer_idx": True},
     "unscaled": {"scale_attn_weights": False},
-    "unscaled-inverse-layer": {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True},
+    "unscaled-inverse-layer": {
+        "scale_attn_weights": False,
+        "scale_attn_by_inverse_layer_idx": True,
+    },
     "reordered": {"reorder_and_upcast_attn": True, "scale_attn_by_inverse_layer_idx": True},
     "norm-eps": {"layer_norm_epsilon": 1e-2, "tie_word_embeddings": False},
     "one-head": {"n_head": 1, "n_layer": 1},
@@ -153,7 +186,7 @@ def test_gpt2_options(make: Make, options: dict[str, Any]) -> None:
     same_forward(make("gpt2", **options), lengths=(*LENGTHS, 32))
 
 
-# -- ways to save ---------------------------------------------------------------------------------------------------------------------
+# -- ways to save ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -167,14 +200,18 @@ def test_shards(make: Make, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_stored_dtype(tmp_path: Path, kind: str, dtype: str) -> None:
-    """Widening is exact: refl on the half-precision file equals transformers' model of that file, cast to float64."""
+    """Widening is exact: refl on the half-precision file equals transformers' model of that file,
+    cast to float64.
+    """
     random_model(kind).to(getattr(torch, dtype)).save_pretrained(tmp_path)
     agree(refl.load(tmp_path, dtype="float64").logits(draw(13)), reference(tmp_path, [draw(13)])[0])
 
 
 @pytest.mark.parametrize(("kind", "inner"), [("llama", "model"), ("gpt2", "transformer")])
 def test_bare_model_without_prefix(tmp_path: Path, kind: str, inner: str) -> None:
-    """LlamaModel's and GPT2Model's own files name their tensors without `model.` and `transformer.`; they hold no head, so it is tied."""
+    """LlamaModel's and GPT2Model's own files name their tensors without `model.` and
+    `transformer.`; they hold no head, so it is tied.
+    """
     model = random_model(kind, tie_word_embeddings=True)
     model.save_pretrained(tmp_path / "whole")
     getattr(model, inner).save_pretrained(tmp_path / "bare")
@@ -184,12 +221,17 @@ def test_bare_model_without_prefix(tmp_path: Path, kind: str, inner: str) -> Non
     agree(ours, reference(tmp_path / "whole", [draw(13)])[0])
 
 
-# -- batches --------------------------------------------------------------------------------------------------------------------------
+# -- batches ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "options"), [("llama", {"num_key_value_heads": 2}), ("gpt2", {"reorder_and_upcast_attn": True})])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("llama", {"num_key_value_heads": 2}), ("gpt2", {"reorder_and_upcast_attn": True})],
+)
 def test_padded_batch(make: Make, kind: str, options: dict[str, Any]) -> None:
-    """Right padding, as refl pads: the logits after each text's last token, beside transformers' with its attention_mask."""
+    """Right padding, as refl pads: the logits after each text's last token, beside transformers'
+    with its attention_mask.
+    """
     folder = make(kind, **options)
     texts = [draw(5), draw(13), draw(1)]
     padded = [text + [0] * (13 - len(text)) for text in texts]
@@ -202,19 +244,42 @@ def test_padded_batch(make: Make, kind: str, options: dict[str, Any]) -> None:
         assert one.logit == pytest.approx(model.logits(item)[-1].max(), rel=BOUND)
 
 
-# -- what is refused ------------------------------------------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------------------
 
-LONGROPE = {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 3, "long_factor": [2.0] * 3}
+LONGROPE = {
+    "rope_type": "longrope",
+    "factor": 2.0,
+    "short_factor": [1.0] * 3,
+    "long_factor": [2.0] * 3,
+}
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rope_scaling": LONGROPE}, "longrope"),
     ("llama", {"rope_scaling": {"rope_type": "su", "factor": 2.0}}, "'su'"),
     ("llama", {"rope_scaling": {"rope_type": "mrope", "mrope_section": [1, 1, 1]}}, "mrope"),
     ("llama", {"rope_scaling": {"rope_type": "linear"}}, "factor"),
-    ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "attention_factor": 1.1}}, "attention_factor"),
-    ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    (
+        "llama",
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "attention_factor": 1.1}},
+        "attention_factor",
+    ),
+    (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.5,
+            }
+        },
+        "partial_rotary_factor",
+    ),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    ("llama", {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "quantization_config"),
+    (
+        "llama",
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+        "quantization_config",
+    ),
     ("llama", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
     ("llama", {"sliding_window": 8}, "sliding_window"),
     ("llama", {"hidden_act": "gelu_10"}, "gelu_10"),
@@ -228,9 +293,15 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "options", "named"), REFUSED, ids=[f"{kind}-{named.strip(chr(39))}" for kind, _, named in REFUSED])
+@pytest.mark.parametrize(
+    ("kind", "options", "named"),
+    REFUSED,
+    ids=[f"{kind}-{named.strip(chr(39))}" for kind, _, named in REFUSED],
+)
 def test_refused_by_name(make: Make, kind: str, options: dict[str, Any], named: str) -> None:
-    """An option that would change the computation, and that is not implemented, is named in the refusal."""
+    """An option that would change the computation, and that is not implemented, is named in the
+    refusal.
+    """
     folder = make(kind)
     refl.load(folder)
     config = json.loads((folder / "config.json").read_text()) | options

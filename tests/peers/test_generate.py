@@ -11,7 +11,9 @@ import refl
 from refl.verification.peers.lxt import wide, widened
 
 pytestmark = pytest.mark.peers
-transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra 'peers')")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed (the extra 'peers')"
+)
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")
 
 TOKENS = 60
@@ -23,14 +25,20 @@ def theirs(folder: Any, ids: list[int]) -> list[int]:
         tokens = torch.tensor([ids])
         model = widened(loaded)
         model.generation_config = loaded.generation_config
-        out = model.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=TOKENS)
+        out = model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=TOKENS
+        )
     return [int(i) for i in out[0]]
 
 
 @pytest.mark.parametrize("name", ["stories260K", "babyllama105"])
-@pytest.mark.parametrize("text", ["", "Once upon a time", "Lily and Ben went to the park. They saw a big"])
+@pytest.mark.parametrize(
+    "text", ["", "Once upon a time", "Lily and Ben went to the park. They saw a big"]
+)
 def test_greedy_text(name: str, text: str) -> None:
-    """From the start token alone, and from two beginnings. refl runs the whole text again for every token, transformers keeps a cache."""
+    """From the start token alone, and from two beginnings. refl runs the whole text again for every
+    token, transformers keeps a cache.
+    """
     model = refl.load(checkpoint(name), dtype="float64")
     ids = model.encode(text) if text else [1]
     ours = model.generate(ids, TOKENS)

@@ -1,7 +1,10 @@
-"""refl beside LXT 2.1: where they agree, to the last digits; where they do not, both numbers and which of them is right.
+"""refl beside LXT 2.1: where they agree, to the last digits; where they do not, both numbers and
+which of them is right.
 
-    gradient form     attnlrp-gradient and cp-lrp equal LXT's patches of transformers, at the embeddings and at every block
-    relevance form    every operation of lxt.explicit equals refl's rule, and a Llama made of them equals the composite lxt-explicit
+    gradient x input form     attnlrp-gradient and cp-lrp equal LXT's patches of transformers, at
+                              the embeddings and at every block
+    relevance form    every operation of lxt.explicit equals refl's rule, and a Llama made of them
+                      equals the composite lxt-explicit
     known faults      reproduced, each beside the definition it breaks
 
 Run with `-s` to see the numbers.
@@ -22,8 +25,18 @@ from conftest import checkpoint
 
 import refl
 from peers.conftest import Make
-from refl.rules import activation, add, layer_norm, linear, matmul, multiply, pooling, rms_norm, softmax
-from refl.rules.balance import Passed
+from refl.rules import (
+    activation,
+    add,
+    layer_norm,
+    linear,
+    matmul,
+    multiply,
+    pooling,
+    rms_norm,
+    softmax,
+)
+from refl.rules.balance import RuleOutput
 from refl.rules.composites import RULES
 from refl.verification.peers import lxt
 
@@ -49,15 +62,24 @@ RANDOM: dict[str, tuple[str, dict[str, Any]]] = {
         "llama",
         {
             "rope_scaling": {
-                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
                 "original_max_position_embeddings": 16,
             }
         },
     ),
     "gpt2": ("gpt2", {}),
-    "gpt2-untied": ("gpt2", {"tie_word_embeddings": False, "activation_function": "gelu", "n_inner": 40}),
-    "gpt2-scales": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "activation_function": "silu"}),
-}  # fmt: skip
+    "gpt2-untied": (
+        "gpt2",
+        {"tie_word_embeddings": False, "activation_function": "gelu", "n_inner": 40},
+    ),
+    "gpt2-scales": (
+        "gpt2",
+        {"scale_attn_by_inverse_layer_idx": True, "activation_function": "silu"},
+    ),
+}
 
 
 def distance(ours: Any, theirs: Any) -> float:
@@ -71,7 +93,7 @@ def show(case: str, *, ours: Any, theirs: Any, right: str) -> None:
     print(f"\n{case}: refl {ours}, LXT {theirs}; {right}")
 
 
-# -- gradient form ---------------------------------------------------------------------------------------------------------------------
+# -- gradient x input form -------------------------------------------------------------------------
 
 
 def text(folder: Path) -> list[int]:
@@ -83,7 +105,8 @@ def text(folder: Path) -> list[int]:
 
 
 def gradient_forms_agree(folder: Path, method: str) -> None:
-    """Twice: with LXT's eps in f(x)/(x + 1e-10), whose first-order effect bounds the deviation, and without it, to rounding.
+    """Twice: with LXT's eps in f(x)/(x + 1e-10), whose first-order effect bounds the deviation, and
+    without it, to rounding.
 
     One factor is off by 1e-10/|x|; through L blocks the worst one can count L times.
     """
@@ -106,13 +129,17 @@ def test_gradient_form_on_checkpoints(name: str, method: str) -> None:
 
 @pytest.mark.parametrize("method", lxt.MAPS)
 @pytest.mark.parametrize(("kind", "options"), RANDOM.values(), ids=RANDOM)
-def test_gradient_form_on_random_models(make: Make, kind: str, options: dict[str, Any], method: str) -> None:
+def test_gradient_form_on_random_models(
+    make: Make, kind: str, options: dict[str, Any], method: str
+) -> None:
     gradient_forms_agree(make(kind, **options), method)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_patches_are_undone(make: Make, kind: str) -> None:
-    """After LXT has run, a model's gradient is the plain one again, in this kind of model and in the other."""
+    """After LXT has run, a model's gradient is the plain one again, in this kind of model and in
+    the other.
+    """
     folder = make(kind)
     before = {name: plain_gradient(name) for name in ("llama", "gpt2")}
     for method in lxt.MAPS:
@@ -128,33 +155,52 @@ def plain_gradient(kind: str) -> list[float]:
     return [float(g) for g in model.get_input_embeddings().weight.grad[2]]
 
 
-# -- gradient form, known faults -------------------------------------------------------------------------------------------------------
+# -- gradient x input form, known faults -----------------------------------------------------------
 
 
 def test_fault_logit_squared() -> None:
-    """LXT's examples seed the gradient form with the logit: relevance then sums to the logit squared. cp-lrp on a model without biases
-    conserves exactly, so the sum has to be the logit."""
+    """LXT's examples seed the gradient x input form with the logit: relevance then sums to the
+    logit squared. cp-lrp on a model without biases conserves exactly, so the sum has to be the
+    logit."""
     folder = checkpoint("stories260K")
     e = refl.load(folder, dtype="float64").explain(text(folder), "cp-lrp", keep=())
-    theirs = lxt.gradient_form(folder, text(folder), e.target_id, "cp-lrp", seed_with_logit=True).relevance.sum()
-    show("logit-squared", ours=e.relevance.sum(), theirs=theirs, right=f"the logit is {e.logit}: refl is right")
+    theirs = lxt.gradient_form(
+        folder, text(folder), e.target_id, "cp-lrp", seed_with_logit=True
+    ).relevance.sum()
+    show(
+        "logit-squared",
+        ours=e.relevance.sum(),
+        theirs=theirs,
+        right=f"the logit is {e.logit}: refl is right",
+    )
     assert e.relevance.sum() == pytest.approx(e.logit, rel=ROUNDING)
     assert theirs == pytest.approx(e.logit**2, rel=ROUNDING)
 
 
 def test_fault_reordered_attention_is_not_patched(make: Make) -> None:
-    """reorder_and_upcast_attn is the same function computed in another order, so relevance cannot depend on it. With it transformers
-    calls a method that LXT leaves alone: attention then passes its plain gradient, without the factors 1/4, 1/4, 1/2."""
+    """reorder_and_upcast_attn is the same function computed in another order, so relevance cannot
+    depend on it. With it transformers calls a method that LXT leaves alone: attention then passes
+    its plain gradient, without the factors 1/4, 1/4, 1/2."""
     plain = make("gpt2")
     ids = text(plain)
     e = refl.load(plain, dtype="float64").explain(ids, "attnlrp-gradient", keep=())
-    assert distance(e.relevance, lxt.gradient_form(plain, ids, e.target_id, identity_eps=0.0).relevance) < ROUNDING
+    assert (
+        distance(
+            e.relevance, lxt.gradient_form(plain, ids, e.target_id, identity_eps=0.0).relevance
+        )
+        < ROUNDING
+    )
 
     config = json.loads((plain / "config.json").read_text()) | {"reorder_and_upcast_attn": True}
     (plain / "config.json").write_text(json.dumps(config))
     again = refl.load(plain, dtype="float64").explain(ids, "attnlrp-gradient", keep=())
     theirs = lxt.gradient_form(plain, ids, e.target_id, identity_eps=0.0)
-    show("reordered", ours=again.relevance.sum(), theirs=theirs.relevance.sum(), right=f"without the option both give {e.relevance.sum()}")
+    show(
+        "reordered",
+        ours=again.relevance.sum(),
+        theirs=theirs.relevance.sum(),
+        right=f"without the option both give {e.relevance.sum()}",
+    )
     assert theirs.logit == pytest.approx(e.logit, rel=ROUNDING)
     assert (again.relevance == e.relevance).all()
     assert distance(e.relevance, theirs.relevance) > 0.01
@@ -166,20 +212,23 @@ def test_fault_reordered_attention_is_not_patched(make: Make) -> None:
     ids=["zero", "near-minus-eps", "elsewhere"],
 )
 def test_fault_identity_near_zero(x: float, right: float, wrong: float) -> None:
-    """The factor of the identity rule is f(x)/x, with the limit f'(0) = 1/2 for SiLU. LXT's f(x)/(x + 1e-10) gives 0 at 0, and has a pole
-    at -1e-10. A unit that happens to stand at 0 has inputs that cancel, and each of those has relevance to receive."""
+    """The factor of the identity rule is f(x)/x, with the limit f'(0) = 1/2 for SiLU. LXT's f(x)/(x
+    + 1e-10) gives 0 at 0, and has a pole at -1e-10. A unit that happens to stand at 0 has inputs
+    that cancel, and each of those has relevance to receive."""
     rules = lxt.load("lxt.efficient.rules")
     t = torch.tensor([x], dtype=torch.float64, requires_grad=True)
-    rules.identity_rule_implicit(torch.nn.functional.silu, t).backward(torch.ones(1, dtype=torch.float64))
+    rules.identity_rule_implicit(torch.nn.functional.silu, t).backward(
+        torch.ones(1, dtype=torch.float64)
+    )
     a = np.asarray([x])
     z = activation.forward(a, kind="silu")
-    ours = activation.ratio(a, z, np.ones(1), kind="silu").relevance[0][0]
+    ours = activation.identity_gxi(a, z, np.ones(1), kind="silu").relevance[0][0]
     show("identity-at-zero", ours=ours, theirs=t.grad.item(), right=f"the factor is {right}")
     assert ours == pytest.approx(right, rel=1e-9)
     assert t.grad.item() == pytest.approx(wrong, rel=1e-6)
 
 
-# -- relevance form, operation by operation --------------------------------------------------------------------------------------------
+# -- relevance form, operation by operation --------------------------------------------------------
 
 EPS = {"stabilizer": "plain"}
 
@@ -208,14 +257,20 @@ def test_linear_epsilon(eps: float, bias: bool) -> None:
     x, w, b, r = normal(2, 5, 7), normal(3, 7), normal(3) if bias else None, normal(2, 5, 3)
     tw, tb = torch.tensor(w), None if b is None else torch.tensor(b)
     z = linear.forward(x, w, b)
-    same((z, *linear.epsilon(x, w, b, z, r, eps=eps, **EPS).relevance), theirs(lambda t: functional.linear_epsilon(t, tw, tb, eps), r, x))
+    same(
+        (z, *linear.epsilon(x, w, b, z, r, eps=eps, **EPS).relevance),
+        theirs(lambda t: functional.linear_epsilon(t, tw, tb, eps), r, x),
+    )
 
 
 @pytest.mark.parametrize("eps", [1e-8, 1e-2])
 def test_add2(eps: float) -> None:
     a, b, r = normal(2, 5, 7), normal(2, 5, 7, seed=1), normal(2, 5, 7, seed=2)
     z = add.forward(a, b)
-    same((z, *add.epsilon(a, b, z, r, eps=eps, **EPS).relevance), theirs(lambda s, t: functional.add2(s, t, False, eps), r, a, b))
+    same(
+        (z, *add.epsilon(a, b, z, r, eps=eps, **EPS).relevance),
+        theirs(lambda s, t: functional.add2(s, t, False, eps), r, a, b),
+    )
 
 
 @pytest.mark.parametrize("eps", [1e-8, 1e-2])
@@ -223,7 +278,10 @@ def test_matmul(eps: float) -> None:
     """The form of q k^T: 2 z + eps."""
     a, v, r = normal(2, 3, 5, 4), normal(2, 3, 4, 6), normal(2, 3, 5, 6)
     z = matmul.forward(a, v)
-    same((z, *matmul.uniform(a, v, z, r, eps=eps, **EPS).relevance), theirs(lambda s, t: functional.matmul(s, t, False, eps), r, a, v))
+    same(
+        (z, *matmul.uniform(a, v, z, r, eps=eps, **EPS).relevance),
+        theirs(lambda s, t: functional.matmul(s, t, False, eps), r, a, v),
+    )
 
 
 @pytest.mark.parametrize("eps", [1e-6, 1e-2])
@@ -232,9 +290,16 @@ def test_uniform_epsilon(eps: float) -> None:
     a, v, r = normal(2, 3, 5, 4), normal(2, 3, 4, 6), normal(2, 3, 5, 6)
     z = matmul.forward(a, v)
     ours = matmul.uniform(a, v, z, r, eps=eps, denominator="2(z+eps)", **EPS).relevance
-    same((z, *ours), theirs(lambda s, t: explicit.uniform_epsilon_lrp_fn.apply(torch.matmul, eps, s, t), r, a, v))
+    same(
+        (z, *ours),
+        theirs(
+            lambda s, t: explicit.uniform_epsilon_lrp_fn.apply(torch.matmul, eps, s, t), r, a, v
+        ),
+    )
     other = matmul.uniform(a, v, z, r, eps=eps, **EPS).relevance
-    assert distance(other[1], ours[1]) > 1e-2 * eps  # eps-two-forms: the two denominators are not the same rule
+    assert (
+        distance(other[1], ours[1]) > 1e-2 * eps
+    )  # eps-two-forms: the two denominators are not the same rule
 
 
 def test_softmax() -> None:
@@ -248,21 +313,33 @@ def test_softmax_masked_by_infinity() -> None:
     mask = np.tril(np.ones((5, 5), dtype=bool))
     p = softmax.forward(x, mask=mask)
     filled = np.where(mask, x, -np.inf)
-    same((p, *softmax.taylor(x, p, r, mask=mask).relevance), theirs(lambda t: functional.softmax(t, -1), r * mask, filled))
+    same(
+        (p, *softmax.taylor(x, p, r, mask=mask).relevance),
+        theirs(lambda t: functional.softmax(t, -1), r * mask, filled),
+    )
 
 
 def test_mul2() -> None:
     a, b, r = normal(2, 5, 7), normal(2, 5, 7, seed=1), normal(2, 5, 7, seed=2)
     z = multiply.forward(a, b, constant=(False, False))
-    same((z, *multiply.uniform(a, b, z, r, constant=(False, False)).relevance), theirs(functional.mul2, r, a, b))
+    same(
+        (z, *multiply.uniform(a, b, z, r, constant=(False, False)).relevance),
+        theirs(functional.mul2, r, a, b),
+    )
     constant = torch.tensor(b)
-    same((z, *multiply.uniform(a, b, z, r, constant=(False, True)).relevance), theirs(lambda t: functional.mul2(t, constant), r, a))
+    same(
+        (z, *multiply.uniform(a, b, z, r, constant=(False, True)).relevance),
+        theirs(lambda t: functional.mul2(t, constant), r, a),
+    )
 
 
 def test_identity() -> None:
     x, r = normal(2, 5, 7), normal(2, 5, 7, seed=1)
     z = activation.forward(x, kind="silu")
-    same((z, *activation.identity(x, z, r, kind="silu").relevance), theirs(lambda t: explicit.identity(torch.nn.functional.silu, t), r, x))
+    same(
+        (z, *activation.identity(x, z, r, kind="silu").relevance),
+        theirs(lambda t: explicit.identity(torch.nn.functional.silu, t), r, x),
+    )
 
 
 def test_rms_norm_identity() -> None:
@@ -289,19 +366,23 @@ def test_mean(eps: float) -> None:
     same((z, *ours), theirs(lambda t: functional.mean(t, 1, True, eps), r, x))
 
 
-# -- relevance form, a whole model -----------------------------------------------------------------------------------------------------
+# -- relevance form, a whole model -----------------------------------------------------------------
 
 
 def weights_of(folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
-    weights = {name: tensor.double() for name, tensor in load_file(folder / "model.safetensors").items()}
+    weights = {
+        name: tensor.double() for name, tensor in load_file(folder / "model.safetensors").items()
+    }
     weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
     return weights
 
 
 def explicit_llamas_agree(folder: Path) -> None:
-    """At every site: embeddings, blocks, residuals, norms, projections, rotated q and k, scores, probabilities, context, gated units."""
+    """At every site: embeddings, blocks, residuals, norms, projections, rotated q and k, scores,
+    probabilities, context, gated units.
+    """
     ids, config = text(folder), json.loads((folder / "config.json").read_text())
     e = refl.load(folder, dtype="float64").explain(ids, "lxt-explicit", keep="*")
     weights = weights_of(folder)
@@ -318,20 +399,28 @@ def test_explicit_llama_on_checkpoints(name: str) -> None:
     explicit_llamas_agree(checkpoint(name))
 
 
-@pytest.mark.parametrize("options", [{}, {"num_key_value_heads": 2, "head_dim": 10}, {"attention_bias": True, "mlp_bias": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_key_value_heads": 2, "head_dim": 10}, {"attention_bias": True, "mlp_bias": True}],
+    ids=str,
+)
 def test_explicit_llama_on_random_models(make: Make, options: dict[str, Any]) -> None:
     explicit_llamas_agree(make("llama", **options))
 
 
-# -- relevance form, known faults ------------------------------------------------------------------------------------------------------
+# -- relevance form, known faults ------------------------------------------------------------------
 
 
 def test_fault_eps_unsigned() -> None:
-    """z = -1e-6 under eps = 1e-6. The paper's z + eps s(z) is -2e-6, and half of R passes; LXT's z + eps is a rounding error."""
+    """z = -1e-6 under eps = 1e-6. The paper's z + eps s(z) is -2e-6, and half of R passes; LXT's z
+    + eps is a rounding error.
+    """
     x, w, r = np.asarray([[1.0, -1.000001]]), np.ones((1, 2)), np.ones((1, 1))
     z = linear.forward(x, w, None)
     ours = linear.epsilon(x, w, None, z, r, eps=1e-6).relevance[0].sum()
-    other = theirs(lambda t: functional.linear_epsilon(t, torch.tensor(w), None, 1e-6), r, x)[1].sum()
+    other = theirs(lambda t: functional.linear_epsilon(t, torch.tensor(w), None, 1e-6), r, x)[
+        1
+    ].sum()
     show("eps-unsigned", ours=ours, theirs=other, right="0.5 by eq. 5: refl is right")
     assert ours == pytest.approx(0.5, rel=1e-9)
     assert other == pytest.approx(-1.2155602502e10, rel=1e-6)
@@ -340,22 +429,36 @@ def test_fault_eps_unsigned() -> None:
 
 
 def test_fault_softmax_dim() -> None:
-    """Proposition 3.1 sums over the axis of the softmax. LXT sums over the last axis, whatever `dim` is."""
+    """Proposition 3.1 sums over the axis of the softmax. LXT sums over the last axis, whatever
+    `dim` is.
+    """
     x, r = normal(4, 6), normal(4, 6, seed=1)
     p = softmax.forward(x.T)
     ours = softmax.taylor(x.T, p, r.T).relevance[0].T
     output, other = theirs(lambda t: functional.softmax(t, 0), r, x)
     assert distance(p.T.copy(), output) < ROUNDING
-    by_hand = np.asarray([[x[i, c] * (r[i, c] - output[i, c] * sum(r[:, c])) for c in range(6)] for i in range(4)])
-    show("softmax-dim", ours=distance(by_hand, ours), theirs=distance(by_hand, other), right="distance from prop. 3.1: refl is right")
+    by_hand = np.asarray(
+        [[x[i, c] * (r[i, c] - output[i, c] * sum(r[:, c])) for c in range(6)] for i in range(4)]
+    )
+    show(
+        "softmax-dim",
+        ours=distance(by_hand, ours),
+        theirs=distance(by_hand, other),
+        right="distance from prop. 3.1: refl is right",
+    )
     assert distance(by_hand, ours) < ROUNDING
     assert distance(by_hand, other) > 0.1
 
 
 def test_fault_mask_finfo() -> None:
-    """transformers masks with finfo.min as well as with -inf. Behind a mask p = 0, so nothing can come from there."""
+    """transformers masks with finfo.min as well as with -inf. Behind a mask p = 0, so nothing can
+    come from there.
+    """
     least = float(np.finfo(np.float32).min)
-    x, r = np.asarray([[1.0, 2.0, least]], dtype=np.float32), np.asarray([[0.5, 0.5, 1e-30]], dtype=np.float32)
+    x, r = (
+        np.asarray([[1.0, 2.0, least]], dtype=np.float32),
+        np.asarray([[0.5, 0.5, 1e-30]], dtype=np.float32),
+    )
     ours = softmax.taylor(x, softmax.forward(x), r).relevance[0][0, 2]
     other = lxt_softmax(x, r)[0, 2]
     show("mask-finfo", ours=ours, theirs=other, right="0: refl is right")
@@ -363,10 +466,15 @@ def test_fault_mask_finfo() -> None:
     assert other == pytest.approx(-3.4028e8, rel=1e-4)
 
 
-@pytest.mark.parametrize("hidden", [float(np.finfo(np.float32).min), -np.inf], ids=["finfo", "infinity"])
+@pytest.mark.parametrize(
+    "hidden", [float(np.finfo(np.float32).min), -np.inf], ids=["finfo", "infinity"]
+)
 def test_fault_row_masked_whole(hidden: float) -> None:
     """A padding token sees nothing: no relevance. LXT's row is of the order 1e37, or NaN."""
-    x, r = np.full((1, 3), hidden, dtype=np.float32), np.asarray([[0.5, 0.3, 0.1]], dtype=np.float32)
+    x, r = (
+        np.full((1, 3), hidden, dtype=np.float32),
+        np.asarray([[0.5, 0.3, 0.1]], dtype=np.float32),
+    )
     mask = np.zeros((1, 3), dtype=bool)
     ours = softmax.taylor(x, softmax.forward(x, mask=mask), r, mask=mask).relevance[0]
     other = lxt_softmax(x, r)
@@ -382,8 +490,14 @@ def lxt_softmax(x: Any, r: Any) -> Any:
 
 
 def test_fault_constant_eats_share() -> None:
-    """A product with a constant is a linear map: all of R goes to the other operand. LXT's UniformRule gives the constant half."""
-    x, c, r = np.asarray([[1.0, 2.0, 3.0]]), np.asarray([[2.0, 2.0, 2.0]]), np.asarray([[1.0, 2.0, 3.0]])
+    """A product with a constant is a linear map: all of R goes to the other operand. LXT's
+    UniformRule gives the constant half.
+    """
+    x, c, r = (
+        np.asarray([[1.0, 2.0, 3.0]]),
+        np.asarray([[2.0, 2.0, 2.0]]),
+        np.asarray([[1.0, 2.0, 3.0]]),
+    )
     ours = multiply.uniform(x, c, x * c, r, constant=(False, True)).relevance
     assert ours[1] is None
     other = theirs(lambda t: explicit.uniform_rule_fn.apply(torch.mul, t, torch.tensor(c)), r, x)[1]
@@ -393,24 +507,30 @@ def test_fault_constant_eats_share() -> None:
 
 
 def test_fault_vacuous_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rule that returns 1000 R - 7 must not pass a conservation check. LXT's check replaces what a rule returns by the uniform mean of
-    what arrived, so every rule passes. refl's ledger adds up what the rule itself handed on."""
+    """A rule that returns 1000 R - 7 must not pass a conservation check. LXT's check replaces what
+    a rule returns by the uniform mean of what arrived, so every rule passes. refl's ledger adds up
+    what the rule itself handed on."""
     r = np.asarray([[1.0, 2.0, 3.0]])
     with lxt.load("lxt.explicit.check").conservation_check():
         checked = theirs(wrong_rule().apply, r, np.ones((1, 3)))[1]
     unchecked = theirs(wrong_rule().apply, r, np.ones((1, 3)))[1]
 
-    def wrong(*operands: Any, eps: float = 1e-6, stabilizer: str = "sign") -> Passed:
+    def wrong(*operands: Any, eps: float = 1e-6, stabilizer: str = "sign") -> RuleOutput:
         passed = linear.epsilon(*operands, eps=eps, stabilizer=stabilizer)
-        return passed._replace(relevance=(1000 * passed.relevance[0] - 7, None, None))
+        return passed._replace(inputs=(1000 * passed.inputs[0] - 7, None, None))
 
     folder = checkpoint("nano_sort_gpt2")
     model = refl.load(folder, dtype="float64")
-    sound = abs(model.explain(text(folder), keep=()).ledger["lm_head"].gap[0])
+    sound = abs(model.explain(text(folder), keep=()).ledger["lm_head"].conservation_error[0])
     monkeypatch.setitem(RULES["linear"], "epsilon", wrong)
-    broken = abs(model.explain(text(folder), keep=()).ledger["lm_head"].gap[0])
-    gaps = f"gap {sound:.0e}, with the wrong rule {broken:.0f}"
-    show("vacuous-check", ours=gaps, theirs=f"sum {checked.sum()} of 6", right="refl sees it")
+    broken = abs(model.explain(text(folder), keep=()).ledger["lm_head"].conservation_error[0])
+    conservation_errors = f"conservation error {sound:.0e}, with the wrong rule {broken:.0f}"
+    show(
+        "vacuous-check",
+        ours=conservation_errors,
+        theirs=f"sum {checked.sum()} of 6",
+        right="refl sees it",
+    )
     assert checked.sum() == 6.0
     assert unchecked.sum() == 1000 * 6 - 7 * 3
     assert sound < 1e-12
@@ -431,13 +551,35 @@ def wrong_rule() -> Any:
     return Wrong
 
 
-# -- the benchmark ---------------------------------------------------------------------------------------------------------------------
+# -- the benchmark ---------------------------------------------------------------------------------
 
 
 def test_benchmark_runs_and_agrees() -> None:
     """At a toy size, for its form: both sides timed, one relevance."""
-    sizes = ["--hidden", "32", "--layers", "2", "--heads", "4", "--intermediate", "48", "--vocabulary", "64", "--tokens", "12"]
-    command = [sys.executable, "-m", "refl.verification.quality.benchmark", *sizes, "--threads", "1", "--repeat", "2"]
+    sizes = [
+        "--hidden",
+        "32",
+        "--layers",
+        "2",
+        "--heads",
+        "4",
+        "--intermediate",
+        "48",
+        "--vocabulary",
+        "64",
+        "--tokens",
+        "12",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "refl.verification.quality.benchmark",
+        *sizes,
+        "--threads",
+        "1",
+        "--repeat",
+        "2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "same relevance" in done.stdout

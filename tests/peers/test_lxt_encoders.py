@@ -1,7 +1,9 @@
-"""refl beside LXT 2.1 on BERT: the gradient form of its replaced module, and where that module forgets a rule.
+"""refl beside LXT 2.1 on BERT: the gradient x input form of its replaced module, and where that
+module forgets a rule.
 
-LXT replaces the whole of transformers' BERT by a copy of its own. Here the copy's classes are taken as they are, so that nothing of
-transformers has to be put back; only LayerNorm and Dropout are patched, for as long as it runs.
+LXT replaces the whole of transformers' BERT by a copy of its own. Here the copy's classes are taken
+as they are, so that nothing of transformers has to be put back; only LayerNorm and Dropout are
+patched, for as long as it runs.
 
 Run with `-s` to see the numbers.
 """
@@ -52,7 +54,9 @@ def distance(ours: Any, theirs: Any) -> float:
 
 @dataclass
 class Found:
-    """LXT's answer: x times gradient at the words' embeddings, summed over features, and at each block."""
+    """LXT's answer: x times gradient at the words' embeddings, summed over features, and at each
+    block.
+    """
 
     logit: float
     relevance: Any
@@ -83,17 +87,26 @@ def restored(owner: Any, name: str) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def gradient_form(folder: Path, target: int, *, identity_eps: float = lxt.IDENTITY_EPS, attention: str = "sdpa") -> Found:
+def gradient_form(
+    folder: Path, target: int, *, identity_eps: float = lxt.IDENTITY_EPS, attention: str = "sdpa"
+) -> Found:
     kind = bert.BertConfig.from_pretrained(folder).architectures[0]
     tokens = torch.tensor([IDS])
     blocks: dict[str, Any] = {}
     entered: list[float] = []
     with patched(identity_eps):
-        model = getattr(bert, kind).from_pretrained(folder, torch_dtype=torch.float64, attn_implementation=attention).eval()
+        model = (
+            getattr(bert, kind)
+            .from_pretrained(folder, torch_dtype=torch.float64, attn_implementation=attention)
+            .eval()
+        )
         hooks = [
-            module.register_forward_hook(_keep(blocks, name) if name.rpartition(".")[2].isdigit() else _least(entered))
+            module.register_forward_hook(
+                _keep(blocks, name) if name.rpartition(".")[2].isdigit() else _least(entered)
+            )
             for name, module in model.named_modules()
-            if name.rpartition(".")[0].endswith("encoder.layer") or name.endswith(("intermediate.dense", "transform.dense", "pooler.dense"))
+            if name.rpartition(".")[0].endswith("encoder.layer")
+            or name.endswith(("intermediate.dense", "transform.dense", "pooler.dense"))
         ]
         embedded = model.get_input_embeddings()(tokens).detach().requires_grad_()
         logits = model(inputs_embeds=embedded, attention_mask=torch.ones_like(tokens)).logits
@@ -102,7 +115,9 @@ def gradient_form(folder: Path, target: int, *, identity_eps: float = lxt.IDENTI
     for hook in hooks:
         hook.remove()
     shares = {name: (x * x.grad)[0].detach().numpy() for name, x in blocks.items()}
-    return Found(logit.item(), (embedded * embedded.grad)[0].sum(-1).detach().numpy(), shares, entered)
+    return Found(
+        logit.item(), (embedded * embedded.grad)[0].sum(-1).detach().numpy(), shares, entered
+    )
 
 
 def _keep(blocks: dict[str, Any], name: str) -> Any:
@@ -122,7 +137,8 @@ def _least(entered: list[float]) -> Any:
 
 @pytest.mark.parametrize("case", [*MASKED, *CLASSES])
 def test_gradient_form(tmp_path: Path, case: str) -> None:
-    """At the embeddings and at every block; with LXT's eps in f(x)/(x + 1e-10), whose first-order effect bounds the deviation, and without.
+    """At the embeddings and at every block; with LXT's eps in f(x)/(x + 1e-10), whose first-order
+    effect bounds the deviation, and without.
 
     One factor is off by 1e-10/|x|; through L blocks and a head the worst one can count L + 1 times.
     """
@@ -133,21 +149,30 @@ def test_gradient_form(tmp_path: Path, case: str) -> None:
         found = gradient_form(folder, e.target_id, identity_eps=eps)
         bound = ROUNDING + (len(found.blocks) + 1) * eps / min(found.entered)
         assert found.logit == pytest.approx(e.logit, rel=ROUNDING)
-        apart = [distance(e.relevance, found.relevance), *(distance(e[block], theirs) for block, theirs in found.blocks.items())]
+        apart = [
+            distance(e.relevance, found.relevance),
+            *(distance(e[block], theirs) for block, theirs in found.blocks.items()),
+        ]
         print(f"\n{case}, eps {eps:.0e}: {max(apart):.1e}, allowed {bound:.1e}")
         assert len(found.blocks) == model.config.num_hidden_layers
         assert max(apart) < bound
 
 
 def test_both_forms_of_attention_and_the_surrogate(tmp_path: Path) -> None:
-    """LXT's copy has its rules in the attention of "sdpa" and in that of "eager"; both give what refl gives, and what the gradient of the
-    frozen surrogate gives, which knows neither library."""
+    """LXT's copy has its rules in the attention of "sdpa" and in that of "eager"; both give what
+    refl gives, and what the gradient of the frozen surrogate gives, which knows neither library."""
     folder = written(tmp_path, *CASES["bert"])
     model = refl.load(folder, dtype="float64")
     e = model.explain(IDS, "attnlrp-gradient", position=POSITION)
-    sdpa, eager = (gradient_form(folder, e.target_id, identity_eps=0.0, attention=form) for form in ("sdpa", "eager"))
+    sdpa, eager = (
+        gradient_form(folder, e.target_id, identity_eps=0.0, attention=form)
+        for form in ("sdpa", "eager")
+    )
     truth = surrogate_relevance(model, e.target_id)
-    print(f"\nrefl {e.relevance.sum()}, LXT {sdpa.relevance.sum()} and {eager.relevance.sum()}, surrogate {truth.sum()}")
+    print(
+        f"\nrefl {e.relevance.sum()}, LXT {sdpa.relevance.sum()} and "
+        f"{eager.relevance.sum()}, surrogate {truth.sum()}"
+    )
     for other in (truth, sdpa.relevance, eager.relevance):
         assert distance(e.relevance, other) < ROUNDING
 
@@ -161,7 +186,9 @@ def surrogate_relevance(model: Any, target: int) -> Any:
 
 
 def test_there_is_no_cp_lrp_for_bert() -> None:
-    """What can be compared is AttnLRP alone; were there more, this file would have to look at it."""
+    """What can be compared is AttnLRP alone; were there more, this file would have to look at
+    it.
+    """
     assert [name for name in vars(bert) if "lrp" in name.lower() and name != "lxt"] == ["attnLRP"]
 
 
@@ -173,28 +200,42 @@ def test_patches_are_undone() -> None:
 
 
 def test_fault_a_unit_at_zero(tmp_path: Path) -> None:
-    """A hidden unit whose weights cancel stands at 0, where the factor f(x)/x is f'(0) = 1/2 and LXT's f(x)/(x + 1e-10) is 0: what the unit
-    had to hand on is lost. The surrogate, and LXT itself a step of 1e-3 beside the zero, say what it is."""
+    """A hidden unit whose weights cancel stands at 0, where the factor f(x)/x is f'(0) = 1/2 and
+    LXT's f(x)/(x + 1e-10) is 0: what the unit had to hand on is lost. The surrogate, and LXT itself
+    a step of 1e-3 beside the zero, say what it is."""
     folder = written(tmp_path, *CASES["bert"])
     at_zero, beside = (pinned(folder, bias) for bias in (0.0, 1e-3))
     e = refl.load(at_zero, dtype="float64").explain(IDS, "attnlrp-gradient", position=POSITION)
     truth = surrogate_relevance(refl.load(at_zero, dtype="float64"), e.target_id)
     theirs, near = (gradient_form(f, e.target_id).relevance for f in (at_zero, beside))
-    print(f"\nunits at zero: refl {e.relevance.sum():.6f}, LXT {theirs.sum():.6f}, surrogate {truth.sum():.6f}, LXT at 0.001 {near.sum():.6f}: "
-          "refl is right")  # fmt: skip
+    print(
+        f"\nunits at zero: refl {e.relevance.sum():.6f}, LXT {theirs.sum():.6f}, surrogate "
+        f"{truth.sum():.6f}, LXT at 0.001 {near.sum():.6f}: "
+        "refl is right"
+    )
     assert distance(e.relevance, truth) < ROUNDING
     assert distance(e.relevance, near) < 0.003
     assert distance(e.relevance, theirs) > 0.03
 
 
 def pinned(folder: Path, bias: float) -> Path:
-    """A copy whose last block's hidden units all stand at `bias` for the explained token: their own biases take away what is beyond."""
+    """A copy whose last block's hidden units all stand at `bias` for the explained token: their own
+    biases take away what is beyond.
+    """
     tensors, metadata = read_safetensors(folder / "model.safetensors")
     site = "bert.encoder.layer.1.intermediate.dense"
-    x = refl.load(folder, dtype="float64").explain(IDS, position=POSITION, keep=f"{site}.input").activation(f"{site}.input")[POSITION]
+    x = (
+        refl.load(folder, dtype="float64")
+        .explain(IDS, position=POSITION, keep=f"{site}.input")
+        .activation(f"{site}.input")[POSITION]
+    )
     wide = {name: np.asarray(tensor, dtype=np.float64) for name, tensor in tensors.items()}
     copy = folder / f"at {bias}"
     copy.mkdir()
-    write_safetensors(copy / "model.safetensors", wide | {f"{site}.bias": bias - wide[f"{site}.weight"] @ x}, metadata)
+    write_safetensors(
+        copy / "model.safetensors",
+        wide | {f"{site}.bias": bias - wide[f"{site}.weight"] @ x},
+        metadata,
+    )
     shutil.copy(folder / "config.json", copy)
     return copy

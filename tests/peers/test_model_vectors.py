@@ -1,5 +1,6 @@
-"""transformers reads the folders of the model vectors as its own, and finds the logits, and the activations of named modules, that exact
-arithmetic says: in float64 with its float32 islands lifted, and in float32 as it comes."""
+"""transformers reads the folders of the model vectors as its own, and finds the logits, and the
+activations of named modules, that exact arithmetic says: in float64 with its float32 islands
+lifted, and in float32 as it comes."""
 
 from __future__ import annotations
 
@@ -10,28 +11,46 @@ import numpy as np
 import pytest
 
 from refl.verification.peers.lxt import wide
-from refl.verification.vectors.model_vectors import FOLDER, ROUNDOFF, UNITS, ModelCase, architectures, check_activations, load
+from refl.verification.vectors.model_vectors import (
+    FOLDER,
+    ROUNDOFF,
+    UNITS,
+    ModelCase,
+    architectures,
+    check_activations,
+    load,
+)
 
 pytestmark = pytest.mark.peers
-transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra 'peers')")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed (the extra 'peers')"
+)
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")
 
 KINDS = architectures()
 
 
 def loaded(kind: str) -> Any:
-    """The class that config.json names; every tensor of the file has its place and no other is asked for."""
+    """The class that config.json names; every tensor of the file has its place and no other is
+    asked for.
+    """
     import json
 
     (name,) = json.loads((FOLDER / kind / "config.json").read_text())["architectures"]
-    found, about = getattr(transformers, name).from_pretrained(FOLDER / kind, attn_implementation="eager", output_loading_info=True)
-    assert not about["missing_keys"] and not about["unexpected_keys"] and not about["mismatched_keys"]
+    found, about = getattr(transformers, name).from_pretrained(
+        FOLDER / kind, attn_implementation="eager", output_loading_info=True
+    )
+    assert (
+        not about["missing_keys"] and not about["unexpected_keys"] and not about["mismatched_keys"]
+    )
     return found.eval()
 
 
 def widened(model: Any) -> Any:
     """Its float64 twin, to be called inside `wide`."""
-    twin = type(model)._from_config(model.config, torch_dtype=torch.float64, attn_implementation="eager")
+    twin = type(model)._from_config(
+        model.config, torch_dtype=torch.float64, attn_implementation="eager"
+    )
     twin.load_state_dict(model.state_dict())
     return twin.eval()
 
@@ -40,7 +59,9 @@ def given(case: ModelCase, dtype: Any) -> dict[str, Any]:
     if case.pixels is not None:
         return {"pixel_values": torch.tensor(case.pixels, dtype=dtype)[None]}
     ids = torch.tensor([case.ids])
-    more = {} if case.decoder_ids is None else {"decoder_input_ids": torch.tensor([case.decoder_ids])}
+    more = (
+        {} if case.decoder_ids is None else {"decoder_input_ids": torch.tensor([case.decoder_ids])}
+    )
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | more
 
 
@@ -55,7 +76,11 @@ class Modules:
     def __init__(self, model: Any, case: ModelCase) -> None:
         self.seen: dict[str, Any] = {}
         names = set(case.sites) | set(case.aliases)
-        self.hooks = [m.register_forward_hook(self._keep(name)) for name, m in model.named_modules() if name in names]
+        self.hooks = [
+            m.register_forward_hook(self._keep(name))
+            for name, m in model.named_modules()
+            if name in names
+        ]
 
     def _keep(self, name: str) -> Any:
         def hook(module: Any, args: Any, output: Any) -> None:
@@ -66,7 +91,9 @@ class Modules:
         return hook
 
     def fitting(self, case: ModelCase) -> dict[str, Any]:
-        """Those that are laid out as refl has them: transformers runs its head at every token, and a convolution gives a grid."""
+        """Those that are laid out as refl has them: transformers runs its head at every token, and
+        a convolution gives a grid.
+        """
         shapes = {name: case.activations[case.aliases.get(name, name)].shape for name in self.seen}
         return {name: x for name, x in self.seen.items() if x.shape == (1, *shapes[name])}
 

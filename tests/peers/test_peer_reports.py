@@ -1,5 +1,6 @@
-"""The pages on LXT, zennit and captum say what a run says today: every failure is explained by a computation that gives its numbers, and
-the faults that were measured by hand before there were vectors come out of the vectors by name."""
+"""The pages on LXT, zennit and captum say what a run says today: every failure is explained by a
+computation that gives its numbers, and the faults that were measured by hand before there were
+vectors come out of the vectors by name."""
 
 from __future__ import annotations
 
@@ -43,15 +44,18 @@ def test_every_failure_is_explained(runs: Runs, peer: Peer) -> None:
 
 def test_faults_measured_before_are_shown_by_the_vectors(runs: Runs) -> None:
     """All of them, though ten would do; of those that were only read in the sources, three more."""
-    seen = {name for found, _ in runs.values() for row in found for t in row.traced for name in t.ids}
+    seen = {
+        name for found, _ in runs.values() for row in found for t in row.traced for name in t.ids
+    }
     assert set(MEASURED_BEFORE) <= seen
     assert {"eps-two-forms", "one-target", "logit-squared", "gamma-at-zero"} <= seen
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.adapter)
 def test_page_is_of_today(runs: Runs, peer: Peer) -> None:
-    """Word by word; numbers to three digits, and what is huge or no number only as such: the rest depends on the build of torch. A count
-    of cases may be off by one: in half precision some pass or fail by a hair."""
+    """Word by word; numbers to three digits, and what is huge or no number only as such: the rest
+    depends on the build of torch. A count of cases may be off by one: in half precision some pass
+    or fail by a hair."""
     fresh = peer_reports.page(peer, *runs[peer.adapter], date="")
     stored = (FOLDER / peer.page).read_text(encoding="utf-8")
     assert re.search(r"\| date \| 20\d\d-\d\d-\d\d \|", stored)
@@ -80,17 +84,28 @@ def _numbers(line: str) -> Iterator[float]:
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.adapter)
 def test_an_explanation_explains_nothing_else(runs: Runs, peer: Peer) -> None:
     """The same failures, one number of each changed by a hundredth: nothing gives those."""
-    told = [t.verdict for row in runs[peer.adapter][0] for t in row.traced if t.verdict.case.dtype == "float64" and t.verdict.got and not t.verdict.words]
+    told = [
+        t.verdict
+        for row in runs[peer.adapter][0]
+        for t in row.traced
+        if t.verdict.case.dtype == "float64" and t.verdict.got and not t.verdict.words
+    ]
     assert told
     for v in filter(_finite, told):
         assert peer_reports.trace(peer.adapter, {}, _changed(v)).ids == (), v.case.id
 
 
 def _changed(v: Verdict) -> Verdict:
-    """Its largest entry moved by about a hundredth, and by more than float32 could; zeros by one."""
-    name, a = next((name, a) for name, a in v.got.items() if name != "z" and a is not None and a.size)
+    """Its largest entry moved by about a hundredth, and by more than float32 could; zeros by
+    one.
+    """
+    name, a = next(
+        (name, a) for name, a in v.got.items() if name != "z" and a is not None and a.size
+    )
     moved, condition = a.copy(), v.case.condition[name]
-    moved.flat[abs(moved).argmax()] += 0.0137 * abs(moved).max() + 1e-3 * (0.0 if condition is None else condition.max()) or 1.0
+    moved.flat[abs(moved).argmax()] += (
+        0.0137 * abs(moved).max() + 1e-3 * (0.0 if condition is None else condition.max()) or 1.0
+    )
     return replace(v, got={**v.got, name: moved}, suspects=())
 
 

@@ -1,4 +1,6 @@
-"""Does the conformance suite know the faults of published libraries? Each is planted in the torch adapter, which without one passes."""
+"""Does the conformance suite know the faults of published libraries? Each is planted in the torch
+adapter, which without one passes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def torch_is_here() -> None:
 def test_without_a_fault_the_adapter_passes_and_leaves_no_rule_out() -> None:
     report = runner.run(str(faults.ADAPTER))
     assert {r.rule for r in report.rules} == set(runner.rules())
-    assert Counter(v.status for r in report.rules for v in r.verdicts).keys() == {runner.PASSED}, str(report)
+    assert Counter(v.status for r in report.rules for v in r.verdicts).keys() == {runner.PASSED}, (
+        str(report)
+    )
     models = Counter((m.name.partition("-")[0], m.status) for m in report.models)
     assert models["llama", runner.PASSED] >= 8 <= models["gpt2", runner.PASSED]
     assert not any(m.status == runner.FAILED for m in report.models), str(report)
@@ -33,12 +37,18 @@ def test_every_fault_of_the_peers_is_planted() -> None:
     page = SHARED / "PEERS.md"
     if not page.is_file():
         pytest.skip("the list of faults is not beside the project (../shared/PEERS.md)")
-    listed = set(re.findall(r"^\| ([a-z0-9-]+) \| (?!where)", page.read_text(encoding="utf-8"), re.MULTILINE))
+    listed = set(
+        re.findall(r"^\| ([a-z0-9-]+) \| (?!where)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    )
     assert len(listed) == 33
     assert {plant.fault for plant in faults.PLANTS} == listed
 
 
-@pytest.mark.parametrize("plant", faults.PLANTS, ids=lambda plant: f"{plant.fault}-{plant.plant.__name__}-{plant.rules[0]}")
+@pytest.mark.parametrize(
+    "plant",
+    faults.PLANTS,
+    ids=lambda plant: f"{plant.fault}-{plant.plant.__name__}-{plant.rules[0]}",
+)
 def test_a_planted_fault_is_caught_and_named(plant: faults.Plant) -> None:
     outcomes = faults.try_plant(plant)
     assert outcomes

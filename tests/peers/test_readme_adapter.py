@@ -1,4 +1,6 @@
-"""The README's chapter for torch developers: its adapter gives the output it shows, and its repair passes."""
+"""The README's chapter for torch developers: its adapter gives the output it shows, and its repair
+passes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ pytestmark = pytest.mark.peers
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-ADAPTER = next(text for language, text in FENCED if language == "python" and text.startswith("# my_adapter.py"))
+ADAPTER = next(
+    text for language, text in FENCED if language == "python" and text.startswith("# my_adapter.py")
+)
 SHOWN = next(text for language, text in FENCED if not language and text.startswith("my LRP"))
 
 
@@ -23,17 +27,27 @@ def written(tmp_path: Path, code: str) -> str:
     return str(tmp_path / "my_adapter.py")
 
 
-def test_the_output_is_the_program_s_own(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_is_the_program_s_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     assert main(["conform", written(tmp_path, ADAPTER)]) == 1
     assert capsys.readouterr().out.startswith(SHOWN)
 
 
 @pytest.mark.parametrize(
-    ("denominator", "mistake"), [("torch.where(z >= 0, z + eps, z - eps)", None), ("z + torch.where(z >= 0, eps, -eps)", "narrowed")]
+    ("denominator", "mistake"),
+    [
+        ("torch.where(z >= 0, z + eps, z - eps)", None),
+        ("z + torch.where(z >= 0, eps, -eps)", "narrowed"),
+    ],
 )
-def test_the_repair_passes_and_the_other_does_not(tmp_path: Path, denominator: str, mistake: str | None) -> None:
+def test_the_repair_passes_and_the_other_does_not(
+    tmp_path: Path, denominator: str, mistake: str | None
+) -> None:
     assert "(z + eps)" in ADAPTER and denominator in README
-    found = runner.run(written(tmp_path, ADAPTER.replace("(z + eps)", f"({denominator})")), "linear_epsilon")["linear_epsilon"]
+    found = runner.run(
+        written(tmp_path, ADAPTER.replace("(z + eps)", f"({denominator})")), "linear_epsilon"
+    )["linear_epsilon"]
     assert [m.id for m in found.mistakes[:1]] == ([] if mistake is None else [mistake])
     assert (found.status == runner.PASSED) == (mistake is None)

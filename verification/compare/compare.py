@@ -1,14 +1,19 @@
-"""Two oracle files, or an oracle file and another library's numbers: where do they first part, by how much, and why?
+"""Two oracle files, or an oracle file and another library's numbers: where do they first part, by
+how much, and why?
 
     1. Are they about the same quantity: input, target, seed?
-    2. Forward, from the input up: where do activations part? Then the two ran different nets, and relevance cannot agree.
-    3. From the output down, as the sweep goes: where does relevance part beyond rounding (rounding.py)? The operation that hands
-       relevance to that site is the one whose rule differs; where all sites below agree again, no rule does, but that array was changed.
-    4. Which option, or which known mistake, makes the two equal (suspects.py)? With a model that is run; without one, a constant ratio
+    2. Forward, from the input up: where do activations part? Then the two ran different nets, and
+       relevance cannot agree.
+    3. From the output down, as the sweep goes: where does relevance part beyond rounding
+       (rounding.py)? The operation that hands
+       relevance to that site is the one whose rule differs; where all sites below agree again, no
+       rule does, but that array was changed.
+    4. Which option, or which known mistake, makes the two equal (suspects.py)? With a model that is
+       run; without one, a constant ratio
        and what the files say of their methods are all there is to go by.
 
-The order of sites is the one that a file says (`order`); else that of a file's ledger, which lists operations from the output down and
-what each handed on to; else names, later blocks first.
+The order of sites is the one that a file says (`order`); else that of a file's ledger, which lists
+operations from the output down and what each handed on to; else names, later blocks first.
 """
 
 from __future__ import annotations
@@ -30,13 +35,29 @@ from refl.explanation import Explanation
 from refl.model import Model, load
 from refl.rules.composites import METHODS, Composite, from_saved
 from refl.verification.compare import diagnosis
-from refl.verification.compare.rounding import DIVIDED, Divides, Site, SiteError, activation_error, relevance_errors
-from refl.verification.compare.diagnosis import Asked, Forward, Suspect, alternatives, diagnose_model, least_eps, place, unit
+from refl.verification.compare.rounding import (
+    DIVIDED,
+    Divides,
+    Site,
+    SiteError,
+    activation_error,
+    relevance_errors,
+)
+from refl.verification.compare.diagnosis import (
+    Asked,
+    Forward,
+    Suspect,
+    alternatives,
+    diagnose_model,
+    least_eps,
+    place,
+    unit,
+)
 
 __all__ = ["Comparison", "Oracle", "Suspect", "alternatives", "compare", "diagnose_model", "read"]
 
 
-# -- one side -----------------------------------------------------------------------------------------------------------------------
+# -- one side --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -77,32 +98,55 @@ class Oracle:
 
 
 def read(path: str | Path) -> Oracle:
-    """An oracle file. Raises ReflError for a file that is none: no safetensors file, or without relevance."""
+    """An oracle file. Raises ReflError for a file that is none: no safetensors file, or without
+    relevance.
+    """
     arrays, metadata = read_safetensors(path)
     said = {key: _json(value) for key, value in metadata.items()}
     groups = {group: _group(group, arrays) for group in ("relevance", "activation", "gradient")}
     if not groups["relevance"]:
-        raise ReflError(f"{path} is no oracle file: expected arrays named relevance/<site> (refl explain TEXT --save FILE writes one)")
+        raise ReflError(
+            f"{path} is no oracle file: expected arrays named relevance/<site> (refl "
+            "explain TEXT --save FILE writes one)"
+        )
     for name in ("input_ids", "decoder_ids"):
         if name in arrays:
             said[name] = arrays[name].ravel().tolist()
-    ledger, aliases, order = said.pop("ledger", None), said.pop("aliases", None), said.pop("order", None)
+    ledger, aliases, order = (
+        said.pop("ledger", None),
+        said.pop("aliases", None),
+        said.pop("order", None),
+    )
     return Oracle(
-        Path(path).name, groups["relevance"], groups["activation"], groups["gradient"],
+        Path(path).name,
+        groups["relevance"],
+        groups["activation"],
+        groups["gradient"],
         {str(k): str(v) for k, v in aliases.items()} if isinstance(aliases, dict) else {},
         [str(s) for s in order] if isinstance(order, list) else [],
-        _books(ledger), _composite(said.get("method")), said, arrays.get("picture"),
-    )  # fmt: skip
+        _books(ledger),
+        _composite(said.get("method")),
+        said,
+        arrays.get("picture"),
+    )
 
 
 def of(e: Explanation, name: str = "") -> Oracle:
     """The same of an explanation that was never written."""
-    carried = e.sites.carries == "gradient"
+    propagated = e.sites.formulation == "gradient_x_input"
     said = {key: value for key, value in e.as_dict().items() if key not in ("ledger", "relevance")}
     return Oracle(
-        name or f"{e.composite.name} on {e.about.get('model', 'a model')}", {s: e[s] for s in e}, {s: e.activation(s) for s in e},
-        {s: e.gradient(s) for s in e} if carried else {}, e.sites.aliases, list(e), _books(e.ledger.as_dict()), e.composite, said, e.picture,
-    )  # fmt: skip
+        name or f"{e.composite.name} on {e.about.get('model', 'a model')}",
+        {s: e[s] for s in e},
+        {s: e.activation(s) for s in e},
+        {s: e.gradient(s) for s in e} if propagated else {},
+        e.sites.aliases,
+        list(e),
+        _books(e.ledger.as_dict()),
+        e.composite,
+        said,
+        e.picture,
+    )
 
 
 def _json(text: str) -> Any:
@@ -114,18 +158,30 @@ def _json(text: str) -> Any:
 
 def _group(group: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays of numbers under a prefix."""
-    found = {name.removeprefix(f"{group}/"): a for name, a in arrays.items() if name.startswith(f"{group}/")}
+    found = {
+        name.removeprefix(f"{group}/"): a
+        for name, a in arrays.items()
+        if name.startswith(f"{group}/")
+    }
     return {site: a for site, a in found.items() if np.issubdtype(a.dtype, np.floating) and a.size}
 
 
 def _books(ledger: Any) -> list[dict[str, Any]]:
     entries = ledger.get("sites") if isinstance(ledger, dict) else None
     entries = entries if isinstance(entries, list) else []
-    return [e for e in entries if isinstance(e, dict) and isinstance(e.get("site"), str) and isinstance(e.get("passed"), dict)]
+    return [
+        e
+        for e in entries
+        if isinstance(e, dict)
+        and isinstance(e.get("site"), str)
+        and isinstance(e.get("passed"), dict)
+    ]
 
 
 def _composite(method: Any) -> Composite | None:
-    """The method a file says, where refl knows all of its rules; a file that gives nothing but the name of one means that one."""
+    """The method a file says, where refl knows all of its rules; a file that gives nothing but the
+    name of one means that one.
+    """
     if not isinstance(method, dict):
         return METHODS.get(method) if isinstance(method, str) else None
     try:
@@ -135,7 +191,7 @@ def _composite(method: Any) -> Composite | None:
     return found if found.rules else METHODS.get(found.name)
 
 
-# -- the answer ---------------------------------------------------------------------------------------------------------------------
+# -- the answer ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -163,7 +219,7 @@ class Comparison:
     lone: bool
     """Whether relevance parts at one site alone, and agrees again below."""
     notes: list[str]
-    diagnosis: list[Suspect]
+    suspects: list[Suspect]
     operations: dict[str, str]
     """Site -> the operation it is the output of, where a file says."""
 
@@ -184,13 +240,23 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         first, forward = self.first, self.first_forward
         return {
-            "a": self.a, "b": self.b, "equal": self.equal, "quantity": self.quantity,
-            "first": first.site if first else None, "first_activation": forward.site if forward else None,
-            "rules": self.rules, "lone": self.lone, "order": self.order, "notes": self.notes,
+            "a": self.a,
+            "b": self.b,
+            "equal": self.equal,
+            "quantity": self.quantity,
+            "first": first.site if first else None,
+            "first_activation": forward.site if forward else None,
+            "rules": self.rules,
+            "lone": self.lone,
+            "order": self.order,
+            "notes": self.notes,
             "suspects": [s.as_dict() for s in self.suspects],
-            "only_a": self.only[0], "only_b": self.only[1], "misfits": self.misfits,
-            "sites": [_plain(e) for e in self.errors], "activations": [_plain(e) for e in self.forward],
-        }  # fmt: skip
+            "only_a": self.only[0],
+            "only_b": self.only[1],
+            "misfits": self.misfits,
+            "sites": [_plain(e) for e in self.errors],
+            "activations": [_plain(e) for e in self.forward],
+        }
 
     def __str__(self) -> str:
         from refl.show import plain
@@ -206,22 +272,31 @@ class Comparison:
 
 
 def _plain(e: SiteError) -> dict[str, Any]:
-    return vars(e) | {"parts": e.parts, "sums": list(e.sums), "index": list(e.index), "values": list(e.values)}
+    return vars(e) | {
+        "parts": e.parts,
+        "sums": list(e.sums),
+        "index": list(e.index),
+        "values": list(e.values),
+    }
 
 
-# -- comparing ----------------------------------------------------------------------------------------------------------------------
+# -- comparing -------------------------------------------------------------------------------------
 
 Side = str | Path | Explanation | Oracle
 
 
-def compare(a: Side, b: Side, *, tolerance: float | None = None, model: Model | str | Path | None = None) -> Comparison:
+def compare(
+    a: Side, b: Side, *, tolerance: float | None = None, model: Model | str | Path | None = None
+) -> Comparison:
     """A is the reference, B what is held against it.
 
     tolerance    let a deviation of this part of the largest at a site pass, beside rounding
-    model        the checkpoint that both were made with, or its folder: then options and known mistakes are tried. The model that ships
+    model        the checkpoint that both were made with, or its folder: then options and known
+                 mistakes are tried. The model that ships
                  with refl is tried by itself where a file's fingerprint is its own
 
-    Raises ReflError for a file that is no oracle file, two that share no site, and a model that is not the files'.
+    Raises ReflError for a file that is no oracle file, two that share no site, and a model that is
+    not the files'.
     """
     if tolerance is not None and not 0 <= tolerance < math.inf:
         raise ReflError(f"tolerance is {tolerance}: expected a number of at least 0")
@@ -229,7 +304,10 @@ def compare(a: Side, b: Side, *, tolerance: float | None = None, model: Model | 
     swept, order = _ordered(left, right, _aligned(left, right))
     pairs, misfits = _fitting(left, right, swept)
     if not pairs:
-        raise ReflError(f"{left.name} and {right.name} share no site whose shapes fit: {_some(left.relevance)} stand beside {_some(right.relevance)}")
+        raise ReflError(
+            f"{left.name} and {right.name} share no site whose shapes fit: "
+            f"{_some(left.relevance)} stand beside {_some(right.relevance)}"
+        )
     roundoff = max(unit(r) for _, x, y in pairs for r in (x.relevance, y.relevance))
     errors = list(relevance_errors(pairs, roundoff, _divides(left, right), tolerance))
     forward = [
@@ -246,10 +324,21 @@ def compare(a: Side, b: Side, *, tolerance: float | None = None, model: Model | 
         found, more = _explained(left, right, tolerance, model)
         notes += more
     return Comparison(
-        left.name, right.name, quantity, forward, errors, _only(left, right, swept), misfits, order,
-        _handing(books, first, left, right), next((i for i, e in enumerate(errors) if e.parts), len(errors)),
-        _lone(errors), notes, found, {e["site"]: f"{e.get('operation')}, rule {e.get('rule')}" for e in books},
-    )  # fmt: skip
+        left.name,
+        right.name,
+        quantity,
+        forward,
+        errors,
+        _only(left, right, swept),
+        misfits,
+        order,
+        _handing(books, first, left, right),
+        next((i for i, e in enumerate(errors) if e.parts), len(errors)),
+        _lone(errors),
+        notes,
+        found,
+        {e["site"]: f"{e.get('operation')}, rule {e.get('rule')}" for e in books},
+    )
 
 
 def _side(side: Side) -> Oracle:
@@ -265,11 +354,17 @@ def _some(sites: Mapping[str, Any]) -> str:
 def _divides(a: Oracle, b: Oracle) -> Divides:
     """Where either side divides relevance by an activation, as far as the files say."""
     known = [c for c in (a.composite, b.composite) if c is not None]
-    if len(known) == 2 and all(c.carries == "gradient" for c in known):
+    if len(known) == 2 and all(c.formulation == "gradient_x_input" for c in known):
         return Divides(())
-    eps = min((least_eps(c) for c in known if c.carries == "relevance"), default=0.0)
+    eps = min((least_eps(c) for c in known if c.formulation == "relevance"), default=0.0)
     books = max(a.books, b.books, key=len)
-    names = {name for e in books if e.get("operation") in DIVIDED for side in (a, b) for name in side.names(e["site"])}
+    names = {
+        name
+        for e in books
+        if e.get("operation") in DIVIDED
+        for side in (a, b)
+        for name in side.names(e["site"])
+    }
     return Divides(names if books else None, eps)
 
 
@@ -289,25 +384,38 @@ def _ordered(a: Oracle, b: Oracle, aligned: dict[str, str]) -> tuple[dict[str, s
     ours = {site: at for site, at in aligned.items()}
     theirs = {at: site for site, at in aligned.items()}
     for side, known in ((a, {site: site for site in ours}), (b, theirs)):
-        for listed, words in ((side.order, "the order of sites that {} gives"), (_from_books(side), "the order of {}'s ledger")):
+        for listed, words in (
+            (side.order, "the order of sites that {} gives"),
+            (_from_books(side), "the order of {}'s ledger"),
+        ):
             sites = list(dict.fromkeys(known[s] for s in listed if s in known))
             if len(sites) > len(aligned) / 2:
                 rest = sorted((s for s in ours if s not in set(sites)), key=_later_first)
                 return {s: ours[s] for s in (*sites, *rest)}, words.format(side.name)
-    return {s: ours[s] for s in sorted(ours, key=_later_first)}, "neither file says in which order sites follow: by name, later blocks first"
+    return {
+        s: ours[s] for s in sorted(ours, key=_later_first)
+    }, "neither file says in which order sites follow: by name, later blocks first"
 
 
 def _from_books(side: Oracle) -> list[str]:
-    """Operations as they were booked; what was handed relevance and booked nothing stands behind who handed it."""
+    """Operations as they were recorded; what was handed relevance and recorded nothing stands
+    behind who handed it.
+    """
     booked = {e["site"] for e in side.books}
-    return [name for e in side.books for name in (e["site"], *(p for p in e["passed"] if p not in booked))]
+    return [
+        name
+        for e in side.books
+        for name in (e["site"], *(p for p in e["passed"] if p not in booked))
+    ]
 
 
 def _later_first(name: str) -> list[tuple[int, str]]:
     return [(-int(part), "") if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _fitting(a: Oracle, b: Oracle, aligned: dict[str, str]) -> tuple[list[tuple[str, Site, Site]], list[str]]:
+def _fitting(
+    a: Oracle, b: Oracle, aligned: dict[str, str]
+) -> tuple[list[tuple[str, Site, Site]], list[str]]:
     """Both sides of every site in one shape, and the sites where there is none."""
     pairs, misfits = [], []
     for site, at in aligned.items():
@@ -328,7 +436,12 @@ def _one_shape(x: Site, y: Site) -> tuple[Site, Site] | None:
     if at is None:
         return None
     shape, whole = small.relevance.shape, large.relevance.shape
-    taken = Site(*(None if a is None or a.shape != whole else a[at].reshape(shape) for a in vars(large).values()))
+    taken = Site(
+        *(
+            None if a is None or a.shape != whole else a[at].reshape(shape)
+            for a in vars(large).values()
+        )
+    )
     return (small, taken) if small is x else (taken, small)
 
 
@@ -337,19 +450,24 @@ def _only(a: Oracle, b: Oracle, aligned: dict[str, str]) -> tuple[list[str], lis
     return [s for s in a.relevance if s not in aligned], [s for s in b.relevance if s not in met]
 
 
-# -- what they are about --------------------------------------------------------------------------------------------------------------
+# -- what they are about ---------------------------------------------------------------------------
 
 _QUANTITY = {
-    "input_ids": "input ids", "decoder_ids": "decoder ids", "target_id": "target", "against": "contrast", "seed": "seed",
-}  # fmt: skip
+    "input_ids": "input ids",
+    "decoder_ids": "decoder ids",
+    "target_id": "target",
+    "against": "contrast",
+    "seed": "seed",
+}
 
 
 def _quantity(a: Oracle, b: Oracle) -> list[str]:
     """What both say, and say differently."""
     said = [
         f"{words}: {_short(a.said[key])} in A, {_short(b.said[key])} in B"
-        for key, words in _QUANTITY.items() if key in a.said and key in b.said and a.said[key] != b.said[key]
-    ]  # fmt: skip
+        for key, words in _QUANTITY.items()
+        if key in a.said and key in b.said and a.said[key] != b.said[key]
+    ]
     if a.picture is not None and b.picture is not None and not np.array_equal(a.picture, b.picture):
         said.append("picture: they explain two")
     return said
@@ -363,20 +481,30 @@ def _short(value: Any) -> str:
 def _fingerprints(a: Oracle, b: Oracle) -> list[str]:
     ours, theirs = a.about.get("fingerprint"), b.about.get("fingerprint")
     if ours and theirs and ours != theirs:
-        return [f"the checkpoints are not the same: fingerprint {str(ours)[:12]} in A, {str(theirs)[:12]} in B"]
+        return [
+            f"the checkpoints are not the same: fingerprint {str(ours)[:12]} in A, "
+            f"{str(theirs)[:12]} in B"
+        ]
     return []
 
 
-# -- whose rule it is -----------------------------------------------------------------------------------------------------------------
+# -- whose rule it is ------------------------------------------------------------------------------
 
 
-def _handing(books: list[dict[str, Any]], first: SiteError | None, a: Oracle, b: Oracle) -> list[str]:
-    """The operations that read the first site that parts; what they received agrees, for they stand above it."""
+def _handing(
+    books: list[dict[str, Any]], first: SiteError | None, a: Oracle, b: Oracle
+) -> list[str]:
+    """The operations that read the first site that parts; what they received agrees, for they stand
+    above it.
+    """
     if first is None:
         return []
     names = a.names(first.site) | b.names(first.site)
     readers = [e for e in books if names & set(e["passed"])]
-    return [f"{e['site']} ({e.get('operation')}, rule {e.get('rule')} in {'A' if a.books else 'B'})" for e in readers]
+    return [
+        f"{e['site']} ({e.get('operation')}, rule {e.get('rule')} in {'A' if a.books else 'B'})"
+        for e in readers
+    ]
 
 
 def _lone(errors: list[SiteError]) -> bool:
@@ -385,10 +513,16 @@ def _lone(errors: list[SiteError]) -> bool:
     return len(parted) == 1 and parted[0] < len(errors) - 1
 
 
-# -- why ------------------------------------------------------------------------------------------------------------------------------
+# -- why -------------------------------------------------------------------------------------------
 
 
-def _closed_form(a: Oracle, b: Oracle, pairs: list[tuple[str, Site, Site]], roundoff: float, tolerance: float | None) -> list[str]:
+def _closed_form(
+    a: Oracle,
+    b: Oracle,
+    pairs: list[tuple[str, Site, Site]],
+    roundoff: float,
+    tolerance: float | None,
+) -> list[str]:
     """What can be seen without a model."""
     return [*_methods(a, b), *_ratio(a, pairs, roundoff, tolerance)]
 
@@ -398,10 +532,13 @@ def _methods(a: Oracle, b: Oracle) -> list[str]:
     if a.composite is None or b.composite is None:
         return []
     ours, theirs = a.composite.as_dict(), b.composite.as_dict()
-    if ours["name"] != theirs["name"] or ours["carries"] != theirs["carries"]:
-        names = [f"{m['name']} (carries {m['carries']})" for m in (ours, theirs)]
+    if ours["name"] != theirs["name"] or ours["formulation"] != theirs["formulation"]:
+        names = [f"{m['name']} ({m['formulation']} form)" for m in (ours, theirs)]
         return [f"the files name two methods: {names[0]} in A, {names[1]} in B"]
-    return [f"the files give their methods other options: {d}" for d in _options(ours["rules"], theirs["rules"])][:1]
+    return [
+        f"the files give their methods other options: {d}"
+        for d in _options(ours["rules"], theirs["rules"])
+    ][:1]
 
 
 def _options(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Iterator[str]:
@@ -415,12 +552,16 @@ def _options(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Iterat
             differ.setdefault(words, []).append(x["operation"])
         for key in x["options"].keys() & y["options"].keys():
             if x["options"][key] != y["options"][key]:
-                differ.setdefault(f"{key} {x['options'][key]} in A, {y['options'][key]} in B", []).append(x["operation"])
+                differ.setdefault(
+                    f"{key} {x['options'][key]} in A, {y['options'][key]} in B", []
+                ).append(x["operation"])
     if differ:
         yield "; ".join(f"{words} ({', '.join(where)})" for words, where in differ.items())
 
 
-def _ratio(a: Oracle, pairs: list[tuple[str, Site, Site]], roundoff: float, tolerance: float | None) -> list[str]:
+def _ratio(
+    a: Oracle, pairs: list[tuple[str, Site, Site]], roundoff: float, tolerance: float | None
+) -> list[str]:
     """Is B a multiple of A?"""
     _, x, y = max(pairs, key=lambda p: float(np.linalg.norm(p[1].relevance)))
     length = float((x.relevance * x.relevance).sum())
@@ -430,20 +571,34 @@ def _ratio(a: Oracle, pairs: list[tuple[str, Site, Site]], roundoff: float, tole
     scaled = ((s, Site(k * p.relevance, p.activation), Site(q.relevance)) for s, p, q in pairs)
     if any(e.parts for e in relevance_errors(scaled, 4 * roundoff, Divides(()), tolerance)):
         return []
-    return [f"B is {k:.6g} times A at every site: the rules agree, the seed does not{_multiple(k, a.said.get('logit'))}"]
+    return [
+        f"B is {k:.6g} times A at every site: the rules agree, the seed does "
+        f"not{_multiple(k, a.said.get('logit'))}"
+    ]
 
 
 def _multiple(k: float, logit: Any) -> str:
     if not isinstance(logit, (int, float)) or not logit:
         return ""
     if abs(k / logit - 1) < 1e-4:
-        return ". That is the logit: a gradient form that starts from the logit in place of 1 gives the logit squared"
-    return ". That is one over the logit: a relevance form that starts from 1 in place of the logit" if abs(k * logit - 1) < 1e-4 else ""
+        return (
+            ". That is the logit: a gradient x input form that starts from the logit in place "
+            "of 1 gives the logit squared"
+        )
+    return (
+        ". That is one over the logit: a relevance form that starts from 1 in place of the logit"
+        if abs(k * logit - 1) < 1e-4
+        else ""
+    )
 
 
-def _explained(a: Oracle, b: Oracle, tolerance: float | None, model: Model | str | Path | None) -> tuple[list[Suspect], list[str]]:
+def _explained(
+    a: Oracle, b: Oracle, tolerance: float | None, model: Model | str | Path | None
+) -> tuple[list[Suspect], list[str]]:
     """Suspects, and what kept them from being looked for."""
-    base, ours, theirs, turned = (a.composite, a, b, False) if a.composite is not None else (b.composite, b, a, True)
+    base, ours, theirs, turned = (
+        (a.composite, a, b, False) if a.composite is not None else (b.composite, b, a, True)
+    )
     if base is None:
         return [], ["no option was tried: neither file says a method that refl knows"]
     found = _model(ours, model)
@@ -454,13 +609,23 @@ def _explained(a: Oracle, b: Oracle, tolerance: float | None, model: Model | str
         return [], [why]
     known = diagnosis.known_sites(forward.names, forward.activations, theirs.relevance)
     listed = diagnosis.diagnose(forward, base, known, tolerance)
-    return listed, [*_nobody(listed), *([f"A says no method: the options are those of {b.name}, tried until they give A"] if turned else [])]
+    return listed, [
+        *_nobody(listed),
+        *(
+            [f"A says no method: the options are those of {b.name}, tried until they give A"]
+            if turned
+            else []
+        ),
+    ]
 
 
 def _nobody(listed: list[Suspect]) -> list[str]:
     if any(s.equal for s in listed):
         return []
-    return ["no option and no known mistake that was tried makes the two equal" + ("; the nearest are listed" if listed else "")]
+    return [
+        "no option and no known mistake that was tried makes the two equal"
+        + ("; the nearest are listed" if listed else "")
+    ]
 
 
 def _model(side: Oracle, model: Model | str | Path | None) -> Model | None:
@@ -473,31 +638,47 @@ def _model(side: Oracle, model: Model | str | Path | None) -> Model | None:
     if print_ and found.fingerprint() != print_:
         if model is None:
             return None
-        raise ReflError(f"{side.name} was made with another checkpoint than {model}: fingerprint {str(print_)[:12]}, not {found.fingerprint()[:12]}")
+        raise ReflError(
+            f"{side.name} was made with another checkpoint than {model}: fingerprint "
+            f"{str(print_)[:12]}, not {found.fingerprint()[:12]}"
+        )
     return found if print_ or model is not None else None
 
 
 def _forward(model: Model, side: Oracle) -> tuple[Forward | None, str]:
-    """The forward pass behind a file, or why it cannot be run again. The file does not say which position is explained: the one with
-    its logit is."""
+    """The forward pass behind a file, or why it cannot be run again. The file does not say which
+    position is explained: the one with its logit is."""
     said = side.said
     seed, target, against = said.get("seed"), said.get("target_id"), said.get("against")
     if seed not in ("logit", "log-probability", "probability") or not isinstance(target, int):
         return None, "no option was tried: the explained output is none of the model's"
-    item = diagnosis.picture_of(side.activations, side.picture) if model.sees else said.get("input_ids")
+    item = (
+        diagnosis.picture_of(side.activations, side.picture)
+        if model.takes_images
+        else said.get("input_ids")
+    )
     if item is None:
         return None, "no option was tried: the file does not hold the input"
     forward = None
     for position in _positions(model, item, said):
-        forward = Forward(model, Asked(item, target, _number(model, against), seed, position, said.get("decoder_ids")))
+        forward = Forward(
+            model,
+            Asked(item, target, _number(model, against), seed, position, said.get("decoder_ids")),
+        )
         error = diagnosis.same_forward(forward, side.activations)
         if error is None:
             return forward, ""
-    return None, "no option was tried: refl's forward pass with this model is not that of the file (another position, token types or weights?)"
+    return (
+        None,
+        "no option was tried: refl's forward pass with this model is not that of the file "
+        "(another position, token types or weights?)",
+    )
 
 
 def _number(model: Model, token: Any) -> int | None:
-    """The id of a token as a file names it: by its text, or by its id where there was no tokenizer."""
+    """The id of a token as a file names it: by its text, or by its id where there was no
+    tokenizer.
+    """
     if token is None:
         return None
     return model.output_id(int(token) if model.text is None and str(token).isdecimal() else token)
@@ -508,9 +689,17 @@ def _positions(model: Model, item: Any, said: dict[str, Any]) -> list[int | None
     if model.task in ("class", "image-class"):
         return [None]
     written = said.get("decoder_ids")
-    rows = model.logits(item, written)[:, said["target_id"]] if isinstance(said.get("logit"), (int, float)) else None
+    rows = (
+        model.logits(item, written)[:, said["target_id"]]
+        if isinstance(said.get("logit"), (int, float))
+        else None
+    )
     last = len(written or item) - 1
     if rows is None:
         return [last]
     away = np.abs(rows - said["logit"])
-    return [last, *(int(i) for i in np.argsort(away, kind="stable")[:3] if i != last)] if away[last] <= 1e-3 else [int(away.argmin())]
+    return (
+        [last, *(int(i) for i in np.argsort(away, kind="stable")[:3] if i != last)]
+        if away[last] <= 1e-3
+        else [int(away.argmin())]
+    )

@@ -1,6 +1,8 @@
-"""How a comparison is shown: lines for a terminal, and one HTML page with a picture of the error by site.
+"""How a comparison is shown: lines for a terminal, and one HTML page with a picture of the error by
+site.
 
-Sites, tokens and names of files come from anyone's files: everything passes `printable`, and `html.escape` after that on a page.
+Sites, tokens and names of files come from anyone's files: everything passes `printable`, and
+`html.escape` after that on a page.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ if TYPE_CHECKING:
     from refl.verification.compare.rounding import SiteError
 
 HEAD = ("site", "operation", "deviation", "relative", "allowed", "cosine", "sum in A", "sum in B")
-"""Deviation: the largest at any element. Relative: in units of the largest of A; so is what rounding allows."""
+"""Deviation: the largest at any element. Relative: in units of the largest of A; so is what
+rounding allows.
+"""
 FEW = 6
 """Rows of a table that shows what matters."""
 
 
-# -- in words -----------------------------------------------------------------------------------------------------------------------
+# -- in words --------------------------------------------------------------------------------------
 
 
 def verdict(c: Comparison) -> str:
@@ -32,18 +36,22 @@ def verdict(c: Comparison) -> str:
     if c.first_forward:
         e = c.first_forward
         return (
-            f"The forward passes differ, first at {e.site}: by {e.relative:.1e} of the largest activation there, where rounding allows "
+            f"The forward passes differ, first at {e.site}: by {e.relative:.1e} of the "
+            "largest activation there, where rounding allows "
             f"{e.level:.1e}. Relevance can only agree where activations do."
         )
     if c.first:
         return f"Relevance parts first at {c.first.site}, {_deviation(c.first)}; {_above(c)}."
     if c.misfits:
-        return f"Relevance agrees at {len(c.errors)} sites; at {len(c.misfits)} the shapes do not fit."
+        return (
+            f"Relevance agrees at {len(c.errors)} sites; at {len(c.misfits)} the shapes do not fit."
+        )
     worst = max(c.errors, key=lambda e: e.relative)
     if worst.absolute == 0:
         return f"Relevance is the same to the last bit at all {len(c.errors)} shared sites."
     return (
-        f"Relevance agrees at all {len(c.errors)} shared sites; the largest deviation is {worst.relative:.1e} of the largest "
+        f"Relevance agrees at all {len(c.errors)} shared sites; the largest deviation is "
+        f"{worst.relative:.1e} of the largest "
         f"at {worst.site}."
     )
 
@@ -67,11 +75,16 @@ def reasons(c: Comparison) -> list[str]:
     if c.first_forward and sum(e.parts for e in c.forward) == 1:
         said.append("no other activation parts: this array was changed, the forward pass was not.")
     if met := [s for s in c.suspects if s.equal]:
-        said.append(f"explained by {met[0].words}. With this the two are equal at all {met[0].of} sites (worst {_small(met[0].error)}).")
+        said.append(
+            f"explained by {met[0].words}. With this the two are equal at all {met[0].of} "
+            f"sites (worst {_small(met[0].error)})."
+        )
     if met[1:]:
         said.append(f"the same numbers come from {'; '.join(s.words for s in met[1:])}.")
     for s in (s for s in c.suspects if not s.equal):
-        said.append(f"nearest: {s.words}; {s.parted} of {s.of} sites still part, by up to {s.error:.1e}.")
+        said.append(
+            f"nearest: {s.words}; {s.parted} of {s.of} sites still part, by up to {s.error:.1e}."
+        )
     said += [f"{note}." for note in c.notes]
     return [text[0].upper() + text[1:] for text in said]
 
@@ -82,15 +95,27 @@ def _where(c: Comparison) -> list[str]:
         return []
     at = f"element {list(first.index)}: {first.values[0]:.9g} in A, {first.values[1]:.9g} in B"
     if c.lone:
-        return [f"{at}. No other site parts, and those below it agree: this array was changed, no rule."]
-    return [f"{at}."] + ([f"it was handed down by {' and '.join(c.rules)}, whose own relevance agrees: look at that rule."] if c.rules else [])
+        return [
+            f"{at}. No other site parts, and those below it agree: this array was changed, no rule."
+        ]
+    return [f"{at}."] + (
+        [
+            f"it was handed down by {' and '.join(c.rules)}, whose own relevance agrees: "
+            "look at that rule."
+        ]
+        if c.rules
+        else []
+    )
 
 
 def _tail(c: Comparison) -> list[str]:
     """How it was done."""
     a, b = c.only
     parted = sum(e.parts for e in c.errors)
-    said = [f"{len(c.errors)} sites stand in both files, {parted} of them part", f"order: {c.order}"]
+    said = [
+        f"{len(c.errors)} sites stand in both files, {parted} of them part",
+        f"order: {c.order}",
+    ]
     said += [f"only in A: {len(a)} ({_some(a)})"] if a else []
     said += [f"only in B: {len(b)} ({_some(b)})"] if b else []
     return said + [f"shapes do not fit at {m}" for m in c.misfits[:FEW]]
@@ -100,20 +125,32 @@ def _some(sites: Sequence[str]) -> str:
     return ", ".join(sites[:3]) + (", ..." if len(sites) > 3 else "")
 
 
-# -- on a terminal --------------------------------------------------------------------------------------------------------------------
+# -- on a terminal ---------------------------------------------------------------------------------
 
 
-def lines(c: Comparison, width: int = 100, every: bool = False, table_width: int | None = None) -> list[Line]:
+def lines(
+    c: Comparison, width: int = 100, every: bool = False, table_width: int | None = None
+) -> list[Line]:
     """The whole view; `every` site, or those that matter."""
     head = paragraph(printable(verdict(c)), width, "bold", indent="")
     sides = paragraph(printable(f"A: {c.a}   B: {c.b}"), width, "dim", indent="")
     why = [line for text in reasons(c) for line in paragraph(printable(text), width)]
     tail = [line for text in _tail(c) for line in paragraph(printable(text), width, "dim")]
-    return [*head, *sides, *([[], *why] if why else []), [], *_grid(c, shown(c, every), table_width), [], *tail]
+    return [
+        *head,
+        *sides,
+        *([[], *why] if why else []),
+        [],
+        *_grid(c, shown(c, every), table_width),
+        [],
+        *tail,
+    ]
 
 
 def shown(c: Comparison, every: bool) -> list[SiteError]:
-    """The rows of the table: every site; or, where some part, the last that agrees, the first that part and the worst; else the worst."""
+    """The rows of the table: every site; or, where some part, the last that agrees, the first that
+    part and the worst; else the worst.
+    """
     errors = [*(e for e in c.forward if e.parts and (every or e is c.first_forward)), *c.errors]
     if every:
         return errors
@@ -126,7 +163,12 @@ def shown(c: Comparison, every: bool) -> list[SiteError]:
 
 def _grid(c: Comparison, errors: Sequence[SiteError], width: int | None) -> list[Line]:
     head: list[Span] = [(name, "bold") for name in HEAD]
-    return folded([head, *([(text, _style(e, i)) for i, text in enumerate(cells(c, e))] for e in errors)], "llrrrrrr", width, 2)
+    return folded(
+        [head, *([(text, _style(e, i)) for i, text in enumerate(cells(c, e))] for e in errors)],
+        "llrrrrrr",
+        width,
+        2,
+    )
 
 
 def _style(e: SiteError, column: int) -> str:
@@ -137,8 +179,15 @@ def cells(c: Comparison, e: SiteError) -> list[str]:
     """A row of the table."""
     name = e.site if e.quantity == "relevance" else f"{e.site} ({e.quantity})"
     operation = c.operations.get(e.site, "").partition(",")[0]
-    return [printable(name), printable(operation), _small(e.absolute), _small(e.relative), _small(e.level), _cosine(e.cosine),
-            *(f"{s:.6g}" for s in e.sums)]  # fmt: skip
+    return [
+        printable(name),
+        printable(operation),
+        _small(e.absolute),
+        _small(e.relative),
+        _small(e.level),
+        _cosine(e.cosine),
+        *(f"{s:.6g}" for s in e.sums),
+    ]
 
 
 def _small(value: float) -> str:
@@ -152,7 +201,7 @@ def _cosine(value: float) -> str:
     return f"{value:.6f}" if away > 1e-6 else f"1 - {away:.0e}" if away > 1e-15 else "1"
 
 
-# -- a page -------------------------------------------------------------------------------------------------------------------------
+# -- a page ----------------------------------------------------------------------------------------
 
 
 def html(c: Comparison) -> str:
@@ -161,9 +210,11 @@ def html(c: Comparison) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta '
+        'name="color-scheme" content="light dark">\n'
         f"<title>{_safe(title)}</title>\n<style>\n{_CSS}{CSS}</style>\n</head>\n<body>\n<main>\n"
-        f"<header><h1>{'Equal' if c.equal else 'They part'}</h1><p>A: <b>{_safe(c.a)}</b>, the reference. B: <b>{_safe(c.b)}</b>.</p></header>\n"
+        f"<header><h1>{'Equal' if c.equal else 'They part'}</h1><p>A: <b>{_safe(c.a)}</b>, "
+        f"the reference. B: <b>{_safe(c.b)}</b>.</p></header>\n"
         f"{_html_words(c)}{_html_picture(c)}{_html_sites(c)}{_html_tail(c)}"
         "\n</main>\n</body>\n</html>\n"
     )
@@ -171,20 +222,31 @@ def html(c: Comparison) -> str:
 
 def _html_words(c: Comparison) -> str:
     items = "".join(f"<li>{_safe(text)}</li>" for text in reasons(c))
-    return f'<section><p class="verdict">{_safe(verdict(c))}</p>{f"<ul>{items}</ul>" if items else ""}</section>'
+    return (
+        "<section><p "
+        f'class="verdict">{_safe(verdict(c))}</p>{f"<ul>{items}</ul>" if items else ""}</section>'
+    )
 
 
 def _html_sites(c: Comparison) -> str:
     few, every = (_html_table(c, shown(c, whole)) for whole in (False, True))
-    columns = "Deviation: the largest of any element. Relative: the same in units of A's largest there. Allowed: what rounding explains of it."
+    columns = (
+        "Deviation: the largest of any element. Relative: the same in units of A's largest "
+        "there. Allowed: what rounding explains of it."
+    )
     return (
-        f'<section><h2>Where it matters</h2><p class="note">{columns}</p>{few}<details><summary>All {len(c.errors)} sites, from the output down</summary>{every}'
+        "<section><h2>Where it matters</h2><p "
+        f'class="note">{columns}</p>{few}<details><summary>All {len(c.errors)} sites, from '
+        f"the output down</summary>{every}"
         "</details></section>"
     )
 
 
 def _html_table(c: Comparison, errors: Sequence[SiteError]) -> str:
-    rows = [[_marked(text, e) if i == 0 else escape(text) for i, text in enumerate(cells(c, e))] for e in errors]
+    rows = [
+        [_marked(text, e) if i == 0 else escape(text) for i, text in enumerate(cells(c, e))]
+        for e in errors
+    ]
     return _table(HEAD, rows, (2, 3, 4, 5, 6, 7))
 
 
@@ -193,10 +255,14 @@ def _marked(text: str, e: SiteError) -> str:
 
 
 def _html_tail(c: Comparison) -> str:
-    return "<section><h2>How it was done</h2>" + "".join(f'<p class="note">{_safe(text)}</p>' for text in _tail(c)) + "</section>"
+    return (
+        "<section><h2>How it was done</h2>"
+        + "".join(f'<p class="note">{_safe(text)}</p>' for text in _tail(c))
+        + "</section>"
+    )
 
 
-# -- the picture ----------------------------------------------------------------------------------------------------------------------
+# -- the picture -----------------------------------------------------------------------------------
 
 WIDE, HIGH, LEFT, TOP, BOTTOM = 1000, 350, 70, 16, 56
 LEAST = 1e-18
@@ -208,14 +274,17 @@ def _html_picture(c: Comparison) -> str:
     errors = c.errors
     low, high = _decades(errors)
     legend = (
-        '<p class="note">Each stem is a site, from the output (left) down to the input (right): its largest deviation in units of the '
-        "largest relevance there. The line is what rounding allows. <span class='key parts'>parts</span> "
+        '<p class="note">Each stem is a site, from the output (left) down to the input '
+        "(right): its largest deviation in units of the "
+        "largest relevance there. The line is what rounding allows. <span class='key "
+        "parts'>parts</span> "
         "<span class='key agrees'>agrees</span></p>"
     )
     drawn = _axis(low, high) + _stems(errors, low, high) + _level(errors, low, high) + _first(c)
     label = "deviation at every site on a logarithmic scale, with the level of rounding"
     return (
-        f'<section><h2>Error by site</h2>{legend}<div class="scroll"><svg class="errors" viewBox="0 0 {WIDE} {HIGH}" role="img" '
+        f'<section><h2>Error by site</h2>{legend}<div class="scroll"><svg class="errors" '
+        f'viewBox="0 0 {WIDE} {HIGH}" role="img" '
         f'aria-label="{label}">{drawn}</svg></div></section>'
     )
 
@@ -224,7 +293,9 @@ def _decades(errors: Sequence[SiteError]) -> tuple[int, int]:
     """The ends of the axis, as powers of ten."""
     values = [v for e in errors for v in (e.relative, e.level) if LEAST < v < math.inf]
     low, high = min(values, default=1e-16), max(values, default=1.0)
-    return math.floor(math.log10(low)) - 1, max(math.ceil(math.log10(high)), math.floor(math.log10(low)) + 2)
+    return math.floor(math.log10(low)) - 1, max(
+        math.ceil(math.log10(high)), math.floor(math.log10(low)) + 2
+    )
 
 
 def _y(value: float, low: int, high: int) -> float:
@@ -239,26 +310,36 @@ def _x(i: int, count: int) -> float:
 def _axis(low: int, high: int) -> str:
     step = max((high - low) // 7, 1)
     marks = "".join(
-        f'<line class="grid" x1="{LEFT}" x2="{WIDE - 10}" y1="{(y := _y(10.0**n, low, high)):.1f}" y2="{y:.1f}"/>'
+        f'<line class="grid" x1="{LEFT}" x2="{WIDE - 10}" '
+        f'y1="{(y := _y(10.0**n, low, high)):.1f}" y2="{y:.1f}"/>'
         f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">1e{n}</text>'
         for n in range(low, high + 1, step)
     )
-    ends = (f'<text x="{LEFT}" y="{HIGH - 8}">output</text>', f'<text x="{WIDE - 10}" y="{HIGH - 8}" text-anchor="end">input</text>')
+    ends = (
+        f'<text x="{LEFT}" y="{HIGH - 8}">output</text>',
+        f'<text x="{WIDE - 10}" y="{HIGH - 8}" text-anchor="end">input</text>',
+    )
     return marks + "".join(ends)
 
 
 def _stems(errors: Sequence[SiteError], low: int, high: int) -> str:
     floor = HIGH - BOTTOM
     return "".join(
-        f'<g class="{"parts" if e.parts else "agrees"}"><title>{_safe(e.site)}: {_small(e.relative)}, rounding allows {_small(e.level)}</title>'
-        f'<line x1="{(x := _x(i, len(errors))):.1f}" x2="{x:.1f}" y1="{floor}" y2="{(y := _y(e.relative, low, high)):.1f}"/>'
+        f'<g class="{"parts" if e.parts else "agrees"}"><title>{_safe(e.site)}: '
+        f"{_small(e.relative)}, rounding allows {_small(e.level)}</title>"
+        f'<line x1="{(x := _x(i, len(errors))):.1f}" x2="{x:.1f}" y1="{floor}" '
+        f'y2="{(y := _y(e.relative, low, high)):.1f}"/>'
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6"/></g>'
         for i, e in enumerate(errors)
     )
 
 
 def _level(errors: Sequence[SiteError], low: int, high: int) -> str:
-    points = " ".join(f"{_x(i, len(errors)):.1f},{_y(e.level, low, high):.1f}" for i, e in enumerate(errors) if e.level > 0)
+    points = " ".join(
+        f"{_x(i, len(errors)):.1f},{_y(e.level, low, high):.1f}"
+        for i, e in enumerate(errors)
+        if e.level > 0
+    )
     return f'<polyline class="level" points="{points}"/>'
 
 
@@ -270,7 +351,8 @@ def _first(c: Comparison) -> str:
     anchor = "end" if x > WIDE / 2 else "start"
     return (
         f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{floor}" y2="{floor + 8}"/>'
-        f'<text class="first" x="{x:.1f}" y="{floor + 21}" text-anchor="{anchor}">{_safe(c.first.site)}</text>'
+        f'<text class="first" x="{x:.1f}" y="{floor + 21}" '
+        f'text-anchor="{anchor}">{_safe(c.first.site)}</text>'
     )
 
 

@@ -1,16 +1,21 @@
-"""How far two right implementations may lie apart: rounding, judged element by element from what stands in an oracle file.
+"""How far two right implementations may lie apart: rounding, judged element by element from what
+stands in an oracle file.
 
-Relevance is R_i = x_i c_i: an activation, and a coefficient that came down from the output. Rounding moves both,
+Relevance is R_i = x_i c_i: an activation, and a coefficient that came down from the output.
+Rounding moves both,
 
-    |dR_i|  <=  K u N (|x_i| / max|x|  +  |c_i| / max|c|),          N^2 = sum of n^2 over this site and all above it
-    n  =  max|x| (|c|_2  +  where the rule at x divides by x + eps s(x), what that makes of an error in x)
+    |dR_i|  <=  K u N (|x_i| / max|x|  +  |c_i| / max|c|),
+            N^2 = sum of n^2 over this site and all above it
+    n  =  max|x| (|c|_2  +  where the rule at x divides by x + eps s(x), what that makes of an error
+                            in x)
 
-u is the unit roundoff of the coarser file. n is large where an eps-rule divides by a small denominator, and what was lost above is
-never won back below. Activations may move by K' u max|x|.
+u is the unit roundoff of the coarser file. n is large where an eps-rule divides by a small
+denominator, and what was lost above is never won back below. Activations may move by K' u max|x|.
 
-K and K' were measured on what both sides may do differently: 16 random architectures, 11 methods, float32 and float64, against a forward
-pass with noise of u max|z| on every product (worst 0.13 of what is allowed; 0.5 where LayerNorm is an identity, which stabilisers do
-not forgive; activations 0.10), padded batches, recomputation, and transformers and LXT on the same checkpoints (worst 0.19).
+K and K' were measured on what both sides may do differently: 16 random architectures, 11 methods,
+float32 and float64, against a forward pass with noise of u max|z| on every product (worst 0.13 of
+what is allowed; 0.5 where LayerNorm is an identity, which stabilizers do not forgive; activations
+0.10), padded batches, recomputation, and transformers and LXT on the same checkpoints (worst 0.19).
 """
 
 from __future__ import annotations
@@ -39,7 +44,7 @@ class Site:
     gradient: Any = None
 
 
-DIVIDED = ("linear", "add", "matmul", "layer_norm", "rotary", "pooling", "combine", "renormalise")
+DIVIDED = ("linear", "add", "matmul", "layer_norm", "rotary", "pooling", "combine", "renormalize")
 """Operations whose rules divide relevance by their output."""
 
 
@@ -65,7 +70,9 @@ class SiteError:
     level: float
     """the largest deviation rounding allows, in the same unit"""
     excess: float
-    """the largest deviation in units of what is allowed at that very element: above 1 the two part"""
+    """the largest deviation in units of what is allowed at that very element: above 1 the two
+    part
+    """
     cosine: float
     sums: tuple[float, float]
     index: tuple[int, ...]
@@ -78,9 +85,13 @@ class SiteError:
 
 
 def relevance_errors(
-    pairs: Iterable[tuple[str, Site, Site]], roundoff: float, how: Divides, tolerance: float | None = None
+    pairs: Iterable[tuple[str, Site, Site]],
+    roundoff: float,
+    how: Divides,
+    tolerance: float | None = None,
 ) -> Iterator[SiteError]:
-    """The errors of B's relevance (and gradients, where both sides have them) against A's, one site after the other.
+    """The errors of B's relevance (and gradients, where both sides have them) against A's, one site
+    after the other.
 
     pairs        site, A, B in sweep order: what is above a site comes before it
     how          where relevance is divided by an activation, and by how much more
@@ -94,12 +105,16 @@ def relevance_errors(
         slack = SWEPT * roundoff * above
         found = _error(name, "relevance", a.relevance, b.relevance, slack * shape, tolerance)
         if not found.parts and a.gradient is not None and b.gradient is not None and scale:
-            steep = _error(name, "gradient", a.gradient, b.gradient, slack / scale * (1 + shape), tolerance)
+            steep = _error(
+                name, "gradient", a.gradient, b.gradient, slack / scale * (1 + shape), tolerance
+            )
             found = steep if steep.parts else found
         yield found
 
 
-def _shape(r: Any, x: Any, eps: float, divides: bool) -> tuple[Any, float, float]:  # -> |x|/max|x| + |c|/max|c|, N, max|x|
+def _shape(
+    r: Any, x: Any, eps: float, divides: bool
+) -> tuple[Any, float, float]:  # -> |x|/max|x| + |c|/max|c|, N, max|x|
     r = np.where(np.isfinite(r), np.abs(r), 0.0).astype(np.float64)
     if x is None:
         return np.ones_like(r), float(np.linalg.norm(r.ravel())), 0.0
@@ -111,8 +126,8 @@ def _shape(r: Any, x: Any, eps: float, divides: bool) -> tuple[Any, float, float
 
 
 def _division(r: Any, c: Any) -> float:
-    """What r / (x + eps) makes of an error of one in x. Where r follows x (r = x k), the quotient hardly feels it; where r does not,
-    large c stand over small x, and c / x is c^2 / r."""
+    """What r / (x + eps) makes of an error of one in x. Where r follows x (r = x k), the quotient
+    hardly feels it; where r does not, large c stand over small x, and c / x is c^2 / r."""
     typical = float((r * r).sum()) / (float(r.sum()) or 1.0)
     return 16 * _length(c * c) / (typical or 1.0)
 
@@ -125,15 +140,23 @@ def _seen(x: Any) -> Any:
     return np.isfinite(x) & (np.abs(x) < HIDDEN)
 
 
-def activation_error(name: str, x: Any, y: Any, roundoff: float, tolerance: float | None = None) -> SiteError:
-    """The error of B's activation y against A's x. What either side has masked by a huge negative score is left out."""
+def activation_error(
+    name: str, x: Any, y: Any, roundoff: float, tolerance: float | None = None
+) -> SiteError:
+    """The error of B's activation y against A's x. What either side has masked by a huge negative
+    score is left out.
+    """
     seen = _seen(x) & _seen(y) | np.isnan(x) | np.isnan(y)
     x, y = np.where(seen, x, 0.0), np.where(seen, y, 0.0)
     largest = float(np.abs(x).max(initial=0.0)) if np.isfinite(x).all() else np.nan
-    return _error(name, "activation", x, y, np.full(np.shape(x), FORWARD * roundoff * largest), tolerance)
+    return _error(
+        name, "activation", x, y, np.full(np.shape(x), FORWARD * roundoff * largest), tolerance
+    )
 
 
-def _error(name: str, quantity: str, a: Any, b: Any, allowed: Any, tolerance: float | None) -> SiteError:
+def _error(
+    name: str, quantity: str, a: Any, b: Any, allowed: Any, tolerance: float | None
+) -> SiteError:
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     largest = float(np.abs(a).max(initial=0.0))
     if tolerance is not None:
@@ -141,13 +164,24 @@ def _error(name: str, quantity: str, a: Any, b: Any, allowed: Any, tolerance: fl
     with np.errstate(invalid="ignore"):
         apart = np.where((a == b) | np.isnan(a) & np.isnan(b), 0.0, np.abs(a - b))
     excess = _excess(apart, allowed)
-    index = tuple(int(i) for i in np.unravel_index(int(excess.argmax()), excess.shape)) if excess.size else ()
+    index = (
+        tuple(int(i) for i in np.unravel_index(int(excess.argmax()), excess.shape))
+        if excess.size
+        else ()
+    )
     absolute = float(np.where(np.isnan(apart), np.inf, apart).max(initial=0.0))
     return SiteError(
-        name, quantity, absolute, _over(absolute, largest), _over(float(allowed.max(initial=0.0)), largest),
-        float(excess.max(initial=0.0)), _cosine(a, b), (float(a.sum()), float(b.sum())), index,
+        name,
+        quantity,
+        absolute,
+        _over(absolute, largest),
+        _over(float(allowed.max(initial=0.0)), largest),
+        float(excess.max(initial=0.0)),
+        _cosine(a, b),
+        (float(a.sum()), float(b.sum())),
+        index,
         (float(a[index]), float(b[index])) if a.size else (0.0, 0.0),
-    )  # fmt: skip
+    )
 
 
 def _excess(apart: Any, allowed: Any) -> Any:
@@ -162,4 +196,6 @@ def _over(part: float, whole: float) -> float:
 def _cosine(a: Any, b: Any) -> float:
     with np.errstate(invalid="ignore"):
         lengths = float(np.linalg.norm(a.ravel()) * np.linalg.norm(b.ravel()))
-        return float(np.vdot(a, b)) / lengths if lengths > 0 and np.isfinite(lengths) else float("nan")
+        return (
+            float(np.vdot(a, b)) / lengths if lengths > 0 and np.isfinite(lengths) else float("nan")
+        )

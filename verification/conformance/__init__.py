@@ -1,12 +1,15 @@
 """Anyone's implementation against the conformance vectors.
 
-    from refl.verification import conformance
-    for case in conformance.cases("softmax_taylor"):
-        conformance.check(my_adapter, case)
+from refl.verification import conformance
+for case in conformance.cases("softmax_taylor"):
+    conformance.check(my_adapter, case)
 """
 
 if __name__ != "refl.verification.conformance":
-    raise ImportError("this folder is the package refl.verification.conformance; install the project and import that name")
+    raise ImportError(
+        "this folder is the package refl.verification.conformance; install the project and "
+        "import that name"
+    )
 
 from refl.verification.conformance.runner import NotCovered, Report, cases, check, run
 

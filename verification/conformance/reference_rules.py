@@ -1,7 +1,8 @@
 """Every rule once more, right, in plain float64 NumPy: slow, short, and cut into parts.
 
-mistakes.py replaces one part, or calls a rule with something other than what was asked, and so has the answers of implementations that
-are wrong. Nothing else computes with this file: expected numbers come from exact.py, refl's own from rules/.
+mistakes.py replaces one part, or calls a rule with something other than what was asked, and so has
+the answers of implementations that are wrong. Nothing else computes with this file: expected
+numbers come from exact.py, refl's own from rules/.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ Answer: TypeAlias = tuple[Array | None, ...]
 """One array for each name in `case.returns`; None where nothing is passed."""
 Layer: TypeAlias = dict[str, Any]
 
-GREATEST = {dtype: float(np.finfo(dtype).max) for dtype in ("float64", "float32", "float16")} | {"bfloat16": float.fromhex("0x1.fep127")}
+GREATEST = {dtype: float(np.finfo(dtype).max) for dtype in ("float64", "float32", "float16")} | {
+    "bfloat16": float.fromhex("0x1.fep127")
+}
 
 
 class Right:
-    """The rules, and below each group the parts it is made of. All arrays are float64; `dtype` says which format they came in."""
+    """The rules, and below each group the parts it is made of. All arrays are float64; `dtype` says
+    which format they came in.
+    """
 
     def __init__(self, dtype: str = "float64") -> None:
         self.dtype = dtype
@@ -37,7 +42,7 @@ class Right:
 
     # the division that the rules of the epsilon family share
 
-    def stabilised(self, z: Array, eps: float, kind: str) -> Array:
+    def stabilized(self, z: Array, eps: float, kind: str) -> Array:
         up = (z >= 0) | (kind == "plain")
         return z if kind == "none" else z + np.where(up, eps, -eps)
 
@@ -45,11 +50,13 @@ class Right:
         return np.where(d == 0, 0.0, r / np.where(d == 0, 1.0, d))
 
     def share(self, z: Array, r: Array, eps: float, kind: str) -> Array:
-        return self.divided(r, self.stabilised(z, eps, kind))
+        return self.divided(r, self.stabilized(z, eps, kind))
 
     # linear layers: c_ji = W_ji x_i, (..., O, I)
 
-    def linear_epsilon(self, x: Array, w: Array, b: Array | None, r: Array, *, eps: float, stabilizer: str = "sign") -> Array:
+    def linear_epsilon(
+        self, x: Array, w: Array, b: Array | None, r: Array, *, eps: float, stabilizer: str = "sign"
+    ) -> Array:
         return x * (self.share(self.linear_sum(x, w, b), r, eps, stabilizer) @ w)
 
     def linear_gradient(self, x: Array, w: Array, b: Array | None, g: Array) -> Array:
@@ -60,7 +67,9 @@ class Right:
         c = contributions(x, w)
         bias = np.zeros(len(w)) if b is None else b
         c = c + gamma * self.amplified(c, z[..., None], x, w)
-        return handed_on(c, self.divided(r, c.sum(-1) + bias + gamma * self.amplified_bias(bias, z)))
+        return handed_on(
+            c, self.divided(r, c.sum(-1) + bias + gamma * self.amplified_bias(bias, z))
+        )
 
     def amplified(self, c: Array, z: Array, x: Array, w: Array) -> Array:
         return np.where(z > 0, plus_part(c), minus_part(c))
@@ -71,11 +80,15 @@ class Right:
     def linear_z_plus(self, x: Array, w: Array, b: Array | None, r: Array) -> Array:
         return self.linear_alpha_beta(x, w, b, r, alpha=1.0, beta=0.0)
 
-    def linear_alpha_beta(self, x: Array, w: Array, b: Array | None, r: Array, *, alpha: float, beta: float) -> Array:
+    def linear_alpha_beta(
+        self, x: Array, w: Array, b: Array | None, r: Array, *, alpha: float, beta: float
+    ) -> Array:
         bias = np.zeros(len(w)) if b is None else b
         plus, minus = self.signed(x, w)
         up = handed_on(plus, self.divided(alpha * r, plus.sum(-1) + self.signed_bias(bias, 1)))
-        return up + handed_on(minus, self.divided(-beta * r, minus.sum(-1) + self.signed_bias(bias, -1)))
+        return up + handed_on(
+            minus, self.divided(-beta * r, minus.sum(-1) + self.signed_bias(bias, -1))
+        )
 
     def signed(self, x: Array, w: Array) -> tuple[Array, Array]:
         c = contributions(x, w)
@@ -90,7 +103,9 @@ class Right:
     def linear_w_square(self, x: Array, w: Array, b: Array | None, r: Array) -> Array:
         return self.divided(r, (w * w).sum(-1)) @ (w * w)
 
-    def linear_z_box(self, x: Array, w: Array, b: Array | None, r: Array, *, low: float, high: float) -> Array:
+    def linear_z_box(
+        self, x: Array, w: Array, b: Array | None, r: Array, *, low: float, high: float
+    ) -> Array:
         c = plus_part(w) * (x - low)[..., None, :] + minus_part(w) * (x - high)[..., None, :]
         return handed_on(c, self.divided(r, c.sum(-1)))
 
@@ -100,8 +115,12 @@ class Right:
 
     # convolutions whose stride is their kernel: linear layers on patches
 
-    def convolution_epsilon(self, x: Array, w: Array, b: Array | None, r: Array, *, eps: float, stabilizer: str = "sign") -> Array:
-        return self.on_patches(lambda p, k, g: self.linear_epsilon(p, k, b, g, eps=eps, stabilizer=stabilizer), x, w, r)
+    def convolution_epsilon(
+        self, x: Array, w: Array, b: Array | None, r: Array, *, eps: float, stabilizer: str = "sign"
+    ) -> Array:
+        return self.on_patches(
+            lambda p, k, g: self.linear_epsilon(p, k, b, g, eps=eps, stabilizer=stabilizer), x, w, r
+        )
 
     def convolution_z_plus(self, x: Array, w: Array, b: Array | None, r: Array) -> Array:
         return self.on_patches(lambda p, k, g: self.linear_z_plus(p, k, b, g), x, w, r)
@@ -109,23 +128,33 @@ class Right:
     def convolution_gradient(self, x: Array, w: Array, b: Array | None, g: Array) -> Array:
         return self.on_patches(lambda p, k, g: self.linear_gradient(p, k, b, g), x, w, g)
 
-    def on_patches(self, rule: Callable[[Array, Array, Array], Array], x: Array, w: Array, r: Array) -> Array:
+    def on_patches(
+        self, rule: Callable[[Array, Array, Array], Array], x: Array, w: Array, r: Array
+    ) -> Array:
         outputs = r.reshape(*r.shape[:2], -1).swapaxes(1, 2)  # (B, O, H/h, W/w) -> (B, N, O)
-        return _image(rule(patches_of(x, w.shape[2:]), w.reshape(len(w), -1), outputs), x.shape, w.shape[2:])
+        return _image(
+            rule(patches_of(x, w.shape[2:]), w.reshape(len(w), -1), outputs), x.shape, w.shape[2:]
+        )
 
     # sums
 
-    def add_epsilon(self, a: Array, b: Array, r: Array, *, eps: float, stabilizer: str = "sign") -> Answer:
+    def add_epsilon(
+        self, a: Array, b: Array, r: Array, *, eps: float, stabilizer: str = "sign"
+    ) -> Answer:
         return self.sum_epsilon([a, b], r, eps=eps, stabilizer=stabilizer)
 
-    def sum_epsilon(self, operands: Sequence[Array], r: Array, *, eps: float, stabilizer: str = "sign") -> Answer:
+    def sum_epsilon(
+        self, operands: Sequence[Array], r: Array, *, eps: float, stabilizer: str = "sign"
+    ) -> Answer:
         s = self.share(summed(operands), r, eps, stabilizer)
         return tuple(folded(a * s, a) for a in operands)
 
     def add_gradient(self, a: Array, b: Array, g: Array) -> Answer:
         return folded(g, a), folded(g, b)
 
-    def fan_out_epsilon(self, x: Array, w1: Array, w2: Array, r: Array, *, eps: float, stabilizer: str = "sign") -> Array:
+    def fan_out_epsilon(
+        self, x: Array, w1: Array, w2: Array, r: Array, *, eps: float, stabilizer: str = "sign"
+    ) -> Array:
         r1, r2 = self.add_epsilon(x @ w1.T, x @ w2.T, r, eps=eps, stabilizer=stabilizer)
         first = self.linear_epsilon(x, w1, None, r1, eps=eps, stabilizer=stabilizer)
         return self.met(first, self.linear_epsilon(x, w2, None, r2, eps=eps, stabilizer=stabilizer))
@@ -135,41 +164,71 @@ class Right:
 
     # products
 
-    def multiply_uniform(self, operands: Sequence[Array], r: Array, *, constant: Sequence[bool] | None = None) -> Answer:
+    def multiply_uniform(
+        self, operands: Sequence[Array], r: Array, *, constant: Sequence[bool] | None = None
+    ) -> Answer:
         fixed = constant or [False] * len(operands)
-        return tuple(None if c else folded(part * r, a) for a, c, part in zip(operands, fixed, self.parts(operands, fixed), strict=True))
+        return tuple(
+            None if c else folded(part * r, a)
+            for a, c, part in zip(operands, fixed, self.parts(operands, fixed), strict=True)
+        )
 
-    def multiply_half(self, operands: Sequence[Array], g: Array, *, constant: Sequence[bool] | None = None) -> Answer:
+    def multiply_uniform_gxi(
+        self, operands: Sequence[Array], g: Array, *, constant: Sequence[bool] | None = None
+    ) -> Answer:
         fixed = constant or [False] * len(operands)
         full = self.multiply_gradient(operands, g, constant=None)
-        return tuple(None if c else part * d for d, c, part in zip(full, fixed, self.parts(operands, fixed), strict=True))
+        return tuple(
+            None if c else part * d
+            for d, c, part in zip(full, fixed, self.parts(operands, fixed), strict=True)
+        )
 
     def parts(self, operands: Sequence[Array], fixed: Sequence[bool]) -> list[Any]:
         """Which part of R each operand gets."""
         return [1 / list(fixed).count(False) if not all(fixed) else 0.0] * len(operands)
 
-    def multiply_gradient(self, operands: Sequence[Array], g: Array, *, constant: Sequence[bool] | None = None) -> Answer:
+    def multiply_gradient(
+        self, operands: Sequence[Array], g: Array, *, constant: Sequence[bool] | None = None
+    ) -> Answer:
         fixed = constant or [False] * len(operands)
-        return tuple(None if c else folded(_others(operands, k) * g, operands[k]) for k, c in enumerate(fixed))
+        return tuple(
+            None if c else folded(_others(operands, k) * g, operands[k])
+            for k, c in enumerate(fixed)
+        )
 
     def multiply_second(self, a: Array, b: Array, r: Array) -> Array:
         return folded(r, b)
 
-    def multiply_second_gradient(self, a: Array, b: Array, g: Array) -> Array:
+    def multiply_second_gxi(self, a: Array, b: Array, g: Array) -> Array:
         return folded(a * g, b)
 
-    def matmul_uniform(self, a: Array, v: Array, r: Array, *, eps: float, stabilizer: str = "sign", denominator: str = "2z+eps") -> Answer:
+    def matmul_uniform(
+        self,
+        a: Array,
+        v: Array,
+        r: Array,
+        *,
+        eps: float,
+        stabilizer: str = "sign",
+        denominator: str = "2z+eps",
+    ) -> Answer:
         o = a @ v
-        s = self.share(2 * o, r, eps, stabilizer) if denominator == "2z+eps" else self.share(o, r, eps, stabilizer) / 2
+        s = (
+            self.share(2 * o, r, eps, stabilizer)
+            if denominator == "2z+eps"
+            else self.share(o, r, eps, stabilizer) / 2
+        )
         return a * (s @ _swap(v)), v * (_swap(a) @ s)
 
-    def matmul_second(self, a: Array, v: Array, r: Array, *, eps: float, stabilizer: str = "sign") -> Array:
+    def matmul_second(
+        self, a: Array, v: Array, r: Array, *, eps: float, stabilizer: str = "sign"
+    ) -> Array:
         return v * (_swap(a) @ self.share(a @ v, r, eps, stabilizer))
 
-    def matmul_half(self, a: Array, v: Array, g: Array) -> Answer:
+    def matmul_uniform_gxi(self, a: Array, v: Array, g: Array) -> Answer:
         return g @ _swap(v) / 2, _swap(a) @ g / 2
 
-    def matmul_second_gradient(self, a: Array, v: Array, g: Array) -> Array:
+    def matmul_second_gxi(self, a: Array, v: Array, g: Array) -> Array:
         return _swap(a) @ g
 
     def matmul_gradient(self, a: Array, v: Array, g: Array) -> Answer:
@@ -177,33 +236,51 @@ class Right:
 
     # softmax
 
-    def softmax_taylor(self, x: Array, r: Array, *, mask: Array | None = None, axis: int = -1) -> Array:
+    def softmax_taylor(
+        self, x: Array, r: Array, *, mask: Array | None = None, axis: int = -1
+    ) -> Array:
         filled = self.filled(x, mask)
         r, p = r * self.seen(filled), self.probabilities(filled, axis)
         return self.logits(filled, axis) * (r - p * self.along(r, axis))
 
-    def softmax_gradient(self, x: Array, g: Array, *, mask: Array | None = None, axis: int = -1) -> Array:
+    def softmax_gradient(
+        self, x: Array, g: Array, *, mask: Array | None = None, axis: int = -1
+    ) -> Array:
         p = self.probabilities(self.filled(x, mask), axis)
         return p * (g - self.along(p * g, axis))
 
-    def softmax_spread(self, x: Array, r: Array, *, mask: Array | None = None, axis: int = -1) -> Array:
+    def softmax_spread(
+        self, x: Array, r: Array, *, mask: Array | None = None, axis: int = -1
+    ) -> Array:
         filled = self.filled(x, mask)
-        seen, p, logits = self.seen(filled), self.probabilities(filled, axis), self.logits(filled, axis)
+        seen, p, logits = (
+            self.seen(filled),
+            self.probabilities(filled, axis),
+            self.logits(filled, axis),
+        )
         offset = self.along(r * seen * (1 - logits + self.along(p * logits, axis)), axis)
-        return self.softmax_taylor(x, r, mask=mask, axis=axis) + seen * offset / np.maximum(seen.sum(axis, keepdims=True), 1)
+        return self.softmax_taylor(x, r, mask=mask, axis=axis) + seen * offset / np.maximum(
+            seen.sum(axis, keepdims=True), 1
+        )
 
-    def softmax_z_plus(self, x: Array, r: Array, *, mask: Array | None = None, axis: int = -1) -> Array:
+    def softmax_z_plus(
+        self, x: Array, r: Array, *, mask: Array | None = None, axis: int = -1
+    ) -> Array:
         filled = np.moveaxis(self.filled(x, mask), axis, -1)
         r = np.moveaxis(r, axis, -1) * self.seen(filled)
         c = plus_part(self.expansion(self.logits(filled, -1), self.probabilities(filled, -1)))
         return np.moveaxis(handed_on(c, self.divided(r, c.sum(-1))), -1, axis)
 
     def expansion(self, x: Array, p: Array) -> Array:  # (..., I) -> (..., J, I)
-        """x_i (delta_ij - p_i); 1 - p_i as the sum of the others, for the difference would cancel."""
+        """x_i (delta_ij - p_i); 1 - p_i as the sum of the others, for the difference would
+        cancel.
+        """
         own = np.eye(p.shape[-1])
         return x[..., None, :] * (own * (p @ (1 - own))[..., None, :] - (1 - own) * p[..., None, :])
 
-    def softmax_identity(self, x: Array, r: Array, *, mask: Array | None = None, axis: int = -1) -> Array:
+    def softmax_identity(
+        self, x: Array, r: Array, *, mask: Array | None = None, axis: int = -1
+    ) -> Array:
         return r * self.seen(self.filled(x, mask))
 
     def filled(self, x: Array, mask: Array | None) -> Array:
@@ -231,40 +308,59 @@ class Right:
     def rms_norm_identity(self, x: Array, w: Array, r: Array, *, norm_eps: float) -> Array:
         return r
 
-    def rms_norm_frozen(self, x: Array, w: Array, g: Array, *, norm_eps: float) -> Array:
+    def rms_norm_identity_gxi(self, x: Array, w: Array, g: Array, *, norm_eps: float) -> Array:
         return w * g / self.root(_mean_square(x), norm_eps)
 
     def rms_norm_gradient(self, x: Array, w: Array, g: Array, *, norm_eps: float) -> Array:
         square = _mean_square(x)
         along = (w * g * x).sum(-1, keepdims=True) / self.root(square, norm_eps) ** 2
-        return w * g / self.root(square, norm_eps) - along * self.root_slope(square, norm_eps) * 2 * x / x.shape[-1]
+        return (
+            w * g / self.root(square, norm_eps)
+            - along * self.root_slope(square, norm_eps) * 2 * x / x.shape[-1]
+        )
 
     def layer_norm_epsilon(
-        self, x: Array, w: Array, b: Array | None, r: Array, *, norm_eps: float, eps: float, stabilizer: str = "sign"
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        r: Array,
+        *,
+        norm_eps: float,
+        eps: float,
+        stabilizer: str = "sign",
     ) -> Array:
-        z = centred(x) / self.std(x, norm_eps) * w
+        z = centered(x) / self.std(x, norm_eps) * w
         s = self.share(z if b is None else z + b, r, eps, stabilizer)
-        return x * self.layer_norm_frozen(x, w, b, s, norm_eps=norm_eps)
+        return x * self.layer_norm_epsilon_gxi(x, w, b, s, norm_eps=norm_eps)
 
-    def layer_norm_identity(self, x: Array, w: Array, b: Array | None, r: Array, *, norm_eps: float) -> Array:
+    def layer_norm_identity(
+        self, x: Array, w: Array, b: Array | None, r: Array, *, norm_eps: float
+    ) -> Array:
         return r
 
-    def layer_norm_frozen(self, x: Array, w: Array, b: Array | None, g: Array, *, norm_eps: float) -> Array:
+    def layer_norm_epsilon_gxi(
+        self, x: Array, w: Array, b: Array | None, g: Array, *, norm_eps: float
+    ) -> Array:
         return self.pulled_through_mean(w * g / self.std(x, norm_eps))
 
-    def layer_norm_gradient(self, x: Array, w: Array, b: Array | None, g: Array, *, norm_eps: float) -> Array:
-        c, std = centred(x), self.std(x, norm_eps)
+    def layer_norm_gradient(
+        self, x: Array, w: Array, b: Array | None, g: Array, *, norm_eps: float
+    ) -> Array:
+        c, std = centered(x), self.std(x, norm_eps)
         along = (w * g * c).sum(-1, keepdims=True) / std**2
-        return self.pulled_through_mean(w * g / std) - along * self.root_slope(self.variance(x), norm_eps) * 2 * c / self.degrees(x)
+        return self.pulled_through_mean(w * g / std) - along * self.root_slope(
+            self.variance(x), norm_eps
+        ) * 2 * c / self.degrees(x)
 
     def pulled_through_mean(self, c: Array) -> Array:
-        return centred(c)
+        return centered(c)
 
     def std(self, x: Array, norm_eps: float) -> Array:
         return self.root(self.variance(x), norm_eps)
 
     def variance(self, x: Array) -> Array:
-        return (centred(x) ** 2).sum(-1, keepdims=True) / self.degrees(x)
+        return (centered(x) ** 2).sum(-1, keepdims=True) / self.degrees(x)
 
     def degrees(self, x: Array) -> int:
         return int(x.shape[-1])
@@ -281,7 +377,7 @@ class Right:
     def activation_identity(self, x: Array, r: Array, *, kind: str) -> Array:
         return r
 
-    def activation_ratio(self, x: Array, g: Array, *, kind: str) -> Array:
+    def activation_identity_gxi(self, x: Array, g: Array, *, kind: str) -> Array:
         return g * ratio(x, kind)
 
     def activation_gradient(self, x: Array, g: Array, *, kind: str) -> Array:
@@ -289,7 +385,9 @@ class Right:
 
     # rotation, pooling, scale, movement
 
-    def rotary_epsilon(self, x: Array, cos: Array, sin: Array, r: Array, *, eps: float, stabilizer: str = "sign") -> Array:
+    def rotary_epsilon(
+        self, x: Array, cos: Array, sin: Array, r: Array, *, eps: float, stabilizer: str = "sign"
+    ) -> Array:
         z = x * cos + self.turned(x, -1) * sin
         return x * self.rotary_gradient(x, cos, sin, self.share(z, r, eps, stabilizer))
 
@@ -301,7 +399,15 @@ class Right:
         first, second = np.split(x, 2, axis=-1)
         return np.concatenate([sign * second, -sign * first], axis=-1)
 
-    def pooling_epsilon(self, x: Array, r: Array, *, counted: Array | None = None, eps: float, stabilizer: str = "sign") -> Array:
+    def pooling_epsilon(
+        self,
+        x: Array,
+        r: Array,
+        *,
+        counted: Array | None = None,
+        eps: float,
+        stabilizer: str = "sign",
+    ) -> Array:
         m = np.ones_like(x[..., :1]) if counted is None else counted
         return m * x * self.share((m * x).sum(-2, keepdims=True), r, eps, stabilizer)
 
@@ -309,16 +415,16 @@ class Right:
         m = np.ones_like(x) if counted is None else np.broadcast_to(counted, x.shape)
         return m * g / m.sum(-2, keepdims=True)
 
-    def scale_follow(self, x: Array, r: Array, *, factor: float) -> Array:
+    def scale_pass_through(self, x: Array, r: Array, *, factor: float) -> Array:
         return r
 
     def scale_gradient(self, x: Array, g: Array, *, factor: float) -> Array:
         return factor * g
 
-    def repeat_heads_follow(self, x: Array, r: Array, *, times: int) -> Array:
+    def repeat_heads_pass_through(self, x: Array, r: Array, *, times: int) -> Array:
         return r.reshape(r.shape[0], -1, times, *r.shape[2:]).sum(2)
 
-    def gather_follow(self, x: Array, r: Array, *, index: Sequence[Sequence[int]]) -> Array:
+    def gather_pass_through(self, x: Array, r: Array, *, index: Sequence[Sequence[int]]) -> Array:
         relevance = np.zeros_like(x)
         for b, rows in enumerate(index):
             for n, row in enumerate(rows):
@@ -328,7 +434,7 @@ class Right:
     def arrived(self, relevance: Array, row: int, r: Array) -> None:
         relevance[row] += r
 
-    def top_k_follow(self, x: Array, r: Array, *, k: int) -> Array:
+    def top_k_pass_through(self, x: Array, r: Array, *, k: int) -> Array:
         relevance = np.zeros_like(x)
         np.put_along_axis(relevance, self.chosen(x, k), r, axis=-1)
         return relevance
@@ -336,32 +442,52 @@ class Right:
     def chosen(self, x: Array, k: int) -> Array:
         return np.argsort(-x, axis=-1, kind="stable")[..., :k]
 
-    def renormalise_identity(self, x: Array, r: Array) -> Array:
+    def renormalize_identity(self, x: Array, r: Array) -> Array:
         return r
 
-    def renormalise_epsilon(self, x: Array, r: Array, *, eps: float, stabilizer: str = "sign") -> Array:
+    def renormalize_epsilon(
+        self, x: Array, r: Array, *, eps: float, stabilizer: str = "sign"
+    ) -> Array:
         z = x / x.sum(-1, keepdims=True)
         s = self.share(z, r, eps, stabilizer)
         return z * (s - (z * s).sum(-1, keepdims=True))
 
-    def renormalise_frozen(self, x: Array, g: Array) -> Array:
+    def renormalize_identity_gxi(self, x: Array, g: Array) -> Array:
         return g / x.sum(-1, keepdims=True)
 
-    def renormalise_gradient(self, x: Array, g: Array) -> Array:
+    def renormalize_gradient(self, x: Array, g: Array) -> Array:
         total = x.sum(-1, keepdims=True)
         return (g - (x / total * g).sum(-1, keepdims=True)) / total
 
     # attention, of the rules above
 
     def attention_attnlrp(
-        self, q: Array, k: Array, v: Array, r: Array, *, scale: float, causal: bool = False, mask: Array | None = None,
-        eps: float, stabilizer: str = "sign", denominator: str = "2z+eps",
-    ) -> Answer:  # fmt: skip
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        r: Array,
+        *,
+        scale: float,
+        causal: bool = False,
+        mask: Array | None = None,
+        eps: float,
+        stabilizer: str = "sign",
+        denominator: str = "2z+eps",
+    ) -> Answer:
         q, keys, values, scores, visible, p = self.attended(q, k, v, scale, causal, mask)
-        r_p, r_v = self.context_product(p, values, r, eps=eps, stabilizer=stabilizer, denominator=denominator)
+        r_p, r_v = self.context_product(
+            p, values, r, eps=eps, stabilizer=stabilizer, denominator=denominator
+        )
         r_s = self.softmax_taylor(scores, r_p, mask=visible)
-        r_q, r_k = self.score_product(q, _swap(keys), r_s, eps=eps, stabilizer=stabilizer, denominator=denominator)
-        return self.scale_follow(q, r_q, factor=scale), self.summed_back(k, _swap(r_k)), self.summed_back(v, r_v)
+        r_q, r_k = self.score_product(
+            q, _swap(keys), r_s, eps=eps, stabilizer=stabilizer, denominator=denominator
+        )
+        return (
+            self.scale_pass_through(q, r_q, factor=scale),
+            self.summed_back(k, _swap(r_k)),
+            self.summed_back(v, r_v),
+        )
 
     def context_product(self, a: Array, v: Array, r: Array, **options: Any) -> Any:
         return self.matmul_uniform(a, v, r, **options)
@@ -370,44 +496,92 @@ class Right:
         return self.matmul_uniform(a, v, r, **options)
 
     def attention_cp(
-        self, q: Array, k: Array, v: Array, r: Array, *, scale: float, causal: bool = False, mask: Array | None = None,
-        eps: float, stabilizer: str = "sign",
-    ) -> Answer:  # fmt: skip
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        r: Array,
+        *,
+        scale: float,
+        causal: bool = False,
+        mask: Array | None = None,
+        eps: float,
+        stabilizer: str = "sign",
+    ) -> Answer:
         _, _, values, _, _, p = self.attended(q, k, v, scale, causal, mask)
-        return None, None, self.summed_back(v, self.matmul_second(p, values, r, eps=eps, stabilizer=stabilizer))
+        return (
+            None,
+            None,
+            self.summed_back(v, self.matmul_second(p, values, r, eps=eps, stabilizer=stabilizer)),
+        )
 
-    def attention_gradient(
-        self, q: Array, k: Array, v: Array, g: Array, *, scale: float, causal: bool = False, mask: Array | None = None
+    def attention_attnlrp_gxi(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        g: Array,
+        *,
+        scale: float,
+        causal: bool = False,
+        mask: Array | None = None,
     ) -> Answer:
         q, keys, values, scores, visible, p = self.attended(q, k, v, scale, causal, mask)
-        g_p, g_v = self.matmul_half(p, values, g)
+        g_p, g_v = self.matmul_uniform_gxi(p, values, g)
         g_s = self.softmax_gradient(scores, g_p, mask=visible)
-        g_q, g_k = self.matmul_half(q, _swap(keys), g_s)
-        return self.scale_gradient(q, g_q, factor=scale), self.summed_back(k, _swap(g_k)), self.summed_back(v, g_v)
+        g_q, g_k = self.matmul_uniform_gxi(q, _swap(keys), g_s)
+        return (
+            self.scale_gradient(q, g_q, factor=scale),
+            self.summed_back(k, _swap(g_k)),
+            self.summed_back(v, g_v),
+        )
 
-    def attention_cp_gradient(
-        self, q: Array, k: Array, v: Array, g: Array, *, scale: float, causal: bool = False, mask: Array | None = None
+    def attention_cp_gxi(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        g: Array,
+        *,
+        scale: float,
+        causal: bool = False,
+        mask: Array | None = None,
     ) -> Answer:
         _, _, values, _, _, p = self.attended(q, k, v, scale, causal, mask)
-        return None, None, self.summed_back(v, self.matmul_second_gradient(p, values, g))
+        return None, None, self.summed_back(v, self.matmul_second_gxi(p, values, g))
 
-    def attended(self, q: Array, k: Array, v: Array, scale: float, causal: bool, mask: Array | None) -> tuple[Array, ...]:
-        """The forward: queries scaled, keys and values repeated, scores, what is visible, probabilities."""
+    def attended(
+        self, q: Array, k: Array, v: Array, scale: float, causal: bool, mask: Array | None
+    ) -> tuple[Array, ...]:
+        """The forward: queries scaled, keys and values repeated, scores, what is visible,
+        probabilities.
+        """
         times = q.shape[1] // k.shape[1]
         q, keys, values = q * scale, self.repeated(k, times), self.repeated(v, times)
         scores = q @ _swap(keys)
         visible = self.visible(scores, causal, mask)
-        return q, keys, values, scores, visible, self.probabilities(self.filled(scores, visible), -1)
+        return (
+            q,
+            keys,
+            values,
+            scores,
+            visible,
+            self.probabilities(self.filled(scores, visible), -1),
+        )
 
     def visible(self, scores: Array, causal: bool, mask: Array | None) -> Array:
-        seen = np.ones_like(scores, dtype=bool) if mask is None else np.broadcast_to(mask, scores.shape)
+        seen = (
+            np.ones_like(scores, dtype=bool)
+            if mask is None
+            else np.broadcast_to(mask, scores.shape)
+        )
         return np.tril(seen) if causal else seen
 
     def repeated(self, x: Array, times: int) -> Array:
         return np.repeat(x, times, axis=1)
 
     def summed_back(self, x: Array, r: Array) -> Array:
-        return self.repeat_heads_follow(x, r, times=r.shape[1] // x.shape[1])
+        return self.repeat_heads_pass_through(x, r, times=r.shape[1] // x.shape[1])
 
     # small networks
 
@@ -428,13 +602,17 @@ class Right:
     def undone(self, layer: Layer, x: Array, r: Array) -> Array:
         if layer["operation"] == "activation":
             return self.activation_identity(x, r, kind=layer["kind"])
-        options = {name: value for name, value in layer.items() if name not in ("operation", "rule", "w", "b")}
+        options = {
+            name: value
+            for name, value in layer.items()
+            if name not in ("operation", "rule", "w", "b")
+        }
         rule = getattr(self, f"linear_{layer['rule']}")
         relevance: Array = rule(x, layer["w"], layer["b"], r, **options)
         return relevance
 
 
-# -- small pieces ---------------------------------------------------------------------------------------------------------------------
+# -- small pieces ----------------------------------------------------------------------------------
 
 
 def wide(value: Any) -> Any:
@@ -458,7 +636,7 @@ def _swap(a: Array) -> Array:
     return a.swapaxes(-1, -2)
 
 
-def centred(x: Array) -> Array:
+def centered(x: Array) -> Array:
     return x - x.mean(-1, keepdims=True)
 
 
@@ -477,7 +655,9 @@ def _others(operands: Sequence[Array], k: int) -> Array:
 def folded(r: Array, like: Array) -> Array:
     """Summed over the axes along which `like` was broadcast."""
     r = r.sum(tuple(range(r.ndim - like.ndim)))
-    return r.sum(tuple(i for i, n in enumerate(like.shape) if n == 1 and r.shape[i] != 1), keepdims=True).reshape(like.shape)
+    return r.sum(
+        tuple(i for i, n in enumerate(like.shape) if n == 1 and r.shape[i] != 1), keepdims=True
+    ).reshape(like.shape)
 
 
 def contributions(x: Array, w: Array) -> Array:  # (..., I), (O, I) -> (..., O, I)
@@ -495,12 +675,16 @@ def patches_of(x: Array, size: Sequence[int]) -> Array:  # (B, C, H, W) -> (B, N
     return cut.transpose(0, 2, 4, 1, 3, 5).reshape(b, rows * columns, c * h * w)
 
 
-def _image(p: Array, shape: Sequence[int], size: Sequence[int]) -> Array:  # (B, N, C h w) -> (B, C, H, W)
+def _image(
+    p: Array, shape: Sequence[int], size: Sequence[int]
+) -> Array:  # (B, N, C h w) -> (B, C, H, W)
     (b, c, *_), (h, w) = shape, size
     rows, columns = shape[2] // h, shape[3] // w
     image = np.zeros(shape)
     image[:, :, : rows * h, : columns * w] = (
-        p.reshape(b, rows, columns, c, h, w).transpose(0, 3, 1, 4, 2, 5).reshape(b, c, rows * h, columns * w)
+        p.reshape(b, rows, columns, c, h, w)
+        .transpose(0, 3, 1, 4, 2, 5)
+        .reshape(b, c, rows * h, columns * w)
     )
     return image
 
@@ -532,7 +716,9 @@ GATES: dict[str, Callable[[Array], Array]] = {
 
 GATE_SLOPES: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: np.exp(-(_cut(x) ** 2) / 2) / math.sqrt(2 * math.pi),
-    "gelu_tanh": lambda x: _bell(_inner(_cut(x))) * math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * _cut(x) ** 2),
+    "gelu_tanh": lambda x: (
+        _bell(_inner(_cut(x))) * math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * _cut(x) ** 2)
+    ),
     "silu": lambda x: _bell(x),
     "quick_gelu": lambda x: 1.702 * _bell(1.702 * x),
     "relu": lambda x: np.zeros_like(x),
@@ -549,7 +735,11 @@ def activation(x: Array, kind: str) -> Array:
 
 def ratio(x: Array, kind: str) -> Array:
     """f(x)/x, and its limit at 0."""
-    return np.where(x == 0, 1.0, np.tanh(x) / np.where(x == 0, 1.0, x)) if kind == "tanh" else GATES[kind](x)
+    return (
+        np.where(x == 0, 1.0, np.tanh(x) / np.where(x == 0, 1.0, x))
+        if kind == "tanh"
+        else GATES[kind](x)
+    )
 
 
 def slope(x: Array, kind: str) -> Array:

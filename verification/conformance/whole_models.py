@@ -1,11 +1,15 @@
-"""Whole models under the conformance test: an adapter's `model(folder)` on the small models of every architecture.
+"""Whole models under the conformance test: an adapter's `model(folder)` on the small models of
+every architecture.
 
-    model(folder) -> explain;   explain(ids, targets, method, **more) -> [{site: relevance, ..., "logit": number}, ...]
+    model(folder) -> explain;   explain(ids, targets, method, **more) -> [{site: relevance, ...,
+                                "logit": number}, ...]
 
-one dictionary for each target, all from one forward. folder is a Hugging Face checkpoint, float32 weights; ids a list of token ids (for
-a vision model its pixels, (C, H, W)). `more` is position=N where the output at another position than the last is explained, and
-decoder_ids=[...] for an encoder-decoder. Sites are named by module path as in refl (`model.layers.0.mlp`); whichever are given are compared.
-Raising NotImplementedError for an architecture or a method says that it is not covered.
+one dictionary for each target, all from one forward. folder is a Hugging Face checkpoint, float32
+weights; ids a list of token ids (for a vision model its pixels, (C, H, W)). `more` is position=N
+where the output at another position than the last is explained, and decoder_ids=[...] for an
+encoder-decoder. Sites are named by module path as in refl (`model.layers.0.mlp`); whichever are
+given are compared. Raising NotImplementedError for an architecture or a method says that it is not
+covered.
 """
 
 from __future__ import annotations
@@ -18,13 +22,23 @@ from typing import Any
 from refl.errors import ReflError
 from refl.show import Line, paragraph, printable
 from refl.verification.vectors import model_vectors
-from refl.verification.conformance.runner import CONVENTION, FAILED, NOT_COVERED, PASSED, Adapter, NotCovered
+from refl.verification.conformance.runner import (
+    CONVENTION,
+    FAILED,
+    NOT_COVERED,
+    PASSED,
+    Adapter,
+    NotCovered,
+)
 from refl.verification.vectors.model_vectors import ModelCase, Parting
 from refl.verification.compare.diagnosis import diagnose_model
 
 MOST_REASONS = 2
 
-ANOTHER_FORWARD = "another forward pass: until the logit agrees relevance cannot (positions, a norm's scale, a mask, the layout of weights?)"
+ANOTHER_FORWARD = (
+    "another forward pass: until the logit agrees relevance cannot (positions, a norm's scale, "
+    "a mask, the layout of weights?)"
+)
 
 SAID_AS = {
     "eps-unsigned": "stabilizer: plain",
@@ -33,7 +47,9 @@ SAID_AS = {
     "logit-squared": "seed: multiplied by the logit",
     "ratio-eps": "activation: the factor f(x)/(x + ",
 }
-"""Conventions that show in whole models -> how the alternative that explains them begins (suspects.py)."""
+"""Conventions that show in whole models -> how the alternative that explains them begins
+(suspects.py).
+"""
 
 
 @dataclass(frozen=True)
@@ -54,17 +70,40 @@ class ModelReport:
     def words(self) -> str:
         if self.said or not self.partings:
             return self.said or (f"{self.compared} sites agree" if self.compared else "")
-        more = f"; {len(self.partings) - 1} more of {self.compared} sites part" if len(self.partings) > 1 else f"; no other of {self.compared} sites"
+        more = (
+            f"; {len(self.partings) - 1} more of {self.compared} sites part"
+            if len(self.partings) > 1
+            else f"; no other of {self.compared} sites"
+        )
         reasons = "".join(f"; looks like {reason}" for reason in self.reasons)
         return f"parts first at {self.partings[0]}{more}{reasons}"
 
     def lines(self, width: int) -> list[Line]:
         style = {PASSED: "green", FAILED: "bold red", CONVENTION: "yellow"}.get(self.status, "dim")
-        return [[(f"model {self.name}: {self.status}", style)], *paragraph(printable(self.words), width)]
+        return [
+            [(f"model {self.name}: {self.status}", style)],
+            *paragraph(printable(self.words), width),
+        ]
 
     def as_dict(self) -> dict[str, Any]:
-        parted = [{"site": p.site, "deviation": p.deviation, "allowed": p.allowed, "got": p.got, "expected": p.expected} for p in self.partings]
-        return {"case": self.name, "status": self.status, "compared": self.compared, "partings": parted, "reasons": list(self.reasons), "words": self.words}
+        parted = [
+            {
+                "site": p.site,
+                "deviation": p.deviation,
+                "allowed": p.allowed,
+                "got": p.got,
+                "expected": p.expected,
+            }
+            for p in self.partings
+        ]
+        return {
+            "case": self.name,
+            "status": self.status,
+            "compared": self.compared,
+            "partings": parted,
+            "reasons": list(self.reasons),
+            "words": self.words,
+        }
 
 
 def judge(adapter: Adapter, progress: Callable[[str, int, int], object]) -> Iterator[ModelReport]:
@@ -82,7 +121,10 @@ def _judged(adapter: Adapter, cases: list[ModelCase]) -> Iterator[ModelReport]:
     except (NotCovered, NotImplementedError) as reason:
         yield from (ModelReport(case.id, NOT_COVERED, said=str(reason)) for case in cases)
     except Exception as reason:  # noqa: BLE001 (whatever somebody's function raises is its answer)
-        yield from (ModelReport(case.id, FAILED, said=f"raised {type(reason).__name__}: {reason}") for case in cases)
+        yield from (
+            ModelReport(case.id, FAILED, said=f"raised {type(reason).__name__}: {reason}")
+            for case in cases
+        )
     else:
         yield from (_one(adapter, explain, case) for case in cases)
 
@@ -98,7 +140,9 @@ def _one(adapter: Adapter, explain: Callable[..., Any], case: ModelCase) -> Mode
         if partings[0].site == "logit":
             return ModelReport(case.id, FAILED, len(arrays), tuple(partings), (ANOTHER_FORWARD,))
         reasons = _reasons(case, {site: a for site, a in arrays.items() if site != "logit"})
-        return ModelReport(case.id, _status(adapter, reasons), len(arrays), tuple(partings), reasons)
+        return ModelReport(
+            case.id, _status(adapter, reasons), len(arrays), tuple(partings), reasons
+        )
     except (NotCovered, NotImplementedError) as reason:
         return ModelReport(case.id, NOT_COVERED, said=str(reason))
     except Exception as reason:  # noqa: BLE001
@@ -108,17 +152,25 @@ def _one(adapter: Adapter, explain: Callable[..., Any], case: ModelCase) -> Mode
 def _status(adapter: Adapter, reasons: tuple[str, ...]) -> str:
     """A deviation that a documented convention explains is no failure."""
     documented = [SAID_AS[name] for name in adapter.conventions if name in SAID_AS]
-    return CONVENTION if any(reason.startswith(words) for reason in reasons for words in documented) else FAILED
+    return (
+        CONVENTION
+        if any(reason.startswith(words) for reason in reasons for words in documented)
+        else FAILED
+    )
 
 
-def _again(explain: Callable[..., Any], case: ModelCase, more: dict[str, Any], compared: int) -> ModelReport:
+def _again(
+    explain: Callable[..., Any], case: ModelCase, more: dict[str, Any], compared: int
+) -> ModelReport:
     """The first target was right: now two from one forward."""
     try:
         explain(case.item, [case.target, case.target], case.method, **more)
     except NotImplementedError:
         pass
     except Exception as reason:  # noqa: BLE001
-        said = f"one-target: a second target from one forward raised {type(reason).__name__}: {reason}"
+        said = (
+            f"one-target: a second target from one forward raised {type(reason).__name__}: {reason}"
+        )
         return ModelReport(case.id, FAILED, compared, reasons=("one-target",), said=said)
     return ModelReport(case.id, PASSED, compared)
 
@@ -135,7 +187,9 @@ def _more(explain: Callable[..., Any], case: ModelCase) -> dict[str, Any]:
 
 def _wide(arrays: dict[str, Any]) -> bool:
     """Whether any number is finer than float32: to_numpy has widened all of them."""
-    return any((a.astype("float32") != a).any() for a in arrays.values() if a is not None and a.ndim)
+    return any(
+        (a.astype("float32") != a).any() for a in arrays.values() if a is not None and a.ndim
+    )
 
 
 def _reasons(case: ModelCase, theirs: dict[str, Any]) -> tuple[str, ...]:
@@ -145,9 +199,14 @@ def _reasons(case: ModelCase, theirs: dict[str, Any]) -> tuple[str, ...]:
 
     try:
         found = diagnose_model(
-            load(case.folder, dtype="float64"), case.item, case.target, METHODS[case.method], theirs, position=case.position,
+            load(case.folder, dtype="float64"),
+            case.item,
+            case.target,
+            METHODS[case.method],
+            theirs,
+            position=case.position,
             decoder=case.decoder_ids,
-        )  # fmt: skip
+        )
     except ReflError as reason:
         return (str(reason),)
     return tuple(s.words for s in found if s.equal)[:MOST_REASONS]

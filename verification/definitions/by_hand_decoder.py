@@ -1,16 +1,20 @@
-"""One decoder block swept by hand: Llama's, under AttnLRP (Achtibat et al. 2024, arXiv 2402.05602), in loops over plain lists.
+"""One decoder block swept by hand: Llama's, under AttnLRP (Achtibat et al. 2024, arXiv 2402.05602),
+in loops over plain lists.
 
     python -m refl.verification.definitions.by_hand_decoder
 
-`block` is the whole story. Its first half is the forward pass. Its second half has the same lines upside down: each quotes the forward
-line it undoes, and hands the relevance that arrived at that line's output to its inputs. What cannot be handed on (to a bias, to
-eps, to the constant part of a softmax) is absorbed, and booked under its cause from a formula of its own, never as what is missing. So
-the books close only if every line is right:
+`block` is the whole story. Its first half is the forward pass. Its second half has the same lines
+upside down: each quotes the forward line it undoes, and hands the relevance that arrived at that
+line's output to its inputs. What cannot be handed on (to a bias, to eps, to the constant part of a
+softmax) is absorbed, and recorded under its cause from a formula of its own, never as what is
+missing. So the conservation ledger close only if every line is right:
 
-    sum of the relevance that comes in at y  =  sum of the relevance that reaches x  +  everything absorbed
+    sum of the relevance that comes in at y  =  sum of the relevance that reaches x  +
+                                             everything absorbed
 
-Below, each operation stands beside what undoes it, with the number of the equation. s(z) is 1 for z >= 0, else -1. Numbers may be of any
-kind that has + - * / and comparison: floats with f=math, or mpmath's with f=mpmath.mp.
+Below, each operation stands beside what undoes it, with the number of the equation. s(z) is 1 for z
+>= 0, else -1. Numbers may be of any kind that has + - * / and comparison: floats with f=math, or
+mpmath's with f=mpmath.mp.
 """
 
 from __future__ import annotations
@@ -31,9 +35,11 @@ def block(
     x: Rows, seed: Callable[[Rows], Rows], w: dict[str, Any], *,
     heads: int, kv_heads: int, norm_eps: Number, theta: Number, eps: Number, f: Any = math,
 ) -> tuple[dict[str, tuple[Any, Any]], dict[str, Books]]:  # fmt: skip
-    """name -> (activation, relevance), and the books of each line by the name of its output.
+    """name -> (activation, relevance), and the conservation ledger of each line by the name of its
+    output.
 
-    x (T, D). seed(y) is the relevance of y, (T, D). w: the checkpoint's tensors by their names in the block; biases may be missing.
+    x (T, D). seed(y) is the relevance of y, (T, D). w: the checkpoint's tensors by their names in
+    the block; biases may be missing.
     """
     d, group = len(w["self_attn.q_proj.weight"]) // heads, heads // kv_heads
     angles = [[t * theta ** (-2.0 * i / d) for i in range(d // 2)] for t in range(len(x))]
@@ -42,14 +48,23 @@ def block(
     def wb(name: str) -> tuple[Rows, Row | None]:
         return w[f"{name}.weight"], w.get(f"{name}.bias")
 
-    # -- forward --------------------------------------------------------------------------------------------------------------------
+    # -- forward -----------------------------------------------------------------------------------
 
     n1 = rms_norm(x, w["input_layernorm.weight"], norm_eps, f)  # (T, D)
-    q1, k1, v1 = (linear(n1, *wb(f"self_attn.{name}_proj")) for name in "qkv")  # (T, H d), (T, K d), (T, K d)
-    q, k, v = split(q1, heads), split(k1, kv_heads), split(v1, kv_heads)  # (H, T, d), (K, T, d), (K, T, d)
+    q1, k1, v1 = (
+        linear(n1, *wb(f"self_attn.{name}_proj")) for name in "qkv"
+    )  # (T, H d), (T, K d), (T, K d)
+    q, k, v = (
+        split(q1, heads),
+        split(k1, kv_heads),
+        split(v1, kv_heads),
+    )  # (H, T, d), (K, T, d), (K, T, d)
     qr, kr = rotate(q, cos, sin), rotate(k, cos, sin)  # (H, T, d), (K, T, d)
     qs = each(lambda z: z * (1 / f.sqrt(d)), qr)  # (H, T, d)
-    kk, vv = [transposed(kr[h // group]) for h in range(heads)], [v[h // group] for h in range(heads)]  # (H, d, T), (H, T, d)
+    kk, vv = (
+        [transposed(kr[h // group]) for h in range(heads)],
+        [v[h // group] for h in range(heads)],
+    )  # (H, d, T), (H, T, d)
     scores = matmul(qs, kk)  # (H, T, T)
     p = softmax(scores, f)  # (H, T, T)
     context = matmul(p, vv)  # (H, T, d)
@@ -63,7 +78,7 @@ def block(
     down = linear(gated, *wb("mlp.down_proj"))  # (T, D)
     y = add(h1, down)  # (T, D)
 
-    # -- and back: the last line first ----------------------------------------------------------------------------------------------
+    # -- and back: the last line first -------------------------------------------------------------
 
     books: dict[str, Books] = {}
     r_y = seed(y)
@@ -93,8 +108,12 @@ def block(
     r_scores, books["p"] = undo_softmax(scores, p, r_p)
     # scores = qs kk
     r_qs, r_kk, books["scores"] = undo_matmul(qs, kk, scores, r_scores, eps)
-    # kk, vv = the transposed kr, and v, each for every query head of its group: copies, whose shares add up
-    r_kr, r_v = groups_summed([transposed(head) for head in r_kk], group), groups_summed(r_vv, group)
+    # kk, vv = the transposed kr, and v, each for every query head of its group: copies, whose
+    # shares add up
+    r_kr, r_v = (
+        groups_summed([transposed(head) for head in r_kk], group),
+        groups_summed(r_vv, group),
+    )
     # qs = qr / sqrt(d): one input and no bias, so it gets all
     r_qr = r_qs
     # qr = rotate(q),  kr = rotate(k)
@@ -109,18 +128,37 @@ def block(
     r_x = add(x_by_h1, r_n1)
 
     return {
-        "x": (x, r_x), "n1": (n1, r_n1), "q": (q, r_q), "k": (k, r_k), "v": (v, r_v), "qr": (qr, r_qr), "kr": (kr, r_kr), "qs": (qs, r_qs),
-        "kk": (kk, r_kk), "vv": (vv, r_vv), "scores": (scores, r_scores), "p": (p, r_p), "context": (context, r_context),
-        "merged": (merged, r_merged), "o": (o, r_o), "h1": (h1, r_h1), "n2": (n2, r_n2), "gate": (gate, r_gate), "up": (up, r_up),
-        "act": (act, r_act), "gated": (gated, r_gated), "down": (down, r_down), "y": (y, r_y),
-    }, books  # fmt: skip
+        "x": (x, r_x),
+        "n1": (n1, r_n1),
+        "q": (q, r_q),
+        "k": (k, r_k),
+        "v": (v, r_v),
+        "qr": (qr, r_qr),
+        "kr": (kr, r_kr),
+        "qs": (qs, r_qs),
+        "kk": (kk, r_kk),
+        "vv": (vv, r_vv),
+        "scores": (scores, r_scores),
+        "p": (p, r_p),
+        "context": (context, r_context),
+        "merged": (merged, r_merged),
+        "o": (o, r_o),
+        "h1": (h1, r_h1),
+        "n2": (n2, r_n2),
+        "gate": (gate, r_gate),
+        "up": (up, r_up),
+        "act": (act, r_act),
+        "gated": (gated, r_gated),
+        "down": (down, r_down),
+        "y": (y, r_y),
+    }, books
 
 
-# -- each operation, and what undoes it -----------------------------------------------------------------------------------------------
+# -- each operation, and what undoes it ------------------------------------------------------------
 
 
 def share(z: Any, r: Any, eps: Number) -> tuple[Any, Books]:
-    """s = R / (z + eps s(z)), the division in every line below, and what the stabiliser absorbs: eps s(z) s  (eq. 5)."""
+    """s = R / (z + eps s(z)), the division in every line below, and what the stabilizer absorbs: eps s(z) s  (eq. 5)."""
     e = each(lambda z: eps if z >= 0 else -eps, z)
     s = each(lambda r, z, e: r / (z + e), r, z, e)
     return s, {"stabilizer": total(each(lambda e, s: e * s, e, s))}
@@ -132,10 +170,17 @@ def linear(x: Rows, w: Rows, b: Row | None) -> Rows:  # (T, I), (O, I), (O,) -> 
     return [add(z_t, b) for z_t in z] if b else z
 
 
-def undo_linear(x: Rows, w: Rows, b: Row | None, z: Rows, r: Rows, eps: Number) -> tuple[Rows, Books]:  # r (T, O) -> (T, I)
-    """R_i = x_i sum_j W_ji s_j,  s_j = R_j / (z_j + eps s(z_j))  (eq. 8).  The bias absorbs b_j s_j."""
+def undo_linear(
+    x: Rows, w: Rows, b: Row | None, z: Rows, r: Rows, eps: Number
+) -> tuple[Rows, Books]:  # r (T, O) -> (T, I)
+    """R_i = x_i sum_j W_ji s_j,  s_j = R_j / (z_j + eps s(z_j))  (eq. 8).
+    The bias absorbs b_j s_j.
+    """
     s, books = share(z, r, eps)
-    by_x = [[sum(w_j[i] * s_j for w_j, s_j in zip(w, s_t, strict=True)) for i in range(len(w[0]))] for s_t in s]
+    by_x = [
+        [sum(w_j[i] * s_j for w_j, s_j in zip(w, s_t, strict=True)) for i in range(len(w[0]))]
+        for s_t in s
+    ]
     if b:
         books["bias"] = sum(b_j * s_j for s_t in s for b_j, s_j in zip(b, s_t, strict=True))
     return each(lambda x, g: x * g, x, by_x), books
@@ -145,14 +190,19 @@ def add(a: Any, b: Any) -> Any:  # (T, D), (T, D) -> (T, D)
     return each(lambda a, b: a + b, a, b)
 
 
-def undo_add(a: Rows, b: Rows, z: Rows, r: Rows, eps: Number) -> tuple[Rows, Rows, Books]:  # r (T, D) -> (T, D), (T, D)
+def undo_add(
+    a: Rows, b: Rows, z: Rows, r: Rows, eps: Number
+) -> tuple[Rows, Rows, Books]:  # r (T, D) -> (T, D), (T, D)
     """R_a = a s,  R_b = b s,  s = R / (z + eps s(z))  (eq. 8)."""
     s, books = share(z, r, eps)
     return each(lambda a, s: a * s, a, s), each(lambda b, s: b * s, b, s), books
 
 
 def rms_norm(x: Rows, weight: Row, norm_eps: Number, f: Any) -> Rows:  # (T, D) -> (T, D)
-    """z = w x / sqrt(mean(x^2) + norm_eps).  Nothing undoes it: the scale counts as a constant, so R_x = R  (prop. 3.4)."""
+    """z = w x / sqrt(mean(x^2) + norm_eps).  Nothing undoes it: the scale counts as a constant, so
+    R_x = R
+    (prop. 3.4).
+    """
     rms = [f.sqrt(sum(v * v for v in x_t) / len(x_t) + norm_eps) for x_t in x]
     return [[weight[i] * v / rms[t] for i, v in enumerate(x_t)] for t, x_t in enumerate(x)]
 
@@ -163,7 +213,9 @@ def matmul(a: Heads, v: Heads) -> Heads:  # (H, J, I), (H, I, P) -> (H, J, P)
 
 
 def undo_matmul(a: Heads, v: Heads, o: Heads, r: Heads, eps: Number) -> tuple[Heads, Heads, Books]:
-    """R_A[j,i] = A_ji sum_p V_ip s_jp,  R_V[i,p] = V_ip sum_j A_ji s_jp,  s = R / (2 O + eps s(O))  (prop. 3.3, eq. 15)."""
+    """R_A[j,i] = A_ji sum_p V_ip s_jp,  R_V[i,p] = V_ip sum_j A_ji s_jp,  s = R / (2 O + eps s(O))
+    (prop. 3.3, eq. 15).
+    """
     s, books = share(each(lambda o: 2 * o, o), r, eps)
     by_a = matmul(s, [transposed(head) for head in v])  # sum_p V_ip s_jp
     by_v = matmul([transposed(head) for head in a], s)  # sum_j A_ji s_jp
@@ -171,20 +223,28 @@ def undo_matmul(a: Heads, v: Heads, o: Heads, r: Heads, eps: Number) -> tuple[He
 
 
 def softmax(scores: Heads, f: Any) -> Heads:  # (H, T, T) -> (H, T, T)
-    """p_i = exp(x_i) / sum_k exp(x_k) over what position t may see, i <= t; 0 beyond. The maximum only keeps exp in range."""
+    """p_i = exp(x_i) / sum_k exp(x_k) over what position t may see, i <= t; 0 beyond. The maximum
+    only keeps exp in range.
+    """
 
     def row(x: Row) -> Row:
         e = [f.exp(x_i - max(x)) for x_i in x]
         return [e_i / sum(e) for e_i in e]
 
-    return [[row(x[: t + 1]) + [0 * x_i for x_i in x[t + 1 :]] for t, x in enumerate(head)] for head in scores]
+    return [
+        [row(x[: t + 1]) + [0 * x_i for x_i in x[t + 1 :]] for t, x in enumerate(head)]
+        for head in scores
+    ]
 
 
-def undo_softmax(scores: Heads, p: Heads, r: Heads) -> tuple[Heads, Books]:  # r (H, T, T) -> (H, T, T)
+def undo_softmax(
+    scores: Heads, p: Heads, r: Heads
+) -> tuple[Heads, Books]:  # r (H, T, T) -> (H, T, T)
     """R_i = x_i (R_i - p_i sum_j R_j)  (prop. 3.1), x the scores as they are; 0 at masked entries.
 
-    p_j is not linear in x: around x it is sum_i p_j (delta_ij - p_i) x_i plus a constant, whose share is absorbed as softmax_offset,
-    sum_j R_j (1 - x_j + sum_i p_i x_i) in all. What may have stood at a masked entry is absorbed as mask.
+    p_j is not linear in x: around x it is sum_i p_j (delta_ij - p_i) x_i plus a constant, whose
+    share is absorbed as softmax_offset, sum_j R_j (1 - x_j + sum_i p_i x_i) in all. What may have
+    stood at a masked entry is absorbed as mask.
     """
     r_x, offset, mask = each(lambda x: 0 * x, scores), 0 * total(r), 0 * total(r)
     for h in range(len(scores)):
@@ -202,24 +262,35 @@ def rotate(x: Heads, cos: Rows, sin: Rows) -> Heads:  # (H, T, d) -> (H, T, d)
     half = len(cos[0])
 
     def turned(x: Row, c: Row, s: Row) -> Row:
-        return [x[i] * c[i] - x[half + i] * s[i] for i in range(half)] + [x[half + i] * c[i] + x[i] * s[i] for i in range(half)]
+        return [x[i] * c[i] - x[half + i] * s[i] for i in range(half)] + [
+            x[half + i] * c[i] + x[i] * s[i] for i in range(half)
+        ]
 
     return [[turned(x_t, cos[t], sin[t]) for t, x_t in enumerate(head)] for head in x]
 
 
-def undo_rotate(x: Heads, cos: Rows, sin: Rows, z: Heads, r: Heads, eps: Number) -> tuple[Heads, Books]:  # r (H, T, d) -> (H, T, d)
-    """A linear map without a bias: R_x1 = x1 (cos s_1 + sin s_2),  R_x2 = x2 (cos s_2 - sin s_1),  s = R / (z + eps s(z))  (eq. 8)."""
+def undo_rotate(
+    x: Heads, cos: Rows, sin: Rows, z: Heads, r: Heads, eps: Number
+) -> tuple[Heads, Books]:  # r (H, T, d) -> (H, T, d)
+    """A linear map without a bias: R_x1 = x1 (cos s_1 + sin s_2),  R_x2 = x2 (cos s_2 - sin s_1),
+    s = R / (z + eps s(z))
+    (eq. 8).
+    """
     s, books = share(z, r, eps)
     by_x = rotate(s, cos, each(lambda v: -v, sin))  # the transposed map turns the other way
     return each(lambda x, g: x * g, x, by_x), books
 
 
-# -- lists of lists -------------------------------------------------------------------------------------------------------------------
+# -- lists of lists --------------------------------------------------------------------------------
 
 
 def each(function: Callable[..., Number], *x: Any) -> Any:
     """The function of every number, or of every pair of numbers, of nested lists of one shape."""
-    return [each(function, *rows) for rows in zip(*x, strict=True)] if isinstance(x[0], list) else function(*x)
+    return (
+        [each(function, *rows) for rows in zip(*x, strict=True)]
+        if isinstance(x[0], list)
+        else function(*x)
+    )
 
 
 def total(x: Any) -> Number:
@@ -244,23 +315,46 @@ def groups_summed(r: Heads, group: int) -> Heads:  # (H, T, d) -> (K, T, d)
 
 
 def main() -> None:
-    """Three tokens, two heads that share a key head. What is the last token's first number made of?"""
+    """Three tokens, two heads that share a key head. What is the last token's first number made
+    of?
+    """
     chance = (math.sin(7.0 * n * n + 1.0) for n in range(1, 1000))
 
     def drawn(*shape: int) -> Any:
         return [drawn(*shape[1:]) for _ in range(shape[0])] if shape else next(chance)
 
-    w = {f"self_attn.{name}_proj.weight": drawn(out, 4) for name, out in (("q", 4), ("k", 2), ("v", 2), ("o", 4))}
-    w |= {f"mlp.{name}_proj.weight": drawn(*shape) for name, shape in (("gate", (3, 4)), ("up", (3, 4)), ("down", (4, 3)))}
-    w |= {"self_attn.q_proj.bias": drawn(4), "input_layernorm.weight": drawn(4), "post_attention_layernorm.weight": drawn(4)}
+    w = {
+        f"self_attn.{name}_proj.weight": drawn(out, 4)
+        for name, out in (("q", 4), ("k", 2), ("v", 2), ("o", 4))
+    }
+    w |= {
+        f"mlp.{name}_proj.weight": drawn(*shape)
+        for name, shape in (("gate", (3, 4)), ("up", (3, 4)), ("down", (4, 3)))
+    }
+    w |= {
+        "self_attn.q_proj.bias": drawn(4),
+        "input_layernorm.weight": drawn(4),
+        "post_attention_layernorm.weight": drawn(4),
+    }
     values, books = block(
         drawn(3, 4), lambda y: [[0.0] * 4, [0.0] * 4, [y[2][0], 0.0, 0.0, 0.0]], w,
         heads=2, kv_heads=1, norm_eps=1e-6, theta=10000.0, eps=1e-6,
     )  # fmt: skip
 
-    explained, account = values["y"][0][2][0], {f"token {t}": sum(r) for t, r in enumerate(values["x"][1])}
-    account |= {f"absorbed at {line}: {cause}": amount for line, causes in books.items() for cause, amount in causes.items()}
-    for what, amount in [("explained", explained), *account.items(), ("missing", explained - sum(account.values()))]:
+    explained, account = (
+        values["y"][0][2][0],
+        {f"token {t}": sum(r) for t, r in enumerate(values["x"][1])},
+    )
+    account |= {
+        f"absorbed at {line}: {cause}": amount
+        for line, causes in books.items()
+        for cause, amount in causes.items()
+    }
+    for what, amount in [
+        ("explained", explained),
+        *account.items(),
+        ("missing", explained - sum(account.values())),
+    ]:
         print(f"{what:36}{amount:+.17f}")
 
 

@@ -1,18 +1,21 @@
-"""The rules once more, from their definitions: every message R_(i<-j), one by one, in exact arithmetic.
+"""The rules once more, from their definitions: every message R_(i<-j), one by one, in exact
+arithmetic.
 
 A rule is a way to cut the relevance R_j of every output j into messages, one to each receiver:
 
     R_i = sum_j R_(i<-j),     R_j = sum_i R_(i<-j) + what of R_j is absorbed
 
-Here the messages are written down one at a time, over plain lists, in rational numbers (`fractions.Fraction`) where the
-rule is rational and with 60 digits (`mpmath`) where roots and exponentials come in. Nothing is fast and nothing rounds, so
-the balance is exactly zero. Vectors are lists, a matrix is a list of rows; a batch, heads or positions are the caller's loop.
+Here the messages are written down one at a time, over plain lists, in rational numbers
+(`fractions.Fraction`) where the rule is rational and with 60 digits (`mpmath`) where roots and
+exponentials come in. Nothing is fast and nothing rounds, so the balance is exactly zero. Vectors
+are lists, a matrix is a list of rows; a batch, heads or positions are the caller's loop.
 
-`z` is the output a rule divides by. Left out, it is the exact forward, and the balance is exact. A caller that compares
-with floating point passes the rounded z it used there, so that both sides divide by the same number.
+`z` is the output a rule divides by. Left out, it is the exact forward, and the balance is exact. A
+caller that compares with floating point passes the rounded z it used there, so that both sides
+divide by the same number.
 
-Sources: A = AttnLRP (Achtibat et al. 2024, arXiv 2402.05602), B = Bach et al. 2015, M = Montavon et al. 2017,
-V = Voita et al. 2021, C = Ali et al. 2022. This file knows nothing of the engine.
+Sources: A = AttnLRP (Achtibat et al. 2024, arXiv 2402.05602), B = Bach et al. 2015, M = Montavon et
+al. 2017, V = Voita et al. 2021, C = Ali et al. 2022. This file knows nothing of the engine.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ MP: Any = mpmath.mp.clone()
 MP.dps = 60
 
 Number = Any
-"""A Fraction, an mpf of 60 digits, or a number that keeps count of rounding beside its 60 digits (`running.Running`)."""
+"""A Fraction, an mpf of 60 digits, or a number that keeps count of rounding beside its 60 digits
+(`running.Running`).
+"""
 Vector = Sequence[Number]
 Matrix = Sequence[Sequence[Number]]
 Index = tuple[int, ...]
@@ -38,7 +43,9 @@ Index = tuple[int, ...]
 
 @dataclass
 class Split:
-    """What a rule made of the relevance: messages to each operand's entries, and messages that were absorbed."""
+    """What a rule made of the relevance: messages to each operand's entries, and messages that were
+    absorbed.
+    """
 
     messages: list[dict[Hashable, list[Number]]]
     """For each operand: entry -> the messages it got."""
@@ -54,8 +61,10 @@ class Split:
         self.absorbed.setdefault(cause, []).append(message)
 
     def share(self, z: Number, r: Number, eps: Number, kind: str, factor: int = 1) -> Number:
-        """s = R / (factor (z + e)); the stabiliser absorbs factor e s. A denominator of zero passes nothing on: it absorbs R."""
-        e = stabiliser(z, eps, kind)
+        """s = R / (factor (z + e)); the stabilizer absorbs factor e s. A denominator of zero passes
+        nothing on: it absorbs R.
+        """
+        e = stabilizer(z, eps, kind)
         s = 0 * r if z + e == 0 else r / (factor * (z + e))
         self.absorb("stabilizer", r if z + e == 0 else factor * e * s)
         self.shares.append(s)
@@ -66,7 +75,9 @@ class Split:
         return sum(self.messages[operand].get(entry, []))
 
     def balance(self, relevance: Iterable[Number], *operands: Any) -> Number:
-        """sum R - sum of messages - absorbed: 0. With `operands` (entry -> value each) messages are gradients g, worth x g."""
+        """sum R - sum of messages - absorbed: 0. With `operands` (entry -> value each) messages are
+        gradients g, worth x g.
+        """
         worth: Number = sum(m for a in self.absorbed.values() for m in a)
         for k, messages in enumerate(self.messages):
             for entry, each in messages.items():
@@ -79,10 +90,10 @@ def nothing_passed(operands: int) -> Split:
     return Split([{} for _ in range(operands)])
 
 
-# -- the division that the rules of the epsilon family share ----------------------------------------------------------------------
+# -- the division that the rules of the epsilon family share ---------------------------------------
 
 
-def stabiliser(z: Number, eps: Number, kind: str) -> Number:
+def stabilizer(z: Number, eps: Number, kind: str) -> Number:
     """What is added to z. `sign`: eps s(z), s(0) = +1 (A eq. 5). `plain`: eps. `none`: nothing."""
     if kind == "none":
         return 0 * z
@@ -102,15 +113,26 @@ def negative(c: Number) -> Number:
     return c if c < 0 else 0 * c
 
 
-# -- linear                                                                                         z_j = sum_i W_ji x_i + b_j
+# -- linear
+# z_j = sum_i W_ji x_i + b_j
 
 
 def linear(x: Vector, w: Matrix, b: Vector | None) -> list[Number]:
     return [sum(w[j][i] * x[i] for i in range(len(x))) + (b[j] if b else 0) for j in range(len(w))]
 
 
-def linear_epsilon(x: Vector, w: Matrix, b: Vector | None, r: Vector, eps: Number, kind: str, z: Vector | None = None) -> Split:
-    """R_(i<-j) = W_ji x_i R_j / (z_j + eps s(z_j)); the bias gets b_j, the stabiliser eps s(z_j)  (A eq. 8)."""
+def linear_epsilon(
+    x: Vector,
+    w: Matrix,
+    b: Vector | None,
+    r: Vector,
+    eps: Number,
+    kind: str,
+    z: Vector | None = None,
+) -> Split:
+    """R_(i<-j) = W_ji x_i R_j / (z_j + eps s(z_j)); the bias gets b_j, the stabilizer eps s(z_j)
+    (A eq. 8).
+    """
     split = nothing_passed(1)
     for j, z_j in enumerate(z or linear(x, w, b)):
         s = split.share(z_j, r[j], eps, kind)
@@ -122,9 +144,17 @@ def linear_epsilon(x: Vector, w: Matrix, b: Vector | None, r: Vector, eps: Numbe
 
 
 def linear_gamma(
-    x: Vector, w: Matrix, b: Vector | None, r: Vector, gamma: Number, eps: Number, z: Vector | None = None
+    x: Vector,
+    w: Matrix,
+    b: Vector | None,
+    r: Vector,
+    gamma: Number,
+    eps: Number,
+    z: Vector | None = None,
 ) -> Split:
-    """R_(i<-j) = (c_ij + g c_ij^+) R_j / sum of the same where z_j > 0, with ^- elsewhere; the bias like any other (A eq. 24)."""
+    """R_(i<-j) = (c_ij + g c_ij^+) R_j / sum of the same where z_j > 0, with ^- elsewhere; the bias
+    like any other (A eq. 24).
+    """
     split = nothing_passed(1)
     for j, z_j in enumerate(z or linear(x, w, b)):
         part = positive if z_j > 0 else negative
@@ -142,7 +172,8 @@ def linear_gamma(
 def linear_alpha_beta(
     x: Vector, w: Matrix, b: Vector | None, r: Vector, alpha: Number, beta: Number, eps: Number
 ) -> Split:
-    """R_(i<-j) = (alpha c_ij^+ / sum c^+  -  beta c_ij^- / sum c^-) R_j  (B eq. 60); alpha 1, beta 0 is z+ (A eq. 25).
+    """R_(i<-j) = (alpha c_ij^+ / sum c^+  -  beta c_ij^- / sum c^-) R_j
+                                           (B eq. 60); alpha 1, beta 0 is z+ (A eq. 25).
 
     A sum that is empty has no receiver for its part, alpha R_j or -beta R_j: that part is absorbed.
     """
@@ -151,7 +182,9 @@ def linear_alpha_beta(
         c = [w[j][i] * x[i] for i in range(len(x))]
         bias = [b[j]] if b else []
         for part, amount in ((positive, alpha * r[j]), (negative, -beta * r[j])):
-            s = split.share(sum(part(each) for each in c + bias), amount, eps, "sign" if eps else "none")
+            s = split.share(
+                sum(part(each) for each in c + bias), amount, eps, "sign" if eps else "none"
+            )
             for i in range(len(x)):
                 split.send(0, i, part(c[i]) * s)
             if b:
@@ -189,10 +222,13 @@ def linear_gradient(x: Vector, w: Matrix, b: Vector | None, g: Vector) -> Split:
     return split
 
 
-# -- add                                                                                                           z = a + b
+# -- add
+# z = a + b
 
 
-def add_epsilon(a: Vector, b: Vector, r: Vector, eps: Number, kind: str, z: Vector | None = None) -> Split:
+def add_epsilon(
+    a: Vector, b: Vector, r: Vector, eps: Number, kind: str, z: Vector | None = None
+) -> Split:
     """R_a = a R / (z + eps s(z)), R_b alike  (A eq. 8 on a sum)."""
     split = nothing_passed(2)
     for k, z_k in enumerate(z or [a_k + b_k for a_k, b_k in zip(a, b, strict=True)]):
@@ -210,7 +246,8 @@ def add_gradient(a: Vector, b: Vector, g: Vector) -> Split:
     return split
 
 
-# -- product of N operands                                                                             z = a_1 a_2 ... a_N
+# -- product of N operands
+# z = a_1 a_2 ... a_N
 
 
 def multiply_uniform(operands: Sequence[Vector], constant: Sequence[bool], r: Vector) -> Split:
@@ -231,7 +268,7 @@ def multiply_second(a: Vector, b: Vector, r: Vector) -> Split:
     return split
 
 
-def multiply_half(operands: Sequence[Vector], constant: Sequence[bool], g: Vector) -> Split:
+def multiply_uniform_gxi(operands: Sequence[Vector], constant: Sequence[bool], g: Vector) -> Split:
     """g_m = g/n times the product of the others: x g is then R/n."""
     split, n = nothing_passed(len(operands)), list(constant).count(False)
     for k in range(len(g)):
@@ -241,7 +278,7 @@ def multiply_half(operands: Sequence[Vector], constant: Sequence[bool], g: Vecto
     return split
 
 
-def multiply_second_gradient(a: Vector, b: Vector, g: Vector) -> Split:
+def multiply_second_gxi(a: Vector, b: Vector, g: Vector) -> Split:
     split = nothing_passed(2)
     for k in range(len(g)):
         split.send(1, k, a[k] * g[k])
@@ -249,7 +286,9 @@ def multiply_second_gradient(a: Vector, b: Vector, g: Vector) -> Split:
 
 
 def multiply_gradient(operands: Sequence[Vector], constant: Sequence[bool], g: Vector) -> Split:
-    """The true derivative hands z g to every operand, n - 1 times too much: product_offset = -(n - 1) z g."""
+    """The true derivative hands z g to every operand, n - 1 times too much: product_offset = -(n -
+    1) z g.
+    """
     split, n = nothing_passed(len(operands)), list(constant).count(False)
     for k in range(len(g)):
         for m in range(len(operands)):
@@ -259,11 +298,15 @@ def multiply_gradient(operands: Sequence[Vector], constant: Sequence[bool], g: V
     return split
 
 
-# -- matrix product of two activations                                                               O_jp = sum_i A_ji V_ip
+# -- matrix product of two activations
+# O_jp = sum_i A_ji V_ip
 
 
 def matmul(a: Matrix, v: Matrix) -> list[list[Number]]:
-    return [[sum(a[j][i] * v[i][p] for i in range(len(v))) for p in range(len(v[0]))] for j in range(len(a))]
+    return [
+        [sum(a[j][i] * v[i][p] for i in range(len(v))) for p in range(len(v[0]))]
+        for j in range(len(a))
+    ]
 
 
 def _outputs(a: Matrix, v: Matrix, z: Matrix | None) -> Iterator[tuple[int, int, Number]]:
@@ -272,20 +315,36 @@ def _outputs(a: Matrix, v: Matrix, z: Matrix | None) -> Iterator[tuple[int, int,
 
 
 def matmul_uniform(
-    a: Matrix, v: Matrix, r: Matrix, eps: Number, kind: str, denominator: str = "2z+eps", z: Matrix | None = None
+    a: Matrix,
+    v: Matrix,
+    r: Matrix,
+    eps: Number,
+    kind: str,
+    denominator: str = "2z+eps",
+    z: Matrix | None = None,
 ) -> Split:
-    """R_(A_ji<-jp) = R_(V_ip<-jp) = A_ji V_ip R_jp / (2 O_jp + eps s)  (A prop. 3.3, eq. 15); or over 2 (O_jp + eps s)."""
+    """R_(A_ji<-jp) = R_(V_ip<-jp) = A_ji V_ip R_jp / (2 O_jp + eps s)
+    (A prop. 3.3, eq. 15); or over 2 (O_jp + eps s).
+    """
     split = nothing_passed(2)
     for j, p, o in _outputs(a, v, z):
-        s = split.share(2 * o, r[j][p], eps, kind) if denominator == "2z+eps" else split.share(o, r[j][p], eps, kind, factor=2)
+        s = (
+            split.share(2 * o, r[j][p], eps, kind)
+            if denominator == "2z+eps"
+            else split.share(o, r[j][p], eps, kind, factor=2)
+        )
         for i in range(len(v)):
             split.send(0, (j, i), a[j][i] * v[i][p] * s)
             split.send(1, (i, p), a[j][i] * v[i][p] * s)
     return split
 
 
-def matmul_second(a: Matrix, v: Matrix, r: Matrix, eps: Number, kind: str, z: Matrix | None = None) -> Split:
-    """A is taken as constant, so V gets all: R_(V_ip<-jp) = A_ji V_ip R_jp / (O_jp + eps s)  (C)."""
+def matmul_second(
+    a: Matrix, v: Matrix, r: Matrix, eps: Number, kind: str, z: Matrix | None = None
+) -> Split:
+    """A is taken as constant, so V gets all: R_(V_ip<-jp) = A_ji V_ip R_jp / (O_jp + eps s)
+    (C).
+    """
     split = nothing_passed(2)
     for j, p, o in _outputs(a, v, z):
         s = split.share(o, r[j][p], eps, kind)
@@ -295,7 +354,8 @@ def matmul_second(a: Matrix, v: Matrix, r: Matrix, eps: Number, kind: str, z: Ma
 
 
 def matmul_gradient(a: Matrix, v: Matrix, g: Matrix, to_a: Number, to_v: Number) -> Split:
-    """g_(A_ji<-jp) = to_a V_ip g_jp, g_(V_ip<-jp) = to_v A_ji g_jp. What is handed on beyond O g: product_offset.
+    """g_(A_ji<-jp) = to_a V_ip g_jp, g_(V_ip<-jp) = to_v A_ji g_jp. What is handed on beyond O g:
+    product_offset.
 
     1/2, 1/2 is the uniform rule; 0, 1 takes A as constant; 1, 1 is the true derivative.
     """
@@ -310,9 +370,11 @@ def matmul_gradient(a: Matrix, v: Matrix, g: Matrix, to_a: Number, to_v: Number)
     return split
 
 
-# -- softmax of one row                                                                     p_i = exp(x_i) / sum_k exp(x_k)
+# -- softmax of one row                                                                     p_i =
+# exp(x_i) / sum_k exp(x_k)
 #
-# `visible` says which entries are not masked; the rest passes nothing on. p is given: every rule below is rational in x and p.
+# `visible` says which entries are not masked; the rest passes nothing on. p is given: every rule
+# below is rational in x and p.
 
 
 def softmax(x: Vector, visible: Sequence[bool]) -> list[Number]:
@@ -324,14 +386,20 @@ def softmax(x: Vector, visible: Sequence[bool]) -> list[Number]:
 def _expansion(
     x: Vector, p: Vector, visible: Sequence[bool]
 ) -> Iterator[tuple[int, list[tuple[int, Number]], list[Number]]]:
-    """The Taylor expansion at x of each visible p_j, divided by p_j, term by term: j, its inputs' terms (i, x_i J_ji / p_j), its offset's.
+    """The Taylor expansion at x of each visible p_j, divided by p_j, term by term: j, its inputs'
+    terms (i, x_i J_ji / p_j), its offset's.
 
-    p_j = sum_i J_ji x_i + offset_j with J_ji = p_j (delta_ij - p_i), so offset_j = p_j (1 - x_j + sum_i p_i x_i); the common
-    factor p_j cancels (A prop. 3.1). The two parts of delta_ij - p_i are separate terms: their difference may be small.
+    p_j = sum_i J_ji x_i + offset_j with J_ji = p_j (delta_ij - p_i), so offset_j = p_j (1 - x_j +
+    sum_i p_i x_i); the common factor p_j cancels (A prop. 3.1). The two parts of delta_ij - p_i are
+    separate terms: their difference may be small.
     """
     seen = [i for i in range(len(x)) if visible[i]]
     for j in seen:
-        yield j, [(j, x[j])] + [(i, -x[i] * p[i]) for i in seen], [Fraction(1), -x[j]] + [p[i] * x[i] for i in seen]
+        yield (
+            j,
+            [(j, x[j])] + [(i, -x[i] * p[i]) for i in seen],
+            [Fraction(1), -x[j]] + [p[i] * x[i] for i in seen],
+        )
 
 
 def _masked(split: Split, r: Vector, visible: Sequence[bool]) -> Split:
@@ -342,7 +410,9 @@ def _masked(split: Split, r: Vector, visible: Sequence[bool]) -> Split:
 
 
 def softmax_taylor(x: Vector, p: Vector, r: Vector, visible: Sequence[bool]) -> Split:
-    """R_(i<-j) = x_i (delta_ij - p_i) R_j, summed x_i (R_i - p_i sum_j R_j); softmax_offset R_j (1 - x_j + sum_i p_i x_i)."""
+    """R_(i<-j) = x_i (delta_ij - p_i) R_j, summed x_i (R_i - p_i sum_j R_j); softmax_offset R_j (1
+    - x_j + sum_i p_i x_i).
+    """
     split = nothing_passed(1)
     for j, pieces, offset in _expansion(x, p, visible):
         for i, c in pieces:
@@ -365,7 +435,9 @@ def softmax_spread(x: Vector, p: Vector, r: Vector, visible: Sequence[bool]) -> 
 
 
 def softmax_z_plus(x: Vector, p: Vector, r: Vector, visible: Sequence[bool]) -> Split:
-    """R_(i<-j) = c_ij^+ R_j / sum_k c_kj^+, c_ij = x_i (delta_ij - p_i) the terms of the expansion  (A eq. 25 on prop. 3.1)."""
+    """R_(i<-j) = c_ij^+ R_j / sum_k c_kj^+, c_ij = x_i (delta_ij - p_i) the terms of the expansion
+    (A eq. 25 on prop. 3.1).
+    """
     split, seen = nothing_passed(1), [i for i in range(len(x)) if visible[i]]
     for j in seen:
         c = {i: x[i] * ((1 if i == j else 0) - p[i]) for i in seen}
@@ -403,7 +475,8 @@ def softmax_gradient(x: Vector, p: Vector, g: Vector, visible: Sequence[bool]) -
     return _masked(split, [p_j * g_j for p_j, g_j in zip(p, g, strict=True)], visible)
 
 
-# -- norms of one row                                             z = w x / rms,  rms^2 = mean(x^2) + e;  z = w (x - mean) / std + b
+# -- norms of one row                                             z = w x / rms,  rms^2 = mean(x^2)
+# + e;  z = w (x - mean) / std + b
 
 
 def real(x: Number) -> Number:
@@ -433,7 +506,7 @@ def identity(r: Vector) -> Split:
     return split
 
 
-def rms_norm_frozen(x: Vector, w: Vector, g: Vector, norm_eps: Number) -> Split:
+def rms_norm_identity_gxi(x: Vector, w: Vector, g: Vector, norm_eps: Number) -> Split:
     """The scale 1/rms held fixed: g_i = w_i g_i / rms, so that x g = z g."""
     split, scale = nothing_passed(1), rms(x, norm_eps)
     for i in range(len(x)):
@@ -442,7 +515,9 @@ def rms_norm_frozen(x: Vector, w: Vector, g: Vector, norm_eps: Number) -> Split:
 
 
 def rms_norm_gradient(x: Vector, w: Vector, g: Vector, norm_eps: Number) -> Split:
-    """g_(i<-j) = w_j g_j (delta_ij / rms - x_i x_j / (N rms^3)); norm_offset: z_j g_j mean(x^2) / rms^2."""
+    """g_(i<-j) = w_j g_j (delta_ij / rms - x_i x_j / (N rms^3)); norm_offset: z_j g_j mean(x^2) /
+    rms^2.
+    """
     split, scale, n = nothing_passed(1), rms(x, norm_eps), len(x)
     x, w, g = reals(x), reals(w), reals(g)
     mean_square = sum(each * each for each in x) / n
@@ -455,7 +530,7 @@ def rms_norm_gradient(x: Vector, w: Vector, g: Vector, norm_eps: Number) -> Spli
     return split
 
 
-def centred(x: Vector, norm_eps: Number) -> tuple[list[Number], Number, Number]:
+def centered(x: Vector, norm_eps: Number) -> tuple[list[Number], Number, Number]:
     """x - mean(x), the (biased) variance, and std = sqrt(variance + norm_eps)."""
     x = reals(x)
     mean = sum(x) / len(x)
@@ -465,16 +540,25 @@ def centred(x: Vector, norm_eps: Number) -> tuple[list[Number], Number, Number]:
 
 
 def layer_norm(x: Vector, w: Vector, b: Vector | None, norm_eps: Number) -> list[Number]:
-    c, _, std = centred(x, norm_eps)
+    c, _, std = centered(x, norm_eps)
     return [real(w[i]) * c[i] / std + (real(b[i]) if b else 0) for i in range(len(x))]
 
 
 def layer_norm_epsilon(
-    x: Vector, w: Vector, b: Vector | None, r: Vector, norm_eps: Number, eps: Number, kind: str, z: Vector | None = None
+    x: Vector,
+    w: Vector,
+    b: Vector | None,
+    r: Vector,
+    norm_eps: Number,
+    eps: Number,
+    kind: str,
+    z: Vector | None = None,
 ) -> Split:
-    """With std held fixed z_j = sum_i w_j (delta_ij - 1/N) x_i / std + b_j is linear: the epsilon rule on it (A sect. 3.3.3)."""
+    """With std held fixed z_j = sum_i w_j (delta_ij - 1/N) x_i / std + b_j is linear: the epsilon
+    rule on it (A sect. 3.3.3).
+    """
     split, n = nothing_passed(1), len(x)
-    _, _, std = centred(x, norm_eps)
+    _, _, std = centered(x, norm_eps)
     for j, z_j in enumerate(reals(z) if z else layer_norm(x, w, b, norm_eps)):
         s = split.share(z_j, real(r[j]), real(eps), kind)
         for i in range(n):
@@ -486,10 +570,12 @@ def layer_norm_epsilon(
     return split
 
 
-def layer_norm_frozen(x: Vector, w: Vector, b: Vector | None, g: Vector, norm_eps: Number) -> Split:
+def layer_norm_epsilon_gxi(
+    x: Vector, w: Vector, b: Vector | None, g: Vector, norm_eps: Number
+) -> Split:
     """g_(i<-j) = w_j (delta_ij - 1/N) g_j / std."""
     split, n = nothing_passed(1), len(x)
-    _, _, std = centred(x, norm_eps)
+    _, _, std = centered(x, norm_eps)
     for j in range(n):
         for i in range(n):
             if i == j:
@@ -500,10 +586,14 @@ def layer_norm_frozen(x: Vector, w: Vector, b: Vector | None, g: Vector, norm_ep
     return split
 
 
-def layer_norm_gradient(x: Vector, w: Vector, b: Vector | None, g: Vector, norm_eps: Number) -> Split:
-    """The frozen messages less w_j g_j c_i c_j / (N std^3), c = x - mean; norm_offset: w_j g_j c_j / std times var / std^2."""
-    split, n = layer_norm_frozen(x, w, b, g, norm_eps), len(x)
-    c, variance, std = centred(x, norm_eps)
+def layer_norm_gradient(
+    x: Vector, w: Vector, b: Vector | None, g: Vector, norm_eps: Number
+) -> Split:
+    """The frozen messages less w_j g_j c_i c_j / (N std^3), c = x - mean; norm_offset: w_j g_j c_j
+    / std times var / std^2.
+    """
+    split, n = layer_norm_epsilon_gxi(x, w, b, g, norm_eps), len(x)
+    c, variance, std = centered(x, norm_eps)
     for j in range(n):
         for i in range(n):
             split.send(0, i, -real(w[j]) * real(g[j]) * c[i] * c[j] / (n * std**3))
@@ -511,7 +601,8 @@ def layer_norm_gradient(x: Vector, w: Vector, b: Vector | None, g: Vector, norm_
     return split
 
 
-# -- activations                                                                                                    z = f(x)
+# -- activations
+# z = f(x)
 
 
 def _phi(x: Number) -> Number:
@@ -543,7 +634,12 @@ GATE: dict[str, tuple[Callable[[Number], Number], Callable[[Number], Number]]] =
     "gelu": (_phi, _density),
     "gelu_tanh": (
         lambda x: _sigmoid(_inner(x)),
-        lambda x: _slope_of_sigmoid(_inner(x)) * 2 * MP.sqrt(2 / MP.pi) * (1 + 3 * MP.mpf("0.044715") * x**2),
+        lambda x: (
+            _slope_of_sigmoid(_inner(x))
+            * 2
+            * MP.sqrt(2 / MP.pi)
+            * (1 + 3 * MP.mpf("0.044715") * x**2)
+        ),
     ),
     "silu": (_sigmoid, _slope_of_sigmoid),
     "quick_gelu": (
@@ -552,7 +648,9 @@ GATE: dict[str, tuple[Callable[[Number], Number], Callable[[Number], Number]]] =
     ),
     "relu": (_step, lambda x: MP.mpf(0)),
 }
-"""All but tanh are x times a gate: kind -> the gate and its derivative (relu's: 0, also at 0, by convention)."""
+"""All but tanh are x times a gate: kind -> the gate and its derivative (relu's: 0, also at 0, by
+convention).
+"""
 
 
 def activation(kind: str, x: Number) -> Number:
@@ -569,7 +667,7 @@ def slope(kind: str, x: Number) -> Number:
     return gate(x) + x * derivative(x)
 
 
-def activation_ratio(kind: str, x: Vector, g: Vector, z: Vector | None = None) -> Split:
+def activation_identity_gxi(kind: str, x: Vector, g: Vector, z: Vector | None = None) -> Split:
     """The identity rule as a factor: g f(x)/x, at 0 its limit f'(0)."""
     split = nothing_passed(1)
     for k in range(len(x)):
@@ -588,11 +686,13 @@ def activation_gradient(kind: str, x: Vector, g: Vector) -> Split:
     return split
 
 
-# -- rotary embedding, scale, pooling, embedding ------------------------------------------------------------------------------------
+# -- rotary embedding, scale, pooling, embedding ---------------------------------------------------
 
 
 def rotation(cos: Vector, sin: Vector) -> list[list[Number]]:
-    """The matrix M of z = M x: z_j = x_j cos_j - x_(j+h) sin_j in the first half, x_j cos_j + x_(j-h) sin_j in the second."""
+    """The matrix M of z = M x: z_j = x_j cos_j - x_(j+h) sin_j in the first half, x_j cos_j +
+    x_(j-h) sin_j in the second.
+    """
     n, half = len(cos), len(cos) // 2
     m = [[0 * cos[0] for _ in range(n)] for _ in range(n)]
     for j in range(n):
@@ -604,7 +704,9 @@ def rotation(cos: Vector, sin: Vector) -> list[list[Number]]:
     return m
 
 
-def rotary_epsilon(x: Vector, cos: Vector, sin: Vector, r: Vector, eps: Number, kind: str, z: Vector | None = None) -> Split:
+def rotary_epsilon(
+    x: Vector, cos: Vector, sin: Vector, r: Vector, eps: Number, kind: str, z: Vector | None = None
+) -> Split:
     """A linear map without a bias: R_(i<-j) = M_ji x_i R_j / (z_j + eps s)."""
     return linear_epsilon(x, rotation(cos, sin), None, r, eps, kind, z)
 
@@ -613,8 +715,12 @@ def rotary_gradient(x: Vector, cos: Vector, sin: Vector, g: Vector) -> Split:
     return linear_gradient(x, rotation(cos, sin), None, g)
 
 
-def pooling_epsilon(x: Vector, counted: Vector, r: Number, eps: Number, kind: str, total: Number | None = None) -> Split:
-    """One feature over the positions t: R_t = m_t x_t R / (Z + eps s(Z)), Z = sum_t m_t x_t (`total`)."""
+def pooling_epsilon(
+    x: Vector, counted: Vector, r: Number, eps: Number, kind: str, total: Number | None = None
+) -> Split:
+    """One feature over the positions t: R_t = m_t x_t R / (Z + eps s(Z)), Z = sum_t m_t x_t
+    (`total`).
+    """
     split = nothing_passed(1)
     z = sum(m * x_t for m, x_t in zip(counted, x, strict=True)) if total is None else total
     s = split.share(z, r, eps, kind)
@@ -638,21 +744,22 @@ def scale_gradient(x: Vector, factor: Number, g: Vector) -> Split:
 
 
 def embedding_stop(r: Vector, role: str) -> Split:
-    """Here the way ends: all of R is booked under the role of the table."""
+    """Here the way ends: all of R is recorded under the role of the table."""
     split = nothing_passed(1)
     for each in r:
         split.absorb(role, each)
     return split
 
 
-# -- movement                                                                                             z_k = x_[index(k)]
+# -- movement
+# z_k = x_[index(k)]
 #
 # Each kind as the table index: entry of z -> (operand, entry of it) that stands there.
 
 Reads = dict[Index, tuple[int, Index]]
 
 
-def follow(reads: Reads, r: dict[Index, Number], operands: int = 1) -> Split:
+def pass_through(reads: Reads, r: dict[Index, Number], operands: int = 1) -> Split:
     """R_i = sum of R_k over the copies k of i."""
     split = nothing_passed(operands)
     for k, (operand, i) in reads.items():
@@ -667,7 +774,10 @@ def entries(*shape: int) -> Iterator[Index]:
 def split_heads(shape: Index, heads: int) -> Reads:
     """z[b, h, t, d] = x[b, t, h D + d]."""
     width = shape[2] // heads
-    return {(b, h, t, d): (0, (b, t, h * width + d)) for b, h, t, d in entries(shape[0], heads, shape[1], width)}
+    return {
+        (b, h, t, d): (0, (b, t, h * width + d))
+        for b, h, t, d in entries(shape[0], heads, shape[1], width)
+    }
 
 
 def merge_heads(shape: Index) -> Reads:
@@ -676,8 +786,12 @@ def merge_heads(shape: Index) -> Reads:
 
 
 def repeat_heads(shape: Index, times: int) -> Reads:
-    """z[b, k n + c] = x[b, k] for the copies c = 0 .. n - 1: a group's queries are neighbours."""
-    return {(b, k * times + c, t, d): (0, (b, k, t, d)) for b, k, t, d in entries(*shape) for c in range(times)}
+    """z[b, k n + c] = x[b, k] for the copies c = 0 .. n - 1: a group's queries are neighbors."""
+    return {
+        (b, k * times + c, t, d): (0, (b, k, t, d))
+        for b, k, t, d in entries(*shape)
+        for c in range(times)
+    }
 
 
 def transpose(shape: Index) -> Reads:
@@ -712,7 +826,8 @@ def reshape(shape: Index, new: Index) -> Reads:
     return {k: (0, i) for k, i in zip(entries(*new), entries(*shape), strict=True)}
 
 
-# -- Shapley values                                                                                       (Shapley 1953)
+# -- Shapley values
+# (Shapley 1953)
 
 
 def shapley(value: Callable[[frozenset[int]], Number], players: int) -> list[Number]:

@@ -1,7 +1,9 @@
-"""Routing to experts from its definitions, as `exact.py` does it for the other operations: message by message, in rational numbers.
+"""Routing to experts from its definitions, as `exact.py` does it for the other operations: message
+by message, in rational numbers.
 
-Vectors are lists, a matrix is a list of rows; examples of a batch are the caller's loop. An index is a list: which row goes to each place,
-None for a place left empty. This file knows nothing of the engine.
+Vectors are lists, a matrix is a list of rows; examples of a batch are the caller's loop. An index
+is a list: which row goes to each place, None for a place left empty. This file knows nothing of the
+engine.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from refl.verification.definitions.exact import Matrix, Number, Split, Vector, n
 Index = Sequence[int | None]
 
 
-# -- the k largest                                                                                        z_k = p_chosen[k]
+# -- the k largest
+# z_k = p_chosen[k]
 
 
 def top_k(p: Vector, k: int) -> list[int]:
@@ -22,7 +25,7 @@ def top_k(p: Vector, k: int) -> list[int]:
     return [left.pop(left.index(max(left, key=lambda e: (p[e], -e)))) for _ in range(k)]
 
 
-def top_k_follow(chosen: Sequence[int], r: Vector) -> Split:
+def top_k_pass_through(chosen: Sequence[int], r: Vector) -> Split:
     """R_(e<-k) = R_k for the e that was chosen k-th."""
     split = nothing_passed(1)
     for k, e in enumerate(chosen):
@@ -30,15 +33,18 @@ def top_k_follow(chosen: Sequence[int], r: Vector) -> Split:
     return split
 
 
-# -- gather                                                                                                z_n = x_index[n]
+# -- gather
+# z_n = x_index[n]
 
 
 def gather(x: Matrix, index: Index) -> list[list[Number]]:
     return [[0 * v for v in x[0]] if m is None else list(x[m]) for m in index]
 
 
-def gather_follow(index: Index, r: Matrix) -> Split:
-    """R_(m<-n) = R_n for the row m that went to place n. At an empty place nothing may arrive: no row could get it."""
+def gather_pass_through(index: Index, r: Matrix) -> Split:
+    """R_(m<-n) = R_n for the row m that went to place n. At an empty place nothing may arrive: no
+    row could get it.
+    """
     split = nothing_passed(1)
     for n, m in enumerate(index):
         for d, message in enumerate(r[n]):
@@ -47,15 +53,28 @@ def gather_follow(index: Index, r: Matrix) -> Split:
     return split
 
 
-# -- sum over experts                                                                z_t = sum of y_e[n] with index_e[n] = t
+# -- sum over experts                                                                z_t = sum of
+# y_e[n] with index_e[n] = t
 
 
 def combine(ys: Sequence[Matrix], index: Sequence[Index], length: int) -> list[list[Number]]:
-    return [[sum(ys[e][n][d] for e, n in _writers(index, t)) for d in range(len(ys[0][0]))] for t in range(length)]
+    return [
+        [sum(ys[e][n][d] for e, n in _writers(index, t)) for d in range(len(ys[0][0]))]
+        for t in range(length)
+    ]
 
 
-def combine_epsilon(ys: Sequence[Matrix], index: Sequence[Index], r: Matrix, eps: Number, kind: str, z: Matrix | None = None) -> Split:
-    """R_(e,n<-t) = y_e[n] R_t / (z_t + eps s(z_t)): all experts' terms are the terms of one sum  (A eq. 8)."""
+def combine_epsilon(
+    ys: Sequence[Matrix],
+    index: Sequence[Index],
+    r: Matrix,
+    eps: Number,
+    kind: str,
+    z: Matrix | None = None,
+) -> Split:
+    """R_(e,n<-t) = y_e[n] R_t / (z_t + eps s(z_t)): all experts' terms are the terms of one sum
+    (A eq. 8).
+    """
     split = nothing_passed(len(ys))
     for t, row in enumerate(z or combine(ys, index, len(r))):
         for d, z_td in enumerate(row):
@@ -75,19 +94,23 @@ def combine_gradient(count: int, index: Sequence[Index], g: Matrix) -> Split:
 
 
 def _writers(index: Sequence[Index], t: int) -> list[tuple[int, int]]:
-    return [(e, n) for e, places in enumerate(index) for n, place in enumerate(places) if place == t]
+    return [
+        (e, n) for e, places in enumerate(index) for n, place in enumerate(places) if place == t
+    ]
 
 
-# -- weights made to sum to one                                                                           z_i = x_i / sum_k x_k
+# -- weights made to sum to one
+# z_i = x_i / sum_k x_k
 #
-# The Jacobian is J_ji = delta_ij / S - x_j / S^2, and sum_i J_ji x_i = 0: the whole of z_j is the offset of its expansion at x.
+# The Jacobian is J_ji = delta_ij / S - x_j / S^2, and sum_i J_ji x_i = 0: the whole of z_j is the
+# offset of its expansion at x.
 
 
-def renormalise(x: Vector) -> list[Number]:
+def renormalize(x: Vector) -> list[Number]:
     return [each / sum(x) for each in x]
 
 
-def renormalise_frozen(x: Vector, g: Vector) -> Split:
+def renormalize_identity_gxi(x: Vector, g: Vector) -> Split:
     """1/S is a constant: g_i = g_i / S; x g is then R."""
     split = nothing_passed(1)
     for i in range(len(x)):
@@ -95,24 +118,26 @@ def renormalise_frozen(x: Vector, g: Vector) -> Split:
     return split
 
 
-def renormalise_epsilon(x: Vector, r: Vector, eps: Number, kind: str, z: Vector | None = None) -> Split:
+def renormalize_epsilon(
+    x: Vector, r: Vector, eps: Number, kind: str, z: Vector | None = None
+) -> Split:
     """R_(i<-j) = x_i J_ji R_j / (z_j + eps s(z_j))  (A eq. 8 on the Jacobian)."""
     split, total = nothing_passed(1), sum(x)
-    for j, z_j in enumerate(z or renormalise(x)):
+    for j, z_j in enumerate(z or renormalize(x)):
         s = split.share(z_j, r[j], eps, kind)
         split.send(0, j, x[j] / total * s)
         for i in range(len(x)):
             split.send(0, i, -x[i] * x[j] / total**2 * s)
-        split.absorb("renormalisation_offset", x[j] / total * s)
+        split.absorb("renormalization_offset", x[j] / total * s)
     return split
 
 
-def renormalise_gradient(x: Vector, g: Vector) -> Split:
+def renormalize_gradient(x: Vector, g: Vector) -> Split:
     """g_(i<-j) = J_ji g_j."""
     split, total = nothing_passed(1), sum(x)
     for j in range(len(x)):
         split.send(0, j, g[j] / total)
         for i in range(len(x)):
             split.send(0, i, -x[j] / total**2 * g[j])
-        split.absorb("renormalisation_offset", x[j] / total * g[j])
+        split.absorb("renormalization_offset", x[j] / total * g[j])
     return split

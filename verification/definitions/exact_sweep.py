@@ -1,16 +1,19 @@
-"""A whole model in exact arithmetic: the forward of every operation and the relevance of every value, with 60 digits.
+"""A whole model in exact arithmetic: the forward of every operation and the relevance of every
+value, with 60 digits.
 
-Of a recorded run only its structure is taken: which operation stands on which, their attributes, the weights, the ids, masks and
-routing. No number the engine computed goes in. Each operation's forward is computed again, cosines and sines included; then the
-records are walked from the last to the first, each by the definition in exact.py, exact_experts.py or exact_vision.py that the
-table of the method (METHODS, written from the papers once more) names; what meets at a value is summed here.
+Of a recorded run only its structure is taken: which operation stands on which, their attributes,
+the weights, the ids, masks and routing. No number the engine computed goes in. Each operation's
+forward is computed again, cosines and sines included; then the records are walked from the last to
+the first, each by the definition in exact.py, exact_experts.py or exact_vision.py that the table of
+the method (METHODS, written from the papers once more) names; what meets at a value is summed here.
 
     forward(records, config)                  value -> its entries
-    sweep(records, values, at, seed, method)  site -> relevance, rule and absorbed entries; explained = tokens + absorbed, to 1e-40
+    sweep(records, values, at, seed, method)  site -> relevance, rule and absorbed entries;
+                                              explained = tokens + absorbed, to 1e-40
 
-A condition number comes from running the same again with `Noise`: every number that is read or formed is multiplied by (1 + d xi),
-xi in [-1, 1] and d = 1e-20. What moves, over d, is how many units of roundoff a correct floating-point run may be off
-(stochastic arithmetic, Vignes 1993).
+A condition number comes from running the same again with `Noise`: every number that is read or
+formed is multiplied by (1 + d xi), xi in [-1, 1] and d = 1e-20. What moves, over d, is how many
+units of roundoff a correct floating-point run may be off (stochastic arithmetic, Vignes 1993).
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ Absorbed: TypeAlias = list[dict[str, list[Any]]]
 
 ZERO = MP.mpf(0)
 D = MP.mpf("1e-20")
-"""The size of the noise: its square is far below the condition numbers looked for, and far above 60 digits."""
+"""The size of the noise: its square is far below the condition numbers looked for, and far above 60
+digits.
+"""
 
 
 class Noise:
@@ -48,7 +53,9 @@ class Noise:
     def __call__(self, array: Exact) -> Exact:
         if self.random is None or array is None:
             return array
-        return _like(array.shape, (v * (1 + D * (2 * self.random.random() - 1)) for v in array.flat))
+        return _like(
+            array.shape, (v * (1 + D * (2 * self.random.random() - 1)) for v in array.flat)
+        )
 
 
 SILENT = Noise()
@@ -77,7 +84,7 @@ def _zeros(shape: tuple[int, ...]) -> Exact:
     return _like(shape, [ZERO] * prod(shape))
 
 
-# -- one operation, ready to be computed ---------------------------------------------------------------------------------------------------
+# -- one operation, ready to be computed -----------------------------------------------------------
 
 
 class Weights:
@@ -95,7 +102,9 @@ class Weights:
 
 @dataclass
 class Node:
-    """What a forward or a rule reads: operands (None where there is no bias), the output where it is known, attributes, options."""
+    """What a forward or a rule reads: operands (None where there is no bias), the output where it
+    is known, attributes, options.
+    """
 
     operands: list[Exact]
     attributes: dict[str, Any]
@@ -138,7 +147,7 @@ def _by_rows(x: Exact, width: int, of: Callable[[tuple[int, ...]], Sequence[Any]
     return _like((*x.shape[:-1], width), (v for at in _rows(x) for v in of(at)))
 
 
-# -- forward -------------------------------------------------------------------------------------------------------------------------------
+# -- forward ---------------------------------------------------------------------------------------
 
 
 def _linear(n: Node) -> Exact:
@@ -150,7 +159,9 @@ def _matmul(n: Node) -> Exact:
     a, v = n.operands
     out = _zeros((*a.shape[:-1], v.shape[-1]))
     for at in np.ndindex(*a.shape[:-2]):
-        out[at] = _like(out.shape[-2:], (e for row in exact.matmul(a[at].tolist(), v[at].tolist()) for e in row))
+        out[at] = _like(
+            out.shape[-2:], (e for row in exact.matmul(a[at].tolist(), v[at].tolist()) for e in row)
+        )
     return out
 
 
@@ -178,7 +189,11 @@ def _activation(n: Node) -> Exact:
 
 def _rotary(n: Node) -> Exact:
     cos, sin = n.attributes["cos"], n.attributes["sin"]
-    return _by_rows(n.x, n.x.shape[-1], lambda at: exact.linear(list(n.x[at]), exact.rotation(cos[at[-1]], sin[at[-1]]), None))
+    return _by_rows(
+        n.x,
+        n.x.shape[-1],
+        lambda at: exact.linear(list(n.x[at]), exact.rotation(cos[at[-1]], sin[at[-1]]), None),
+    )
 
 
 def _pooling(n: Node) -> Exact:
@@ -186,8 +201,8 @@ def _pooling(n: Node) -> Exact:
     return (n.x * m).sum(axis=1, keepdims=True) / m.sum(axis=1, keepdims=True)
 
 
-def _renormalise(n: Node) -> Exact:
-    return _by_rows(n.x, n.x.shape[-1], lambda at: exact_experts.renormalise(list(n.x[at])))
+def _renormalize(n: Node) -> Exact:
+    return _by_rows(n.x, n.x.shape[-1], lambda at: exact_experts.renormalize(list(n.x[at])))
 
 
 def _top_k(n: Node) -> Exact:
@@ -195,21 +210,34 @@ def _top_k(n: Node) -> Exact:
     chosen = n.attributes["chosen"]
     k = len(chosen[0][0])
     for at in _rows(n.x):
-        if n.noise.random is None and exact_experts.top_k(list(n.x[at]), k) != list(chosen[at[0]][at[1]]):
-            raise ValueError(f"the recorded choice of experts {chosen[at[0]][at[1]]} is not that of the exact probabilities")
+        if n.noise.random is None and exact_experts.top_k(list(n.x[at]), k) != list(
+            chosen[at[0]][at[1]]
+        ):
+            raise ValueError(
+                f"the recorded choice of experts {chosen[at[0]][at[1]]} is not that of the "
+                "exact probabilities"
+            )
     return _by_rows(n.x, k, lambda at: [n.x[at][e] for e in chosen[at[0]][at[1]]])
 
 
 def _gather(n: Node) -> Exact:
-    each = [exact_experts.gather(x.tolist(), index) for x, index in zip(n.x, n.attributes["index"], strict=True)]
-    return _like((len(each), len(each[0]), n.x.shape[-1]), (v for example in each for row in example for v in row))
+    each = [
+        exact_experts.gather(x.tolist(), index)
+        for x, index in zip(n.x, n.attributes["index"], strict=True)
+    ]
+    return _like(
+        (len(each), len(each[0]), n.x.shape[-1]),
+        (v for example in each for row in example for v in row),
+    )
 
 
 def _combine(n: Node) -> Exact:
     length, index = n.attributes["length"], n.attributes["index"]
     out = _zeros((n.x.shape[0], length, n.x.shape[-1]))
     for b in range(len(out)):
-        rows = exact_experts.combine([y[b].tolist() for y in n.operands], [where[b] for where in index], length)
+        rows = exact_experts.combine(
+            [y[b].tolist() for y in n.operands], [where[b] for where in index], length
+        )
         out[b] = _like(out.shape[1:], (ZERO + v for row in rows for v in row))
     return out
 
@@ -269,7 +297,7 @@ FORWARD: dict[str, Callable[[Node], Exact]] = {
     "movement": _movement,
     "multiply": _multiply,
     "pooling": _pooling,
-    "renormalise": _renormalise,
+    "renormalize": _renormalize,
     "rms_norm": _rms_norm,
     "rotary": _rotary,
     "scale": lambda n: n.x * MP.mpf(n.attributes["factor"]),
@@ -279,21 +307,36 @@ FORWARD: dict[str, Callable[[Node], Exact]] = {
 }
 
 
-def turns(config: Any, site: str, length: int, width: int) -> tuple[Exact, Exact]:  # -> cos, sin (T, d)
-    """cos(t f_i) and sin(t f_i), f_i = theta^(-2i/d), of both halves; Gemma 3 has another theta where a block has a window."""
+def turns(
+    config: Any, site: str, length: int, width: int
+) -> tuple[Exact, Exact]:  # -> cos, sin (T, d)
+    """cos(t f_i) and sin(t f_i), f_i = theta^(-2i/d), of both halves; Gemma 3 has another theta
+    where a block has a window.
+    """
     layer = next((int(part) for part in site.split(".") if part.isdigit()), 0)
     local = hasattr(config, "local_rope") and config.windows[layer] is not None
     rope = config.local_rope if local else config.rope
     if rope.kind != "default" or rope.width != width:
-        raise ValueError(f"exact tables of rope_type {rope.kind!r} with {rope.width} of {width} features are not written")
-    angles = [[t * MP.mpf(rope.theta) ** (-MP.mpf(2 * i) / width) for i in range(width // 2)] * 2 for t in range(length)]
+        raise ValueError(
+            f"exact tables of rope_type {rope.kind!r} with {rope.width} of {width} "
+            "features are not written"
+        )
+    angles = [
+        [t * MP.mpf(rope.theta) ** (-MP.mpf(2 * i) / width) for i in range(width // 2)] * 2
+        for t in range(length)
+    ]
     cos, sin = ([[f(a) for a in row] for row in angles] for f in (MP.cos, MP.sin))
     return (_like((length, width), (v for row in table for v in row)) for table in (cos, sin))  # type: ignore[return-value]
 
 
-def _node(record: Record, values: Mapping[Value, Exact], weights: Weights, config: Any, noise: Noise) -> Node:
+def _node(
+    record: Record, values: Mapping[Value, Exact], weights: Weights, config: Any, noise: Noise
+) -> Node:
     attributes = dict(record.attributes)
-    operands = [None if o is None else noise(weights(o) if isinstance(o, Parameter) else values[o]) for o in record.operands]
+    operands = [
+        None if o is None else noise(weights(o) if isinstance(o, Parameter) else values[o])
+        for o in record.operands
+    ]
     if record.operation == "rotary":
         length, width = attributes["cos"].shape[-2:]
         cos, sin = turns(config, record.output.site, length, width)
@@ -302,7 +345,9 @@ def _node(record: Record, values: Mapping[Value, Exact], weights: Weights, confi
 
 
 def forward(records: Sequence[Record], config: Any, noise: Noise = SILENT) -> dict[Value, Exact]:
-    """Every value of a run recorded operation by operation (`plain`, without `recompute`). `config`: the net's, for rotary tables."""
+    """Every value of a run recorded operation by operation (`plain`, without `recompute`).
+    `config`: the net's, for rotary tables.
+    """
     values: dict[Value, Exact] = {}
     weights = Weights()
     for record in records:
@@ -311,7 +356,7 @@ def forward(records: Sequence[Record], config: Any, noise: Noise = SILENT) -> di
     return values
 
 
-# -- the rules: (node, r) -> relevance of each operand, absorbed entries of each example -----------------------------------------------------
+# -- the rules: (node, r) -> relevance of each operand, absorbed entries of each example -----------
 
 Given: TypeAlias = tuple[list[Exact], Absorbed]
 RuleOf: TypeAlias = Callable[[Node, Exact], Given]
@@ -323,7 +368,9 @@ def _book(absorbed: Absorbed, b: int, split: Split) -> None:
 
 
 def _each_row(of: Callable[[Node, tuple[int, ...], list[Any]], Split]) -> RuleOf:
-    """of(node, index, row of r) cuts the relevance of one row of the output over one row of the first operand."""
+    """of(node, index, row of r) cuts the relevance of one row of the output over one row of the
+    first operand.
+    """
 
     def rule(n: Node, r: Exact) -> Given:
         absorbed: Absorbed = [{} for _ in range(len(r))]
@@ -338,7 +385,9 @@ def _each_row(of: Callable[[Node, tuple[int, ...], list[Any]], Split]) -> RuleOf
 
 
 def _each_entry(of: Callable[[Node, list[list[Any]], list[Any]], Split]) -> RuleOf:
-    """of(node, operands, r) on an example's entries side by side; an operand that was broadcast receives the sum over its copies."""
+    """of(node, operands, r) on an example's entries side by side; an operand that was broadcast
+    receives the sum over its copies.
+    """
 
     def rule(n: Node, r: Exact) -> Given:
         absorbed: Absorbed = [{} for _ in range(len(r))]
@@ -348,7 +397,9 @@ def _each_entry(of: Callable[[Node, list[list[Any]], list[Any]], Split]) -> Rule
             split = of(n, [list(o[b].flat) for o in wide], list(r[b].flat))
             _book(absorbed, b, split)
             for m, given in enumerate(out):
-                given[b] = _like(r.shape[1:], (ZERO + split.received(m, k) for k in range(r[b].size)))
+                given[b] = _like(
+                    r.shape[1:], (ZERO + split.received(m, k) for k in range(r[b].size))
+                )
         return [_fold(given, o.shape) for given, o in zip(out, n.operands, strict=True)], absorbed
 
     return rule
@@ -369,7 +420,10 @@ def _each_product(of: Callable[[Node, tuple[int, ...], Any, Any, Any], Split]) -
             split = of(n, at, a[at].tolist(), v[at].tolist(), r[at].tolist())
             _book(absorbed, at[0], split)
             for k, given in enumerate((r_a, r_v)):
-                given[at] = _like(given.shape[-2:], (ZERO + split.received(k, i) for i in np.ndindex(*given.shape[-2:])))
+                given[at] = _like(
+                    given.shape[-2:],
+                    (ZERO + split.received(k, i) for i in np.ndindex(*given.shape[-2:])),
+                )
         return [r_a, r_v], absorbed
 
     return rule
@@ -385,22 +439,31 @@ def _stops(role: Callable[[Node], str], gradient: bool) -> RuleOf:
     return rule
 
 
-def _follow(n: Node, r: Exact) -> Given:
+def _pass_through(n: Node, r: Exact) -> Given:
     reads, shape = _reads(n)
-    split = exact.follow(reads, {k: r[k] for k in np.ndindex(*shape)}, len(n.operands))
-    given = [_like(o.shape, (ZERO + split.received(m, i) for i in np.ndindex(*o.shape))) for m, o in enumerate(n.operands)]
+    split = exact.pass_through(reads, {k: r[k] for k in np.ndindex(*shape)}, len(n.operands))
+    given = [
+        _like(o.shape, (ZERO + split.received(m, i) for i in np.ndindex(*o.shape)))
+        for m, o in enumerate(n.operands)
+    ]
     return given, [{} for _ in range(len(r))]
 
 
-def _follow_top_k(n: Node, r: Exact) -> Given:
-    return _each_row(lambda n, at, row: exact_experts.top_k_follow(n.attributes["chosen"][at[0]][at[1]], row))(n, r)
+def _pass_through_top_k(n: Node, r: Exact) -> Given:
+    return _each_row(
+        lambda n, at, row: exact_experts.top_k_pass_through(
+            n.attributes["chosen"][at[0]][at[1]], row
+        )
+    )(n, r)
 
 
-def _follow_gather(n: Node, r: Exact) -> Given:
+def _pass_through_gather(n: Node, r: Exact) -> Given:
     out = _zeros(n.x.shape)
     for b, index in enumerate(n.attributes["index"]):
-        split = exact_experts.gather_follow(index, r[b].tolist())
-        out[b] = _like(out.shape[1:], (ZERO + split.received(0, i) for i in np.ndindex(*out.shape[1:])))
+        split = exact_experts.gather_pass_through(index, r[b].tolist())
+        out[b] = _like(
+            out.shape[1:], (ZERO + split.received(0, i) for i in np.ndindex(*out.shape[1:]))
+        )
     return [out], [{} for _ in range(len(r))]
 
 
@@ -414,7 +477,10 @@ def _combined(of: Callable[[Node, int, list[Any], list[Any]], Split]) -> RuleOf:
             split = of(n, b, [where[b] for where in n.attributes["index"]], r[b].tolist())
             _book(absorbed, b, split)
             for e, given in enumerate(out):
-                given[b] = _like(given.shape[1:], (ZERO + split.received(e, i) for i in np.ndindex(*given.shape[1:])))
+                given[b] = _like(
+                    given.shape[1:],
+                    (ZERO + split.received(e, i) for i in np.ndindex(*given.shape[1:])),
+                )
         return out, absorbed
 
     return rule
@@ -427,9 +493,16 @@ def _pooled(of: Callable[[Node, list[Any], list[Any], Any], Split]) -> RuleOf:
         absorbed: Absorbed = [{} for _ in range(len(r))]
         out = _zeros(n.x.shape)
         for b, d in product(range(n.x.shape[0]), range(n.x.shape[2])):
-            split = of(n, list(n.x[b, :, d]), [MP.mpf(float(m)) for m in n.attributes["counted"][b, :, 0]], r[b, 0, d])
+            split = of(
+                n,
+                list(n.x[b, :, d]),
+                [MP.mpf(float(m)) for m in n.attributes["counted"][b, :, 0]],
+                r[b, 0, d],
+            )
             _book(absorbed, b, split)
-            out[b, :, d] = _like(out.shape[1:2], (ZERO + split.received(0, t) for t in range(out.shape[1])))
+            out[b, :, d] = _like(
+                out.shape[1:2], (ZERO + split.received(0, t) for t in range(out.shape[1]))
+            )
         return [out], absorbed
 
     return rule
@@ -453,75 +526,130 @@ RELEVANCE: dict[str, RuleOf] = {
     "activation identity": _each_row(lambda n, at, r: exact.identity(r)),
     "add epsilon": _each_entry(lambda n, x, r: exact.add_epsilon(x[0], x[1], r, **n.options)),
     "combine epsilon": _combined(
-        lambda n, b, index, r: exact_experts.combine_epsilon([y[b].tolist() for y in n.operands], index, r, **n.options)
+        lambda n, b, index, r: exact_experts.combine_epsilon(
+            [y[b].tolist() for y in n.operands], index, r, **n.options
+        )
     ),
-    "embedding stop": _stops(lambda n: n.attributes["role"], False),
-    "gather follow": _follow_gather,
+    "embedding leaf": _stops(lambda n: n.attributes["role"], False),
+    "gather pass_through": _pass_through_gather,
     "layer_norm epsilon": _each_row(
-        lambda n, at, r: exact.layer_norm_epsilon(list(n.x[at]), list(n.operands[1]), n.bias, r, n.norm_eps, z=list(n.z[at]), **n.options)
+        lambda n, at, r: exact.layer_norm_epsilon(
+            list(n.x[at]), list(n.operands[1]), n.bias, r, n.norm_eps, z=list(n.z[at]), **n.options
+        )
     ),
-    "learned stop": _stops(lambda n: n.attributes["role"], False),
-    "linear epsilon": _each_row(lambda n, at, r: exact.linear_epsilon(list(n.x[at]), _w(n), n.bias, r, z=list(n.z[at]), **n.options)),
-    "linear gamma": _each_row(lambda n, at, r: exact.linear_gamma(list(n.x[at]), _w(n), n.bias, r, eps=0, z=list(n.z[at]), **n.options)),
-    "matmul uniform": _each_product(lambda n, at, a, v, r: exact.matmul_uniform(a, v, r, z=n.z[at].tolist(), **n.options)),
-    "movement follow": _follow,
-    "multiply uniform": _each_entry(lambda n, x, r: exact.multiply_uniform(x, n.attributes["constant"], r)),
-    "pooling epsilon": _pooled(lambda n, x, counted, r: exact.pooling_epsilon(x, counted, r, **n.options)),
-    "renormalise identity": _each_row(lambda n, at, r: exact.identity(r)),
+    "learned leaf": _stops(lambda n: n.attributes["role"], False),
+    "linear epsilon": _each_row(
+        lambda n, at, r: exact.linear_epsilon(
+            list(n.x[at]), _w(n), n.bias, r, z=list(n.z[at]), **n.options
+        )
+    ),
+    "linear gamma": _each_row(
+        lambda n, at, r: exact.linear_gamma(
+            list(n.x[at]), _w(n), n.bias, r, eps=0, z=list(n.z[at]), **n.options
+        )
+    ),
+    "matmul uniform": _each_product(
+        lambda n, at, a, v, r: exact.matmul_uniform(a, v, r, z=n.z[at].tolist(), **n.options)
+    ),
+    "movement pass_through": _pass_through,
+    "multiply uniform": _each_entry(
+        lambda n, x, r: exact.multiply_uniform(x, n.attributes["constant"], r)
+    ),
+    "pooling epsilon": _pooled(
+        lambda n, x, counted, r: exact.pooling_epsilon(x, counted, r, **n.options)
+    ),
+    "renormalize identity": _each_row(lambda n, at, r: exact.identity(r)),
     "rms_norm identity": _each_row(lambda n, at, r: exact.identity(r)),
     "rotary epsilon": _each_row(
-        lambda n, at, r: exact.rotary_epsilon(list(n.x[at]), *_turned(n, at), r, z=list(n.z[at]), **n.options)
+        lambda n, at, r: exact.rotary_epsilon(
+            list(n.x[at]), *_turned(n, at), r, z=list(n.z[at]), **n.options
+        )
     ),
-    "scale follow": _each_row(lambda n, at, r: exact.identity(r)),
+    "scale pass_through": _each_row(lambda n, at, r: exact.identity(r)),
     "softmax taylor": _softmax_by(exact.softmax_taylor),
     "softmax z_plus": _softmax_by(exact.softmax_z_plus),
-    "source stop": _stops(lambda n: n.attributes["role"], False),
-    "top_k follow": _follow_top_k,
+    "source leaf": _stops(lambda n: n.attributes["role"], False),
+    "top_k pass_through": _pass_through_top_k,
 }
 """Operation and rule -> its definition, for methods that carry relevance."""
 
 GRADIENT: dict[str, RuleOf] = {
-    "activation identity": _each_row(lambda n, at, g: exact.activation_ratio(n.attributes["kind"], list(n.x[at]), g, list(n.z[at]))),
-    "activation gradient": _each_row(lambda n, at, g: exact.activation_gradient(n.attributes["kind"], list(n.x[at]), g)),
+    "activation identity": _each_row(
+        lambda n, at, g: exact.activation_identity_gxi(
+            n.attributes["kind"], list(n.x[at]), g, list(n.z[at])
+        )
+    ),
+    "activation gradient": _each_row(
+        lambda n, at, g: exact.activation_gradient(n.attributes["kind"], list(n.x[at]), g)
+    ),
     "add sum": _each_entry(lambda n, x, g: exact.add_gradient(x[0], x[1], g)),
-    "combine sum": _combined(lambda n, b, index, g: exact_experts.combine_gradient(len(n.operands), index, g)),
-    "embedding stop": _stops(lambda n: n.attributes["role"], True),
-    "gather follow": _follow_gather,
-    "layer_norm frozen": _each_row(
-        lambda n, at, g: exact.layer_norm_frozen(list(n.x[at]), list(n.operands[1]), n.bias, g, n.norm_eps)
+    "combine sum": _combined(
+        lambda n, b, index, g: exact_experts.combine_gradient(len(n.operands), index, g)
+    ),
+    "embedding leaf": _stops(lambda n: n.attributes["role"], True),
+    "gather pass_through": _pass_through_gather,
+    "layer_norm epsilon_gxi": _each_row(
+        lambda n, at, g: exact.layer_norm_epsilon_gxi(
+            list(n.x[at]), list(n.operands[1]), n.bias, g, n.norm_eps
+        )
     ),
     "layer_norm gradient": _each_row(
-        lambda n, at, g: exact.layer_norm_gradient(list(n.x[at]), list(n.operands[1]), n.bias, g, n.norm_eps)
+        lambda n, at, g: exact.layer_norm_gradient(
+            list(n.x[at]), list(n.operands[1]), n.bias, g, n.norm_eps
+        )
     ),
-    "learned stop": _stops(lambda n: n.attributes["role"], True),
-    "linear transpose": _each_row(lambda n, at, g: exact.linear_gradient(list(n.x[at]), _w(n), n.bias, g)),
-    "matmul half": _each_product(lambda n, at, a, v, g: exact.matmul_gradient(a, v, g, HALF, HALF)),
+    "learned leaf": _stops(lambda n: n.attributes["role"], True),
+    "linear transpose": _each_row(
+        lambda n, at, g: exact.linear_gradient(list(n.x[at]), _w(n), n.bias, g)
+    ),
+    "matmul uniform_gxi": _each_product(
+        lambda n, at, a, v, g: exact.matmul_gradient(a, v, g, HALF, HALF)
+    ),
     "matmul second": _each_product(lambda n, at, a, v, g: exact.matmul_gradient(a, v, g, 0, 1)),
     "matmul gradient": _each_product(lambda n, at, a, v, g: exact.matmul_gradient(a, v, g, 1, 1)),
-    "movement follow": _follow,
-    "multiply half": _each_entry(lambda n, x, g: exact.multiply_half(x, n.attributes["constant"], g)),
-    "multiply second": _each_entry(lambda n, x, g: exact.multiply_second_gradient(x[0], x[1], g)),
-    "multiply gradient": _each_entry(lambda n, x, g: exact.multiply_gradient(x, n.attributes["constant"], g)),
+    "movement pass_through": _pass_through,
+    "multiply uniform_gxi": _each_entry(
+        lambda n, x, g: exact.multiply_uniform_gxi(x, n.attributes["constant"], g)
+    ),
+    "multiply second": _each_entry(lambda n, x, g: exact.multiply_second_gxi(x[0], x[1], g)),
+    "multiply gradient": _each_entry(
+        lambda n, x, g: exact.multiply_gradient(x, n.attributes["constant"], g)
+    ),
     "pooling mean": _pooled(lambda n, x, counted, g: exact.pooling_gradient(x, counted, g)),
-    "renormalise frozen": _each_row(lambda n, at, g: exact_experts.renormalise_frozen(list(n.x[at]), g)),
-    "renormalise gradient": _each_row(lambda n, at, g: exact_experts.renormalise_gradient(list(n.x[at]), g)),
-    "rms_norm frozen": _each_row(lambda n, at, g: exact.rms_norm_frozen(list(n.x[at]), n.norm_weight, g, n.norm_eps)),
-    "rms_norm gradient": _each_row(lambda n, at, g: exact.rms_norm_gradient(list(n.x[at]), n.norm_weight, g, n.norm_eps)),
-    "rotary transpose": _each_row(lambda n, at, g: exact.rotary_gradient(list(n.x[at]), *_turned(n, at), g)),
-    "scale factor": _each_row(lambda n, at, g: exact.scale_gradient(list(n.x[at]), MP.mpf(n.attributes["factor"]), g)),
+    "renormalize identity_gxi": _each_row(
+        lambda n, at, g: exact_experts.renormalize_identity_gxi(list(n.x[at]), g)
+    ),
+    "renormalize gradient": _each_row(
+        lambda n, at, g: exact_experts.renormalize_gradient(list(n.x[at]), g)
+    ),
+    "rms_norm identity_gxi": _each_row(
+        lambda n, at, g: exact.rms_norm_identity_gxi(list(n.x[at]), n.norm_weight, g, n.norm_eps)
+    ),
+    "rms_norm gradient": _each_row(
+        lambda n, at, g: exact.rms_norm_gradient(list(n.x[at]), n.norm_weight, g, n.norm_eps)
+    ),
+    "rotary transpose": _each_row(
+        lambda n, at, g: exact.rotary_gradient(list(n.x[at]), *_turned(n, at), g)
+    ),
+    "scale factor": _each_row(
+        lambda n, at, g: exact.scale_gradient(list(n.x[at]), MP.mpf(n.attributes["factor"]), g)
+    ),
     "softmax true": _softmax_by(exact.softmax_gradient),
     "softmax constant": _each_row(
         lambda n, at, g: exact.softmax_constant(
-            list(n.x[at]), list(n.z[at]), [p * each for p, each in zip(n.z[at], g, strict=True)], n.visible(at)
+            list(n.x[at]),
+            list(n.z[at]),
+            [p * each for p, each in zip(n.z[at], g, strict=True)],
+            n.visible(at),
         )
     ),
-    "source stop": _stops(lambda n: n.attributes["role"], True),
-    "top_k follow": _follow_top_k,
+    "source leaf": _stops(lambda n: n.attributes["role"], True),
+    "top_k pass_through": _pass_through_top_k,
 }
 """The same for methods that carry gradients, under the names of what they do."""
 
 
-# -- methods -------------------------------------------------------------------------------------------------------------------------------
+# -- methods ---------------------------------------------------------------------------------------
 
 Line: TypeAlias = tuple[str, str, str, dict[str, Any]]
 """Operation, pattern of the sites, rule, options."""
@@ -531,38 +659,86 @@ Line: TypeAlias = tuple[str, str, str, dict[str, Any]]
 class Method:
     """A method's table; its first line that fits an operation at a site gives the rule."""
 
-    carries: str
+    formulation: str
     lines: tuple[Line, ...]
 
     def line(self, operation: str, names: Sequence[str]) -> Line:
-        return next(one for one in self.lines if one[0] == operation and any(fnmatchcase(name, one[1]) for name in names))
+        return next(
+            one
+            for one in self.lines
+            if one[0] == operation and any(fnmatchcase(name, one[1]) for name in names)
+        )
 
 
 def _table(options: dict[str, Any] | None = None, **rules: str) -> tuple[Line, ...]:
-    return tuple((operation, "*", rule, dict(options or {}) if rule in ("epsilon", "uniform") else {}) for operation, rule in rules.items())
+    return tuple(
+        (operation, "*", rule, dict(options or {}) if rule in ("epsilon", "uniform") else {})
+        for operation, rule in rules.items()
+    )
 
 
 def _paper(eps: str, kind: str, **changed: str) -> tuple[Line, ...]:
     """A eqs. 8, 9, 15 and props. 3.1 to 3.4."""
     options = {"eps": MP.mpf(float(eps)), "kind": kind}
     dividing = _table(
-        options, add="epsilon", combine="epsilon", layer_norm="epsilon", linear="epsilon", matmul="uniform", pooling="epsilon", rotary="epsilon"
+        options,
+        add="epsilon",
+        combine="epsilon",
+        layer_norm="epsilon",
+        linear="epsilon",
+        matmul="uniform",
+        pooling="epsilon",
+        rotary="epsilon",
     )
     rest = _table(
-        activation="identity", embedding="stop", gather="follow", learned="stop", movement="follow", multiply="uniform",
-        renormalise="identity", rms_norm="identity", scale="follow", softmax="taylor", source="stop", top_k="follow",
-    )  # fmt: skip
-    return tuple(line[:3] + ({},) if line[:3] == ("multiply", "*", "uniform") else line for line in (*dividing, *rest))
+        activation="identity",
+        embedding="leaf",
+        gather="pass_through",
+        learned="leaf",
+        movement="pass_through",
+        multiply="uniform",
+        renormalize="identity",
+        rms_norm="identity",
+        scale="pass_through",
+        softmax="taylor",
+        source="leaf",
+        top_k="pass_through",
+    )
+    return tuple(
+        line[:3] + ({},) if line[:3] == ("multiply", "*", "uniform") else line
+        for line in (*dividing, *rest)
+    )
 
 
 _GRADIENT = _table(
-    activation="identity", add="sum", combine="sum", embedding="stop", gather="follow", layer_norm="frozen", learned="stop",
-    linear="transpose", matmul="half", movement="follow", multiply="half", pooling="mean", renormalise="frozen", rms_norm="frozen",
-    rotary="transpose", scale="factor", softmax="true", source="stop", top_k="follow",
-)  # fmt: skip
+    activation="identity",
+    add="sum",
+    combine="sum",
+    embedding="leaf",
+    gather="pass_through",
+    layer_norm="epsilon_gxi",
+    learned="leaf",
+    linear="transpose",
+    matmul="uniform_gxi",
+    movement="pass_through",
+    multiply="uniform_gxi",
+    pooling="mean",
+    renormalize="identity_gxi",
+    rms_norm="identity_gxi",
+    rotary="transpose",
+    scale="factor",
+    softmax="true",
+    source="leaf",
+    top_k="pass_through",
+)
 
 _DERIVATIVES = _table(
-    activation="gradient", layer_norm="gradient", matmul="gradient", multiply="gradient", renormalise="gradient", rms_norm="gradient"
+    activation="gradient",
+    layer_norm="gradient",
+    matmul="gradient",
+    multiply="gradient",
+    renormalize="gradient",
+    rms_norm="gradient",
 )
 
 _CONSTANT_ATTENTION: tuple[Line, ...] = (
@@ -574,14 +750,22 @@ _CONSTANT_ATTENTION: tuple[Line, ...] = (
 _FLOAT = {name: MP.mpf(float(name)) for name in ("1e-8", "1e-6", "0.05", "0.25")}
 
 _LXT: tuple[Line, ...] = (
-    ("matmul", "*context", "uniform", {"eps": _FLOAT["1e-6"], "kind": "plain", "denominator": "2(z+eps)"}),
+    (
+        "matmul",
+        "*context",
+        "uniform",
+        {"eps": _FLOAT["1e-6"], "kind": "plain", "denominator": "2(z+eps)"},
+    ),
     ("layer_norm", "*", "epsilon", {"eps": _FLOAT["1e-6"], "kind": "plain"}),
     ("pooling", "*", "epsilon", {"eps": _FLOAT["1e-6"], "kind": "plain"}),
     ("combine", "*", "epsilon", {"eps": _FLOAT["1e-6"], "kind": "sign"}),
 )
 
 _VISION: tuple[Line, ...] = (
-    *(("linear", f"*.{name}", "epsilon", {"eps": _FLOAT["1e-6"], "kind": "sign"}) for name in ("query", "key", "value", "attention.output.dense")),
+    *(
+        ("linear", f"*.{name}", "epsilon", {"eps": _FLOAT["1e-6"], "kind": "sign"})
+        for name in ("query", "key", "value", "attention.output.dense")
+    ),
     ("linear", "*.patch_embeddings.projection", "gamma", {"gamma": _FLOAT["0.25"]}),
     ("linear", "*", "gamma", {"gamma": _FLOAT["0.05"]}),
     ("softmax", "*", "z_plus", {}),
@@ -589,17 +773,19 @@ _VISION: tuple[Line, ...] = (
 
 METHODS: dict[str, Method] = {
     "attnlrp": Method("relevance", _paper("1e-6", "sign")),
-    "attnlrp-gradient": Method("gradient", _GRADIENT),
-    "cp-lrp": Method("gradient", (*_CONSTANT_ATTENTION, *_GRADIENT)),
-    "input-x-gradient": Method("gradient", (*_DERIVATIVES, *_GRADIENT)),
+    "attnlrp-gradient": Method("gradient_x_input", _GRADIENT),
+    "cp-lrp": Method("gradient_x_input", (*_CONSTANT_ATTENTION, *_GRADIENT)),
+    "input-x-gradient": Method("gradient_x_input", (*_DERIVATIVES, *_GRADIENT)),
     "lrp-0": Method("relevance", _paper("0", "none")),
     "lxt-explicit": Method("relevance", (*_LXT, *_paper("1e-8", "plain"))),
     "attnlrp-vit": Method("relevance", (*_VISION, *_paper("1e-6", "sign"))),
 }
-"""A: AttnLRP, language models and vision; Ali et al. 2022; Shrikumar et al. 2016; Bach et al. 2015; LXT 2.1's relevance form."""
+"""A: AttnLRP, language models and vision; Ali et al. 2022; Shrikumar et al. 2016; Bach et al. 2015;
+LXT 2.1's relevance form.
+"""
 
 
-# -- the walk ------------------------------------------------------------------------------------------------------------------------------
+# -- the walk --------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -607,13 +793,13 @@ class Swept:
     """The answer, in the order of the sweep: from the output to the inputs."""
 
     relevance: dict[str, Exact] = field(default_factory=dict)
-    """Site -> relevance (x g where gradients are carried); zeros where nothing arrives."""
-    carried: dict[str, Exact] = field(default_factory=dict)
+    """Site -> relevance (x g where gradients are propagated); zeros where nothing arrives."""
+    propagated: dict[str, Exact] = field(default_factory=dict)
     rules: dict[str, str] = field(default_factory=dict)
     absorbed: dict[str, Absorbed] = field(default_factory=dict)
     """Site -> for each example cause -> messages."""
-    gaps: dict[str, list[Any]] = field(default_factory=dict)
-    """Site -> for each example what its books miss: 0 to 60 digits."""
+    conservation_errors: dict[str, list[Any]] = field(default_factory=dict)
+    """Site -> for each example what its entry in the ledger miss: 0 to 60 digits."""
     explained: list[Any] = field(default_factory=list)
 
     def total(self, b: int = 0) -> dict[str, Any]:
@@ -626,64 +812,92 @@ class Swept:
 
 
 def seed(method: str, logits: Exact, targets: Sequence[int]) -> Exact:
-    """What the sweep starts from: each example's target logit itself, or 1 where gradients are carried."""
+    """What the sweep starts from: each example's target logit itself, or 1 where gradients are
+    propagated.
+    """
     start = _zeros(logits.shape)
     for b, target in enumerate(targets):
-        start[b, 0, target] = MP.mpf(1) if METHODS[method].carries == "gradient" else logits[b, 0, target]
+        start[b, 0, target] = (
+            MP.mpf(1) if METHODS[method].formulation == "gradient_x_input" else logits[b, 0, target]
+        )
     return start
 
 
 def sweep(
-    records: Sequence[Record], values: Mapping[Value, Exact], at: Value, start: Exact, method: str, config: Any, noise: Noise = SILENT
+    records: Sequence[Record],
+    values: Mapping[Value, Exact],
+    at: Value,
+    start: Exact,
+    method: str,
+    config: Any,
+    noise: Noise = SILENT,
 ) -> Swept:
     """`start` at the value `at`, brought down to every value of the run."""
     table, swept, weights = METHODS[method], Swept(), Weights()
-    rules = GRADIENT if table.carries == "gradient" else RELEVANCE
+    rules = GRADIENT if table.formulation == "gradient_x_input" else RELEVANCE
     arrived: dict[Value, Exact] = {at: start}
     swept.explained = [sum(e.flat) for e in _worth(table, values[at], start)]
     for record in reversed(records):
         z, r = values[record.output], arrived.pop(record.output, None)
-        swept.carried[record.output.site] = _zeros(z.shape) if r is None else r
-        swept.relevance[record.output.site] = _worth(table, z, swept.carried[record.output.site])
+        swept.propagated[record.output.site] = _zeros(z.shape) if r is None else r
+        swept.relevance[record.output.site] = _worth(table, z, swept.propagated[record.output.site])
         if r is None:
             continue
         _, _, rule, options = table.line(record.operation, record.output.names)
         node = _node(record, values, weights, config, noise)
-        node.z = z if noise.random is None else noise(FORWARD[record.operation](node))  # an implementation may form z again, in its own order
+        node.z = (
+            z if noise.random is None else noise(FORWARD[record.operation](node))
+        )  # an implementation may form z again, in its own order
         node.options = options
         given, absorbed = rules[f"{record.operation} {rule}"](node, noise(r))
         _account(swept, table, record, r, values, given, absorbed)
         swept.rules[record.output.site] = rule
-        for operand, share in zip(record.operands, given, strict=False):  # of parameters a rule says nothing
+        for operand, share in zip(
+            record.operands, given, strict=False
+        ):  # of parameters a rule says nothing
             if isinstance(operand, Value) and share is not None:
                 share = noise(share)
                 arrived[operand] = arrived[operand] + share if operand in arrived else share
     return swept
 
 
-def _worth(table: Method, x: Exact, carried: Exact) -> Exact:
-    return x * carried if table.carries == "gradient" else carried
+def _worth(table: Method, x: Exact, propagated: Exact) -> Exact:
+    return x * propagated if table.formulation == "gradient_x_input" else propagated
 
 
 def _account(
-    swept: Swept, table: Method, record: Record, r: Exact, values: Mapping[Value, Exact], given: list[Exact], absorbed: Absorbed
+    swept: Swept,
+    table: Method,
+    record: Record,
+    r: Exact,
+    values: Mapping[Value, Exact],
+    given: list[Exact],
+    absorbed: Absorbed,
 ) -> None:
     """received - passed on - absorbed, for each example."""
     site, worth = record.output.site, _worth(table, values[record.output], r)
     swept.absorbed[site] = absorbed
-    gaps = [sum(worth[b].flat) - sum(m for messages in absorbed[b].values() for m in messages) for b in range(len(r))]
+    conservation_errors = [
+        sum(worth[b].flat) - sum(m for messages in absorbed[b].values() for m in messages)
+        for b in range(len(r))
+    ]
     for operand, share in zip(record.operands, given, strict=False):
         if isinstance(operand, Value) and share is not None:
-            gaps = [gap - sum(_worth(table, values[operand], share)[b].flat) for b, gap in enumerate(gaps)]
-    swept.gaps[site] = gaps
+            conservation_errors = [
+                conservation_error - sum(_worth(table, values[operand], share)[b].flat)
+                for b, conservation_error in enumerate(conservation_errors)
+            ]
+    swept.conservation_errors[site] = conservation_errors
 
 
-# -- a whole answer ------------------------------------------------------------------------------------------------------------------------
+# -- a whole answer --------------------------------------------------------------------------------
 
 
 @dataclass
 class Conditioned:
-    """Forward and relevance of a run, with what one unit of roundoff everywhere may move them by."""
+    """Forward and relevance of a run, with what one unit of roundoff everywhere may move them
+    by.
+    """
 
     values: dict[str, Any]
     """Site -> activation, float64."""
@@ -695,39 +909,67 @@ class Conditioned:
     books: dict[str, dict[tuple[str, str], tuple[list[float], float]]]
     """Method -> (site, cause) -> the amount absorbed of each example, and its condition."""
     condition: dict[str, dict[str, float]]
-    """Method (and "forward", for the activations) -> site -> the largest move of an entry, over the size of the noise."""
-    gap: float
-    """The largest absolute gap of all books."""
+    """Method (and "forward", for the activations) -> site -> the largest move of an entry, over the
+    size of the noise.
+    """
+    conservation_error: float
+    """The largest absolute conservation error of all ledger."""
 
 
 def run(
-    records: Sequence[Record], at: Value, targets: Sequence[int], methods: Sequence[str], config: Any, runs: int = 4
+    records: Sequence[Record],
+    at: Value,
+    targets: Sequence[int],
+    methods: Sequence[str],
+    config: Any,
+    runs: int = 4,
 ) -> Conditioned:
     """Everything at once: the exact answer and `runs` noisy ones."""
     values = forward(records, config)
-    swept = {m: sweep(records, values, at, seed(m, values[at], targets), m, config) for m in methods}
-    condition = {m: {site: _largest(r) for site, r in s.relevance.items()} for m, s in swept.items()}
+    swept = {
+        m: sweep(records, values, at, seed(m, values[at], targets), m, config) for m in methods
+    }
+    condition = {
+        m: {site: _largest(r) for site, r in s.relevance.items()} for m, s in swept.items()
+    }
     condition["forward"] = {v.site: _largest(x) for v, x in values.items()}
     booked = {m: _booked(s) for m, s in swept.items()}
     absorbing = {m: {key: _largest(x) for key, x in b.items()} for m, b in booked.items()}
     for k in range(runs):
         noise = Noise(k)
         moved = forward(records, config, noise)
-        _widen(condition["forward"], {v.site: x for v, x in values.items()}, {v.site: x for v, x in moved.items()})
+        _widen(
+            condition["forward"],
+            {v.site: x for v, x in values.items()},
+            {v.site: x for v, x in moved.items()},
+        )
         for m in methods:
             noisy = sweep(records, moved, at, seed(m, moved[at], targets), m, config, noise)
             _widen(condition[m], swept[m].relevance, noisy.relevance)
             _widen(absorbing[m], booked[m], _booked(noisy))
     for m, s in swept.items():
-        absorbing[m] = {key: max(absorbing[m][key], scale) for key, scale in _scales(s, condition[m]).items()}
+        absorbing[m] = {
+            key: max(absorbing[m][key], scale) for key, scale in _scales(s, condition[m]).items()
+        }
     return Conditioned(
         {v.site: rounded(x) for v, x in values.items()},
         rounded(values[at]),
         {m: {site: rounded(r) for site, r in s.relevance.items()} for m, s in swept.items()},
-        {m: {cause: float(amount) for cause, amount in s.total().items()} for m, s in swept.items()},
-        {m: {key: (rounded(x).tolist(), absorbing[m][key]) for key, x in b.items()} for m, b in booked.items()},
+        {
+            m: {cause: float(amount) for cause, amount in s.total().items()}
+            for m, s in swept.items()
+        },
+        {
+            m: {key: (rounded(x).tolist(), absorbing[m][key]) for key, x in b.items()}
+            for m, b in booked.items()
+        },
         condition,
-        max(abs(float(gap)) for s in swept.values() for gaps in s.gaps.values() for gap in gaps),
+        max(
+            abs(float(conservation_error))
+            for s in swept.values()
+            for conservation_errors in s.conservation_errors.values()
+            for conservation_error in conservation_errors
+        ),
     )
 
 
@@ -737,23 +979,39 @@ def _largest(x: Exact) -> float:
 
 def _booked(swept: Swept) -> dict[tuple[str, str], Exact]:
     """(site, cause) -> the amounts of all examples."""
-    causes = {(site, cause): books for site, books in swept.absorbed.items() for each in books for cause in each}
-    return {key: _like((len(books),), (ZERO + sum(each.get(key[1], [])) for each in books)) for key, books in causes.items()}
+    causes = {
+        (site, cause): books
+        for site, books in swept.absorbed.items()
+        for each in books
+        for cause in each
+    }
+    return {
+        key: _like((len(books),), (ZERO + sum(each.get(key[1], [])) for each in books))
+        for key, books in causes.items()
+    }
 
 
 def _scales(swept: Swept, condition: Mapping[str, float]) -> dict[tuple[str, str], float]:
-    """(site, cause) -> the sum of |messages|, moved as the relevance they are cut from: a sum may by chance hardly move in a few runs."""
+    """(site, cause) -> the sum of |messages|, moved as the relevance they are cut from: a sum may
+    by chance hardly move in a few runs.
+    """
     scales: dict[tuple[str, str], float] = {}
     for site, books in swept.absorbed.items():
         strain = condition[site] / (_largest(swept.relevance[site]) or 1.0)
-        for cause, messages in ((cause, messages) for each in books for cause, messages in each.items()):
-            scales[site, cause] = max(scales.get((site, cause), 0.0), strain * float(sum(map(abs, messages))))
+        for cause, messages in (
+            (cause, messages) for each in books for cause, messages in each.items()
+        ):
+            scales[site, cause] = max(
+                scales.get((site, cause), 0.0), strain * float(sum(map(abs, messages)))
+            )
     return scales
 
 
 Key = TypeVar("Key")
 
 
-def _widen(condition: dict[Key, float], true: Mapping[Key, Exact], moved: Mapping[Key, Exact]) -> None:
+def _widen(
+    condition: dict[Key, float], true: Mapping[Key, Exact], moved: Mapping[Key, Exact]
+) -> None:
     for key, x in true.items():
         condition[key] = max(condition[key], _largest(moved[key] - x) / float(D))

@@ -1,6 +1,8 @@
-"""What vision adds to the rules, from its definitions and in exact arithmetic: the z-box rule, and patches.
+"""What vision adds to the rules, from its definitions and in exact arithmetic: the z-box rule, and
+patches.
 
-The companion of exact.py, with its Split. M = Montavon et al. 2017 (Pattern Recognition 65). This file knows nothing of the engine.
+The companion of exact.py, with its Split. M = Montavon et al. 2017 (Pattern Recognition 65). This
+file knows nothing of the engine.
 """
 
 from __future__ import annotations
@@ -8,17 +10,30 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import product
 
-from refl.verification.definitions.exact import Index, Matrix, Number, Split, Vector, negative, nothing_passed, positive
+from refl.verification.definitions.exact import (
+    Index,
+    Matrix,
+    Number,
+    Split,
+    Vector,
+    negative,
+    nothing_passed,
+    positive,
+)
 
 
 def linear_z_box(x: Vector, w: Matrix, r: Vector, low: Vector, high: Vector) -> Split:
-    """R_(i<-j) = (W_ji x_i - W_ji^+ l_i - W_ji^- h_i) R_j / sum of the same  (M, the z^B rule); no receiver where every term is zero.
+    """R_(i<-j) = (W_ji x_i - W_ji^+ l_i - W_ji^- h_i) R_j / sum of the same
+        (M, the z^B rule); no receiver where every term is zero.
 
     The bias has no part in it: b_j - b_j^+ - b_j^- = 0.
     """
     split = nothing_passed(1)
     for j in range(len(w)):
-        c: list[Number] = [w[j][i] * x[i] - positive(w[j][i]) * low[i] - negative(w[j][i]) * high[i] for i in range(len(x))]
+        c: list[Number] = [
+            w[j][i] * x[i] - positive(w[j][i]) * low[i] - negative(w[j][i]) * high[i]
+            for i in range(len(x))
+        ]
         s = split.share(sum(c), r[j], Fraction(0), "none")
         for i in range(len(x)):
             split.send(0, i, c[i] * s)
@@ -26,9 +41,11 @@ def linear_z_box(x: Vector, w: Matrix, r: Vector, low: Vector, high: Vector) -> 
 
 
 def patch_place(index: Index, size: tuple[int, int], shape: Index) -> Index | None:
-    """Where a pixel (b, c, row, column) of an image (B, C, H, W) stands among patches (B, N, C h w); None where no patch holds it.
+    """Where a pixel (b, c, row, column) of an image (B, C, H, W) stands among patches (B, N, C h
+    w); None where no patch holds it.
 
-    Patches are counted row by row; within one, the numbers of a channel stand together, row by row, as in a convolution's kernel.
+    Patches are counted row by row; within one, the numbers of a channel stand together, row by row,
+    as in a convolution's kernel.
     """
     (b, c, row, column), (h, w) = index, size
     across = shape[3] // w
@@ -38,6 +55,8 @@ def patch_place(index: Index, size: tuple[int, int], shape: Index) -> Index | No
 
 
 def patches(shape: Index, size: tuple[int, int]) -> dict[Index, tuple[int, Index]]:
-    """Entry of the output -> the operand and the entry it is read from, as exact.follow takes it."""
+    """Entry of the output -> the operand and the entry it is read from, as exact.pass_through takes
+    it.
+    """
     places = ((patch_place(index, size, shape), index) for index in product(*map(range, shape)))
     return {place: (0, index) for place, index in places if place is not None}

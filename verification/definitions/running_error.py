@@ -1,13 +1,19 @@
-"""A number that keeps count of its own rounding: 60 digits, and beside them how far floating point may be from them.
+"""A number that keeps count of its own rounding: 60 digits, and beside them how far floating point
+may be from them.
 
-Any formula written for plain numbers (those of exact.py) can be run on these. What comes out is its value and its *condition*: the
-sum, to first order, of what one relative rounding of every factor, product, quotient and partial sum can move, in units of the unit
-roundoff u. An implementation that rounds each of its steps once is off by at most  units * u * condition  with a small `units`.
-(Running error analysis: Wilkinson 1963; Higham 2002, Accuracy and Stability of Numerical Algorithms, section 3.3.)
+Any formula written for plain numbers (those of exact.py) can be run on these. What comes out is its
+value and its *condition*: the sum, to first order, of what one relative rounding of every factor,
+product, quotient and partial sum can move, in units of the unit
+roundoff u. An implementation that rounds each of its steps once is off by at most  units * u * condition
+                                                                                    with a small
+                                                                                    `units`.
+(Running error analysis: Wilkinson 1963; Higham 2002, Accuracy and Stability of Numerical
+Algorithms, section 3.3.)
 
-A sum of n terms counts (n - 1) times the sum of their absolute values, which holds in whatever order they are added. Where every
-order gives the exact sum, because all terms are multiples of one power of two and none leaves the format, nothing is counted: sums of
-small whole numbers are exact, so a denominator that cancels to zero there is zero for everyone.
+A sum of n terms counts (n - 1) times the sum of their absolute values, which holds in whatever
+order they are added. Where every order gives the exact sum, because all terms are multiples of one
+power of two and none leaves the format, nothing is counted: sums of small whole numbers are exact,
+so a denominator that cancels to zero there is zero for everyone.
 """
 
 from __future__ import annotations
@@ -22,23 +28,38 @@ SIGNIFICANT = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 """Bits of the significand; the unit roundoff is 2^-bits."""
 
 FAR = 8.0
-"""A denominator, or the sign of a number, has to stand this many times its possible error away from zero."""
+"""A denominator, or the sign of a number, has to stand this many times its possible error away from
+zero.
+"""
 
 
 SMALLEST, SMALLEST_SINGLE = 2.0**-1022, 2.0**-126
-"""The least normal numbers of float64 and float32 (in which half precision is worked out): below them digits, then the number are lost."""
+"""The least normal numbers of float64 and float32 (in which half precision is worked out): below
+them digits, then the number are lost.
+"""
 
 
 class Fragile(ArithmeticError):
-    """Rounding decides: two right implementations may differ by as much as they like on these numbers."""
+    """Rounding decides: two right implementations may differ by as much as they like on these
+    numbers.
+    """
 
 
 class Running:
-    """value: mpf. error: in units of u. size: sum of |terms| it was added up from. grid: log2 of the power of two it is a multiple of."""
+    """value: mpf. error: in units of u. size: sum of |terms| it was added up from. grid: log2 of
+    the power of two it is a multiple of.
+    """
 
     __slots__ = ("bits", "error", "grid", "size", "value")
 
-    def __init__(self, value: Any, bits: int, error: float = 0.0, size: float | None = None, grid: int | None = None) -> None:
+    def __init__(
+        self,
+        value: Any,
+        bits: int,
+        error: float = 0.0,
+        size: float | None = None,
+        grid: int | None = None,
+    ) -> None:
         self.value = value
         self.bits = bits
         self.error = error
@@ -48,7 +69,7 @@ class Running:
     def _other(self, other: Any) -> Running:
         return other if isinstance(other, Running) else given(other, self.bits)
 
-    # -- arithmetic ----------------------------------------------------------------------------------------------------------------
+    # -- arithmetic --------------------------------------------------------------------------------
 
     def __add__(self, other: Any) -> Running:
         b = self._other(other)
@@ -56,8 +77,16 @@ class Running:
             if not zero.size and not zero.error:
                 return rest
         size, grid = self.size + b.size, min(self.grid, b.grid)
-        exact = not self.error and not b.error and size <= math.ldexp(1.0, min(grid + self.bits, 1000))
-        return Running(self.value + b.value, self.bits, 0.0 if exact else self.error + b.error + size, size, grid)
+        exact = (
+            not self.error and not b.error and size <= math.ldexp(1.0, min(grid + self.bits, 1000))
+        )
+        return Running(
+            self.value + b.value,
+            self.bits,
+            0.0 if exact else self.error + b.error + size,
+            size,
+            grid,
+        )
 
     def __neg__(self) -> Running:
         return Running(-self.value, self.bits, self.error, self.size, self.grid)
@@ -91,12 +120,14 @@ class Running:
     __radd__, __rmul__ = __add__, __mul__
 
     def _rounding(self, value: Any, b: Running) -> float:
-        """Of a product or quotient: none by a power of two, none of exact numbers whose result the format holds."""
+        """Of a product or quotient: none by a power of two, none of exact numbers whose result the
+        format holds.
+        """
         power_of_two = _bits(b.value) <= 1 or _bits(self.value) == 0
         held = not self.error and not b.error and _bits(value) <= self.bits
         return 0.0 if power_of_two or held else abs(float(value))
 
-    # -- comparison: refused where rounding decides --------------------------------------------------------------------------------
+    # -- comparison: refused where rounding decides ------------------------------------------------
 
     def demand_sign(self) -> None:
         if self.error and abs(float(self.value)) <= FAR * math.ldexp(self.error, -self.bits):
@@ -129,7 +160,7 @@ class Running:
     def __float__(self) -> float:
         return float(self.value)
 
-    # -- functions -----------------------------------------------------------------------------------------------------------------
+    # -- functions ---------------------------------------------------------------------------------
 
     def function(self, name: str) -> Running:
         """exp, sqrt, erfc, tanh or cosh, with two roundings for the library that computes it."""
@@ -150,7 +181,9 @@ _SLOPES: dict[str, Any] = {
 
 
 def given(x: Any, bits: int) -> Running:
-    """A number that the caller gives. A format that cannot hold it (eps = 1e-6 in float32) rounds it once."""
+    """A number that the caller gives. A format that cannot hold it (eps = 1e-6 in float32) rounds
+    it once.
+    """
     value = MP.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else MP.mpf(x)
     return Running(value, bits, 0.0 if _bits(value) <= bits else abs(float(value)))
 

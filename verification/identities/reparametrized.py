@@ -1,8 +1,10 @@
-"""The same function written with other weights, for any net: what an explanation must not depend on (identity 7).
+"""The same function written with other weights, for any net: what an explanation must not depend on
+(identity 7).
 
-A net's records say which linear layers make queries, keys and values, which read a norm, and which feed a product, so no architecture
-is named here. Every change returns a model that computes the same, or None where the net has no place for it. Tensors are changed in
-copies, as matrices (O, I) whatever their storage; layers that share a tensor are changed once.
+A net's records say which linear layers make queries, keys and values, which read a norm, and which
+feed a product, so no architecture is named here. Every change returns a model that computes the
+same, or None where the net has no place for it. Tensors are changed in copies, as matrices (O, I)
+whatever their storage; layers that share a tensor are changed once.
 
     key_bias        k + c                          each row of scores moves by a number of its own
     query_key       q M,  k M^-T                   the scores stay
@@ -32,11 +34,13 @@ NORMS = ("rms_norm", "layer_norm")
 MOVED = ("movement", "rotary", "scale")
 
 
-# -- who feeds whom -------------------------------------------------------------------------------------------------------------------
+# -- who feeds whom --------------------------------------------------------------------------------
 
 
 class Graph:
-    """The records of a run, found by what they made and by what they read. `out` is what the net gives, where that is known."""
+    """The records of a run, found by what they made and by what they read. `out` is what the net
+    gives, where that is known.
+    """
 
     def __init__(self, records: Sequence[Record], out: Value | None = None) -> None:
         self.records, self.out = list(records), out
@@ -67,10 +71,14 @@ class Graph:
         out = context
         while out.operation != "linear":
             (out,) = self.readers[out.output]
-        return Attention(made, softmax, context, self.part(q), self.part(k), self.part(v), out, capped, table)
+        return Attention(
+            made, softmax, context, self.part(q), self.part(k), self.part(v), out, capped, table
+        )
 
     def back(self, x: Value, through: Sequence[str]) -> tuple[Record, list[Record]]:
-        """The record that a value was made from by such operations alone, and these, the last first."""
+        """The record that a value was made from by such operations alone, and these, the last
+        first.
+        """
         passed: list[Record] = []
         while (made := self.made[x]).operation in through:
             passed.append(made)
@@ -82,12 +90,22 @@ class Graph:
         made, passed = self.back(x, (*MOVED, *NORMS))
         kinds = [r.attributes.get("kind") for r in passed]
         split = kinds.index("split_heads")
-        cut = passed[split + 1].attributes if "slice" in kinds[split + 1 :] else {"start": 0, "stop": made.output.array.shape[-1]}
+        cut = (
+            passed[split + 1].attributes
+            if "slice" in kinds[split + 1 :]
+            else {"start": 0, "stop": made.output.array.shape[-1]}
+        )
         return Part(
-            made, cut["start"], cut["stop"], passed[split].attributes["heads"],
-            turned=max((r.attributes["cos"].shape[-1] for r in passed if r.operation == "rotary"), default=0),
+            made,
+            cut["start"],
+            cut["leaf"],
+            passed[split].attributes["heads"],
+            turned=max(
+                (r.attributes["cos"].shape[-1] for r in passed if r.operation == "rotary"),
+                default=0,
+            ),
             normed=any(r.operation in NORMS for r in passed),
-        )  # fmt: skip
+        )
 
 
 def values_of(r: Record) -> list[Value]:
@@ -138,7 +156,7 @@ class Attention:
         return self.query.heads // self.key.heads
 
 
-# -- weights that are written to --------------------------------------------------------------------------------------------------------
+# -- weights that are written to -------------------------------------------------------------------
 
 
 def stored(p: Parameter) -> str:
@@ -190,15 +208,23 @@ def _weight(r: Record) -> Parameter:
     return cast(Parameter, r.operands[1])
 
 
-# -- the changes --------------------------------------------------------------------------------------------------------------------------
+# -- the changes -----------------------------------------------------------------------------------
 
 
 def key_bias(model: Model, graph: Graph) -> Model | None:
-    """A vector added to every key. Where positions turn some features of a head it stays away from those."""
+    """A vector added to every key. Where positions turn some features of a head it stays away from
+    those.
+    """
     copies, random = Copies(model), np.random.default_rng(0)
     for a in graph.attentions():
         free = a.key.width - a.key.turned
-        if a.capped or a.key.normed or not free or a.key.made.operands[2] is None or not copies.first(_weight(a.key.made)):
+        if (
+            a.capped
+            or a.key.normed
+            or not free
+            or a.key.made.operands[2] is None
+            or not copies.first(_weight(a.key.made))
+        ):
             continue
         _, bias = copies.linear(a.key.made)
         for head in range(a.key.heads):
@@ -207,7 +233,9 @@ def key_bias(model: Model, graph: Graph) -> Model | None:
 
 
 def query_key(model: Model, graph: Graph) -> Model | None:
-    """Another basis in every head: any for features that stand still, a turn and a stretch of each plane for those that are turned."""
+    """Another basis in every head: any for features that stand still, a turn and a stretch of each
+    plane for those that are turned.
+    """
     copies, random = Copies(model), np.random.default_rng(1)
     for a in graph.attentions():
         if a.query.normed or a.key.normed or not copies.first(_weight(a.key.made)):
@@ -229,7 +257,9 @@ def _basis(random: np.random.Generator, width: int, turned: int) -> Matrix:  # -
 
 
 def plane_turns(random: np.random.Generator, d: int) -> Matrix:  # -> (d, d)
-    """A multiple of a rotation in each plane (i, i + d/2) that rotary positions turn: it commutes with them."""
+    """A multiple of a rotation in each plane (i, i + d/2) that rotary positions turn: it commutes
+    with them.
+    """
     angle, size = random.uniform(0, 6, d // 2), random.uniform(0.5, 2, d // 2)
     c, s = np.diag(size * np.cos(angle)), np.diag(size * np.sin(angle))
     return np.block([[c, -s], [s, c]])
@@ -258,13 +288,17 @@ def value_out(model: Model, graph: Graph) -> Model | None:
 
 
 def heads(model: Model, graph: Graph) -> Model | None:
-    """The heads of every attention in another order, each with its queries' group, and the columns of a table of biases with them."""
+    """The heads of every attention in another order, each with its queries' group, and the columns
+    of a table of biases with them.
+    """
     copies = Copies(model)
     for a in graph.attentions():
         if a.query.heads < 2 or not copies.first(_weight(a.value.made)):
             continue
         groups = np.roll(np.arange(a.value.heads), 1)
-        queries = np.concatenate([np.roll(np.arange(g * a.group, (g + 1) * a.group), 1) for g in groups])
+        queries = np.concatenate(
+            [np.roll(np.arange(g * a.group, (g + 1) * a.group), 1) for g in groups]
+        )
         for part, order in ((a.query, queries), (a.key, groups), (a.value, groups)):
             _reorder(copies, part, order)
         out = copies.linear(a.out)[0]
@@ -302,7 +336,9 @@ def neurons(model: Model, graph: Graph) -> Model | None:
 
 
 def _neurons(graph: Graph, x: Value) -> list[Record]:
-    """The linear layers that x is made of, element by element and with an activation; none where it is not."""
+    """The linear layers that x is made of, element by element and with an activation; none where it
+    is not.
+    """
     found, open_values, active = [], [x], False
     while open_values:
         value = open_values.pop()
@@ -318,24 +354,38 @@ def _neurons(graph: Graph, x: Value) -> list[Record]:
 
 
 def norms(model: Model, graph: Graph) -> Model | None:
-    """Every norm whose only readers are linear layers passes its weight on to them, and its bias where all of them have one."""
+    """Every norm whose only readers are linear layers passes its weight on to them, and its bias
+    where all of them have one.
+    """
     copies, uses = Copies(model), _uses(graph)
     for norm in graph.of(*NORMS):
-        each = [_linear_readers(graph, n.output) for n in uses[stored(_weight(norm))]]  # layers may share the norm
+        each = [
+            _linear_readers(graph, n.output) for n in uses[stored(_weight(norm))]
+        ]  # layers may share the norm
         readers = [r for some in each for r in some]
-        if all(each) and all(_own(uses, graph, r, norm) for r in readers) and copies.first(_weight(norm)):
+        if (
+            all(each)
+            and all(_own(uses, graph, r, norm) for r in readers)
+            and copies.first(_weight(norm))
+        ):
             _fold(copies, norm, list({stored(_weight(r)): r for r in readers}.values()))
     return copies.done()
 
 
 def _linear_readers(graph: Graph, x: Value) -> list[Record]:
-    """The linear layers that read a value, whole or some of its rows; none where anything else does."""
+    """The linear layers that read a value, whole or some of its rows; none where anything else
+    does.
+    """
     if x is graph.out:
         return []
     found: list[Record] = []
     for r in graph.readers.get(x, []):
-        moved = r.operation == "gather" or (r.operation == "movement" and r.attributes["kind"] == "rows")
-        inner = [r] if r.operation == "linear" else _linear_readers(graph, r.output) if moved else []
+        moved = r.operation == "gather" or (
+            r.operation == "movement" and r.attributes["kind"] == "rows"
+        )
+        inner = (
+            [r] if r.operation == "linear" else _linear_readers(graph, r.output) if moved else []
+        )
         if not inner:
             return []
         found += inner
@@ -353,7 +403,10 @@ def _uses(graph: Graph) -> dict[str, list[Record]]:
 
 def _own(uses: dict[str, list[Record]], graph: Graph, reader: Record, norm: Record) -> bool:
     """Whether nobody but readers of this norm uses the layer's weight."""
-    return all(r.operation == "linear" and _norm_of(graph, r) == stored(_weight(norm)) for r in uses[stored(_weight(reader))])
+    return all(
+        r.operation == "linear" and _norm_of(graph, r) == stored(_weight(norm))
+        for r in uses[stored(_weight(reader))]
+    )
 
 
 def _norm_of(graph: Graph, r: Record) -> str | None:
@@ -362,8 +415,13 @@ def _norm_of(graph: Graph, r: Record) -> str | None:
 
 
 def _fold(copies: Copies, norm: Record, readers: Sequence[Record]) -> None:
-    """z = w n + b,  W z + c = (W w) n + (W b + c);  a layer without c leaves b / w to the norm, whose weight is then 1."""
-    offset, bias = norm.attributes.get("offset", 0.0), norm.operands[2] if norm.operation == "layer_norm" else None
+    """z = w n + b,  W z + c = (W w) n + (W b + c);  a layer without c leaves b / w to the norm,
+    whose weight is then 1.
+    """
+    offset, bias = (
+        norm.attributes.get("offset", 0.0),
+        norm.operands[2] if norm.operation == "layer_norm" else None,
+    )
     scale = offset + copies[_weight(norm)]
     shift = None if bias is None else copies[cast(Parameter, bias)]
     taken = all(r.operands[2] is not None for r in readers)

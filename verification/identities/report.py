@@ -20,19 +20,38 @@ def lines(s: Subject, rows: Sequence[Row], width: int) -> list[Line]:
     """The table, the rows of small nets apart, and the sum of it."""
     here, small = [r for r in rows if not r.small], [r for r in rows if r.small]
     apart = [[], [(SMALL_HEAD, "bold")], *_table(small, width)] if small else []
-    return [*_title(s, width), [], *_table(here, width), *apart, [], *paragraph(NOTE, width, "dim", indent=""), [], _verdict(rows)]
+    return [
+        *_title(s, width),
+        [],
+        *_table(here, width),
+        *apart,
+        [],
+        *paragraph(NOTE, width, "dim", indent=""),
+        [],
+        _verdict(rows),
+    ]
 
 
 def _title(s: Subject, width: int) -> list[Line]:
-    about = [s.model.name or "a model", s.model.net.MODEL_TYPE, s.model.dtype, s.model.task, _input(s)]
+    about = [
+        s.model.name or "a model",
+        s.model.net.MODEL_TYPE,
+        s.model.dtype,
+        s.model.task,
+        _input(s),
+    ]
     return paragraph(" · ".join(one_line(a) for a in about), width, "bold", indent="")
 
 
 def _input(s: Subject) -> str:
-    if s.model.sees:
+    if s.model.takes_images:
         return "one picture"
     written = "" if s.decoder is None else f" and {len(s.decoder)} written"
-    what = f"{s.at[0]}[{', '.join(map(str, s.at[1]))}]" if s.at else repr(s.model.output_names([s.target])[0])
+    what = (
+        f"{s.at[0]}[{', '.join(map(str, s.at[1]))}]"
+        if s.at
+        else repr(s.model.output_names([s.target])[0])
+    )
     return f"{len(s.item)} tokens{written}, explaining {what}"
 
 
@@ -45,14 +64,29 @@ def _table(rows: Sequence[Row], width: int) -> list[Line]:
 
 def _cells(r: Row) -> list[Span]:
     if r.measured is None or r.bound is None:
-        return [(str(r.number), "dim"), (r.identity, "dim"), ("-", "dim"), ("-", "dim"), ("-", "dim")]
-    return [(str(r.number), "bold"), (r.identity, ""), (f"{r.measured:.2g}", ""), (f"{r.bound:.2g}", ""), (r.verdict, STYLES[r.verdict])]
+        return [
+            (str(r.number), "dim"),
+            (r.identity, "dim"),
+            ("-", "dim"),
+            ("-", "dim"),
+            ("-", "dim"),
+        ]
+    return [
+        (str(r.number), "bold"),
+        (r.identity, ""),
+        (f"{r.measured:.2g}", ""),
+        (f"{r.bound:.2g}", ""),
+        (r.verdict, STYLES[r.verdict]),
+    ]
 
 
 def _below(r: Row, width: int) -> list[Line]:
     if r.measured is None:
         return paragraph(f"does not apply: {r.reason}", width, "dim", indent="    ")
-    return [*paragraph(r.means, width, indent="    "), *paragraph(one_line(r.found), width, "dim", indent="    ")]
+    return [
+        *paragraph(r.means, width, indent="    "),
+        *paragraph(one_line(r.found), width, "dim", indent="    "),
+    ]
 
 
 def _verdict(rows: Sequence[Row]) -> Line:
@@ -68,8 +102,14 @@ def _verdict(rows: Sequence[Row]) -> Line:
 def as_dict(s: Subject, rows: Sequence[Row]) -> dict[str, Any]:
     """What was measured on what, for JSON."""
     return {
-        "model": s.model.name, "architecture": s.model.net.MODEL_TYPE, "dtype": s.model.dtype, "task": s.model.task,
-        "input_ids": None if s.model.sees else s.item, "decoder_ids": s.decoder,
-        "target": None if s.at else s.model.output_names([s.target])[0], "at": None if s.at is None else [s.at[0], list(s.at[1])],
-        "holds": all(r.holds for r in rows), "identities": [r.as_dict() for r in rows],
-    }  # fmt: skip
+        "model": s.model.name,
+        "architecture": s.model.net.MODEL_TYPE,
+        "dtype": s.model.dtype,
+        "task": s.model.task,
+        "input_ids": None if s.model.takes_images else s.item,
+        "decoder_ids": s.decoder,
+        "target": None if s.at else s.model.output_names([s.target])[0],
+        "at": None if s.at is None else [s.at[0], list(s.at[1])],
+        "holds": all(r.holds for r in rows),
+        "identities": [r.as_dict() for r in rows],
+    }

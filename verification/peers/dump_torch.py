@@ -1,16 +1,20 @@
-"""An oracle file of a Hugging Face checkpoint as torch runs it: with LXT's patches, or with plain autograd.
+"""An oracle file of a Hugging Face checkpoint as torch runs it: with LXT's patches, or with plain
+autograd.
 
     refl dump-torch FOLDER TEXT --out FILE --method attnlrp
 
-Forward hooks and pre-hooks on every module keep its output and its input with their gradients; the file has, for each site (a module's
-path, or `<path>.input`), the activation x, the gradient g, and the relevance x g. `refl compare` and `Explanation.load` read it.
+Forward hooks and pre-hooks on every module keep its output and its input with their gradients; the
+file has, for each site (a module's path, or `<path>.input`), the activation x, the gradient g, and
+the relevance x g. `refl compare` and `Explanation.load` read it.
 
-    attnlrp             AttnLRP by LXT 2.1's gradient form (verification/lxt.py), for the model types it has patches for
+    attnlrp             AttnLRP by LXT 2.1's gradient x input form (verification/lxt.py), for the
+                        model types it has patches for
     cp-lrp              CP-LRP by the same
     input-x-gradient    transformers as it is, for any model
 
-What is computed inside a module without a module of its own (scores, probabilities, residual sums) has no hook and is not in the file.
-The model runs with eager attention; in float64 transformers' float32 islands are lifted. torch is imported when a function is called.
+What is computed inside a module without a module of its own (scores, probabilities, residual sums)
+has no hook and is not in the file. The model runs with eager attention; in float64 transformers'
+float32 islands are lifted. torch is imported when a function is called.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ FAMILIES = ("llama", "gpt2", "qwen2", "qwen3", "gemma3_text", "bert")
 """Model types that LXT 2.1 has patches for and that run beside transformers 4.52.4."""
 
 
-# -- what was seen ------------------------------------------------------------------------------------------------------------------
+# -- what was seen ---------------------------------------------------------------------------------
 
 
 @dataclass
@@ -66,14 +70,18 @@ class Seen:
         self.tensors[name], self.first[id(tensor)] = tensor, name
 
     def retain(self) -> None:
-        """To be called before the backward pass: what runs inside a function of LXT's is a part of the graph only once that returns."""
+        """To be called before the backward pass: what runs inside a function of LXT's is a part of
+        the graph only once that returns.
+        """
         for tensor in self.tensors.values():
             if tensor.requires_grad:
                 tensor.retain_grad()
 
 
 def _first_tensor(value: Any) -> Any:
-    """The first tensor of floats in what a module was given or gives back; None where there is none."""
+    """The first tensor of floats in what a module was given or gives back; None where there is
+    none.
+    """
     if isinstance(value, Mapping):
         value = tuple(value.values())
     if isinstance(value, (tuple, list)):
@@ -100,7 +108,9 @@ def hooked(model: Any) -> Iterator[Seen]:
 
 
 class _Names:
-    """The name of a module at each of its calls: a table that encoder and decoder share has one in each, and is called in that order."""
+    """The name of a module at each of its calls: a table that encoder and decoder share has one in
+    each, and is called in that order.
+    """
 
     def __init__(self, names: list[str], seen: Seen) -> None:
         self.names = [n for n in names if "." in n] or names
@@ -115,7 +125,11 @@ class _Names:
     def now(self) -> str:
         name = self.names[min(self.calls, len(self.names) - 1)]
         head, group, tail = name.partition("albert_layer_groups.")
-        return f"{head}layer.{self.seen.layer}.{tail.partition('.')[2]}".rstrip(".") if group and self.seen.layer >= 0 else name
+        return (
+            f"{head}layer.{self.seen.layer}.{tail.partition('.')[2]}".rstrip(".")
+            if group and self.seen.layer >= 0
+            else name
+        )
 
 
 def _before(names: _Names, seen: Seen) -> Callable[..., None]:
@@ -142,7 +156,7 @@ def _after(names: _Names, seen: Seen) -> Callable[..., None]:
     return hook
 
 
-# -- running ------------------------------------------------------------------------------------------------------------------------
+# -- running ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -158,12 +172,18 @@ class Input:
         import torch
 
         if self.pixels is not None:
-            return {"pixel_values": torch.tensor(np.asarray(self.pixels), dtype=dtype)[None].requires_grad_()}
+            return {
+                "pixel_values": torch.tensor(np.asarray(self.pixels), dtype=dtype)[
+                    None
+                ].requires_grad_()
+            }
         ids = torch.tensor([self.ids])
         given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if self.decoder is not None:
             given["decoder_input_ids"] = torch.tensor([self.decoder])
-        return given | ({"token_type_ids": torch.tensor([self.types])} if self.types is not None else {})
+        return given | (
+            {"token_type_ids": torch.tensor([self.types])} if self.types is not None else {}
+        )
 
 
 def dump(
@@ -176,15 +196,18 @@ def dump(
     dtype: str = "float64",
     identity_eps: float = lxt.IDENTITY_EPS,
 ) -> Explanation:
-    """A checkpoint run by torch, as an Explanation whose sites are modules; its ledger books nothing but where relevance arrives.
+    """A checkpoint run by torch, as an Explanation whose sites are modules; its ledger ledger
+    nothing but where relevance arrives.
 
     item            token ids, or an Input
     method          one of KNOWN
     target          the output to explain; by default the largest
-    position        the row of the logits; by default the last of a decoder, the mask of a masked language model
+    position        the row of the logits; by default the last of a decoder, the mask of a masked
+                    language model
     identity_eps    what LXT adds to x in f(x)/(x + eps)
 
-    Raises ReflError where torch, transformers or LXT is not installed, or has no patches for the model.
+    Raises ReflError where torch, transformers or LXT is not installed, or has no patches for the
+    model.
     """
     if method not in KNOWN:
         raise ReflError(f"unknown method {method!r}: expected one of {', '.join(KNOWN)}")
@@ -205,7 +228,9 @@ def dump(
             if not 0 <= best < z.shape[1]:
                 raise ReflError(f"target {target} is outside the model's {z.shape[1]} outputs")
             logits.reshape(-1, logits.shape[-1])[row, best].backward()
-        return _explanation(Path(folder), model, seen, given, z[row], best, method, dtype, transformers.__version__)
+        return _explanation(
+            Path(folder), model, seen, given, z[row], best, method, dtype, transformers.__version__
+        )
 
 
 def _imported() -> Any:
@@ -213,17 +238,25 @@ def _imported() -> Any:
         importlib.import_module("torch")
         return importlib.import_module("transformers")
     except ImportError as absent:
-        raise ReflError(f"dump_torch needs torch and transformers ({absent}): pip install 'refl-lrp[peers]'") from None
+        raise ReflError(
+            f"dump_torch needs torch and transformers ({absent}): pip install 'refl-lrp[peers]'"
+        ) from None
 
 
 def _refuse_unpatched(kind: str, method: str) -> None:
     try:
         lxt.load()
     except ImportError as absent:
-        raise ReflError(f"method {method} needs LXT ({absent}): pip install --no-deps lxt==2.1, or take input-x-gradient") from None
+        raise ReflError(
+            f"method {method} needs LXT ({absent}): pip install --no-deps lxt==2.1, or "
+            "take input-x-gradient"
+        ) from None
     known = [f for f in FAMILIES if f != "bert" or method == "attnlrp"]
     if kind not in known:
-        raise ReflError(f"LXT has no {method} for model type {kind}: it has patches for {', '.join(known)}; input-x-gradient runs any")
+        raise ReflError(
+            f"LXT has no {method} for model type {kind}: it has patches for "
+            f"{', '.join(known)}; input-x-gradient runs any"
+        )
 
 
 def _class(transformers: Any, config: Any, method: str) -> Any:
@@ -233,7 +266,10 @@ def _class(transformers: Any, config: Any, method: str) -> Any:
         return getattr(lxt.load("lxt.efficient.models.bert"), named)
     found = getattr(transformers, named, None)
     if found is None:
-        raise ReflError(f"config.json names the architecture {named!r}, which transformers {transformers.__version__} does not have")
+        raise ReflError(
+            f"config.json names the architecture {named!r}, which transformers "
+            f"{transformers.__version__} does not have"
+        )
     return type(found._from_config(config)) if found.__name__.startswith("Auto") else found
 
 
@@ -242,7 +278,9 @@ Make = Callable[[Any, str | Path], Any]
 
 @contextmanager
 def _width(dtype: str) -> Iterator[Make]:
-    """How to make a model of this dtype, with every float32 island of a float64 one lifted. The file is read outside, in its own dtype."""
+    """How to make a model of this dtype, with every float32 island of a float64 one lifted. The
+    file is read outside, in its own dtype.
+    """
     import torch
 
     if dtype not in ("float32", "float64"):
@@ -253,7 +291,9 @@ def _width(dtype: str) -> Iterator[Make]:
             loaded = cls.from_pretrained(folder, torch_dtype="auto")
             if dtype == "float64":
                 stack.enter_context(lxt.wide())
-            model = cls._from_config(loaded.config, torch_dtype=getattr(torch, dtype), attn_implementation="eager")
+            model = cls._from_config(
+                loaded.config, torch_dtype=getattr(torch, dtype), attn_implementation="eager"
+            )
             model.load_state_dict(loaded.state_dict())
             return model.eval().requires_grad_(False)
 
@@ -263,12 +303,18 @@ def _width(dtype: str) -> Iterator[Make]:
 def _patches(kind: str, method: str, identity_eps: float) -> AbstractContextManager[None]:
     if method not in LXT_METHODS:
         return nullcontext()
-    return _patched_bert(identity_eps) if kind == "bert" else lxt.patched(kind, LXT_METHODS[method], identity_eps)
+    return (
+        _patched_bert(identity_eps)
+        if kind == "bert"
+        else lxt.patched(kind, LXT_METHODS[method], identity_eps)
+    )
 
 
 @contextmanager
 def _patched_bert(identity_eps: float) -> Iterator[None]:
-    """LXT's BERT is a copy of transformers' with the rules written in; what it patches beside it is LayerNorm and Dropout."""
+    """LXT's BERT is a copy of transformers' with the rules written in; what it patches beside it is
+    LayerNorm and Dropout.
+    """
     bert, rules = lxt.load("lxt.efficient.models.bert"), lxt.load("lxt.efficient.rules")
     with ExitStack() as stack:
         for target, patch in bert.attnLRP.items():
@@ -284,7 +330,9 @@ def _patched_bert(identity_eps: float) -> Iterator[None]:
 def _logits(model: Any, given: Input, dtype: str) -> Any:  # -> (1, T, V) or (1, V)
     import torch
 
-    kept = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    kept = (
+        {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    )
     try:
         out = model(**given.tensors(getattr(torch, dtype)), **kept)
     except (IndexError, ValueError) as reason:
@@ -292,7 +340,10 @@ def _logits(model: Any, given: Input, dtype: str) -> Any:  # -> (1, T, V) or (1,
     for name in ("logits", "prediction_logits"):
         if getattr(out, name, None) is not None:
             return getattr(out, name)
-    raise ReflError(f"{type(model).__name__} gives no logits: a checkpoint without a head has no output to explain")
+    raise ReflError(
+        f"{type(model).__name__} gives no logits: a checkpoint without a head has no "
+        "output to explain"
+    )
 
 
 def _row(folder: str | Path, z: Any, given: Input, position: int | None) -> int:
@@ -303,15 +354,31 @@ def _row(folder: str | Path, z: Any, given: Input, position: int | None) -> int:
             raise ReflError(f"position {position} is outside the {count} rows of the logits")
         return position % count
     text = Text.load(folder)
-    masks = [t for t, i in enumerate(given.ids) if text is not None and text.mask is not None and i == text.mask]
-    return masks[0] if len(masks) == 1 and given.decoder is None and count == len(given.ids) else count - 1
+    masks = [
+        t
+        for t, i in enumerate(given.ids)
+        if text is not None and text.mask is not None and i == text.mask
+    ]
+    return (
+        masks[0]
+        if len(masks) == 1 and given.decoder is None and count == len(given.ids)
+        else count - 1
+    )
 
 
-# -- as an oracle file --------------------------------------------------------------------------------------------------------------
+# -- as an oracle file -----------------------------------------------------------------------------
 
 
 def _explanation(
-    folder: Path, model: Any, seen: Seen, given: Input, z: Any, target: int, method: str, dtype: str, version: str
+    folder: Path,
+    model: Any,
+    seen: Seen,
+    given: Input,
+    z: Any,
+    target: int,
+    method: str,
+    dtype: str,
+    version: str,
 ) -> Explanation:
     import torch
 
@@ -321,31 +388,62 @@ def _explanation(
     p = softmax(z.astype(np.float64))
     best = [int(i) for i in np.argsort(-z, kind="stable")[:5]]
     names = _names(model, text)
-    total, logit = float(relevance.sum()) + (0.0 if decoder is None else float(decoder.sum())), float(z[target])
-    ran = f"torch {torch.__version__}, transformers {version}" + (", LXT 2.1" if method in LXT_METHODS else "")
+    total, logit = (
+        float(relevance.sum()) + (0.0 if decoder is None else float(decoder.sum())),
+        float(z[target]),
+    )
+    ran = f"torch {torch.__version__}, transformers {version}" + (
+        ", LXT 2.1" if method in LXT_METHODS else ""
+    )
     raw = read_config(folder)
     return Explanation(
-        tokens=_read(text, ids), input_ids=ids, relevance=relevance, target=names(target), target_id=target, logit=logit,
-        probability=float(p[target]), against=None, seed="logit", explained=logit,
-        candidates=[Candidate(names(i), i, float(z[i]), float(p[i])) for i in best], composite=_composite(method, ran),
+        tokens=_read(text, ids),
+        input_ids=ids,
+        relevance=relevance,
+        target=names(target),
+        target_id=target,
+        logit=logit,
+        probability=float(p[target]),
+        against=None,
+        seed="logit",
+        explained=logit,
+        candidates=[Candidate(names(i), i, float(z[i]), float(p[i])) for i in best],
+        composite=_composite(method, ran),
         ledger=_books(total, logit, dtype, "pixels" if given.pixels is not None else "tokens"),
-        about={"refl": refl.__version__, "model": folder.resolve().name, "architecture": str(raw.get("model_type")), "dtype": dtype,
-               "task": _task(model), "ran": ran},
-        sites=Sites({s: g[None] for s, g in gradients.items()}, {s: x[None] for s, x in activations.items()}, seen.aliases, "gradient", 0),
+        about={
+            "refl": refl.__version__,
+            "model": folder.resolve().name,
+            "architecture": str(raw.get("model_type")),
+            "dtype": dtype,
+            "task": _task(model),
+            "ran": ran,
+        },
+        sites=Sites(
+            {s: g[None] for s, g in gradients.items()},
+            {s: x[None] for s, x in activations.items()},
+            seen.aliases,
+            "gradient",
+            0,
+        ),
         decoder_tokens=None if given.decoder is None else _read(text, list(given.decoder)),
-        decoder_ids=None if given.decoder is None else list(given.decoder), decoder_relevance=decoder,
+        decoder_ids=None if given.decoder is None else list(given.decoder),
+        decoder_relevance=decoder,
         fingerprint=Weights(folder, dtype=dtype, place=lambda array: array).fingerprint,
-    )  # fmt: skip
+    )
 
 
 def _arrays(seen: Seen, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Activations and gradients from the output down; what no gradient reached has zeros, what autograd did not see is left out."""
+    """Activations and gradients from the output down; what no gradient reached has zeros, what
+    autograd did not see is left out.
+    """
     activations, gradients = {}, {}
     for name, tensor in reversed(seen.tensors.items()):
         if not tensor.requires_grad:
             continue
         g = tensor.grad if tensor.grad is not None else tensor.new_zeros(tensor.shape)
-        activations[name], gradients[name] = (_bare(name, a.detach().numpy(), kind) for a in (tensor, g))
+        activations[name], gradients[name] = (
+            _bare(name, a.detach().numpy(), kind) for a in (tensor, g)
+        )
     seen.aliases = {alias: site for alias, site in seen.aliases.items() if site in activations}
     return activations, gradients
 
@@ -355,10 +453,16 @@ TURNED = ("qwen3", "qwen3_moe")
 
 
 def _bare(name: str, array: Any, kind: str) -> Any:
-    """Without the batch axis, in refl's layout: patches as rows where a convolution has a grid, heads before positions."""
+    """Without the batch axis, in refl's layout: patches as rows where a convolution has a grid,
+    heads before positions.
+    """
     if array.ndim == 4 and name.endswith("projection"):  # (1, O, H/h, W/w) -> (N, O)
         return np.ascontiguousarray(array[0].reshape(array.shape[1], -1).T)
-    if array.ndim == 4 and kind in TURNED and name.removesuffix(".input").endswith(("q_norm", "k_norm")):
+    if (
+        array.ndim == 4
+        and kind in TURNED
+        and name.removesuffix(".input").endswith(("q_norm", "k_norm"))
+    ):
         array = array.swapaxes(1, 2)
     return np.array(array[0] if array.ndim > 2 and array.shape[0] == 1 else array)
 
@@ -376,9 +480,13 @@ def _tokens(
         site = next(name for name, x in activations.items() if x.shape == np.shape(given.pixels))
         return shares(site).sum(axis=0), None
     if given.decoder is not None:
-        return shares("encoder.embed_tokens").sum(axis=-1), shares("decoder.embed_tokens").sum(axis=-1)
+        return shares("encoder.embed_tokens").sum(axis=-1), shares("decoder.embed_tokens").sum(
+            axis=-1
+        )
     table = model.get_input_embeddings()
-    return shares(next(name for name, module in model.named_modules() if module is table)).sum(axis=-1), None
+    return shares(next(name for name, module in model.named_modules() if module is table)).sum(
+        axis=-1
+    ), None
 
 
 def _names(model: Any, text: Text | None) -> Callable[[int], str]:
@@ -395,23 +503,33 @@ def _task(model: Any) -> str:
     name = type(model).__name__
     if "ImageClassification" in name:
         return "image-class"
-    kinds = {"SequenceClassification": "class", "MaskedLM": "masked-token", "ConditionalGeneration": "sequence-to-sequence"}
+    kinds = {
+        "SequenceClassification": "class",
+        "MaskedLM": "masked-token",
+        "ConditionalGeneration": "sequence-to-sequence",
+    }
     return next((task for end, task in kinds.items() if end in name), "next-token")
 
 
 def _composite(method: str, ran: str) -> Composite:
     """A method by refl's name, without a table: the rules are the other library's."""
     name = LXT_METHODS.get(method, method)
-    whose = "LXT 2.1's gradient form" if method in LXT_METHODS else "autograd"
-    return Composite(name, (), "gradient", f"{METHODS[name].source} (run by {ran})", f"as {whose} computes it: no rules are told")
+    whose = "LXT 2.1's gradient x input form" if method in LXT_METHODS else "autograd"
+    return Composite(
+        name,
+        (),
+        "gradient",
+        f"{METHODS[name].source} (run by {ran})",
+        f"as {whose} computes it: no rules are told",
+    )
 
 
 def _books(total: float, logit: float, dtype: str, where: str) -> Ledger:
-    arrived = Entry("input", "embedding", "stop", np.array([total]), {}, {where: np.array([total])})
+    arrived = Entry("input", "embedding", "leaf", np.array([total]), {}, {where: np.array([total])})
     return Ledger(np.array([logit]), float(np.finfo(dtype).eps) / 2, [arrived])
 
 
-# -- the command ----------------------------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -423,8 +541,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> Explanation:
     """What the command's options (refl/checks.py) ask for, written to its file."""
-    e = dump(args.folder, _input(args), method=args.method, target=_target(args), position=args.position, dtype=args.dtype,
-             identity_eps=lxt.IDENTITY_EPS if args.identity_eps is None else args.identity_eps)  # fmt: skip
+    e = dump(
+        args.folder,
+        _input(args),
+        method=args.method,
+        target=_target(args),
+        position=args.position,
+        dtype=args.dtype,
+        identity_eps=lxt.IDENTITY_EPS if args.identity_eps is None else args.identity_eps,
+    )
     e.save(args.out)
     return e
 
@@ -433,7 +558,9 @@ def _input(args: argparse.Namespace) -> Input:
     if (args.text is None) == (args.ids is None):
         raise ReflError("give a TEXT or --ids" + ("" if args.text is None else ", not both"))
     ids = args.ids if args.text is None else _tokenizer(args.folder).encode(args.text)
-    return Input(tuple(ids), *(None if v is None else tuple(v) for v in (args.decoder_ids, args.types)))
+    return Input(
+        tuple(ids), *(None if v is None else tuple(v) for v in (args.decoder_ids, args.types))
+    )
 
 
 def _tokenizer(folder: str) -> Text:

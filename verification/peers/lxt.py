@@ -1,11 +1,14 @@
-"""LXT 2.1 (Achtibat et al.'s own library) made usable beside refl: its gradient form, and a Llama of its relevance-form operations.
+"""LXT 2.1 (Achtibat et al.'s own library) made usable beside refl: its gradient x input form, and a
+Llama of its relevance-form operations.
 
 Beside torch 2.13.0 (CPU) and transformers 4.52.4, LXT imports once two things are in order:
-transformers goes first, and `torchvision.models.vision_transformer`, for which no wheel matches a CPU build of torch, is stood in for
-by a module with the four names LXT takes from it. zennit, which LXT uses where it is there, wants two classes of torchvision alike.
+transformers goes first, and `torchvision.models.vision_transformer`, for which no wheel matches a
+CPU build of torch, is stood in for by a module with the four names LXT takes from it. zennit, which
+LXT uses where it is there, wants two classes of torchvision alike.
 
-LXT's gradient form works by patching classes and functions of transformers and torch for the whole process (torch.nn.LayerNorm and
-Dropout among them). `patched` puts every one of them back; nothing outside its block sees LXT.
+LXT's gradient x input form works by patching classes and functions of transformers and torch for
+the whole process (torch.nn.LayerNorm and Dropout among them). `patched` puts every one of them
+back; nothing outside its block sees LXT.
 
 Nothing here uses refl's engine, and torch is imported only when a function is called.
 """
@@ -25,28 +28,33 @@ from pathlib import Path
 from typing import Any
 
 IDENTITY_EPS = 1e-10
-"""What LXT's gradient form adds to x in the factor f(x)/(x + eps) of an activation."""
+"""What LXT's gradient x input form adds to x in the factor f(x)/(x + eps) of an activation."""
 
 MAPS = {"attnlrp-gradient": "attnLRP", "cp-lrp": "cp_LRP"}
 """refl's name of a method -> the name of LXT's table of patches."""
 
 BLOCKS = {
-    "llama": "model.layers.{}", "gpt2": "transformer.h.{}", "qwen2": "model.layers.{}", "qwen3": "model.layers.{}",
+    "llama": "model.layers.{}",
+    "gpt2": "transformer.h.{}",
+    "qwen2": "model.layers.{}",
+    "qwen3": "model.layers.{}",
     "gemma3_text": "model.layers.{}",
-}  # fmt: skip
+}
 
 FAMILIES = {"gemma3_text": "gemma3"}
 """Model type -> the name of its modules in transformers and LXT, where that is another."""
 
 
-# -- import ---------------------------------------------------------------------------------------------------------------------------
+# -- import ----------------------------------------------------------------------------------------
 
 
 def load(name: str = "lxt.efficient") -> Any:
     """A module of LXT. Raises ImportError where torch, transformers or LXT is not installed."""
     importlib.import_module("transformers")
     with warnings.catch_warnings(), _stand_in_for_torchvision():
-        warnings.filterwarnings("ignore", message="'zennit' library is not available")  # it wants Pillow; only vision models want it
+        warnings.filterwarnings(
+            "ignore", message="'zennit' library is not available"
+        )  # it wants Pillow; only vision models want it
         importlib.import_module("lxt.efficient")
         return importlib.import_module(name)
 
@@ -59,15 +67,27 @@ def load_zennit(name: str = "zennit.rules") -> Any:
 
 @contextmanager
 def _stand_in_for_torchvision() -> Iterator[None]:
-    """Only while LXT or zennit is imported: transformers asks elsewhere whether torchvision is there, and it is not."""
+    """Only while LXT or zennit is imported: transformers asks elsewhere whether torchvision is
+    there, and it is not.
+    """
     if importlib.util.find_spec("torchvision") is not None:
         yield
         return
     from torch import nn
 
-    names = ("torchvision", "torchvision.models", "torchvision.models.vision_transformer", "torchvision.models.resnet")
+    names = (
+        "torchvision",
+        "torchvision.models",
+        "torchvision.models.vision_transformer",
+        "torchvision.models.resnet",
+    )
     top, models, vit, resnet = (types.ModuleType(name) for name in names)
-    for attribute, value in {"nn": nn, "GELU": nn.GELU, "LayerNorm": nn.LayerNorm, "MultiheadAttention": nn.MultiheadAttention}.items():
+    for attribute, value in {
+        "nn": nn,
+        "GELU": nn.GELU,
+        "LayerNorm": nn.LayerNorm,
+        "MultiheadAttention": nn.MultiheadAttention,
+    }.items():
         setattr(vit, attribute, value)
     for attribute in ("Bottleneck", "BasicBlock"):
         setattr(resnet, attribute, type(attribute, (nn.Module,), {}))
@@ -80,16 +100,17 @@ def _stand_in_for_torchvision() -> Iterator[None]:
             del sys.modules[name]
 
 
-# -- precision ------------------------------------------------------------------------------------------------------------------------
+# -- precision -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def wide() -> Iterator[None]:
     """float64 where transformers and LXT say float32 whatever the model's dtype is.
 
-    Those islands (RMSNorm, RoPE's angles, the softmax of eager attention, reorder_and_upcast_attn) keep a float64 model from float64
-    results. Each is spelled `torch.float32`, `torch.float` or `.float()` and looked up when it runs, so these three names mean float64
-    for as long as this lasts. A model has to be made inside, too: RoPE's frequencies are formed then.
+    Those islands (RMSNorm, RoPE's angles, the softmax of eager attention, reorder_and_upcast_attn)
+    keep a float64 model from float64 results. Each is spelled `torch.float32`, `torch.float` or
+    `.float()` and looked up when it runs, so these three names mean float64 for as long as this
+    lasts. A model has to be made inside, too: RoPE's frequencies are formed then.
     """
     import torch
 
@@ -106,10 +127,14 @@ def wide() -> Iterator[None]:
 
 
 def widened(loaded: Any) -> Any:
-    """The float64 twin of a transformers model of any dtype. To be called inside `wide`; the file is read outside."""
+    """The float64 twin of a transformers model of any dtype. To be called inside `wide`; the file
+    is read outside.
+    """
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_config(loaded.config, torch_dtype=_float64(), attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_config(
+        loaded.config, torch_dtype=_float64(), attn_implementation="eager"
+    )
     model.load_state_dict(loaded.state_dict())
     return model.eval()
 
@@ -120,7 +145,7 @@ def _float64() -> Any:
     return torch.float64
 
 
-# -- gradient form --------------------------------------------------------------------------------------------------------------------
+# -- gradient x input form -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -133,12 +158,18 @@ class Found:
     blocks: dict[str, Any]
     """Block's module path -> (T, D): output times gradient."""
     smallest: float
-    """The least |x| that entered an activation: LXT's eps there distorts the factor f(x)/x by eps/|x|."""
+    """The least |x| that entered an activation: LXT's eps there distorts the factor f(x)/x by
+    eps/|x|.
+    """
 
 
 @contextmanager
-def patched(model_type: str, method: str = "attnlrp-gradient", identity_eps: float = IDENTITY_EPS) -> Iterator[None]:
-    """transformers' modules of this model type under LXT's patches; everything is as before afterwards."""
+def patched(
+    model_type: str, method: str = "attnlrp-gradient", identity_eps: float = IDENTITY_EPS
+) -> Iterator[None]:
+    """transformers' modules of this model type under LXT's patches; everything is as before
+    afterwards.
+    """
     efficient, rules = load(), load("lxt.efficient.rules")
     family = FAMILIES.get(model_type, model_type)
     modeling: Any = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
@@ -147,9 +178,15 @@ def patched(model_type: str, method: str = "attnlrp-gradient", identity_eps: flo
         for target in (p for p in patches if hasattr(p, "_norm")):  # Gemma's norm is patched inside
             stack.enter_context(restored(target, "_norm"))
         for target in patches:
-            stack.enter_context(restored(target, "forward" if isinstance(target, type) else "eager_attention_forward"))
+            stack.enter_context(
+                restored(
+                    target, "forward" if isinstance(target, type) else "eager_attention_forward"
+                )
+            )
         stack.enter_context(restored(modeling, "ALL_ATTENTION_FUNCTIONS"))
-        modeling.ALL_ATTENTION_FUNCTIONS = dict(modeling.ALL_ATTENTION_FUNCTIONS)  # LXT's CP patch writes into the one all models share
+        modeling.ALL_ATTENTION_FUNCTIONS = dict(
+            modeling.ALL_ATTENTION_FUNCTIONS
+        )  # LXT's CP patch writes into the one all models share
         stack.enter_context(restored(rules.identity_rule_implicit_fn.forward, "__defaults__"))
         rules.identity_rule_implicit_fn.forward.__defaults__ = (identity_eps,)
         efficient.monkey_patch(modeling, patches)
@@ -175,7 +212,8 @@ def gradient_form(
     identity_eps: float = IDENTITY_EPS,
     seed_with_logit: bool = False,
 ) -> Found:
-    """LXT's gradient form on a checkpoint folder, in float64 throughout: the logit of `target` after the last of `ids`.
+    """LXT's gradient x input form on a checkpoint folder, in float64 throughout: the logit of
+    `target` after the last of `ids`.
 
     identity_eps       LXT's own, or 0 to see the rule without it
     seed_with_logit    start the backward pass from the logit, as LXT's examples do, in place of 1
@@ -188,18 +226,31 @@ def gradient_form(
         return backward(widened(loaded), kind, ids, target, seed_with_logit)
 
 
-def backward(model: Any, kind: str, ids: Sequence[int], target: int, seed_with_logit: bool = False) -> Found:
-    """One forward and backward of a patched model: x * gradient at the embedding and at every block."""
+def backward(
+    model: Any, kind: str, ids: Sequence[int], target: int, seed_with_logit: bool = False
+) -> Found:
+    """One forward and backward of a patched model: x * gradient at the embedding and at every
+    block.
+    """
     import torch
 
     tokens = torch.tensor([list(ids)])
     blocks: dict[str, Any] = {}
     entered: list[float] = []
-    hooks = [model.get_submodule(name).register_forward_hook(_keep(blocks, name)) for name in _blocks(model, kind)]
-    hooks += [m.register_forward_hook(_smallest(entered)) for name, m in model.named_modules() if name.endswith(("gate_proj", "c_fc"))]
+    hooks = [
+        model.get_submodule(name).register_forward_hook(_keep(blocks, name))
+        for name in _blocks(model, kind)
+    ]
+    hooks += [
+        m.register_forward_hook(_smallest(entered))
+        for name, m in model.named_modules()
+        if name.endswith(("gate_proj", "c_fc"))
+    ]
     embedded = model.get_input_embeddings()(tokens).detach().requires_grad_()
     try:
-        logit = model(inputs_embeds=embedded, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0, -1, target]
+        logit = model(
+            inputs_embeds=embedded, attention_mask=torch.ones_like(tokens), use_cache=False
+        ).logits[0, -1, target]
         logit.backward(logit.detach() if seed_with_logit else None)
     finally:
         for hook in hooks:
@@ -228,16 +279,18 @@ def _smallest(entered: list[float]) -> Any:
     return hook
 
 
-# -- relevance form -------------------------------------------------------------------------------------------------------------------
+# -- relevance form --------------------------------------------------------------------------------
 
 
 @dataclass
 class Explicit:
-    """LXT's relevance-form operations, in the order Llama needs them, each output kept under refl's name for the site.
+    """LXT's relevance-form operations, in the order Llama needs them, each output kept under refl's
+    name for the site.
 
-    A relevance-form operation hands relevance to autograd where a gradient is expected. What torch does to gradients on the way is
-    therefore right for movement (slices, transposes, copies that are summed back) and wrong for arithmetic, even for a minus sign:
-    every arithmetic step below is one of LXT's operations.
+    A relevance-form operation hands relevance to autograd where a gradient is expected. What torch
+    does to gradients on the way is therefore right for movement (slices, transposes, copies that
+    are summed back) and wrong for arithmetic, even for a minus sign: every arithmetic step below is
+    one of LXT's operations.
     """
 
     weights: Mapping[str, Any]
@@ -255,10 +308,14 @@ class Explicit:
 
     def linear(self, name: str, x: Any) -> Any:
         bias = self.weights.get(f"{name}.bias")
-        return self.site(name, self.functional.linear_epsilon(x, self.weights[f"{name}.weight"], bias, self.eps))
+        return self.site(
+            name, self.functional.linear_epsilon(x, self.weights[f"{name}.weight"], bias, self.eps)
+        )
 
     def rms_norm(self, name: str, x: Any, norm_eps: float) -> Any:
-        return self.site(name, self.functional.rms_norm_identity(x, self.weights[f"{name}.weight"], norm_eps))
+        return self.site(
+            name, self.functional.rms_norm_identity(x, self.weights[f"{name}.weight"], norm_eps)
+        )
 
     def add(self, name: str, a: Any, b: Any) -> Any:
         return self.site(name, self.functional.add2(a, b, False, self.eps))
@@ -273,23 +330,31 @@ class Explicit:
     def context(self, name: str, p: Any, v: Any) -> Any:
         import torch
 
-        return self.site(name, self.rules.uniform_epsilon_lrp_fn.apply(torch.matmul, self.context_eps, p, v))
+        return self.site(
+            name, self.rules.uniform_epsilon_lrp_fn.apply(torch.matmul, self.context_eps, p, v)
+        )
 
 
-def explicit_llama(c: Mapping[str, Any], weights: Mapping[str, Any], ids: Sequence[int], target: int) -> dict[str, Any]:
-    """Relevance at every site of a Llama made of LXT's operations: refl's site name -> array without the batch axis.
+def explicit_llama(
+    c: Mapping[str, Any], weights: Mapping[str, Any], ids: Sequence[int], target: int
+) -> dict[str, Any]:
+    """Relevance at every site of a Llama made of LXT's operations: refl's site name -> array
+    without the batch axis.
 
     c          config.json: sizes, rms_norm_eps, rope_theta; a SiLU-gated Llama with plain RoPE
     weights    tensors by the names of the checkpoint, all of one dtype
 
-    What LXT leaves open is done as refl does it: queries are scaled before the product with the keys, and the mask is filled in rather
-    than added, so that no eps meets it. Scaling the scores after the product moves where eps meets them: 1.6e-8 of the relevance on
-    a trained model.
+    What LXT leaves open is done as refl does it: queries are scaled before the product with the
+    keys, and the mask is filled in rather than added, so that no eps meets it. Scaling the scores
+    after the product moves where eps meets them: 1.6e-8 of the relevance on a trained model.
     """
     import torch
 
     ops = Explicit(weights)
-    h = ops.site("model.embed_tokens", weights["model.embed_tokens.weight"][list(ids)][None].detach().requires_grad_())
+    h = ops.site(
+        "model.embed_tokens",
+        weights["model.embed_tokens.weight"][list(ids)][None].detach().requires_grad_(),
+    )
     cos, sin = _angles(c, len(ids), h.dtype)
     for i in range(c["num_hidden_layers"]):
         h = _block(ops, f"model.layers.{i}", h, c, cos, sin)
@@ -309,11 +374,16 @@ def _block(ops: Explicit, path: str, h: Any, c: Mapping[str, Any], cos: Any, sin
 
 def _attention(ops: Explicit, path: str, x: Any, c: Mapping[str, Any], cos: Any, sin: Any) -> Any:
     heads, kept = c["num_attention_heads"], c["num_key_value_heads"]
-    q, k, v = (_split(ops.linear(f"{path}.{name}_proj", x), n) for name, n in (("q", heads), ("k", kept), ("v", kept)))
+    q, k, v = (
+        _split(ops.linear(f"{path}.{name}_proj", x), n)
+        for name, n in (("q", heads), ("k", kept), ("v", kept))
+    )
     q = ops.functional.mul2(ops.rotary(f"{path}.query.rotated", q, cos, sin), q.shape[-1] ** -0.5)
     k = ops.rotary(f"{path}.key.rotated", k, cos, sin).repeat_interleave(heads // kept, dim=1)
     v = v.repeat_interleave(heads // kept, dim=1)
-    scores = ops.site(f"{path}.scores", ops.functional.matmul(q, k.transpose(-1, -2), False, ops.eps))
+    scores = ops.site(
+        f"{path}.scores", ops.functional.matmul(q, k.transpose(-1, -2), False, ops.eps)
+    )
     p = ops.site(f"{path}.probabilities", ops.functional.softmax(_causal(scores), -1))
     context = ops.context(f"{path}.context", p, v)
     return ops.linear(f"{path}.o_proj", context.transpose(1, 2).flatten(2))
@@ -322,7 +392,10 @@ def _attention(ops: Explicit, path: str, x: Any, c: Mapping[str, Any], cos: Any,
 def _gated_mlp(ops: Explicit, path: str, x: Any) -> Any:
     import torch
 
-    gate = ops.site(f"{path}.act_fn", ops.rules.identity(torch.nn.functional.silu, ops.linear(f"{path}.gate_proj", x)))
+    gate = ops.site(
+        f"{path}.act_fn",
+        ops.rules.identity(torch.nn.functional.silu, ops.linear(f"{path}.gate_proj", x)),
+    )
     gated = ops.site(f"{path}.gated", ops.functional.mul2(gate, ops.linear(f"{path}.up_proj", x)))
     return ops.linear(f"{path}.down_proj", gated)
 

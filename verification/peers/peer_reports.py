@@ -1,11 +1,13 @@
 """Conformance reports of other libraries:  python -m refl.verification.peers.peer_reports [FOLDER]
 
-Each library is run on the conformance vectors through its adapter, and every failure is traced: to a mistake that is known
-(mistakes.py), or to one of the explanations below. An explanation is no opinion: it says what the library computes, and it counts for a
-case only where that computation gives the very numbers that came out (or the exception that was raised). What a library documents is
+Each library is run on the conformance vectors through its adapter, and every failure is traced: to
+a mistake that is known (mistakes.py), or to one of the explanations below. An explanation is no
+opinion: it says what the library computes, and it counts for a case only where that computation
+gives the very numbers that came out (or the exception that was raised). What a library documents is
 named as its convention and not as a failure.
 
-The pages are generated and dated. Numbers on them have six digits, for the seventh may differ between two builds of torch.
+The pages are generated and dated. Numbers on them have six digits, for the seventh may differ
+between two builds of torch.
 """
 
 from __future__ import annotations
@@ -28,7 +30,14 @@ from refl.io.checkpoint import atomic_write
 from refl.verification.conformance import runner, report
 from refl.verification.vectors import model_vectors
 from refl.verification.vectors.case import UNITS, Case
-from refl.verification.conformance.runner import CONVENTION, FAILED, NOT_COVERED, PASSED, Adapter, Verdict
+from refl.verification.conformance.runner import (
+    CONVENTION,
+    FAILED,
+    NOT_COVERED,
+    PASSED,
+    Adapter,
+    Verdict,
+)
 from refl.verification.conformance.mistakes import MISTAKES, planted
 from refl.verification.vectors.model_vectors import ModelCase
 from refl.verification.conformance.reference_rules import Right
@@ -40,16 +49,27 @@ Array = Any
 Way = Callable[[Case], tuple[Any, ...]]
 
 MEASURED_BEFORE = (
-    "eps-unsigned", "softmax-dim", "mask-finfo", "cp-half", "moe-degree-0", "constant-eats-share", "relu-identity-lost", "rule-forgotten",
-    "zero-input", "vacuous-check", "fp16-nan",
-)  # fmt: skip
-"""Faults of these libraries that were measured by hand before there were vectors; the vectors have to show them again."""
+    "eps-unsigned",
+    "softmax-dim",
+    "mask-finfo",
+    "cp-half",
+    "moe-degree-0",
+    "constant-eats-share",
+    "relu-identity-lost",
+    "rule-forgotten",
+    "zero-input",
+    "vacuous-check",
+    "fp16-nan",
+)
+"""Faults of these libraries that were measured by hand before there were vectors; the vectors have
+to show them again.
+"""
 
 SHOWN = 6
 """Entries of an answer on a page."""
 
 
-# -- explanations ----------------------------------------------------------------------------------------------------------------------
+# -- explanations ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -65,25 +85,34 @@ class Cause:
 
 
 def reproduces(way: Way, digits: str = "") -> Callable[[Verdict], bool]:
-    """The computation gives the numbers that came out, to half the digits of the case's format (or of `digits`)."""
+    """The computation gives the numbers that came out, to half the digits of the case's format (or
+    of `digits`).
+    """
 
     def explains(v: Verdict) -> bool:
         if not v.got:
             return False
         with np.errstate(all="ignore"):
             answers = dict(zip(v.case.returns, way(v.case), strict=True))
-        return all(_alike(v.case, answers[name], got, v.case.condition[name], digits) for name, got in v.got.items())
+        return all(
+            _alike(v.case, answers[name], got, v.case.condition[name], digits)
+            for name, got in v.got.items()
+        )
 
     return explains
 
 
-def _alike(case: Case, wrong: Array | None, got: Array | None, condition: Array | None, digits: str) -> bool:
+def _alike(
+    case: Case, wrong: Array | None, got: Array | None, condition: Array | None, digits: str
+) -> bool:
     if wrong is None or got is None or condition is None:
         return all(a is None or not np.any(a) for a in (wrong, got))
     u = UNITS[digits or case.dtype]
     near = u**0.5 * np.abs(wrong) + case.units * u * condition + runner.UNDERFLOW[case.dtype]
     with np.errstate(all="ignore"):
-        return bool(np.all(np.where(np.isfinite(wrong), np.abs(got - wrong) <= near, ~np.isfinite(got))))
+        return bool(
+            np.all(np.where(np.isfinite(wrong), np.abs(got - wrong) <= near, ~np.isfinite(got)))
+        )
 
 
 def raised(words: str) -> Callable[[Verdict], bool]:
@@ -92,35 +121,53 @@ def raised(words: str) -> Callable[[Verdict], bool]:
 
 def no_number(v: Verdict) -> bool:
     """NaN or infinity somewhere in float16."""
-    return v.case.dtype == "float16" and any(a is not None and not np.isfinite(a).all() for a in v.got.values())
+    return v.case.dtype == "float16" and any(
+        a is not None and not np.isfinite(a).all() for a in v.got.values()
+    )
 
 
 def right_in_float32(v: Verdict) -> bool:
     """A float64 answer that is right to what float32 allows."""
     if v.case.dtype != "float64" or not v.got:
         return False
-    allowed = {name: v.case.units * UNITS["float32"] * c for name, c in v.case.condition.items() if c is not None}
-    return all(got is not None and bool(np.all(np.abs(got - v.case.expected[name]) <= allowed[name])) for name, got in v.got.items() if name in allowed)
+    allowed = {
+        name: v.case.units * UNITS["float32"] * c
+        for name, c in v.case.condition.items()
+        if c is not None
+    }
+    return all(
+        got is not None and bool(np.all(np.abs(got - v.case.expected[name]) <= allowed[name]))
+        for name, got in v.got.items()
+        if name in allowed
+    )
 
 
 def known(mistake: str, says: str = "") -> Cause:
     """A mistake of the table, wherever it gives these numbers, whatever else would."""
-    return Cause((mistake,), says, lambda v: any(m.id == mistake for m in (*v.mistakes, *runner.diagnose(v.case, v.got))))
+    return Cause(
+        (mistake,),
+        says,
+        lambda v: any(m.id == mistake for m in (*v.mistakes, *runner.diagnose(v.case, v.got))),
+    )
 
 
-def where(condition: Callable[[Case], bool], test: Callable[[Verdict], bool]) -> Callable[[Verdict], bool]:
+def where(
+    condition: Callable[[Case], bool], test: Callable[[Verdict], bool]
+) -> Callable[[Verdict], bool]:
     return lambda v: condition(v.case) and test(v)
 
 
 # what LXT computes
 
 
-PLAIN: dict[str, Any] = {"stabilised": lambda self, z, eps, kind: z + eps}
-"""LXT's only stabiliser."""
+PLAIN: dict[str, Any] = {"stabilized": lambda self, z, eps, kind: z + eps}
+"""LXT's only stabilizer."""
 
 
 def _shared_buffer(case: Case) -> tuple[Any, ...]:
-    """torch hands every operand of a sum the same gradient; multiplied in place by each in turn, it ends as s times all of them."""
+    """torch hands every operand of a sum the same gradient; multiplied in place by each in turn, it
+    ends as s times all of them.
+    """
     operands = [a.astype(np.float64) for a in case.inputs["operands"]]
     product = math.prod(operands[1:], start=operands[0])
     s = case.inputs["r"].astype(np.float64) / (sum(operands) + case.options["eps"])
@@ -133,29 +180,47 @@ def _naive(self: Right, filled: Array, axis: int) -> Array:
 
 
 LXT_SOFTMAX = planted(
-    filled=lambda self, x, mask: x if mask is None else np.where(mask, x, -np.inf), seen=lambda self, filled: np.ones_like(filled),
-    along=lambda self, r, axis: r.sum(-1, keepdims=True), probabilities=_naive,
-)  # fmt: skip
+    filled=lambda self, x, mask: x if mask is None else np.where(mask, x, -np.inf),
+    seen=lambda self, filled: np.ones_like(filled),
+    along=lambda self, r, axis: r.sum(-1, keepdims=True),
+    probabilities=_naive,
+)
 """Sums over the last axis, whatever stands there; only -inf counts as masked."""
 
 TWO_FORMS: dict[str, Any] = {
-    "context_product": lambda self, a, v, r, **o: self.matmul_uniform(a, v, r, **o | {"denominator": "2(z+eps)"}),
-    "score_product": lambda self, a, v, r, **o: self.matmul_uniform(a, v, r, **o | {"denominator": "2z+eps"}),
+    "context_product": lambda self, a, v, r, **o: self.matmul_uniform(
+        a, v, r, **o | {"denominator": "2(z+eps)"}
+    ),
+    "score_product": lambda self, a, v, r, **o: self.matmul_uniform(
+        a, v, r, **o | {"denominator": "2z+eps"}
+    ),
 }
 LOWEST: dict[str, Any] = {
     "filled": lambda self, x, mask: np.where(mask, x, self.lowest),
     "probabilities": _naive,
-    "softmax_taylor": lambda self, x, r, *, mask: np.where(mask, Right.softmax_taylor(self, x, r, mask=mask), 0.0),
+    "softmax_taylor": lambda self, x, r, *, mask: np.where(
+        mask, Right.softmax_taylor(self, x, r, mask=mask), 0.0
+    ),
 }
 """Attention whose masks are the lowest finite number, which no relevance passes on the way back."""
-HALVED: dict[str, Any] = {"matmul_second": lambda self, a, v, r, **o: self.matmul_uniform(a, v, r, **o)[1]}
-LXT_RENORMALISE = planted(**PLAIN, renormalise_identity=lambda self, x, r: self.renormalise_epsilon(x, r, eps=1e-8, stabilizer="plain"))
+HALVED: dict[str, Any] = {
+    "matmul_second": lambda self, a, v, r, **o: self.matmul_uniform(a, v, r, **o)[1]
+}
+LXT_RENORMALIZE = planted(
+    **PLAIN,
+    renormalize_identity=lambda self, x, r: self.renormalize_epsilon(
+        x, r, eps=1e-8, stabilizer="plain"
+    ),
+)
 
 
 def _uniform_mean(case: Case) -> tuple[Any, ...]:
     """Of all relevance that arrived, in float32, over everything that is handed something."""
     shapes = [case.inputs[name].shape for name in case.returns]
-    return tuple(np.full(s, case.inputs["r"].astype(np.float64).sum() / sum(map(math.prod, shapes))) for s in shapes)
+    return tuple(
+        np.full(s, case.inputs["r"].astype(np.float64).sum() / sum(map(math.prod, shapes)))
+        for s in shapes
+    )
 
 
 def _constant_shares(case: Case) -> tuple[Any, ...]:
@@ -177,7 +242,11 @@ def _lands_on_zero(case: Case) -> bool:
 
 
 def _bias_squared(case: Case) -> tuple[Any, ...]:
-    square, r, b = case.inputs["w"].astype(np.float64) ** 2, case.inputs["r"].astype(np.float64), case.inputs["b"]
+    square, r, b = (
+        case.inputs["w"].astype(np.float64) ** 2,
+        case.inputs["r"].astype(np.float64),
+        case.inputs["b"],
+    )
     total = square.sum(-1) + (0.0 if b is None else b.astype(np.float64) ** 2)
     return (np.where(total == 0, 0.0, r / np.where(total == 0, 1.0, total)) @ square,)
 
@@ -192,7 +261,10 @@ def _forward_of_torch(self: Right, layer: dict[str, Any], x: Array) -> Array:
 
     if layer.get("kind") not in ("gelu", "gelu_tanh"):
         return Right.forward(self, layer, x)
-    values = torch.nn.functional.gelu(torch.tensor(x, dtype=getattr(torch, self.dtype)), approximate="tanh" if layer["kind"] == "gelu_tanh" else "none")
+    values = torch.nn.functional.gelu(
+        torch.tensor(x, dtype=getattr(torch, self.dtype)),
+        approximate="tanh" if layer["kind"] == "gelu_tanh" else "none",
+    )
     return np.asarray(values.double().numpy())
 
 
@@ -221,18 +293,26 @@ FIXED_EPS = planted(divided=lambda self, r, d: r / (d + np.where(d >= 0, NINE, -
 
 
 def _identity_behind_relu(case: Case) -> tuple[Any, ...]:
-    """The identity rule's own hook is passed over: the layer's gradient of R / f, taken for relevance, arrives at the ReLU."""
+    """The identity rule's own hook is passed over: the layer's gradient of R / f, taken for
+    relevance, arrives at the ReLU.
+    """
 
     class Lost(Right):
         def swept(self, layers: Sequence[dict[str, Any]], xs: Sequence[Array], r: Array) -> Array:
             for n in reversed(range(len(layers))):
-                behind = n > 0 and layers[n]["operation"] == "activation" and layers[n - 1].get("kind") == "relu"
+                behind = (
+                    n > 0
+                    and layers[n]["operation"] == "activation"
+                    and layers[n - 1].get("kind") == "relu"
+                )
                 r = self.lost(layers[n], xs[n], r) if behind else self.undone(layers[n], xs[n], r)
             return r
 
         def lost(self, layer: dict[str, Any], x: Array, r: Array) -> Array:
             f = self.forward(layer, x)
-            return self.activation_gradient(x, r / (f + np.where(f >= 0, NINE, -NINE)), kind=layer["kind"])
+            return self.activation_gradient(
+                x, r / (f + np.where(f >= 0, NINE, -NINE)), kind=layer["kind"]
+            )
 
     return Lost(case.dtype).answer(case)
 
@@ -242,52 +322,72 @@ def _has(case: Case, rule: str) -> bool:
 
 
 BOTH_FORMS = (
-    "Scores divide by 2 z + eps, contexts by 2 (z + eps), each without the sign of z; whichever denominator is asked for, one of the two is "
+    "Scores divide by 2 z + eps, contexts by 2 (z + eps), each without the sign of z; "
+    "whichever denominator is asked for, one of the two is "
     "the other."
 )
 BRIDGE = (
-    "Relevance is divided by x + 1e-10 s(x) on the way through the bridge, and multiplied by x at the end: what lands on an input near 0 "
+    "Relevance is divided by x + 1e-10 s(x) on the way through the bridge, and multiplied "
+    "by x at the end: what lands on an input near 0 "
     "loses 1e-10 / |x| of itself, in float16, where 1e-10 is 0, all."
 )
 COUNTED = (
-    "Relevance that stands at masked entries enters the row's sum, where the definition books it as absorbed by the mask. In a model it does not "
+    "Relevance that stands at masked entries enters the row's sum, where the definition "
+    "ledger it as absorbed by the mask. In a model it does not "
     "arise: a masked probability is 0, and the product below hands it none."
 )
 ROW_HIDDEN = (
-    "A query that sees no key attends to all of them alike, for what hides them is the lowest finite number: values that it does not see get "
+    "A query that sees no key attends to all of them alike, for what hides them is the "
+    "lowest finite number: values that it does not see get "
     "its relevance."
 )
-WHOLE_ROW = "The softmax is left to torch, for which a row that is masked whole is NaN, and so is its gradient."
+WHOLE_ROW = (
+    "The softmax is left to torch, for which a row that is masked whole is NaN, and so is its "
+    "gradient."
+)
 INSIDE = (
-    "A float64 model's value is computed in float32 on the way, as transformers does it: right to float32's digits and no further. In float32 "
+    "A float64 model's value is computed in float32 on the way, as transformers does it: "
+    "right to float32's digits and no further. In float32 "
     "and half precision it is right."
 )
 AS_WEIGHTS = (
-    "Weights are cut or amplified by their sign where the rule goes by the sign of contributions: the same only where no input is negative "
-    "(for z+ reported as captum issue 1234). The bias stays whole, gamma amplifies below negative outputs too, and z is stabilised with 1e-9."
+    "Weights are cut or amplified by their sign where the rule goes by the sign of "
+    "contributions: the same only where no input is negative "
+    "(for z+ reported as captum issue 1234). The bias stays whole, gamma amplifies below "
+    "negative outputs too, and z is stabilized with 1e-9."
 )
 FORGOTTEN = (
-    "Rules set by the user are deleted after the first call: the second answers with default rules, or raises where a layer has none "
+    "Rules set by the user are deleted after the first call: the second answers with "
+    "default rules, or raises where a layer has none "
     "(captum issue 1059)."
 )
 LOST = (
-    "An identity rule on the layer right behind a ReLU is passed over: what arrives at the ReLU as relevance is the layer's own gradient of R "
+    "An identity rule on the layer right behind a ReLU is passed over: what arrives at the "
+    "ReLU as relevance is the layer's own gradient of R "
     "divided by its output. Behind a LayerNorm that sums to 0."
 )
-ITS_DEFAULT = "eps = 1e-8, LXT's own default for sums and matrix products, is 0 in float16: where an output is 0, NaN."
-UNDERFLOWS = "The eps that was asked for, 1e-8, is 0 in float16, and a dead unit is divided by it. zennit's default, 1e-6, is not 0."
+ITS_DEFAULT = (
+    "eps = 1e-8, LXT's own default for sums and matrix products, is 0 in float16: where an "
+    "output is 0, NaN."
+)
+UNDERFLOWS = (
+    "The eps that was asked for, 1e-8, is 0 in float16, and a dead unit is divided by it. "
+    "zennit's default, 1e-6, is not 0."
+)
 
 OVERFLOW = Cause(
     ("fp16-overflow",),
-    "A sum of contributions that is empty is divided by the stabiliser alone, 1e-6: in float16 the quotient is infinite, and 0 times it is NaN. "
-    "float16 has no stabiliser that is small and safe at once.",
+    "A sum of contributions that is empty is divided by the stabilizer alone, 1e-6: in "
+    "float16 the quotient is infinite, and 0 times it is NaN. "
+    "float16 has no stabilizer that is small and safe at once.",
     no_number,
 )
 FIXED = Cause(
     ("fixed-eps",),
     "1e-9 is added to the denominator, with its sign; there is no argument for another.",
     reproduces(FIXED_EPS),
-    documented="captum.attr._utils.lrp_rules.PropagationRule: STABILITY_FACTOR assures that no division is by zero",
+    documented="captum.attr._utils.lrp_rules.PropagationRule: STABILITY_FACTOR assures that no "
+    "division is by zero",
 )
 WEIGHTS_CUT = Cause(("plus-weights",), AS_WEIGHTS, reproduces(CAPTUM))
 
@@ -295,15 +395,18 @@ EXPLAINED: Mapping[tuple[str, str], tuple[Cause, ...]] = {
     ("lxt_explicit", "sum_epsilon"): (
         Cause(
             ("shared-buffer",),
-            "The epsilon rule multiplies the gradients by the operands in place. Those of a sum are one and the same array in torch, so each "
-            "operand gets s times the product of all operands: 1 + 2 gets 2 and 2 of 3. Its add2 for two operands is right.",
+            "The epsilon rule multiplies the gradients by the operands in place. Those of "
+            "a sum are one and the same array in torch, so each "
+            "operand gets s times the product of all operands: 1 + 2 gets 2 and 2 of 3. "
+            "Its add2 for two operands is right.",
             reproduces(_shared_buffer),
         ),
     ),
     ("lxt_explicit", "matmul_second"): (
         Cause(
             ("constant-first",),
-            "Documented to give a constant operand nothing, the uniform epsilon rule looks gradients up by the operand's place among all, and "
+            "Documented to give a constant operand nothing, the uniform epsilon rule looks "
+            "gradients up by the operand's place among all, and "
             "finds none where a constant comes first: it raises.",
             raised("IndexError"),
         ),
@@ -312,73 +415,130 @@ EXPLAINED: Mapping[tuple[str, str], tuple[Cause, ...]] = {
         known("softmax-dim"),
         known("mask-finfo"),
         known("mask-counted", COUNTED),
-        Cause(("softmax-dim", "mask-counted"), "", where(lambda case: case.options["axis"] != -1, reproduces(LXT_SOFTMAX))),
+        Cause(
+            ("softmax-dim", "mask-counted"),
+            "",
+            where(lambda case: case.options["axis"] != -1, reproduces(LXT_SOFTMAX)),
+        ),
         Cause(("mask-finfo", "mask-counted"), "", reproduces(LXT_SOFTMAX)),
     ),
     ("lxt_explicit", "attention_attnlrp"): (
         Cause(("eps-two-forms",), "", reproduces(planted(**TWO_FORMS))),
-        Cause(("eps-two-forms", "eps-unsigned"), BOTH_FORMS, reproduces(planted(**PLAIN, **TWO_FORMS))),
-        Cause(("mask-finfo", "eps-two-forms"), ROW_HIDDEN, reproduces(planted(**PLAIN, **TWO_FORMS, **LOWEST))),
+        Cause(
+            ("eps-two-forms", "eps-unsigned"), BOTH_FORMS, reproduces(planted(**PLAIN, **TWO_FORMS))
+        ),
+        Cause(
+            ("mask-finfo", "eps-two-forms"),
+            ROW_HIDDEN,
+            reproduces(planted(**PLAIN, **TWO_FORMS, **LOWEST)),
+        ),
     ),
     ("lxt_explicit", "attention_cp"): (
         Cause(("cp-half",), "", reproduces(planted(**HALVED))),
         Cause(("cp-half", "eps-unsigned"), "", reproduces(planted(**PLAIN, **HALVED))),
-        Cause(("mask-finfo", "cp-half"), ROW_HIDDEN, reproduces(planted(**PLAIN, **HALVED, **LOWEST))),
+        Cause(
+            ("mask-finfo", "cp-half"), ROW_HIDDEN, reproduces(planted(**PLAIN, **HALVED, **LOWEST))
+        ),
     ),
-    ("lxt_explicit", "multiply_uniform"): (Cause(("constant-eats-share",), "", reproduces(_constant_shares)),),
-    ("lxt_explicit", "renormalise_identity"): (Cause(("moe-degree-0",), "", reproduces(LXT_RENORMALISE)),),
-    ("lxt_explicit", "*"): (known("eps-unsigned"), known("fp16-nan", ITS_DEFAULT), Cause(("fp16-nan",), ITS_DEFAULT, no_number)),
-    ("lxt_explicit", "linear_epsilon"): (Cause(("vacuous-check",), "", reproduces(_uniform_mean, "float32")),),
+    ("lxt_explicit", "multiply_uniform"): (
+        Cause(("constant-eats-share",), "", reproduces(_constant_shares)),
+    ),
+    ("lxt_explicit", "renormalize_identity"): (
+        Cause(("moe-degree-0",), "", reproduces(LXT_RENORMALIZE)),
+    ),
+    ("lxt_explicit", "*"): (
+        known("eps-unsigned"),
+        known("fp16-nan", ITS_DEFAULT),
+        Cause(("fp16-nan",), ITS_DEFAULT, no_number),
+    ),
+    ("lxt_explicit", "linear_epsilon"): (
+        Cause(("vacuous-check",), "", reproduces(_uniform_mean, "float32")),
+    ),
     ("lxt_gradient", "softmax_gradient"): (known("mask-finfo", WHOLE_ROW),),
-    ("lxt_gradient", "activation_ratio"): (known("ratio-eps"),),
+    ("lxt_gradient", "activation_identity_gxi"): (known("ratio-eps"),),
     ("lxt_gradient", "linear_gradient"): (known("logit-squared"),),
     ("lxt_gradient", "linear_*"): (
         Cause(("zero-input",), "", where(_lands_on_zero, reproduces(_bridged))),
         Cause(("bridge-eps",), BRIDGE, reproduces(_bridged)),
     ),
     ("lxt_gradient", "convolution_z_plus"): (Cause(("bridge-eps",), BRIDGE, reproduces(_bridged)),),
-    ("lxt_gradient", "renormalise_frozen"): (Cause(("moe-degree-0",), "", reproduces(planted(renormalise_frozen=Right.renormalise_gradient))),),
-    ("lxt_gradient", "rms_norm_frozen"): (Cause(("narrowed",), INSIDE, right_in_float32),),
-    ("lxt_gradient", "attention_gradient"): (Cause(("narrowed",), INSIDE, right_in_float32),),
+    ("lxt_gradient", "renormalize_identity_gxi"): (
+        Cause(
+            ("moe-degree-0",),
+            "",
+            reproduces(planted(renormalize_identity_gxi=Right.renormalize_gradient)),
+        ),
+    ),
+    ("lxt_gradient", "rms_norm_identity_gxi"): (Cause(("narrowed",), INSIDE, right_in_float32),),
+    ("lxt_gradient", "attention_attnlrp_gxi"): (Cause(("narrowed",), INSIDE, right_in_float32),),
     ("zennit_rules", "linear_epsilon"): (
         Cause(
             ("lrp-0-divides",),
-            "eps = 0, documented as LRP-0, divides by an output that is exactly 0: infinity, or NaN further down.",
-            where(lambda case: case.options["stabilizer"] == "none", lambda v: any(not np.isfinite(a).all() for a in v.got.values() if a is not None)),
+            "eps = 0, documented as LRP-0, divides by an output that is exactly 0: "
+            "infinity, or NaN further down.",
+            where(
+                lambda case: case.options["stabilizer"] == "none",
+                lambda v: any(not np.isfinite(a).all() for a in v.got.values() if a is not None),
+            ),
         ),
     ),
     ("zennit_rules", "linear_gamma"): (known("gamma-at-zero"),),
     ("zennit_rules", "linear_w_square"): (
         Cause(
             ("w-square-bias",),
-            "The bias counts among the squared weights and keeps its share. With zero_params='bias' it does not, and the rule is the classic one.",
+            "The bias counts among the squared weights and keeps its share. With "
+            "zero_params='bias' it does not, and the rule is the classic one.",
             reproduces(_bias_squared),
-            documented="zennit.rules.WSquare, parameter zero_params: no parameter is set to zero unless it is named",
+            documented="zennit.rules.WSquare, parameter zero_params: no parameter is set to zero "
+            "unless it is named",
         ),
     ),
     ("zennit_rules", "network"): (
         Cause(
             ("torch-gelu-tail",),
-            "Not zennit's: torch's GELU loses its digits where x is well below 0, for it forms 1 + erf; at -6 in float32 it is 0 in place of -5.9e-9.",
+            "Not zennit's: torch's GELU loses its digits where x is well below 0, for it "
+            "forms 1 + erf; at -6 in float32 it is 0 in place of -5.9e-9.",
             where(lambda case: case.dtype != "float16", reproduces(_gelu_of_torch)),
         ),
     ),
     ("captum_lrp", "network"): (
-        Cause(("rule-forgotten",), FORGOTTEN, lambda v: v.behaviour == "rule-forgotten" or raised("has no rule defined")(v)),
+        Cause(
+            ("rule-forgotten",),
+            FORGOTTEN,
+            lambda v: v.behavior == "rule-forgotten" or raised("has no rule defined")(v),
+        ),
         Cause(("relu-identity-lost",), LOST, reproduces(_identity_behind_relu)),
-        Cause(("gamma-weights",), AS_WEIGHTS, where(lambda case: not _has(case, "z_plus"), reproduces(CAPTUM))),
-        Cause(("plus-weights",), AS_WEIGHTS, where(lambda case: not _has(case, "gamma"), reproduces(CAPTUM))),
+        Cause(
+            ("gamma-weights",),
+            AS_WEIGHTS,
+            where(lambda case: not _has(case, "z_plus"), reproduces(CAPTUM)),
+        ),
+        Cause(
+            ("plus-weights",),
+            AS_WEIGHTS,
+            where(lambda case: not _has(case, "gamma"), reproduces(CAPTUM)),
+        ),
         Cause(("plus-weights", "gamma-weights"), AS_WEIGHTS, reproduces(CAPTUM)),
     ),
-    ("captum_lrp", "linear_gamma"): (FIXED, Cause(("gamma-weights",), AS_WEIGHTS, reproduces(CAPTUM))),
+    ("captum_lrp", "linear_gamma"): (
+        FIXED,
+        Cause(("gamma-weights",), AS_WEIGHTS, reproduces(CAPTUM)),
+    ),
     ("captum_lrp", "*_z_plus"): (FIXED, WEIGHTS_CUT),
     ("captum_lrp", "linear_alpha_beta"): (FIXED, WEIGHTS_CUT),
     ("captum_lrp", "*"): (Cause(("fp16-nan",), "", no_number),),
-    ("zennit_rules", "*"): (Cause(("fp16-nan",), UNDERFLOWS, where(lambda case: case.options.get("eps", 1) < 2**-25, no_number)), OVERFLOW),
+    ("zennit_rules", "*"): (
+        Cause(
+            ("fp16-nan",),
+            UNDERFLOWS,
+            where(lambda case: case.options.get("eps", 1) < 2**-25, no_number),
+        ),
+        OVERFLOW,
+    ),
     ("lxt_gradient", "*"): (OVERFLOW,),
 }
 """(Adapter, rules) -> what may be behind a failure, the first that explains it counts."""
-# -- tracing -----------------------------------------------------------------------------------------------------------------------------
+# -- tracing ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -422,7 +582,7 @@ class Peer:
     adapter: str
     page: str
     title: str
-    carries: str
+    formulation: str
     """What its own rules hand down; rules of the other kind are not listed as missing."""
     about: str
     beside: tuple[str, ...] = ("torch",)
@@ -434,31 +594,56 @@ class Peer:
 
 PEERS = (
     Peer(
-        "lxt_explicit", "lxt-explicit-2.1.md", "LXT 2.1, relevance form", "relevance",
-        "lxt.explicit, the relevance form: autograd functions that hand relevance down. Attention is put together of them as its models do. "
-        "Those models (lxt.explicit.models) are not in the wheel: what is called theirs here is their operations, placed where the repository "
+        "lxt_explicit",
+        "lxt-explicit-2.1.md",
+        "LXT 2.1, relevance form",
+        "relevance",
+        "lxt.explicit, the relevance form: autograd functions that hand relevance down. "
+        "Attention is put together of them as its models do. "
+        "Those models (lxt.explicit.models) are not in the wheel: what is called theirs "
+        "here is their operations, placed where the repository "
         "places them.",
         ("torch", "transformers"),
     ),
     Peer(
-        "lxt_gradient", "lxt-gradient-2.1.md", "LXT 2.1, gradient form", "gradient",
-        "lxt.efficient, the gradient form: patches of transformers after which x times gradient is relevance. What LXT leaves to autograd is "
-        "asked of autograd. The rules of linear layers that carry relevance (gamma, z+, flat, ...) it takes from zennit through a bridge.",
+        "lxt_gradient",
+        "lxt-gradient-2.1.md",
+        "LXT 2.1, gradient x input form",
+        "gradient_x_input",
+        "lxt.efficient, the gradient x input form: patches of transformers after which x "
+        "times gradient is relevance. What LXT leaves to autograd is "
+        "asked of autograd. The rules of linear layers that carry relevance (gamma, z+, "
+        "flat, ...) it takes from zennit through a bridge.",
         ("torch", "transformers", "zennit"),
     ),
-    Peer("zennit_rules", "zennit-0.5.1.md", "zennit 0.5.1", "relevance", "Rules put on torch modules as hooks."),
     Peer(
-        "captum_lrp", "captum-0.9.0.md", "captum 0.9.0", "relevance",
-        "captum.attr.LRP with rules set as attributes of the layers. It explains one score: relevance r at the output is asked for by a score "
+        "zennit_rules",
+        "zennit-0.5.1.md",
+        "zennit 0.5.1",
+        "relevance",
+        "Rules put on torch modules as hooks.",
+    ),
+    Peer(
+        "captum_lrp",
+        "captum-0.9.0.md",
+        "captum 0.9.0",
+        "relevance",
+        "captum.attr.LRP with rules set as attributes of the layers. It explains one "
+        "score: relevance r at the output is asked for by a score "
         "whose gradient there is r.",
     ),
-)  # fmt: skip
+)
 
 
 def trace(adapter: str, conventions: Mapping[str, str], v: Verdict) -> Traced:
     for cause in causes(adapter, v.case.rule):
         if cause.explains(v):
-            return Traced(v, cause.ids, cause.says or _words(cause.ids), cause.documented or _documented(cause.ids, conventions))
+            return Traced(
+                v,
+                cause.ids,
+                cause.says or _words(cause.ids),
+                cause.documented or _documented(cause.ids, conventions),
+            )
     ids = tuple(m.id for m in v.mistakes[:1])
     return Traced(v, ids, _words(ids), _documented(ids, conventions))
 
@@ -482,7 +667,11 @@ def rows(peer: Peer) -> list[Row]:
     """Every rule of the library's adapter, then the further ways to the same rules."""
     module = importlib.import_module(f"{PACKAGE}.{peer.adapter}")
     sources = {"": module} | getattr(module, "VARIANTS", {})
-    return [_row(peer, Adapter(source), rule, way) for way, source in sources.items() for rule in Adapter(source).covers()]
+    return [
+        _row(peer, Adapter(source), rule, way)
+        for way, source in sources.items()
+        for rule in Adapter(source).covers()
+    ]
 
 
 @dataclass(frozen=True)
@@ -506,7 +695,9 @@ WITHOUT_EPS = "without the eps in f(x) / (x + eps)"
 
 
 def models(peer: Peer) -> list[ModelRow]:
-    """Whole models, where the adapter runs them; what is parted there is run again without LXT's eps in activations."""
+    """Whole models, where the adapter runs them; what is parted there is run again without LXT's
+    eps in activations.
+    """
     module = importlib.import_module(f"{PACKAGE}.{peer.adapter}")
     if not hasattr(module, "model"):
         return []
@@ -527,7 +718,9 @@ def _model_row(module: Any, architecture: str, method: str, cases: Sequence[Mode
     parted = sum(len(partings) for _, partings in compared)
     again = [_sites(module.VARIANTS[WITHOUT_EPS].model, case) for case in cases] if parted else []
     explained = bool(again) and not any(partings for _, partings in again)
-    return ModelRow(architecture, method, sum(n for n, _ in compared), parted, "ratio-eps" if explained else "")
+    return ModelRow(
+        architecture, method, sum(n for n, _ in compared), parted, "ratio-eps" if explained else ""
+    )
 
 
 def _sites(model: Callable[..., Any], case: ModelCase) -> tuple[int, list[Any]]:
@@ -538,12 +731,19 @@ def _sites(model: Callable[..., Any], case: ModelCase) -> tuple[int, list[Any]]:
 
 
 def _row(peer: Peer, adapter: Adapter, rule: str, way: str) -> Row:
-    found = runner.weigh(rule, [runner.judge(adapter, case) for case in runner.load(rule)], adapter.conventions)
+    found = runner.weigh(
+        rule, [runner.judge(adapter, case) for case in runner.load(rule)], adapter.conventions
+    )
     failed = [v for v in found.verdicts if v.failed]
-    return Row(rule, way, found.verdicts, tuple(trace(peer.adapter, adapter.conventions, v) for v in failed))
+    return Row(
+        rule,
+        way,
+        found.verdicts,
+        tuple(trace(peer.adapter, adapter.conventions, v) for v in failed),
+    )
 
 
-# -- pages -------------------------------------------------------------------------------------------------------------------------------
+# -- pages -----------------------------------------------------------------------------------------
 
 
 def page(peer: Peer, found: Sequence[Row], whole: Sequence[ModelRow], date: str) -> str:
@@ -557,9 +757,13 @@ def page(peer: Peer, found: Sequence[Row], whole: Sequence[ModelRow], date: str)
         "## In short",
         _short(covered, module.CONVENTIONS),
         "## Rules",
-        "Cases of each rule, by what came of them. A convention is a deviation that the library documents.",
-        _table(("rule", "by", PASSED, CONVENTION, FAILED, NOT_COVERED, "because of"), map(_line, covered)),
-        _left_out(covered, peer.carries),
+        "Cases of each rule, by what came of them. A convention is a deviation that the "
+        "library documents.",
+        _table(
+            ("rule", "by", PASSED, CONVENTION, FAILED, NOT_COVERED, "because of"),
+            map(_line, covered),
+        ),
+        _left_out(covered, peer.formulation),
         *_whole(whole),
         "## Causes",
         *_causes(covered, peer.name),
@@ -569,22 +773,34 @@ def page(peer: Peer, found: Sequence[Row], whole: Sequence[ModelRow], date: str)
 
 def _head(peer: Peer, module: Any, date: str) -> list[tuple[str, str]]:
     about = runner.about()
-    beside = ", ".join(f"{name} {importlib.metadata.version(name).partition('+')[0]}" for name in peer.beside)
+    beside = ", ".join(
+        f"{name} {importlib.metadata.version(name).partition('+')[0]}" for name in peer.beside
+    )
     return [
-        ("date", date), ("library", f"{peer.name} {module.VERSION}"), ("beside", beside), ("refl", about["refl"]),
-        ("vectors", about["vectors"]), ("adapter", f"`verification/adapters/{peer.adapter}.py`"),
-    ]  # fmt: skip
+        ("date", date),
+        ("library", f"{peer.name} {module.VERSION}"),
+        ("beside", beside),
+        ("refl", about["refl"]),
+        ("vectors", about["vectors"]),
+        ("adapter", f"`verification/adapters/{peer.adapter}.py`"),
+    ]
 
 
 def _short(covered: Sequence[Row], conventions: Mapping[str, str]) -> str:
-    main, traced = [row for row in covered if not row.way], [t for row in covered for t in row.traced]
+    main, traced = (
+        [row for row in covered if not row.way],
+        [t for row in covered for t in row.traced],
+    )
     right = sum(not row.traced for row in main)
     meant = sum(bool(row.traced) and not row.count(FAILED) for row in main)
     but = f", {meant} but for conventions that it documents" if meant else ""
     lines = [f"- Of {len(main)} rules that the library has, {right} pass every case{but}."]
     failing = [n for n in _ids(traced, FAILED) if n not in conventions]
     for words, names in (
-        ("Faults known before, shown again by the vectors", [n for n in failing if n in MEASURED_BEFORE]),
+        (
+            "Faults known before, shown again by the vectors",
+            [n for n in failing if n in MEASURED_BEFORE],
+        ),
         ("Further causes of failures", [n for n in failing if n not in MEASURED_BEFORE]),
         ("Documented conventions", _ids(traced, CONVENTION)),
     ):
@@ -604,7 +820,8 @@ def _line(row: Row) -> tuple[str, ...]:
 
 
 WHOLE = (
-    "Small models of random weights under LXT's patches, in float64: x times gradient at the output of every module, held against exact "
+    "Small models of random weights under LXT's patches, in float64: x times gradient at "
+    "the output of every module, held against exact "
     "arithmetic. What parts because of ratio-eps agrees at every site when that eps is set to 0."
 )
 
@@ -613,7 +830,10 @@ def _whole(whole: Sequence[ModelRow]) -> list[str]:
     if not whole:
         return []
     head = ("architecture", "method", "sites compared", "of them parted", "result", "because of")
-    body = [(m.architecture, m.method, str(m.compared), str(m.parted), m.result, m.because) for m in whole]
+    body = [
+        (m.architecture, m.method, str(m.compared), str(m.parted), m.result, m.because)
+        for m in whole
+    ]
     return [
         "## Whole models",
         WHOLE,
@@ -621,10 +841,18 @@ def _whole(whole: Sequence[ModelRow]) -> list[str]:
     ]
 
 
-def _left_out(covered: Sequence[Row], carries: str) -> str:
+def _left_out(covered: Sequence[Row], formulation: str) -> str:
     known = {row.rule for row in covered}
-    left = [rule for rule, signature in runner.signatures().items() if rule not in known and signature.carries == carries]
-    return f"Of the rules that carry {'a ' if carries == 'gradient' else ''}{carries}, the library has none for: {', '.join(left)}." if left else ""
+    left = [
+        rule
+        for rule, signature in runner.signatures().items()
+        if rule not in known and signature.formulation == formulation
+    ]
+    return (
+        f"Of the rules that carry {''}{formulation}, the library has none for: {', '.join(left)}."
+        if left
+        else ""
+    )
 
 
 def _causes(covered: Sequence[Row], name: str) -> Iterator[str]:
@@ -644,12 +872,17 @@ def _cause(ids: tuple[str, ...], members: Sequence[tuple[Row, Traced]], name: st
     if shown.documented:
         yield f"A documented convention: {shown.documented}."
     seen = dict.fromkeys(f"{row.rule} by {row.way}" if row.way else row.rule for row, _ in members)
-    yield f"{_counted(len(members), 'case')} of {', '.join(seen)}. For one, {v.case.id}{by}: {v.case.note} ({v.case.dtype})"
+    yield (
+        f"{_counted(len(members), 'case')} of {', '.join(seen)}. For one, {v.case.id}{by}: "
+        f"{v.case.note} ({v.case.dtype})"
+    )
     yield _case(v, name)
 
 
 def _plainness(ids: tuple[str, ...], v: Verdict) -> tuple[Any, ...]:
-    """Cases that are aimed at the mistake come first, then those of few numbers, then those where it does most."""
+    """Cases that are aimed at the mistake come first, then those of few numbers, then those where
+    it does most.
+    """
     most = max((abs(d.got - d.expected) for d in v.deviations if math.isfinite(d.got)), default=0.0)
     return (not set(ids) & set(v.case.flags), not v.deviations, runner.size(v.case), -most)
 
@@ -662,7 +895,10 @@ def _case(v: Verdict, name: str) -> str:
     lines = ["```", report.call(v.case), "```"]
     if v.words:
         words = v.words.partition(" (or ")[0].partition(". ")[0]
-        lines += ["", f"{'It ' if words.startswith('raised') else ''}{words[:1].upper() if not words.startswith('raised') else words[:1]}{words[1:]}."]
+        lines += [
+            "",
+            f"{'It ' if words.startswith('raised') else ''}{words[:1].upper() if not words.startswith('raised') else words[:1]}{words[1:]}.",
+        ]
     entries = list(_entries(v))
     if entries:
         lines += ["", _table(("", "definition", name), entries[:SHOWN])]
@@ -680,7 +916,10 @@ def _entries(v: Verdict) -> Iterator[tuple[str, str, str]]:
         allowed = v.case.units * v.case.u * condition + runner.UNDERFLOW[v.case.dtype]
         for at in np.ndindex(shape):
             if not abs(got[at] - right[at]) <= allowed[at]:
-                yield f"{name}[{', '.join(map(str, at))}]", *_apart(float(right[at]), float(got[at]))
+                yield (
+                    f"{name}[{', '.join(map(str, at))}]",
+                    *_apart(float(right[at]), float(got[at])),
+                )
 
 
 def _apart(expected: float, got: float) -> tuple[str, str]:
@@ -705,7 +944,10 @@ def write(peer: Peer, folder: Path = FOLDER, date: str = "") -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Run LXT, zennit and captum on the conformance vectors and write a page on each.")
+    parser = argparse.ArgumentParser(
+        description="Run LXT, zennit and captum on the conformance "
+        "vectors and write a page on each."
+    )
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
     folder = parser.parse_args().folder
     for peer in PEERS:

@@ -1,4 +1,9 @@
-"""Who checks the checks: faults planted in the engine, mutation testing, false alarms, the engine's error, benchmarks. Not in the wheel."""
+"""Who checks the checks: faults planted in the engine, mutation testing, false alarms, the engine's
+error, benchmarks. Not in the wheel.
+"""
 
 if __name__ != "refl.verification.quality":
-    raise ImportError("this folder is the package refl.verification.quality; install the project and import that name")
+    raise ImportError(
+        "this folder is the package refl.verification.quality; install the project and "
+        "import that name"
+    )

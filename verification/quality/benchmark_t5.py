@@ -1,10 +1,13 @@
-"""How long an encoder-decoder takes to explain, and how much memory: by default one of Flan-T5-base's shape with random weights.
+"""How long an encoder-decoder takes to explain, and how much memory: by default one of
+Flan-T5-base's shape with random weights.
 
     python -m refl.verification.quality.benchmark_t5 --tokens 64 --written 16 --threads 2 --repeat 3
 
-A random checkpoint is written to a temporary folder and loaded, in float32. Measured are the forward pass alone, an explanation with
-nothing kept, the same with blocks run again (`recompute`), and the same with every site kept; of each the time, and, in a process of its
-own, the peak of resident memory, with how far that is above what was held before. The account of the explanation is printed below.
+A random checkpoint is written to a temporary folder and loaded, in float32. Measured are the
+forward pass alone, an explanation with nothing kept, the same with blocks run again (`recompute`),
+and the same with every site kept; of each the time, and, in a process of its own, the peak of
+resident memory, with how far that is above what was held before. The account of the explanation is
+printed below.
 """
 
 from __future__ import annotations
@@ -20,7 +23,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from refl.verification.quality.benchmark import _cores, _forget_peak, _limit_threads, _load, _processor, _resident, _timed, ids_of
+from refl.verification.quality.benchmark import (
+    _cores,
+    _forget_peak,
+    _limit_threads,
+    _load,
+    _processor,
+    _resident,
+    _timed,
+    ids_of,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m refl.verification.quality.benchmark_t5", description=(__doc__ or "").partition("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m refl.verification.quality.benchmark_t5",
+        description=(__doc__ or "").partition("\n\n")[0],
+    )
     for name, default in {
         "hidden": 768, "layers": 12, "heads": 12, "intermediate": 2048, "vocabulary": 32128, "tokens": 64, "written": 16, "threads": 2,
         "repeat": 3,
@@ -49,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def write_flan(folder: Path, options: argparse.Namespace) -> None:
-    """A checkpoint of random numbers; queries are small, as trained ones are, since nothing scales their products with keys."""
+    """A checkpoint of random numbers; queries are small, as trained ones are, since nothing scales
+    their products with keys.
+    """
     import numpy as np
 
     from refl.io.checkpoint import write_safetensors
@@ -58,11 +75,20 @@ def write_flan(folder: Path, options: argparse.Namespace) -> None:
 
     width = options.hidden // options.heads
     raw = {
-        "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True, "decoder_start_token_id": 0,
-        "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "vocab_size": options.vocabulary, "d_model": options.hidden,
-        "d_kv": width, "d_ff": options.intermediate, "num_layers": options.layers, "num_decoder_layers": options.layers,
+        "model_type": "t5",
+        "architectures": ["T5ForConditionalGeneration"],
+        "is_encoder_decoder": True,
+        "decoder_start_token_id": 0,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "vocab_size": options.vocabulary,
+        "d_model": options.hidden,
+        "d_kv": width,
+        "d_ff": options.intermediate,
+        "num_layers": options.layers,
+        "num_decoder_layers": options.layers,
         "num_heads": options.heads,
-    }  # fmt: skip
+    }
     (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
     draw = np.random.default_rng(0)
 
@@ -72,7 +98,11 @@ def write_flan(folder: Path, options: argparse.Namespace) -> None:
         return 1 + noise / 10 if len(shape) == 1 else noise * np.float32(scale)
 
     shapes = t5.shapes(parse(t5.Config, raw))
-    write_safetensors(folder / "model.safetensors", {name: tensor(name, shape) for name, shape, _ in shapes}, {"format": "pt"})
+    write_safetensors(
+        folder / "model.safetensors",
+        {name: tensor(name, shape) for name, shape, _ in shapes},
+        {"format": "pt"},
+    )
 
 
 def report(folder: Path, options: argparse.Namespace) -> int:
@@ -81,10 +111,13 @@ def report(folder: Path, options: argparse.Namespace) -> int:
     model = refl.load(folder)
     numbers = sum(model.weights[name].size for name in model.weights)
     print(
-        f"T5: hidden {options.hidden}, {options.layers} + {options.layers} layers, {options.heads} heads, intermediate "
-        f"{options.intermediate}, vocabulary {options.vocabulary}: {numbers / 1e6:.0f} million random weights, float32; {options.method}\n"
+        f"T5: hidden {options.hidden}, {options.layers} + {options.layers} layers, "
+        f"{options.heads} heads, intermediate "
+        f"{options.intermediate}, vocabulary {options.vocabulary}: {numbers / 1e6:.0f} "
+        f"million random weights, float32; {options.method}\n"
         f"{options.tokens} tokens read, {options.written} written\n"
-        f"{_processor()}, {_cores()} cores available, {options.threads} threads asked for; load at the start {_load()}"
+        f"{_processor()}, {_cores()} cores available, {options.threads} threads asked for; "
+        f"load at the start {_load()}"
     )
     run = ways(model, options)
     for way in run.values():  # maps every weight, fills caches
@@ -92,7 +125,10 @@ def report(folder: Path, options: argparse.Namespace) -> int:
     print(f"\n{'seconds':26}  median      min   peak memory")
     for name, way in run.items():
         times = [_timed(way)[1] for _ in range(options.repeat)]
-        print(f"  {name:24} {median(times):7.3f} {min(times):8.3f}   {_ask_peak(name, folder, options)}")
+        print(
+            f"  {name:24} {median(times):7.3f} {min(times):8.3f}   "
+            f"{_ask_peak(name, folder, options)}"
+        )
     return _account(run[NOTHING]())
 
 
@@ -100,7 +136,10 @@ NOTHING = "explain, nothing kept"
 
 
 def ways(model: Any, options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    read, written = ids_of(options.tokens, options.vocabulary), [0, *ids_of(options.written - 1, options.vocabulary)]
+    read, written = (
+        ids_of(options.tokens, options.vocabulary),
+        [0, *ids_of(options.written - 1, options.vocabulary)],
+    )
     explain = partial(model.explain, read, options.method, decoder=written)
     return {
         "forward alone": partial(model.logits, read, written),
@@ -123,24 +162,42 @@ def peak(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 
 
 def _ask_peak(name: str, folder: Path, options: argparse.Namespace) -> str:
-    sizes = [f"--{key}={getattr(options, key)}" for key in ("vocabulary", "tokens", "written", "threads", "method")]
-    command = [sys.executable, "-m", "refl.verification.quality.benchmark_t5", "--peak", name, "--folder", str(folder), *sizes]
+    sizes = [
+        f"--{key}={getattr(options, key)}"
+        for key in ("vocabulary", "tokens", "written", "threads", "method")
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "refl.verification.quality.benchmark_t5",
+        "--peak",
+        name,
+        "--folder",
+        str(folder),
+        *sizes,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return f"not measured: {done.stderr.strip().splitlines()[-1]}"
     found = json.loads(done.stdout)
-    return f"{found['peak']:6.0f} MiB, {found['rise']:.0f} MiB above what the process held with its weights mapped"
+    return (
+        f"{found['peak']:6.0f} MiB, {found['rise']:.0f} MiB above what the process held with "
+        "its weights mapped"
+    )
 
 
 def _account(e: Any) -> int:
     parts = ", ".join(f"{cause} {amount[0]:+.4f}" for cause, amount in e.ledger.absorbed.items())
-    gap = abs(float(e.ledger.gap[0]))
+    conservation_error = abs(float(e.ledger.conservation_error[0]))
     print(
-        f"\nlogit {e.logit:.4f} = {e.relevance.sum():+.4f} on {len(e.relevance)} tokens read, {e.decoder_relevance.sum():+.4f} on "
-        f"{len(e.decoder_relevance)} written, {parts}; gap {gap:.1e}"
+        f"\nlogit {e.logit:.4f} = {e.relevance.sum():+.4f} on {len(e.relevance)} tokens "
+        f"read, {e.decoder_relevance.sum():+.4f} on "
+        f"{len(e.decoder_relevance)} written, {parts}; conservation error {conservation_error:.1e}"
     )
-    scale = max(abs(float(amount[0])) for amount in (e.ledger.explained, *e.ledger.absorbed.values()))
-    return 0 if gap <= 1e-4 * scale else 1
+    scale = max(
+        abs(float(amount[0])) for amount in (e.ledger.explained, *e.ledger.absorbed.values())
+    )
+    return 0 if conservation_error <= 1e-4 * scale else 1
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     erfc(x) = exp(-x^2) P(t) / (x + K),   t = (x - K)/(x + K),   x >= 0
 
-P is smooth on t in [-1, 1], which is x in [0, inf): at t = 1 it tends to 1/sqrt(pi). Run as a script it prints the table.
+P is smooth on t in [-1, 1], which is x in [0, inf): at t = 1 it tends to 1/sqrt(pi). Run as a
+script it prints the table.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ K = 4
 
 
 def fit(degree: int, nodes: int = 64) -> list[Any]:  # -> degree + 1 coefficients of t^0, t^1, ...
-    """Monomial coefficients of P, by interpolation at Chebyshev nodes and truncation to `degree`."""
+    """Monomial coefficients of P, by interpolation at Chebyshev nodes and truncation to
+    `degree`.
+    """
     with mp.workdps(60):
         angles = [mp.pi * (j + mp.mpf(1) / 2) / nodes for j in range(nodes)]
         values = [_scaled(mp.cos(a)) for a in angles]
-        series = [2 * mp.fsum(v * mp.cos(m * a) for v, a in zip(values, angles, strict=True)) / nodes for m in range(degree + 1)]
+        series = [
+            2 * mp.fsum(v * mp.cos(m * a) for v, a in zip(values, angles, strict=True)) / nodes
+            for m in range(degree + 1)
+        ]
         series[0] /= 2
         return _monomials(series)
 

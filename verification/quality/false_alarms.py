@@ -1,9 +1,14 @@
-"""Does the conformance suite leave right implementations alone?  python -m refl.verification.quality.false_alarms [--seeds N] [--rule PATTERN] [ADAPTER]
+"""Does the conformance suite leave right implementations alone?  python -m
+                                                                  refl.verification.quality.false_alarms
+                                                                  [--seeds N] [--rule PATTERN]
+                                                                  [ADAPTER]
 
-The published vectors are those of one seed, and a tolerance that happens to fit them proves little. Here every rule's vectors are drawn
-anew for each of N seeds, in memory, and put to an adapter that is right: the torch adapter, unless another is named. Every failure is
-a false alarm, the fault of the adapter, of the expected answers or of the tolerance. The table says for each rule how many cases were
-tried and how close the worst answer came to what is allowed; exit 1 where one went beyond.
+The published vectors are those of one seed, and a tolerance that happens to fit them proves little.
+Here every rule's vectors are drawn anew for each of N seeds, in memory, and put to an adapter that
+is right: the torch adapter, unless another is named. Every failure is a false alarm, the fault of
+the adapter, of the expected answers or of the tolerance. The table says for each rule how many
+cases were tried and how close the worst answer came to what is allowed; exit 1 where one went
+beyond.
 """
 
 from __future__ import annotations
@@ -44,7 +49,11 @@ def tally(adapter: runner.Adapter, rule: str, seeds: Iterable[int]) -> Tally:
             t.uncovered += verdict.status == runner.NOT_COVERED
             t.worst = max(t.worst, used(verdict))
             if verdict.failed:
-                where = f"{verdict.deviations[0].name} by {verdict.deviations[0].excess:.3g}" if verdict.deviations else verdict.words
+                where = (
+                    f"{verdict.deviations[0].name} by {verdict.deviations[0].excess:.3g}"
+                    if verdict.deviations
+                    else verdict.words
+                )
                 t.alarms += (f"seed {seed}, {case.id}, {case.dtype}: {where}",)
     return t
 
@@ -55,7 +64,9 @@ def used(verdict: runner.Verdict) -> float:
     for name, got in verdict.got.items():
         if got is not None and case.expected[name] is not None:
             allowed = runner.bound(case, case.condition[name])
-            worst = max(worst, float(np.max(np.abs(got - case.expected[name]) / allowed, initial=0)))
+            worst = max(
+                worst, float(np.max(np.abs(got - case.expected[name]) / allowed, initial=0))
+            )
     return worst
 
 
@@ -68,7 +79,10 @@ def run_all(adapter: runner.Adapter, seeds: int, pattern: str = "*") -> Iterator
 def line(t: Tally) -> str:
     uncovered = f", {t.uncovered} not covered" if t.uncovered else ""
     said = "".join(f"\n    {alarm}" for alarm in t.alarms)
-    return f"{t.rule:26} {t.cases:6} cases{uncovered}, worst at {t.worst:.3f} of what is allowed, {len(t.alarms)} alarms{said}"
+    return (
+        f"{t.rule:26} {t.cases:6} cases{uncovered}, worst at {t.worst:.3f} of what is allowed, "
+        f"{len(t.alarms)} alarms{said}"
+    )
 
 
 def main() -> int:

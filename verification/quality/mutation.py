@@ -1,16 +1,22 @@
-"""Mutation testing of the rules, the sweep and the ledger:  python -m refl.verification.quality.mutation FOLDER
+"""Mutation testing of the rules, the sweep and the ledger:  python -m
+                                                             refl.verification.quality.mutation
+                                                             FOLDER
 
-mutmut's operators (an argument dropped or None, another operator, a number one more, a string in other letters, an assignment of
-None, each side of a condition, ...) make one change at a time; the tests that run the changed function must notice it. mutmut's own
-runner does not fit here: it leaves out what stands outside functions and everything under a decorator (the tables of the composites
-and of the activations, half of the ledger), and its trampolines hide the signatures from which composites read a rule's options.
+mutmut's operators (an argument dropped or None, another operator, a number one more, a string in
+other letters, an assignment of None, each side of a condition, ...) make one change at a time; the
+tests that run the changed function must notice it. mutmut's own runner does not fit here: it leaves
+out what stands outside functions and everything under a decorator (the tables of the composites and
+of the activations, half of the ledger), and its trampolines hide the signatures from which
+composites read a rule's options.
 
-So each mutant gets a child process, forked from one that has imported everything and collected the tests. There the module is changed
-in place, as its mutated source would have made it, and the tests that run the changed function follow, those first that killed before:
-no file changes, and a mutant that is killed costs some hundredths of a second. Who survives is imported anew, under more tests.
+So each mutant gets a child process, forked from one that has imported everything and collected the
+tests. There the module is changed in place, as its mutated source would have made it, and the tests
+that run the changed function follow, those first that killed before: no file changes, and a mutant
+that is killed costs some hundredths of a second. Who survives is imported anew, under more tests.
 
-FOLDER keeps what is known (which test runs which function, each mutant's fate) and is taken up again. With `--page` the results become
-verification/mutation.md. A whole run takes about half an hour of one core; set OPENBLAS_NUM_THREADS=1.
+FOLDER keeps what is known (which test runs which function, each mutant's fate) and is taken up
+again. With `--page` the results become verification/mutation.md. A whole run takes about half an
+hour of one core; set OPENBLAS_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -42,27 +48,44 @@ PROJECT = Path(__file__).resolve().parents[2]
 if not (PROJECT / "tests").is_dir():  # reached through the link refl/verification
     PROJECT = PROJECT.parent
 
-FILES = (*(f"rules/{file.name}" for file in sorted((PROJECT / "rules").glob("*.py"))), "refl/sweep.py", "refl/ledger.py")
+FILES = (
+    *(f"rules/{file.name}" for file in sorted((PROJECT / "rules").glob("*.py"))),
+    "refl/sweep.py",
+    "refl/ledger.py",
+)
 
 LEFT_OUT = ("tests/peers", "tests/test_planted_faults.py", "tests/test_mutation.py")
 """Tests that need torch, and those that plant faults themselves."""
 
-FIRST = ("tests/test_mutants.py", "tests/test_rules_exact.py", "tests/test_experts_rules.py", "tests/test_vision_rules.py")
-"""Tests of single rules and of the books, quick and sharp: they go first."""
+FIRST = (
+    "tests/test_mutants.py",
+    "tests/test_rules_exact.py",
+    "tests/test_experts_rules.py",
+    "tests/test_vision_rules.py",
+)
+"""Tests of single rules and of the conservation ledger, quick and sharp: they go first."""
 
 ROUNDS = (1.5, 10.0, float("inf"))
-"""Seconds of tests (as surveyed) that a mutant is shown in each round. In the first the module that everyone has imported is changed in
-place; who survives is imported anew in the second, and in the third meets every test that runs the function."""
+"""Seconds of tests (as surveyed) that a mutant is shown in each round. In the first the module that
+everyone has imported is changed in place; who survives is imported anew in the second, and in the
+third meets every test that runs the function."""
 
 GUARDS = {
-    "library": "an argument less for `namespace`: the others are of the same library, or the call is refused anyway",
-    "strict": "`zip(..., strict=True)`: a guard against slips in the engine itself; the lengths agree",
+    "library": "an argument less for `namespace`: the others are of the "
+    "same library, or the call is "
+    "refused anyway",
+    "strict": "`zip(..., strict=True)`: a guard against slips in the "
+    "engine itself; the lengths agree",
     "typing": "what a TypeAlias stands for: nothing reads it at run time",
 }
-"""Kinds of mutants that change nothing a caller can see; who survives the first round is left alone."""
+"""Kinds of mutants that change nothing a caller can see; who survives the first round is left
+alone.
+"""
 
 ALWAYS = "tests/test_mutants.py::"
-"""Tests that every mutant is shown, also those that run no function of its file: some read signatures and tables alone."""
+"""Tests that every mutant is shown, also those that run no function of its file: some read
+signatures and tables alone.
+"""
 
 
 @dataclass(frozen=True)
@@ -76,7 +99,9 @@ class Mutant:
     before: str
     after: str
     kind: str = ""
-    """wording (of an error, of a method's source and summary), library, strict, typing: see `_kind`; most have none."""
+    """wording (of an error, of a method's source and summary), library, strict, typing: see
+    `_kind`; most have none.
+    """
 
     @property
     def id(self) -> str:
@@ -85,7 +110,9 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of a mutant: killed, timeout or survived; the test that saw it; the rounds it lasted."""
+    """What became of a mutant: killed, timeout or survived; the test that saw it; the rounds it
+    lasted.
+    """
 
     mutant: Mutant
     verdict: str
@@ -96,7 +123,9 @@ class Fate:
 
 @dataclass(frozen=True)
 class Test:
-    """What the survey knows of a test: seconds, and the functions it runs, each as file:first line."""
+    """What the survey knows of a test: seconds, and the functions it runs, each as file:first
+    line.
+    """
 
     name: str
     seconds: float
@@ -107,7 +136,7 @@ class Test:
         return frozenset(f.partition(":")[0] for f in self.functions)
 
 
-# -- making mutants -----------------------------------------------------------------------------------------------------------------
+# -- making mutants --------------------------------------------------------------------------------
 
 
 def mutants(file: str) -> Iterator[tuple[Mutant, str]]:
@@ -124,19 +153,38 @@ def mutants(file: str) -> Iterator[tuple[Mutant, str]]:
         if (tree := ast.dump(ast.parse(mutated))) not in seen:
             seen.add(tree)
             before, after = _difference(source, mutated)
-            yield Mutant(file, number, where[old].start.line, operator, before, after, _kind(old, new, parents)), mutated
+            yield (
+                Mutant(
+                    file,
+                    number,
+                    where[old].start.line,
+                    operator,
+                    before,
+                    after,
+                    _kind(old, new, parents),
+                ),
+                mutated,
+            )
 
 
 def made(folder: Path, file: str) -> list[tuple[Mutant, str]]:
     """The same, kept: it takes as long as the tests of a round."""
     kept = folder / f"{file.replace('/', '-')}.json"
     if not kept.exists():
-        kept.write_text(json.dumps([(asdict(mutant), source) for mutant, source in mutants(file)]), encoding="utf-8")
-    return [(Mutant(**mutant), source) for mutant, source in json.loads(kept.read_text(encoding="utf-8"))]
+        kept.write_text(
+            json.dumps([(asdict(mutant), source) for mutant, source in mutants(file)]),
+            encoding="utf-8",
+        )
+    return [
+        (Mutant(**mutant), source)
+        for mutant, source in json.loads(kept.read_text(encoding="utf-8"))
+    ]
 
 
 def _changes(module: Any) -> list[tuple[str, Any, Any]]:
-    """(operator, node, what it becomes), as mutmut makes them; annotations, decorators, len and isinstance stay, as there."""
+    """(operator, node, what it becomes), as mutmut makes them; annotations, decorators, len and
+    isinstance stay, as there.
+    """
     from mutmut.mutation.mutators import mutation_operators
 
     return [
@@ -151,8 +199,15 @@ def _changes(module: Any) -> list[tuple[str, Any, Any]]:
 def _nodes(node: Any) -> Iterator[Any]:
     import libcst
 
-    called = node.func.value if isinstance(node, libcst.Call) and isinstance(node.func, libcst.Name) else ""
-    if not isinstance(node, (libcst.Annotation, libcst.Decorator)) and called not in ("len", "isinstance"):
+    called = (
+        node.func.value
+        if isinstance(node, libcst.Call) and isinstance(node.func, libcst.Name)
+        else ""
+    )
+    if not isinstance(node, (libcst.Annotation, libcst.Decorator)) and called not in (
+        "len",
+        "isinstance",
+    ):
         yield node
         for child in node.children:
             yield from _nodes(child)
@@ -161,8 +216,10 @@ def _nodes(node: Any) -> Iterator[Any]:
 def _kind(old: Any, new: Any, parents: Any) -> str:
     """Kinds of mutants that are judged as one.
 
-    wording    text that nothing reads but a person: the words of an error, where a method is published, its summary
-    library    an argument less for `namespace`: the library of the rest is the same, as long as operands are of one library
+    wording    text that nothing reads but a person: the words of an error, where a method is
+               published, its summary
+    library    an argument less for `namespace`: the library of the rest is the same, as long as
+               operands are of one library
     strict     `zip(..., strict=True)`, a guard that never fires
     typing     what a TypeAlias stands for
     """
@@ -172,16 +229,28 @@ def _kind(old: Any, new: Any, parents: Any) -> str:
     above = [old]
     while above[-1] in parents:
         above.append(parents[above[-1]])
-    if m.matches(old, m.Call(func=m.Name("namespace"))) and any(not m.matches(a, m.Arg(m.Name("None"))) for a in new.args):
+    if m.matches(old, m.Call(func=m.Name("namespace"))) and any(
+        not m.matches(a, m.Arg(m.Name("None"))) for a in new.args
+    ):
         return "library"
-    if m.matches(old, m.Call(func=m.Name("zip"))) and [a.value for a in old.args[:-1]] == [a.value for a in new.args if not a.keyword]:
+    if m.matches(old, m.Call(func=m.Name("zip"))) and [a.value for a in old.args[:-1]] == [
+        a.value for a in new.args if not a.keyword
+    ]:
         return "strict"
     if m.matches(above[min(1, len(above) - 1)], m.Arg(keyword=m.Name("strict"))):
         return "strict"
-    if any(m.matches(node, m.AnnAssign(annotation=m.Annotation(m.Name("TypeAlias")))) for node in above):
+    if any(
+        m.matches(node, m.AnnAssign(annotation=m.Annotation(m.Name("TypeAlias")))) for node in above
+    ):
         return "typing"
-    words = m.Raise() | m.Arg(keyword=m.Name("source") | m.Name("summary")) | m.Assign(targets=[m.AssignTarget(m.Name("ACHTIBAT"))])
-    text = isinstance(old, (libcst.BaseString, libcst.FormattedStringText)) or (isinstance(old, libcst.Call) and parents[old] == above[1])
+    words = (
+        m.Raise()
+        | m.Arg(keyword=m.Name("source") | m.Name("summary"))
+        | m.Assign(targets=[m.AssignTarget(m.Name("ACHTIBAT"))])
+    )
+    text = isinstance(old, (libcst.BaseString, libcst.FormattedStringText)) or (
+        isinstance(old, libcst.Call) and parents[old] == above[1]
+    )
     return "wording" if text and any(m.matches(node, words) for node in above[1:]) else ""
 
 
@@ -190,7 +259,9 @@ def _difference(source: str, mutated: str) -> tuple[str, str]:
     a, b = source.splitlines(), mutated.splitlines()
     start = next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
     end = next(i for i, (x, y) in enumerate(zip(reversed(a), reversed(b), strict=False)) if x != y)
-    return tuple(" ".join(line.strip() for line in lines[start : len(lines) - end]) for lines in (a, b))  # type: ignore[return-value]
+    return tuple(
+        " ".join(line.strip() for line in lines[start : len(lines) - end]) for lines in (a, b)
+    )  # type: ignore[return-value]
 
 
 def _functions(source: str) -> list[tuple[int, int]]:
@@ -205,11 +276,13 @@ def _functions(source: str) -> list[tuple[int, int]]:
     return sorted(walk(compile(source, "", "exec")), key=lambda lines: lines[1] - lines[0])
 
 
-# -- one process per mutant ---------------------------------------------------------------------------------------------------------
+# -- one process per mutant ------------------------------------------------------------------------
 
 
 def module_name(file: str) -> str:
-    return "refl." + file.removesuffix(".py").removesuffix("/__init__").removeprefix("refl/").replace("/", ".")
+    return "refl." + file.removesuffix(".py").removesuffix("/__init__").removeprefix(
+        "refl/"
+    ).replace("/", ".")
 
 
 class Planted(MetaPathFinder):
@@ -243,7 +316,10 @@ class Only:
         self.failed = ""
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        items[:] = sorted((item for item in items if item.nodeid in self.place), key=lambda item: self.place[item.nodeid])
+        items[:] = sorted(
+            (item for item in items if item.nodeid in self.place),
+            key=lambda item: self.place[item.nodeid],
+        )
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:
@@ -257,13 +333,22 @@ class Only:
 def pytest_here(plugin: Any, paths: Iterable[str], *more: str) -> int:
     import pytest
 
-    quiet = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", "--tb=no"]
+    quiet = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "ignore::pytest.PytestAssertRewriteWarning",
+        "--tb=no",
+    ]
     left_out = [f"--ignore={path}" for path in LEFT_OUT]
     return int(pytest.main([*quiet, *left_out, *more, *paths], plugins=[plugin]))
 
 
 def warm() -> None:
-    """Load what mutants have in common: everything but the project itself, which each child imports anew."""
+    """Load what mutants have in common: everything but the project itself, which each child imports
+    anew.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import array_api_strict
     import hypothesis.strategies
@@ -273,17 +358,25 @@ def warm() -> None:
     import refl.cli
     import refl.verification.random_models
 
-    assert all((array_api_strict, hypothesis, mpmath, pytest, refl.cli, refl.verification.random_models))
+    assert all(
+        (array_api_strict, hypothesis, mpmath, pytest, refl.cli, refl.verification.random_models)
+    )
 
 
 def forget() -> None:
     """What is the project's own is imported anew."""
-    for name in [n for n in sys.modules if n.partition(".")[0] in ("refl", "conftest") or n.startswith("test_")]:
+    for name in [
+        n
+        for n in sys.modules
+        if n.partition(".")[0] in ("refl", "conftest") or n.startswith("test_")
+    ]:
         del sys.modules[name]
 
 
 def forked(work: Callable[[], Any], seconds: float) -> Any:
-    """What `work` returns in a child process; "timeout" where that takes more of its own CPU time, "died" where a signal ended it."""
+    """What `work` returns in a child process; "timeout" where that takes more of its own CPU time,
+    "died" where a signal ended it.
+    """
     out, into = os.pipe()
     if (child := os.fork()) == 0:
         os.close(out)
@@ -328,7 +421,7 @@ def show_to(mutant: Mutant, source: str, tests: list[Test]) -> Fate:
     return judged(mutant, by)
 
 
-# -- which test runs what -----------------------------------------------------------------------------------------------------------
+# -- which test runs what --------------------------------------------------------------------------
 
 
 class Watcher:
@@ -347,7 +440,10 @@ class Watcher:
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         sys.settrace(None)
         if nodeid in self.tests:
-            self.tests[nodeid] |= {"seconds": time.perf_counter() - self.start, "functions": sorted(self.called)}
+            self.tests[nodeid] |= {
+                "seconds": time.perf_counter() - self.start,
+                "functions": sorted(self.called),
+            }
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.when == "call" and report.passed:
@@ -367,36 +463,55 @@ def survey(folder: Path) -> list[Test]:
     kept = folder / "survey.json"
     said = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     seen = {*LEFT_OUT, *(name.partition("::")[0] for name in said)}
-    new = [file for file in (f"tests/{path.name}" for path in sorted((PROJECT / "tests").glob("test_*.py"))) if file not in seen]
+    new = [
+        file
+        for file in (f"tests/{path.name}" for path in sorted((PROJECT / "tests").glob("test_*.py")))
+        if file not in seen
+    ]
     if new:
 
         def work() -> dict[str, Any]:
             os.environ["REFL_EXAMPLES"] = "10"
             watcher = Watcher()
-            ran = pytest_here(watcher, new) <= 1  # 0: all pass, 1: some fail; anything else: it did not get as far
+            ran = (
+                pytest_here(watcher, new) <= 1
+            )  # 0: all pass, 1: some fail; anything else: it did not get as far
             return watcher.tests if ran else {}
 
         found = forked(work, 3600)
         if not isinstance(found, dict) or not found:
-            raise SystemExit(f"pytest could not run the tests ({found or 'none ran'}): are the extras `test` and `mutation` installed?")
+            raise SystemExit(
+                f"pytest could not run the tests ({found or 'none ran'}): are the extras "
+                "`test` and `mutation` installed?"
+            )
         said |= found
         kept.write_text(json.dumps(said), encoding="utf-8")
     tests = [Test(name, t["seconds"], frozenset(t["functions"])) for name, t in said.items()]
-    return sorted((t for t in tests if t.functions or t.name.startswith(ALWAYS)), key=lambda t: t.seconds)
+    return sorted(
+        (t for t in tests if t.functions or t.name.startswith(ALWAYS)), key=lambda t: t.seconds
+    )
 
 
 def witnesses(mutant: Mutant, functions: list[tuple[int, int]], tests: list[Test]) -> list[Test]:
-    """The tests that run a function around the change; for what stands outside functions, all that run any of the file."""
+    """The tests that run a function around the change; for what stands outside functions, all that
+    run any of the file.
+    """
     around = {f"{mutant.file}:{start}" for start, end in functions if start <= mutant.line <= end}
     named = {t.name for t in tests if around & t.functions}  # none for what runs at import alone
-    return [t for t in tests if t.name.startswith(ALWAYS) or (t.name in named if named else mutant.file in t.files)]
+    return [
+        t
+        for t in tests
+        if t.name.startswith(ALWAYS) or (t.name in named if named else mutant.file in t.files)
+    ]
 
 
-# -- the run ------------------------------------------------------------------------------------------------------------------------
+# -- the run ---------------------------------------------------------------------------------------
 
 
 class Loop:
-    """A pytest plugin that runs mutants in place of tests: everything is imported and collected once, and each child is a fork."""
+    """A pytest plugin that runs mutants in place of tests: everything is imported and collected
+    once, and each child is a fork.
+    """
 
     def __init__(self, loop: Callable[[Loop], None]) -> None:
         self.loop = loop
@@ -415,7 +530,9 @@ class Loop:
             self.failed = self.failed or report.nodeid
 
     def show_to(self, mutant: Mutant, source: str, tests: list[Test]) -> Fate:
-        """The mutant before these tests: in the child the functions of the real module take over the mutated code."""
+        """The mutant before these tests: in the child the functions of the real module take over
+        the mutated code.
+        """
 
         def work() -> str:
             try:
@@ -438,15 +555,21 @@ def judged(mutant: Mutant, by: str) -> Fate:
 
 
 def take_over(mutant: Mutant, source: str) -> None:
-    """Make of the module that everyone has imported what the mutated source would have made of it, in place.
+    """Make of the module that everyone has imported what the mutated source would have made of it,
+    in place.
 
-    What others took over by name and cannot be changed (a number, a tuple) keeps its value there: such mutants may survive here, and
-    meet the tests again in a later round, where the module is imported anew.
+    What others took over by name and cannot be changed (a number, a tuple) keeps its value there:
+    such mutants may survive here, and meet the tests again in a later round, where the module is
+    imported anew.
     """
     module = sys.modules[module_name(mutant.file)]
     space = dict(vars(module))
     FunctionType(compile(source, str(module.__file__), "exec", dont_inherit=True), space)()
-    classes = {new: vars(module)[name] for name, new in space.items() if isinstance(new, type) and new.__module__ == module.__name__}
+    classes = {
+        new: vars(module)[name]
+        for name, new in space.items()
+        if isinstance(new, type) and new.__module__ == module.__name__
+    }
     for thing in gc.get_objects():
         if type(thing) in classes:
             object.__setattr__(thing, "__class__", classes[type(thing)])
@@ -463,11 +586,19 @@ def _become(owner: Any, name: str, old: Any, new: Any) -> None:
     for part in ("fget", "__func__"):
         old, new = getattr(old, part, old), getattr(new, part, new)
     if isinstance(old, FunctionType) and isinstance(new, FunctionType):
-        old.__code__, old.__defaults__, old.__kwdefaults__ = new.__code__, new.__defaults__, new.__kwdefaults__
+        old.__code__, old.__defaults__, old.__kwdefaults__ = (
+            new.__code__,
+            new.__defaults__,
+            new.__kwdefaults__,
+        )
     elif isinstance(old, dict) and isinstance(new, dict):
         old.clear()
         old.update(new)
-    elif type(old).__name__ == type(new).__name__ and type(old).__module__ == module_name_of(owner) and hasattr(old, "__dict__"):
+    elif (
+        type(old).__name__ == type(new).__name__
+        and type(old).__module__ == module_name_of(owner)
+        and hasattr(old, "__dict__")
+    ):
         vars(old).update(vars(new))
     elif not name.startswith("__"):
         setattr(owner, name, new)
@@ -478,8 +609,18 @@ def module_name_of(owner: Any) -> str:
 
 
 def upto(tests: list[Test], seconds: float, killers: Counter[str]) -> list[Test]:
-    """Those that have killed before, the most successful first, then the rules' own in NumPy, then the cheapest, as far as time goes."""
-    ordered = sorted(tests, key=lambda t: (-killers[t.name], not t.name.startswith(FIRST), "[numpy" not in t.name, t.seconds))
+    """Those that have killed before, the most successful first, then the rules' own in NumPy, then
+    the cheapest, as far as time goes.
+    """
+    ordered = sorted(
+        tests,
+        key=lambda t: (
+            -killers[t.name],
+            not t.name.startswith(FIRST),
+            "[numpy" not in t.name,
+            t.seconds,
+        ),
+    )
     spent, chosen = 0.0, []
     for test in ordered:
         if spent + test.seconds <= seconds:
@@ -492,16 +633,23 @@ def known(folder: Path) -> dict[str, Fate]:
     kept = folder / "fates.jsonl"
     lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
     fates = [json.loads(line) for line in lines]
-    return {f"{f['mutant']['file']}:{f['mutant']['number']}": Fate(Mutant(**f.pop("mutant")), **f) for f in fates}
+    return {
+        f"{f['mutant']['file']}:{f['mutant']['number']}": Fate(Mutant(**f.pop("mutant")), **f)
+        for f in fates
+    }
 
 
 def _settled(mutant: Mutant, before: Fate | None, round_: int) -> bool:
-    """Not to be run in this round: it has been, it is dead, or more tests would show nothing new."""
+    """Not to be run in this round: it has been, it is dead, or more tests would show nothing
+    new.
+    """
     hopeless = (round_ > 1 and reason(mutant)) or (round_ > 2 and mutant.kind == "wording")
     return bool(hopeless or (before and (before.verdict != "survived" or before.rounds >= round_)))
 
 
-def run(folder: Path, files: Iterable[str], round_: int, show: Callable[[Mutant, str, list[Test]], Fate]) -> None:
+def run(
+    folder: Path, files: Iterable[str], round_: int, show: Callable[[Mutant, str, list[Test]], Fate]
+) -> None:
     """One round over every mutant not yet killed; each fate is written down at once."""
     tests, fates = survey(folder), known(folder)
     with (folder / "fates.jsonl").open("a", encoding="utf-8") as kept:
@@ -511,14 +659,27 @@ def run(folder: Path, files: Iterable[str], round_: int, show: Callable[[Mutant,
                 mine[fate.mutant.id] = fate
                 kept.write(json.dumps(asdict(fate)) + "\n")
                 kept.flush()
-            done = ", ".join(f"{n} {what}" for what, n in Counter(f.verdict for f in mine.values()).items())
-            print(f"{time.strftime('%H:%M:%S')} round {round_} {file}: {done}", file=sys.stderr, flush=True)
+            done = ", ".join(
+                f"{n} {what}" for what, n in Counter(f.verdict for f in mine.values()).items()
+            )
+            print(
+                f"{time.strftime('%H:%M:%S')} round {round_} {file}: {done}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _round(
-    folder: Path, file: str, round_: int, tests: list[Test], fates: dict[str, Fate], show: Callable[[Mutant, str, list[Test]], Fate]
+    folder: Path,
+    file: str,
+    round_: int,
+    tests: list[Test],
+    fates: dict[str, Fate],
+    show: Callable[[Mutant, str, list[Test]], Fate],
 ) -> Iterator[Fate]:
-    """The fates of a file's mutants, that of the unchanged module first. Raises RuntimeError where that one is killed."""
+    """The fates of a file's mutants, that of the unchanged module first. Raises RuntimeError where
+    that one is killed.
+    """
     source = (PROJECT / file).read_text(encoding="utf-8")
     functions, killers = _functions(source), Counter(f.by for f in fates.values())
     control = Mutant(file, -1, 0, "none", "", "")
@@ -533,58 +694,172 @@ def _round(
         yield replace(fate, rounds=round_, seconds=round(cpu() - start, 2))
 
 
-# -- what is left -----------------------------------------------------------------------------------------------------------------------
+# -- what is left ----------------------------------------------------------------------------------
 
 EQUIVALENT: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
-    ("only its truth is looked at, and it is as false", "refl/sweep.py",
-     (("lambda names: False", "lambda names: None"), ("release: bool = False", "release: bool = None"),
-      ("audit: bool = False", "audit: bool = None"))),
+    (
+        "only its truth is looked at, and it is as false",
+        "refl/sweep.py",
+        (
+            ("lambda names: False", "lambda names: None"),
+            ("release: bool = False", "release: bool = None"),
+            ("audit: bool = False", "audit: bool = None"),
+        ),
+    ),
     ("what `progress` returns is not looked at", "refl/sweep.py", (("lambda: None", "lambda: 0"),)),
-    ("of a product each operand that gets anything gets the same in sum", "refl/sweep.py", (('passed[-1]] if "scores"', 'passed[-2]] if "scores"'),)),
-    ("where there are scores, context has passed on to two operands", "refl/sweep.py", (('passed[-1]] if "scores"', 'passed[+1]] if "scores"'),)),
+    (
+        "of a product each operand that gets anything gets the same in sum",
+        "refl/sweep.py",
+        (('passed[-1]] if "scores"', 'passed[-2]] if "scores"'),),
+    ),
+    (
+        "where there are scores, context has passed on to two operands",
+        "refl/sweep.py",
+        (('passed[-1]] if "scores"', 'passed[+1]] if "scores"'),),
+    ),
     ("a name for types, in annotations alone", "refl/ledger.py", (("Sums = Any", "Sums = None"),)),
-    ("a name for types, in annotations alone", "rules/attention.py",
-     (("Rule = Callable[..., Passed]", "Rule = None"), ("Measure = Callable[[Array, Array], Array]", "Measure = None"))),
-    ("only its truth is looked at, and it is as false", "rules/balance.py", (("| None = None", '| None = ""'),)),
-    ("how many queries make a block decides speed alone", "rules/attention.py", (("ROWS = 128", "ROWS = 129"),)),
-    ("queries, keys and values have four axes: 2 is -2", "rules/attention.py",
-     (("axis=-2", "axis=+2"), ("shape[-2]", "shape[+2]"))),
-    ("rules of these sites name their own terms: what arrived is not measured", "rules/attention.py",
-     (("(z[..., rows, :], r[..., rows, :]), (p", "None, (p"), ("(scores, r_s), (q", "None, (q"))),
-    ("an audit measures every block or none", "rules/attention.py", (("is None or b.terms", "is None and b.terms"),)),
+    (
+        "a name for types, in annotations alone",
+        "rules/attention.py",
+        (
+            ("Rule = Callable[..., Passed]", "Rule = None"),
+            ("Measure = Callable[[Array, Array], Array]", "Measure = None"),
+        ),
+    ),
+    (
+        "only its truth is looked at, and it is as false",
+        "rules/balance.py",
+        (("| None = None", '| None = ""'),),
+    ),
+    (
+        "how many queries make a block decides speed alone",
+        "rules/attention.py",
+        (("ROWS = 128", "ROWS = 129"),),
+    ),
+    (
+        "queries, keys and values have four axes: 2 is -2",
+        "rules/attention.py",
+        (("axis=-2", "axis=+2"), ("shape[-2]", "shape[+2]")),
+    ),
+    (
+        "rules of these sites name their own terms: what arrived is not measured",
+        "rules/attention.py",
+        (("(z[..., rows, :], r[..., rows, :]), (p", "None, (p"), ("(scores, r_s), (q", "None, (q")),
+    ),
+    (
+        "an audit measures every block or none",
+        "rules/attention.py",
+        (("is None or b.terms", "is None and b.terms"),),
+    ),
     ("a table has two axes: 1 is -1", "rules/embedding.py", (("shape[-1]", "shape[+1]"),)),
     ("weights have two axes: 1 is -1", "rules/linear.py", (("axis=-1", "axis=+1"),)),
-    ("zeros are added for the shape: their sign is nothing", "rules/linear.py", (("+ xp.zeros_like(r)", "- xp.zeros_like(r)"),)),
-    ("z is not read: the rule divides by the sums of one sign", "rules/linear.py", (("b, z, r, alpha", "b, None, r, alpha"),)),
-    ("only its truth is looked at, and it is as false", "rules/linear.py", (("beta=0.0", "beta=None"), ("r, 0.0)", "r, None)"))),
-    ("not read where beta is 0, and set where it is not", "rules/linear.py", (("sn = sp", "sn = None"),)),
+    (
+        "zeros are added for the shape: their sign is nothing",
+        "rules/linear.py",
+        (("+ xp.zeros_like(r)", "- xp.zeros_like(r)"),),
+    ),
+    (
+        "z is not read: the rule divides by the sums of one sign",
+        "rules/linear.py",
+        (("b, z, r, alpha", "b, None, r, alpha"),),
+    ),
+    (
+        "only its truth is looked at, and it is as false",
+        "rules/linear.py",
+        (("beta=0.0", "beta=None"), ("r, 0.0)", "r, None)")),
+    ),
+    (
+        "not read where beta is 0, and set where it is not",
+        "rules/linear.py",
+        (("sn = sp", "sn = None"),),
+    ),
     ("the flag multiplies a zero", "rules/linear.py", (("flags(a > 0", "flags(a >= 0"),)),
-    ("the flag multiplies a zero", "rules/softmax.py", (("flags(x > 0", "flags(x >= 0"), ("flags(x < 0", "flags(x <= 0"))),
-    ("without a stabiliser eps is not read", "rules/softmax.py", (('0.0, "none"', 'None, "none"'), ('0.0, "none"', '1.0, "none"'))),
-    ("a softmax does not change when all logits move by one number", "rules/softmax.py", (("like(0.0", "like(1.0"),)),
-    ("stands where what it divides is zero: only the sign of that zero", "rules/softmax.py",
-     (("z + flags", "z - flags"), ("n + flags", "n - flags"))),
+    (
+        "the flag multiplies a zero",
+        "rules/softmax.py",
+        (("flags(x > 0", "flags(x >= 0"), ("flags(x < 0", "flags(x <= 0")),
+    ),
+    (
+        "without a stabilizer eps is not read",
+        "rules/softmax.py",
+        (('0.0, "none"', 'None, "none"'), ('0.0, "none"', '1.0, "none"')),
+    ),
+    (
+        "a softmax does not change when all logits move by one number",
+        "rules/softmax.py",
+        (("like(0.0", "like(1.0"),),
+    ),
+    (
+        "stands where what it divides is zero: only the sign of that zero",
+        "rules/softmax.py",
+        (("z + flags", "z - flags"), ("n + flags", "n - flags")),
+    ),
     ("the same number in other letters", "rules/softmax.py", (('float("inf")', 'float("INF")'),)),
-    ("both gelu gates are 0 or 1 long before either bound", "rules/activation.py", (("SATURATED = 100.0", "SATURATED = 101.0"),)),
-    ("stands where x is zero, and so is what it divides: only the sign of that zero", "rules/activation.py", (("(x + zero)", "(x - zero)"),)),
-    ("at x = 0 exp(-abs(x)) is 1 as well", "rules/activation.py", (("flags(x >= 0", "flags(x > 0"),)),
-    ("a sum over no axis is the array", "rules/add.py", (("if copied else", "if (copied) or True else"),)),
+    (
+        "both gelu gates are 0 or 1 long before either bound",
+        "rules/activation.py",
+        (("SATURATED = 100.0", "SATURATED = 101.0"),),
+    ),
+    (
+        "stands where x is zero, and so is what it divides: only the sign of that zero",
+        "rules/activation.py",
+        (("(x + zero)", "(x - zero)"),),
+    ),
+    (
+        "at x = 0 exp(-abs(x)) is 1 as well",
+        "rules/activation.py",
+        (("flags(x >= 0", "flags(x > 0"),),
+    ),
+    (
+        "a sum over no axis is the array",
+        "rules/add.py",
+        (("if copied else", "if (copied) or True else"),),
+    ),
     ("the default says the same", "rules/gather.py", (("], axis=0)", "], )"),)),
     ("the default says the same", "rules/movement.py", (("], axis=0)", "], )"),)),
     ("the default says the same", "rules/top_k.py", (("axis=-1, ", ""),)),
     ("NumPy reads either case", "rules/top_k.py", (('"stable"', '"STABLE"'),)),
-    ("whole numbers are 64 bits wide unless said otherwise (NumPy 2, the array API)", "rules/gather.py",
-     (("dtype=xp.int64, ", ""), ("dtype=xp.int64", "dtype=None"))),
-    ("a size below zero is the one to find out, -2 as well as -1", "rules/movement.py", (("heads, -1)", "heads, -2)"),)),
-    ("a size below zero is the one to find out, -2 as well as -1", "rules/embedding.py", (("(-1,)", "(-2,)"),)),
-    ("movements take **how, which no keyword-only argument is: the word never meets its like", "rules/composites.py",
-     (('"how"', '"XXhowXX"'), ('"how"', '"HOW"'))),
+    (
+        "whole numbers are 64 bits wide unless said otherwise (NumPy 2, the array API)",
+        "rules/gather.py",
+        (("dtype=xp.int64, ", ""), ("dtype=xp.int64", "dtype=None")),
+    ),
+    (
+        "a size below zero is the one to find out, -2 as well as -1",
+        "rules/movement.py",
+        (("heads, -1)", "heads, -2)"),),
+    ),
+    (
+        "a size below zero is the one to find out, -2 as well as -1",
+        "rules/embedding.py",
+        (("(-1,)", "(-2,)"),),
+    ),
+    (
+        "movements take **how, which no keyword-only argument is: the word never meets its like",
+        "rules/composites.py",
+        (('"how"', '"XXhowXX"'), ('"how"', '"HOW"')),
+    ),
     ("the parameter is not read", "rules/composites.py", (("value, line)", "value, None)"),)),
-    ("never 1e-12 itself: doubles near 1 lie 1e-16 apart", "rules/composites.py", (("> 1e-12", ">= 1e-12"),)),
-    ("the same in other letters", "rules/composites.py", (('float("inf")', 'float("INF")'), ('"utf-8"', '"UTF-8"'))),
-    ("the name of an empty base is not read", "rules/composites.py",
-     (('Composite("none"', "Composite(None"), ('Composite("none"', 'Composite("XXnoneXX"'), ('Composite("none"', 'Composite("NONE"'))),
-)  # fmt: skip
+    (
+        "never 1e-12 itself: doubles near 1 lie 1e-16 apart",
+        "rules/composites.py",
+        (("> 1e-12", ">= 1e-12"),),
+    ),
+    (
+        "the same in other letters",
+        "rules/composites.py",
+        (('float("inf")', 'float("INF")'), ('"utf-8"', '"UTF-8"')),
+    ),
+    (
+        "the name of an empty base is not read",
+        "rules/composites.py",
+        (
+            ('Composite("none"', "Composite(None"),
+            ('Composite("none"', 'Composite("XXnoneXX"'),
+            ('Composite("none"', 'Composite("NONE"'),
+        ),
+    ),
+)
 """Why, file, and the changes (this becomes that) after which the program does the same."""
 
 
@@ -598,7 +873,11 @@ def reason(mutant: Mutant) -> str:
 
 def _becomes(mutant: Mutant, old: str, new: str) -> bool:
     b = mutant.before
-    return any(b[:i] + new + b[i + len(old) :] == mutant.after for i in range(len(b)) if b.startswith(old, i))
+    return any(
+        b[:i] + new + b[i + len(old) :] == mutant.after
+        for i in range(len(b))
+        if b.startswith(old, i)
+    )
 
 
 PAGE = """# Mutation testing
@@ -643,20 +922,38 @@ def page(folder: Path) -> str:
     fates, made_ = known(folder), [m for file in FILES for m, _ in made(folder, file)]
     missing = [m.id for m in made_ if m.id not in fates]
     if missing:
-        raise SystemExit(f"{len(missing)} mutants have not been run, {missing[0]} first: run without --page")
+        raise SystemExit(
+            f"{len(missing)} mutants have not been run, {missing[0]} first: run without --page"
+        )
     verdicts = {m.id: verdict(m, fates.get(m.id)) for m in made_}
     count = Counter(verdicts.values())
     killed = count["killed"] + count["timed out"]
     return PAGE.format(
-        date=time.strftime("%Y-%m-%d"), mutmut=version("mutmut"), python=platform.python_version(), numpy=version("numpy"),
-        minutes=round(sum(f.seconds for f in fates.values()) / 60) + 10, killed=killed, made=len(made_), equivalent=count["equivalent"],
-        counted=len(made_) - count["equivalent"], share=killed / (len(made_) - count["equivalent"]), least=killed / len(made_),
-        rows="\n".join(_row(file, [verdicts[m.id] for m in made_ if m.file == file]) for file in FILES)
-        + "\n" + _row("all", list(verdicts.values())),
+        date=time.strftime("%Y-%m-%d"),
+        mutmut=version("mutmut"),
+        python=platform.python_version(),
+        numpy=version("numpy"),
+        minutes=round(sum(f.seconds for f in fates.values()) / 60) + 10,
+        killed=killed,
+        made=len(made_),
+        equivalent=count["equivalent"],
+        counted=len(made_) - count["equivalent"],
+        share=killed / (len(made_) - count["equivalent"]),
+        least=killed / len(made_),
+        rows="\n".join(
+            _row(file, [verdicts[m.id] for m in made_ if m.file == file]) for file in FILES
+        )
+        + "\n"
+        + _row("all", list(verdicts.values())),
         equivalents="\n".join(_reasons([m for m in made_ if verdicts[m.id] == "equivalent"])),
         wording=_wording(count["wording"], sum(m.kind == "wording" for m in made_)),
-        survivors="\n".join(f"- `{m.file}`, line {m.line}: {_shown(m)}" for m in made_ if verdicts[m.id] == "survivors") or "None.",
-    )  # fmt: skip
+        survivors="\n".join(
+            f"- `{m.file}`, line {m.line}: {_shown(m)}"
+            for m in made_
+            if verdicts[m.id] == "survivors"
+        )
+        or "None.",
+    )
 
 
 COLUMNS = ("killed", "timed out", "equivalent", "wording", "survivors")
@@ -666,11 +963,17 @@ def verdict(mutant: Mutant, fate: Fate | None) -> str:
     """A column of the table. What is killed is no equivalent, whatever was thought of it."""
     if fate is not None and fate.verdict != "survived":
         return "timed out" if fate.verdict == "timeout" else "killed"
-    return "equivalent" if reason(mutant) else "wording" if mutant.kind == "wording" else "survivors"
+    return (
+        "equivalent" if reason(mutant) else "wording" if mutant.kind == "wording" else "survivors"
+    )
 
 
 def _row(file: str, verdicts: list[str]) -> str:
-    return f"| {file} | {len(verdicts)} | " + " | ".join(str(verdicts.count(column)) for column in COLUMNS) + " |"
+    return (
+        f"| {file} | {len(verdicts)} | "
+        + " | ".join(str(verdicts.count(column)) for column in COLUMNS)
+        + " |"
+    )
 
 
 def _reasons(mutants_: list[Mutant]) -> Iterator[str]:
@@ -687,23 +990,31 @@ def _shown(mutant: Mutant) -> str:
     before, after = mutant.before, mutant.after
     start = len(os.path.commonprefix([before, after]))
     end = len(os.path.commonprefix([before[start:][::-1], after[start:][::-1]]))
-    around = (text[max(start - 30, 0) : len(text) - max(end - 20, 0)].replace("|", "\\|") for text in (before, after))
+    around = (
+        text[max(start - 30, 0) : len(text) - max(end - 20, 0)].replace("|", "\\|")
+        for text in (before, after)
+    )
     return "`{}` becomes `{}`".format(*around)
 
 
 def _wording(left: int, all_: int) -> str:
     return (
-        f"{all_} mutants change words that only a person reads: the sentence of an error, where a method is published, its summary. "
+        f"{all_} mutants change words that only a person reads: the sentence of an error, "
+        "where a method is published, its summary. "
         f"{left} survive, all of them summaries of methods; they count as not killed."
     )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("files", nargs="*", default=FILES)
     parser.add_argument("--rounds", type=int, nargs="*", default=range(1, len(ROUNDS) + 1))
-    parser.add_argument("--page", action="store_true", help="write verification/mutation.md from what is known")
+    parser.add_argument(
+        "--page", action="store_true", help="write verification/mutation.md from what is known"
+    )
     args = parser.parse_args()
     os.chdir(PROJECT)
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -717,7 +1028,9 @@ def main() -> int:
         forget()
         os.environ["REFL_EXAMPLES"] = "10" if round_ == 1 else "30"
         if round_ == 1:
-            pytest_here(Loop(lambda loop: run(args.folder, args.files, 1, loop.show_to)), ["tests"], "-s")
+            pytest_here(
+                Loop(lambda loop: run(args.folder, args.files, 1, loop.show_to)), ["tests"], "-s"
+            )
         else:
             run(args.folder, args.files, round_, show_to)
     return 0

@@ -1,9 +1,11 @@
 """The faults found in published libraries, planted one at a time in a right adapter:  python -m refl.verification.quality.plant_peer_faults
 
-Is the conformance suite worth its name? It is when it catches each of these faults and says which one it is. A plant takes a fresh copy
-of the torch adapter and puts a function with the fault in place of the right one, written the way the library writes it. It shares
-nothing with `mistakes.py`, from which the runner forms its diagnosis: two people's accounts of a fault have to agree. A fault counts
-as caught when every rule named in its line fails, and as named when the diagnosis of each puts it first.
+Is the conformance suite worth its name? It is when it catches each of these faults and says which
+one it is. A plant takes a fresh copy of the torch adapter and puts a function with the fault in
+place of the right one, written the way the library writes it. It shares nothing with `mistakes.py`,
+from which the runner forms its diagnosis: two people's accounts of a fault have to agree. A fault
+counts as caught when every rule named in its line fails, and as named when the diagnosis of each
+puts it first.
 """
 
 from __future__ import annotations
@@ -22,17 +24,40 @@ from refl.verification.conformance import runner
 
 ADAPTER = Path(__file__).parents[1] / "conformance" / "adapters" / "torch_reference.py"
 
-STABILISED = (
-    "linear_epsilon", "convolution_epsilon", "add_epsilon", "sum_epsilon", "matmul_uniform", "matmul_second", "layer_norm_epsilon",
-    "rotary_epsilon", "pooling_epsilon", "fan_out_epsilon", "attention_attnlrp", "attention_cp",
-)  # fmt: skip
+STABILIZED = (
+    "linear_epsilon",
+    "convolution_epsilon",
+    "add_epsilon",
+    "sum_epsilon",
+    "matmul_uniform",
+    "matmul_second",
+    "layer_norm_epsilon",
+    "rotary_epsilon",
+    "pooling_epsilon",
+    "fan_out_epsilon",
+    "attention_attnlrp",
+    "attention_cp",
+)
 WITH_DEAD_UNITS = (
-    "linear_epsilon", "convolution_epsilon", "add_epsilon", "matmul_uniform", "matmul_second", "layer_norm_epsilon", "pooling_epsilon",
-)  # fmt: skip
+    "linear_epsilon",
+    "convolution_epsilon",
+    "add_epsilon",
+    "matmul_uniform",
+    "matmul_second",
+    "layer_norm_epsilon",
+    "pooling_epsilon",
+)
 """Those whose vectors have terms that cancel to an exact zero."""
-ATTENTION = ("attention_attnlrp", "attention_cp", "attention_gradient", "attention_cp_gradient")
-GROUPED = ("repeat_heads_follow", "attention_attnlrp", "attention_cp")
-WITH_ZEROS = ("linear_flat", "linear_w_square", "linear_z_box", "activation_identity", "rms_norm_identity", "layer_norm_identity")
+ATTENTION = ("attention_attnlrp", "attention_cp", "attention_attnlrp_gxi", "attention_cp_gxi")
+GROUPED = ("repeat_heads_pass_through", "attention_attnlrp", "attention_cp")
+WITH_ZEROS = (
+    "linear_flat",
+    "linear_w_square",
+    "linear_z_box",
+    "activation_identity",
+    "rms_norm_identity",
+    "layer_norm_identity",
+)
 MODEL = ("model",)
 
 T = Any
@@ -50,7 +75,9 @@ class Plant:
     """Changes the module; or returns what stands for it."""
     what: str
     says: str = ""
-    """What the diagnosis of a whole model is to begin with: it speaks of a model's options, not of mistakes by their ids."""
+    """What the diagnosis of a whole model is to begin with: it speaks of a model's options, not of
+    mistakes by their ids.
+    """
 
 
 @dataclass(frozen=True)
@@ -66,31 +93,37 @@ class Outcome:
     @property
     def right(self) -> bool:
         first = self.named[0] if self.named else ""
-        return self.caught and (first.startswith(self.plant.says) if self.plant.says else first == self.plant.fault)
+        return self.caught and (
+            first.startswith(self.plant.says) if self.plant.says else first == self.plant.fault
+        )
 
 
-# -- the stabiliser ----------------------------------------------------------------------------------------------------------------------
+# -- the stabilizer --------------------------------------------------------------------------------
 
 
 def eps_unsigned(t: T) -> None:
-    def stabilise(z: Tensor, eps: float, stabilizer: str) -> Tensor:
+    def stabilize(z: Tensor, eps: float, stabilizer: str) -> Tensor:
         return t.torch.zeros_like(z) if stabilizer == "none" else t.torch.full_like(z, eps)
 
-    t.stabilise = stabilise
+    t.stabilize = stabilize
 
 
 def eps_zero_sign(t: T) -> None:
-    right = t.stabilise
-    t.stabilise = lambda z, eps, stabilizer: eps * t.torch.sign(z) if stabilizer == "sign" else right(z, eps, stabilizer)
+    right = t.stabilize
+    t.stabilize = lambda z, eps, stabilizer: (
+        eps * t.torch.sign(z) if stabilizer == "sign" else right(z, eps, stabilizer)
+    )
 
 
 def eps_zero_sign_divided(t: T) -> None:
     """The same, and nobody looks whether the denominator is zero."""
     eps_zero_sign(t)
 
-    def share(r: Tensor, z: Tensor, eps: float = 0.0, stabilizer: str = "none", factor: int = 1) -> tuple[Tensor, Tensor]:
-        s = r / (factor * (z + t.stabilise(z, eps, stabilizer)))
-        return s, factor * t.stabilise(z, eps, stabilizer) * s
+    def share(
+        r: Tensor, z: Tensor, eps: float = 0.0, stabilizer: str = "none", factor: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        s = r / (factor * (z + t.stabilize(z, eps, stabilizer)))
+        return s, factor * t.stabilize(z, eps, stabilizer) * s
 
     t.share = share
 
@@ -100,11 +133,24 @@ def eps_two_forms(t: T) -> None:
     attention, uniform = t.attention_attnlrp, t.matmul_uniform
 
     def attention_attnlrp(
-        q: Tensor, k: Tensor, v: Tensor, r: Tensor, *, scale: float, causal: bool, mask: Any, eps: float, stabilizer: str = "sign"
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        r: Tensor,
+        *,
+        scale: float,
+        causal: bool,
+        mask: Any,
+        eps: float,
+        stabilizer: str = "sign",
     ) -> Any:
         forms = iter(("2(z+eps)", "2z+eps"))
-        t.matmul_uniform = lambda a, v, r, **each: uniform(a, v, r, **each | {"denominator": next(forms)})
-        return attention(q, k, v, r, scale=scale, causal=causal, mask=mask, eps=eps, stabilizer=stabilizer)
+        t.matmul_uniform = lambda a, v, r, **each: uniform(
+            a, v, r, **each | {"denominator": next(forms)}
+        )
+        return attention(
+            q, k, v, r, scale=scale, causal=causal, mask=mask, eps=eps, stabilizer=stabilizer
+        )
 
     t.attention_attnlrp = attention_attnlrp
 
@@ -124,40 +170,55 @@ def safe_divide(t: T) -> None:
         den = den + den.eq(0).type(den.type()) * 1e-9
         return a / den * b.ne(0).type(b.type())
 
-    t.share = lambda r, z, eps=0.0, stabilizer="none", factor=1: (divide(r, factor * z), t.torch.zeros_like(r))
+    t.share = lambda r, z, eps=0.0, stabilizer="none", factor=1: (
+        divide(r, factor * z),
+        t.torch.zeros_like(r),
+    )
 
 
 def half_precision(t: T) -> None:
     """Everything in the format it came in; an eps of 1e-8 is 0 in float16."""
 
-    def share(r: Tensor, z: Tensor, eps: float = 0.0, stabilizer: str = "none", factor: int = 1) -> tuple[Tensor, Tensor]:
-        e = t.stabilise(z, eps, stabilizer)
+    def share(
+        r: Tensor, z: Tensor, eps: float = 0.0, stabilizer: str = "none", factor: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        e = t.stabilize(z, eps, stabilizer)
         s = r / (factor * (z + e))
         return s, factor * e * s
 
     t.widen, t.share = lambda x: x, share
 
 
-# -- softmax -----------------------------------------------------------------------------------------------------------------------------
+# -- softmax ---------------------------------------------------------------------------------------
 
 
 def softmax_dim(t: T) -> None:
-    def softmax_taylor(x: Tensor, r: Tensor, *, mask: Tensor | None = None, axis: int = -1) -> Tensor:
+    def softmax_taylor(
+        x: Tensor, r: Tensor, *, mask: Tensor | None = None, axis: int = -1
+    ) -> Tensor:
         p, logits, r = over(t, x, r, mask, axis)
         return (logits * (r - p * r.sum(-1, keepdim=True))).to(x.dtype)
 
-    def softmax_gradient(x: Tensor, g: Tensor, *, mask: Tensor | None = None, axis: int = -1) -> Tensor:
+    def softmax_gradient(
+        x: Tensor, g: Tensor, *, mask: Tensor | None = None, axis: int = -1
+    ) -> Tensor:
         p, _, g = over(t, x, g, mask, axis)
         return (p * (g - (p * g).sum(-1, keepdim=True))).to(x.dtype)
 
     t.softmax_taylor, t.softmax_gradient = softmax_taylor, softmax_gradient
 
 
-def over(t: T, x: Tensor, r: Tensor, mask: Tensor | None, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+def over(
+    t: T, x: Tensor, r: Tensor, mask: Tensor | None, axis: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """p over the right axis, logits and relevance with zeros where they are masked."""
     seen = t.visible(x, mask)
     logits, r = (t.torch.where(seen, t.widen(each), 0) for each in (x, r))
-    return t.probabilities(logits.transpose(axis, -1), seen.transpose(axis, -1)).transpose(axis, -1), logits, r
+    return (
+        t.probabilities(logits.transpose(axis, -1), seen.transpose(axis, -1)).transpose(axis, -1),
+        logits,
+        r,
+    )
 
 
 def softmax_shifted(t: T) -> None:
@@ -174,7 +235,9 @@ def softmax_shifted(t: T) -> None:
 def mask_finfo(t: T) -> None:
     """Only -inf is taken out of the logits; a mask puts finfo.min in."""
 
-    def softmax_taylor(x: Tensor, r: Tensor, *, mask: Tensor | None = None, axis: int = -1) -> Tensor:
+    def softmax_taylor(
+        x: Tensor, r: Tensor, *, mask: Tensor | None = None, axis: int = -1
+    ) -> Tensor:
         x = x if mask is None else x.masked_fill(~mask, t.torch.finfo(x.dtype).min)
         x, wide = t.widen(x), t.widen(r)
         p = x.softmax(axis)
@@ -189,7 +252,7 @@ def tril_always(t: T) -> None:
     t.attended = lambda q, k, causal, mask: right(q, k, True, mask)
 
 
-# -- linear layers -----------------------------------------------------------------------------------------------------------------------
+# -- linear layers ---------------------------------------------------------------------------------
 
 
 def spoil(t: T, name: str, change: Callable[..., Any]) -> None:
@@ -222,9 +285,14 @@ def conv_doubled(t: T) -> None:
 def alpha_beta_bias(t: T) -> None:
     """The whole bias is added to the positive and to the negative sum."""
 
-    def linear_alpha_beta(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float) -> Tensor:
+    def linear_alpha_beta(
+        x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float
+    ) -> Tensor:
         c = t.contributions(x, w)
-        return t.cut(c.clamp(min=0), b, alpha * r)["relevance"] + t.cut(c.clamp(max=0), b, -beta * r)["relevance"]
+        return (
+            t.cut(c.clamp(min=0), b, alpha * r)["relevance"]
+            + t.cut(c.clamp(max=0), b, -beta * r)["relevance"]
+        )
 
     t.linear_alpha_beta = t.widened(linear_alpha_beta)
 
@@ -232,7 +300,9 @@ def alpha_beta_bias(t: T) -> None:
 def alpha_index(t: T) -> None:
     right = t.linear_alpha_beta
 
-    def linear_alpha_beta(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float) -> Tensor:
+    def linear_alpha_beta(
+        x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float
+    ) -> Tensor:
         return bare(right(x, w, b, r, alpha=1.0, beta=beta))
 
     t.linear_alpha_beta = linear_alpha_beta
@@ -254,19 +324,23 @@ def zero_input(t: T) -> None:
         spoil(t, name, lambda r, x, *rest: t.torch.where(x == 0, 0, r))
 
 
-# -- sums, products, what is read twice ------------------------------------------------------------------------------------------------------
+# -- sums, products, what is read twice ------------------------------------------------------------
 
 
 def residual_absolute(t: T) -> None:
-    def add_epsilon(a: Tensor, b: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
+    def add_epsilon(
+        a: Tensor, b: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign"
+    ) -> Any:
         size = a.abs() + b.abs()
         return {"relevance": (a.abs() / size * r, b.abs() / size * r)}
 
     t.add_epsilon = t.widened(add_epsilon)
 
 
-def residual_absolute_stabilised(t: T) -> None:
-    def add_epsilon(a: Tensor, b: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
+def residual_absolute_stabilized(t: T) -> None:
+    def add_epsilon(
+        a: Tensor, b: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign"
+    ) -> Any:
         size = a.abs() + b.abs() + eps
         return {"relevance": (a.abs() / size * r, b.abs() / size * r)}
 
@@ -277,11 +351,15 @@ def batch_coupled(t: T) -> None:
     """Each branch is brought to its part of all that arrived, and all means every example."""
     right = t.add_epsilon
 
-    def add_epsilon(a: Tensor, b: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
+    def add_epsilon(
+        a: Tensor, b: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign"
+    ) -> Any:
         a, b = right(a, b, r, eps=eps, stabilizer=stabilizer)["relevance"]
         a_sum, b_sum = a.sum(), b.sum()
         size = a_sum.abs() + b_sum.abs()
-        return a * (a_sum.abs() / size * r.sum() / a_sum), b * (b_sum.abs() / size * r.sum() / b_sum)
+        return a * (a_sum.abs() / size * r.sum() / a_sum), b * (
+            b_sum.abs() / size * r.sum() / b_sum
+        )
 
     t.add_epsilon = t.widened(add_epsilon)
 
@@ -289,30 +367,46 @@ def batch_coupled(t: T) -> None:
 def batch_coupled_total(t: T) -> None:
     """All that comes out is brought to the sum of all that went in."""
     for name in ("linear_epsilon", "linear_z_plus"):
-        spoil(t, name, lambda passed, x, w, b, r: (t.widen(passed) * (t.widen(r).sum() / t.widen(passed).sum())).to(r.dtype))
+        spoil(
+            t,
+            name,
+            lambda passed, x, w, b, r: (
+                t.widen(passed) * (t.widen(r).sum() / t.widen(passed).sum())
+            ).to(r.dtype),
+        )
 
 
 def leaf_twice(t: T) -> None:
     """Of two ways the second overwrites the first."""
 
-    def fan_out_epsilon(x: Tensor, w1: Tensor, w2: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Tensor:
-        _, second = t.add_epsilon(x @ w1.mT, x @ w2.mT, r, eps=eps, stabilizer=stabilizer)["relevance"]
+    def fan_out_epsilon(
+        x: Tensor, w1: Tensor, w2: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign"
+    ) -> Tensor:
+        _, second = t.add_epsilon(x @ w1.mT, x @ w2.mT, r, eps=eps, stabilizer=stabilizer)[
+            "relevance"
+        ]
         return t.linear_epsilon(x, w2, None, second, eps=eps, stabilizer=stabilizer)["relevance"]
 
     t.fan_out_epsilon = t.widened(fan_out_epsilon)
 
 
 def product_proportional(t: T) -> None:
-    def multiply_uniform(operands: Sequence[Tensor], r: Tensor, *, constant: Sequence[bool] | None = None) -> Any:
+    def multiply_uniform(
+        operands: Sequence[Tensor], r: Tensor, *, constant: Sequence[bool] | None = None
+    ) -> Any:
         fixed = constant or [False] * len(operands)
         size = sum(a.abs() for a, c in zip(operands, fixed, strict=True) if not c)
-        return tuple(None if c else r * a.abs() / size for a, c in zip(operands, fixed, strict=True))
+        return tuple(
+            None if c else r * a.abs() / size for a, c in zip(operands, fixed, strict=True)
+        )
 
     t.multiply_uniform = t.widened(multiply_uniform)
 
 
 def constant_eats_share(t: T) -> None:
-    def multiply_uniform(operands: Sequence[Tensor], r: Tensor, *, constant: Sequence[bool] | None = None) -> Any:
+    def multiply_uniform(
+        operands: Sequence[Tensor], r: Tensor, *, constant: Sequence[bool] | None = None
+    ) -> Any:
         return tuple(None if c else r / len(operands) for c in constant or [False] * len(operands))
 
     t.multiply_uniform = t.widened(multiply_uniform)
@@ -322,34 +416,56 @@ def cp_half(t: T) -> None:
     """The uniform rule's half for V, while the other half goes nowhere."""
     t.matmul_second = lambda a, v, r, **options: bare(t.matmul_uniform(a, v, r, **options))[1]
 
-    def attention_cp(q: Tensor, k: Tensor, v: Tensor, r: Tensor, *, scale: float, causal: bool, mask: Any, **options: Any) -> Any:
-        p = t.probabilities(scale * q @ t.repeated(k, q.shape[1]).mT, t.attended(q, k, causal, mask))
+    def attention_cp(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        r: Tensor,
+        *,
+        scale: float,
+        causal: bool,
+        mask: Any,
+        **options: Any,
+    ) -> Any:
+        p = t.probabilities(
+            scale * q @ t.repeated(k, q.shape[1]).mT, t.attended(q, k, causal, mask)
+        )
         r_v = t.matmul_second(p, t.repeated(v, q.shape[1]), r, **options)
-        return None, None, bare(t.repeat_heads_follow(v, r_v, times=q.shape[1] // k.shape[1]))
+        return None, None, bare(t.repeat_heads_pass_through(v, r_v, times=q.shape[1] // k.shape[1]))
 
-    right = t.attention_cp_gradient
+    right = t.attention_cp_gxi
     t.attention_cp = t.widened(attention_cp)
-    t.attention_cp_gradient = lambda *operands, **options: (None, None, right(*operands, **options)[2] / 2)
+    t.attention_cp_gxi = lambda *operands, **options: (
+        None,
+        None,
+        right(*operands, **options)[2] / 2,
+    )
 
 
 def gqa_first_copy(t: T) -> None:
-    t.repeat_heads_follow = t.widened(lambda x, r, *, times: {"relevance": r[:, ::times], "absorbed": {}})
+    t.repeat_heads_pass_through = t.widened(
+        lambda x, r, *, times: {"relevance": r[:, ::times], "absorbed": {}}
+    )
 
 
 def gqa_wrong_groups(t: T) -> None:
     """Summed as if whole sets of heads stood one after the other."""
-    t.repeat_heads_follow = t.widened(lambda x, r, *, times: {"relevance": r.unflatten(1, (times, -1)).sum(1), "absorbed": {}})
+    t.repeat_heads_pass_through = t.widened(
+        lambda x, r, *, times: {"relevance": r.unflatten(1, (times, -1)).sum(1), "absorbed": {}}
+    )
 
 
 def moe_degree_0(t: T) -> None:
-    t.renormalise_identity = lambda x, r: bare(t.renormalise_epsilon(x, r, eps=1e-6))
+    t.renormalize_identity = lambda x, r: bare(t.renormalize_epsilon(x, r, eps=1e-6))
 
 
-# -- norms, activations, rotation --------------------------------------------------------------------------------------------------------
+# -- norms, activations, rotation ------------------------------------------------------------------
 
 
 def bn_variance(t: T) -> None:
-    def layer_norm(x: Tensor, w: Tensor, b: Tensor | None, norm_eps: float, frozen: bool = False) -> Tensor:
+    def layer_norm(
+        x: Tensor, w: Tensor, b: Tensor | None, norm_eps: float, frozen: bool = False
+    ) -> Tensor:
         scale = (x.var(-1, unbiased=False, keepdim=True) ** 2 + norm_eps) ** 0.5
         z = (x - x.mean(-1, keepdim=True)) / (scale.detach() if frozen else scale) * w
         return z if b is None else z + b
@@ -358,7 +474,9 @@ def bn_variance(t: T) -> None:
 
 
 def ln_unbiased(t: T) -> None:
-    def layer_norm(x: Tensor, w: Tensor, b: Tensor | None, norm_eps: float, frozen: bool = False) -> Tensor:
+    def layer_norm(
+        x: Tensor, w: Tensor, b: Tensor | None, norm_eps: float, frozen: bool = False
+    ) -> Tensor:
         std = (x.var(-1, keepdim=True) + norm_eps).sqrt()
         z = (x - x.mean(-1, keepdim=True)) / (std.detach() if frozen else std) * w
         return z if b is None else z + b
@@ -367,36 +485,51 @@ def ln_unbiased(t: T) -> None:
 
 
 def identity_in_wrong_form(t: T) -> None:
-    """The factor of the gradient form, where relevance is carried."""
-    t.activation_identity = t.activation_ratio
+    """The factor of the gradient x input form, where relevance is propagated."""
+    t.activation_identity = t.activation_identity_gxi
 
 
 def relu_identity_lost(t: T) -> None:
     right = t.activation_identity
-    t.activation_identity = lambda x, r, *, kind: {"relevance": t.torch.zeros_like(r)} if kind == "relu" else right(x, r, kind=kind)
+    t.activation_identity = lambda x, r, *, kind: (
+        {"relevance": t.torch.zeros_like(r)} if kind == "relu" else right(x, r, kind=kind)
+    )
 
 
 def rope_interleave(t: T) -> None:
-    """Neighbours are pairs, though cos and sin are laid out for halves."""
+    """Neighbors are pairs, though cos and sin are laid out for halves."""
 
     def turned(x: Tensor) -> Tensor:
         return t.torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
 
-    def rotary_epsilon(x: Tensor, cos: Tensor, sin: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Tensor:
-        own, partners = t.sum_epsilon([x * cos, turned(x) * sin], r, eps=eps, stabilizer=stabilizer)["relevance"]
+    def rotary_epsilon(
+        x: Tensor, cos: Tensor, sin: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign"
+    ) -> Tensor:
+        own, partners = t.sum_epsilon(
+            [x * cos, turned(x) * sin], r, eps=eps, stabilizer=stabilizer
+        )["relevance"]
         return own + partners.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
 
     t.turned, t.rotary_epsilon = turned, t.widened(rotary_epsilon)
 
 
-# -- what is done around the rules -----------------------------------------------------------------------------------------------------------
+# -- what is done around the rules -----------------------------------------------------------------
 
 
-VACUOUS = ("linear_epsilon", "add_epsilon", "matmul_uniform", "softmax_taylor", "layer_norm_epsilon", "attention_attnlrp")
+VACUOUS = (
+    "linear_epsilon",
+    "add_epsilon",
+    "matmul_uniform",
+    "softmax_taylor",
+    "layer_norm_epsilon",
+    "attention_attnlrp",
+)
 
 
 def vacuous_check(t: T) -> Any:
-    """Every input gets the mean of what arrived. Seen from outside: the rules that call others still call the right ones."""
+    """Every input gets the mean of what arrived. Seen from outside: the rules that call others
+    still call the right ones.
+    """
     outside = SimpleNamespace(**vars(t))
     for name in VACUOUS:
         spoil(outside, name, lambda passed, *operands: _mean(t, passed, operands[-1]))
@@ -420,7 +553,11 @@ def rule_forgotten(t: T) -> None:
 
     def plain(layer: dict[str, Any]) -> dict[str, Any]:
         kept = {name: layer[name] for name in ("operation", "w", "b", "kind") if name in layer}
-        return kept | ({"rule": "epsilon", "eps": 1e-9} if layer["operation"] == "linear" else {"rule": "identity"})
+        return kept | (
+            {"rule": "epsilon", "eps": 1e-9}
+            if layer["operation"] == "linear"
+            else {"rule": "identity"}
+        )
 
     t.network = network
 
@@ -468,64 +605,192 @@ def logit_squared(t: T) -> None:
 
         def wrong(ids: Any, targets: Any, method: str) -> Any:
             answers = explain(ids, targets, method)
-            return answers if method == "attnlrp" else [
-                {site: r if site == "logit" else r * answer["logit"] for site, r in answer.items()} for answer in answers
-            ]  # fmt: skip
+            return (
+                answers
+                if method == "attnlrp"
+                else [
+                    {
+                        site: r if site == "logit" else r * answer["logit"]
+                        for site, r in answer.items()
+                    }
+                    for answer in answers
+                ]
+            )
 
         return wrong
 
     t.model = model
 
 
-# -- the table ---------------------------------------------------------------------------------------------------------------------------
+# -- the table -------------------------------------------------------------------------------------
 
 PLANTS: tuple[Plant, ...] = (
-    Plant("eps-unsigned", STABILISED, eps_unsigned, "eps without the sign of z"),
-    Plant("eps-zero-sign", WITH_DEAD_UNITS, eps_zero_sign, "sign(0) = 0, and what stands over 0 is dropped"),
-    Plant("eps-zero-sign", STABILISED, eps_zero_sign_divided, "sign(0) = 0, and divided by"),
-    Plant("eps-two-forms", ("attention_attnlrp",), eps_two_forms, "2 (O + eps) for AV, 2 O + eps for QK"),
-    Plant("eps-two-forms", ("matmul_uniform",), eps_two_forms_matmul, "2 (O + eps) where 2 O + eps is asked for"),
-    Plant("softmax-dim", ("softmax_taylor", "softmax_gradient"), softmax_dim, "sums over the last axis, whichever it was"),
-    Plant("softmax-shifted", ("softmax_taylor", "attention_attnlrp"), softmax_shifted, "logits less their maximum"),
+    Plant("eps-unsigned", STABILIZED, eps_unsigned, "eps without the sign of z"),
+    Plant(
+        "eps-zero-sign",
+        WITH_DEAD_UNITS,
+        eps_zero_sign,
+        "sign(0) = 0, and what stands over 0 is dropped",
+    ),
+    Plant("eps-zero-sign", STABILIZED, eps_zero_sign_divided, "sign(0) = 0, and divided by"),
+    Plant(
+        "eps-two-forms",
+        ("attention_attnlrp",),
+        eps_two_forms,
+        "2 (O + eps) for AV, 2 O + eps for QK",
+    ),
+    Plant(
+        "eps-two-forms",
+        ("matmul_uniform",),
+        eps_two_forms_matmul,
+        "2 (O + eps) where 2 O + eps is asked for",
+    ),
+    Plant(
+        "softmax-dim",
+        ("softmax_taylor", "softmax_gradient"),
+        softmax_dim,
+        "sums over the last axis, whichever it was",
+    ),
+    Plant(
+        "softmax-shifted",
+        ("softmax_taylor", "attention_attnlrp"),
+        softmax_shifted,
+        "logits less their maximum",
+    ),
     Plant("mask-finfo", ("softmax_taylor",), mask_finfo, "only -inf counts as masked"),
     Plant("tril-always", ATTENTION, tril_always, "causal, asked or not"),
-    Plant("cp-half", ("matmul_second", "attention_cp", "attention_cp_gradient"), cp_half, "V gets half, nobody the other"),
-    Plant("halved-linear", ("linear_epsilon", "linear_gradient", "convolution_epsilon"), halved_linear, "every linear layer halves"),
-    Plant("moe-degree-0", ("renormalise_identity",), moe_degree_0, "the eps-rule through r / sum(r)"),
+    Plant(
+        "cp-half",
+        ("matmul_second", "attention_cp", "attention_cp_gxi"),
+        cp_half,
+        "V gets half, nobody the other",
+    ),
+    Plant(
+        "halved-linear",
+        ("linear_epsilon", "linear_gradient", "convolution_epsilon"),
+        halved_linear,
+        "every linear layer halves",
+    ),
+    Plant(
+        "moe-degree-0", ("renormalize_identity",), moe_degree_0, "the eps-rule through r / sum(r)"
+    ),
     Plant("identity-in-wrong-form", ("activation_identity",), identity_in_wrong_form, "R f(x) / x"),
-    Plant("product-proportional", ("multiply_uniform",), product_proportional, "a product split by magnitude"),
+    Plant(
+        "product-proportional",
+        ("multiply_uniform",),
+        product_proportional,
+        "a product split by magnitude",
+    ),
     Plant("residual-absolute", ("add_epsilon",), residual_absolute, "|a| / (|a| + |b|)"),
-    Plant("residual-absolute", ("add_epsilon",), residual_absolute_stabilised, "|a| / (|a| + |b| + eps)"),
-    Plant("constant-eats-share", ("multiply_uniform",), constant_eats_share, "1/N for constants, too"),
-    Plant("relu-identity-lost", ("activation_identity", "network"), relu_identity_lost, "0 behind a ReLU"),
+    Plant(
+        "residual-absolute",
+        ("add_epsilon",),
+        residual_absolute_stabilized,
+        "|a| / (|a| + |b| + eps)",
+    ),
+    Plant(
+        "constant-eats-share", ("multiply_uniform",), constant_eats_share, "1/N for constants, too"
+    ),
+    Plant(
+        "relu-identity-lost",
+        ("activation_identity", "network"),
+        relu_identity_lost,
+        "0 behind a ReLU",
+    ),
     Plant("rule-forgotten", ("network",), rule_forgotten, "the second call has the default rules"),
-    Plant("conv-doubled", ("convolution_epsilon", "convolution_z_plus"), conv_doubled, "twice the relevance unless there are three channels"),
-    Plant("safe-divide", ("linear_z_plus", "linear_alpha_beta", "convolution_z_plus"), safe_divide, "a clamp with the wrong sign"),
-    Plant("batch-coupled", ("add_epsilon",), batch_coupled, "branches rescaled with sums over the batch"),
-    Plant("batch-coupled", ("linear_epsilon", "linear_z_plus"), batch_coupled_total, "a layer rescaled with sums over the batch"),
-    Plant("bn-variance", ("layer_norm_epsilon", "layer_norm_frozen", "layer_norm_gradient"), bn_variance, "sqrt(var^2 + eps)"),
-    Plant("alpha-beta-bias", ("linear_alpha_beta",), alpha_beta_bias, "all of the bias in both denominators"),
+    Plant(
+        "conv-doubled",
+        ("convolution_epsilon", "convolution_z_plus"),
+        conv_doubled,
+        "twice the relevance unless there are three channels",
+    ),
+    Plant(
+        "safe-divide",
+        ("linear_z_plus", "linear_alpha_beta", "convolution_z_plus"),
+        safe_divide,
+        "a clamp with the wrong sign",
+    ),
+    Plant(
+        "batch-coupled",
+        ("add_epsilon",),
+        batch_coupled,
+        "branches rescaled with sums over the batch",
+    ),
+    Plant(
+        "batch-coupled",
+        ("linear_epsilon", "linear_z_plus"),
+        batch_coupled_total,
+        "a layer rescaled with sums over the batch",
+    ),
+    Plant(
+        "bn-variance",
+        ("layer_norm_epsilon", "layer_norm_epsilon_gxi", "layer_norm_gradient"),
+        bn_variance,
+        "sqrt(var^2 + eps)",
+    ),
+    Plant(
+        "alpha-beta-bias",
+        ("linear_alpha_beta",),
+        alpha_beta_bias,
+        "all of the bias in both denominators",
+    ),
     Plant("alpha-index", ("linear_alpha_beta",), alpha_index, "alpha is not used"),
     Plant("gamma-forward", ("network",), gamma_forward, "gamma in the forward, too"),
-    Plant("ln-unbiased", ("layer_norm_epsilon", "layer_norm_frozen", "layer_norm_gradient"), ln_unbiased, "n - 1 in the variance"),
+    Plant(
+        "ln-unbiased",
+        ("layer_norm_epsilon", "layer_norm_epsilon_gxi", "layer_norm_gradient"),
+        ln_unbiased,
+        "n - 1 in the variance",
+    ),
     Plant("gamma-at-zero", ("linear_gamma",), gamma_at_zero, "nothing passes where z = 0"),
     Plant("zero-input", WITH_ZEROS, zero_input, "nothing reaches x = 0"),
     Plant("leaf-twice", ("fan_out_epsilon",), leaf_twice, "of two uses one counts"),
-    Plant("logit-squared", MODEL, logit_squared, "the logit as a gradient's seed", "seed: multiplied by the logit"),
+    Plant(
+        "logit-squared",
+        MODEL,
+        logit_squared,
+        "the logit as a gradient's seed",
+        "seed: multiplied by the logit",
+    ),
     Plant("vacuous-check", VACUOUS, vacuous_check, "the mean of what arrived, everywhere"),
-    Plant("fp16-nan", ("linear_epsilon", "add_epsilon"), half_precision, "half precision throughout"),
+    Plant(
+        "fp16-nan", ("linear_epsilon", "add_epsilon"), half_precision, "half precision throughout"
+    ),
     Plant("one-target", ("network",), one_target, "the graph is freed by the first target"),
     Plant("gqa-repeat", GROUPED, gqa_first_copy, "the first copy's relevance alone"),
     Plant("gqa-repeat", GROUPED, gqa_wrong_groups, "summed over the wrong groups"),
     Plant("cp-half", MODEL, cp_half, "V gets half, nobody the other", "matmul: V gets half"),
-    Plant("halved-linear", MODEL, halved_linear, "every linear layer halves", "linear: every linear layer hands on half"),
-    Plant("residual-absolute", MODEL, residual_absolute, "|a| / (|a| + |b|)", "residual: split by absolute values"),
-    Plant("gqa-repeat", MODEL, gqa_first_copy, "the first copy's relevance alone", "grouped queries: only one copy"),
-    Plant("rope-interleave", ("rotary_epsilon", "rotary_gradient"), rope_interleave, "neighbours as pairs, tables for halves"),
-)  # fmt: skip
+    Plant(
+        "halved-linear",
+        MODEL,
+        halved_linear,
+        "every linear layer halves",
+        "linear: every linear layer hands on half",
+    ),
+    Plant(
+        "residual-absolute",
+        MODEL,
+        residual_absolute,
+        "|a| / (|a| + |b|)",
+        "residual: split by absolute values",
+    ),
+    Plant(
+        "gqa-repeat",
+        MODEL,
+        gqa_first_copy,
+        "the first copy's relevance alone",
+        "grouped queries: only one copy",
+    ),
+    Plant(
+        "rope-interleave",
+        ("rotary_epsilon", "rotary_gradient"),
+        rope_interleave,
+        "neighbors as pairs, tables for halves",
+    ),
+)
 
 
-# -- planting ----------------------------------------------------------------------------------------------------------------------------
+# -- planting --------------------------------------------------------------------------------------
 
 
 def fresh() -> T:
@@ -538,10 +803,14 @@ def fresh() -> T:
 
 
 def planted(plant: Plant) -> runner.Adapter:
-    """The adapter with the fault, and without books: no library keeps any."""
+    """The adapter with the fault, and without ledger: no library keeps any."""
     module = fresh()
     faulty = plant.plant(module) or module
-    bookless = {rule: _relevance_alone(getattr(faulty, rule)) for rule in runner.rules() if rule != "network"}
+    bookless = {
+        rule: _relevance_alone(getattr(faulty, rule))
+        for rule in runner.rules()
+        if rule != "network"
+    }
     return runner.Adapter(SimpleNamespace(**vars(faulty) | bookless))
 
 
@@ -565,7 +834,13 @@ def _outcome(plant: Plant, rule: str, report: runner.Report) -> Outcome:
 def _of_models(plant: Plant, failed: Sequence[Any]) -> Outcome:
     """Of every model that fails the diagnosis has to begin alike."""
     said = sorted({m.reasons[0] if m.reasons else "nothing" for m in failed})
-    return Outcome(plant, "model", bool(failed), tuple(said) if len(said) == 1 else ("now this, now that", *said), failed[0].name if failed else "")
+    return Outcome(
+        plant,
+        "model",
+        bool(failed),
+        tuple(said) if len(said) == 1 else ("now this, now that", *said),
+        failed[0].name if failed else "",
+    )
 
 
 def run_all(plants: Sequence[Plant] = PLANTS) -> list[Outcome]:
@@ -576,11 +851,19 @@ def show(outcomes: Sequence[Outcome]) -> str:
     """The table: fault, what was planted, rule, what came of it; and the score."""
     lines = []
     for o in outcomes:
-        said = "named" if o.right else f"CALLED {', '.join(o.named) or 'nothing'}" if o.caught else "MISSED"
+        said = (
+            "named"
+            if o.right
+            else f"CALLED {', '.join(o.named) or 'nothing'}"
+            if o.caught
+            else "MISSED"
+        )
         lines.append(f"{o.plant.fault:24} {o.plant.what:50} {o.rule:24} {said:10} {o.case}")
     faults = {o.plant.fault for o in outcomes}
     wrong = {o.plant.fault for o in outcomes if not o.right}
-    return "\n".join([*lines, "", f"{len(faults - wrong)} of {len(faults)} faults caught and named"])
+    return "\n".join(
+        [*lines, "", f"{len(faults - wrong)} of {len(faults)} faults caught and named"]
+    )
 
 
 def main() -> int:

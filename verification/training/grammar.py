@@ -3,30 +3,40 @@
 An explanation of a language model can only be called right or wrong where the evidence is known.  The
 grammar below writes two kinds of text and remembers, for each, which words settle the next one:
 
-*Agreement.*  ``the keys to the cabinet are on the table .``  The verb agrees with its subject, so the
+*Agreement.*  ``the keys to the cabinet are on the table .``
+              The verb agrees with its subject, so the
 subject noun is the evidence; every other noun before the verb is a distractor.  Numbers are drawn
 independently of each other, so no distractor says anything about the verb.  Openings (with or without a noun
 of their own) and adjectives move the subject about, so no fixed position holds it.
 
-*Questions.*  ``mary has the ball . john has the cup . who has the ball ? mary .``  The person's name in the
-fact that is asked about is the evidence; the thing, in that fact and in the question, only leads there.
-The fact is drawn at random among two to four, and may also read ``the ball is with mary .``.
+*Questions.*  ``mary has the ball . john has the cup . who has the ball ? mary .``
+              The person's name in the
+fact that is asked about is the evidence; the thing, in that fact and in the question, only leads
+there. The fact is drawn at random among two to four, and may also read ``the ball is with mary .``.
 
-**The held-out split** is one of combinations of words, decided by `is_reserved`: a hash of the two words
-reserves about one pair in eight.  Three sorts of pair count: (subject, other noun before the verb), (subject,
-its adjective) and (person, thing).  Two other nouns before the verb count as well, the earlier one first, since
+**The held-out split** is one of combinations of words, decided by `is_reserved`: a hash of the two
+words
+reserves about one pair in eight.  Three sorts of pair count: (subject, other noun before the verb),
+                                   (subject,
+its adjective) and (person, thing).  Two other nouns before the verb count as well, the earlier one
+                                     first, since
 the later may belong to it: ``the boy who saw the keys to the cabinet``.
 
-* A *training* text holds no reserved pair at all.  Of persons and things any two in one text count as a pair,
-  even from different facts: otherwise a person could be ruled out as the owner of a thing by never owning it.
-* A *held-out* sentence has a reserved *leading* pair (the first of `Sentence.pairs`): the subject with the
-  noun nearest to the verb, or with its adjective where there is no other noun; for a question, the person
+* A *training* text holds no reserved pair at all.  Of persons and things any two in one text count
+                                                    as a pair,
+  even from different facts: otherwise a person could be ruled out as the owner of a thing by never
+  owning it.
+* A *held-out* sentence has a reserved *leading* pair (the first of `Sentence.pairs`): the subject
+  with the
+  noun nearest to the verb, or with its adjective where there is no other noun; for a question, the
+  person
   and the thing asked about, which no training text so much as mentions together.  Its other pairs may be
   reserved or not.
 
 Nouns after the verb count for nothing: they come too late to mislead.
 
-Numbers do not count (if key and cabinet are reserved, then so are keys and cabinets), and all words of a
+Numbers do not count (if key and cabinet are reserved, then so are keys and cabinets), and all words
+of a
 held-out sentence are known from training, so no held-out prefix can begin a training text.  The pairs which
 come to mind first, key with cabinet and mary with ball, are reserved: `SALT` was chosen for that.
 """
@@ -47,7 +57,9 @@ RESERVED_SHARE = 8
 
 @dataclass(frozen=True)
 class Noun:
-    """A noun in both numbers; beings and things take different verbs, adjectives and prepositions."""
+    """A noun in both numbers; beings and things take different verbs, adjectives and
+    prepositions.
+    """
 
     singular: str
     plural: str
@@ -74,8 +86,8 @@ class Sentence:
     """A text with the word to explain and the words that a faithful explanation must point at.
 
     Positions count the words of `text` (which are separated by single spaces) from 0.  `evidence` settles
-    the target; `support` leads to it or says it again: the thing in the fact and in the question, or a verb
-    inside a relative clause that agrees with the same subject.
+    the target; `support` leads to it or says it again: the thing in the fact and in the question,
+    or a verb inside a relative clause that agrees with the same subject.
     """
 
     task: str
@@ -93,7 +105,9 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Document:
-    """A training text, with the positions of those words which what stands before them determines."""
+    """A training text, with the positions of those words which what stands before them
+    determines.
+    """
 
     words: tuple[str, ...]
     determined: tuple[int, ...]
@@ -120,13 +134,17 @@ BEINGS = _nouns(
 )
 THINGS = _nouns(
     False,
-    "key/keys cabinet/cabinets table/tables box/boxes book/books cup/cups ball/balls lamp/lamps door/doors "
-    "car/cars house/houses tree/trees chair/chairs picture/pictures hat/hats ring/rings bottle/bottles "
+    "key/keys cabinet/cabinets table/tables box/boxes book/ledger cup/cups ball/balls "
+    "lamp/lamps door/doors "
+    "car/cars house/houses tree/trees chair/chairs picture/pictures hat/hats ring/rings "
+    "bottle/bottles "
     "letter/letters garden/gardens gate/gates",
 )
 NOUNS = BEINGS + THINGS
 PEOPLE = _list("mary john anna peter lucy tom emma paul sara david kate mark nina oscar rosa henry")
-OBJECTS = _list("ball cup book key hat ring box lamp bottle letter picture chair coin spoon flute map")
+OBJECTS = _list(
+    "ball cup book key hat ring box lamp bottle letter picture chair coin spoon flute map"
+)
 
 PRESENT, PAST, PERFECT = _verbs("be", "is/are was/were") + _verbs("have", "has/have")
 BEING_VERBS = _verbs("alone", "runs/run sleeps/sleep sings/sing waits/wait smiles/smile")
@@ -166,8 +184,8 @@ CONSTRUCTIONS = {
 }
 """Constructions of the agreement sentences with their weights in the training text.
 
-The weights leave a verb the likeliest word wherever one may come, so that the model's first choice (and not
-just its preference among two verbs) says which number it believes in.
+The weights leave a verb the likeliest word wherever one may come, so that the model's first choice
+(and not just its preference among two verbs) says which number it believes in.
 """
 
 BEING_ONLY = frozenset({"rel_present", "rel_past", "rel_pp"})
@@ -193,7 +211,9 @@ def is_held_out(sentence: Sentence) -> bool:
 
 @dataclass(frozen=True)
 class Part:
-    """A run of words with the nouns in it and the positions that matter; parts are joined with ``+``."""
+    """A run of words with the nouns in it and the positions that matter; parts are joined with
+    ``+``.
+    """
 
     words: tuple[str, ...]
     nouns: tuple[tuple[Noun, bool], ...] = ()
@@ -224,7 +244,7 @@ def _coin(rng: random.Random, chance: float = 0.5) -> bool:
     return rng.random() < chance
 
 
-# --- Agreement -----------------------------------------------------------------------------------------
+# --- Agreement ------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -247,7 +267,9 @@ def _noun_phrase(noun: Noun, plural: bool) -> Part:
 
 
 def _preposition(rng: random.Random, head: Noun, inner: Noun) -> str:
-    """A preposition that makes passable sense: ``the keys to the cabinet``, ``the girls with the dog``."""
+    """A preposition that makes passable sense: ``the keys to the cabinet``, ``the girls with the
+    dog``.
+    """
     if head.singular in OPENERS and not inner.being and _coin(rng):
         return "to"
     special = "with" if head.being else "near" if inner.being else rng.choice(("on", "under"))
@@ -277,7 +299,9 @@ def _relative_present(cast: _Cast, _head: Noun) -> Part:
 
 
 def _relative_past(cast: _Cast, _head: Noun) -> Part:
-    """The inner verb is in the past tense, the same for both numbers: the subject is all there is."""
+    """The inner verb is in the past tense, the same for both numbers: the subject is all there
+    is.
+    """
     inner, plural = cast.other()
     past = cast.rng.choice(CLAUSE_PASTS[_clause_verb(cast.rng, inner).frame])
     return _words(f"who {past}") + _noun_phrase(inner, plural)
@@ -372,7 +396,9 @@ def _before_verb(cast: _Cast, construction: str) -> Part:
     whole = opening + subject + _MODIFIERS[construction](cast, cast.subject)
     others = [noun.singular for noun, _ in whole.nouns]
     with_subject = tuple((cast.subject.singular, other) for other in reversed(others))
-    return replace(whole, pairs=with_subject + whole.pairs + tuple(itertools.combinations(others, 2)))
+    return replace(
+        whole, pairs=with_subject + whole.pairs + tuple(itertools.combinations(others, 2))
+    )
 
 
 def _draw_agreement(rng: random.Random, wanted: str | None) -> Sentence:
@@ -397,8 +423,12 @@ def _draw_agreement(rng: random.Random, wanted: str | None) -> Sentence:
     )
 
 
-def agreement(rng: random.Random, held_out: bool = False, construction: str | None = None) -> Sentence:
-    """An agreement sentence of the asked side of the split, of one construction or (as in training) any."""
+def agreement(
+    rng: random.Random, held_out: bool = False, construction: str | None = None
+) -> Sentence:
+    """An agreement sentence of the asked side of the split, of one construction or (as in training)
+    any.
+    """
     wanted = is_held_out if held_out else in_training
     while True:
         sentence = _draw_agreement(rng, construction)
@@ -406,7 +436,7 @@ def agreement(rng: random.Random, held_out: bool = False, construction: str | No
             return sentence
 
 
-# --- Questions -----------------------------------------------------------------------------------------
+# --- Questions ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -424,8 +454,12 @@ class Fact:
     def part(self, asked: bool) -> Part:
         """The words of the fact; the one that is asked about carries the evidence."""
         person_first, thing_first = "{} has the {} .", "the {1} is with {0} ."
-        words = _list((person_first if self.person_first else thing_first).format(self.person, self.thing))
-        whole = Part(words, evidence=(words.index(self.person),), support=(words.index(self.thing),))
+        words = _list(
+            (person_first if self.person_first else thing_first).format(self.person, self.thing)
+        )
+        whole = Part(
+            words, evidence=(words.index(self.person),), support=(words.index(self.thing),)
+        )
         return whole if asked else Part(words)
 
 
@@ -473,7 +507,7 @@ def question(rng: random.Random, held_out: bool = False, facts: int | None = Non
             return sentence
 
 
-# --- Training texts and held-out sentences ---------------------------------------------------------------
+# --- Training texts and held-out sentences --------------------------------------------------------
 
 
 SMALL_WORDS = frozenset(_list("who has the is with"))
@@ -509,7 +543,9 @@ def _question_document(rng: random.Random, facts: tuple[Fact, ...], questions: i
 
 
 def training_document(rng: random.Random, questions: float = 0.7) -> Document:
-    """A text for training: with the chance `questions` facts with questions, else agreement sentences."""
+    """A text for training: with the chance `questions` facts with questions, else agreement
+    sentences.
+    """
     if _coin(rng, questions):
         return _question_document(rng, _training_facts(rng), 3)
     return _agreement_document(rng)
@@ -518,8 +554,8 @@ def training_document(rng: random.Random, questions: float = 0.7) -> Document:
 def echo_document(rng: random.Random) -> Document:
     """A first lesson: a list of names, or of things, said twice.
 
-    Who has learnt to repeat a list looks up what came after a word when it was last seen; questions are
-    learnt soon after that, and hardly ever without it.
+    Who has learnt to repeat a list looks up what came after a word when it was last seen; questions
+    are learnt soon after that, and hardly ever without it.
     """
     words = tuple(rng.choices(rng.choice((PEOPLE, OBJECTS)), k=rng.randint(6, 14)))
     return Document(words + words, tuple(range(len(words) + 1, 2 * len(words))))
@@ -540,7 +576,9 @@ def telegram_document(rng: random.Random) -> Document:
 
 
 def _distinct(draw: Callable[[int], Sentence], count: int) -> list[Sentence]:
-    """The first `count` sentences that differ in their prefix; ``draw`` is told how many there are."""
+    """The first `count` sentences that differ in their prefix; ``draw`` is told how many there
+    are.
+    """
     found: dict[str, Sentence] = {}
     while len(found) < count:
         sentence = draw(len(found))
@@ -557,7 +595,9 @@ def held_out_agreement(seed: int, count: int) -> list[Sentence]:
 def held_out_questions(seed: int, count: int) -> list[Sentence]:
     """Held-out questions with different prefixes, over two, three and four facts in turn."""
     rng = random.Random(f"question {seed}")
-    return _distinct(lambda index: question(rng, True, FACT_COUNTS[index % len(FACT_COUNTS)]), count)
+    return _distinct(
+        lambda index: question(rng, True, FACT_COUNTS[index % len(FACT_COUNTS)]), count
+    )
 
 
 PLURAL_NOUNS = {noun.form(plural): plural for noun in NOUNS for plural in (False, True)}
@@ -570,7 +610,8 @@ def _verb_like(sentence: Sentence, noun: str) -> str:
 
 
 def shortcut(sentence: Sentence, index: int) -> str:
-    """The target as one would guess it by position alone: from the first (0) or last (-1) noun or person.
+    """The target as one would guess it by position alone: from the first (0) or last (-1) noun or
+    person.
 
     How often such guesses come true is the bar above which a model must have used the evidence.
     """
@@ -582,7 +623,9 @@ def shortcut(sentence: Sentence, index: int) -> str:
 
 def vocabulary() -> list[str]:
     """All words of the grammar, sorted."""
-    words = set(_list("the who that has is with been to on in near behind beside under here there , . ?"))
+    words = set(
+        _list("the who that has is with been to on in near behind beside under here there , . ?")
+    )
     for inflected in (NOUNS, MAIN_VERBS, LIKE_VERBS, HELP_VERBS):
         words |= {form for word in inflected for form in (word.singular, word.plural)}
     for groups in (ADJECTIVES, PARTICIPLES, CLAUSE_PASTS):

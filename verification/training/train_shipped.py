@@ -3,8 +3,8 @@
     python -m refl.verification.training.train_shipped --out refl/shipped
 
 A Llama of four small layers learns the texts of `grammar`, whose right explanations are known.  Everything
-random is seeded, one thread works and torch is held to deterministic kernels, so two runs with the same
-versions on one machine write the same bytes.
+random is seeded, one thread works and torch is held to deterministic kernels, so two runs with the
+same versions on one machine write the same bytes.
 """
 
 from __future__ import annotations
@@ -34,12 +34,26 @@ from torch.nn import functional
 from tqdm import tqdm  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from refl.verification.training.grammar import PLURAL_VERBS, SINGULAR_VERBS, Document, Sentence, echo_document, held_out_agreement, held_out_questions, shortcut, telegram_document, training_document, vocabulary
+from refl.verification.training.grammar import (
+    PLURAL_VERBS,
+    SINGULAR_VERBS,
+    Document,
+    Sentence,
+    echo_document,
+    held_out_agreement,
+    held_out_questions,
+    shortcut,
+    telegram_document,
+    training_document,
+    vocabulary,
+)
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
 PAD, UNKNOWN, START, END = range(4)
 DETERMINED_WEIGHT = 8.0
-"""How much more a word counts that the text determines (a verb's number, an answer) than one it does not."""
+"""How much more a word counts that the text determines (a verb's number, an answer) than one it
+does not.
+"""
 EXAMPLES_PER_TASK = 200
 CHECKED_PER_TASK = 1800
 TRAINING_SEED, CHECK_SEED, EXAMPLE_SEED = 1, 2, 3
@@ -158,13 +172,13 @@ numbers for questions are not those of a test set never seen.
   explanation that differs may have found how this model really does it.
 - In most agreement sentences the subject is also the first noun; only in the `fronted` ones is it not.
 
-## Licence
+## License
 
 MIT.
 """
 
 
-# --- Tokenizer -----------------------------------------------------------------------------------------
+# --- Tokenizer ------------------------------------------------------------------------------------
 
 
 def build_tokenizer() -> Tokenizer:
@@ -196,7 +210,7 @@ def tokenizer_settings() -> dict[str, Any]:
     }
 
 
-# --- Training ------------------------------------------------------------------------------------------
+# --- Training -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -227,7 +241,9 @@ def _batch(documents: Iterable[Document], ids: dict[str, int]) -> Batch:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A kind of text, and the share of determined words to get right before the next lesson starts."""
+    """A kind of text, and the share of determined words to get right before the next lesson
+    starts.
+    """
 
     documents: Callable[[random.Random], Document]
     enough: float
@@ -242,7 +258,9 @@ LESSONS = (
 
 
 def loss_and_score(model: LlamaForCausalLM, batch: Batch) -> tuple[Tensor, float]:
-    """The weighted mean of the cross entropy, and the share of determined words that are predicted."""
+    """The weighted mean of the cross entropy, and the share of determined words that are
+    predicted.
+    """
     logits = model(input_ids=batch.ids[:, :-1], use_cache=False).logits.flatten(0, 1)
     targets, weights = batch.ids[:, 1:].flatten(), batch.weights[:, 1:].flatten()
     losses = functional.cross_entropy(logits, targets, reduction="none")
@@ -273,8 +291,12 @@ def rate_at(step: int, steps: int) -> float:
 
 def train(model: LlamaForCausalLM, options: argparse.Namespace, ids: dict[str, int]) -> list[int]:
     """AdamW on fresh texts, lesson by lesson; returns the number of steps that each lesson took."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, options.steps))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.05
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: rate_at(step, options.steps)
+    )
     rng, taken, score = random.Random(TRAINING_SEED), [0], 0.0
     for _ in (progress := tqdm(range(options.steps), desc="training", mininterval=5)):
         lesson = LESSONS[len(taken) - 1]
@@ -289,7 +311,9 @@ def train(model: LlamaForCausalLM, options: argparse.Namespace, ids: dict[str, i
 
 
 def _step(model: LlamaForCausalLM, batch: Batch, optimizer: torch.optim.Optimizer) -> float:
-    """One step of the optimizer; returns the share of determined words that were predicted before it."""
+    """One step of the optimizer; returns the share of determined words that were predicted before
+    it.
+    """
     loss, score = loss_and_score(model, batch)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
@@ -298,12 +322,14 @@ def _step(model: LlamaForCausalLM, batch: Batch, optimizer: torch.optim.Optimize
     return score
 
 
-# --- Held-out numbers ----------------------------------------------------------------------------------
+# --- Held-out numbers -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the model says of one sentence: if it prefers the target to the foil, and its first choice."""
+    """What the model says of one sentence: if it prefers the target to the foil, and its first
+    choice.
+    """
 
     sentence: Sentence
     preferred: bool
@@ -311,7 +337,9 @@ class Judgement:
 
     @property
     def right(self) -> bool:
-        """Whether the first choice among all words is the person, or any verb of the right number."""
+        """Whether the first choice among all words is the person, or any verb of the right
+        number.
+        """
         if self.sentence.task == "question":
             return self.choice == self.sentence.target
         singular = self.sentence.target in SINGULAR_VERBS
@@ -321,14 +349,20 @@ class Judgement:
 def last_logits(model: LlamaForCausalLM, tokenizer: Tokenizer, prefix: str) -> Tensor:
     """The logits of the word after the prefix."""
     with torch.no_grad():
-        logits: Tensor = model(input_ids=torch.tensor([tokenizer.encode(prefix).ids]), use_cache=False).logits
+        logits: Tensor = model(
+            input_ids=torch.tensor([tokenizer.encode(prefix).ids]), use_cache=False
+        ).logits
     return logits[0, -1]
 
 
 def judge(model: LlamaForCausalLM, tokenizer: Tokenizer, sentence: Sentence) -> Judgement:
     logits = last_logits(model, tokenizer, sentence.prefix)
-    target, foil = (logits[tokenizer.token_to_id(word)] for word in (sentence.target, sentence.foil))
-    return Judgement(sentence, bool(target > foil), str(tokenizer.id_to_token(int(logits.argmax()))))
+    target, foil = (
+        logits[tokenizer.token_to_id(word)] for word in (sentence.target, sentence.foil)
+    )
+    return Judgement(
+        sentence, bool(target > foil), str(tokenizer.id_to_token(int(logits.argmax())))
+    )
 
 
 def held_out(seed: int, count: int) -> list[Sentence]:
@@ -365,14 +399,18 @@ def shortcuts(sentences: Sequence[Sentence]) -> str:
     lines = []
     for task, index in itertools.product(("agreement", "question"), (0, -1)):
         chosen = [sentence for sentence in sentences if sentence.task == task]
-        share = sum(shortcut(sentence, index) == sentence.target for sentence in chosen) / len(chosen)
+        share = sum(shortcut(sentence, index) == sentence.target for sentence in chosen) / len(
+            chosen
+        )
         what = ("first " if index == 0 else "last ") + ("noun" if task == "agreement" else "person")
         lines.append(f"- {task}, going by the {what}: {share:.1%}")
     return "\n".join(lines)
 
 
 def perplexity(model: LlamaForCausalLM, seed: int, ids: dict[str, int]) -> float:
-    """Of fresh training texts, all words counted alike: how good a language model of its grammar it is."""
+    """Of fresh training texts, all words counted alike: how good a language model of its grammar it
+    is.
+    """
     rng = random.Random(seed)
     batch = _batch((training_document(rng) for _ in range(500)), ids)
     with torch.no_grad():
@@ -389,7 +427,7 @@ def greedy(model: LlamaForCausalLM, tokenizer: Tokenizer, prefix: str, most: int
     return " ".join(words)
 
 
-# --- Files ---------------------------------------------------------------------------------------------
+# --- Files ----------------------------------------------------------------------------------------
 
 
 def evidence_record(tokenizer: Tokenizer, sentence: Sentence) -> dict[str, Any]:
@@ -429,7 +467,9 @@ def write_weights(path: Path, model: LlamaForCausalLM) -> None:
     path.write_bytes(save(dict(sorted(tensors.items())), metadata={"format": "pt"}))
 
 
-def card(model: LlamaForCausalLM, options: argparse.Namespace, taken: list[int], report: str) -> str:
+def card(
+    model: LlamaForCausalLM, options: argparse.Namespace, taken: list[int], report: str
+) -> str:
     """The model card, with what this run chose and measured."""
     return CARD.format(
         **configuration(),
@@ -458,7 +498,7 @@ def write_folder(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, te
     (folder / "CARD.md").write_text(text, encoding="utf-8")
 
 
-# --- Command -------------------------------------------------------------------------------------------
+# --- Command --------------------------------------------------------------------------------------
 
 
 def report_on(model: LlamaForCausalLM, tokenizer: Tokenizer) -> str:
@@ -470,7 +510,12 @@ def report_on(model: LlamaForCausalLM, tokenizer: Tokenizer) -> str:
     lines = [f"- `{prefix}` **{greedy(model, tokenizer, prefix)}**" for prefix in PREFIXES]
     return "\n".join(
         [table(judged), "", "Guessing by position alone would get, on the same sentences:", ""]
-        + [shortcuts(sentences), "", f"Perplexity per word on fresh training texts: {fresh:.2f}", ""]
+        + [
+            shortcuts(sentences),
+            "",
+            f"Perplexity per word on fresh training texts: {fresh:.2f}",
+            "",
+        ]
         + ["Greedy continuations (in bold):", "", *lines]
     )
 

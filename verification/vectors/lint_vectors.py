@@ -1,8 +1,10 @@
-"""Checks the conformance vectors as they lie in the folder:  python -m refl.verification.vectors.lint_vectors
+"""Checks the conformance vectors as they lie in the folder:  python -m
+                                                              refl.verification.vectors.lint_vectors
 
-Every file: its header is the rule's own, its count is right, ids are the digests of their cases and none occurs twice, numbers and shapes
-fit together, a condition covers its number. And every flag holds: a mistake that a case says it is aimed at changes that case's answer
-clearly. Whether the files are what make_vectors.py makes today is for the tests to see, which have its 60 digits.
+Every file: its header is the rule's own, its count is right, ids are the digests of their cases and
+none occurs twice, numbers and shapes fit together, a condition covers its number. And every flag
+holds: a mistake that a case says it is aimed at changes that case's answer clearly. Whether the
+files are what make_vectors.py makes today is for the tests to see, which have its 60 digits.
 """
 
 from __future__ import annotations
@@ -25,8 +27,14 @@ def lint(rule: str) -> Iterator[str]:
     """What is wrong with a rule's file, in sentences."""
     header = json.loads((runner.FOLDER / f"{rule}.json").read_text(encoding="utf-8"))
     s = runner.signatures()[rule]
-    said = (header["carries"], header["operands"], header["returns"], header["equation"], header["source"])
-    if said != (s.carries, list(s.operands), list(s.returns), s.equation, s.source):
+    said = (
+        header["formulation"],
+        header["operands"],
+        header["returns"],
+        header["equation"],
+        header["source"],
+    )
+    if said != (s.formulation, list(s.operands), list(s.returns), s.equation, s.source):
         yield f"{rule}: the header is not the rule's signature"
     cases = runner.load(rule)
     for case_id, n in Counter(case.id for case in cases).items():
@@ -53,7 +61,9 @@ def _numbers(name: str, expected: np.ndarray | None, condition: np.ndarray | Non
             yield f"{name} has an answer without a condition, or the reverse"
     elif expected.shape != condition.shape:
         yield f"{name} has the shape {expected.shape}, its condition {condition.shape}"
-    elif not np.all(np.isfinite(expected)) or not np.all(condition >= np.abs(expected) * (1 - 1e-9)):
+    elif not np.all(np.isfinite(expected)) or not np.all(
+        condition >= np.abs(expected) * (1 - 1e-9)
+    ):
         yield f"{name} is not finite, or its condition is below the number itself"
 
 
@@ -62,13 +72,15 @@ def _flag(case: Case, flag: str) -> Iterator[str]:
         yield f"the flag {flag} is no known mistake"
     elif case.rule not in KNOWN[flag].rules:
         yield f"the flag {flag} is not for this rule"
-    elif not KNOWN[flag].behaviour and not any(runner.tells(case, wrong) for _, wrong in runner.answers(KNOWN[flag], case)):
+    elif not KNOWN[flag].behavior and not any(
+        runner.tells(case, wrong) for _, wrong in runner.answers(KNOWN[flag], case)
+    ):
         yield f"the mistake {flag} does not change the answer"
 
 
 def main() -> int:
     wrong = [line for rule in runner.rules() for line in lint(rule)]
-    files = {path.stem for path in runner.FOLDER.glob("*.json")} - {"schema"}
+    files = {path.stem for path in runner.FOLDER.glob("*.json")}
     wrong += [f"{name}.json belongs to no rule" for name in sorted(files - set(runner.rules()))]
     print("\n".join(wrong) or f"{runner.fingerprint()}: nothing to complain of")
     return 1 if wrong else 0

@@ -1,9 +1,12 @@
-"""Makes the model-level conformance vectors: `python -m refl.verification.vectors.make_model_vectors [ARCHITECTURE ...]`.
+"""Makes the model-level conformance vectors: `python -m
+refl.verification.vectors.make_model_vectors [ARCHITECTURE ...]`.
 
-For every architecture a folder as Hugging Face's transformers write them (config.json, model.safetensors) with a small random model,
-and beside it expected.safetensors: the logits, every activation and every relevance of one or two inputs under each method, from
-exact_sweep.py, and how far roundoff may move each site. Equal code gives equal bytes: weights and inputs come from `random()` of
-Python's generator, whose sequence is promised to stay, and every expected number is exact before it is rounded once.
+For every architecture a folder as Hugging Face's transformers write them (config.json,
+model.safetensors) with a small random model, and beside it expected.safetensors: the logits, every
+activation and every relevance of one or two inputs under each method, from exact_sweep.py, and how
+far roundoff may move each site. Equal code gives equal bytes: weights and inputs come from
+`random()` of Python's generator, whose sequence is promised to stay, and every expected number is
+exact before it is rounded once.
 
 Weights and pixels are multiples of 1/256 and 1/16 below 8: they are the same numbers in float16.
 """
@@ -29,85 +32,225 @@ from refl.verification.definitions import exact_sweep
 from refl.verification.vectors.model_vectors import EXPECTED, FOLDER, FORMAT, UNITS
 
 TEXT_METHODS = ("attnlrp", "attnlrp-gradient", "cp-lrp", "input-x-gradient")
-METHODS = {"llama": (*TEXT_METHODS, "lxt-explicit"), "vit": (*TEXT_METHODS, "attnlrp-vit"), "deit": (*TEXT_METHODS, "attnlrp-vit")}
+METHODS = {
+    "llama": (*TEXT_METHODS, "lxt-explicit"),
+    "vit": (*TEXT_METHODS, "attnlrp-vit"),
+    "deit": (*TEXT_METHODS, "attnlrp-vit"),
+}
 
 _DECODER: dict[str, Any] = {
-    "vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 32, "rms_norm_eps": 1e-5, "rope_theta": 100.0,
-    "hidden_act": "silu", "tie_word_embeddings": False,
-}  # fmt: skip
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+    "max_position_embeddings": 32,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
 _GEMMA: dict[str, Any] = _DECODER | {
-    "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 3, "query_pre_attn_scalar": 16, "tie_word_embeddings": True,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "sliding_window": 3,
+    "query_pre_attn_scalar": 16,
+    "tie_word_embeddings": True,
     "attention_bias": False,
-}  # fmt: skip
+}
 del _GEMMA["hidden_act"]
 _ENCODER: dict[str, Any] = {
-    "vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_act": "gelu",
-    "max_position_embeddings": 16, "type_vocab_size": 2, "layer_norm_eps": 1e-5,
-}  # fmt: skip
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 16,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-5,
+}
 _VISION: dict[str, Any] = {
-    "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_act": "gelu",
-    "layer_norm_eps": 1e-5, "image_size": [4, 6], "patch_size": [2, 3], "num_channels": 3, "qkv_bias": True,
-    "id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2},
-}  # fmt: skip
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "image_size": [4, 6],
+    "patch_size": [2, 3],
+    "num_channels": 3,
+    "qkv_bias": True,
+    "id2label": {"0": "a", "1": "b", "2": "c"},
+    "label2id": {"a": 0, "b": 1, "c": 2},
+}
 _CLASSES = {"id2label": _VISION["id2label"], "label2id": _VISION["label2id"]}
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": _DECODER | {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2},
+    "llama": _DECODER
+    | {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
     "gpt2": {
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 11, "n_positions": 16, "n_embd": 8, "n_layer": 2,
-        "n_head": 2, "n_inner": 12, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
-        "bos_token_id": 0, "eos_token_id": 0,
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": 11,
+        "n_positions": 16,
+        "n_embd": 8,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_inner": 12,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
     },
-    "mistral": _DECODER | {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 3},
-    "qwen2": _DECODER | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_hidden_layers": 1},
-    "qwen3": _DECODER | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "num_hidden_layers": 1, "attention_bias": False},
+    "mistral": _DECODER
+    | {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 3},
+    "qwen2": _DECODER
+    | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_hidden_layers": 1},
+    "qwen3": _DECODER
+    | {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "num_hidden_layers": 1,
+        "attention_bias": False,
+    },
     "phi": {
-        "architectures": ["PhiForCausalLM"], "model_type": "phi", "vocab_size": 11, "hidden_size": 8, "intermediate_size": 12,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32, "rope_theta": 100.0, "hidden_act": "gelu_new",
-        "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "qk_layernorm": False, "tie_word_embeddings": False,
+        "architectures": ["PhiForCausalLM"],
+        "model_type": "phi",
+        "vocab_size": 11,
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+        "rope_theta": 100.0,
+        "hidden_act": "gelu_new",
+        "layer_norm_eps": 1e-5,
+        "partial_rotary_factor": 0.5,
+        "qk_layernorm": False,
+        "tie_word_embeddings": False,
     },
-    "gemma2": _GEMMA | {
-        "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "attn_logit_softcapping": 8.0, "final_logit_softcapping": 16.0,
+    "gemma2": _GEMMA
+    | {
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "attn_logit_softcapping": 8.0,
+        "final_logit_softcapping": 16.0,
     },
-    "gemma3_text": _GEMMA | {
-        "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "sliding_window_pattern": 2, "rope_local_base_freq": 10.0,
-        "attn_logit_softcapping": None, "final_logit_softcapping": None,
+    "gemma3_text": _GEMMA
+    | {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "sliding_window_pattern": 2,
+        "rope_local_base_freq": 10.0,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
     },
-    "mixtral": {name: value for name, value in _DECODER.items() if name != "attention_bias"} | {
-        "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_hidden_layers": 1, "intermediate_size": 6,
-        "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None,
+    "mixtral": {name: value for name, value in _DECODER.items() if name != "attention_bias"}
+    | {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "num_hidden_layers": 1,
+        "intermediate_size": 6,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": None,
     },
-    "qwen3_moe": _DECODER | {
-        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "attention_bias": False, "num_experts": 4,
-        "num_experts_per_tok": 2, "moe_intermediate_size": 6, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [1],
+    "qwen3_moe": _DECODER
+    | {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "attention_bias": False,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 6,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [1],
     },
-    "bert": _ENCODER | _CLASSES | {"architectures": ["BertForSequenceClassification"], "model_type": "bert", "pad_token_id": 0},
-    "roberta": _ENCODER | {
-        "architectures": ["RobertaForMaskedLM"], "model_type": "roberta", "num_hidden_layers": 1, "type_vocab_size": 1, "pad_token_id": 1,
+    "bert": _ENCODER
+    | _CLASSES
+    | {"architectures": ["BertForSequenceClassification"], "model_type": "bert", "pad_token_id": 0},
+    "roberta": _ENCODER
+    | {
+        "architectures": ["RobertaForMaskedLM"],
+        "model_type": "roberta",
+        "num_hidden_layers": 1,
+        "type_vocab_size": 1,
+        "pad_token_id": 1,
     },
-    "albert": _ENCODER | _CLASSES | {
-        "architectures": ["AlbertForSequenceClassification"], "model_type": "albert", "embedding_size": 6, "num_hidden_layers": 3,
-        "num_hidden_groups": 2, "inner_group_num": 1, "hidden_act": "gelu_new", "pad_token_id": 0,
+    "albert": _ENCODER
+    | _CLASSES
+    | {
+        "architectures": ["AlbertForSequenceClassification"],
+        "model_type": "albert",
+        "embedding_size": 6,
+        "num_hidden_layers": 3,
+        "num_hidden_groups": 2,
+        "inner_group_num": 1,
+        "hidden_act": "gelu_new",
+        "pad_token_id": 0,
     },
     "t5": {
-        "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "vocab_size": 11, "d_model": 8, "d_kv": 4, "d_ff": 12,
-        "num_layers": 1, "num_decoder_layers": 2, "num_heads": 2, "relative_attention_num_buckets": 8,
-        "relative_attention_max_distance": 12, "layer_norm_epsilon": 1e-6, "feed_forward_proj": "gated-gelu",
-        "is_encoder_decoder": True, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": False,
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "vocab_size": 11,
+        "d_model": 8,
+        "d_kv": 4,
+        "d_ff": 12,
+        "num_layers": 1,
+        "num_decoder_layers": 2,
+        "num_heads": 2,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 12,
+        "layer_norm_epsilon": 1e-6,
+        "feed_forward_proj": "gated-gelu",
+        "is_encoder_decoder": True,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "tie_word_embeddings": False,
     },
     "vit": _VISION | {"architectures": ["ViTForImageClassification"], "model_type": "vit"},
-    "deit": _VISION | {
-        "architectures": ["DeiTForImageClassificationWithTeacher"], "model_type": "deit", "num_hidden_layers": 1,
+    "deit": _VISION
+    | {
+        "architectures": ["DeiTForImageClassificationWithTeacher"],
+        "model_type": "deit",
+        "num_hidden_layers": 1,
     },
-}  # fmt: skip
-"""Every architecture as small as it can be and still show what is its own: groups of heads, windows, caps, ties, shared layers."""
+}
+"""Every architecture as small as it can be and still show what is its own: groups of heads,
+windows, caps, ties, shared layers.
+"""
 
 SEEDS = {
-    "llama": 5, "gpt2": 1, "mistral": 7, "qwen2": 5, "qwen3": 7, "phi": 4, "gemma2": 5, "gemma3_text": 0, "mixtral": 0, "qwen3_moe": 7,
-    "bert": 2, "roberta": 6, "albert": 7, "t5": 5, "vit": 0, "deit": 4,
-}  # fmt: skip
-"""Chosen so that no output that a rule divides by lies near zero and no choice of experts is close: see `search`."""
+    "llama": 5,
+    "gpt2": 1,
+    "mistral": 7,
+    "qwen2": 5,
+    "qwen3": 7,
+    "phi": 4,
+    "gemma2": 5,
+    "gemma3_text": 0,
+    "mixtral": 0,
+    "qwen3_moe": 7,
+    "bert": 2,
+    "roberta": 6,
+    "albert": 7,
+    "t5": 5,
+    "vit": 0,
+    "deit": 4,
+}
+"""Chosen so that no output that a rule divides by lies near zero and no choice of experts is close:
+see `search`.
+"""
 
 NOTES = {
     "llama": "grouped queries: 4 heads on 2 keys and values",
@@ -116,14 +259,18 @@ NOTES = {
     "qwen2": "biases on q, k and v alone",
     "qwen3": "RMSNorm on every head's queries and keys",
     "phi": "attention and MLP side by side, half of each head turned, biases everywhere",
-    "gemma2": "norm weights stored as what differs from 1, soft caps on scores and logits, a window of 3 tokens in the first block",
-    "gemma3_text": "norms on queries and keys, a window and rotary positions of its own in the first block",
+    "gemma2": "norm weights stored as what differs from 1, soft caps "
+    "on scores and logits, a window "
+    "of 3 tokens in the first block",
+    "gemma3_text": "norms on queries and keys, a window and rotary positions "
+    "of its own in the first block",
     "mixtral": "4 experts of which 2 are chosen, their weights made to sum to one",
     "qwen3_moe": "experts in the first block, none in the second",
     "bert": "a classifier that reads the first token through a pooler",
     "roberta": "a masked token; positions counted from pad_token_id + 1",
     "albert": "three layers from two sets of weights, narrow embeddings",
-    "t5": "encoder and decoder, cross-attention, relative position bias, gated GELU, head of its own",
+    "t5": "encoder and decoder, cross-attention, relative position bias, gated GELU, head of its "
+    "own",
     "vit": "pixels, patches that are no squares, a class token",
     "deit": "class and distillation token, the mean of two heads",
 }
@@ -134,29 +281,43 @@ RUNS = 8
 CLOSE = 0.005
 """A choice of experts by less could fall otherwise in a low precision."""
 
-SOURCE = "python -m refl.verification.vectors.make_model_vectors: every operation and rule from its definition, 60 digits, rounded once to float64"
+SOURCE = (
+    "python -m refl.verification.vectors.make_model_vectors: every operation and rule from its "
+    "definition, 60 digits, rounded once to float64"
+)
 
 
-# -- weights and inputs --------------------------------------------------------------------------------------------------------------------
+# -- weights and inputs ----------------------------------------------------------------------------
 
 
-def _grid(draw: random.Random, size: float, step: float, centre: float = 0.0) -> float:
-    """A multiple of `step`, never 0, from the even distribution about `centre` with standard deviation `size`."""
+def _grid(draw: random.Random, size: float, step: float, center: float = 0.0) -> float:
+    """A multiple of `step`, never 0, from the even distribution about `center` with standard
+    deviation `size`.
+    """
     while True:
-        value = round((centre + size * math.sqrt(3.0) * (2 * draw.random() - 1)) / step) * step
+        value = round((center + size * math.sqrt(3.0) * (2 * draw.random() - 1)) / step) * step
         if value:
             return value
 
 
 def _scale(name: str, shape: tuple[int, ...], config: dict[str, Any]) -> tuple[float, float]:
-    """Standard deviation and centre of a tensor's entries: activations stay about 1, norm weights are never 1."""
+    """Standard deviation and center of a tensor's entries: activations stay about 1, norm weights
+    are never 1.
+    """
     if name.endswith("bias"):
         return 0.3, 0.0
     if len(shape) == 1:
         return 0.3, 0.0 if config["model_type"].startswith("gemma") else 1.0
-    if any(part in name for part in ("embed", "wte", "wpe", "token", "shared", "relative_attention_bias")):
+    if any(
+        part in name
+        for part in ("embed", "wte", "wpe", "token", "shared", "relative_attention_bias")
+    ):
         return (0.35 if config["model_type"].startswith("gemma") else 1.0), 0.0
-    into = shape[0] if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else math.prod(shape[1:])
+    into = (
+        shape[0]
+        if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+        else math.prod(shape[1:])
+    )
     return into**-0.5, 0.0
 
 
@@ -166,8 +327,8 @@ def weights(config: dict[str, Any], seed: int) -> dict[str, Any]:
     drawn = {}
     for name, shape, _ in net.shapes(parse(net.Config, config)):
         draw = random.Random(f"{config['model_type']} {seed} {name}")
-        size, centre = _scale(name, shape, config)
-        numbers = [_grid(draw, size, 2.0**-8, centre) for _ in range(math.prod(shape))]
+        size, center = _scale(name, shape, config)
+        numbers = [_grid(draw, size, 2.0**-8, center) for _ in range(math.prod(shape))]
         drawn[name] = np.array(numbers, dtype=np.float32).reshape(shape)
     return drawn
 
@@ -192,7 +353,9 @@ def inputs(config: dict[str, Any], seed: int) -> list[Input]:
     if "image_size" in config:
         shape = (config["num_channels"], *config["image_size"])
         return [Input(pixels=_pixels(draw, shape)) for _ in range(2)]
-    long, short = ([2 + int(draw.random() * (config["vocab_size"] - 2)) for _ in range(n)] for n in (5, 3))
+    long, short = (
+        [2 + int(draw.random() * (config["vocab_size"] - 2)) for _ in range(n)] for n in (5, 3)
+    )
     long[3] = long[1]
     if kind == "t5":
         return [Input(long, decoder_ids=[0, *short]), Input(short, decoder_ids=[0, long[0]])]
@@ -201,20 +364,33 @@ def inputs(config: dict[str, Any], seed: int) -> list[Input]:
 
 
 def _pixels(draw: random.Random, shape: tuple[int, ...]) -> Any:
-    return np.array([_grid(draw, 1.0, 2.0**-4) for _ in range(math.prod(shape))], dtype=np.float32).reshape(shape)
+    return np.array(
+        [_grid(draw, 1.0, 2.0**-4) for _ in range(math.prod(shape))], dtype=np.float32
+    ).reshape(shape)
 
 
-# -- one architecture ----------------------------------------------------------------------------------------------------------------------
+# -- one architecture ------------------------------------------------------------------------------
 
 
-def answer(model: Model, given: Input, methods: Sequence[str], runs: int = RUNS) -> tuple[exact_sweep.Conditioned, int, dict[str, str]]:
-    """The exact answer for one input, the target (the largest logit), and the aliases of its sites."""
+def answer(
+    model: Model, given: Input, methods: Sequence[str], runs: int = RUNS
+) -> tuple[exact_sweep.Conditioned, int, dict[str, str]]:
+    """The exact answer for one input, the target (the largest logit), and the aliases of its
+    sites.
+    """
     trace, logits = model.trace([given.item], given.position, given.decoder_ids)
     target = int(logits.array[0, 0].argmax())
     found = exact_sweep.run(trace.records, logits, [target], methods, model.config, runs)
-    if found.gap > 1e-40:
-        raise ValueError(f"the exact books of {model.name} miss {found.gap}")
-    aliases = {name: value.site for value in trace.values.values() for name in value.names if name != value.site}
+    if found.conservation_error > 1e-40:
+        raise ValueError(
+            f"the an exact conservation ledger of {model.name} miss {found.conservation_error}"
+        )
+    aliases = {
+        name: value.site
+        for value in trace.values.values()
+        for name in value.names
+        if name != value.site
+    }
     return found, target, dict(sorted(aliases.items()))
 
 
@@ -234,9 +410,19 @@ def expected(
         yield f"{number}/condition/{what}", np.array([condition[site] for site in sites])
 
 
-def described(given: Input, found: exact_sweep.Conditioned, target: int, sites: list[str], aliases: dict[str, str]) -> dict[str, Any]:
+def described(
+    given: Input,
+    found: exact_sweep.Conditioned,
+    target: int,
+    sites: list[str],
+    aliases: dict[str, str],
+) -> dict[str, Any]:
     about: dict[str, Any] = {"target": target, "logit": float(found.logits[0, 0, target])}
-    about |= {name: value for name in ("ids", "decoder_ids", "position") if (value := getattr(given, name)) is not None}
+    about |= {
+        name: value
+        for name in ("ids", "decoder_ids", "position")
+        if (value := getattr(given, name)) is not None
+    }
     return about | {"absorbed": found.absorbed, "sites": sites, "aliases": aliases}
 
 
@@ -244,17 +430,24 @@ def table(method: str) -> dict[str, Any]:
     """A method's lines as plain numbers and strings."""
     said = exact_sweep.METHODS[method]
     lines: list[dict[str, Any]] = [
-        {"operation": operation, "site": site, "rule": rule, **{k: v if isinstance(v, str) else float(v) for k, v in options.items()}}
+        {
+            "operation": operation,
+            "site": site,
+            "rule": rule,
+            **{k: v if isinstance(v, str) else float(v) for k, v in options.items()},
+        }
         for operation, site, rule, options in said.lines
     ]
-    return {"carries": said.carries, "rules": lines}
+    return {"formulation": said.formulation, "rules": lines}
 
 
 def build(kind: str, folder: Path) -> None:
     """Write the three files of one architecture."""
     config = CONFIGS[kind]
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / "config.json", (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
+    atomic_write(
+        folder / "config.json", (json.dumps(config, indent=1, sort_keys=True) + "\n").encode()
+    )
     write_safetensors(folder / "model.safetensors", weights(config, SEEDS[kind]), {"format": "pt"})
     write_safetensors(folder / EXPECTED, *answers(kind, folder))
 
@@ -270,26 +463,50 @@ def answers(kind: str, folder: Path, runs: int = RUNS) -> tuple[dict[str, Any], 
         arrays |= dict(expected(number, given, found, sites))
         about.append(described(given, found, target, sites, aliases))
     said = {
-        "format": FORMAT, "architecture": kind, "seed": SEEDS[kind], "note": NOTES[kind], "source": SOURCE, "units": UNITS,
-        "count": sum("/relevance/" in name for name in arrays), "inputs": about, "methods": {name: table(name) for name in methods},
-    }  # fmt: skip
+        "format": FORMAT,
+        "architecture": kind,
+        "seed": SEEDS[kind],
+        "note": NOTES[kind],
+        "source": SOURCE,
+        "units": UNITS,
+        "count": sum("/relevance/" in name for name in arrays),
+        "inputs": about,
+        "methods": {name: table(name) for name in methods},
+    }
     return arrays, {key: json.dumps(value, sort_keys=True) for key, value in said.items()}
 
 
 def search(kind: str, count: int = 12) -> list[tuple[float, int]]:
-    """Seeds by how badly conditioned their worst site is, the best first. For whoever changes a config and wants another seed."""
+    """Seeds by how badly conditioned their worst site is, the best first. For whoever changes a
+    config and wants another seed.
+    """
     found = []
     for seed in range(count):
         net, config = architecture(CONFIGS[kind]), CONFIGS[kind]
         drawn = {name: w.astype(np.float64) for name, w in weights(config, seed).items()}
-        model = Model(net, parse(net.Config, config), drawn, None, lambda array: array, "float64", name=kind)
-        found.append((max(_strain(answer(model, given, METHODS.get(kind, TEXT_METHODS), 1)[0]) for given in inputs(config, seed)), seed))
+        model = Model(
+            net, parse(net.Config, config), drawn, None, lambda array: array, "float64", name=kind
+        )
+        found.append(
+            (
+                max(
+                    _strain(answer(model, given, METHODS.get(kind, TEXT_METHODS), 1)[0])
+                    for given in inputs(config, seed)
+                ),
+                seed,
+            )
+        )
     return sorted(found)
 
 
 def _strain(found: exact_sweep.Conditioned) -> float:
-    """The largest condition number beside the largest relevance; infinite for a choice of experts that is close."""
-    worst = max(max(found.condition[m].values()) / max(abs(r).max() for r in found.relevance[m].values()) for m in found.relevance)
+    """The largest condition number beside the largest relevance; infinite for a choice of experts
+    that is close.
+    """
+    worst = max(
+        max(found.condition[m].values()) / max(abs(r).max() for r in found.relevance[m].values())
+        for m in found.relevance
+    )
     for site, p in found.values.items():
         if site.endswith(".chosen"):
             every = np.sort(found.values[site.removesuffix("chosen") + "probabilities"], axis=-1)

@@ -1,11 +1,15 @@
-"""Makes the conformance vectors:  python -m refl.verification.vectors.make_vectors [FOLDER] [--rules]
+"""Makes the conformance vectors:  python -m refl.verification.vectors.make_vectors [FOLDER]
+                                   [--rules]
 
-Whole models are made by make_model_vectors.py. Here stand the rules: every case is a rule, numbers to call it with, and the answer by the definitions (exact.py, by way of exact_answers.py), with its
-condition. Cases are of two kinds: drawn ones, from a seed, ordinary numbers and awkward ones; and aimed ones, written by hand, each
-at a mistake that somebody made or could make. The same seed gives the same bytes on every machine: numbers come from Python's own
-generator, answers from 60-digit arithmetic. A drawn case in which rounding alone decides the answer is drawn again.
+Whole models are made by make_model_vectors.py. Here stand the rules: every case is a rule, numbers
+to call it with, and the answer by the definitions (exact.py, by way of exact_answers.py), with its
+condition. Cases are of two kinds: drawn ones, from a seed, ordinary numbers and awkward ones; and
+aimed ones, written by hand, each at a mistake that somebody made or could make. The same seed gives
+the same bytes on every machine: numbers come from Python's own generator, answers from 60-digit
+arithmetic. A drawn case in which rounding alone decides the answer is drawn again.
 
-`published(rule)` gives a rule's cases as they are in the files, `drawn(rule, seed)` those of any other seed.
+`published(rule)` gives a rule's cases as they are in the files, `drawn(rule, seed)` those of any
+other seed.
 """
 
 from __future__ import annotations
@@ -29,31 +33,45 @@ from refl.verification.vectors.case import NETWORK, SIGNATURES, Case, Signature
 from refl.verification.definitions.exact_answers import ANSWERS, MASKS, Call, numbers
 from refl.verification.definitions.running_error import Fragile, Running
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = Path(__file__).parent
 UNITS = 8
-"""What an implementation may be off by, in u times condition: rounds its own way, and once more on the way out."""
+"""What an implementation may be off by, in u times condition: rounds its own way, and once more on
+the way out.
+"""
 
 Array: TypeAlias = Any
 Drawn: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
 """Inputs and options."""
 
-# -- answers -------------------------------------------------------------------------------------------------------------------------
+# -- answers ---------------------------------------------------------------------------------------
 
 
-def answered(rule: str, dtype: str, inputs: Mapping[str, Any], options: Mapping[str, Any], flags: tuple[str, ...], note: str) -> Case:
+def answered(
+    rule: str,
+    dtype: str,
+    inputs: Mapping[str, Any],
+    options: Mapping[str, Any],
+    flags: tuple[str, ...],
+    note: str,
+) -> Case:
     """The case with its answer. Raises Fragile where rounding decides it."""
     call = Call(_running(inputs, dtype) | _seen(rule, inputs, dtype), options, dtype)
     answer = ANSWERS[rule](call)
-    carries = signature(rule).carries
-    empty = Case("", rule, carries, dtype, flags, note, inputs, options, {}, units=UNITS)
+    formulation = signature(rule).formulation
+    empty = Case("", rule, formulation, dtype, flags, note, inputs, options, {}, units=UNITS)
     named = dict(zip(empty.returns, answer, strict=True))
     return replace(
         empty,
         expected={name: None if a is None else _values(a) for name, a in named.items()},
         condition={name: None if a is None else _conditions(a) for name, a in named.items()},
-        absorbed={name: _values(np.array(a, dtype=object)) for name, a in sorted(call.absorbed.items())},
-        absorbed_condition={name: _conditions(np.array(a, dtype=object)) for name, a in sorted(call.absorbed.items())},
+        absorbed={
+            name: _values(np.array(a, dtype=object)) for name, a in sorted(call.absorbed.items())
+        },
+        absorbed_condition={
+            name: _conditions(np.array(a, dtype=object))
+            for name, a in sorted(call.absorbed.items())
+        },
     ).identified()
 
 
@@ -78,7 +96,9 @@ def _values(a: Array) -> Array:
 
 
 def _conditions(a: Array) -> Array:
-    """Rounded up to three digits, and never less than the number itself: the answer is rounded when it is written down."""
+    """Rounded up to three digits, and never less than the number itself: the answer is rounded when
+    it is written down.
+    """
     return _each(a, lambda n: _up(n.error + abs(float(n.value))))
 
 
@@ -96,7 +116,7 @@ def _up(x: float) -> float:
     return float(f"{math.ceil(x / step) * step:.3g}")
 
 
-# -- drawing -------------------------------------------------------------------------------------------------------------------------
+# -- drawing ---------------------------------------------------------------------------------------
 
 
 class Draw:
@@ -109,7 +129,10 @@ class Draw:
         self.batch = self.random.randint(1, 2)
 
     def __call__(self, *shape: int) -> Array:
-        flat = [self._awkward() if self.awkward else self.random.uniform(-2, 2) for _ in range(math.prod(shape))]
+        flat = [
+            self._awkward() if self.awkward else self.random.uniform(-2, 2)
+            for _ in range(math.prod(shape))
+        ]
         return rounded(np.array(flat).reshape(shape), self.dtype)
 
     def size(self, most: int = 4) -> int:
@@ -130,7 +153,7 @@ class Draw:
         return bias
 
     def _awkward(self) -> float:
-        """Ties and cancelling sums, zeros of both signs, small and large."""
+        """Ties and canceling sums, zeros of both signs, small and large."""
         kind = self.random.randrange(8)
         if kind < 4:
             return self.random.choice((0.0, -0.0, 1.0, -1.0, 2.0, 0.5, -0.5, 3.0))
@@ -138,7 +161,9 @@ class Draw:
 
 
 def rounded(a: Array, dtype: str) -> Array:
-    """To the nearest number of the format; bfloat16 is held in float32, of which it keeps the upper half."""
+    """To the nearest number of the format; bfloat16 is held in float32, of which it keeps the upper
+    half.
+    """
     if dtype != "bfloat16":
         return a.astype(dtype)
     bits = a.astype(np.float32).view(np.uint32)
@@ -158,10 +183,17 @@ def _linear(d: Draw, rule: str) -> Drawn:
     elif rule == "gamma":
         extra = {"gamma": d.one_of(0.05, 0.25, 1.0, 100.0)}
     elif rule == "alpha_beta":
-        extra = d.one_of({"alpha": 2.0, "beta": 1.0}, {"alpha": 1.0, "beta": 0.0}, {"alpha": 1.5, "beta": 0.5})
+        extra = d.one_of(
+            {"alpha": 2.0, "beta": 1.0}, {"alpha": 1.0, "beta": 0.0}, {"alpha": 1.5, "beta": 0.5}
+        )
     elif rule == "z_box":
         extra = {"low": -20.0 if d.awkward else -2.0, "high": 64.0 if d.awkward else 2.0}
-    return {"x": d(*lead, i), "w": d(o, i), "b": d.bias(o), _carried(f"linear_{rule}"): d(*lead, o)}, extra
+    return {
+        "x": d(*lead, i),
+        "w": d(o, i),
+        "b": d.bias(o),
+        _propagated(f"linear_{rule}"): d(*lead, o),
+    }, extra
 
 
 def _convolution(d: Draw, rule: str) -> Drawn:
@@ -169,22 +201,33 @@ def _convolution(d: Draw, rule: str) -> Drawn:
     rows, columns = d.size(2), d.size(2)
     x = d(d.batch, c, rows * h, columns * w)
     r = d(d.batch, o, rows, columns)
-    return {"x": x, "w": d(o, c, h, w), "b": d.bias(o), _carried(f"convolution_{rule}"): r}, _eps(d) if rule == "epsilon" else {}
+    return {
+        "x": x,
+        "w": d(o, c, h, w),
+        "b": d.bias(o),
+        _propagated(f"convolution_{rule}"): r,
+    }, _eps(d) if rule == "epsilon" else {}
 
 
-def _carried(rule: str) -> str:
-    return signature(rule).carried
+def _propagated(rule: str) -> str:
+    return signature(rule).propagated
 
 
 def _pair(d: Draw, rule: str) -> Drawn:
     shape = (*d.leading(), d.size())
-    return {"a": d(*shape), "b": d(*shape), _carried(rule): d(*shape)}, _eps(d) if rule == "add_epsilon" else {}
+    return {"a": d(*shape), "b": d(*shape), _propagated(rule): d(*shape)}, _eps(
+        d
+    ) if rule == "add_epsilon" else {}
 
 
 def _list(d: Draw, rule: str) -> Drawn:
     shape, n = (d.batch, d.size()), d.one_of(2, 3)
-    options = _eps(d) if rule == "sum_epsilon" else {"constant": d.one_of([False] * n, [True] + [False] * (n - 1))}
-    return {"operands": [d(*shape) for _ in range(n)], _carried(rule): d(*shape)}, options
+    options = (
+        _eps(d)
+        if rule == "sum_epsilon"
+        else {"constant": d.one_of([False] * n, [True] + [False] * (n - 1))}
+    )
+    return {"operands": [d(*shape) for _ in range(n)], _propagated(rule): d(*shape)}, options
 
 
 def _matmul(d: Draw, rule: str) -> Drawn:
@@ -192,7 +235,7 @@ def _matmul(d: Draw, rule: str) -> Drawn:
     options = _eps(d) if rule in ("matmul_uniform", "matmul_second") else {}
     if rule == "matmul_uniform":
         options |= {"denominator": d.one_of("2z+eps", "2z+eps", "2(z+eps)")}
-    return {"a": d(*lead, j, i), "v": d(*lead, i, p), _carried(rule): d(*lead, j, p)}, options
+    return {"a": d(*lead, j, i), "v": d(*lead, i, p), _propagated(rule): d(*lead, j, p)}, options
 
 
 def _softmax(d: Draw, rule: str) -> Drawn:
@@ -201,7 +244,10 @@ def _softmax(d: Draw, rule: str) -> Drawn:
     if d.one_of(True, False):
         mask = np.array([d.random.random() < 0.7 for _ in range(math.prod(shape))]).reshape(shape)
     x = d(*shape)
-    return {"x": np.clip(x, -30, 30), _carried(rule): d(*shape)}, {"mask": mask, "axis": d.one_of(-1, -1, 1)}
+    return {"x": np.clip(x, -30, 30), _propagated(rule): d(*shape)}, {
+        "mask": mask,
+        "axis": d.one_of(-1, -1, 1),
+    }
 
 
 def _norm(d: Draw, rule: str) -> Drawn:
@@ -210,21 +256,26 @@ def _norm(d: Draw, rule: str) -> Drawn:
     if rule.startswith("layer"):
         inputs["b"] = d.bias(n)
     options = {"norm_eps": d.one_of(1e-5, 1e-2)} | (_eps(d) if rule == "layer_norm_epsilon" else {})
-    return inputs | {_carried(rule): d(*lead, n)}, options
+    return inputs | {_propagated(rule): d(*lead, n)}, options
 
 
 def _activation(d: Draw, rule: str) -> Drawn:
     shape = (d.batch, d.size())
     kind = d.one_of("gelu", "gelu_tanh", "silu", "quick_gelu", "relu", "tanh")
-    return {"x": np.clip(d(*shape), -4, 4), _carried(rule): d(*shape)}, {"kind": kind}
+    return {"x": np.clip(d(*shape), -4, 4), _propagated(rule): d(*shape)}, {"kind": kind}
 
 
 def _rotary(d: Draw, rule: str) -> Drawn:
     t, width = d.size(3), d.one_of(2, 4)
     angles = np.array([[d.random.uniform(0, 6) for _ in range(width // 2)] * 2 for _ in range(t)])
-    cos, sin = (rounded(np.array([[f(each) for each in row] for row in angles.tolist()]), d.dtype) for f in (math.cos, math.sin))
+    cos, sin = (
+        rounded(np.array([[f(each) for each in row] for row in angles.tolist()]), d.dtype)
+        for f in (math.cos, math.sin)
+    )
     shape = (d.batch, d.size(2), t, width)
-    return {"x": d(*shape), "cos": cos, "sin": sin, _carried(rule): d(*shape)}, _eps(d) if rule == "rotary_epsilon" else {}
+    return {"x": d(*shape), "cos": cos, "sin": sin, _propagated(rule): d(*shape)}, _eps(
+        d
+    ) if rule == "rotary_epsilon" else {}
 
 
 def _pooling(d: Draw, rule: str) -> Drawn:
@@ -232,13 +283,19 @@ def _pooling(d: Draw, rule: str) -> Drawn:
     counted = None
     if d.one_of(True, False):
         kept = [d.random.randint(1, t) for _ in range(b)]
-        counted = rounded(np.array([[[1.0] if i < n else [0.0] for i in range(t)] for n in kept]), d.dtype)
-    return {"x": d(b, t, width), _carried(rule): d(b, 1, width)}, {"counted": counted} | (_eps(d) if rule == "pooling_epsilon" else {})
+        counted = rounded(
+            np.array([[[1.0] if i < n else [0.0] for i in range(t)] for n in kept]), d.dtype
+        )
+    return {"x": d(b, t, width), _propagated(rule): d(b, 1, width)}, {"counted": counted} | (
+        _eps(d) if rule == "pooling_epsilon" else {}
+    )
 
 
 def _scale(d: Draw, rule: str) -> Drawn:
     shape = (d.batch, d.size())
-    return {"x": d(*shape), _carried(rule): d(*shape)}, {"factor": d.one_of(0.125, -3.0, 0.35355339059327373)}
+    return {"x": d(*shape), _propagated(rule): d(*shape)}, {
+        "factor": d.one_of(0.125, -3.0, 0.35355339059327373)
+    }
 
 
 def _repeat(d: Draw, rule: str) -> Drawn:
@@ -248,19 +305,25 @@ def _repeat(d: Draw, rule: str) -> Drawn:
 
 def _gather(d: Draw, rule: str) -> Drawn:
     b, t, n, width = d.batch, d.size(), d.size(), d.size(2)
-    return {"x": d(b, t, width), "r": d(b, n, width)}, {"index": [[d.random.randrange(t) for _ in range(n)] for _ in range(b)]}
+    return {"x": d(b, t, width), "r": d(b, n, width)}, {
+        "index": [[d.random.randrange(t) for _ in range(n)] for _ in range(b)]
+    }
 
 
 def _top_k(d: Draw, rule: str) -> Drawn:
     b, t, e = d.batch, d.size(2), d.size()
-    x = [[d.random.sample(range(1, 9), e) for _ in range(t)] for _ in range(b)]  # no ties: which of two equals is chosen is nobody's mistake
+    x = [
+        [d.random.sample(range(1, 9), e) for _ in range(t)] for _ in range(b)
+    ]  # no ties: which of two equals is chosen is nobody's mistake
     k = d.random.randint(1, e)
     return {"x": rounded(np.array(x) / 8, d.dtype), "r": d(b, t, k)}, {"k": k}
 
 
-def _renormalise(d: Draw, rule: str) -> Drawn:
+def _renormalize(d: Draw, rule: str) -> Drawn:
     shape = (d.batch, d.size())
-    return {"x": d.positive(*shape), _carried(rule): d(*shape)}, _eps(d) if rule == "renormalise_epsilon" else {}
+    return {"x": d.positive(*shape), _propagated(rule): d(*shape)}, _eps(
+        d
+    ) if rule == "renormalize_epsilon" else {}
 
 
 def _fan_out(d: Draw, rule: str) -> Drawn:
@@ -273,12 +336,26 @@ def _attention(d: Draw, rule: str) -> Drawn:
     causal = d.one_of(True, False)
     mask = None
     if not causal and d.one_of(True, False):
-        mask = np.array([[[[d.random.random() < 0.7 or j == i for j in range(t)] for i in range(t)]] for _ in range(b)])
-    inputs = {"q": d(b, k * group, t, width), "k": d(b, k, t, width), "v": d(b, k, t, width), _carried(rule): d(b, k * group, t, width)}
+        mask = np.array(
+            [
+                [[[d.random.random() < 0.7 or j == i for j in range(t)] for i in range(t)]]
+                for _ in range(b)
+            ]
+        )
+    inputs = {
+        "q": d(b, k * group, t, width),
+        "k": d(b, k, t, width),
+        "v": d(b, k, t, width),
+        _propagated(rule): d(b, k * group, t, width),
+    }
     options: dict[str, Any] = {"scale": width**-0.5, "causal": causal, "mask": mask}
-    if not rule.endswith("gradient"):
+    if not rule.endswith("gxi"):
         options |= _eps(d)
-    return inputs, options | ({"denominator": d.one_of("2z+eps", "2z+eps", "2(z+eps)")} if rule == "attention_attnlrp" else {})
+    return inputs, options | (
+        {"denominator": d.one_of("2z+eps", "2z+eps", "2(z+eps)")}
+        if rule == "attention_attnlrp"
+        else {}
+    )
 
 
 def _network(d: Draw, rule: str) -> Drawn:
@@ -286,24 +363,57 @@ def _network(d: Draw, rule: str) -> Drawn:
     kind = d.one_of("relu", "gelu", "silu")
     layers: list[dict[str, Any]] = []
     for before, after in pairwise(sizes):
-        layers += [_layer(d, before, after), {"operation": "activation", "kind": kind, "rule": "identity"}]
+        layers += [
+            _layer(d, before, after),
+            {"operation": "activation", "kind": kind, "rule": "identity"},
+        ]
     layers.pop()
-    return {"layers": layers, "x": d(d.batch, sizes[0]), "seeds": [d(d.batch, sizes[-1]) for _ in range(2)]}, {}
+    return {
+        "layers": layers,
+        "x": d(d.batch, sizes[0]),
+        "seeds": [d(d.batch, sizes[-1]) for _ in range(2)],
+    }, {}
 
 
 def _layer(d: Draw, before: int, after: int) -> dict[str, Any]:
-    rule: dict[str, Any] = d.one_of({"rule": "epsilon", "eps": 1e-6}, {"rule": "gamma", "gamma": 0.25}, {"rule": "z_plus"}, {"rule": "alpha_beta", "alpha": 2.0, "beta": 1.0})
+    rule: dict[str, Any] = d.one_of(
+        {"rule": "epsilon", "eps": 1e-6},
+        {"rule": "gamma", "gamma": 0.25},
+        {"rule": "z_plus"},
+        {"rule": "alpha_beta", "alpha": 2.0, "beta": 1.0},
+    )
     return {"operation": "linear", "w": d(after, before), "b": d.bias(after)} | rule
 
 
 DRAWN: dict[str, Callable[[Draw, str], Drawn]] = {
     "linear": lambda d, rule: _linear(d, rule.removeprefix("linear_")),
     "convolution": lambda d, rule: _convolution(d, rule.removeprefix("convolution_")),
-    "add": _pair, "sum": _list, "multiply": _list, "multiply_second": _pair, "matmul": _matmul, "softmax": _softmax, "rms_norm": _norm,
-    "layer_norm": _norm, "activation": _activation, "rotary": _rotary, "pooling": _pooling, "scale": _scale, "repeat_heads": _repeat,
-    "gather": _gather, "top_k": _top_k, "renormalise": _renormalise, "fan_out": _fan_out, "attention": _attention, "network": _network,
-}  # fmt: skip
+    "add": _pair,
+    "sum": _list,
+    "multiply": _list,
+    "multiply_second": _pair,
+    "matmul": _matmul,
+    "softmax": _softmax,
+    "rms_norm": _norm,
+    "layer_norm": _norm,
+    "activation": _activation,
+    "rotary": _rotary,
+    "pooling": _pooling,
+    "scale": _scale,
+    "repeat_heads": _repeat,
+    "gather": _gather,
+    "top_k": _top_k,
+    "renormalize": _renormalize,
+    "fan_out": _fan_out,
+    "attention": _attention,
+    "network": _network,
+}
 """Beginning of a rule's name (the longest counts) -> how its numbers are drawn."""
+
+STREAMS = json.loads((FOLDER / "streams.json").read_text(encoding="utf-8"))
+"""Rule -> the name its numbers are drawn under, where the rule was called otherwise in format 1:
+the numbers stay the same.
+"""
 
 FORMATS = ("float64", "float64", "float32", "float16", "bfloat16")
 TRIES = 200
@@ -313,7 +423,7 @@ def drawn(rule: str, seed: int) -> Iterator[Case]:
     """A rule's cases from a seed, in every format."""
     how = DRAWN[max((name for name in DRAWN if rule.startswith(name)), key=len)]
     for k, dtype in enumerate(FORMATS):
-        yield _one(rule, how, f"{rule} {seed} {k}", dtype)
+        yield _one(rule, how, f"{STREAMS.get(rule, rule)} {seed} {k}", dtype)
 
 
 def _one(rule: str, how: Callable[[Draw, str], Drawn], seed: str, dtype: str) -> Case:
@@ -321,7 +431,14 @@ def _one(rule: str, how: Callable[[Draw, str], Drawn], seed: str, dtype: str) ->
         d = Draw(f"{seed} {attempt}", dtype)
         inputs, options = how(d, rule)
         try:
-            case = answered(rule, dtype, inputs, options, (), "drawn: awkward numbers" if d.awkward else "drawn: ordinary numbers")
+            case = answered(
+                rule,
+                dtype,
+                inputs,
+                options,
+                (),
+                "drawn: awkward numbers" if d.awkward else "drawn: ordinary numbers",
+            )
         except Fragile:
             continue
         if _moderate(case):
@@ -330,13 +447,19 @@ def _one(rule: str, how: Callable[[Draw, str], Drawn], seed: str, dtype: str) ->
 
 
 def _moderate(case: Case) -> bool:
-    """In half precision, an answer that the format holds, with room for the numbers on the way to it."""
+    """In half precision, an answer that the format holds, with room for the numbers on the way to
+    it.
+    """
     if case.dtype in ("float64", "float32"):
         return True
-    return all(np.all(np.abs(a) < 1e4) for a in (*case.expected.values(), *case.condition.values()) if a is not None)
+    return all(
+        np.all(np.abs(a) < 1e4)
+        for a in (*case.expected.values(), *case.condition.values())
+        if a is not None
+    )
 
 
-# -- all of it -----------------------------------------------------------------------------------------------------------------------
+# -- all of it -------------------------------------------------------------------------------------
 
 
 def rules() -> list[str]:
@@ -348,7 +471,10 @@ SEEDS = range(3)
 
 def published(rule: str) -> list[Case]:
     """The cases of a rule's file: aimed ones, then drawn ones."""
-    aimed = [answered(rule, dtype, inputs, options, flags, note) for flags, note, dtype, inputs, options in AIMED.get(rule, ())]
+    aimed = [
+        answered(rule, dtype, inputs, options, flags, note)
+        for flags, note, dtype, inputs, options in AIMED.get(rule, ())
+    ]
     return aimed + [case for seed in SEEDS for case in drawn(rule, seed)]
 
 
@@ -356,23 +482,37 @@ def page(rule: str, cases: list[Case]) -> str:
     """The file of a rule: a header, and a case on each line."""
     s = signature(rule)
     header = {
-        "format": FORMAT, "rule": rule, "carries": s.carries, "equation": s.equation, "source": s.source, "operands": list(s.operands),
-        "returns": list(s.returns), "options": dict(s.options), "required": list(s.required), "count": len(cases),
-    }  # fmt: skip
+        "format": FORMAT,
+        "rule": rule,
+        "formulation": s.formulation,
+        "equation": s.equation,
+        "source": s.source,
+        "operands": list(s.operands),
+        "returns": list(s.returns),
+        "options": dict(s.options),
+        "required": list(s.required),
+        "count": len(cases),
+    }
     head = json.dumps(header, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
-    lines = ",\n".join("  " + json.dumps(case.to_json(), ensure_ascii=False, allow_nan=False) for case in cases)
+    lines = ",\n".join(
+        "  " + json.dumps(case.to_json(), ensure_ascii=False, allow_nan=False) for case in cases
+    )
     return f'{head},\n "cases": [\n{lines}\n ]\n}}\n'
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the conformance vectors: every rule in seconds, then every architecture in two minutes.")
+    parser = argparse.ArgumentParser(
+        description="Make the conformance vectors: every rule in seconds, "
+        "then every architecture in "
+        "two minutes."
+    )
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
     parser.add_argument("--rules", action="store_true", help="leave the models as they are")
     args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
+    (args.folder / "rules").mkdir(parents=True, exist_ok=True)
     for rule in rules():
         cases = published(rule)
-        atomic_write(args.folder / f"{rule}.json", page(rule, cases).encode())
+        atomic_write(args.folder / "rules" / f"{rule}.json", page(rule, cases).encode())
         print(f"{rule}: {len(cases)} cases")
     for architecture in () if args.rules else make_model_vectors.CONFIGS:
         make_model_vectors.build(architecture, args.folder / "models" / architecture)

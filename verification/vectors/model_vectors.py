@@ -1,12 +1,16 @@
-"""Model-level conformance vectors: small models of every architecture, and the relevance a correct implementation finds at every site.
+"""Model-level conformance vectors: small models of every architecture, and the relevance a correct
+implementation finds at every site.
 
     for case in load("llama"):                       # one for each input and method
-        got = {...}                                  # site -> relevance, from the implementation under test, run on case.folder
-        check(case, got, "float32")                  # the sites that part, the one nearest to the output first
+        got = {...}                                  # site -> relevance, from the implementation
+                                                     under test, run on case.folder
+        check(case, got, "float32")                  # the sites that part, the one nearest to the
+                                                     output first
 
-The numbers come from exact arithmetic (make_model_vectors.py makes the files); nothing here computes, and nothing but NumPy and
-safetensors is needed. Allowed at a site is units * u * condition, u the unit roundoff of the dtype: `condition` is what one unit of
-roundoff at every number of the run may move the site by, measured by exact runs in which every number is moved.
+The numbers come from exact arithmetic (make_model_vectors.py makes the files); nothing here
+computes, and nothing but NumPy and safetensors is needed. Allowed at a site is units * u *
+condition, u the unit roundoff of the dtype: `condition` is what one unit of roundoff at every
+number of the run may move the site by, measured by exact runs in which every number is moved.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from refl.verification.vectors.case import UNITS as ROUNDOFF
 
 FOLDER = Path(__file__).parent / "models"
 EXPECTED = "expected.safetensors"
-FORMAT = 1
+FORMAT = 2
 UNITS = 16
 """Units of roundoff times condition that a run may be off. A correct one stays below 3."""
 FLOOR = 1e-300
@@ -41,14 +45,14 @@ class ModelCase:
     number: int
     """Which of the model's inputs."""
     method: str
-    carries: str
+    formulation: str
     """What the method hands down; expected is relevance in either form (x times g)."""
     folder: Path
     """config.json and model.safetensors, as transformers read them."""
     note: str
     ids: list[int] | None
     pixels: Any
-    """(C, H, W), normalised already."""
+    """(C, H, W), normalized already."""
     decoder_ids: list[int] | None
     position: int | None
     """Whose output is explained, where it is not the last token's or a class."""
@@ -57,7 +61,9 @@ class ModelCase:
     logits: Any
     """(V,), at the explained position."""
     expected: dict[str, Any]
-    """Site -> relevance without a batch axis, in the order of the sweep: from the output to the inputs."""
+    """Site -> relevance without a batch axis, in the order of the sweep: from the output to the
+    inputs.
+    """
     condition: dict[str, float]
     activations: dict[str, Any]
     activation_condition: dict[str, float]
@@ -99,7 +105,10 @@ class Parting:
     def __str__(self) -> str:
         if self.why:
             return f"{self.site}: {self.why}"
-        return f"{self.site}{list(self.at)}: {self.got:.9g} for {self.expected:.9g}, off by {self.deviation:.2e}, allowed {self.allowed:.2e}"
+        return (
+            f"{self.site}{list(self.at)}: {self.got:.9g} for {self.expected:.9g}, off by "
+            f"{self.deviation:.2e}, allowed {self.allowed:.2e}"
+        )
 
 
 def architectures() -> list[str]:
@@ -107,7 +116,9 @@ def architectures() -> list[str]:
 
 
 def load(architecture: str, methods: Sequence[str] | None = None) -> list[ModelCase]:
-    """The cases of one architecture, by input and method. Raises ReflError where there are none or the file is of another format."""
+    """The cases of one architecture, by input and method. Raises ReflError where there are none or
+    the file is of another format.
+    """
     arrays, said = _read(architecture)
     return [
         _case(arrays, said, number, method)
@@ -120,23 +131,32 @@ def load(architecture: str, methods: Sequence[str] | None = None) -> list[ModelC
 def _read(architecture: str) -> tuple[dict[str, Any], dict[str, Any]]:
     path = FOLDER / architecture / EXPECTED
     if not path.is_file():
-        raise ReflError(f"there are no model vectors for {architecture!r}: expected one of {', '.join(architectures())}")
+        raise ReflError(
+            f"there are no model vectors for {architecture!r}: expected one of "
+            f"{', '.join(architectures())}"
+        )
     arrays, metadata = read_safetensors(path)
     said = {key: json.loads(value) for key, value in metadata.items()}
     if said.get("format") != FORMAT:
-        raise ReflError(f"{path.name} of {architecture} has format {said.get('format')}, this refl reads format {FORMAT}")
+        raise ReflError(
+            f"{path.name} of {architecture} has format {said.get('format')}, this refl "
+            f"reads format {FORMAT}"
+        )
     return arrays, said
 
 
 def _case(arrays: Mapping[str, Any], said: dict[str, Any], number: int, method: str) -> ModelCase:
     about = said["inputs"][number]
     sites = about["sites"]
-    bounds = {what: dict(zip(sites, arrays[f"{number}/condition/{what}"].tolist(), strict=True)) for what in (method, "forward")}
+    bounds = {
+        what: dict(zip(sites, arrays[f"{number}/condition/{what}"].tolist(), strict=True))
+        for what in (method, "forward")
+    }
     return ModelCase(
         architecture=said["architecture"],
         number=number,
         method=method,
-        carries=said["methods"][method]["carries"],
+        formulation=said["methods"][method]["formulation"],
         folder=FOLDER / said["architecture"],
         note=said["note"],
         ids=about.get("ids"),
@@ -156,20 +176,29 @@ def _case(arrays: Mapping[str, Any], said: dict[str, Any], number: int, method: 
     )
 
 
-# -- comparing -----------------------------------------------------------------------------------------------------------------------------
+# -- comparing -------------------------------------------------------------------------------------
 
 
-def check(case: ModelCase, got: Mapping[str, Any], dtype: str = "float64", units: float = UNITS) -> list[Parting]:
-    """The sites among `got` whose relevance parts from the expected, in the order of the sweep: the first is where to look.
+def check(
+    case: ModelCase, got: Mapping[str, Any], dtype: str = "float64", units: float = UNITS
+) -> list[Parting]:
+    """The sites among `got` whose relevance parts from the expected, in the order of the sweep: the
+    first is where to look.
 
-    Names may be aliases, shapes may have a batch axis of one in front, and "logit" is compared if it is there. Raises ReflError for a
-    dtype that is none, and where nothing can be compared.
+    Names may be aliases, shapes may have a batch axis of one in front, and "logit" is compared if
+    it is there. Raises ReflError for a dtype that is none, and where nothing can be compared.
     """
     if dtype not in ROUNDOFF:
         raise ReflError(f"unknown dtype {dtype!r}: expected one of {', '.join(ROUNDOFF)}")
-    known, u = {case.aliases.get(name, name): (name, value) for name, value in got.items()}, ROUNDOFF[dtype]
+    known, u = (
+        {case.aliases.get(name, name): (name, value) for name, value in got.items()},
+        ROUNDOFF[dtype],
+    )
     if not any(site in known for site in case.expected):
-        raise ReflError(f"no site of {case.id} is among {', '.join(list(got)[:5]) or 'nothing'}: expected names like {case.sites[len(case.sites) // 2]}")
+        raise ReflError(
+            f"no site of {case.id} is among {', '.join(list(got)[:5]) or 'nothing'}: "
+            f"expected names like {case.sites[len(case.sites) // 2]}"
+        )
     parted = list(_logit(case, got, units * u))
     for site, wanted in case.expected.items():
         if site in known:
@@ -180,23 +209,44 @@ def check(case: ModelCase, got: Mapping[str, Any], dtype: str = "float64", units
 
 def unknown(case: ModelCase, got: Mapping[str, Any]) -> list[str]:
     """Names that are no site of the case, and so were not compared."""
-    return [name for name in got if name != "logit" and case.aliases.get(name, name) not in case.expected]
+    return [
+        name
+        for name in got
+        if name != "logit" and case.aliases.get(name, name) not in case.expected
+    ]
 
 
-def check_activations(case: ModelCase, got: Mapping[str, Any], dtype: str = "float64", units: float = UNITS) -> list[Parting]:
-    """The same for activations, in the order of the forward: where it parts there, relevance cannot be right."""
-    known, u = {case.aliases.get(name, name): (name, value) for name, value in got.items()}, ROUNDOFF[dtype]
+def check_activations(
+    case: ModelCase, got: Mapping[str, Any], dtype: str = "float64", units: float = UNITS
+) -> list[Parting]:
+    """The same for activations, in the order of the forward: where it parts there, relevance cannot
+    be right.
+    """
+    known, u = (
+        {case.aliases.get(name, name): (name, value) for name, value in got.items()},
+        ROUNDOFF[dtype],
+    )
     parted: list[Parting] = []
     for site in reversed(case.sites):
         if site in known:
             name, value = known[site]
-            parted += _compare(name, value, case.activations[site], units * u * case.activation_condition[site] + FLOOR)
+            parted += _compare(
+                name,
+                value,
+                case.activations[site],
+                units * u * case.activation_condition[site] + FLOOR,
+            )
     return parted
 
 
 def _logit(case: ModelCase, got: Mapping[str, Any], scale: float) -> Iterator[Parting]:
     if "logit" in got:
-        yield from _compare("logit", got["logit"], np.asarray(case.logit), scale * case.activation_condition[case.sites[0]])
+        yield from _compare(
+            "logit",
+            got["logit"],
+            np.asarray(case.logit),
+            scale * case.activation_condition[case.sites[0]],
+        )
 
 
 def _compare(name: str, value: Any, wanted: Any, allowed: float) -> Iterator[Parting]:
@@ -204,16 +254,26 @@ def _compare(name: str, value: Any, wanted: Any, allowed: float) -> Iterator[Par
     if value.shape == (1, *wanted.shape):
         value = value[0]
     if value.shape != wanted.shape:
-        yield Parting(name, math.inf, allowed, (), math.nan, math.nan, f"shape {value.shape}, expected {wanted.shape}")
+        yield Parting(
+            name,
+            math.inf,
+            allowed,
+            (),
+            math.nan,
+            math.nan,
+            f"shape {value.shape}, expected {wanted.shape}",
+        )
         return
     deviation = np.abs(value - wanted)
     deviation = np.where(np.isnan(deviation), np.inf, deviation)
     if deviation.size and deviation.max() > allowed:
         at = tuple(int(i) for i in np.unravel_index(int(deviation.argmax()), deviation.shape))
-        yield Parting(name, float(deviation.max()), allowed, at, float(value[at]), float(wanted[at]))
+        yield Parting(
+            name, float(deviation.max()), allowed, at, float(value[at]), float(wanted[at])
+        )
 
 
-# -- lint ----------------------------------------------------------------------------------------------------------------------------------
+# -- lint ------------------------------------------------------------------------------------------
 
 
 def lint(architecture: str) -> list[str]:
@@ -221,14 +281,29 @@ def lint(architecture: str) -> list[str]:
     arrays, said = _read(architecture)
     config = json.loads((FOLDER / architecture / "config.json").read_text(encoding="utf-8"))
     weights, _ = read_safetensors(FOLDER / architecture / "model.safetensors")
-    found = [f"{name} holds numbers that are not finite" for name, array in (arrays | weights).items() if not np.isfinite(array).all()]
-    found += [f"{name} is {array.dtype}, expected float32" for name, array in weights.items() if array.dtype != np.float32]
+    found = [
+        f"{name} holds numbers that are not finite"
+        for name, array in (arrays | weights).items()
+        if not np.isfinite(array).all()
+    ]
+    found += [
+        f"{name} is {array.dtype}, expected float32"
+        for name, array in weights.items()
+        if array.dtype != np.float32
+    ]
     counted = sum("/relevance/" in name for name in arrays)
     if counted != said["count"]:
         found.append(f"the header counts {said['count']} relevances, there are {counted}")
     if said["architecture"] != architecture or config["model_type"] != architecture:
-        found.append(f"the folder {architecture} holds a {config['model_type']}, its vectors say {said['architecture']}")
-    names = {name for number in range(len(said["inputs"])) for name in _names(said, number, "pixels" in str(arrays.keys()))}
+        found.append(
+            f"the folder {architecture} holds a {config['model_type']}, its vectors say "
+            f"{said['architecture']}"
+        )
+    names = {
+        name
+        for number in range(len(said["inputs"]))
+        for name in _names(said, number, "pixels" in str(arrays.keys()))
+    }
     found += [f"{name} is missing" for name in sorted(names - set(arrays))]
     found += [f"{name} belongs to nothing" for name in sorted(set(arrays) - names)]
     return found or [line for case in load(architecture) for line in _lint_case(case, config)]
@@ -247,16 +322,28 @@ def _names(said: dict[str, Any], number: int, pixels: bool) -> Iterator[str]:
 
 
 def _lint_case(case: ModelCase, config: dict[str, Any]) -> Iterator[str]:
-    if any(not 0 <= i < config["vocab_size"] for i in (*(case.ids or ()), *(case.decoder_ids or ()))):
+    if any(
+        not 0 <= i < config["vocab_size"] for i in (*(case.ids or ()), *(case.decoder_ids or ()))
+    ):
         yield f"{case.id} has ids outside the vocabulary of {config['vocab_size']}"
     if not 0 <= case.target < len(case.logits) or case.logits[case.target] != case.logit:
-        yield f"{case.id} explains logit {case.logit} of output {case.target}, which the logits do not say"
+        yield (
+            f"{case.id} explains logit {case.logit} of output {case.target}, which the logits "
+            "do not say"
+        )
     for site, relevance in case.expected.items():
         if relevance.shape != case.activations[site].shape:
-            yield f"{case.id} has relevance {relevance.shape} for an activation {case.activations[site].shape} at {site}"
+            yield (
+                f"{case.id} has relevance {relevance.shape} for an activation "
+                f"{case.activations[site].shape} at {site}"
+            )
         if case.condition[site] < np.abs(relevance).max(initial=0.0):
             yield f"{case.id} has a condition below its relevance at {site}"
     if set(case.aliases.values()) - set(case.expected):
         yield f"{case.id} has aliases of sites that are none"
-    if abs(sum(case.absorbed.values()) - case.logit) > 1e-12 * (abs(case.logit) + sum(map(abs, case.absorbed.values()))):
-        yield f"{case.id} has books that do not close: {sum(case.absorbed.values())} of {case.logit}"
+    if abs(sum(case.absorbed.values()) - case.logit) > 1e-12 * (
+        abs(case.logit) + sum(map(abs, case.absorbed.values()))
+    ):
+        yield (
+            f"{case.id} has ledger that do not close: {sum(case.absorbed.values())} of {case.logit}"
+        )

@@ -1,10 +1,12 @@
 """captum 0.9.0 under the conformance vectors:  refl conform verification/adapters/captum_lrp.py
 
-captum.attr.LRP explains one score of a model. To start from any relevance r at the output z, the model is given a score whose value is 1
-and whose gradient at z is r (`_Scored`): captum multiplies by the score's value, which then changes nothing.
+captum.attr.LRP explains one score of a model. To start from any relevance r at the output z, the
+model is given a score whose value is 1 and whose gradient at z is r (`_Scored`): captum multiplies
+by the score's value, which then changes nothing.
 
-Rules are set as its documentation says, as an attribute of the layer, once, when the network is made. captum adds 1e-9 of its own to the
-denominators of its gamma and alpha-beta rules, as it documents; it has no argument for another.
+Rules are set as its documentation says, as an attribute of the layer, once, when the network is
+made. captum adds 1e-9 of its own to the denominators of its gamma and alpha-beta rules, as it
+documents; it has no argument for another.
 """
 
 from __future__ import annotations
@@ -13,7 +15,16 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from refl.verification.conformance.adapters.tensors import Tensor, activation_modules, linear_module, needs, patches_module, stacked, to_array, to_numpy
+from refl.verification.conformance.adapters.tensors import (
+    Tensor,
+    activation_modules,
+    linear_module,
+    needs,
+    patches_module,
+    stacked,
+    to_array,
+    to_numpy,
+)
 
 __all__ = ["to_array", "to_numpy"]
 
@@ -59,18 +70,26 @@ def _ruled(module: Any, rule: Any) -> Any:
 
 
 def _one(module: Any, rule: Any, r: Tensor, x: Tensor) -> Tensor:
-    return _explained(stacked(lambda layer: _ruled(layer["module"], layer["rule"]), [{"module": module, "rule": rule}]), r, x)
+    return _explained(
+        stacked(
+            lambda layer: _ruled(layer["module"], layer["rule"]), [{"module": module, "rule": rule}]
+        ),
+        r,
+        x,
+    )
 
 
 def _signed(stabilizer: str) -> None:
     if stabilizer != "sign":
-        raise NotImplementedError("captum's stabiliser is z + eps s(z), and no other")
+        raise NotImplementedError("captum's stabilizer is z + eps s(z), and no other")
 
 
-# -- rules -------------------------------------------------------------------------------------------------------------------------------
+# -- rules -----------------------------------------------------------------------------------------
 
 
-def linear_epsilon(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
+def linear_epsilon(
+    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Any:
     _signed(stabilizer)
     return _one(linear_module(w, b), _rules().EpsilonRule(eps), r, x)
 
@@ -79,7 +98,9 @@ def linear_gamma(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, gamma: fl
     return _one(linear_module(w, b), _rules().GammaRule(gamma), r, x)
 
 
-def linear_alpha_beta(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float) -> Any:
+def linear_alpha_beta(
+    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float
+) -> Any:
     if (alpha, beta) != (1, 0):
         raise NotImplementedError("captum has alpha 1, beta 0 alone")
     return linear_z_plus(x, w, b, r)
@@ -89,7 +110,9 @@ def linear_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
     return _one(linear_module(w, b), _rules().Alpha1_Beta0_Rule(), r, x)
 
 
-def convolution_epsilon(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
+def convolution_epsilon(
+    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Any:
     _signed(stabilizer)
     return _one(patches_module(w, b), _rules().EpsilonRule(eps), r, x)
 
@@ -105,16 +128,23 @@ def activation_identity(x: Tensor, r: Tensor, *, kind: str) -> Any:
 def _activation(kind: str) -> Any:
     """captum passes relevance through ReLU and Tanh unasked; the others need its IdentityRule."""
     if kind not in activation_modules():
-        raise NotImplementedError(f"torch has no module for {kind}, and captum's rules are put on modules")
+        raise NotImplementedError(
+            f"torch has no module for {kind}, and captum's rules are put on modules"
+        )
     module = activation_modules()[kind]()
     return module if kind in ("relu", "tanh") else _ruled(module, _rules().IdentityRule())
 
 
-# -- small networks ----------------------------------------------------------------------------------------------------------------------
+# -- small networks --------------------------------------------------------------------------------
 
 
 def network(layers: Sequence[dict[str, Any]]) -> Callable[..., Any]:
-    net = stacked(lambda layer: _activation(layer["kind"]) if layer["operation"] == "activation" else _linear(layer), layers)
+    net = stacked(
+        lambda layer: (
+            _activation(layer["kind"]) if layer["operation"] == "activation" else _linear(layer)
+        ),
+        layers,
+    )
     return lambda x, seeds: (net(x), [_explained(net, seed, x) for seed in seeds])
 
 

@@ -1,9 +1,10 @@
 """LXT 2.1 in its relevance form (lxt.explicit) under the conformance vectors:  refl conform verification/adapters/lxt_explicit.py
 
-Every function here calls LXT's own operation or rule, with nothing mended. Where LXT has an operation of its own, that one is used;
-otherwise one of its functions that take any module (`epsilon_lrp`, `identity`), as its documentation offers. Attention is put together
-as its models do: q k^T by `matmul`, p v by the uniform epsilon rule around torch.matmul. The models themselves (lxt.explicit.models) are
-not in the wheel; what is said of them was read in the repository.
+Every function here calls LXT's own operation or rule, with nothing mended. Where LXT has an
+operation of its own, that one is used; otherwise one of its functions that take any module
+(`epsilon_lrp`, `identity`), as its documentation offers. Attention is put together as its models
+do: q k^T by `matmul`, p v by the uniform epsilon rule around torch.matmul. The models themselves
+(lxt.explicit.models) are not in the wheel; what is said of them was read in the repository.
 
 `VARIANTS` holds further ways LXT offers to the same rules, each an adapter of its own.
 """
@@ -15,7 +16,18 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from refl.verification.conformance.adapters.tensors import Tensor, activations, except_constants, handed_back, linear_module, needs, several_targets, stacked, to_array, to_numpy  # fmt: skip
+from refl.verification.conformance.adapters.tensors import (
+    Tensor,
+    activations,
+    except_constants,
+    handed_back,
+    linear_module,
+    needs,
+    several_targets,
+    stacked,
+    to_array,
+    to_numpy,
+)
 from refl.verification.peers.lxt import load
 
 needs("torch", "transformers", "lxt")
@@ -23,7 +35,9 @@ needs("torch", "transformers", "lxt")
 NAME = "LXT, relevance form"
 VERSION = "2.1"
 CONVENTIONS = {
-    "eps-unsigned": "documentation, 'How does LXT work under the hood?': the rule is written R / (z + eps), without the sign of z",
+    "eps-unsigned": "documentation, 'How does LXT work under the hood?': "
+    "the rule is written R / (z + "
+    "eps), without the sign of z",
 }
 
 
@@ -35,63 +49,87 @@ def _rules() -> Any:
     return load("lxt.explicit.rules")
 
 
-def _stabilised(stabilizer: str) -> None:
-    """LXT always adds its eps, so `none` is not offered. `sign`, the definition, and `plain` are answered alike: it has one form."""
+def _stabilized(stabilizer: str) -> None:
+    """LXT always adds its eps, so `none` is not offered. `sign`, the definition, and `plain` are
+    answered alike: it has one form.
+    """
     if stabilizer == "none":
-        raise NotImplementedError("LXT has no rule without a stabiliser")
+        raise NotImplementedError("LXT has no rule without a stabilizer")
 
 
-def _generic(f: Callable[..., Tensor], r: Tensor, eps: float, stabilizer: str, *operands: Tensor) -> Any:
+def _generic(
+    f: Callable[..., Tensor], r: Tensor, eps: float, stabilizer: str, *operands: Tensor
+) -> Any:
     """LXT's epsilon rule around any function."""
-    _stabilised(stabilizer)
+    _stabilized(stabilizer)
     return handed_back(lambda *leaves: _rules().epsilon_lrp(f, eps, *leaves), r, *operands)
 
 
-# -- linear, convolution, sums -----------------------------------------------------------------------------------------------------------
+# -- linear, convolution, sums ---------------------------------------------------------------------
 
 
-def linear_epsilon(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
-    _stabilised(stabilizer)
+def linear_epsilon(
+    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Any:
+    _stabilized(stabilizer)
     return handed_back(lambda t: _f().linear_epsilon(t, w, b, eps), r, x)
 
 
-def convolution_epsilon(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
+def convolution_epsilon(
+    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Any:
     from torch.nn.functional import conv2d
 
     return _generic(lambda t: conv2d(t, w, b, stride=tuple(w.shape[2:])), r, eps, stabilizer, x)
 
 
 def add_epsilon(a: Tensor, b: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
-    _stabilised(stabilizer)
+    _stabilized(stabilizer)
     return handed_back(lambda s, t: _f().add2(s, t, False, eps), r, a, b)
 
 
-def sum_epsilon(operands: Sequence[Tensor], r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
+def sum_epsilon(
+    operands: Sequence[Tensor], r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Any:
     return _generic(lambda *leaves: sum(leaves[1:], leaves[0]), r, eps, stabilizer, *operands)
 
 
-def fan_out_epsilon(x: Tensor, w1: Tensor, w2: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
-    _stabilised(stabilizer)
+def fan_out_epsilon(
+    x: Tensor, w1: Tensor, w2: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Any:
+    _stabilized(stabilizer)
     f = _f()
-    return handed_back(lambda t: f.add2(f.linear_epsilon(t, w1, None, eps), f.linear_epsilon(t, w2, None, eps), False, eps), r, x)
+    return handed_back(
+        lambda t: f.add2(
+            f.linear_epsilon(t, w1, None, eps), f.linear_epsilon(t, w2, None, eps), False, eps
+        ),
+        r,
+        x,
+    )
 
 
 def pooling_epsilon(x: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
     """Over all positions: LXT's mean leaves none out."""
-    _stabilised(stabilizer)
+    _stabilized(stabilizer)
     return handed_back(lambda t: _f().mean(t, 1, True, eps), r, x)
 
 
-# -- products ----------------------------------------------------------------------------------------------------------------------------
+# -- products --------------------------------------------------------------------------------------
 
 
-def multiply_uniform(operands: Sequence[Tensor], r: Tensor, *, constant: Sequence[bool] | None = None) -> Any:
+def multiply_uniform(
+    operands: Sequence[Tensor], r: Tensor, *, constant: Sequence[bool] | None = None
+) -> Any:
     """mul2 for two operands; LXT's rule for more is UniformRule."""
     import torch
 
     def product(leaves: list[Tensor]) -> None:
         two = len(leaves) == 2
-        (_f().mul2(*leaves) if two else _rules().uniform_rule_fn.apply(lambda *each: torch.stack(each).prod(0), *leaves)).backward(r)
+        (
+            _f().mul2(*leaves)
+            if two
+            else _rules().uniform_rule_fn.apply(lambda *each: torch.stack(each).prod(0), *leaves)
+        ).backward(r)
 
     return except_constants(constant, operands, product)
 
@@ -100,18 +138,28 @@ def multiply_second(a: Tensor, b: Tensor, r: Tensor) -> Any:
     return handed_back(lambda t: _f().mul2(a, t), r, b)
 
 
-def scale_follow(x: Tensor, r: Tensor, *, factor: float) -> Any:
+def scale_pass_through(x: Tensor, r: Tensor, *, factor: float) -> Any:
     return handed_back(lambda t: _f().mul2(t, factor), r, x)
 
 
-def matmul_uniform(a: Tensor, v: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign", denominator: str = "2z+eps") -> Any:
+def matmul_uniform(
+    a: Tensor,
+    v: Tensor,
+    r: Tensor,
+    *,
+    eps: float,
+    stabilizer: str = "sign",
+    denominator: str = "2z+eps",
+) -> Any:
     """LXT has both denominators: `matmul` is 2 z + eps, its uniform epsilon rule 2 (z + eps)."""
     import torch
 
-    _stabilised(stabilizer)
+    _stabilized(stabilizer)
     if denominator == "2z+eps":
         return handed_back(lambda s, t: _f().matmul(s, t, False, eps), r, a, v)
-    return handed_back(lambda s, t: _rules().uniform_epsilon_lrp_fn.apply(torch.matmul, eps, s, t), r, a, v)
+    return handed_back(
+        lambda s, t: _rules().uniform_epsilon_lrp_fn.apply(torch.matmul, eps, s, t), r, a, v
+    )
 
 
 def matmul_second(a: Tensor, v: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
@@ -121,7 +169,7 @@ def matmul_second(a: Tensor, v: Tensor, r: Tensor, *, eps: float, stabilizer: st
     return _generic(lambda t: torch.matmul(a, t), r, eps, stabilizer, v)
 
 
-# -- softmax, norms, activations, positions ----------------------------------------------------------------------------------------------
+# -- softmax, norms, activations, positions --------------------------------------------------------
 
 
 def softmax_taylor(x: Tensor, r: Tensor, *, mask: Tensor | None = None, axis: int = -1) -> Any:
@@ -134,27 +182,44 @@ def rms_norm_identity(x: Tensor, w: Tensor, r: Tensor, *, norm_eps: float) -> An
     return handed_back(lambda t: _f().rms_norm_identity(t, w, norm_eps), r, x)
 
 
-def layer_norm_epsilon(x: Tensor, w: Tensor, b: Tensor, r: Tensor, *, norm_eps: float, eps: float, stabilizer: str = "sign") -> Any:
-    """Its function layer_norm has the eps of its autograd function fixed at 1e-6; the autograd function takes another."""
-    _stabilised(stabilizer)
+def layer_norm_epsilon(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor,
+    r: Tensor,
+    *,
+    norm_eps: float,
+    eps: float,
+    stabilizer: str = "sign",
+) -> Any:
+    """Its function layer_norm has the eps of its autograd function fixed at 1e-6; the autograd
+    function takes another.
+    """
+    _stabilized(stabilizer)
     return handed_back(lambda t: _f().layer_norm_grad_fn.apply(t, w, b, norm_eps, eps), r, x)
 
 
 def layer_norm_identity(x: Tensor, w: Tensor, b: Tensor, r: Tensor, *, norm_eps: float) -> Any:
     from torch.nn.functional import layer_norm
 
-    return handed_back(lambda t: _rules().identity(lambda each: layer_norm(each, w.shape, w, b, norm_eps), t), r, x)
+    return handed_back(
+        lambda t: _rules().identity(lambda each: layer_norm(each, w.shape, w, b, norm_eps), t), r, x
+    )
 
 
 def activation_identity(x: Tensor, r: Tensor, *, kind: str) -> Any:
     return handed_back(lambda t: _rules().identity(activations()[kind], t), r, x)
 
 
-def rotary_epsilon(x: Tensor, cos: Tensor, sin: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
-    """Of its products and sums. Half of x changes sign by a product with -1: a bare minus would turn relevance round."""
+def rotary_epsilon(
+    x: Tensor, cos: Tensor, sin: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Any:
+    """Of its products and sums. Half of x changes sign by a product with -1: a bare minus would
+    turn relevance round.
+    """
     import torch
 
-    _stabilised(stabilizer)
+    _stabilized(stabilizer)
     f, half = _f(), x.shape[-1] // 2
 
     def rotated(t: Tensor) -> Tensor:
@@ -168,26 +233,37 @@ def _share(x: Tensor) -> Tensor:
     return x / x.sum(-1, keepdim=True)
 
 
-def renormalise_epsilon(x: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
+def renormalize_epsilon(x: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
     return _generic(_share, r, eps, stabilizer, x)
 
 
-def renormalise_identity(x: Tensor, r: Tensor) -> Any:
+def renormalize_identity(x: Tensor, r: Tensor) -> Any:
     """What its Mixtral does with the chosen gate weights: the epsilon rule around r / sum(r)."""
     return handed_back(lambda t: _rules().epsilon_lrp(_share, 1e-8, t), r, x)
 
 
-# -- attention ---------------------------------------------------------------------------------------------------------------------------
+# -- attention -------------------------------------------------------------------------------------
 
 
 def attention_attnlrp(
-    q: Tensor, k: Tensor, v: Tensor, r: Tensor, *, scale: float, causal: bool = False, mask: Tensor | None = None,
-    eps: float, stabilizer: str = "sign", denominator: str = "2z+eps",
-) -> Any:  # fmt: skip
-    """LXT has one form, whichever denominator is asked for: 2 z + eps in q k^T, 2 (z + eps) in p v."""
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    eps: float,
+    stabilizer: str = "sign",
+    denominator: str = "2z+eps",
+) -> Any:
+    """LXT has one form, whichever denominator is asked for: 2 z + eps in q k^T, 2 (z + eps) in p
+    v.
+    """
     import torch
 
-    _stabilised(stabilizer)
+    _stabilized(stabilizer)
     f, rules = _f(), _rules()
 
     def attended(*leaves: Tensor) -> Tensor:
@@ -200,17 +276,29 @@ def attention_attnlrp(
 
 
 def attention_cp(
-    q: Tensor, k: Tensor, v: Tensor, r: Tensor, *, scale: float, causal: bool = False, mask: Tensor | None = None,
-    eps: float, stabilizer: str = "sign",
-) -> Any:  # fmt: skip
-    """As in its MultiheadAttention_CP: everything up to the softmax without a graph, then the epsilon rule around p v."""
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    eps: float,
+    stabilizer: str = "sign",
+) -> Any:
+    """As in its MultiheadAttention_CP: everything up to the softmax without a graph, then the
+    epsilon rule around p v.
+    """
     import torch
 
-    _stabilised(stabilizer)
+    _stabilized(stabilizer)
 
     def attended(values: Tensor) -> Tensor:
         queries, keys, values = _copied(q, k, values)
-        p = torch.softmax(_hidden((scale * queries) @ keys.transpose(-1, -2), causal, mask, -math.inf), -1)
+        p = torch.softmax(
+            _hidden((scale * queries) @ keys.transpose(-1, -2), causal, mask, -math.inf), -1
+        )
         return _rules().epsilon_lrp(torch.matmul, eps, p, values)
 
     return None, None, handed_back(attended, r, v)
@@ -223,7 +311,9 @@ def _copied(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _hidden(scores: Tensor, causal: bool, mask: Tensor | None, by: float) -> Tensor:
-    """Its language models write the lowest finite number where a score is hidden, its MultiheadAttention_CP -inf."""
+    """Its language models write the lowest finite number where a score is hidden, its
+    MultiheadAttention_CP -inf.
+    """
     import torch
 
     seen = torch.ones(scores.shape[-2:], dtype=torch.bool)
@@ -231,16 +321,22 @@ def _hidden(scores: Tensor, causal: bool, mask: Tensor | None, by: float) -> Ten
     return scores.masked_fill(~seen, by)
 
 
-# -- small networks ----------------------------------------------------------------------------------------------------------------------
+# -- small networks --------------------------------------------------------------------------------
 
 
 def network(layers: Sequence[dict[str, Any]]) -> Callable[..., Any]:
-    """Modules wrapped as its Composite wraps them: EpsilonRule around linear layers, IdentityRule around activations."""
+    """Modules wrapped as its Composite wraps them: EpsilonRule around linear layers, IdentityRule
+    around activations.
+    """
     rules = _rules()
-    return _network(layers, lambda layer: rules.EpsilonRule(linear_module(layer["w"], layer["b"]), layer["eps"]))
+    return _network(
+        layers, lambda layer: rules.EpsilonRule(linear_module(layer["w"], layer["b"]), layer["eps"])
+    )
 
 
-def _network(layers: Sequence[dict[str, Any]], linear: Callable[[dict[str, Any]], Any]) -> Callable[..., Any]:
+def _network(
+    layers: Sequence[dict[str, Any]], linear: Callable[[dict[str, Any]], Any]
+) -> Callable[..., Any]:
     rules, known = _rules(), activations()
 
     def build(layer: dict[str, Any]) -> Any:
@@ -254,48 +350,74 @@ def _network(layers: Sequence[dict[str, Any]], linear: Callable[[dict[str, Any]]
     return lambda x, seeds: several_targets(net, x, seeds)
 
 
-# -- other ways to the same rules --------------------------------------------------------------------------------------------------------
+# -- other ways to the same rules ------------------------------------------------------------------
 
 
-def _linear_by_rule(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
-    _stabilised(stabilizer)
+def _linear_by_rule(
+    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Any:
+    _stabilized(stabilizer)
     return handed_back(_rules().EpsilonRule(linear_module(w, b), eps), r, x)
 
 
-def _multiply_by_rule(operands: Sequence[Tensor], r: Tensor, *, constant: Sequence[bool] | None = None) -> Any:
+def _multiply_by_rule(
+    operands: Sequence[Tensor], r: Tensor, *, constant: Sequence[bool] | None = None
+) -> Any:
     import torch
 
     rule = _rules().uniform_rule_fn
-    return except_constants(constant, operands, lambda leaves: rule.apply(lambda *each: torch.stack(each).prod(0), *leaves).backward(r))
+    return except_constants(
+        constant,
+        operands,
+        lambda leaves: rule.apply(lambda *each: torch.stack(each).prod(0), *leaves).backward(r),
+    )
 
 
-def _matmul_by_rule(a: Tensor, v: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
+def _matmul_by_rule(
+    a: Tensor, v: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Any:
     """UniformEpsilonRule's documentation: no relevance goes to an input that is constant."""
     import torch
 
-    _stabilised(stabilizer)
-    return handed_back(lambda t: _rules().uniform_epsilon_lrp_fn.apply(torch.matmul, eps, a, t), r, v)
+    _stabilized(stabilizer)
+    return handed_back(
+        lambda t: _rules().uniform_epsilon_lrp_fn.apply(torch.matmul, eps, a, t), r, v
+    )
 
 
 def _cp_of_gpt2(
-    q: Tensor, k: Tensor, v: Tensor, r: Tensor, *, scale: float, causal: bool = False, mask: Tensor | None = None,
-    eps: float, stabilizer: str = "sign",
-) -> Any:  # fmt: skip
-    """As its relevance-form GPT-2 has it: relevance is stopped at the softmax, and p v goes by `matmul`, which halves."""
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    eps: float,
+    stabilizer: str = "sign",
+) -> Any:
+    """As its relevance-form GPT-2 has it: relevance is stopped at the softmax, and p v goes by
+    `matmul`, which halves.
+    """
     import torch
 
-    _stabilised(stabilizer)
+    _stabilized(stabilizer)
     f, stop = _f(), _rules().StopRelevanceRule(torch.nn.Softmax(dim=-1))
 
     def attended(*leaves: Tensor) -> Tensor:
         queries, keys, values = _copied(*leaves)
         scores = f.matmul(f.mul2(queries, scale), keys.transpose(-1, -2), False, eps)
-        return f.matmul(stop(_hidden(scores, causal, mask, torch.finfo(scores.dtype).min)), values, False, eps)
+        return f.matmul(
+            stop(_hidden(scores, causal, mask, torch.finfo(scores.dtype).min)), values, False, eps
+        )
 
     return handed_back(attended, r, q, k, v)
 
 
-def _linear_checked(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
+def _linear_checked(
+    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Any:
     with load("lxt.explicit.check").conservation_check():
         return linear_epsilon(x, w, b, r, eps=eps, stabilizer=stabilizer)
 
@@ -319,10 +441,14 @@ def _network_of_modules(layers: Sequence[dict[str, Any]]) -> Callable[..., Any]:
 VARIANTS = {
     "EpsilonRule": SimpleNamespace(linear_epsilon=_linear_by_rule),
     "UniformRule": SimpleNamespace(multiply_uniform=_multiply_by_rule),
-    "UniformEpsilonRule with a constant first operand": SimpleNamespace(matmul_second=_matmul_by_rule),
+    "UniformEpsilonRule with a constant first operand": SimpleNamespace(
+        matmul_second=_matmul_by_rule
+    ),
     "CP-LRP as in its relevance-form GPT-2": SimpleNamespace(attention_cp=_cp_of_gpt2),
     "under conservation_check()": SimpleNamespace(linear_epsilon=_linear_checked),
     "network of linear_epsilon": SimpleNamespace(network=_network_of_modules),
 }
 for _variant in VARIANTS.values():
-    _variant.__dict__.update(NAME=NAME, VERSION=VERSION, CONVENTIONS=CONVENTIONS, to_array=to_array, to_numpy=to_numpy)
+    _variant.__dict__.update(
+        NAME=NAME, VERSION=VERSION, CONVENTIONS=CONVENTIONS, to_array=to_array, to_numpy=to_numpy
+    )

@@ -1,15 +1,15 @@
-"""LXT 2.1 in its gradient form (lxt.efficient) under the conformance vectors:  refl conform verification/adapters/lxt_gradient.py
+"""LXT 2.1 in its gradient x input form (lxt.efficient) under the conformance vectors:  refl conform verification/adapters/lxt_gradient.py
 
-Each function calls LXT's own rule or patch, with nothing mended, and returns the gradient. Where LXT leaves an operation to autograd, as
-its documentation explains for linear ones, autograd is what is asked. Attention is transformers' function for scaled dot-product attention
-under LXT's wrapper.
+Each function calls LXT's own rule or patch, with nothing mended, and returns the gradient. Where
+LXT leaves an operation to autograd, as its documentation explains for linear ones, autograd is what
+is asked. Attention is transformers' function for scaled dot-product attention under LXT's wrapper.
 
-The classic rules of linear layers it takes from zennit, through a bridge that divides the relevance by the input and multiplies by the
-output. They carry relevance in the vectors: a function here seeds R / z and multiplies what comes back by the input, as LXT's vision
-example does.
+The classic rules of linear layers it takes from zennit, through a bridge that divides the relevance
+by the input and multiplies by the output. They carry relevance in the vectors: a function here
+seeds R / z and multiplies what comes back by the input, as LXT's vision example does.
 
-`model` runs transformers under LXT's patches, in float64 throughout: LXT's norm computes in float32 whatever the model's format is, which
-would hide everything else.
+`model` runs transformers under LXT's patches, in float64 throughout: LXT's norm computes in float32
+whatever the model's format is, which would hide everything else.
 """
 
 from __future__ import annotations
@@ -21,14 +21,26 @@ from types import SimpleNamespace
 from typing import Any
 
 from refl.verification.peers import lxt
-from refl.verification.conformance.adapters.tensors import Tensor, activations, except_constants, handed_back, linear_module, needs, patches_module, to_array, to_numpy  # fmt: skip
+from refl.verification.conformance.adapters.tensors import (
+    Tensor,
+    activations,
+    except_constants,
+    handed_back,
+    linear_module,
+    needs,
+    patches_module,
+    to_array,
+    to_numpy,
+)
 
 needs("torch", "transformers", "lxt", "zennit")
 
-NAME = "LXT, gradient form"
+NAME = "LXT, gradient x input form"
 VERSION = "2.1"
 CONVENTIONS = {
-    "ratio-eps": "documentation, 'How does the Input*Gradient Framework work?': the factor is written f(x) / (x + eps), with 1e-10 as eps",
+    "ratio-eps": "documentation, 'How does the Input*Gradient Framework "
+    "work?': the factor is written "
+    "f(x) / (x + eps), with 1e-10 as eps",
 }
 
 
@@ -40,7 +52,7 @@ def _patches() -> Any:
     return lxt.load("lxt.efficient.patches")
 
 
-# -- left to autograd --------------------------------------------------------------------------------------------------------------------
+# -- left to autograd ------------------------------------------------------------------------------
 
 
 def linear_gradient(x: Tensor, w: Tensor, b: Tensor | None, g: Tensor) -> Any:
@@ -76,15 +88,17 @@ def rotary_gradient(x: Tensor, cos: Tensor, sin: Tensor, g: Tensor) -> Any:
     return handed_back(lambda t: apply_rotary_pos_emb(t, t.detach(), cos[None], sin[None])[0], g, x)
 
 
-def renormalise_frozen(x: Tensor, g: Tensor) -> Any:
+def renormalize_identity_gxi(x: Tensor, g: Tensor) -> Any:
     """What its Qwen 3 MoE does with the chosen gate weights: r / sum(r) as it stands."""
     return handed_back(lambda t: t / t.sum(-1, keepdim=True), g, x)
 
 
-# -- its rules ---------------------------------------------------------------------------------------------------------------------------
+# -- its rules -------------------------------------------------------------------------------------
 
 
-def multiply_half(operands: Sequence[Tensor], g: Tensor, *, constant: Sequence[bool] | None = None) -> Any:
+def multiply_uniform_gxi(
+    operands: Sequence[Tensor], g: Tensor, *, constant: Sequence[bool] | None = None
+) -> Any:
     import torch
 
     factors = len(operands) - sum(constant or ())
@@ -96,53 +110,81 @@ def multiply_half(operands: Sequence[Tensor], g: Tensor, *, constant: Sequence[b
     return except_constants(constant, operands, halved)
 
 
-def multiply_second_gradient(a: Tensor, b: Tensor, g: Tensor) -> Any:
+def multiply_second_gxi(a: Tensor, b: Tensor, g: Tensor) -> Any:
     return handed_back(lambda t: _rules().stop_gradient(a) * t, g, b)
 
 
-def matmul_half(a: Tensor, v: Tensor, g: Tensor) -> Any:
+def matmul_uniform_gxi(a: Tensor, v: Tensor, g: Tensor) -> Any:
     return handed_back(lambda s, t: _rules().divide_gradient(s @ t, 2), g, a, v)
 
 
-def matmul_second_gradient(a: Tensor, v: Tensor, g: Tensor) -> Any:
+def matmul_second_gxi(a: Tensor, v: Tensor, g: Tensor) -> Any:
     return handed_back(lambda t: _rules().stop_gradient(a) @ t, g, v)
 
 
-def activation_ratio(x: Tensor, g: Tensor, *, kind: str) -> Any:
+def activation_identity_gxi(x: Tensor, g: Tensor, *, kind: str) -> Any:
     return handed_back(lambda t: _rules().identity_rule_implicit(activations()[kind], t), g, x)
 
 
-def rms_norm_frozen(x: Tensor, w: Tensor, g: Tensor, *, norm_eps: float) -> Any:
+def rms_norm_identity_gxi(x: Tensor, w: Tensor, g: Tensor, *, norm_eps: float) -> Any:
     norm = SimpleNamespace(weight=w, variance_epsilon=norm_eps)
     return handed_back(lambda t: _patches().rms_norm_forward(norm, t), g, x)
 
 
-def layer_norm_frozen(x: Tensor, w: Tensor, b: Tensor | None, g: Tensor, *, norm_eps: float) -> Any:
+def layer_norm_epsilon_gxi(
+    x: Tensor, w: Tensor, b: Tensor | None, g: Tensor, *, norm_eps: float
+) -> Any:
     norm = SimpleNamespace(weight=w, bias=b, eps=norm_eps)
     return handed_back(lambda t: _patches().layer_norm_forward(norm, t), g, x)
 
 
-def attention_gradient(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, scale: float, causal: bool = False, mask: Tensor | None = None
+def attention_attnlrp_gxi(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+    mask: Tensor | None = None,
 ) -> Any:
     return _attention(_patches().wrap_attention_forward, q, k, v, g, scale, causal, mask)
 
 
-def attention_cp_gradient(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, scale: float, causal: bool = False, mask: Tensor | None = None
+def attention_cp_gxi(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+    mask: Tensor | None = None,
 ) -> Any:
     return _attention(_patches().cp_wrap_attention_forward, q, k, v, g, scale, causal, mask)
 
 
 def _attention(
-    wrap: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float, causal: bool, mask: Tensor | None
+    wrap: Callable[..., Any],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    scale: float,
+    causal: bool,
+    mask: Tensor | None,
 ) -> Any:  # q (B, H, T, d), k, v (B, K, S, d)
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    block, seen = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], training=False), _seen(q, k, causal, mask)
+    block, seen = (
+        SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], training=False),
+        _seen(q, k, causal, mask),
+    )
 
     def attended(*leaves: Tensor) -> Tensor:
-        return wrap(sdpa_attention_forward)(block, *leaves, seen, scaling=scale, is_causal=False)[0].transpose(1, 2)
+        return wrap(sdpa_attention_forward)(block, *leaves, seen, scaling=scale, is_causal=False)[
+            0
+        ].transpose(1, 2)
 
     return handed_back(attended, g, q, k, v)
 
@@ -151,16 +193,25 @@ def _seen(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> Tensor | N
     import torch
 
     lower = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril() if causal else None
-    return lower[None, None] if lower is not None and mask is None else mask if lower is None else lower & mask
+    return (
+        lower[None, None]
+        if lower is not None and mask is None
+        else mask
+        if lower is None
+        else lower & mask
+    )
 
 
-# -- the bridge to zennit ------------------------------------------------------------------------------------------------------------------
+# -- the bridge to zennit --------------------------------------------------------------------------
 
 
 @contextmanager
 def bridge() -> Iterator[None]:
     """zennit's hooks under LXT's patch; they are as before afterwards."""
-    hook, patch = lxt.load_zennit("zennit.core").BasicHook, lxt.load("lxt.efficient").monkey_patch_zennit
+    hook, patch = (
+        lxt.load_zennit("zennit.core").BasicHook,
+        lxt.load("lxt.efficient").monkey_patch_zennit,
+    )
     with ExitStack() as stack:
         for name in ("forward", "backward"):
             stack.enter_context(lxt.restored(hook, name))
@@ -169,7 +220,9 @@ def bridge() -> Iterator[None]:
 
 
 def _bridged(rule: Callable[[Any], Any], module: Any, r: Tensor, x: Tensor) -> Any:
-    """x times the gradient that comes back from R / z. Relevance at an output of 0 is no gradient there."""
+    """x times the gradient that comes back from R / z. Relevance at an output of 0 is no gradient
+    there.
+    """
     with bridge():
         handles = rule(lxt.load_zennit()).register(module)
         try:
@@ -180,7 +233,7 @@ def _bridged(rule: Callable[[Any], Any], module: Any, r: Tensor, x: Tensor) -> A
 
 def _as_gradient(r: Tensor, z: Tensor) -> Tensor:
     if bool(((z == 0) & (r != 0)).any()):
-        raise NotImplementedError("the gradient form has no relevance at an output of 0")
+        raise NotImplementedError("the gradient x input form has no relevance at an output of 0")
     return (r / z).where(z != 0, 0 * r)
 
 
@@ -196,8 +249,12 @@ def linear_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
     return _bridged(lambda z: z.ZPlus(stabilizer=_least(x)), linear_module(w, b), r, x)
 
 
-def linear_alpha_beta(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float) -> Any:
-    return _bridged(lambda z: z.AlphaBeta(alpha, beta, stabilizer=_least(x)), linear_module(w, b), r, x)
+def linear_alpha_beta(
+    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float
+) -> Any:
+    return _bridged(
+        lambda z: z.AlphaBeta(alpha, beta, stabilizer=_least(x)), linear_module(w, b), r, x
+    )
 
 
 def linear_flat(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
@@ -205,10 +262,14 @@ def linear_flat(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
 
 
 def linear_w_square(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    return _bridged(lambda z: z.WSquare(stabilizer=_least(x), zero_params="bias"), linear_module(w, b), r, x)
+    return _bridged(
+        lambda z: z.WSquare(stabilizer=_least(x), zero_params="bias"), linear_module(w, b), r, x
+    )
 
 
-def linear_z_box(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, low: float, high: float) -> Any:
+def linear_z_box(
+    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, low: float, high: float
+) -> Any:
     return _bridged(lambda z: z.ZBox(low, high, stabilizer=_least(x)), linear_module(w, b), r, x)
 
 
@@ -222,11 +283,13 @@ def _least(x: Tensor) -> float:
     return _least(x)
 
 
-# -- whole models --------------------------------------------------------------------------------------------------------------------------
+# -- whole models ----------------------------------------------------------------------------------
 
 
 def model(folder: str | Path) -> Callable[..., Any]:
-    """explain(ids, targets, method, position): a backward pass from 1 at each target's logit, x times gradient at every module's output."""
+    """explain(ids, targets, method, position): a backward pass from 1 at each target's logit, x
+    times gradient at every module's output.
+    """
     return _model(folder, lxt.IDENTITY_EPS)
 
 
@@ -238,42 +301,67 @@ def _model(folder: str | Path, identity_eps: float) -> Callable[..., Any]:
         raise NotImplementedError(f"LXT has no patches for a causal {kind}")
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)
 
-    def explain(ids: Sequence[int], targets: Sequence[int], method: str, position: int | None = None) -> list[dict[str, Any]]:
+    def explain(
+        ids: Sequence[int], targets: Sequence[int], method: str, position: int | None = None
+    ) -> list[dict[str, Any]]:
         if method not in lxt.MAPS:
-            raise NotImplementedError(f"LXT has no {method} in its gradient form")
+            raise NotImplementedError(f"LXT has no {method} in its gradient x input form")
         with lxt.wide(), lxt.patched(kind, method, identity_eps):
-            found = _targets(lxt.widened(loaded), ids, targets, -1 if position is None else position)
-        return [{name: _heads_first(a) if (kind, name[-6:]) in TOKENS_FIRST else a for name, a in each.items()} for each in found]
+            found = _targets(
+                lxt.widened(loaded), ids, targets, -1 if position is None else position
+            )
+        return [
+            {
+                name: _heads_first(a) if (kind, name[-6:]) in TOKENS_FIRST else a
+                for name, a in each.items()
+            }
+            for each in found
+        ]
 
     return explain
 
 
 TOKENS_FIRST = {("qwen3", "q_norm"), ("qwen3", "k_norm")}
-"""Where transformers norms heads before it brings them in front of the tokens: (T, H, d), refl's sites are (H, T, d)."""
+"""Where transformers norms heads before it brings them in front of the tokens: (T, H, d), refl's
+sites are (H, T, d).
+"""
 
 
 def _heads_first(a: Any) -> Any:
     return a.swapaxes(0, 1)
 
 
-def _targets(net: Any, ids: Sequence[int], targets: Sequence[int], position: int) -> list[dict[str, Any]]:
+def _targets(
+    net: Any, ids: Sequence[int], targets: Sequence[int], position: int
+) -> list[dict[str, Any]]:
     import torch
 
     tokens, outputs = torch.tensor([list(ids)]), dict[str, Tensor]()
-    hooks = [module.register_forward_hook(_keeping(outputs, name)) for name, module in net.named_modules() if name]
+    hooks = [
+        module.register_forward_hook(_keeping(outputs, name))
+        for name, module in net.named_modules()
+        if name
+    ]
     try:
         embedded = net.get_input_embeddings()(tokens).detach().requires_grad_()
         outputs.clear()
-        logits = net(inputs_embeds=embedded, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0, position]
+        logits = net(
+            inputs_embeds=embedded, attention_mask=torch.ones_like(tokens), use_cache=False
+        ).logits[0, position]
     finally:
         for hook in hooks:
             hook.remove()
     outputs[_embedding(net)] = embedded
-    return [_at_every_site(logits[target], outputs) | {"logit": logits[target].item()} for target in targets]
+    return [
+        _at_every_site(logits[target], outputs) | {"logit": logits[target].item()}
+        for target in targets
+    ]
 
 
 def _embedding(net: Any) -> str:
-    return next(str(name) for name, module in net.named_modules() if module is net.get_input_embeddings())
+    return next(
+        str(name) for name, module in net.named_modules() if module is net.get_input_embeddings()
+    )
 
 
 def _keeping(outputs: dict[str, Tensor], name: str) -> Callable[..., None]:
@@ -290,23 +378,43 @@ def _at_every_site(logit: Tensor, outputs: dict[str, Tensor]) -> dict[str, Any]:
     import torch
 
     found = torch.autograd.grad(logit, list(outputs.values()), retain_graph=True, allow_unused=True)
-    shares = {name: to_numpy((x * g)[0]) for (name, x), g in zip(outputs.items(), found, strict=True) if g is not None}
+    shares = {
+        name: to_numpy((x * g)[0])
+        for (name, x), g in zip(outputs.items(), found, strict=True)
+        if g is not None
+    }
     return shares | {name: a[a.any(-1)] for name, a in shares.items() if name == "lm_head"}
 
 
-# -- other ways to the same rules ------------------------------------------------------------------------------------------------------------
+# -- other ways to the same rules ------------------------------------------------------------------
 
 
 def _attention_eager(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, scale: float, causal: bool = False, mask: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+    mask: Tensor | None = None,
 ) -> Any:
     import torch
     from transformers.models.llama.modeling_llama import eager_attention_forward
 
-    block, seen = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], training=False), _seen(q, k, causal, mask)
-    added = None if seen is None else torch.zeros(seen.shape, dtype=q.dtype).masked_fill(~seen, torch.finfo(q.dtype).min)
+    block, seen = (
+        SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], training=False),
+        _seen(q, k, causal, mask),
+    )
+    added = (
+        None
+        if seen is None
+        else torch.zeros(seen.shape, dtype=q.dtype).masked_fill(~seen, torch.finfo(q.dtype).min)
+    )
     wrapped = _patches().wrap_attention_forward(eager_attention_forward)
-    return handed_back(lambda *leaves: wrapped(block, *leaves, added, scaling=scale)[0].transpose(1, 2), g, q, k, v)
+    return handed_back(
+        lambda *leaves: wrapped(block, *leaves, added, scaling=scale)[0].transpose(1, 2), g, q, k, v
+    )
 
 
 def _linear_seeded_with_output(x: Tensor, w: Tensor, b: Tensor | None, g: Tensor) -> Any:
@@ -317,9 +425,15 @@ def _linear_seeded_with_output(x: Tensor, w: Tensor, b: Tensor | None, g: Tensor
 
 
 VARIANTS = {
-    "eager attention": SimpleNamespace(attention_gradient=_attention_eager),
-    "seeded with the output, as its page on latent features has it": SimpleNamespace(linear_gradient=_linear_seeded_with_output),
-    "without the eps in f(x) / (x + eps)": SimpleNamespace(model=lambda folder: _model(folder, 0.0)),
+    "eager attention": SimpleNamespace(attention_attnlrp_gxi=_attention_eager),
+    "seeded with the output, as its page on latent features has it": SimpleNamespace(
+        linear_gradient=_linear_seeded_with_output
+    ),
+    "without the eps in f(x) / (x + eps)": SimpleNamespace(
+        model=lambda folder: _model(folder, 0.0)
+    ),
 }
 for _variant in VARIANTS.values():
-    _variant.__dict__.update(NAME=NAME, VERSION=VERSION, CONVENTIONS=CONVENTIONS, to_array=to_array, to_numpy=to_numpy)
+    _variant.__dict__.update(
+        NAME=NAME, VERSION=VERSION, CONVENTIONS=CONVENTIONS, to_array=to_array, to_numpy=to_numpy
+    )

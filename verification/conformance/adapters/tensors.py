@@ -1,4 +1,5 @@
-"""What the adapters of torch libraries share: arrays in and out, and relevance read off as autograd hands it back.
+"""What the adapters of torch libraries share: arrays in and out, and relevance read off as autograd
+hands it back.
 
 torch is imported when a function is called, not before.
 """
@@ -18,7 +19,10 @@ def needs(*libraries: str) -> None:
     """Raises ReflError, before any case is tried, where one of them is not installed."""
     missing = [name for name in libraries if importlib.util.find_spec(name) is None]
     if missing:
-        raise ReflError(f"this adapter needs {', '.join(missing)}: pyproject.toml says how they are installed, at the extra 'peers'")
+        raise ReflError(
+            f"this adapter needs {', '.join(missing)}: pyproject.toml says how they are "
+            "installed, at the extra 'peers'"
+        )
 
 
 def to_array(array: Any, dtype: str) -> Tensor:
@@ -36,16 +40,22 @@ def to_numpy(x: Tensor) -> Any:
     return (x.float() if x.dtype == torch.bfloat16 else x).detach().cpu().numpy()
 
 
-def handed_back(f: Callable[..., Tensor], carried: Tensor, *operands: Tensor) -> Any:
-    """What the backward pass of f gives each operand when `carried` arrives at its output; None where it gives nothing."""
+def handed_back(f: Callable[..., Tensor], propagated: Tensor, *operands: Tensor) -> Any:
+    """What the backward pass of f gives each operand when `propagated` arrives at its output; None
+    where it gives nothing.
+    """
     leaves = [t.detach().clone().requires_grad_() for t in operands]
-    f(*leaves).backward(carried)
+    f(*leaves).backward(propagated)
     found = tuple(t.grad for t in leaves)
     return found if len(found) > 1 else found[0]
 
 
-def except_constants(constant: Sequence[bool] | None, operands: Sequence[Tensor], run: Callable[[list[Tensor]], Any]) -> tuple[Any, ...]:
-    """Operands with those that are constant cut from the graph; `run` does the backward pass. -> what each got, None for constants."""
+def except_constants(
+    constant: Sequence[bool] | None, operands: Sequence[Tensor], run: Callable[[list[Tensor]], Any]
+) -> tuple[Any, ...]:
+    """Operands with those that are constant cut from the graph; `run` does the backward pass. ->
+    what each got, None for constants.
+    """
     live = [not each for each in constant or [False] * len(operands)]
     leaves = [t.detach().clone().requires_grad_(k) for t, k in zip(operands, live, strict=True)]
     run(leaves)
@@ -92,7 +102,11 @@ def patches_module(w: Tensor, b: Tensor | None) -> Any:
     from torch import nn
 
     size = tuple(w.shape[2:])
-    return _holding(nn.Conv2d(w.shape[1], w.shape[0], size, stride=size, bias=b is not None, dtype=w.dtype), w, b)
+    return _holding(
+        nn.Conv2d(w.shape[1], w.shape[0], size, stride=size, bias=b is not None, dtype=w.dtype),
+        w,
+        b,
+    )
 
 
 def _holding(module: Any, w: Tensor, b: Tensor | None) -> Any:
@@ -109,8 +123,12 @@ def stacked(build: Callable[[dict[str, Any]], Any], layers: Sequence[dict[str, A
     return nn.Sequential(*(build(layer) for layer in layers))
 
 
-def several_targets(net: Callable[[Tensor], Tensor], x: Tensor, seeds: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """One forward of x, and a backward pass from each seed. -> z, the relevance at x for each seed."""
+def several_targets(
+    net: Callable[[Tensor], Tensor], x: Tensor, seeds: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """One forward of x, and a backward pass from each seed. -> z, the relevance at x for each
+    seed.
+    """
     import torch
 
     leaf = x.detach().clone().requires_grad_()

@@ -1,14 +1,18 @@
-"""Every rule once more, in torch, behind the interface of the conformance vectors. It is also an example of an adapter:
+"""Every rule once more, in torch, behind the interface of the conformance vectors. It is also an
+example of an adapter:
 
     refl conform verification/adapters/torch_reference.py
 
-An adapter is functions named `<operation>_<rule>`. Each gets the operands and the relevance `r` of the output, computes the forward
-itself, and returns the relevance of each operand, here as {"relevance": ..., "absorbed": {entry: (B,)}}; the bare relevance would do.
-`to_array` and `to_numpy` say how arrays come in and go out. Leave out what your library does not have: it is reported as not covered.
+An adapter is functions named `<operation>_<rule>`. Each gets the operands and the relevance `r` of
+the output, computes the forward itself, and returns the relevance of each operand, here as
+{"relevance": ..., "absorbed": {entry: (B,)}}; the bare relevance would do. `to_array` and
+`to_numpy` say how arrays come in and go out. Leave out what your library does not have: it is
+reported as not covered.
 
-No rule here knows refl's. Where a rule cuts relevance into messages R_(i<-j), the messages are formed one and all, (..., O, I), and summed;
-where it is carried as a gradient, torch.autograd goes through the surrogate of which the rule is the gradient. Both are slow and short.
-Half precision is computed in float32 and rounded at the end: an eps of 1e-8 is zero in float16.
+No rule here knows refl's. Where a rule cuts relevance into messages R_(i<-j), the messages are
+formed one and all, (..., O, I), and summed; where it is in gradient x input form, torch.autograd
+goes through the surrogate of which the rule is the gradient. Both are slow and short. Half
+precision is computed in float32 and rounded at the end: an eps of 1e-8 is zero in float16.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ Answer = dict[str, Any]
 Rule = Callable[..., Any]
 
 
-# -- arrays in and out -------------------------------------------------------------------------------------------------------------------
+# -- arrays in and out -----------------------------------------------------------------------------
 
 
 def to_array(array: Any, dtype: str) -> Tensor:
@@ -46,7 +50,11 @@ def widen(x: Any) -> Any:
     """Tensors of half precision as float32, also within lists; anything else as it is."""
     if isinstance(x, (list, tuple)):
         return [widen(each) for each in x]
-    return x.float() if isinstance(x, torch.Tensor) and x.dtype in (torch.float16, torch.bfloat16) else x
+    return (
+        x.float()
+        if isinstance(x, torch.Tensor) and x.dtype in (torch.float16, torch.bfloat16)
+        else x
+    )
 
 
 def narrow(relevance: Any, dtype: Any) -> Any:
@@ -60,15 +68,24 @@ def widened(rule: Rule) -> Rule:
 
     @wraps(rule)
     def run(*operands: Any, **options: Any) -> Any:
-        result = rule(*map(widen, operands), **{name: widen(value) for name, value in options.items()})
+        result = rule(
+            *map(widen, operands), **{name: widen(value) for name, value in options.items()}
+        )
         dtype = operands[-1].dtype
-        return result | {"relevance": narrow(result["relevance"], dtype)} if isinstance(result, dict) else narrow(result, dtype)
+        return (
+            result | {"relevance": narrow(result["relevance"], dtype)}
+            if isinstance(result, dict)
+            else narrow(result, dtype)
+        )
 
     return run
 
 
 def answer(relevance: Any, **absorbed: Tensor) -> Answer:  # absorbed (B, ...) each -> (B,)
-    return {"relevance": relevance, "absorbed": {entry: each.flatten(1).sum(1) for entry, each in absorbed.items()}}
+    return {
+        "relevance": relevance,
+        "absorbed": {entry: each.flatten(1).sum(1) for entry, each in absorbed.items()},
+    }
 
 
 def both(*accounts: Answer) -> dict[str, Tensor]:
@@ -77,27 +94,41 @@ def both(*accounts: Answer) -> dict[str, Tensor]:
     return {name: sum(each for other, each in entries if other == name) for name, _ in entries}
 
 
-# -- the one division, and the one derivative --------------------------------------------------------------------------------------------
+# -- the one division, and the one derivative ------------------------------------------------------
 
 
-def stabilise(z: Tensor, eps: float, stabilizer: str) -> Tensor:
+def stabilize(z: Tensor, eps: float, stabilizer: str) -> Tensor:
     """eps s(z), s(0) = +1; or eps whatever the sign; or nothing."""
     plain = torch.full_like(z, eps)
-    return {"sign": torch.where(z >= 0, plain, -plain), "plain": plain, "none": torch.zeros_like(z)}[stabilizer]
+    return {
+        "sign": torch.where(z >= 0, plain, -plain),
+        "plain": plain,
+        "none": torch.zeros_like(z),
+    }[stabilizer]
 
 
-def share(r: Tensor, z: Tensor, eps: float = 0.0, stabilizer: str = "none", factor: int = 1) -> tuple[Tensor, Tensor]:
-    """s = R / (factor (z + e)), and what the stabiliser takes: factor e s, or all of R where the denominator is zero."""
-    e = stabilise(z, eps, stabilizer)
+def share(
+    r: Tensor, z: Tensor, eps: float = 0.0, stabilizer: str = "none", factor: int = 1
+) -> tuple[Tensor, Tensor]:
+    """s = R / (factor (z + e)), and what the stabilizer takes: factor e s, or all of R where the
+    denominator is zero.
+    """
+    e = stabilize(z, eps, stabilizer)
     dead = z + e == 0
     s = torch.where(dead, 0, r / torch.where(dead, 1, factor * (z + e)))
     return s, torch.where(dead, r, factor * e * s)
 
 
-def cut(c: Tensor, b: Tensor | None, r: Tensor, eps: float = 0.0, stabilizer: str = "none") -> Answer:
-    """R_(i<-j) = c_ji R_j / (sum_i c_ji + b_j + e), summed over j: c (..., O, I), b (..., O), r (..., O) -> (..., I)."""
+def cut(
+    c: Tensor, b: Tensor | None, r: Tensor, eps: float = 0.0, stabilizer: str = "none"
+) -> Answer:
+    """R_(i<-j) = c_ji R_j / (sum_i c_ji + b_j + e), summed over j: c (..., O, I), b (..., O), r
+    (..., O) -> (..., I).
+    """
     s, taken = share(r, c.sum(-1) + (0 if b is None else b), eps, stabilizer)
-    return answer((c * s[..., None]).sum(-2), stabilizer=taken, **{} if b is None else {"bias": b * s})
+    return answer(
+        (c * s[..., None]).sum(-2), stabilizer=taken, **{} if b is None else {"bias": b * s}
+    )
 
 
 def contributions(x: Tensor, w: Tensor) -> Tensor:  # x (..., I), w (O, I) -> (..., O, I)
@@ -117,42 +148,59 @@ def derivative(f: Callable[..., Tensor]) -> Rule:
     return widened(lambda *given: pull(f, given[-1], *given[:-1]))
 
 
-# -- where the identity is the rule ------------------------------------------------------------------------------------------------------
+# -- where the identity is the rule ----------------------------------------------------------------
 
 
 @widened
 def identity(*operands: Any, **options: Any) -> Answer:
-    """R_x = R: activations, norms (as proposition 3.4 has it), a constant factor, and what stands beside a gate."""
+    """R_x = R: activations, norms (as proposition 3.4 has it), a constant factor, and what stands
+    beside a gate.
+    """
     return answer(operands[-1])
 
 
-multiply_second = activation_identity = rms_norm_identity = layer_norm_identity = renormalise_identity = scale_follow = identity
+multiply_second = activation_identity = rms_norm_identity = layer_norm_identity = (
+    renormalize_identity
+) = scale_pass_through = identity
 
 
-# -- linear, z_j = sum_i W_ji x_i + b_j ----------------------------------------------------------------------------------------------------
+# -- linear, z_j = sum_i W_ji x_i + b_j ------------------------------------------------------------
 
 
 @widened
-def linear_epsilon(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Answer:
+def linear_epsilon(
+    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Answer:
     return cut(contributions(x, w), b, r, eps, stabilizer)
 
 
 @widened
 def linear_gamma(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, gamma: float) -> Answer:
-    """Contributions of the sign of z_j count 1 + gamma times, at z_j = 0 the negative ones; the bias likewise."""
+    """Contributions of the sign of z_j count 1 + gamma times, at z_j = 0 the negative ones; the
+    bias likewise.
+    """
     c = contributions(x, w)
     bias = torch.zeros_like(r) if b is None else b + torch.zeros_like(r)
     up = c.sum(-1) + bias > 0
     louder = c + gamma * torch.where(up[..., None], c.clamp(min=0), c.clamp(max=0))
-    return cut(louder, None if b is None else bias + gamma * torch.where(up, bias.clamp(min=0), bias.clamp(max=0)), r)
+    return cut(
+        louder,
+        None if b is None else bias + gamma * torch.where(up, bias.clamp(min=0), bias.clamp(max=0)),
+        r,
+    )
 
 
 @widened
-def linear_alpha_beta(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float) -> Answer:
+def linear_alpha_beta(
+    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float
+) -> Answer:
     c = contributions(x, w)
     positive = cut(c.clamp(min=0), None if b is None else b.clamp(min=0), alpha * r)
     negative = cut(c.clamp(max=0), None if b is None else b.clamp(max=0), -beta * r)
-    return {"relevance": positive["relevance"] + negative["relevance"], "absorbed": both(positive, negative)}
+    return {
+        "relevance": positive["relevance"] + negative["relevance"],
+        "absorbed": both(positive, negative),
+    }
 
 
 @widened
@@ -171,7 +219,9 @@ def linear_w_square(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Answer
 
 
 @widened
-def linear_z_box(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, low: float, high: float) -> Answer:
+def linear_z_box(
+    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, low: float, high: float
+) -> Answer:
     """c_ji = W_ji x_i - W_ji^+ low - W_ji^- high"""
     return cut(contributions(x, w) - w.clamp(min=0) * low - w.clamp(max=0) * high, None, r)
 
@@ -181,11 +231,15 @@ def linear_gradient(x: Tensor, w: Tensor, b: Tensor | None, g: Tensor) -> Tensor
     return pull(lambda x: functional.linear(x, w, b), g, x)[0]
 
 
-# -- convolution whose windows stand side by side ------------------------------------------------------------------------------------------
+# -- convolution whose windows stand side by side --------------------------------------------------
 
 
-def on_patches(rule: Rule, x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, **options: Any) -> Answer:
-    """The linear rule on the unfolded patches, (B, N, C h w), and its answer folded back: (B, C, H, W)."""
+def on_patches(
+    rule: Rule, x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, **options: Any
+) -> Answer:
+    """The linear rule on the unfolded patches, (B, N, C h w), and its answer folded back: (B, C, H,
+    W).
+    """
     size = w.shape[2:]
     rows = functional.unfold(x, size, stride=size).transpose(1, 2)
     result: Answer = rule(rows, w.flatten(1), b, r.flatten(2).transpose(1, 2), **options)
@@ -194,7 +248,9 @@ def on_patches(rule: Rule, x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, **
 
 
 @widened
-def convolution_epsilon(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Answer:
+def convolution_epsilon(
+    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Answer:
     return on_patches(linear_epsilon, x, w, b, r, eps=eps, stabilizer=stabilizer)
 
 
@@ -208,11 +264,13 @@ def convolution_gradient(x: Tensor, w: Tensor, b: Tensor | None, g: Tensor) -> T
     return pull(lambda x: functional.conv2d(x, w, b, stride=tuple(w.shape[2:])), g, x)[0]
 
 
-# -- sums --------------------------------------------------------------------------------------------------------------------------------
+# -- sums ------------------------------------------------------------------------------------------
 
 
 @widened
-def sum_epsilon(operands: Sequence[Tensor], r: Tensor, *, eps: float, stabilizer: str = "sign") -> Answer:
+def sum_epsilon(
+    operands: Sequence[Tensor], r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Answer:
     """The operands side by side are the contributions to one output."""
     result = cut(torch.stack(list(operands), -1)[..., None, :], None, r[..., None], eps, stabilizer)
     return result | {"relevance": result["relevance"].unbind(-1)}
@@ -228,16 +286,28 @@ add_gradient = derivative(torch.add)
 
 
 @widened
-def fan_out_epsilon(x: Tensor, w1: Tensor, w2: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Answer:
+def fan_out_epsilon(
+    x: Tensor, w1: Tensor, w2: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Answer:
     """z = W1 x + W2 x. An input that is read twice receives twice."""
     joined = add_epsilon(x @ w1.mT, x @ w2.mT, r, eps=eps, stabilizer=stabilizer)
-    ways = [linear_epsilon(x, w, None, each, eps=eps, stabilizer=stabilizer) for w, each in zip((w1, w2), joined["relevance"], strict=True)]
-    return {"relevance": ways[0]["relevance"] + ways[1]["relevance"], "absorbed": both(joined, *ways)}
+    ways = [
+        linear_epsilon(x, w, None, each, eps=eps, stabilizer=stabilizer)
+        for w, each in zip((w1, w2), joined["relevance"], strict=True)
+    ]
+    return {
+        "relevance": ways[0]["relevance"] + ways[1]["relevance"],
+        "absorbed": both(joined, *ways),
+    }
 
 
 @widened
-def pooling_epsilon(x: Tensor, r: Tensor, *, counted: Tensor | None = None, eps: float, stabilizer: str = "sign") -> Answer:
-    """The mean over the positions that are counted, feature by feature: x (B, T, D), r (B, 1, D)."""
+def pooling_epsilon(
+    x: Tensor, r: Tensor, *, counted: Tensor | None = None, eps: float, stabilizer: str = "sign"
+) -> Answer:
+    """The mean over the positions that are counted, feature by feature: x (B, T, D), r (B, 1,
+    D).
+    """
     seen = x if counted is None else x * counted
     result = cut(seen.mT[..., None, :], None, r.mT, eps, stabilizer)
     return result | {"relevance": result["relevance"].mT}
@@ -249,35 +319,52 @@ def pooling_gradient(x: Tensor, g: Tensor, *, counted: Tensor | None = None) -> 
     return pull(lambda x: (m * x).sum(1, keepdim=True) / m.sum(1, keepdim=True), g, x)[0]
 
 
-# -- products ----------------------------------------------------------------------------------------------------------------------------
+# -- products --------------------------------------------------------------------------------------
 
 
 @widened
-def multiply_uniform(operands: Sequence[Tensor], r: Tensor, *, constant: Sequence[bool] | None = None) -> Any:
+def multiply_uniform(
+    operands: Sequence[Tensor], r: Tensor, *, constant: Sequence[bool] | None = None
+) -> Any:
     fixed = list(constant or [False] * len(operands))
     return tuple(None if c else r / fixed.count(False) for c in fixed)
 
 
 @widened
-def multiply_half(operands: Sequence[Tensor], g: Tensor, *, constant: Sequence[bool] | None = None) -> Any:
-    """The gradient of 1/n sum_m a_m prod_(k != m) of a_k held fixed, over the n operands that are not constant."""
+def multiply_uniform_gxi(
+    operands: Sequence[Tensor], g: Tensor, *, constant: Sequence[bool] | None = None
+) -> Any:
+    """The gradient of 1/n sum_m a_m prod_(k != m) of a_k held fixed, over the n operands that are
+    not constant.
+    """
     fixed = list(constant or [False] * len(operands))
 
     def surrogate(*a: Tensor) -> Tensor:
-        one_moves = [math.prod([x if k == m else x.detach() for k, x in enumerate(a)]) for m, c in enumerate(fixed) if not c]
+        one_moves = [
+            math.prod([x if k == m else x.detach() for k, x in enumerate(a)])
+            for m, c in enumerate(fixed)
+            if not c
+        ]
         return sum(one_moves) / len(one_moves)
 
-    return tuple(None if c else each for c, each in zip(fixed, pull(surrogate, g, *operands), strict=True))
+    return tuple(
+        None if c else each for c, each in zip(fixed, pull(surrogate, g, *operands), strict=True)
+    )
 
 
 @widened
-def multiply_gradient(operands: Sequence[Tensor], g: Tensor, *, constant: Sequence[bool] | None = None) -> Any:
+def multiply_gradient(
+    operands: Sequence[Tensor], g: Tensor, *, constant: Sequence[bool] | None = None
+) -> Any:
     fixed = list(constant or [False] * len(operands))
-    return tuple(None if c else each for c, each in zip(fixed, pull(lambda *a: math.prod(a), g, *operands), strict=True))
+    return tuple(
+        None if c else each
+        for c, each in zip(fixed, pull(lambda *a: math.prod(a), g, *operands), strict=True)
+    )
 
 
 @widened
-def multiply_second_gradient(a: Tensor, b: Tensor, g: Tensor) -> Tensor:
+def multiply_second_gxi(a: Tensor, b: Tensor, g: Tensor) -> Tensor:
     return pull(lambda b: a * b, g, b)[0]
 
 
@@ -288,18 +375,30 @@ def terms(a: Tensor, v: Tensor) -> Tensor:  # (..., J, I), (..., I, P) -> (..., 
 
 @widened
 def matmul_uniform(
-    a: Tensor, v: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign", denominator: str = "2z+eps"
+    a: Tensor,
+    v: Tensor,
+    r: Tensor,
+    *,
+    eps: float,
+    stabilizer: str = "sign",
+    denominator: str = "2z+eps",
 ) -> Answer:
     """R_(A_ji<-jp) = R_(V_ip<-jp) = A_ji V_ip R_jp / (2 O_jp + e)."""
     c = terms(a, v)
     o = c.sum(-2)
-    s, taken = share(r, 2 * o, eps, stabilizer) if denominator == "2z+eps" else share(r, o, eps, stabilizer, factor=2)
+    s, taken = (
+        share(r, 2 * o, eps, stabilizer)
+        if denominator == "2z+eps"
+        else share(r, o, eps, stabilizer, factor=2)
+    )
     messages = c * s[..., None, :]
     return answer((messages.sum(-1), messages.sum(-3)), stabilizer=taken)
 
 
 @widened
-def matmul_second(a: Tensor, v: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Answer:
+def matmul_second(
+    a: Tensor, v: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Answer:
     """A is a constant: V receives all."""
     c = terms(a, v)
     s, taken = share(r, c.sum(-2), eps, stabilizer)
@@ -311,15 +410,15 @@ def half(a: Tensor, v: Tensor) -> Tensor:
     return (a @ v.detach() + a.detach() @ v) / 2
 
 
-matmul_half, matmul_gradient = derivative(half), derivative(torch.matmul)
+matmul_uniform_gxi, matmul_gradient = derivative(half), derivative(torch.matmul)
 
 
 @widened
-def matmul_second_gradient(a: Tensor, v: Tensor, g: Tensor) -> Tensor:
+def matmul_second_gxi(a: Tensor, v: Tensor, g: Tensor) -> Tensor:
     return pull(lambda v: a @ v, g, v)[0]
 
 
-# -- softmax -----------------------------------------------------------------------------------------------------------------------------
+# -- softmax ---------------------------------------------------------------------------------------
 
 
 def visible(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -331,13 +430,17 @@ def visible(x: Tensor, mask: Tensor | None) -> Tensor:
 def probabilities(x: Tensor, seen: Tensor) -> Tensor:
     """Over the last axis; 0 where nothing is seen, in rows without any entry too."""
     highest = torch.where(seen, x, -math.inf).amax(-1, keepdim=True).detach()
-    e = torch.where(seen, torch.exp(torch.where(seen, x - torch.where(highest.isinf(), 0, highest), 0)), 0)
+    e = torch.where(
+        seen, torch.exp(torch.where(seen, x - torch.where(highest.isinf(), 0, highest), 0)), 0
+    )
     total = e.sum(-1, keepdim=True)
     return e / torch.where(total == 0, 1, total)
 
 
 def expansion(x: Tensor, p: Tensor) -> Tensor:  # (..., N) x 2 -> (..., N, N)
-    """c_ji = x_i (delta_ij - p_i), the terms of p_j's Taylor expansion at x over p_j; 1 - p_j summed from the others' p, without loss."""
+    """c_ji = x_i (delta_ij - p_i), the terms of p_j's Taylor expansion at x over p_j; 1 - p_j
+    summed from the others' p, without loss.
+    """
     eye = torch.eye(x.shape[-1], dtype=torch.bool, device=x.device)
     others = torch.where(eye, 0, p[..., None, :]).sum(-1)
     return x[..., None, :] * torch.where(eye, others[..., None], -p[..., None, :])
@@ -351,7 +454,10 @@ def taylor(x: Tensor, p: Tensor, seen: Tensor, r: Tensor) -> Answer:
 def spread(x: Tensor, p: Tensor, seen: Tensor, r: Tensor) -> Answer:
     """Each output's offset in equal parts to the entries that are seen."""
     offset = (1 - x + (p * x).sum(-1, keepdim=True)) * r
-    return answer((expansion(x, p) * r[..., None]).sum(-2) + offset.sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp(min=1))
+    return answer(
+        (expansion(x, p) * r[..., None]).sum(-2)
+        + offset.sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp(min=1)
+    )
 
 
 def z_plus(x: Tensor, p: Tensor, seen: Tensor, r: Tensor) -> Answer:
@@ -359,7 +465,9 @@ def z_plus(x: Tensor, p: Tensor, seen: Tensor, r: Tensor) -> Answer:
 
 
 def softmax_rule(rule: Rule) -> Rule:
-    """From a rule f(x, p, seen, r) of the last axis. What is not seen enters it as zeros, and its relevance is absorbed."""
+    """From a rule f(x, p, seen, r) of the last axis. What is not seen enters it as zeros, and its
+    relevance is absorbed.
+    """
 
     def on_any_axis(x: Tensor, r: Tensor, *, mask: Tensor | None = None, axis: int = -1) -> Answer:
         seen = visible(x, mask).transpose(axis, -1)
@@ -367,12 +475,17 @@ def softmax_rule(rule: Rule) -> Rule:
         logits, kept = (torch.where(seen, each, 0) for each in (logits, wide))
         result = rule(logits, probabilities(logits, seen), seen, kept)
         relevance = torch.where(seen, result["relevance"], 0).transpose(axis, -1).to(r.dtype)
-        return {"relevance": relevance, "absorbed": result["absorbed"] | answer(None, mask=wide - kept)["absorbed"]}
+        return {
+            "relevance": relevance,
+            "absorbed": result["absorbed"] | answer(None, mask=wide - kept)["absorbed"],
+        }
 
     return on_any_axis
 
 
-softmax_taylor, softmax_spread, softmax_z_plus, softmax_identity = map(softmax_rule, (taylor, spread, z_plus, identity))
+softmax_taylor, softmax_spread, softmax_z_plus, softmax_identity = map(
+    softmax_rule, (taylor, spread, z_plus, identity)
+)
 
 
 def softmax_gradient(x: Tensor, g: Tensor, *, mask: Tensor | None = None, axis: int = -1) -> Tensor:
@@ -382,7 +495,7 @@ def softmax_gradient(x: Tensor, g: Tensor, *, mask: Tensor | None = None, axis: 
     return torch.where(seen, gradient, 0).transpose(axis, -1).to(g.dtype)
 
 
-# -- norms -------------------------------------------------------------------------------------------------------------------------------
+# -- norms -----------------------------------------------------------------------------------------
 
 
 def rms_norm(x: Tensor, w: Tensor, norm_eps: float, frozen: bool = False) -> Tensor:
@@ -390,7 +503,9 @@ def rms_norm(x: Tensor, w: Tensor, norm_eps: float, frozen: bool = False) -> Ten
     return w * x * (scale.detach() if frozen else scale)
 
 
-def layer_norm(x: Tensor, w: Tensor, b: Tensor | None, norm_eps: float, frozen: bool = False) -> Tensor:
+def layer_norm(
+    x: Tensor, w: Tensor, b: Tensor | None, norm_eps: float, frozen: bool = False
+) -> Tensor:
     c = x - x.mean(-1, keepdim=True)
     scale = torch.rsqrt((c * c).mean(-1, keepdim=True) + norm_eps)
     z = w * c * (scale.detach() if frozen else scale)
@@ -398,7 +513,7 @@ def layer_norm(x: Tensor, w: Tensor, b: Tensor | None, norm_eps: float, frozen: 
 
 
 @widened
-def rms_norm_frozen(x: Tensor, w: Tensor, g: Tensor, *, norm_eps: float) -> Tensor:
+def rms_norm_identity_gxi(x: Tensor, w: Tensor, g: Tensor, *, norm_eps: float) -> Tensor:
     return pull(lambda x: rms_norm(x, w, norm_eps, frozen=True), g, x)[0]
 
 
@@ -409,7 +524,14 @@ def rms_norm_gradient(x: Tensor, w: Tensor, g: Tensor, *, norm_eps: float) -> Te
 
 @widened
 def layer_norm_epsilon(
-    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, norm_eps: float, eps: float, stabilizer: str = "sign"
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    r: Tensor,
+    *,
+    norm_eps: float,
+    eps: float,
+    stabilizer: str = "sign",
 ) -> Answer:
     """With 1/std held fixed the layer is z = J x + b, and R_x = x J^T s."""
     s, taken = share(r, layer_norm(x, w, b, norm_eps), eps, stabilizer)
@@ -418,16 +540,20 @@ def layer_norm_epsilon(
 
 
 @widened
-def layer_norm_frozen(x: Tensor, w: Tensor, b: Tensor | None, g: Tensor, *, norm_eps: float) -> Tensor:
+def layer_norm_epsilon_gxi(
+    x: Tensor, w: Tensor, b: Tensor | None, g: Tensor, *, norm_eps: float
+) -> Tensor:
     return pull(lambda x: layer_norm(x, w, b, norm_eps, frozen=True), g, x)[0]
 
 
 @widened
-def layer_norm_gradient(x: Tensor, w: Tensor, b: Tensor | None, g: Tensor, *, norm_eps: float) -> Tensor:
+def layer_norm_gradient(
+    x: Tensor, w: Tensor, b: Tensor | None, g: Tensor, *, norm_eps: float
+) -> Tensor:
     return pull(lambda x: layer_norm(x, w, b, norm_eps), g, x)[0]
 
 
-# -- activations -------------------------------------------------------------------------------------------------------------------------
+# -- activations -----------------------------------------------------------------------------------
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": lambda x: torch.special.erfc(-x / math.sqrt(2)) / 2,
@@ -444,8 +570,12 @@ def activation(kind: str, x: Tensor) -> Tensor:
 
 
 @widened
-def activation_ratio(x: Tensor, g: Tensor, *, kind: str) -> Tensor:
-    ratio = torch.where(x == 0, 1, torch.tanh(x) / torch.where(x == 0, 1, x)) if kind == "tanh" else GATES[kind](x)
+def activation_identity_gxi(x: Tensor, g: Tensor, *, kind: str) -> Tensor:
+    ratio = (
+        torch.where(x == 0, 1, torch.tanh(x) / torch.where(x == 0, 1, x))
+        if kind == "tanh"
+        else GATES[kind](x)
+    )
     return pull(lambda x: x * ratio, g, x)[0]
 
 
@@ -456,7 +586,7 @@ def activation_gradient(x: Tensor, g: Tensor, *, kind: str) -> Tensor:
     return pull(lambda x: activation(kind, x), g, x)[0]
 
 
-# -- scale, rotation and what only moves ---------------------------------------------------------------------------------------------------
+# -- scale, rotation and what only moves -----------------------------------------------------------
 
 
 @widened
@@ -471,8 +601,12 @@ def turned(x: Tensor) -> Tensor:  # (..., d) -> (..., d)
 
 
 @widened
-def rotary_epsilon(x: Tensor, cos: Tensor, sin: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Answer:
-    """z_j has two contributions, one from x_j and one from its partner half the width away, where the second message returns to."""
+def rotary_epsilon(
+    x: Tensor, cos: Tensor, sin: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Answer:
+    """z_j has two contributions, one from x_j and one from its partner half the width away, where
+    the second message returns to.
+    """
     stays, comes = x * cos, turned(x) * sin
     result: Answer = sum_epsilon([stays, comes], r, eps=eps, stabilizer=stabilizer)
     own, partners = result["relevance"]
@@ -485,51 +619,55 @@ def rotary_gradient(x: Tensor, cos: Tensor, sin: Tensor, g: Tensor) -> Tensor:
 
 
 @widened
-def repeat_heads_follow(x: Tensor, r: Tensor, *, times: int) -> Answer:
+def repeat_heads_pass_through(x: Tensor, r: Tensor, *, times: int) -> Answer:
     return answer(r.unflatten(1, (-1, times)).sum(2))
 
 
 @widened
-def gather_follow(x: Tensor, r: Tensor, *, index: Any) -> Answer:
+def gather_pass_through(x: Tensor, r: Tensor, *, index: Any) -> Answer:
     """A row that is read several times receives from every place."""
     rows = torch.as_tensor(index, dtype=torch.long, device=x.device)[..., None].expand(r.shape)
     return answer(torch.zeros_like(x).scatter_add(1, rows, r))
 
 
 @widened
-def top_k_follow(x: Tensor, r: Tensor, *, k: int) -> Answer:
+def top_k_pass_through(x: Tensor, r: Tensor, *, k: int) -> Answer:
     chosen = x.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     return answer(torch.zeros_like(x).scatter(-1, chosen, r))
 
 
 @widened
-def renormalise_epsilon(x: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Answer:
-    """c_ji = x_i dz_j/dx_i = x_i (delta_ij / S - x_j / S^2). They sum to zero: all of z_j is the offset, and what an exact rule absorbs."""
+def renormalize_epsilon(x: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Answer:
+    """c_ji = x_i dz_j/dx_i = x_i (delta_ij / S - x_j / S^2). They sum to zero: all of z_j is the
+    offset, and what an exact rule absorbs.
+    """
     total = x.sum(-1, keepdim=True)
     z = x / total
     s, taken = share(r, z, eps, stabilizer)
     messages = (torch.diag_embed(z) - z[..., None] * z[..., None, :]) * s[..., None]
-    return answer(messages.sum(-2), stabilizer=taken, renormalisation_offset=z * s)
+    return answer(messages.sum(-2), stabilizer=taken, renormalization_offset=z * s)
 
 
 @widened
-def renormalise_frozen(x: Tensor, g: Tensor) -> Tensor:
+def renormalize_identity_gxi(x: Tensor, g: Tensor) -> Tensor:
     return pull(lambda x: x / x.sum(-1, keepdim=True).detach(), g, x)[0]
 
 
 @widened
-def renormalise_gradient(x: Tensor, g: Tensor) -> Tensor:
+def renormalize_gradient(x: Tensor, g: Tensor) -> Tensor:
     return pull(lambda x: x / x.sum(-1, keepdim=True), g, x)[0]
 
 
-# -- attention: scores = (scale q) k^T, context = softmax(scores) v ------------------------------------------------------------------------
+# -- attention: scores = (scale q) k^T, context = softmax(scores) v --------------------------------
 
 
 def repeated(x: Tensor, heads: int) -> Tensor:  # (B, K, S, d) -> (B, H, S, d)
     return x.repeat_interleave(heads // x.shape[1], 1)
 
 
-def attended(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> Tensor:  # -> bool (B, H, T, S)
+def attended(
+    q: Tensor, k: Tensor, causal: bool, mask: Tensor | None
+) -> Tensor:  # -> bool (B, H, T, S)
     """Which keys each query may see."""
     seen = torch.ones(*q.shape[:3], k.shape[2], dtype=torch.bool, device=q.device)
     seen = seen.tril() if causal else seen
@@ -538,9 +676,18 @@ def attended(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> Tensor:
 
 @widened
 def attention_attnlrp(
-    q: Tensor, k: Tensor, v: Tensor, r: Tensor, *, scale: float, causal: bool = False, mask: Tensor | None = None,
-    eps: float, stabilizer: str = "sign", denominator: str = "2z+eps",
-) -> Answer:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    eps: float,
+    stabilizer: str = "sign",
+    denominator: str = "2z+eps",
+) -> Answer:
     options: dict[str, Any] = {"eps": eps, "stabilizer": stabilizer, "denominator": denominator}
     times, seen = q.shape[1] // k.shape[1], attended(q, k, causal, mask)
     keys, values, queries = repeated(k, q.shape[1]).mT, repeated(v, q.shape[1]), scale * q
@@ -549,27 +696,44 @@ def attention_attnlrp(
     on_softmax = softmax_taylor(scores, on_context["relevance"][0], mask=seen)
     on_scores = matmul_uniform(queries, keys, on_softmax["relevance"], **options)
     r_q, r_k = on_scores["relevance"]
-    r_q = scale_follow(q, r_q, factor=scale)["relevance"]
-    r_k = repeat_heads_follow(k, r_k.mT, times=times)["relevance"]
-    r_v = repeat_heads_follow(v, on_context["relevance"][1], times=times)["relevance"]
+    r_q = scale_pass_through(q, r_q, factor=scale)["relevance"]
+    r_k = repeat_heads_pass_through(k, r_k.mT, times=times)["relevance"]
+    r_v = repeat_heads_pass_through(v, on_context["relevance"][1], times=times)["relevance"]
     return {"relevance": (r_q, r_k, r_v), "absorbed": both(on_context, on_softmax, on_scores)}
 
 
 @widened
 def attention_cp(
-    q: Tensor, k: Tensor, v: Tensor, r: Tensor, *, scale: float, causal: bool = False, mask: Tensor | None = None,
-    eps: float, stabilizer: str = "sign",
-) -> Answer:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    eps: float,
+    stabilizer: str = "sign",
+) -> Answer:
     """The probabilities are constants: all goes to v."""
     p = probabilities(scale * q @ repeated(k, q.shape[1]).mT, attended(q, k, causal, mask))
     result = matmul_second(p, repeated(v, q.shape[1]), r, eps=eps, stabilizer=stabilizer)
-    r_v = repeat_heads_follow(v, result["relevance"], times=q.shape[1] // k.shape[1])["relevance"]
+    r_v = repeat_heads_pass_through(v, result["relevance"], times=q.shape[1] // k.shape[1])[
+        "relevance"
+    ]
     return {"relevance": (None, None, r_v), "absorbed": result["absorbed"]}
 
 
 @widened
-def attention_gradient(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, scale: float, causal: bool = False, mask: Tensor | None = None
+def attention_attnlrp_gxi(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+    mask: Tensor | None = None,
 ) -> Any:
     def surrogate(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         p = probabilities(half(scale * q, repeated(k, q.shape[1]).mT), attended(q, k, causal, mask))
@@ -579,14 +743,21 @@ def attention_gradient(
 
 
 @widened
-def attention_cp_gradient(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, scale: float, causal: bool = False, mask: Tensor | None = None
+def attention_cp_gxi(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+    mask: Tensor | None = None,
 ) -> Any:
     p = probabilities(scale * q @ repeated(k, q.shape[1]).mT, attended(q, k, causal, mask))
     return None, None, pull(lambda v: p @ repeated(v, q.shape[1]), g, v)[0]
 
 
-# -- small networks and whole models -------------------------------------------------------------------------------------------------------
+# -- small networks and whole models ---------------------------------------------------------------
 
 
 def network(layers: Sequence[dict[str, Any]]) -> Callable[..., Any]:

@@ -1,8 +1,9 @@
 """zennit 0.5.1 under the conformance vectors:  refl conform verification/adapters/zennit_rules.py
 
-Each function puts the rule on a torch module of the right weights and reads relevance off the backward pass, as zennit is meant to be used.
-zennit's stabilisers are given by the caller. The definitions of gamma, z+, alpha-beta, w^2, flat and z^B have none; zennit always adds one,
-so it is given one that does not show (`_least`). Sums are its Sum layer under its Norm rule.
+Each function puts the rule on a torch module of the right weights and reads relevance off the
+backward pass, as zennit is meant to be used. zennit's stabilizers are given by the caller. The
+definitions of gamma, z+, alpha-beta, w^2, flat and z^B have none; zennit always adds one, so it is
+given one that does not show (`_least`). Sums are its Sum layer under its Norm rule.
 
 `VARIANTS` holds further settings of the same rules.
 """
@@ -13,7 +14,18 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from refl.verification.conformance.adapters.tensors import Tensor, activation_modules, handed_back, linear_module, needs, patches_module, several_targets, stacked, to_array, to_numpy  # fmt: skip
+from refl.verification.conformance.adapters.tensors import (
+    Tensor,
+    activation_modules,
+    handed_back,
+    linear_module,
+    needs,
+    patches_module,
+    several_targets,
+    stacked,
+    to_array,
+    to_numpy,
+)
 from refl.verification.peers.lxt import load_zennit
 
 needs("torch", "zennit")
@@ -27,13 +39,17 @@ def _z() -> Any:
     return load_zennit()
 
 
-def _stabiliser(eps: float, stabilizer: str) -> Any:
-    """zennit's own is z + eps s(z), s(0) = +1. It documents eps = 0 as LRP-0, and a function of z in place of eps."""
+def _stabilizer(eps: float, stabilizer: str) -> Any:
+    """zennit's own is z + eps s(z), s(0) = +1. It documents eps = 0 as LRP-0, and a function of z
+    in place of eps.
+    """
     return {"sign": eps, "none": 0.0, "plain": lambda z: z + eps}[stabilizer]
 
 
 def _least(x: Tensor) -> float:
-    """Vanishes beside any sum of contributions that is not zero, and divides a zero without an overflow. float16 has no such number."""
+    """Vanishes beside any sum of contributions that is not zero, and divides a zero without an
+    overflow. float16 has no such number.
+    """
     import torch
 
     return 1e-6 if x.dtype == torch.float16 else float(torch.finfo(x.dtype).tiny) ** 0.5
@@ -47,11 +63,13 @@ def _under(rule: Any, module: Any, r: Tensor, x: Tensor) -> Any:
         handles.remove()
 
 
-# -- linear ------------------------------------------------------------------------------------------------------------------------------
+# -- linear ----------------------------------------------------------------------------------------
 
 
-def linear_epsilon(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
-    return _under(_z().Epsilon(_stabiliser(eps, stabilizer)), linear_module(w, b), r, x)
+def linear_epsilon(
+    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Any:
+    return _under(_z().Epsilon(_stabilizer(eps, stabilizer)), linear_module(w, b), r, x)
 
 
 def linear_gamma(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, gamma: float) -> Any:
@@ -62,7 +80,9 @@ def linear_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
     return _under(_z().ZPlus(stabilizer=_least(x)), linear_module(w, b), r, x)
 
 
-def linear_alpha_beta(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float) -> Any:
+def linear_alpha_beta(
+    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float
+) -> Any:
     return _under(_z().AlphaBeta(alpha, beta, stabilizer=_least(x)), linear_module(w, b), r, x)
 
 
@@ -74,27 +94,35 @@ def linear_w_square(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
     return _under(_z().WSquare(stabilizer=_least(x)), linear_module(w, b), r, x)
 
 
-def linear_z_box(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, low: float, high: float) -> Any:
+def linear_z_box(
+    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, low: float, high: float
+) -> Any:
     return _under(_z().ZBox(low, high, stabilizer=_least(x)), linear_module(w, b), r, x)
 
 
-def convolution_epsilon(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
-    return _under(_z().Epsilon(_stabiliser(eps, stabilizer)), patches_module(w, b), r, x)
+def convolution_epsilon(
+    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Any:
+    return _under(_z().Epsilon(_stabilizer(eps, stabilizer)), patches_module(w, b), r, x)
 
 
 def convolution_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
     return _under(_z().ZPlus(stabilizer=_least(x)), patches_module(w, b), r, x)
 
 
-# -- sums, activations -------------------------------------------------------------------------------------------------------------------
+# -- sums, activations -----------------------------------------------------------------------------
 
 
-def sum_epsilon(operands: Sequence[Tensor], r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
+def sum_epsilon(
+    operands: Sequence[Tensor], r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Any:
     """Stacked on a last axis, which its Sum layer adds up."""
     import torch
 
     layer = load_zennit("zennit.layer").Sum()
-    found = _under(_z().Norm(_stabiliser(eps, stabilizer)), layer, r, torch.stack(list(operands), dim=-1))
+    found = _under(
+        _z().Norm(_stabilizer(eps, stabilizer)), layer, r, torch.stack(list(operands), dim=-1)
+    )
     return tuple(found.unbind(-1))
 
 
@@ -103,11 +131,18 @@ def add_epsilon(a: Tensor, b: Tensor, r: Tensor, *, eps: float, stabilizer: str 
 
 
 def pooling_epsilon(x: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
-    """A mean, under Norm as in its composites. zennit stabilises the mean, the definition the sum, which is T times that."""
+    """A mean, under Norm as in its composites. zennit stabilizes the mean, the definition the sum,
+    which is T times that.
+    """
     from torch import nn
 
     pool = nn.AvgPool1d(x.shape[1])
-    found = _under(_z().Norm(_stabiliser(eps / x.shape[1], stabilizer)), pool, r.transpose(1, 2), x.transpose(1, 2))
+    found = _under(
+        _z().Norm(_stabilizer(eps / x.shape[1], stabilizer)),
+        pool,
+        r.transpose(1, 2),
+        x.transpose(1, 2),
+    )
     return found.transpose(1, 2)
 
 
@@ -117,17 +152,28 @@ def activation_identity(x: Tensor, r: Tensor, *, kind: str) -> Any:
 
 def _activation(kind: str) -> Any:
     if kind not in activation_modules():
-        raise NotImplementedError(f"torch has no module for {kind}, and zennit's rules are put on modules")
+        raise NotImplementedError(
+            f"torch has no module for {kind}, and zennit's rules are put on modules"
+        )
     return activation_modules()[kind]()
 
 
-# -- small networks ----------------------------------------------------------------------------------------------------------------------
+# -- small networks --------------------------------------------------------------------------------
 
 
 def network(layers: Sequence[dict[str, Any]]) -> Callable[..., Any]:
     """A module for each layer, its rule by name in a composite, which stays registered."""
-    net = stacked(lambda layer: _activation(layer["kind"]) if layer["operation"] == "activation" else linear_module(layer["w"], layer["b"]), layers)
-    composite = load_zennit("zennit.composites").NameMapComposite([([str(n)], _rule_of(layer)) for n, layer in enumerate(layers)])
+    net = stacked(
+        lambda layer: (
+            _activation(layer["kind"])
+            if layer["operation"] == "activation"
+            else linear_module(layer["w"], layer["b"])
+        ),
+        layers,
+    )
+    composite = load_zennit("zennit.composites").NameMapComposite(
+        [([str(n)], _rule_of(layer)) for n, layer in enumerate(layers)]
+    )
 
     def explain(x: Tensor, seeds: Sequence[Tensor]) -> Any:
         with composite.context(net) as registered:
@@ -149,7 +195,7 @@ def _rule_of(layer: dict[str, Any]) -> Any:
     }[layer["rule"]]()
 
 
-# -- other settings ----------------------------------------------------------------------------------------------------------------------
+# -- other settings --------------------------------------------------------------------------------
 
 
 def _w_square_without_bias(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
@@ -158,4 +204,6 @@ def _w_square_without_bias(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) ->
 
 VARIANTS = {"zero_params='bias'": SimpleNamespace(linear_w_square=_w_square_without_bias)}
 for _variant in VARIANTS.values():
-    _variant.__dict__.update(NAME=NAME, VERSION=VERSION, CONVENTIONS=CONVENTIONS, to_array=to_array, to_numpy=to_numpy)
+    _variant.__dict__.update(
+        NAME=NAME, VERSION=VERSION, CONVENTIONS=CONVENTIONS, to_array=to_array, to_numpy=to_numpy
+    )
