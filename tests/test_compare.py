@@ -74,7 +74,7 @@ def stories() -> Model:
 
 def random(kind: str, seed: int = 0, dtype: str = "float64") -> Model:
     model = rm.random_model(getattr(rm, kind), seed, dtype)
-    return replace(model, mask=IDS[3]) if kind in ("BERT", "ROBERTA", "ALBERT") else model
+    return replace(model, mask_id=IDS[3]) if kind in ("BERT", "ROBERTA", "ALBERT") else model
 
 
 def input_of(model: Model) -> Any:

@@ -82,7 +82,7 @@ def test_the_lint_has_nothing_to_complain_of(rule: str) -> None:
 
 @pytest.mark.parametrize("rule", runner.rules())
 def test_the_files_follow_the_schema(rule: str) -> None:
-    schema = json.loads((runner.FOLDER / "schema.json").read_text())
+    schema = json.loads((runner.FOLDER.parent / "schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(
         json.loads((runner.FOLDER / f"{rule}.json").read_text())
     )

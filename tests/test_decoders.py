@@ -384,7 +384,7 @@ def test_an_offset_is_added_to_the_weight(rule: Any) -> None:
         rule(x, w + 1, *after, norm_eps=1e-5),
     )
     assert np.array_equal(
-        *((one, other) if rule is rms_norm.forward else (one.relevance[0], other.relevance[0]))
+        *((one, other) if rule is rms_norm.forward else (one.inputs[0], other.inputs[0]))
     )
 
 

@@ -71,7 +71,7 @@ TEXT = [2, 7, MASK, 1, 7, 3]
 
 
 def model_of(name: str, seed: int = 3, dtype: str = "float64") -> Model:
-    return replace(random_model(NETS[name], seed, dtype), mask=MASK)
+    return replace(random_model(NETS[name], seed, dtype), mask_id=MASK)
 
 
 def apart(got: Any, truth: Any) -> float:
@@ -261,7 +261,7 @@ def test_names_of_modules_are_sites(name: str) -> None:
     layers are named by the run.
     """
     model = model_of(name)
-    sites = model.sites() if "classes" in name else replace(model, mask=0).sites()
+    sites = model.sites() if "classes" in name else replace(model, mask_id=0).sites()
     for tensor in model.weights:
         module = (
             tensor.rpartition(".")[0]

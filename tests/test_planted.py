@@ -122,7 +122,7 @@ def test_a_wrong_rule_leaves_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def wrong(x: Any, w: Any, b: Any, z: Any, r: Any, **options: Any) -> RuleOutput:
         right = linear.epsilon(x, w, b, z, r, **options)
-        return right._replace(inputs=(1000 * right.relevance[0] - 7, None, None))
+        return right._replace(inputs=(1000 * right.inputs[0] - 7, None, None))
 
     monkeypatch.setattr("refl.rules.composites.RULES", {**_rules(), "linear": {"epsilon": wrong}})
     entry = next(iter(Sweep(LRP_0).run(t, z, z.array).ledger))
@@ -170,9 +170,9 @@ def test_attention_in_blocks(causal: bool, monkeypatch: pytest.MonkeyPatch) -> N
     p = softmax.forward(scores, mask=mask)
     z = p @ v
     assert np.abs(attention.forward(q, k, v, mask=mask, causal=causal) - z).max() <= 1e-14
-    to_p, to_v = matmul.uniform(p, v, z, r).relevance
-    to_scores = softmax.taylor(scores, p, to_p, mask=mask).relevance[0]
-    to_q, to_k = matmul.uniform(q, k.swapaxes(-1, -2), scores, to_scores).relevance
+    to_p, to_v = matmul.uniform(p, v, z, r).inputs
+    to_scores = softmax.taylor(scores, p, to_p, mask=mask).inputs[0]
+    to_q, to_k = matmul.uniform(q, k.swapaxes(-1, -2), scores, to_scores).inputs
     rules = (partial(matmul.uniform), partial(softmax.taylor), partial(matmul.uniform))
     shares, _ = attention.sweep(
         q,

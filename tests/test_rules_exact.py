@@ -655,10 +655,10 @@ def test_multiply_uniform(backend: Backend, dtype: str) -> None:
 
 
 @dtypes
-@pytest.mark.parametrize("rule", ["half", "gradient"])
+@pytest.mark.parametrize("rule", ["uniform_gxi", "gradient"])
 def test_multiply_in_gradient_form(backend: Backend, dtype: str, rule: str) -> None:
-    definition = {"half": exact.multiply_uniform_gxi, "gradient": exact.multiply_gradient}[rule]
-    engine = {"half": multiply.uniform_gxi, "gradient": multiply.gradient}[rule]
+    definition = {"uniform_gxi": exact.multiply_uniform_gxi, "gradient": exact.multiply_gradient}[rule]
+    engine = {"uniform_gxi": multiply.uniform_gxi, "gradient": multiply.gradient}[rule]
 
     def judge(data: st.DataObject) -> None:
         case = Product(data, dtype)
@@ -800,10 +800,10 @@ def test_matmul(backend: Backend, dtype: str, rule: str) -> None:
 
 
 @dtypes
-@pytest.mark.parametrize("rule", ["half", "second_gradient", "gradient"])
+@pytest.mark.parametrize("rule", ["uniform_gxi", "second_gxi", "gradient"])
 def test_matmul_in_gradient_form(backend: Backend, dtype: str, rule: str) -> None:
     half = Fraction(1, 2)
-    to_a, to_v = {"half": (half, half), "second_gradient": (0, 1), "gradient": (1, 1)}[rule]
+    to_a, to_v = {"uniform_gxi": (half, half), "second_gxi": (0, 1), "gradient": (1, 1)}[rule]
 
     def judge(data: st.DataObject) -> None:
         case, expected = Matmul(data, dtype), Expected(2, dtype)
@@ -1068,7 +1068,7 @@ def test_softmax_z_plus_where_one_cross_term_dominates(backend: Backend) -> None
     """
     x, r = np.asarray([[[-1.0, -30.0]]]), np.asarray([[[1.0, 0.0]]])
     p = softmax.forward(x)
-    got = backend.back(softmax.z_plus(*map(backend.place, (x, p, r))).relevance[0])
+    got = backend.back(softmax.z_plus(*map(backend.place, (x, p, r))).inputs[0])
     assert abs(got[0, 0, 0]) <= 1e-14 and abs(got[0, 0, 1] - 1.0) <= 1e-14
 
 
@@ -1829,10 +1829,10 @@ def test_order_of_multiplication_gives_a_quarter_or_a_half(backend: Backend) -> 
     free = {"stabilizer": "none"}
     qk, kv = matmul.forward(q, kt), matmul.forward(kt, v)
     z = matmul.forward(qk, v)
-    to_qk, to_v = matmul.uniform(qk, v, z, z, **free).relevance
-    left = [*matmul.uniform(q, kt, qk, to_qk, **free).relevance, to_v]
-    to_q, to_kv = matmul.uniform(q, kv, z, z, **free).relevance
-    right = [to_q, *matmul.uniform(kt, v, kv, to_kv, **free).relevance]
+    to_qk, to_v = matmul.uniform(qk, v, z, z, **free).inputs
+    left = [*matmul.uniform(q, kt, qk, to_qk, **free).inputs, to_v]
+    to_q, to_kv = matmul.uniform(q, kv, z, z, **free).inputs
+    right = [to_q, *matmul.uniform(kt, v, kv, to_kv, **free).inputs]
     whole_ = float(np.sum(backend.back(z)))
     for relevance, shares in ((left, (0.25, 0.25, 0.5)), (right, (0.5, 0.25, 0.25))):
         for r, wanted in zip(relevance, shares, strict=True):
@@ -1852,19 +1852,19 @@ def test_flattened_product_does_not_depend_on_brackets(backend: Backend) -> None
     def numbers(*relevance: Any) -> list[float]:
         return [float(backend.back(r)[0, 0]) for r in relevance]
 
-    inner, last = multiply.uniform(x12, x3, z, z, constant=two).relevance
-    assert numbers(*multiply.uniform(x1, x2, x12, inner, constant=two).relevance, last) == [
+    inner, last = multiply.uniform(x12, x3, z, z, constant=two).inputs
+    assert numbers(*multiply.uniform(x1, x2, x12, inner, constant=two).inputs, last) == [
         6,
         6,
         12,
     ]
-    first, inner = multiply.uniform(x1, x23, z, z, constant=two).relevance
-    assert numbers(first, *multiply.uniform(x2, x3, x23, inner, constant=two).relevance) == [
+    first, inner = multiply.uniform(x1, x23, z, z, constant=two).inputs
+    assert numbers(first, *multiply.uniform(x2, x3, x23, inner, constant=two).inputs) == [
         12,
         6,
         6,
     ]
-    assert numbers(*multiply.uniform(x1, x2, x3, z, z, constant=(False,) * 3).relevance) == [
+    assert numbers(*multiply.uniform(x1, x2, x3, z, z, constant=(False,) * 3).inputs) == [
         8,
         8,
         8,
@@ -1892,15 +1892,15 @@ def test_gamma_at_zero_takes_the_branch_below(backend: Backend) -> None:
 
 def test_gamma_0_is_lrp_0_and_a_large_gamma_the_signed_z_plus(backend: Backend, layer: Any) -> None:
     placed, (x, w, b, z, r) = layer
-    at_0 = backend.back(linear.gamma(*placed, gamma=0.0).relevance[0])
-    lrp_0 = backend.back(linear.epsilon(*placed, stabilizer="none").relevance[0])
+    at_0 = backend.back(linear.gamma(*placed, gamma=0.0).inputs[0])
+    lrp_0 = backend.back(linear.epsilon(*placed, stabilizer="none").inputs[0])
     sizes = np.abs(x) * (np.abs(r / z) @ np.abs(w))
     assert np.all(np.abs(at_0 - lrp_0) <= 32 * 2.0**-53 * sizes)
     c = w[None] * x[:, None, :]
     signed = np.where(z[..., None] > 0, np.maximum(c, 0), np.minimum(c, 0))
     bias = np.where(z > 0, np.maximum(b, 0), np.minimum(b, 0))
     limit = np.sum(signed * (r / (np.sum(signed, axis=-1) + bias))[..., None], axis=1)
-    far = backend.back(linear.gamma(*placed, gamma=1e9).relevance[0])
+    far = backend.back(linear.gamma(*placed, gamma=1e9).inputs[0])
     part = np.sum(np.abs(c) * np.abs(r / (np.sum(signed, axis=-1) + bias))[..., None], axis=1)
     assert np.all(np.abs(far - limit) <= 10e-9 * (np.abs(limit) + part))
 
@@ -1949,8 +1949,8 @@ def test_relevance_and_gradient_forms_agree_as_eps_vanishes(
     """R = x g / (1 + eps/|z|) message by message: they differ by at most eps/|z| of each."""
     placed, (x, w, _, z, r) = layer
     propagated = placed[:4] + [backend.place(r / z)]
-    relevance = backend.back(linear.epsilon(*placed, eps=eps).relevance[0])
-    gradient = x * backend.back(linear.gradient(*propagated).relevance[0])
+    relevance = backend.back(linear.epsilon(*placed, eps=eps).inputs[0])
+    gradient = x * backend.back(linear.gradient(*propagated).inputs[0])
     messages = np.abs(w[None] * x[:, None, :] * (r / z)[..., None])
     bound = np.sum(messages * (eps / np.abs(z) + 64 * 2.0**-53)[..., None], axis=1)
     assert np.all(np.abs(relevance - gradient) <= bound)
@@ -1961,22 +1961,22 @@ def test_both_forms_of_every_bilinear_and_norm_rule_agree(backend: Backend) -> N
     a, v, r = (random.normal(size=(1, 3, 3)) for _ in range(3))
     z, free = a @ v, {"stabilizer": "none"}
     sizes = 1e-12 * (1 + np.abs(a)) * (np.abs(r / z) @ np.abs(v.swapaxes(-1, -2)))
-    relevance = matmul.uniform(*arrays_of(backend, a, v, z, r), **free).relevance
-    gradient = matmul.uniform_gxi(*arrays_of(backend, a, v, z, r / z)).relevance
+    relevance = matmul.uniform(*arrays_of(backend, a, v, z, r), **free).inputs
+    gradient = matmul.uniform_gxi(*arrays_of(backend, a, v, z, r / z)).inputs
     assert np.all(np.abs(backend.back(relevance[0]) - a * backend.back(gradient[0])) <= sizes)
     p = softmax.forward(a)
-    taylor = backend.back(softmax.taylor(*arrays_of(backend, a, p, r)).relevance[0])
-    true = a * backend.back(softmax.gradient(*arrays_of(backend, a, p, r / p)).relevance[0])
+    taylor = backend.back(softmax.taylor(*arrays_of(backend, a, p, r)).inputs[0])
+    true = a * backend.back(softmax.gradient(*arrays_of(backend, a, p, r / p)).inputs[0])
     assert np.all(
         np.abs(taylor - true) <= 1e-13 * (1 + np.abs(a)) * np.sum(np.abs(r), axis=-1, keepdims=True)
     )
     w, b = random.normal(size=(3,)), random.normal(size=(3,))
     z = layer_norm.forward(a, w, b, norm_eps=1e-5)
     prose = backend.back(
-        layer_norm.epsilon(*arrays_of(backend, a, w, b, z, r), norm_eps=1e-5, **free).relevance[0]
+        layer_norm.epsilon(*arrays_of(backend, a, w, b, z, r), norm_eps=1e-5, **free).inputs[0]
     )
     frozen = a * backend.back(
-        layer_norm.epsilon_gxi(*arrays_of(backend, a, w, b, z, r / z), norm_eps=1e-5).relevance[0]
+        layer_norm.epsilon_gxi(*arrays_of(backend, a, w, b, z, r / z), norm_eps=1e-5).inputs[0]
     )
     assert np.all(
         np.abs(prose - frozen)
@@ -2006,7 +2006,7 @@ def test_examples_of_a_batch_do_not_meet(backend: Backend) -> None:
             alone = rule(
                 *(backend.place(a[e : e + 1] if a.ndim == 3 else a) for a in arguments), **options
             )
-            for one, all_ in zip(alone.relevance, together.relevance, strict=True):
+            for one, all_ in zip(alone.inputs, together.inputs, strict=True):
                 assert one is None or np.allclose(
                     backend.back(one)[0], backend.back(all_)[e], rtol=1e-13, atol=1e-13
                 )

@@ -94,16 +94,16 @@ def test_z_box_bounds_for_stretches_of_inputs(backend: Backend) -> None:
     """
     placed, _ = layer(backend)
     one = backend.back(
-        linear.z_box(*placed, low=(-1.0, -2.0, -0.5), high=(2.0, 1.0, 3.0)).relevance[0]
+        linear.z_box(*placed, low=(-1.0, -2.0, -0.5), high=(2.0, 1.0, 3.0)).inputs[0]
     )
     each = backend.back(
         linear.z_box(
             *placed, low=(-1.0, -1.0, -2.0, -2.0, -0.5, -0.5), high=(2.0, 2.0, 1.0, 1.0, 3.0, 3.0)
-        ).relevance[0]
+        ).inputs[0]
     )
     assert np.array_equal(one, each)
     assert np.array_equal(
-        *(backend.back(linear.z_box(*placed, low=low).relevance[0]) for low in (-1.0, (-1.0,)))
+        *(backend.back(linear.z_box(*placed, low=low).inputs[0]) for low in (-1.0, (-1.0,)))
     )
     with pytest.raises(ValueError, match="4 bounds for 6 inputs"):
         linear.z_box(*placed, low=(0.0, 0.0, 0.0, 0.0))
@@ -115,15 +115,15 @@ def test_z_box_of_positive_relevance_is_positive(backend: Backend) -> None:
     """
     placed, plain = layer(backend)
     placed[4] = backend.place(np.abs(plain[4]))
-    assert backend.back(linear.z_box(*placed, low=0.0, high=1.0).relevance[0]).min() >= 0
+    assert backend.back(linear.z_box(*placed, low=0.0, high=1.0).inputs[0]).min() >= 0
 
 
 def test_z_box_at_zero_bounds_is_lrp_0(backend: Backend) -> None:
     """l = h = 0 leaves the contributions themselves, less the bias."""
     (x, w, _, _, r), (plain_x, plain_w, *_) = layer(backend)
     z = backend.place(plain_x @ plain_w.T)
-    ours = backend.back(linear.z_box(x, w, None, z, r, low=0.0, high=0.0).relevance[0])
-    theirs = backend.back(linear.epsilon(x, w, None, z, r, stabilizer="none").relevance[0])
+    ours = backend.back(linear.z_box(x, w, None, z, r, low=0.0, high=0.0).inputs[0])
+    theirs = backend.back(linear.epsilon(x, w, None, z, r, stabilizer="none").inputs[0])
     np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 

@@ -222,7 +222,7 @@ def test_fault_identity_near_zero(x: float, right: float, wrong: float) -> None:
     )
     a = np.asarray([x])
     z = activation.forward(a, kind="silu")
-    ours = activation.identity_gxi(a, z, np.ones(1), kind="silu").relevance[0][0]
+    ours = activation.identity_gxi(a, z, np.ones(1), kind="silu").inputs[0][0]
     show("identity-at-zero", ours=ours, theirs=t.grad.item(), right=f"the factor is {right}")
     assert ours == pytest.approx(right, rel=1e-9)
     assert t.grad.item() == pytest.approx(wrong, rel=1e-6)
@@ -258,7 +258,7 @@ def test_linear_epsilon(eps: float, bias: bool) -> None:
     tw, tb = torch.tensor(w), None if b is None else torch.tensor(b)
     z = linear.forward(x, w, b)
     same(
-        (z, *linear.epsilon(x, w, b, z, r, eps=eps, **EPS).relevance),
+        (z, *linear.epsilon(x, w, b, z, r, eps=eps, **EPS).inputs),
         theirs(lambda t: functional.linear_epsilon(t, tw, tb, eps), r, x),
     )
 
@@ -268,7 +268,7 @@ def test_add2(eps: float) -> None:
     a, b, r = normal(2, 5, 7), normal(2, 5, 7, seed=1), normal(2, 5, 7, seed=2)
     z = add.forward(a, b)
     same(
-        (z, *add.epsilon(a, b, z, r, eps=eps, **EPS).relevance),
+        (z, *add.epsilon(a, b, z, r, eps=eps, **EPS).inputs),
         theirs(lambda s, t: functional.add2(s, t, False, eps), r, a, b),
     )
 
@@ -279,7 +279,7 @@ def test_matmul(eps: float) -> None:
     a, v, r = normal(2, 3, 5, 4), normal(2, 3, 4, 6), normal(2, 3, 5, 6)
     z = matmul.forward(a, v)
     same(
-        (z, *matmul.uniform(a, v, z, r, eps=eps, **EPS).relevance),
+        (z, *matmul.uniform(a, v, z, r, eps=eps, **EPS).inputs),
         theirs(lambda s, t: functional.matmul(s, t, False, eps), r, a, v),
     )
 
@@ -289,14 +289,14 @@ def test_uniform_epsilon(eps: float) -> None:
     """The form of p v: 2 (z + eps)."""
     a, v, r = normal(2, 3, 5, 4), normal(2, 3, 4, 6), normal(2, 3, 5, 6)
     z = matmul.forward(a, v)
-    ours = matmul.uniform(a, v, z, r, eps=eps, denominator="2(z+eps)", **EPS).relevance
+    ours = matmul.uniform(a, v, z, r, eps=eps, denominator="2(z+eps)", **EPS).inputs
     same(
         (z, *ours),
         theirs(
             lambda s, t: explicit.uniform_epsilon_lrp_fn.apply(torch.matmul, eps, s, t), r, a, v
         ),
     )
-    other = matmul.uniform(a, v, z, r, eps=eps, **EPS).relevance
+    other = matmul.uniform(a, v, z, r, eps=eps, **EPS).inputs
     assert (
         distance(other[1], ours[1]) > 1e-2 * eps
     )  # eps-two-forms: the two denominators are not the same rule
@@ -305,7 +305,7 @@ def test_uniform_epsilon(eps: float) -> None:
 def test_softmax() -> None:
     x, r = 3 * normal(2, 3, 5, 6), normal(2, 3, 5, 6, seed=1)
     p = softmax.forward(x)
-    same((p, *softmax.taylor(x, p, r).relevance), theirs(lambda t: functional.softmax(t, -1), r, x))
+    same((p, *softmax.taylor(x, p, r).inputs), theirs(lambda t: functional.softmax(t, -1), r, x))
 
 
 def test_softmax_masked_by_infinity() -> None:
@@ -314,7 +314,7 @@ def test_softmax_masked_by_infinity() -> None:
     p = softmax.forward(x, mask=mask)
     filled = np.where(mask, x, -np.inf)
     same(
-        (p, *softmax.taylor(x, p, r, mask=mask).relevance),
+        (p, *softmax.taylor(x, p, r, mask=mask).inputs),
         theirs(lambda t: functional.softmax(t, -1), r * mask, filled),
     )
 
@@ -323,12 +323,12 @@ def test_mul2() -> None:
     a, b, r = normal(2, 5, 7), normal(2, 5, 7, seed=1), normal(2, 5, 7, seed=2)
     z = multiply.forward(a, b, constant=(False, False))
     same(
-        (z, *multiply.uniform(a, b, z, r, constant=(False, False)).relevance),
+        (z, *multiply.uniform(a, b, z, r, constant=(False, False)).inputs),
         theirs(functional.mul2, r, a, b),
     )
     constant = torch.tensor(b)
     same(
-        (z, *multiply.uniform(a, b, z, r, constant=(False, True)).relevance),
+        (z, *multiply.uniform(a, b, z, r, constant=(False, True)).inputs),
         theirs(lambda t: functional.mul2(t, constant), r, a),
     )
 
@@ -337,7 +337,7 @@ def test_identity() -> None:
     x, r = normal(2, 5, 7), normal(2, 5, 7, seed=1)
     z = activation.forward(x, kind="silu")
     same(
-        (z, *activation.identity(x, z, r, kind="silu").relevance),
+        (z, *activation.identity(x, z, r, kind="silu").inputs),
         theirs(lambda t: explicit.identity(torch.nn.functional.silu, t), r, x),
     )
 
@@ -345,7 +345,7 @@ def test_identity() -> None:
 def test_rms_norm_identity() -> None:
     x, w, r = normal(2, 5, 7), normal(7), normal(2, 5, 7, seed=1)
     z, tw = rms_norm.forward(x, w, norm_eps=1e-3), torch.tensor(w)
-    ours = rms_norm.identity(x, w, z, r, norm_eps=1e-3).relevance
+    ours = rms_norm.identity(x, w, z, r, norm_eps=1e-3).inputs
     same((z, *ours), theirs(lambda t: functional.rms_norm_identity(t, tw, 1e-3), r, x))
 
 
@@ -353,7 +353,7 @@ def test_layer_norm() -> None:
     """LXT gives its layer_norm no eps of its own to set: it is 1e-6."""
     x, w, b, r = normal(2, 5, 7), normal(7), normal(7, seed=1), normal(2, 5, 7, seed=1)
     z, tw, tb = layer_norm.forward(x, w, b, norm_eps=1e-3), torch.tensor(w), torch.tensor(b)
-    ours = layer_norm.epsilon(x, w, b, z, r, norm_eps=1e-3, eps=1e-6, **EPS).relevance
+    ours = layer_norm.epsilon(x, w, b, z, r, norm_eps=1e-3, eps=1e-6, **EPS).inputs
     same((z, *ours), theirs(lambda t: functional.layer_norm(t, tw, tb, 1e-3), r, x))
 
 
@@ -362,7 +362,7 @@ def test_mean(eps: float) -> None:
     x, r = normal(2, 5, 7), normal(2, 1, 7)
     counted = np.ones((2, 5, 1))
     z = pooling.forward(x, counted=counted)
-    ours = pooling.epsilon(x, z, r, counted=counted, eps=eps, **EPS).relevance
+    ours = pooling.epsilon(x, z, r, counted=counted, eps=eps, **EPS).inputs
     same((z, *ours), theirs(lambda t: functional.mean(t, 1, True, eps), r, x))
 
 
@@ -417,14 +417,14 @@ def test_fault_eps_unsigned() -> None:
     """
     x, w, r = np.asarray([[1.0, -1.000001]]), np.ones((1, 2)), np.ones((1, 1))
     z = linear.forward(x, w, None)
-    ours = linear.epsilon(x, w, None, z, r, eps=1e-6).relevance[0].sum()
+    ours = linear.epsilon(x, w, None, z, r, eps=1e-6).inputs[0].sum()
     other = theirs(lambda t: functional.linear_epsilon(t, torch.tensor(w), None, 1e-6), r, x)[
         1
     ].sum()
     show("eps-unsigned", ours=ours, theirs=other, right="0.5 by eq. 5: refl is right")
     assert ours == pytest.approx(0.5, rel=1e-9)
     assert other == pytest.approx(-1.2155602502e10, rel=1e-6)
-    plain = linear.epsilon(x, w, None, z, r, eps=1e-6, stabilizer="plain").relevance[0].sum()
+    plain = linear.epsilon(x, w, None, z, r, eps=1e-6, stabilizer="plain").inputs[0].sum()
     assert plain == other  # the composite lxt-explicit reproduces the fault on purpose
 
 
@@ -434,7 +434,7 @@ def test_fault_softmax_dim() -> None:
     """
     x, r = normal(4, 6), normal(4, 6, seed=1)
     p = softmax.forward(x.T)
-    ours = softmax.taylor(x.T, p, r.T).relevance[0].T
+    ours = softmax.taylor(x.T, p, r.T).inputs[0].T
     output, other = theirs(lambda t: functional.softmax(t, 0), r, x)
     assert distance(p.T.copy(), output) < ROUNDING
     by_hand = np.asarray(
@@ -459,7 +459,7 @@ def test_fault_mask_finfo() -> None:
         np.asarray([[1.0, 2.0, least]], dtype=np.float32),
         np.asarray([[0.5, 0.5, 1e-30]], dtype=np.float32),
     )
-    ours = softmax.taylor(x, softmax.forward(x), r).relevance[0][0, 2]
+    ours = softmax.taylor(x, softmax.forward(x), r).inputs[0][0, 2]
     other = lxt_softmax(x, r)[0, 2]
     show("mask-finfo", ours=ours, theirs=other, right="0: refl is right")
     assert ours == 0.0
@@ -476,7 +476,7 @@ def test_fault_row_masked_whole(hidden: float) -> None:
         np.asarray([[0.5, 0.3, 0.1]], dtype=np.float32),
     )
     mask = np.zeros((1, 3), dtype=bool)
-    ours = softmax.taylor(x, softmax.forward(x, mask=mask), r, mask=mask).relevance[0]
+    ours = softmax.taylor(x, softmax.forward(x, mask=mask), r, mask=mask).inputs[0]
     other = lxt_softmax(x, r)
     show("row masked whole", ours=ours, theirs=other, right="0, 0, 0: refl is right")
     assert (ours == 0).all()
@@ -498,7 +498,7 @@ def test_fault_constant_eats_share() -> None:
         np.asarray([[2.0, 2.0, 2.0]]),
         np.asarray([[1.0, 2.0, 3.0]]),
     )
-    ours = multiply.uniform(x, c, x * c, r, constant=(False, True)).relevance
+    ours = multiply.uniform(x, c, x * c, r, constant=(False, True)).inputs
     assert ours[1] is None
     other = theirs(lambda t: explicit.uniform_rule_fn.apply(torch.mul, t, torch.tensor(c)), r, x)[1]
     show("constant-eats-share", ours=ours[0].sum(), theirs=other.sum(), right="6: refl is right")

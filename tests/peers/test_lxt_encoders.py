@@ -179,7 +179,7 @@ def test_both_forms_of_attention_and_the_surrogate(tmp_path: Path) -> None:
 
 def surrogate_relevance(model: Any, target: int) -> Any:
     """Activation times the gradient of the frozen surrogate, at the words' embeddings: (T,)."""
-    model, site = replace(model, mask=IDS[POSITION]), "bert.embeddings.word_embeddings"
+    model, site = replace(model, mask_id=IDS[POSITION]), "bert.embeddings.word_embeddings"
     around = surrogate.record(model, IDS)[0]
     g = surrogate.gradient(model, IDS, site, target, around=around)
     return (around[site].output.array[0] * g).sum(-1)

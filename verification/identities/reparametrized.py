@@ -98,7 +98,7 @@ class Graph:
         return Part(
             made,
             cut["start"],
-            cut["leaf"],
+            cut["stop"],
             passed[split].attributes["heads"],
             turned=max(
                 (r.attributes["cos"].shape[-1] for r in passed if r.operation == "rotary"),
