@@ -5,6 +5,10 @@ A net is a function of a trace, a config and its inputs. It asks the trace for e
 recomputation, with activations edited, or, in a subclass, as the frozen surrogate that checks the
 sweep.
 
+Roles. A record says what it is in the architecture's own terms, whatever its site is called
+(`attention.query`, `mlp.up`, `patch_embedding`, `head`, `residual`, ...): what composites match.
+Nets give them; attention's own three are given here.
+
 Sites. A value is named by the module whose output it is (`model.layers.3.mlp.act_fn`), in the
 checkpoint's own module paths. Inside `t.module(name, ...)` names are relative to that module, and
 "" is the module itself. A module's input has the alias `<path>.input`; a value that several modules
@@ -138,9 +142,9 @@ Operand = Value | Parameter | None
 
 
 class Record:
-    """One operation as it ran: what went in, what came out, and its attributes."""
+    """One operation as it ran: what went in, what came out, its attributes, and its role."""
 
-    __slots__ = ("attributes", "operands", "operation", "output")
+    __slots__ = ("attributes", "operands", "operation", "output", "role")
 
     def __init__(
         self,
@@ -148,11 +152,13 @@ class Record:
         operands: tuple[Operand, ...],
         output: Value,
         attributes: dict[str, Any],
+        role: str = "",
     ) -> None:
         self.operation = operation
         self.operands = operands
         self.output = output
         self.attributes = attributes
+        self.role = role
 
     @property
     def arrays(self) -> tuple[Array | None, ...]:
@@ -275,22 +281,21 @@ class Trace:
     ) -> Value:
         """`weight`: the full name of a table shared with another module."""
         table = Parameter(self.weights, weight or f"{self.site(name)}.weight")
-        return self._run("embedding", name, (table,), ids=ids, role=role)
+        return self._run("embedding", name, (table,), role, ids=ids, role=role)
 
     def source(self, name: str, array: Array, *, role: str = "pixels") -> Value:
         """An input that is numbers already; the first axis counts examples."""
-        return self._run("source", name, (), values=array, role=role)
+        return self._run("source", name, (), role, values=array, role=role)
 
     def learned(self, name: str, beside: Value, *, role: str) -> Value:
         """A tensor (1, ...) of the checkpoint as a value, once for each example of `beside`; its
         relevance is absorbed as `role`.
         """
-        return self._run(
-            "learned", name, (Parameter(self.weights, self.site(name)), beside), role=role
-        )
+        table = Parameter(self.weights, self.site(name))
+        return self._run("learned", name, (table, beside), role, role=role)
 
     def patches(
-        self, name: str, x: Value, size: tuple[int, int]
+        self, name: str, x: Value, size: tuple[int, int], *, role: str = "patch_embedding"
     ) -> Value:  # (B, C, H, W) -> (B, N, O)
         """A convolution whose windows stand side by side: unfold, then linear with the kernel as a
         matrix (and its bias).
@@ -304,9 +309,8 @@ class Trace:
             Parameter(self.weights, f"{path}.weight", kernel=True),
             Parameter(self.weights, f"{path}.bias"),
         )
-        return self._run(
-            "linear", name, (self.move(f"{name}.unfolded", "patches", x, size=size), w, b)
-        )
+        unfolded = self.move(f"{name}.unfolded", "patches", x, size=size)
+        return self._run("linear", name, (unfolded, w, b), role)
 
     def linear(
         self,
@@ -316,6 +320,7 @@ class Trace:
         bias: bool | str = False,
         weight: str | None = None,
         transposed: bool = False,
+        role: str = "",
     ) -> Value:
         """`weight`, and `bias` as a string: the full name of a tensor that another module holds.
         `transposed`: stored (I, O), as GPT-2's Conv1D is."""
@@ -327,81 +332,87 @@ class Trace:
             if bias
             else None
         )
-        return self._run("linear", name, (x, w, b))
+        return self._run("linear", name, (x, w, b), role)
 
-    def add(self, name: str, a: Value, b: Value) -> Value:
-        return self._run("add", name, (a, b))
+    def add(self, name: str, a: Value, b: Value, *, role: str = "") -> Value:
+        return self._run("add", name, (a, b), role)
 
-    def multiply(self, name: str, *operands: Value) -> Value:
-        return self._run("multiply", name, operands, constant=tuple(o.constant for o in operands))
+    def multiply(self, name: str, *operands: Value, role: str = "") -> Value:
+        constant = tuple(o.constant for o in operands)
+        return self._run("multiply", name, operands, role, constant=constant)
 
-    def matmul(self, name: str, a: Value, b: Value) -> Value:
-        return self._run("matmul", name, (a, b))
+    def matmul(self, name: str, a: Value, b: Value, *, role: str = "") -> Value:
+        return self._run("matmul", name, (a, b), role)
 
-    def softmax(self, name: str, x: Value, mask: Array | None = None) -> Value:
-        return self._run("softmax", name, (x,), mask=mask)
+    def softmax(self, name: str, x: Value, mask: Array | None = None, *, role: str = "") -> Value:
+        return self._run("softmax", name, (x,), role, mask=mask)
 
-    def rms_norm(self, name: str, x: Value, norm_eps: float, *, offset: float = 0.0) -> Value:
+    def rms_norm(
+        self, name: str, x: Value, norm_eps: float, *, offset: float = 0.0, role: str = "norm"
+    ) -> Value:
         """`offset`: what is added to the stored weight."""
         path = self.site(name)
         self.name(x, f"{path}.input")
-        return self._run(
-            "rms_norm",
-            name,
-            (x, Parameter(self.weights, f"{path}.weight")),
-            norm_eps=norm_eps,
-            offset=offset,
-        )
+        w = Parameter(self.weights, f"{path}.weight")
+        return self._run("rms_norm", name, (x, w), role, norm_eps=norm_eps, offset=offset)
 
-    def layer_norm(self, name: str, x: Value, norm_eps: float, *, bias: bool = True) -> Value:
+    def layer_norm(
+        self, name: str, x: Value, norm_eps: float, *, bias: bool = True, role: str = "norm"
+    ) -> Value:
         path = self.site(name)
         self.name(x, f"{path}.input")
         w, b = (
             Parameter(self.weights, f"{path}.weight"),
             Parameter(self.weights, f"{path}.bias") if bias else None,
         )
-        return self._run("layer_norm", name, (x, w, b), norm_eps=norm_eps)
+        return self._run("layer_norm", name, (x, w, b), role, norm_eps=norm_eps)
 
-    def activation(self, name: str, x: Value, kind: str) -> Value:
+    def activation(self, name: str, x: Value, kind: str, *, role: str = "") -> Value:
         self.name(x, f"{self.site(name)}.input")
-        return self._run("activation", name, (x,), kind=activation.NAMES[kind])
+        return self._run("activation", name, (x,), role, kind=activation.NAMES[kind])
 
-    def rotary(self, name: str, x: Value, cos: Array, sin: Array) -> Value:
-        return self._run("rotary", name, (x,), cos=cos, sin=sin)
+    def rotary(self, name: str, x: Value, cos: Array, sin: Array, *, role: str = "") -> Value:
+        return self._run("rotary", name, (x,), role, cos=cos, sin=sin)
 
-    def scale(self, name: str, x: Value, factor: float) -> Value:
-        return self._run("scale", name, (x,), factor=factor)
+    def scale(self, name: str, x: Value, factor: float, *, role: str = "") -> Value:
+        return self._run("scale", name, (x,), role, factor=factor)
 
-    def move(self, name: str, kind: str, *operands: Value, **how: Any) -> Value:
+    def move(self, name: str, kind: str, *operands: Value, role: str = "", **how: Any) -> Value:
         """A movement of rules/movement.py: split_heads, merge_heads, repeat_heads, transpose,
         slice, concat, rows, reshape, patches.
         """
-        return self._run("movement", name, operands, kind=kind, **how)
+        return self._run("movement", name, operands, role, kind=kind, **how)
 
-    def mean(self, name: str, x: Value, counted: Array) -> Value:
-        return self._run("pooling", name, (x,), counted=counted)
+    def mean(self, name: str, x: Value, counted: Array, *, role: str = "") -> Value:
+        return self._run("pooling", name, (x,), role, counted=counted)
 
-    def top_k(self, name: str, p: Value, k: int) -> tuple[Value, Choice]:
+    def top_k(self, name: str, p: Value, k: int, *, role: str = "") -> tuple[Value, Choice]:
         """The k largest entries of each row, and which they are."""
         chosen = self.choose(self.site(name), p.array, k)
-        return self._run("top_k", name, (p,), chosen=chosen), chosen
+        return self._run("top_k", name, (p,), role, chosen=chosen), chosen
 
     def choose(self, site: str, p: Array, k: int) -> Choice:
         return top_k.choose(p, k)
 
-    def renormalize(self, name: str, r: Value) -> Value:
-        return self._run("renormalize", name, (r,))
+    def renormalize(self, name: str, r: Value, *, role: str = "") -> Value:
+        return self._run("renormalize", name, (r,), role)
 
-    def gather(self, name: str, x: Value, index: Index) -> Value:
-        return self._run("gather", name, (x,), index=index)
+    def gather(self, name: str, x: Value, index: Index, *, role: str = "") -> Value:
+        return self._run("gather", name, (x,), role, index=index)
 
     def combine(
-        self, name: str, ys: Sequence[Value], index: tuple[Index, ...], length: int
+        self,
+        name: str,
+        ys: Sequence[Value],
+        index: tuple[Index, ...],
+        length: int,
+        *,
+        role: str = "",
     ) -> Value:
         """The rows of every y back at the places among `length` that `index` took them from,
         summed.
         """
-        return self._run("combine", name, tuple(ys), index=index, length=length)
+        return self._run("combine", name, tuple(ys), role, index=index, length=length)
 
     def attention(
         self,
@@ -421,15 +432,24 @@ class Trace:
         `bias` (B, H, J, I) is added to the scores; then attention is always the plain operations.
         """
         if not self.plain and bias is None:
-            return self._run("attention", "context", (q, k, v), mask=mask, causal=causal)
-        scores = self.matmul("scores", q, self.move("key.transposed", "transpose", k))
-        scores = scores if bias is None else self.add("scores.biased", scores, bias)
-        return self.matmul("context", self.softmax("probabilities", scores, mask), v)
+            return self._run("attention", "context", (q, k, v), "", mask=mask, causal=causal)
+        turned = self.move("key.transposed", "transpose", k)
+        scores = self.matmul("scores", q, turned, role="attention.scores")
+        if bias is not None:
+            scores = self.add("scores.biased", scores, bias, role="attention.bias")
+        p = self.softmax("probabilities", scores, mask, role="attention.probabilities")
+        return self.matmul("context", p, v, role="attention.context")
 
     # -- the one place where something is computed -------------------------------------------------
 
     def _run(
-        self, operation: str, name: str, operands: tuple[Operand, ...], **attributes: Any
+        self,
+        operation: str,
+        name: str,
+        operands: tuple[Operand, ...],
+        role: str,
+        /,
+        **attributes: Any,
     ) -> Value:
         site = self.site(name)
         arrays = tuple(None if o is None else o.array for o in operands)
@@ -438,7 +458,7 @@ class Trace:
             array = self.edits[site](array)
         values = [o for o in operands if isinstance(o, Value)]
         output = Value(array, site, constant=bool(values) and all(v.constant for v in values))
-        return self._keep(Record(operation, operands, output, attributes))
+        return self._keep(Record(operation, operands, output, attributes, role))
 
     def compute(
         self,
