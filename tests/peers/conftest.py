@@ -4,11 +4,12 @@ held against.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers_models import Make, random_model
 
 
 @pytest.fixture(autouse=True)
@@ -19,9 +20,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-Make = Callable[..., Path]
 
 
 @pytest.fixture
@@ -35,59 +33,3 @@ def make(tmp_path: Path) -> Make:
         return tmp_path
 
     return made
-
-
-SMALL: dict[str, dict[str, Any]] = {
-    "llama": {
-        "vocab_size": 29,
-        "hidden_size": 24,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 32,
-    },
-    "gpt2": {"vocab_size": 29, "n_positions": 32, "n_embd": 24, "n_layer": 3, "n_head": 4},
-}
-
-_DECODER: dict[str, Any] = SMALL["llama"] | {"num_key_value_heads": 4}
-_GEMMA: dict[str, Any] = _DECODER | {
-    "head_dim": 6,
-    "num_key_value_heads": 2,
-    "query_pre_attn_scalar": 7,
-    "sliding_window": 3,
-}
-SMALL |= {
-    "mistral": _DECODER,
-    "qwen2": _DECODER,
-    "qwen3": _DECODER | {"head_dim": 6},
-    "phi": _DECODER | {"partial_rotary_factor": 0.7},
-    "gemma2": _GEMMA,
-    "gemma3_text": _GEMMA | {"sliding_window_pattern": 2},
-}
-
-
-def random_model(kind: str, **options: Any) -> Any:
-    """transformers starts biases at 0 and norm weights at 1, which hides them; here everything is
-    drawn, at a scale that keeps activations near 1."""
-    transformers = pytest.importorskip(
-        "transformers", reason="transformers is not installed (the extra 'peers')"
-    )
-    import torch
-
-    config = transformers.AutoConfig.for_model(kind, **(SMALL[kind] | options))
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    draw = torch.Generator().manual_seed(20240501)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(_scaled(name, torch.randn(p.shape, generator=draw)))
-    return model.eval()
-
-
-def _scaled(name: str, noise: Any) -> Any:
-    if name.endswith("weight") and ("norm" in name or "ln_" in name):
-        return 1 + 0.3 * noise
-    return (
-        0.3 * noise
-        if noise.ndim == 1 or "wpe" in name or "embed" in name
-        else noise * noise.shape[1] ** -0.5
-    )

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers_forward import BOUND, ROPE, agree, draw, reference, same_forward
+from transformers_models import SMALL, Make, random_model
 
 import refl
-from peers.conftest import SMALL, Make, random_model
-from peers.test_forward import BOUND, ROPE, agree, draw, reference, same_forward
 from refl.errors import ReflError
 from refl.verification.peers.lxt import wide, widened
 

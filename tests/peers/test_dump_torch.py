@@ -13,16 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import checkpoint
+from checkpoints import checkpoint
+from transformers_models import ENCODERS, random_model, random_t5, random_vision, write_encoder
 
 import refl
-from peers import test_encoders, test_t5, test_vision
-from peers.conftest import SMALL, random_model
-from peers.test_experts import SMALL as EXPERTS
 from refl.errors import ReflError
 from refl.explanation import Explanation
-from refl.verification.peers import dump_torch, lxt
 from refl.verification.compare.compare import Comparison, compare
+from refl.verification.peers import dump_torch, lxt
 from refl.verification.peers.dump_torch import Input, dump
 
 pytestmark = pytest.mark.peers
@@ -43,15 +41,15 @@ def decoder(kind: str, **options: Any) -> Write:
 
 
 def encoder(case: str) -> Write:
-    return lambda folder: test_encoders.written(folder, *test_encoders.CASES[case])
+    return lambda folder: write_encoder(folder, *ENCODERS[case])
 
 
 def t5(**options: Any) -> Write:
-    return lambda folder: test_t5.random_model(**options).save_pretrained(folder)
+    return lambda folder: random_t5(**options).save_pretrained(folder)
 
 
 def vision(kind: str, head: str = "ForImageClassification") -> Write:
-    return lambda folder: test_vision.random_model(kind, head).save_pretrained(folder)
+    return lambda folder: random_vision(kind, head).save_pretrained(folder)
 
 
 MODELS: dict[str, tuple[Write, int]] = {
@@ -78,12 +76,6 @@ MODELS: dict[str, tuple[Write, int]] = {
     "deit-two-heads": (vision("deit", "ForImageClassificationWithTeacher"), 20),
 }
 """How a checkpoint is written, and how many sites both sides have at least."""
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for kind, options in EXPERTS.items():
-        monkeypatch.setitem(SMALL, kind, options)
 
 
 def both(folder: Path, method: str, **options: Any) -> tuple[Explanation, Explanation]:

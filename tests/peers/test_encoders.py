@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers_models import ENCODERS, write_encoder
 
 import refl
 from refl.arrays import asnumpy
@@ -31,103 +32,6 @@ BOUND = 1e-10
 """Of the largest logit. Both sides round in float64: what is measured stays below 1e-14."""
 
 LENGTHS = (1, 2, 13)
-
-SMALL: dict[str, Any] = {
-    "vocab_size": 29,
-    "hidden_size": 24,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 32,
-}
-
-LABELS = {"id2label": {0: "no", 1: "yes", 2: "maybe"}, "label2id": {"no": 0, "yes": 1, "maybe": 2}}
-
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": ("BertForMaskedLM", {}),
-    "bert-untied": (
-        "BertForMaskedLM",
-        {"tie_word_embeddings": False, "hidden_act": "relu", "layer_norm_eps": 1e-3},
-    ),
-    "bert-gelu-new": (
-        "BertForMaskedLM",
-        {"hidden_act": "gelu_new", "num_attention_heads": 1, "type_vocab_size": 3},
-    ),
-    "bert-silu-deep": (
-        "BertForMaskedLM",
-        {"hidden_act": "silu", "num_hidden_layers": 4, "chunk_size_feed_forward": 1},
-    ),
-    "bert-tanh": ("BertForMaskedLM", {"hidden_act": "tanh", "num_attention_heads": 12}),
-    "bert-pre-training": ("BertForPreTraining", {"hidden_act": "quick_gelu"}),
-    "bert-classes": ("BertForSequenceClassification", LABELS),
-    "bert-two-classes": (
-        "BertForSequenceClassification",
-        {"hidden_act": "gelu_pytorch_tanh", "num_labels": 2},
-    ),
-    "bert-one-number": ("BertForSequenceClassification", {"num_labels": 1}),
-    "bert-no-head": ("BertModel", {}),
-    "roberta": ("RobertaForMaskedLM", {}),
-    "roberta-gelu-new": (
-        "RobertaForMaskedLM",
-        {"hidden_act": "gelu_new", "type_vocab_size": 1, "layer_norm_eps": 1e-5},
-    ),
-    "roberta-untied": ("RobertaForMaskedLM", {"tie_word_embeddings": False, "hidden_act": "relu"}),
-    "roberta-padding-0": ("RobertaForMaskedLM", {"pad_token_id": 0}),
-    "roberta-padding-5": ("RobertaForMaskedLM", {"pad_token_id": 5, "num_attention_heads": 2}),
-    "roberta-classes": ("RobertaForSequenceClassification", LABELS),
-    "roberta-no-head": ("RobertaModel", {"hidden_act": "silu"}),
-    "xlm-roberta": ("XLMRobertaForMaskedLM", {"type_vocab_size": 1}),
-    "xlm-roberta-classes": ("XLMRobertaForSequenceClassification", LABELS),
-    "camembert": ("CamembertForMaskedLM", {}),
-    "camembert-classes": ("CamembertForSequenceClassification", {"num_labels": 4}),
-    "albert": ("AlbertForMaskedLM", {"embedding_size": 12}),
-    "albert-wide-embedding": (
-        "AlbertForMaskedLM",
-        {"embedding_size": 40, "hidden_act": "gelu", "num_hidden_layers": 3},
-    ),
-    "albert-groups": (
-        "AlbertForMaskedLM",
-        {"embedding_size": 8, "num_hidden_layers": 6, "num_hidden_groups": 3},
-    ),
-    "albert-uneven-groups": (
-        "AlbertForMaskedLM",
-        {"embedding_size": 8, "num_hidden_layers": 7, "num_hidden_groups": 3},
-    ),
-    "albert-inner-groups": (
-        "AlbertForMaskedLM",
-        {"embedding_size": 8, "num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2},
-    ),
-    "albert-untied": (
-        "AlbertForMaskedLM",
-        {"embedding_size": 12, "tie_word_embeddings": False, "hidden_act": "relu"},
-    ),
-    "albert-pre-training": ("AlbertForPreTraining", {"embedding_size": 12, "type_vocab_size": 4}),
-    "albert-classes": (
-        "AlbertForSequenceClassification",
-        LABELS | {"embedding_size": 12, "layer_norm_eps": 1e-2},
-    ),
-    "albert-no-head": ("AlbertModel", {"embedding_size": 12}),
-}
-
-
-def written(folder: Path, kind: str, options: dict[str, Any]) -> Path:
-    """A checkpoint whose every tensor is drawn: transformers starts biases at 0 and norm weights at
-    1, which would hide them.
-    """
-    cls = getattr(transformers, kind)
-    model = cls(cls.config_class(**SMALL | options))
-    draw = torch.Generator().manual_seed(20240501)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(_scaled(name, torch.randn(p.shape, generator=draw)))
-    model.save_pretrained(folder)
-    return folder
-
-
-def _scaled(name: str, noise: Any) -> Any:
-    if noise.ndim == 1:
-        return 1 + 0.3 * noise if name.endswith("weight") else 0.3 * noise
-    return noise if "_embeddings" in name else noise * noise.shape[1] ** -0.5
 
 
 def reference(folder: Path, ids: Any, types: Any = None, real: Any = None) -> Any:
@@ -182,10 +86,10 @@ def run(model: Model, ids: list[list[int]], types: Any = None, **how: Any) -> tu
     return asnumpy(out.array), None if pooled is None else asnumpy(pooled.array)[:, 0]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ENCODERS)
 def test_forward(tmp_path: Path, case: str) -> None:
     """Single texts of each length, token types, and a padded batch; both forms of attention."""
-    folder = written(tmp_path, *CASES[case])
+    folder = write_encoder(tmp_path, *ENCODERS[case])
     model = refl.load(folder, dtype="float64")
     worst = 0.0
     for length in LENGTHS:
@@ -225,7 +129,7 @@ def test_stored_dtype(tmp_path: Path, kind: str, dtype: str) -> None:
     """Widening is exact: transformers' model of the half-precision file, cast to float64, is
     refl's.
     """
-    folder = written(tmp_path, kind, {})
+    folder = write_encoder(tmp_path, kind, {})
     model = getattr(transformers, kind).from_pretrained(folder, torch_dtype=getattr(torch, dtype))
     model.save_pretrained(folder)
     agree(refl.load(folder, dtype="float64").logits(draw(13)), reference(folder, [draw(13)])[0][0])
@@ -236,10 +140,12 @@ def test_a_head_on_a_bare_file(tmp_path: Path, case: str) -> None:
     """What transformers calls the whole model is read from a file of it; the file of the bare model
     has no head and says so.
     """
-    kind, options = CASES[f"{case}-no-head"]
-    folder = written(tmp_path, kind, options)
+    kind, options = ENCODERS[f"{case}-no-head"]
+    folder = write_encoder(tmp_path, kind, options)
     assert not any(name.startswith(f"{case}.") for name in refl.load(folder).weights.weights)
-    config = json.loads((folder / "config.json").read_text()) | {"architectures": [CASES[case][0]]}
+    config = json.loads((folder / "config.json").read_text()) | {
+        "architectures": [ENCODERS[case][0]]
+    }
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ReflError, match="predictions|lm_head"):
         refl.load(folder)
@@ -265,8 +171,8 @@ def test_checkpoints_of_refused_options(
     tmp_path: Path, case: str, options: dict[str, Any], named: str
 ) -> None:
     """transformers writes and runs them; refl names the option it does not know."""
-    kind, before = CASES[case]
-    folder = written(tmp_path, kind, before | options)
+    kind, before = ENCODERS[case]
+    folder = write_encoder(tmp_path, kind, before | options)
     with pytest.raises(ReflError, match=named):
         refl.load(folder)
 
@@ -277,7 +183,7 @@ def test_checkpoints_of_refused_options(
 )  # fmt: skip
 def test_heads_there_are_none_of(tmp_path: Path, kind: str) -> None:
     with pytest.raises(ReflError, match=kind):
-        refl.load(written(tmp_path, kind, {}))
+        refl.load(write_encoder(tmp_path, kind, {}))
 
 
 # -- a real one ------------------------------------------------------------------------------------

@@ -14,36 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers_forward import BOUND, ROPE, agree, draw, reference, same_forward
+from transformers_models import EXPERTS, Make, random_model
 
 import refl
-from peers import conftest
-from peers.conftest import Make
-from peers.test_forward import BOUND, ROPE, agree, draw, reference, same_forward
 from refl.errors import ReflError
 
 pytestmark = pytest.mark.peers
-
-_SHARED: dict[str, Any] = {
-    "vocab_size": 29,
-    "hidden_size": 24,
-    "intermediate_size": 20,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32,
-    "num_experts_per_tok": 2,
-}
-SMALL: dict[str, dict[str, Any]] = {
-    "mixtral": _SHARED | {"num_local_experts": 5},
-    "qwen3_moe": _SHARED
-    | {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 10, "head_dim": 6},
-}
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for kind, options in SMALL.items():
-        monkeypatch.setitem(conftest.SMALL, kind, options)
 
 
 MIXTRAL: dict[str, dict[str, Any]] = {
@@ -110,7 +87,7 @@ def test_head_dim_left_out(make: Make) -> None:
     same_forward(folder)
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", EXPERTS)
 def test_padded_batch(make: Make, kind: str) -> None:
     """transformers sends padding to experts too, refl does not: what is read of the logits is the
     same.
@@ -126,16 +103,16 @@ def test_padded_batch(make: Make, kind: str) -> None:
         assert one.logit == pytest.approx(model.logits(item)[-1].max(), rel=BOUND)
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", EXPERTS)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_stored_dtype(tmp_path: Path, kind: str, dtype: str) -> None:
     import torch
 
-    conftest.random_model(kind).to(getattr(torch, dtype)).save_pretrained(tmp_path)
+    random_model(kind).to(getattr(torch, dtype)).save_pretrained(tmp_path)
     agree(refl.load(tmp_path, dtype="float64").logits(draw(13)), reference(tmp_path, [draw(13)])[0])
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", EXPERTS)
 def test_shards(make: Make, kind: str) -> None:
     folder = make(kind, save={"max_shard_size": "8KB"})
     assert len(list(folder.glob("model-*.safetensors"))) > 2

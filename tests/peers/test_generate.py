@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import checkpoint
+from checkpoints import checkpoint
 
 import refl
 from refl.verification.peers.lxt import wide, widened

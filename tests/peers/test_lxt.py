@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import checkpoint
+from checkpoints import checkpoint
+from transformers_models import Make, random_model
 
 import refl
-from peers.conftest import Make
 from refl.rules import (
     activation,
     add,
@@ -148,8 +148,6 @@ def test_patches_are_undone(make: Make, kind: str) -> None:
 
 
 def plain_gradient(kind: str) -> list[float]:
-    from peers.conftest import random_model
-
     model = random_model(kind)
     model.eval()(torch.tensor([[1, 2, 3]])).logits[0, -1, 4].backward()
     return [float(g) for g in model.get_input_embeddings().weight.grad[2]]

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers_models import Make
 
 import refl
-from peers.conftest import Make
 from refl.explanation import Explanation
-from refl.verification.peers import lxt
 from refl.verification.definitions import surrogate
+from refl.verification.peers import lxt
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")

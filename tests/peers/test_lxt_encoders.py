@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers_forward import draw
+from transformers_models import ENCODERS, write_encoder
 
 import refl
-from peers.test_encoders import CASES, draw, written
 from refl.io.checkpoint import read_safetensors, write_safetensors
-from refl.verification.peers import lxt
 from refl.verification.definitions import surrogate
+from refl.verification.peers import lxt
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")
@@ -142,7 +143,7 @@ def test_gradient_form(tmp_path: Path, case: str) -> None:
 
     One factor is off by 1e-10/|x|; through L blocks and a head the worst one can count L + 1 times.
     """
-    folder = written(tmp_path, *CASES[case])
+    folder = write_encoder(tmp_path, *ENCODERS[case])
     model = refl.load(folder, dtype="float64")
     e = model.explain(IDS, "attnlrp-gradient", position=None if model.task == "class" else POSITION)
     for eps in (lxt.IDENTITY_EPS, 0.0):
@@ -161,7 +162,7 @@ def test_gradient_form(tmp_path: Path, case: str) -> None:
 def test_both_forms_of_attention_and_the_surrogate(tmp_path: Path) -> None:
     """LXT's copy has its rules in the attention of "sdpa" and in that of "eager"; both give what
     refl gives, and what the gradient of the frozen surrogate gives, which knows neither library."""
-    folder = written(tmp_path, *CASES["bert"])
+    folder = write_encoder(tmp_path, *ENCODERS["bert"])
     model = refl.load(folder, dtype="float64")
     e = model.explain(IDS, "attnlrp-gradient", position=POSITION)
     sdpa, eager = (
@@ -203,7 +204,7 @@ def test_fault_a_unit_at_zero(tmp_path: Path) -> None:
     """A hidden unit whose weights cancel stands at 0, where the factor f(x)/x is f'(0) = 1/2 and
     LXT's f(x)/(x + 1e-10) is 0: what the unit had to hand on is lost. The surrogate, and LXT itself
     a step of 1e-3 beside the zero, say what it is."""
-    folder = written(tmp_path, *CASES["bert"])
+    folder = write_encoder(tmp_path, *ENCODERS["bert"])
     at_zero, beside = (pinned(folder, bias) for bias in (0.0, 1e-3))
     e = refl.load(at_zero, dtype="float64").explain(IDS, "attnlrp-gradient", position=POSITION)
     truth = surrogate_relevance(refl.load(at_zero, dtype="float64"), e.target_id)

@@ -24,11 +24,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers_models import Make
 
 import refl
-from peers import conftest
-from peers.conftest import Make
-from peers.test_experts import SMALL
 from refl.rules import renormalize
 from refl.rules.composites import ATTNLRP_GRADIENT, Rule
 from refl.verification.peers import lxt
@@ -53,7 +51,6 @@ AS_LXT = ATTNLRP_GRADIENT.override(
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(conftest.SMALL, "qwen3_moe", SMALL["qwen3_moe"])
     monkeypatch.setitem(lxt.BLOCKS, "qwen3_moe", "model.layers.{}")
 
 

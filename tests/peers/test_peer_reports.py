@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from refl.verification.peers import lxt, peer_reports
 from refl.verification.conformance.runner import Verdict
+from refl.verification.peers import lxt, peer_reports
 from refl.verification.peers.peer_reports import FOLDER, MEASURED_BEFORE, PEERS, ModelRow, Peer, Row
 
 pytestmark = pytest.mark.peers

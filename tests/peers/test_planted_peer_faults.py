@@ -8,7 +8,7 @@ import re
 from collections import Counter
 
 import pytest
-from conftest import SHARED
+from checkpoints import SHARED
 
 from refl.verification.conformance import runner
 from refl.verification.quality import false_alarms

@@ -8,13 +8,14 @@ import re
 from pathlib import Path
 
 import pytest
+from checkpoints import ROOT
 
 from refl.cli import main
 from refl.verification.conformance import runner
 
 pytestmark = pytest.mark.peers
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 ADAPTER = next(
     text for language, text in FENCED if language == "python" and text.startswith("# my_adapter.py")

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import checkpoint
+from checkpoints import checkpoint
+from transformers_models import random_t5
 
 import refl
-from peers.conftest import _scaled
 from refl.errors import ReflError
 from refl.verification.peers.lxt import wide
 
@@ -30,17 +30,6 @@ torch = pytest.importorskip("torch", reason="torch is not installed (the extra '
 BOUND = 1e-10
 """Of the largest logit. Both sides round in float64: what is measured stays below 1e-13."""
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 29,
-    "d_model": 24,
-    "d_kv": 5,
-    "d_ff": 32,
-    "num_layers": 2,
-    "num_heads": 4,
-    "relative_attention_num_buckets": 8,
-    "relative_attention_max_distance": 20,
-    "decoder_start_token_id": 0,
-}
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "t5": {},
@@ -87,19 +76,10 @@ Make = Callable[..., Path]
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     def made(cls: str = "T5ForConditionalGeneration", **options: Any) -> Path:
-        random_model(cls, **options).save_pretrained(tmp_path)
+        random_t5(cls, **options).save_pretrained(tmp_path)
         return tmp_path
 
     return made
-
-
-def random_model(cls: str = "T5ForConditionalGeneration", **options: Any) -> Any:
-    model = getattr(transformers, cls)(transformers.T5Config(**(SMALL | options)))
-    draw = torch.Generator().manual_seed(20240501)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(_scaled(name, torch.randn(p.shape, generator=draw)))
-    return model.eval()
 
 
 def reference(
@@ -191,9 +171,9 @@ def test_greedy_continuation(make: Make) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_stored_dtype(tmp_path: Path, dtype: str) -> None:
-    random_model().to(getattr(torch, dtype)).save_pretrained(tmp_path)
+    random_t5().to(getattr(torch, dtype)).save_pretrained(tmp_path)
     if dtype == "float64":  # reference() reads float32: the file's own numbers are taken there
-        random_model().save_pretrained(tmp_path / "float32")
+        random_t5().save_pretrained(tmp_path / "float32")
         agree(
             refl.load(tmp_path, dtype="float64").logits(draw(13), draw(3)),
             reference(tmp_path / "float32", [draw(13)], [draw(3)])[0],

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import checkpoint
+from checkpoints import checkpoint
+from transformers_forward import agree
+from transformers_models import VISION, random_vision
 
 import refl
-from peers.test_forward import agree
 from refl.errors import ReflError
 from refl.verification.peers.lxt import wide
 
@@ -23,16 +24,6 @@ transformers = pytest.importorskip(
 )
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")
 
-SMALL: dict[str, Any] = {
-    "hidden_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 40,
-    "image_size": 12,
-    "patch_size": 4,
-    "num_channels": 3,
-    "num_labels": 5,
-}
 
 VIT: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -44,26 +35,6 @@ VIT: dict[str, dict[str, Any]] = {
     "one-patch": {"image_size": 4, "num_hidden_layers": 1, "num_channels": 4, "num_labels": 1},
     "two-labels": {"num_labels": 2, "hidden_act": "silu", "num_attention_heads": 24},
 }
-
-
-def random_model(kind: str, head: str, **options: Any) -> Any:
-    """Every parameter drawn, norms, tokens and positions included."""
-    config = transformers.AutoConfig.for_model(kind, **(SMALL | options))
-    model = getattr(transformers, {"vit": "ViT", "deit": "DeiT"}[kind] + head)(config)
-    draw = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            noise = torch.randn(p.shape, generator=draw)
-            norm = name.endswith("weight") and "layernorm" in name
-            wide_map = noise.ndim in (2, 4) and "token" not in name
-            p.copy_(
-                1 + 0.3 * noise
-                if norm
-                else noise * p[0].numel() ** -0.5
-                if wide_map
-                else 0.3 * noise
-            )
-    return model.eval()
 
 
 def theirs(loaded: Any, x: Any, output: str = "logits") -> Any:
@@ -80,7 +51,7 @@ def theirs(loaded: Any, x: Any, output: str = "logits") -> Any:
 
 def pictures(options: dict[str, Any], count: int = 3) -> Any:
     """(B, C, H, W), as if normalized."""
-    c = SMALL | options
+    c = VISION | options
     size = c["image_size"] if isinstance(c["image_size"], list) else [c["image_size"]] * 2
     return np.random.default_rng(1).standard_normal((count, c["num_channels"], *size))
 
@@ -98,7 +69,7 @@ def same_forward(folder: Path, loaded: Any, x: Any, output: str = "logits") -> N
 @pytest.mark.parametrize("options", VIT.values(), ids=VIT)
 def test_vit_options(tmp_path: Path, options: dict[str, Any]) -> None:
     same_forward(
-        tmp_path, random_model("vit", "ForImageClassification", **options), pictures(options)
+        tmp_path, random_vision("vit", "ForImageClassification", **options), pictures(options)
     )
 
 
@@ -110,14 +81,14 @@ def test_pooler_where_there_is_no_classifier(
     tmp_path: Path, kind: str, options: dict[str, Any]
 ) -> None:
     same_forward(
-        tmp_path, random_model(kind, "Model", **options), pictures(options), "pooler_output"
+        tmp_path, random_vision(kind, "Model", **options), pictures(options), "pooler_output"
     )
 
 
 @pytest.mark.parametrize("options", VIT.values(), ids=VIT)
 @pytest.mark.parametrize("head", ["ForImageClassification", "ForImageClassificationWithTeacher"])
 def test_deit_options(tmp_path: Path, head: str, options: dict[str, Any]) -> None:
-    same_forward(tmp_path, random_model("deit", head, **options), pictures(options))
+    same_forward(tmp_path, random_vision("deit", head, **options), pictures(options))
 
 
 @pytest.mark.parametrize("name", ["vit_455_hf", "vit_mnist_012_hf"])
@@ -219,7 +190,7 @@ def _torchvision(folder: Path, old: bool) -> tuple[Path, Any]:
         for p in model.parameters():
             p.copy_(0.3 * torch.randn(p.shape, generator=draw))
     save_file(model.state_dict(), folder / "model.safetensors")
-    options = SMALL | {"model_type": "vit", "num_hidden_layers": 2, "layer_norm_eps": 1e-6}
+    options = VISION | {"model_type": "vit", "num_hidden_layers": 2, "layer_norm_eps": 1e-6}
     (folder / "config.json").write_text(json.dumps(options))
     return folder, model.eval().double()
 

@@ -54,14 +54,14 @@ FILES = (
     "refl/ledger.py",
 )
 
-LEFT_OUT = ("tests/peers", "tests/test_planted_faults.py", "tests/test_mutation.py")
+LEFT_OUT = ("tests/peers", "tests/verification/test_planted_faults.py")
 """Tests that need torch, and those that plant faults themselves."""
 
 FIRST = (
-    "tests/test_mutants.py",
-    "tests/test_rules_exact.py",
-    "tests/test_experts_rules.py",
-    "tests/test_vision_rules.py",
+    "tests/refl/test_mutants.py",
+    "tests/rules/test_rules_exact.py",
+    "tests/rules/test_experts_rules.py",
+    "tests/rules/test_vision_rules.py",
 )
 """Tests of single rules and of the conservation ledger, quick and sharp: they go first."""
 
@@ -82,7 +82,7 @@ GUARDS = {
 alone.
 """
 
-ALWAYS = "tests/test_mutants.py::"
+ALWAYS = "tests/refl/test_mutants.py::"
 """Tests that every mutant is shown, also those that run no function of its file: some read
 signatures and tables alone.
 """
@@ -364,12 +364,9 @@ def warm() -> None:
 
 
 def forget() -> None:
-    """What is the project's own is imported anew."""
-    for name in [
-        n
-        for n in sys.modules
-        if n.partition(".")[0] in ("refl", "conftest") or n.startswith("test_")
-    ]:
+    """What is the project's own is imported anew: the package, the tests, what tests share."""
+    shared = {path.stem for path in (PROJECT / "tests" / "support").glob("*.py")}
+    for name in [n for n in sys.modules if n.partition(".")[0] in {"refl", "tests", *shared}]:
         del sys.modules[name]
 
 
@@ -465,8 +462,8 @@ def survey(folder: Path) -> list[Test]:
     seen = {*LEFT_OUT, *(name.partition("::")[0] for name in said)}
     new = [
         file
-        for file in (f"tests/{path.name}" for path in sorted((PROJECT / "tests").glob("test_*.py")))
-        if file not in seen
+        for path in sorted((PROJECT / "tests").rglob("test_*.py"))
+        if not (file := path.relative_to(PROJECT).as_posix()).startswith(tuple(seen))
     ]
     if new:
 

@@ -60,9 +60,9 @@ class Outcome:
 
 
 EXACT, PLANTED, DECODERS = (
-    "tests/test_rules_exact.py::",
-    "tests/test_planted.py::",
-    "tests/test_decoders.py::",
+    "tests/rules/test_rules_exact.py::",
+    "tests/refl/test_planted.py::",
+    "tests/nets/test_decoders.py::",
 )
 
 

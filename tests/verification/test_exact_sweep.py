@@ -21,8 +21,8 @@ from refl.nets import NETS, rope
 from refl.rules import movement, softmax
 from refl.rules.composites import METHODS, Composite
 from refl.verification.definitions import exact_sweep
-from refl.verification.vectors.make_model_vectors import CONFIGS
 from refl.verification.random_models import random_model
+from refl.verification.vectors.make_model_vectors import CONFIGS
 
 TEXT = ("attnlrp", "attnlrp-gradient", "cp-lrp", "lrp-0", "input-x-gradient", "lxt-explicit")
 UNITS = 16

@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, wraps
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import checkpoint
+from checkpoints import ROOT, checkpoint
 
 import refl
 from refl import show
@@ -28,8 +27,8 @@ from refl.nets import NETS, masks
 from refl.rules import attention, linear, matmul, multiply, rms_norm, softmax
 from refl.rules.balance import RuleOutput
 from refl.rules.composites import GRADIENT_RULES, RULES
-from refl.verification.identities import identities, report
 from refl.verification import random_models
+from refl.verification.identities import identities, report
 from refl.verification.identities.identities import IDENTITIES, SMALL, Row, Worst, subject
 from refl.verification.random_models import random_model
 
@@ -596,6 +595,6 @@ def test_no_extra_is_needed() -> None:
         check=False,
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr

@@ -10,22 +10,18 @@ from the source.
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Backend
+from backends import Backend, Recorder, refusal
+from checkpoints import ROOT
 
-import refl.arrays
 from refl.explanation import Explanation
 from refl.model import Model
 from refl.rules.composites import ATTNLRP, METHODS, Composite, Rule
 from refl.verification.random_models import GPT2, LLAMA, moved, random_model
-
-ROOT = Path(__file__).resolve().parents[1]
 
 NETS = {
     "llama": LLAMA | {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"},
@@ -136,64 +132,6 @@ def test_read_only_weights_and_inputs_stay_as_they_are() -> None:
 
 
 # -- CuPy's signatures, without a GPU --------------------------------------------------------------
-
-
-class Recorder:
-    """NumPy under CuPy's name, so that the lines meant for CuPy are the ones that run, with a list
-    of what was called.
-    """
-
-    __name__ = "cupy"
-
-    def __init__(self) -> None:
-        self.calls: set[tuple[str, int, tuple[str, ...]]] = set()
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(np, name)
-        if not callable(found) or (isinstance(found, type) and issubclass(found, np.generic)):
-            return found
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self.calls.add((name, len(args), tuple(sorted(kwargs))))
-            return found(*args, **kwargs)
-
-        return call
-
-
-def refusal(cupy: Any, name: str, positional: int, keywords: tuple[str, ...]) -> str | None:
-    """Why CuPy would not take the call, or None."""
-    function = getattr(cupy, name, None)
-    if function is None:
-        return f"cupy has no {name}"
-    if hasattr(
-        function, "nin"
-    ):  # a ufunc: its keywords stand in the first line of its docstring only
-        return _ufunc_refusal(function, name, positional, keywords)
-    try:
-        inspect.signature(function).bind(*range(positional), **dict.fromkeys(keywords))
-    except TypeError as reason:
-        return f"cupy.{name}{inspect.signature(function)}: {reason}"
-    return None
-
-
-def _ufunc_refusal(
-    function: Any, name: str, positional: int, keywords: tuple[str, ...]
-) -> str | None:
-    signature = (function.__doc__ or "").partition("\n")[0]
-    if not function.nin <= positional <= function.nin + function.nout:
-        return f"cupy.{name} takes {function.nin} arrays, is called with {positional}"
-    unknown = [key for key in keywords if f"{key}=" not in signature]
-    return f"cupy.{signature or name} has no {unknown[0]}" if unknown else None
-
-
-@pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    recorder = Recorder()
-    library = refl.arrays._library  # what an array that is not NumPy's answers stays its own
-    monkeypatch.setattr(
-        refl.arrays, "_library", lambda a: recorder if library(a) is np else library(a)
-    )
-    return recorder
 
 
 def test_cupy_would_take_every_call(recorder: Recorder) -> None:

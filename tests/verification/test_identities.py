@@ -15,22 +15,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import checkpoint
+from checkpoints import checkpoint
+from surrogate_truth import close, text, turnover, u
 
 import refl
 from refl.explanation import Explanation
-from refl.ledger import Ledger
 from refl.model import Model
 from refl.nets.batch import Batch
 from refl.rules import attention
 from refl.rules.composites import ATTNLRP, METHODS, Rule
 from refl.seeds import KINDS, Seed
 from refl.trace import Trace
-from refl.verification.identities import identities
 from refl.verification.definitions import surrogate
+from refl.verification.identities import identities
 from refl.verification.identities.identities import WITHOUT_EPS, Worst, configured, rounding, swept
-from refl.verification.random_models import GPT2, LLAMA, random_model, with_weights
 from refl.verification.identities.reparametrized import CHANGES, Graph
+from refl.verification.random_models import GPT2, LLAMA, random_model, with_weights
 
 RANDOM = {
     "llama": LLAMA,
@@ -47,19 +47,6 @@ def net(name: str, dtype: str = "float64") -> Model:
     if name in RANDOM:
         return random_model(RANDOM[name], 5, dtype)
     return refl.load(None if name == "shipped" else checkpoint(name), dtype=dtype)
-
-
-def text(model: Model, length: int, seed: int = 0) -> list[int]:
-    return [
-        int(i) for i in np.random.default_rng(seed).integers(0, model.config.vocab_size, length)
-    ]
-
-
-def close(got: Any, want: Any, bound: float) -> None:
-    """The same shape, and nowhere further apart than `bound`."""
-    assert got.shape == want.shape
-    apart = float(np.abs(got - want).max(initial=0.0))
-    assert apart <= bound, f"{apart:.2e} apart, {bound:.2e} allowed"
 
 
 # -- 1 and 3: the conservation ledger --------------------------------------------------------------
@@ -82,10 +69,6 @@ def test_1_every_site_balances(name: str, dtype: str) -> None:
                 )
 
 
-def u(dtype: str) -> float:
-    return float(np.finfo(dtype).eps) / 2
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NETS)
 def test_3_the_account_closes(name: str, dtype: str) -> None:
@@ -104,10 +87,6 @@ def test_3_the_account_closes(name: str, dtype: str) -> None:
         assert (
             abs(ledger.conservation_error[0]) <= {"float32": 1e-5, "float64": 1e-12}[dtype] * scale
         ), f"{method} {how}"
-
-
-def turnover(ledger: Ledger) -> float:
-    return float(sum(abs(amount[0]) for entry in ledger for amount in entry.absorbed.values()))
 
 
 @pytest.mark.parametrize("seed", KINDS)

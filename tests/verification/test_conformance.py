@@ -19,15 +19,14 @@ import jsonschema
 import numpy as np
 import pytest
 
-from refl.cli import checks
-from refl.cli import main
+from refl.cli import checks, main
 from refl.errors import ReflError
-from refl.verification.conformance import runner, report
-from refl.verification.vectors import lint_vectors, make_vectors
+from refl.verification.conformance import report, runner
 from refl.verification.conformance.adapters import engine
-from refl.verification.vectors.case import UNITS, Case
 from refl.verification.conformance.mistakes import MISTAKES
 from refl.verification.definitions.running_error import Fragile, Running, given
+from refl.verification.vectors import lint_vectors, make_vectors
+from refl.verification.vectors.case import UNITS, Case
 
 KNOWN = {m.id: m for m in MISTAKES}
 

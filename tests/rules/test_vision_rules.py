@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Backend
-from hypothesis import strategies as st
-from test_rules_exact import (
+from backends import Backend
+from exact_rules import (
     Expected,
     Linear,
     array,
@@ -24,6 +23,7 @@ from test_rules_exact import (
     no_underflow,
     quiet,
 )
+from hypothesis import strategies as st
 
 from refl.errors import ReflError
 from refl.rules import learned, linear, movement, source

@@ -13,19 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Backend
-from test_identities import rounding
-from test_surrogate import EXACT, Truth, is_stage
-from test_backends import Recorder, recorder, refusal
+from backends import Backend, Recorder, refusal
+from surrogate_truth import EXACT, Truth, is_stage
 
-from refl.io.checkpoint import write_safetensors
 from refl.cli import main
 from refl.errors import ReflError
+from refl.io.checkpoint import write_safetensors
 from refl.ledger import Ledger
 from refl.model import Model
 from refl.nets import moe
 from refl.rules.composites import ATTNLRP, ATTNLRP_GRADIENT, METHODS, Rule
 from refl.trace import Trace
+from refl.verification.identities.identities import rounding
 from refl.verification.random_models import MIXTRAL, QWEN3_MOE, moved, random_model
 
 BIAS_FREE = {
@@ -45,8 +44,6 @@ BIAS_FREE = {
 NETS = BIAS_FREE | {
     "qwen3-moe, biases": QWEN3_MOE | {"attention_bias": True, "hidden_act": "quick_gelu"}
 }
-
-_ = recorder  # a fixture
 
 IDS = [3, 1, 16, 1, 8, 0, 11]
 TEXTS = [IDS, [2], [5, 5, 9]]

@@ -8,12 +8,13 @@ import re
 from pathlib import Path
 
 import pytest
+from checkpoints import ROOT
 
 import refl
 from refl import show
 from refl.cli import main
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:

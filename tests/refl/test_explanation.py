@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import refl
-from refl.io.checkpoint import read_safetensors, write_safetensors
 from refl.explanation import Explanation
+from refl.io.checkpoint import read_safetensors, write_safetensors
 from refl.rules.composites import METHODS
 
 TEXT = "the keys to the cabinet"

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Backend, checkpoint
+from backends import Backend
+from checkpoints import checkpoint
 
 import refl
-from refl.io.checkpoint import write_safetensors
 from refl.cli import main
 from refl.errors import ReflError
+from refl.io.checkpoint import write_safetensors
 from refl.model import Model, architecture
 from refl.nets.config import parse
 from refl.show import html

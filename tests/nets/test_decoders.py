@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Backend
-from test_identities import close, rounding, text, turnover, u
-from test_surrogate import EXACT, Truth
+from backends import Backend
+from surrogate_truth import EXACT, Truth, close, text, turnover, u
 
 from refl.explanation import Explanation
 from refl.model import Model, architecture
@@ -20,6 +19,7 @@ from refl.nets import masks
 from refl.nets.config import parse
 from refl.rules import attention, rms_norm
 from refl.rules.composites import METHODS
+from refl.verification.identities.identities import rounding
 from refl.verification.random_models import (
     GEMMA2,
     GEMMA3,

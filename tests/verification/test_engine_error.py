@@ -17,9 +17,9 @@ import pytest
 from refl.rules import linear, pooling, softmax
 from refl.rules.balance import RuleOutput
 from refl.rules.composites import GRADIENT_RULES, RULES
+from refl.verification.definitions.exact import nothing_passed
 from refl.verification.quality import engine_error
 from refl.verification.quality.engine_error import DTYPES, Tally, Wanted, measure, name, rules, run
-from refl.verification.definitions.exact import nothing_passed
 
 TABLE = Path(engine_error.__file__).with_suffix(".md")
 

@@ -7,13 +7,12 @@ engine takes part. Deviations are relative to the largest relevance at the site.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
-from conftest import checkpoint
+from checkpoints import checkpoint
+from surrogate_truth import EXACT, VARIANT, Truth, apart
 
 import refl
 from refl.model import Model
@@ -30,17 +29,6 @@ IDS = {
 }
 CHECKPOINTS = tuple(IDS)
 
-VARIANT = {
-    "attnlrp": "attnlrp",
-    "lrp-0": "attnlrp",
-    "attnlrp-gradient": "attnlrp",
-    "cp-lrp": "cp-lrp",
-    "input-x-gradient": "gradient",
-}
-"""Method -> the surrogate whose gradient it is."""
-
-EXACT = ("lrp-0", "attnlrp-gradient", "cp-lrp", "input-x-gradient")
-"""Those without a stabilizer: only rounding is left."""
 
 BIASED = {"attention_bias": True, "mlp_bias": True}
 RANDOM = {
@@ -63,44 +51,6 @@ RANDOM = {
 @cache
 def loaded(name: str) -> Model:
     return refl.load(None if name == "shipped" else checkpoint(name), dtype="float64")
-
-
-def is_stage(site: str) -> bool:
-    """The embeddings, their sum with the positions, and every block's output."""
-    return site.endswith(("embed_tokens", "wte", "drop")) or site.rpartition(".")[2].isdigit()
-
-
-class Truth:
-    """The recorded real run of one text, and activation * surrogate gradient at its sites."""
-
-    def __init__(self, model: Model, ids: list[int]) -> None:
-        self.model, self.ids = model, ids
-        self.around, self.logits = surrogate.record(model, ids)
-        self.target = int(self.logits.argmax())
-        self.known: dict[tuple[str, str], Any] = {}
-
-    def sites(self, wanted: Callable[[str], bool]) -> list[str]:
-        return [site for site in self.around if wanted(site)]
-
-    def relevance(self, site: str, variant: str) -> Any:
-        if (site, variant) not in self.known:
-            g = surrogate.gradient(
-                self.model, self.ids, site, self.target, variant=variant, around=self.around
-            )
-            self.known[site, variant] = self.around[site].output.array[0] * g
-        return self.known[site, variant]
-
-    def deviation(self, method: str, wanted: Callable[[str], bool] = is_stage, **how: Any) -> float:
-        """The largest over the sites of |R - truth| / max |truth|."""
-        e = self.model.explain(self.ids, method, target=self.target, **how)
-        return max(
-            apart(e[site], self.relevance(site, VARIANT[method])) for site in self.sites(wanted)
-        )
-
-
-def apart(got: Any, truth: Any) -> float:
-    assert got.shape == truth.shape and got.dtype == truth.dtype == np.float64
-    return float(np.abs(got - truth).max() / (np.abs(truth).max() or 1.0))
 
 
 @cache

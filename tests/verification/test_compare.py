@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import checkpoint
+from checkpoints import checkpoint
 
 import refl
-from refl.io.checkpoint import read_safetensors, write_safetensors
 from refl.cli import main
 from refl.errors import ReflError
 from refl.explanation import Explanation
+from refl.io.checkpoint import read_safetensors, write_safetensors
 from refl.io.images import Image
 from refl.model import Model
 from refl.rules import linear
@@ -43,8 +43,8 @@ from refl.verification.compare.compare import (
     of,
     read,
 )
-from refl.verification.compare.rounding import Divides, Site, relevance_errors
 from refl.verification.compare.diagnosis import Altered, Suspect
+from refl.verification.compare.rounding import Divides, Site, relevance_errors
 
 TEXT = "Once upon a time there was a"
 IDS = [3, 7, 5, 12, 9, 3, 8]

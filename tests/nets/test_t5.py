@@ -18,15 +18,15 @@ from typing import Any
 import mpmath
 import numpy as np
 import pytest
-from conftest import Backend
+from backends import Backend
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import refl
 from refl import show
-from refl.io.checkpoint import read_safetensors, write_safetensors
 from refl.cli import main
 from refl.errors import ReflError
 from refl.explanation import Explanation
+from refl.io.checkpoint import read_safetensors, write_safetensors
 from refl.model import Model
 from refl.nets import relative_bias, t5
 from refl.nets.config import parse

@@ -29,10 +29,12 @@ import numpy
 import pytest
 import safetensors
 import safetensors.numpy
+from checkpoints import CHECKPOINTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from refl.errors import ReflError
 from refl.io.checkpoint import (
     Weights,
     atomic_write,
@@ -43,9 +45,7 @@ from refl.io.checkpoint import (
     widen_bfloat16,
     write_safetensors,
 )
-from refl.errors import ReflError
 
-CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
 NAMES = [
     "babyllama105",
     "capp_gpt2",

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import refl
-from refl.io.checkpoint import read_safetensors, write_safetensors
 from refl.errors import ReflError
+from refl.io.checkpoint import read_safetensors, write_safetensors
 from refl.nets import NETS
 from refl.verification.vectors import make_model_vectors, model_vectors
 from refl.verification.vectors.model_vectors import (

@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Backend, checkpoint
+from backends import Backend
+from checkpoints import checkpoint
 from safetensors.numpy import load_file
 
 import refl
 from refl import cli, show
-from refl.show import heatmap
 from refl.errors import ReflError
 from refl.explanation import Explanation
 from refl.io.images import Preparation, read_preparation
 from refl.model import Model
 from refl.rules.composites import ATTNLRP_VIT, METHODS, Rule
+from refl.show import heatmap
 from refl.verification.definitions import surrogate
 from refl.verification.random_models import DEIT, VIT, moved, random_model
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy
 import pytest
+from checkpoints import CHECKPOINTS
 from tokenizers import (  # type: ignore[import-untyped]
     AddedToken,
     Tokenizer,
@@ -27,7 +28,6 @@ from tokenizers import (  # type: ignore[import-untyped]
 from refl.errors import ReflError
 from refl.io.text import Text
 
-CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
 NAMES = ["stories260K", "babyllama105", "capp_gpt2", "nano_sort_gpt2", "rxnmapper_albert"]
 PART = "geometry_prismatic|holes_normal|external_threads_yes|surface_finish_normal|tolerance_medium"
 PART += "|batch_size_small<SOS>"

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from refl import cli
-from refl.io.checkpoint import read_safetensors
 from refl.cli import main
+from refl.io.checkpoint import read_safetensors
 from refl.model import DTYPES, SHIPPED, Model
 from refl.rules.balance import STABILIZERS
 from refl.rules.composites import METHODS

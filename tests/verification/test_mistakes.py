@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refl.verification.vectors import make_vectors
-from refl.verification.vectors.case import SIGNATURES, UNITS, Case, decode, encode
 from refl.verification.conformance.mistakes import MISTAKES, NOT_SHOWN, Inapplicable, Mistake
 from refl.verification.conformance.reference_rules import Right, rounded
+from refl.verification.vectors import make_vectors
+from refl.verification.vectors.case import SIGNATURES, UNITS, Case, decode, encode
 
 RULES = (*SIGNATURES, "network")
 

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Backend
-from hypothesis import strategies as st
-from test_rules_exact import (
+from backends import Backend
+from exact_rules import (
     EPS,
     KINDS,
     Expected,
@@ -34,6 +33,7 @@ from test_rules_exact import (
     top,
     u,
 )
+from hypothesis import strategies as st
 
 from refl.rules import combine, gather, renormalize, top_k
 from refl.verification.definitions import exact_experts as exact
