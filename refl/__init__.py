@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Any
 from refl.errors import ReflError
 
 if TYPE_CHECKING:
-    from refl.explanation import Explanation
     from refl.model import Model, load
+    from refl.show.explanation import ShownExplanation as Explanation
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Explanation", "Model", "ReflError", "__version__", "load"]
 
-_WHERE = {"load": "refl.model", "Model": "refl.model", "Explanation": "refl.explanation"}
+_WHERE = {
+    "load": ("refl.model", "load"),
+    "Model": ("refl.model", "Model"),
+    "Explanation": ("refl.show.explanation", "ShownExplanation"),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -28,4 +32,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module refl has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    module, inside = _WHERE[name]
+    return getattr(importlib.import_module(module), inside)

@@ -1,5 +1,5 @@
 """What explain() returns: the relevance of every token and every site, the conservation ledger, and
-ways to save and show them.
+how they are saved. How they are drawn is refl.show's.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -74,7 +74,7 @@ class Explanation:
     explained      what the account adds up to: sum of tokens + everything absorbed
     candidates     the most likely next tokens
     composite      the method, with every parameter
-    ledger         the conservation ledger; print it for a table
+    ledger         the conservation ledger
 
     `e[site]` is the relevance at a site, in the shape of its activation without the batch axis.
     """
@@ -229,7 +229,7 @@ class Explanation:
         write_safetensors(path, arrays, metadata)
 
     @classmethod
-    def load(cls, path: str | Path) -> Explanation:
+    def load(cls, path: str | Path) -> Self:
         """An oracle file as it was saved: every number, site and entry of the conservation ledger.
         Raises ReflError for a file that is none.
         """
@@ -248,23 +248,6 @@ class Explanation:
             raise ReflError(
                 f"{path} is no oracle file of refl: {type(reason).__name__} {reason}"
             ) from reason
-
-    def html(self) -> str:
-        """One self-contained page."""
-        from refl import show
-
-        return show.html(self)
-
-    def __str__(self) -> str:
-        from refl import show
-
-        return show.text(self)
-
-    def _repr_html_(self) -> str:
-        """How a notebook shows it."""
-        from refl import show
-
-        return show.fragment(self)
 
 
 _PLAIN = ("tokens", "target", "target_id", "logit", "against", "seed", "explained", "about")

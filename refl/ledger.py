@@ -71,12 +71,6 @@ class Ledger:
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
 
-    def __str__(self) -> str:
-        """The whole account, then a row per operation."""
-        from refl import show
-
-        return show.ledger_table(self)
-
     def __getitem__(self, site: str) -> Entry:
         for entry in self.entries:
             if entry.site == site:
@@ -162,8 +156,10 @@ class Ledger:
 
     def example(self, b: int) -> Ledger:
         """The conservation ledger of one example of the batch."""
-        return Ledger(
-            self.explained[b : b + 1], self.roundoff, [entry.example(b) for entry in self.entries]
+        return replace(
+            self,
+            explained=self.explained[b : b + 1],
+            entries=[entry.example(b) for entry in self.entries],
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -15,18 +15,19 @@ import numpy as np
 
 import refl
 from refl.arrays import Array, asnumpy, namespace
-from refl.io.checkpoint import Weights, expect, nearest, read_config
 from refl.errors import ReflError
 from refl.explanation import Candidate, Explanation, Sites
+from refl.io.checkpoint import Weights, expect, nearest, read_config
 from refl.io.images import Image, Preparation, boxed, is_one, prepared, read_preparation
+from refl.io.text import Text
 from refl.ledger import DESTINATIONS
 from refl.nets import NETS
 from refl.nets.batch import Batch
 from refl.nets.config import parse
 from refl.rules.composites import Composite, from_toml, method
 from refl.seeds import Seed, softmax
+from refl.show.explanation import ShownExplanation
 from refl.sweep import Sweep, Swept
-from refl.io.text import Text
 from refl.trace import Trace, Value
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -875,7 +876,7 @@ class _Job:
         sites = Sites(
             swept.propagated, swept.activations, swept.aliases, self.composite.formulation, b
         )
-        return Explanation(
+        return ShownExplanation(
             tokens=model.tokens(ids),
             input_ids=ids,
             relevance=self._scores(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import refl
-from refl.explanation import Explanation
+from refl import Explanation
 from refl.io.checkpoint import read_safetensors, write_safetensors
 from refl.rules.composites import METHODS
 

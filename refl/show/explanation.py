@@ -1,0 +1,41 @@
+"""What `explain()` hands to a user: an explanation that shows itself.
+
+The data, and what can be asked of it, is refl.explanation and refl.ledger, which know nothing of
+drawing. Here it meets the ways it is drawn: `print(e)` is the picture, `e.html()` a page, a
+notebook shows it in color, and `print(e.ledger)` is a table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from refl.explanation import Explanation
+from refl.ledger import Ledger
+from refl.show import fragment, html, ledger_table, text
+
+
+class ShownLedger(Ledger):
+    """The conservation ledger; print it for a table."""
+
+    def __str__(self) -> str:
+        """The account, then a row per operation."""
+        return ledger_table(self)
+
+
+@dataclass(repr=False)
+class ShownExplanation(Explanation):
+    """One explained output; print it for the picture."""
+
+    def __post_init__(self) -> None:
+        self.ledger = ShownLedger(**vars(self.ledger))
+
+    def __str__(self) -> str:
+        return text(self)
+
+    def html(self) -> str:
+        """One self-contained page."""
+        return html(self)
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        return fragment(self)
