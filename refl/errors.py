@@ -1,9 +1,43 @@
 """The one exception that refl raises for bad input: a sentence that says what was expected, what
-came, and what to do.
+came, and what to do. And what such sentences need: names that are safe to show, names that are
+near.
 """
+
+from __future__ import annotations
+
+import difflib
+import heapq
+import os
+from collections.abc import Iterable
 
 
 class ReflError(Exception):
     """Input that refl cannot work with. Its text is one sentence, meant to be shown to the user as
     it stands.
     """
+
+
+def shown(name: object) -> str:
+    """A name for a message: as it stands where it can be printed, otherwise escaped and cut."""
+    text = str(name)
+    return text if text.isprintable() and len(text) <= 300 else ascii(text[:300])
+
+
+def nearest(name: str, names: Iterable[str], count: int) -> list[str]:
+    """The `count` names most like `name`, best first; fewer where fewer are alike.
+
+    difflib takes minutes for the names of a large checkpoint: it sees those which begin and end
+    alike.
+    """
+
+    def alike(other: str) -> int:
+        return _common(name, other) + _common(name[::-1], other[::-1])
+
+    likely = heapq.nlargest(
+        200, (other for other in names if len(other) < 2 * len(name) + 4), key=alike
+    )
+    return difflib.get_close_matches(name, likely, n=count)
+
+
+def _common(a: str, b: str) -> int:
+    return len(os.path.commonprefix([a, b]))

@@ -200,7 +200,7 @@ class Explanation:
         `gradient/<site>`; metadata as JSON strings, the `order` of sites from the output down among
         them. Raises ReflError where the file cannot be written.
         """
-        from refl.io.checkpoint import write_safetensors
+        from refl.io.safetensors import write_safetensors
 
         arrays: dict[str, Any] = {
             "input_ids": np.asarray(self.input_ids, dtype=np.int64),
@@ -233,7 +233,7 @@ class Explanation:
         """An oracle file as it was saved: every number, site and entry of the conservation ledger.
         Raises ReflError for a file that is none.
         """
-        from refl.io.checkpoint import read_safetensors
+        from refl.io.safetensors import read_safetensors
 
         arrays, metadata = read_safetensors(path)
         try:

@@ -15,11 +15,14 @@ import numpy as np
 
 import refl
 from refl.arrays import Array, asnumpy, namespace
-from refl.errors import ReflError
+from refl.device import placer
+from refl.errors import ReflError, nearest
+from refl.explainer import with_pixel_bounds
 from refl.explanation import Candidate, Explanation, Sites
-from refl.io.checkpoint import Weights, expect, nearest, read_config
-from refl.io.images import Image, Preparation, boxed, is_one, prepared, read_preparation
+from refl.io.config import decoder_start_id, eos_ids, labels, read_config
+from refl.io.images import Image, Preparation, is_one, prepared, read_preparation
 from refl.io.text import Text
+from refl.io.weights import Prefixed, Weights, expect, refuse_strangers
 from refl.ledger import DESTINATIONS
 from refl.nets import NETS
 from refl.nets.batch import Batch
@@ -96,7 +99,7 @@ def load(
     named = Prefixed(renamed, net.PREFIX)
     for name, shape, why in net.shapes(config):
         expect(renamed, named.inner(name), shape, why)
-    _refuse_strangers(net, config, named)
+    refuse_strangers(named, {name for name, _, _ in net.shapes(config)})
     text = Text.load(folder)
     return Model(
         net,
@@ -107,11 +110,11 @@ def load(
         dtype,
         device,
         folder.resolve().name,
-        _eos_ids(raw),
+        eos_ids(raw),
         None if text is None else text.mask,
         _named(raw, config),
         weights.fingerprint,
-        _start(raw),
+        decoder_start_id(raw),
         preparation=read_preparation(folder, net.MODEL_TYPE)
         if net.task(config) == "image-class"
         else None,
@@ -126,37 +129,6 @@ def architecture(raw: dict[str, Any]) -> Net:
     return NETS[kind]
 
 
-def _eos_ids(raw: dict[str, Any]) -> frozenset[int]:
-    end = raw.get("eos_token_id")
-    return frozenset(i for i in (end if isinstance(end, list) else [end]) if isinstance(i, int))
-
-
-def _start(raw: dict[str, Any]) -> int:
-    """decoder_start_token_id; T5's way, the padding token, where a config names none."""
-    return next(
-        (
-            i
-            for key in ("decoder_start_token_id", "pad_token_id")
-            if isinstance(i := raw.get(key), int)
-        ),
-        0,
-    )
-
-
-def labels(raw: dict[str, Any]) -> dict[int, str]:
-    """id2label, or plain numbers for a config that only counts its labels."""
-    names = raw.get("id2label")
-    if not isinstance(names, dict):
-        count = raw.get("num_labels")
-        return {i: f"LABEL_{i}" for i in range(count if isinstance(count, int) else 2)}
-    try:
-        return {int(i): str(name) for i, name in names.items()}
-    except ValueError as reason:
-        raise ReflError(
-            f"config.json has id2label with a key that is no number: {reason}"
-        ) from reason
-
-
 def _named(raw: dict[str, Any], config: Any) -> dict[int, str]:
     """The names of the outputs; features of a picture, where a checkpoint has no classifier, have
     numbers.
@@ -166,108 +138,6 @@ def _named(raw: dict[str, Any], config: Any) -> dict[int, str]:
         if getattr(config, "head", None) == "Model"
         else labels(raw)
     )
-
-
-def placer(device: str) -> Callable[[Any], Array]:
-    """NumPy array -> the same on the device. CuPy is imported here and nowhere else."""
-    if device == "cpu":
-        return lambda array: array
-    if device != "cuda":
-        raise ReflError(f"unknown device {device!r}: expected cpu or cuda")
-    try:
-        import cupy
-
-        cupy.cuda.runtime.getDeviceCount()
-    except Exception as reason:  # CuPy raises its own kinds for a missing driver, library or card
-        raise ReflError(
-            f"device cuda needs CuPy and an NVIDIA GPU ({reason}): pip install "
-            "'refl-lrp[cuda12]' or [cuda13]"
-        ) from reason
-    return cupy.asarray  # type: ignore[no-any-return]
-
-
-_OTHER_NAMES = {
-    "LayerNorm.weight": "LayerNorm.gamma",  # as the first BERT was published
-    "LayerNorm.bias": "LayerNorm.beta",
-    "predictions.bias": "predictions.decoder.bias",  # one tensor under two names, of which a file holds either or both
-    "lm_head.bias": "lm_head.decoder.bias",
-    "shared.weight": "encoder.embed_tokens.weight",
-}
-"""End of a tensor's name -> what some files call it in its place."""
-
-
-class Prefixed(Mapping[str, Array]):
-    """Weights under the names of the whole model, also where the file holds the bare model without
-    its prefix.
-    """
-
-    def __init__(self, weights: Mapping[str, Array], prefix: str) -> None:
-        self.weights = weights
-        self.cut = "" if any(name.startswith(prefix) for name in weights) else prefix
-
-    def inner(self, name: str) -> str:
-        """The name in the file."""
-        name = name.removeprefix(self.cut)
-        if name not in self.weights:
-            for ours, other in _OTHER_NAMES.items():
-                if (
-                    name.endswith(ours)
-                    and (older := name.removesuffix(ours) + other) in self.weights
-                ):
-                    return older
-        return name
-
-    def __getitem__(self, name: str) -> Array:
-        return self.weights[self.inner(name)]
-
-    def __iter__(self) -> Iterator[str]:
-        return map(self._outer, self.weights)
-
-    def _outer(self, name: str) -> str:
-        """The name in the whole model."""
-        name = name if name.startswith("lm_head") else self.cut + name
-        for ours, other in _OTHER_NAMES.items():
-            if name.endswith(other) and self.inner(
-                newer := name.removesuffix(other) + ours
-            ) == name.removeprefix(self.cut):
-                return newer
-        return name
-
-    def __len__(self) -> int:
-        return len(self.weights)
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self.inner(name) in self.weights
-
-
-_BUFFERS = (
-    "*.rotary_emb.inv_freq",
-    "*.attn.bias",
-    "*.attn.masked_bias",
-    "*predictions.decoder.bias",
-    "lm_head.decoder.bias",
-)
-"""Tables that older files carry although the net makes them itself, and second names of one
-tensor.
-"""
-
-
-def _refuse_strangers(net: Net, config: Any, weights: Mapping[str, Array]) -> None:
-    """A tensor inside a module that the net runs, and that the net does not use, would change the
-    computation elsewhere.
-    """
-    used = {name for name, _, _ in net.shapes(config)}
-    modules = {name.rpartition(".")[0] for name in used}
-    for name in weights:
-        if (
-            name not in used
-            and name.rpartition(".")[0] in modules
-            and not any(fnmatchcase(name, b) for b in _BUFFERS)
-        ):
-            raise ReflError(
-                f"the checkpoint holds {name}, which config.json does not ask for: one of "
-                "the two is not this model's"
-            )
 
 
 @dataclass
@@ -735,7 +605,7 @@ class _Job:
 
     def __post_init__(self) -> None:
         if self.model.takes_images:
-            self.composite = boxed(
+            self.composite = with_pixel_bounds(
                 self.composite, self.model.preparation, self.model.config.num_channels
             )
 

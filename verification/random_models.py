@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from refl.arrays import Array, asnumpy
-from refl.model import Model, architecture, labels
+from refl.io.config import labels
+from refl.model import Model, architecture
 from refl.nets.config import parse
 
 LLAMA: dict[str, Any] = {

@@ -384,7 +384,7 @@ def _refuse(error: BaseException) -> int:
 
 def explain(args: argparse.Namespace) -> int:
     """`refl explain`"""
-    from refl.io.checkpoint import atomic_write
+    from refl.io.files import atomic_write
     from refl.show import html, png
 
     composite = _checked(args)
@@ -565,7 +565,7 @@ def _any_expert(name: str) -> str:
 
 def _near(pattern: str, names: Iterable[str]) -> list[str]:
     """Names, or for a pattern that begins with * ends of names, that are like the pattern."""
-    from refl.io.checkpoint import nearest
+    from refl.errors import nearest
 
     if not pattern.startswith("*"):
         return nearest(pattern, names, 3)
@@ -711,7 +711,8 @@ distracting nouns, and answers who has what among several people and things."""
 
 
 def _shipped() -> dict[str, Any]:
-    from refl.io.checkpoint import Weights, read_config
+    from refl.io.config import read_config
+    from refl.io.weights import Weights
     from refl.model import SHIPPED
 
     config, weights = (

@@ -137,7 +137,7 @@ def _conform_options(p: argparse.ArgumentParser) -> None:
 def conform(args: argparse.Namespace) -> int:
     """`refl conform`"""
     from refl import cli
-    from refl.verification.conformance import runner, report
+    from refl.verification.conformance import report, runner
 
     if args.list:
         cli._print(report.signatures(args.rule, cli._width()), args)
@@ -158,7 +158,7 @@ def conform(args: argparse.Namespace) -> int:
 
 
 def _write(path: str | None, content: Callable[[], bytes]) -> None:
-    from refl.io.checkpoint import atomic_write
+    from refl.io.files import atomic_write
 
     if path:
         atomic_write(path, content())

@@ -13,15 +13,12 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from refl.io.checkpoint import read_json
 from refl.errors import ReflError
-
-if TYPE_CHECKING:
-    from refl.rules.composites import Composite
+from refl.io.config import read_json
 
 PREPARATION = "preprocessor_config.json"
 
@@ -385,21 +382,3 @@ def _stretched(x: Any) -> Any:
     """Nothing is known of the normalization: the darkest is black, the lightest white."""
     low, high = float(x.min()), float(x.max())
     return _gray_levels((x - low) * (255 / ((high - low) or 1.0)))
-
-
-def boxed(composite: Composite, preparation: Preparation | None, channels: int) -> Composite:
-    """The composite with the bounds of pixels in every z_box line that has none of its own."""
-
-    def filled(line: Any) -> Any:
-        if line.rule != "z_box" or {"low", "high"} & {key for key, _ in line.options}:
-            return line
-        if preparation is None:
-            raise ReflError(
-                f"method {composite.name} needs the bounds of a pixel: there is no "
-                f"{PREPARATION}, so give z_box low and high"
-            )
-        low, high = preparation.box(channels)
-        return replace(line, options=(*line.options, ("low", low), ("high", high)))
-
-    rules = tuple(map(filled, composite.rules))
-    return composite if rules == composite.rules else replace(composite, rules=rules)

@@ -20,8 +20,9 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 
-from refl.io.checkpoint import list_folder, nearest, read_bytes, read_json
-from refl.errors import ReflError
+from refl.errors import ReflError, nearest
+from refl.io.config import read_json
+from refl.io.files import list_folder, read_bytes
 
 _TOKENIZER_LIMIT = 256 << 20  # the largest published ones are near 32 MiB
 _CONFIG_LIMIT = 16 << 20

@@ -18,7 +18,7 @@ from checkpoints import checkpoint
 import refl
 from refl.cli import main
 from refl.errors import ReflError
-from refl.io.checkpoint import write_safetensors
+from refl.io.safetensors import write_safetensors
 from refl.model import Model, architecture
 from refl.nets.config import parse
 from refl.show import html

@@ -18,7 +18,7 @@ from surrogate_truth import EXACT, Truth, is_stage
 
 from refl.cli import main
 from refl.errors import ReflError
-from refl.io.checkpoint import write_safetensors
+from refl.io.safetensors import write_safetensors
 from refl.ledger import Ledger
 from refl.model import Model
 from refl.nets import moe

@@ -26,7 +26,7 @@ from refl import show
 from refl.cli import main
 from refl.errors import ReflError
 from refl.explanation import Explanation
-from refl.io.checkpoint import read_safetensors, write_safetensors
+from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.model import Model
 from refl.nets import relative_bias, t5
 from refl.nets.config import parse

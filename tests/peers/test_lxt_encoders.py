@@ -23,7 +23,7 @@ from transformers_forward import draw
 from transformers_models import ENCODERS, write_encoder
 
 import refl
-from refl.io.checkpoint import read_safetensors, write_safetensors
+from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.verification.definitions import surrogate
 from refl.verification.peers import lxt
 

@@ -166,12 +166,15 @@ def test_the_signature_check_refuses() -> None:
 
 LAYERS = (
     {"refl.errors", "refl.arrays"},
+    {"refl.device", "refl.io.files"},
+    {"refl.io.config"},
+    {"refl.io.safetensors"},
     {
         "refl.rules",
         "refl.rules.*",
         "refl.ledger",
         "refl.seeds",
-        "refl.io.checkpoint",
+        "refl.io.weights",
         "refl.io.text",
         "refl.io.images",
         "refl.show.heatmap",
@@ -179,6 +182,7 @@ LAYERS = (
     },
     {"refl.rules.composites", "refl.trace"},
     {"refl.nets", "refl.nets.*", "refl.sweep", "refl.explanation"},
+    {"refl.explainer"},
     {"refl.model"},
 )
 """From the bottom up. A module imports from its own layer or from below; what stands in none is

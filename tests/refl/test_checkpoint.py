@@ -1,5 +1,5 @@
-"""refl.io.checkpoint against the safetensors library, exact construction by struct, and hostile
-files.
+"""Files, JSON, safetensors and weights (refl.io) against the safetensors library, exact construction
+by struct, and hostile files.
 """
 
 from __future__ import annotations
@@ -34,17 +34,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from refl.errors import ReflError
-from refl.io.checkpoint import (
-    Weights,
-    atomic_write,
-    expect,
-    nearest,
-    read_config,
-    read_safetensors,
-    widen_bfloat16,
-    write_safetensors,
-)
+from refl.errors import ReflError, nearest
+from refl.io.config import read_config
+from refl.io.files import atomic_write
+from refl.io.safetensors import read_safetensors, widen_bfloat16, write_safetensors
+from refl.io.weights import Weights, expect
 
 NAMES = [
     "babyllama105",
@@ -514,7 +508,7 @@ def test_numbers_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         calls[values.shape] += 1
         return True
 
-    monkeypatch.setattr("refl.io.checkpoint._is_finite", count)
+    monkeypatch.setattr("refl.io.weights._is_finite", count)
     assert weights["a"].shape == weights["a"].shape == weights["b"].shape
     assert calls == {(2, 3): 2}
 
@@ -1045,7 +1039,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     target = tmp_path / "out"
     atomic_write(target, b"a" * 500_000)
     script = (
-        "import sys; from refl.io.checkpoint import atomic_write\n"
+        "import sys; from refl.io.files import atomic_write\n"
         "print('ready', flush=True)\n"
         "while True:\n"
         "    for c in (b'a', b'b'): atomic_write(sys.argv[1], c * 500_000)"

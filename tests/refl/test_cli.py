@@ -20,7 +20,7 @@ import pytest
 
 from refl import cli
 from refl.cli import main
-from refl.io.checkpoint import read_safetensors
+from refl.io.safetensors import read_safetensors
 from refl.model import DTYPES, SHIPPED, Model
 from refl.rules.balance import STABILIZERS
 from refl.rules.composites import METHODS

@@ -9,7 +9,7 @@ import pytest
 
 import refl
 from refl import Explanation
-from refl.io.checkpoint import read_safetensors, write_safetensors
+from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.rules.composites import METHODS
 
 TEXT = "the keys to the cabinet"

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refl.io.checkpoint import Weights, write_safetensors
-from refl.model import Model, Prefixed
+from refl.io.safetensors import write_safetensors
+from refl.io.weights import Prefixed, Weights
+from refl.model import Model
 from refl.rules.composites import ATTNLRP, METHODS
 from refl.sweep import Sweep
 from refl.verification.random_models import LLAMA, random_model

@@ -25,8 +25,9 @@ import refl
 from refl.cli import main
 from refl.errors import ReflError
 from refl.explanation import Explanation
-from refl.io.checkpoint import read_safetensors, write_safetensors
+from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.io.images import Image
+from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.model import Model
 from refl.rules import linear
 from refl.rules.composites import METHODS, Chosen, Rule

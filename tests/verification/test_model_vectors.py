@@ -14,7 +14,7 @@ import pytest
 
 import refl
 from refl.errors import ReflError
-from refl.io.checkpoint import read_safetensors, write_safetensors
+from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.nets import NETS
 from refl.verification.vectors import make_model_vectors, model_vectors
 from refl.verification.vectors.model_vectors import (

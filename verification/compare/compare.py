@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from refl.io.checkpoint import read_safetensors
+from refl.io.safetensors import read_safetensors
 from refl.errors import ReflError
 from refl.explanation import Explanation
 from refl.model import Model, load

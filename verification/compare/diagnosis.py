@@ -19,7 +19,8 @@ import numpy as np
 
 from refl.arrays import Array, asnumpy
 from refl.errors import ReflError
-from refl.io.images import Image, boxed
+from refl.explainer import with_pixel_bounds
+from refl.io.images import Image
 from refl.model import Model
 from refl.rules import layer_norm
 from refl.rules.add import fold
@@ -519,7 +520,9 @@ class Forward:
     ) -> dict[str, Any]:  # site -> array without the batch axis, from the output down
         """Raises ReflError where the composite has no rule for an operation."""
         if self.model.takes_images:
-            composite = boxed(composite, self.model.preparation, self.model.config.num_channels)
+            composite = with_pixel_bounds(
+                composite, self.model.preparation, self.model.config.num_channels
+            )
         start = (
             self.seed.gradient(self.rows)
             if composite.formulation == "gradient_x_input"

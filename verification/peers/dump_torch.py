@@ -32,13 +32,14 @@ from typing import Any
 import numpy as np
 
 import refl
-from refl.io.checkpoint import Weights, read_config
 from refl.errors import ReflError
 from refl.explanation import Candidate, Explanation, Sites
+from refl.io.config import read_config
+from refl.io.text import Text
+from refl.io.weights import Weights
 from refl.ledger import Entry, Ledger
 from refl.rules.composites import METHODS, Composite
 from refl.seeds import softmax
-from refl.io.text import Text
 from refl.verification.peers import lxt
 
 LXT_METHODS = {"attnlrp": "attnlrp-gradient", "cp-lrp": "cp-lrp"}

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from refl.io.checkpoint import atomic_write
+from refl.io.files import atomic_write
 from refl.verification.conformance import runner, report
 from refl.verification.vectors import model_vectors
 from refl.verification.vectors.case import UNITS, Case

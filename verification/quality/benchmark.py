@@ -110,7 +110,7 @@ def write_llama(folder: Path, options: argparse.Namespace) -> None:
     """A checkpoint of random numbers, at a scale that keeps activations near 1."""
     import numpy as np
 
-    from refl.io.checkpoint import write_safetensors
+    from refl.io.safetensors import write_safetensors
     from refl.nets import llama
     from refl.nets.config import parse
 

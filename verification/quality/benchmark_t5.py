@@ -69,7 +69,7 @@ def write_flan(folder: Path, options: argparse.Namespace) -> None:
     """
     import numpy as np
 
-    from refl.io.checkpoint import write_safetensors
+    from refl.io.safetensors import write_safetensors
     from refl.nets import t5
     from refl.nets.config import parse
 

@@ -136,7 +136,7 @@ def write_vit(folder: Path, o: argparse.Namespace) -> int:
     """
     import numpy as np
 
-    from refl.io.checkpoint import write_safetensors
+    from refl.io.safetensors import write_safetensors
     from refl.nets import vit
     from refl.nets.config import parse
 

@@ -62,7 +62,7 @@ from hypothesis import strategies as st
 
 import refl
 from refl.arrays import Array
-from refl.io.checkpoint import atomic_write
+from refl.io.files import atomic_write
 from refl.rules import (
     activation,
     add,

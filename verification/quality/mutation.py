@@ -42,7 +42,7 @@ from pathlib import Path
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
-from refl.io.checkpoint import atomic_write
+from refl.io.files import atomic_write
 
 PROJECT = Path(__file__).resolve().parents[2]
 if not (PROJECT / "tests").is_dir():  # reached through the link refl/verification

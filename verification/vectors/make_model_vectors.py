@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 import refl
-from refl.io.checkpoint import atomic_write, write_safetensors
+from refl.io.files import atomic_write
+from refl.io.safetensors import write_safetensors
 from refl.model import Model, architecture
 from refl.nets.config import parse
 from refl.verification.definitions import exact_sweep

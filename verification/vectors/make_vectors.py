@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from refl.io.checkpoint import atomic_write
+from refl.io.files import atomic_write
 from refl.verification.vectors import make_model_vectors
 from refl.verification.vectors.handwritten import AIMED
 from refl.verification.vectors.case import NETWORK, SIGNATURES, Case, Signature

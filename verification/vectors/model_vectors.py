@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from refl.io.checkpoint import read_safetensors
 from refl.errors import ReflError
+from refl.io.safetensors import read_safetensors
 from refl.verification.vectors.case import UNITS as ROUNDOFF
 
 FOLDER = Path(__file__).parent / "models"

@@ -1,0 +1,352 @@
+"""The weights of a checkpoint: mapped tensors that are widened when used, under the names of the
+whole model.
+
+float32 asked for as float32 is never copied. Pickles are not read: unpickling runs whatever code
+the file holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+
+from refl.arrays import Array
+from refl.errors import ReflError, nearest, shown
+from refl.io.config import once_each, read_json
+from refl.io.files import NO_PICKLES, PICKLES, checkpoint_folder, list_folder, sha256
+from refl.io.safetensors import FLOATS, Entry, map_bytes, read_header, view, widen_bfloat16
+
+_INDEX_LIMIT = (
+    64 << 20
+)  # the largest published indexes, mixtures of hundreds of experts, are near 10 MiB
+
+
+class Weights(Mapping[str, Array]):
+    """The tensors of a checkpoint folder by name, mapped lazily.
+
+    Reads `model.safetensors`, or the shards that `model.safetensors.index.json` names, or the only
+    other *.safetensors in the folder. Tensors are kept after their first use where all of them,
+    widened, fit in `cache_bytes`; otherwise none is, and each access widens anew.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        dtype: str,
+        place: Callable[[NDArray[Any]], Array],
+        cache_bytes: int = 2 << 30,
+    ) -> None:
+        """`dtype`: float32 or float64. `place`: takes a read-only NumPy array to its device, or
+        returns it.
+
+        Raises ReflError for anything wrong with the folder or a header; the numbers are checked on
+        first use.
+        """
+        if dtype not in ("float32", "float64"):
+            raise ReflError(f"expected dtype float32 or float64, got {shown(dtype)}")
+        self.folder = checkpoint_folder(folder)
+        self.dtype = dtype
+        self.source, self._entries = _find(self.folder)
+        self.keeps = self._widened_bytes() <= cache_bytes
+        self._place = place
+        self._kept: dict[str, Array] = {}
+        self._checked: set[str] = set()
+        self._mapped: dict[Path, NDArray[numpy.uint8]] = {}
+        self._fingerprint: str | None = None
+
+    def _widened_bytes(self) -> int:
+        width = numpy.dtype(self.dtype).itemsize
+        return sum(entry.count * width for entry in self._entries.values() if entry.tag in FLOATS)
+
+    def __getitem__(self, name: str) -> Array:
+        """The tensor, placed. Raises ReflError where it is missing, of no float dtype, or not
+        finite.
+        """
+        if name in self._kept:
+            return self._kept[name]
+        placed = self._place(self._read(name))
+        if self.keeps:
+            self._kept[name] = placed
+        return placed
+
+    def _read(self, name: str) -> NDArray[Any]:
+        entry = self._entry(name)
+        if entry.tag not in FLOATS:
+            raise ReflError(
+                f"{shown(name)} is stored as {entry.tag}, expected one of {', '.join(FLOATS)}: "
+                "refl reads float checkpoints, quantized ones have to be converted first"
+            )
+        if entry.file not in self._mapped:
+            self._mapped[entry.file] = map_bytes(entry.file)
+        values = _as_float(view(entry, self._mapped[entry.file]), entry.tag, self.dtype)
+        self._check_finite(name, values)
+        values.flags.writeable = False
+        return values
+
+    def _check_finite(self, name: str, values: NDArray[Any]) -> None:
+        if name not in self._checked and not _is_finite(values):
+            nan, infinite = int(numpy.isnan(values).sum()), int(numpy.isinf(values).sum())
+            raise ReflError(
+                f"{shown(name)} holds {nan} NaN and {infinite} infinite of {values.size} "
+                "numbers, stored as "
+                f"{self.dtype_of(name)} in {shown(self._entries[name].file.name)}, read "
+                f"as {self.dtype}: "
+                "the checkpoint is damaged, or float64 is needed"
+            )
+        self._checked.add(name)
+
+    def _entry(self, name: str) -> Entry:
+        if name not in self._entries:
+            raise _missing(name, self, self.source)
+        return self._entries[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As for a dict: `default` where there is no such tensor."""
+        if name not in self:
+            return default
+        return self[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape, from the header. Raises ReflError where there is no such tensor."""
+        return self._entry(name).shape
+
+    def dtype_of(self, name: str) -> str:
+        """The dtype in the file as safetensors spells it: F32, BF16. Raises ReflError where there
+        is none.
+        """
+        return self._entry(name).tag
+
+    def expect(self, name: str, shape: tuple[int, ...], why: str) -> None:
+        """Raises ReflError unless there is a tensor `name` of this shape; `why` says what it
+        follows from.
+        """
+        expect(self, name, shape, why)
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of config.json, then of the index, if any, and the weight files, sorted by
+        name.
+
+        The same as `cat config.json FILES | sha256sum`.
+        """
+        if self._fingerprint is None:
+            files = {entry.file for entry in self._entries.values()} | {self.source}
+            self._fingerprint = sha256([self.folder / "config.json", *sorted(files)])
+        return self._fingerprint
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+
+def expect(weights: Mapping[str, Array], name: str, shape: tuple[int, ...], why: str) -> None:
+    """Raises ReflError unless `weights` (Weights or a plain dict) has a tensor `name` of this
+    shape.
+
+    `why` ends the message: which fields of config.json the shape follows from.
+    """
+    if name not in weights:
+        raise _missing(name, weights, getattr(weights, "source", None))
+    found = weights.shape(name) if isinstance(weights, Weights) else tuple(weights[name].shape)
+    if found != tuple(shape):
+        raise ReflError(
+            f"{shown(name)} has shape {found}, config.json asks for {tuple(shape)}: {why}"
+        )
+
+
+def _missing(name: str, weights: Iterable[str], source: Path | None) -> ReflError:
+    near = ", ".join(map(shown, nearest(name, weights, 3))) or "none"
+    where = "the weights hold" if source is None else f"{shown(source)} holds"
+    return ReflError(f"expected a tensor {shown(name)}, {where} no such name; nearest: {near}")
+
+
+def _as_float(stored: NDArray[Any], tag: str, dtype: str) -> NDArray[Any]:
+    """`stored` as float32 or float64: exact but for F64 asked for as float32, which is rounded to
+    nearest.
+    """
+    values = widen_bfloat16(stored) if tag == "BF16" else stored
+    with numpy.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by name
+        values = values.astype(dtype, copy=False)
+    return numpy.require(
+        values, requirements="A"
+    )  # a header of odd length leaves the numbers unaligned
+
+
+def _is_finite(values: NDArray[Any]) -> bool:
+    """Whether every number is finite. The extremes carry NaN and inf, without the temporary of
+    isfinite.
+    """
+    with numpy.errstate(invalid="ignore"):
+        return math.isfinite(values.min(initial=0)) and math.isfinite(values.max(initial=0))
+
+
+# -- which files -----------------------------------------------------------------------------------
+
+
+def _find(folder: Path) -> tuple[Path, dict[str, Entry]]:
+    """The file that speaks for the weights (the single file or the index), and where each tensor
+    lies.
+    """
+    names = list_folder(folder)
+    if "model.safetensors" in names:
+        single = folder / "model.safetensors"
+    elif "model.safetensors.index.json" in names:
+        index = folder / "model.safetensors.index.json"
+        return index, _read_index(index)
+    else:
+        single = folder / _only_safetensors(folder, names)
+    return single, read_header(single)[0]
+
+
+def _only_safetensors(folder: Path, names: list[str]) -> str:
+    found = [name for name in names if name.endswith(".safetensors")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(map(shown, found[:5]))
+        raise ReflError(
+            f"expected one *.safetensors in {shown(folder)}, found {several}: keep one of them"
+        )
+    pickles = [name for name in names if Path(name).suffix in PICKLES]
+    if pickles:
+        raise ReflError(
+            f"{shown(folder)} has its weights only in {shown(pickles[0])}: {NO_PICKLES}"
+        )
+    raise ReflError(
+        f"expected model.safetensors or its index in {shown(folder)}, found no *.safetensors"
+    )
+
+
+def _read_index(index: Path) -> dict[str, Entry]:
+    """The tensors an index names, each from the header of its shard."""
+    places = read_json(index, _INDEX_LIMIT, once_each).get("weight_map")
+    if not isinstance(places, dict):
+        raise ReflError(
+            f"expected an object weight_map in {shown(index)}, from tensor names to files"
+        )
+    shards = {shard: read_header(_shard(index, shard))[0] for shard in _distinct(index, places)}
+    for name, shard in places.items():
+        if name not in shards[shard]:
+            raise _missing(name, shards[shard], index.parent / shard)
+    return {name: shards[shard][name] for name, shard in places.items()}
+
+
+def _distinct(index: Path, places: dict[str, Any]) -> list[str]:
+    for name, shard in places.items():
+        if not isinstance(shard, str):
+            kind = type(shard).__name__
+            raise ReflError(
+                f"{shown(index)} gives {shown(name)} a {kind}, expected the name of a file"
+            )
+    return sorted(set(places.values()))
+
+
+def _shard(index: Path, shard: str) -> Path:
+    """The path of a shard. Only a plain name may stand in an index, or a checkpoint could read any
+    file.
+
+    The file itself may be a link: caches keep checkpoints as links to a common store.
+    """
+    plain = shard == PurePosixPath(shard).name == PureWindowsPath(shard).name and shard != ".."
+    if not plain or not shard.endswith(".safetensors"):
+        raise ReflError(
+            f"{shown(index)} names {shown(shard)}, expected a plain *.safetensors beside it"
+        )
+    return index.parent / shard
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+_OTHER_NAMES = {
+    "LayerNorm.weight": "LayerNorm.gamma",  # as the first BERT was published
+    "LayerNorm.bias": "LayerNorm.beta",
+    # one tensor under two names, of which a file holds either or both:
+    "predictions.bias": "predictions.decoder.bias",
+    "lm_head.bias": "lm_head.decoder.bias",
+    "shared.weight": "encoder.embed_tokens.weight",
+}
+"""End of a tensor's name -> what some files call it in its place."""
+
+
+class Prefixed(Mapping[str, Array]):
+    """Weights under the names of the whole model, also where the file holds the bare model without
+    its prefix.
+    """
+
+    def __init__(self, weights: Mapping[str, Array], prefix: str) -> None:
+        self.weights = weights
+        self.cut = "" if any(name.startswith(prefix) for name in weights) else prefix
+
+    def inner(self, name: str) -> str:
+        """The name in the file."""
+        name = name.removeprefix(self.cut)
+        if name not in self.weights:
+            for ours, other in _OTHER_NAMES.items():
+                if (
+                    name.endswith(ours)
+                    and (older := name.removesuffix(ours) + other) in self.weights
+                ):
+                    return older
+        return name
+
+    def __getitem__(self, name: str) -> Array:
+        return self.weights[self.inner(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._outer, self.weights)
+
+    def _outer(self, name: str) -> str:
+        """The name in the whole model."""
+        name = name if name.startswith("lm_head") else self.cut + name
+        for ours, other in _OTHER_NAMES.items():
+            if name.endswith(other) and self.inner(
+                newer := name.removesuffix(other) + ours
+            ) == name.removeprefix(self.cut):
+                return newer
+        return name
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.inner(name) in self.weights
+
+
+_BUFFERS = (
+    "*.rotary_emb.inv_freq",
+    "*.attn.bias",
+    "*.attn.masked_bias",
+    "*predictions.decoder.bias",
+    "lm_head.decoder.bias",
+)
+"""Tables that older files carry although the net makes them itself, and second names of one
+tensor.
+"""
+
+
+def refuse_strangers(weights: Mapping[str, Array], used: Collection[str]) -> None:
+    """A tensor inside a module that the net runs, and that the net does not use, would change the
+    computation elsewhere.
+    """
+    modules = {name.rpartition(".")[0] for name in used}
+    for name in weights:
+        if (
+            name not in used
+            and name.rpartition(".")[0] in modules
+            and not any(fnmatchcase(name, b) for b in _BUFFERS)
+        ):
+            raise ReflError(
+                f"the checkpoint holds {name}, which config.json does not ask for: one of "
+                "the two is not this model's"
+            )
