@@ -57,12 +57,7 @@ FILES = (
 LEFT_OUT = ("tests/peers", "tests/verification/test_planted_faults.py")
 """Tests that need torch, and those that plant faults themselves."""
 
-FIRST = (
-    "tests/refl/test_mutants.py",
-    "tests/rules/test_rules_exact.py",
-    "tests/rules/test_experts_rules.py",
-    "tests/rules/test_vision_rules.py",
-)
+FIRST = ("tests/rules/", "tests/refl/test_sweep.py", "tests/refl/test_ledger.py")
 """Tests of single rules and of the conservation ledger, quick and sharp: they go first."""
 
 ROUNDS = (1.5, 10.0, float("inf"))
@@ -82,7 +77,7 @@ GUARDS = {
 alone.
 """
 
-ALWAYS = "tests/refl/test_mutants.py::"
+ALWAYS = ("tests/rules/test_composites.py::", "tests/rules/test_operations.py::")
 """Tests that every mutant is shown, also those that run no function of its file: some read
 signatures and tables alone.
 """

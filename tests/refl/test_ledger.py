@@ -1,0 +1,173 @@
+"""The conservation ledger: its sums, the account of the whole, one example of a batch, and as plain
+numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refl.ledger import Ledger
+
+
+def numbers(*values: float) -> Any:
+    return np.asarray(values)
+
+
+def account() -> Ledger:
+    """Two sites of a batch of three."""
+    ledger = Ledger(numbers(10, 20, 30), 2.0**-53)
+    ledger.book(
+        "head",
+        "linear",
+        "epsilon",
+        numbers(10, 20, 30),
+        {"body": numbers(7, 15, 31)},
+        {"bias": numbers(2, 5, -1)},
+        numbers(11, 21, 31),
+    )
+    ledger.book(
+        "body",
+        "embedding",
+        "leaf",
+        numbers(7, 15, 31),
+        {},
+        {"tokens": numbers(6, 9, 40), "position": numbers(1, 6, -9)},
+        None,
+    )
+    return ledger
+
+
+def test_one_example_of_the_books() -> None:
+    one = account().example(1)
+    assert list(one.explained) == [20] and one.roundoff == 2.0**-53
+    head, body = one
+    assert (head.site, head.operation, head.rule) == ("head", "linear", "epsilon")
+    assert (
+        list(head.received) == [20]
+        and list(head.passed["body"]) == [15]
+        and list(head.absorbed["bias"]) == [5]
+    )
+    assert (
+        head.rounding_scale is not None
+        and list(head.rounding_scale) == [21]
+        and body.rounding_scale is None
+    )
+    assert list(body.absorbed["tokens"]) == [9]
+
+
+def test_the_whole_account() -> None:
+    ledger = account()
+    assert list(ledger["head"].conservation_error) == [1, 0, 0]
+    assert list(ledger.tokens) == [6, 9, 40] and ledger.destination == "tokens"
+    assert {cause: list(amount) for cause, amount in ledger.absorbed.items()} == {
+        "position": [1, 6, -9],
+        "bias": [2, 5, -1],
+    }
+    assert list(ledger.conservation_error) == [1, 0, 0]
+    with pytest.raises(KeyError, match="tail"):
+        ledger["tail"]
+
+
+def test_absorbed_stands_in_order_of_size() -> None:
+    """The largest of any example counts, of either sign; what is zero everywhere is left out."""
+    ledger = Ledger(numbers(0, 0), 0.0)
+    absorbed = {
+        "a": numbers(1, -2),
+        "b": numbers(-5, 0),
+        "none": numbers(0, 0),
+        "c": numbers(3, 3),
+        "pixels": numbers(9, 9),
+    }
+    ledger.book("x", "linear", "epsilon", numbers(0, 0), {}, absorbed, None)
+    assert list(ledger.absorbed) == ["b", "c", "a"]
+    assert ledger.destination == "pixels" and list(ledger.tokens) == [9, 9]
+
+
+def test_an_account_in_which_nothing_arrives() -> None:
+    ledger = Ledger(numbers(4, 5), 0.0)
+    assert (
+        ledger.destination == "tokens"
+        and list(ledger.tokens) == [0, 0]
+        and list(ledger.conservation_error) == [4, 5]
+    )
+
+
+def test_causes_are_summed_over_sites() -> None:
+    ledger = account()
+    ledger.book("tail", "linear", "epsilon", numbers(0, 0, 0), {}, {"bias": numbers(1, 1, 1)}, None)
+    assert list(ledger.absorbed["bias"]) == [3, 6, 0]
+
+
+def test_closing_brings_every_sum_to_the_host() -> None:
+    """From a library whose arrays are not NumPy's."""
+    strict = pytest.importorskip("array_api_strict")
+    put = strict.asarray
+    ledger = Ledger(put([1.0]), 0.0)
+    ledger.book(
+        "x", "linear", "epsilon", put([2.0]), {"y": put([3.0])}, {"bias": put([4.0])}, put([5.0])
+    )
+    assert ledger.close() is ledger
+    (entry,) = ledger
+    sums = [
+        ledger.explained,
+        entry.received,
+        entry.passed["y"],
+        entry.absorbed["bias"],
+        entry.rounding_scale,
+    ]
+    assert all(isinstance(s, np.ndarray) for s in sums) and [s[0] for s in sums] == [1, 2, 3, 4, 5]
+    assert (entry.site, entry.operation, entry.rule) == ("x", "linear", "epsilon")
+
+
+def test_the_books_as_plain_numbers() -> None:
+    said = account().as_dict()
+    assert said == {
+        "explained": [10, 20, 30],
+        "roundoff": 2.0**-53,
+        "tokens": [6, 9, 40],
+        "absorbed": {"position": [1, 6, -9], "bias": [2, 5, -1]},
+        "conservation_error": [1, 0, 0],
+        "sites": [
+            {
+                "site": "head",
+                "operation": "linear",
+                "rule": "epsilon",
+                "received": [10, 20, 30],
+                "passed": {"body": [7, 15, 31]},
+                "absorbed": {"bias": [2, 5, -1]},
+                "conservation_error": [1, 0, 0],
+            },
+            {
+                "site": "body",
+                "operation": "embedding",
+                "rule": "leaf",
+                "received": [7, 15, 31],
+                "passed": {},
+                "absorbed": {"tokens": [6, 9, 40], "position": [1, 6, -9]},
+                "conservation_error": [0, 0, 0],
+            },
+        ],
+    }
+    one = account().example(2).as_dict()
+    assert (
+        one["explained"] == 30
+        and one["sites"][0]["passed"] == {"body": 31}
+        and one["conservation_error"] == 0
+    )
+    assert all(
+        type(number) is float
+        for number in (said["explained"][0], one["explained"], one["sites"][0]["received"])
+    )
+
+
+def test_the_books_of_one_example_come_back() -> None:
+    one = account().example(0)
+    assert Ledger.from_dict(one.as_dict()).as_dict() == one.as_dict()
+    head, _ = Ledger.from_dict(one.as_dict())
+    assert (
+        head.received.shape == head.passed["body"].shape == head.absorbed["bias"].shape == (1,)
+        and head.rounding_scale is None
+    )

@@ -1,0 +1,534 @@
+"""Composites: the published methods, how a table is read and changed, and tables from files."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refl.errors import ReflError
+from refl.rules import (
+    layer_norm,
+    linear,
+    rms_norm,
+)
+from refl.rules.composites import (
+    CP_LRP,
+    GRADIENT_RULES,
+    METHODS,
+    RULES,
+    Composite,
+    Rule,
+    from_dict,
+    from_saved,
+    from_toml,
+    method,
+)
+from refl.verification.random_models import LLAMA, random_model
+
+# -- the published methods -------------------------------------------------------------------------
+
+
+PAPER_RULES = {
+    "linear": "epsilon",
+    "add": "epsilon",
+    "multiply": "uniform",
+    "matmul": "uniform",
+    "softmax": "taylor",
+    "rms_norm": "identity",
+    "layer_norm": "epsilon",
+    "activation": "identity",
+    "rotary": "epsilon",
+    "pooling": "epsilon",
+    "top_k": "pass_through",
+    "renormalize": "identity",
+    "gather": "pass_through",
+    "combine": "epsilon",
+    "scale": "pass_through",
+    "movement": "pass_through",
+    "embedding": "leaf",
+    "learned": "leaf",
+    "source": "leaf",
+}
+CONSTANTS = {"softmax": "constant", "multiply": "second"}
+DERIVATIVES = {
+    op: rule if rule in ("pass_through", "leaf") else "gradient" for op, rule in PAPER_RULES.items()
+}
+STABILIZED = ("linear", "add", "matmul", "layer_norm", "rotary", "pooling", "combine")
+VISION = {"linear": "gamma", "softmax": "z_plus"}
+EXPECTED = {
+    "attnlrp": (PAPER_RULES, "relevance", "sum"),
+    "attnlrp-gradient": (PAPER_RULES, "gradient", "sum"),
+    "cp-lrp": (PAPER_RULES | CONSTANTS, "gradient", "sum"),
+    "lrp-0": (PAPER_RULES, "relevance", "sum"),
+    "gradient": (DERIVATIVES, "gradient", "norm"),
+    "input-x-gradient": (DERIVATIVES, "gradient", "sum"),
+    "lxt-explicit": (PAPER_RULES, "relevance", "sum"),
+    "attnlrp-vit": (PAPER_RULES | VISION, "relevance", "sum"),
+    "attnlrp-vit-box": (PAPER_RULES | VISION, "relevance", "sum"),
+    "cp-lrp-vit": (PAPER_RULES | VISION | CONSTANTS, "relevance", "sum"),
+}
+
+
+def test_the_published_methods() -> None:
+    """Each gives every operation a rule, at an ordinary site the one of its paper."""
+    assert list(METHODS) == list(EXPECTED)
+    for name, (table, formulation, score) in EXPECTED.items():
+        composite = method(name)
+        assert (composite.name, composite.formulation, composite.score) == (
+            name,
+            formulation,
+            score,
+        )
+        chosen = {op: composite.rule(op, ["h.3.some"]) for op in table}
+        assert {op: rule.name for op, rule in chosen.items()} == table
+        known = GRADIENT_RULES if formulation == "gradient_x_input" else RULES
+        assert all(rule.function is known[op][rule.name] for op, rule in chosen.items())
+        assert set(table) == set(known)
+
+
+ACHTIBAT = (
+    "Achtibat et al. 2024, AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for "
+    "Transformers, arXiv 2402.05602"
+)
+SOURCES = {
+    "attnlrp": f"{ACHTIBAT}, eqs.",
+    "attnlrp-gradient": f"{ACHTIBAT};",
+    "cp-lrp": "Ali et al. 2022, XAI for Transformers: Better Explanations through Conservative "
+    "Propagation, ICML, arXiv 2202.07304",
+    "lrp-0": "Bach et al. 2015, PLoS ONE 10(7)",
+    "gradient": "Simonyan et al. 2014, Deep Inside Convolutional Networks, arXiv 1312.6034",
+    "input-x-gradient": "Shrikumar et al. 2016, Not Just a Black Box, arXiv 1605.01713",
+    "lxt-explicit": "LXT 2.1, lxt.explicit",
+    "attnlrp-vit": f"{ACHTIBAT}, captions of figures 12 to 16",
+    "attnlrp-vit-box": f"{ACHTIBAT}, captions of figures 12 to 16; Montavon et "
+    "al. 2017, Pattern Recognition "
+    "65",
+    "cp-lrp-vit": "Ali et al. 2022, ICML, arXiv 2202.07304",
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_method_says_where_it_is_published_and_what_it_is(name: str) -> None:
+    composite = method(name)
+    assert composite.source.startswith(SOURCES[name])
+    assert isinstance(composite.summary, str) and len(composite.summary.split()) > 5
+
+
+def test_no_two_methods_say_the_same_of_themselves() -> None:
+    assert len({composite.summary for composite in METHODS.values()}) == len(METHODS)
+
+
+def options(name: str, operation: str, site: str = "h.3.some") -> tuple[str, dict[str, Any]]:
+    rule = method(name).rule(operation, [site])
+    return rule.name, rule.options
+
+
+def test_the_published_options() -> None:
+    """LRP-0 has no stabilizer anywhere; LXT's is unsigned, 1e-8 or 1e-6; elsewhere the rules' own
+    defaults stand.
+    """
+    for op in PAPER_RULES:
+        assert (
+            options("attnlrp", op)[1]
+            == options("attnlrp-gradient", op)[1]
+            == options("input-x-gradient", op)[1]
+            == {}
+        )
+        assert options("lrp-0", op)[1] == ({"stabilizer": "none"} if op in STABILIZED else {})
+    eps = {
+        "linear": 1e-8,
+        "add": 1e-8,
+        "matmul": 1e-8,
+        "layer_norm": 1e-6,
+        "rotary": 1e-8,
+        "pooling": 1e-6,
+    }
+    for op in PAPER_RULES:
+        assert options("lxt-explicit", op)[1] == (
+            {"eps": eps[op], "stabilizer": "plain"} if op in eps else {}
+        )
+    of_context = {"eps": 1e-6, "stabilizer": "plain", "denominator": "2(z+eps)"}
+    assert options("lxt-explicit", "matmul", "h.0.context") == ("uniform", of_context)
+
+
+def test_the_published_sites() -> None:
+    """CP-LRP passes on through p v alone; vision transformers: gamma 0.25 on patches, 0.05 outside
+    attention, epsilon inside.
+    """
+    for name in ("cp-lrp", "cp-lrp-vit"):
+        assert options(name, "matmul", "h.0.context") == ("second", {})
+        assert options(name, "matmul", "h.0.scores") == ("uniform", {})
+    patches, within = "vit.embeddings.patch_embeddings.projection", "vit.encoder.layer.0.attention."
+    for name in ("attnlrp-vit", "attnlrp-vit-box", "cp-lrp-vit"):
+        for site in ("attention.query", "attention.key", "attention.value", "output.dense"):
+            assert options(name, "linear", within + site) == ("epsilon", {})
+        assert options(name, "linear", "vit.encoder.layer.0.output.dense") == (
+            "gamma",
+            {"gamma": 0.05},
+        )
+        assert options(name, "linear", "classifier") == ("gamma", {"gamma": 0.05})
+        assert options(name, "linear", patches) == (
+            ("z_box", {}) if name == "attnlrp-vit-box" else ("gamma", {"gamma": 0.25})
+        )
+
+
+def test_every_rule_goes_by_its_name() -> None:
+    assert {op: set(rules) for op, rules in RULES.items()} == {
+        op: {rule} for op, rule in PAPER_RULES.items()
+    } | {
+        "linear": {"epsilon", "gamma", "z_plus", "alpha_beta", "flat", "w_square", "z_box"},
+        "layer_norm": {"epsilon", "identity"},
+        "matmul": {"uniform", "second"},
+        "multiply": {"uniform", "second"},
+        "renormalize": {"identity", "epsilon"},
+        "softmax": {"taylor", "spread", "z_plus", "identity", "constant"},
+    }  # fmt: skip
+    assert all(
+        function.__name__ == name for rules in RULES.values() for name, function in rules.items()
+    )
+    in_gradient_form = {op: {PAPER_RULES[op], DERIVATIVES[op]} for op in PAPER_RULES} | {
+        "scale": {"pass_through"}
+    }
+    more = {
+        "matmul": {"second"},
+        "multiply": {"second"},
+        "softmax": {"constant"},
+        "renormalize": {"epsilon"},
+    }
+    assert {op: set(rules) for op, rules in GRADIENT_RULES.items()} == {
+        op: names | more.get(op, set()) for op, names in in_gradient_form.items()
+    }
+
+
+def test_cp_lrp_conserves() -> None:
+    """Without biases all of the logit arrives at the tokens."""
+    e = random_model(LLAMA, seed=2).explain([3, 1, 4, 1, 5], CP_LRP)
+    assert abs(e.relevance.sum() - e.logit) <= 1e-12
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+MINE = Composite(
+    "mine",
+    (
+        Rule("linear", "gamma", "*.mlp", (("gamma", 0.5),)),
+        Rule("*_norm", "identity"),
+        Rule("linear", "epsilon"),
+        Rule("softmax", "constant"),
+    ),
+    source="a book",
+    summary="a try",
+    score="norm",
+)
+
+
+def test_a_table_is_read_from_the_top() -> None:
+    assert (
+        MINE.rule("linear", ["x", "h.mlp"]).options == {"gamma": 0.5}
+        and MINE.rule("linear", ["h.mlp"]).function is linear.gamma
+    )
+    assert (
+        MINE.rule("linear", ["h.mlp.x"]).name == "epsilon"
+        and MINE.rule("linear", ["h.mlp.x"]).options == {}
+    )
+    assert (
+        MINE.rule("rms_norm", ["n"]).function is rms_norm.identity
+        and MINE.rule("layer_norm", ["n"]).function is layer_norm.identity
+    )
+    sentence = "composite mine has no rule for add at h.0: add a line for it to its table"
+    with pytest.raises(ReflError, match=exactly(sentence)):
+        MINE.rule("add", ["h.0", "other"])
+
+
+def exactly(sentence: str) -> str:
+    return f"^{re.escape(sentence)}$"
+
+
+def test_a_composite_by_itself_has_defaults() -> None:
+    bare = Composite("bare", ())
+    assert (bare.formulation, bare.source, bare.summary, bare.score) == ("relevance", "", "", "sum")
+    assert Rule("linear", "epsilon") == Rule("linear", "epsilon", "*", ())
+
+
+def test_lines_on_top_win() -> None:
+    line = Rule("linear", "z_plus", "h.*")
+    changed = MINE.override(line, Rule("add", "epsilon"))
+    assert changed.name == "mine (changed)" and changed.rules == (
+        line,
+        Rule("add", "epsilon"),
+        *MINE.rules,
+    )
+    assert (changed.source, changed.summary, changed.score) == ("a book", "a try", "norm")
+    assert MINE.override(line, name="yours").name == "yours"
+
+
+def test_options_reach_the_lines_that_take_them() -> None:
+    changed = MINE.with_options(eps=0.5)
+    assert [dict(line.options) for line in changed.rules] == [
+        {"gamma": 0.5, "eps": 0.5},
+        {},
+        {"eps": 0.5},
+        {},
+    ]
+    assert [dict(line.options) for line in MINE.with_options(gamma=2.0).rules] == [
+        {"gamma": 2.0},
+        {},
+        {},
+        {},
+    ]
+    assert changed.name == "mine"
+    with pytest.raises(
+        ReflError,
+        match=exactly(
+            "no rule of composite mine takes the option 'alpha'; it knows eps, gamma, stabilizer"
+        ),
+    ):
+        MINE.with_options(eps=1.0, alpha=2.0)
+    with pytest.raises(
+        ReflError, match=exactly("no rule of composite bare takes the option 'eps'; it knows none")
+    ):
+        Composite("bare", (Rule("softmax", "taylor"),)).with_options(eps=1.0)
+    sentence = (
+        "composite cp-lrp is in gradient x input form, in which every eps cancels: leave eps "
+        "out, or take another method"
+    )
+    with pytest.raises(ReflError, match=exactly(sentence)):
+        CP_LRP.with_options(eps=1.0)
+
+
+def test_a_table_spelled_out() -> None:
+    assert MINE.as_dict() == {
+        "name": "mine",
+        "formulation": "relevance",
+        "source": "a book",
+        "summary": "a try",
+        "score": "norm",
+        "rules": [
+            {
+                "operation": "linear",
+                "site": "*.mlp",
+                "rule": "gamma",
+                "options": {"gamma": 0.5, "eps": 0.0},
+            },
+            {"operation": "*_norm", "site": "*", "rule": "identity", "options": {}},
+            {
+                "operation": "linear",
+                "site": "*",
+                "rule": "epsilon",
+                "options": {"eps": 1e-6, "stabilizer": "sign"},
+            },
+            {"operation": "softmax", "site": "*", "rule": "constant", "options": {}},
+        ],
+    }
+
+
+def test_a_line_for_several_operations_has_the_options_of_each() -> None:
+    several = Composite("several", (Rule("m*", "uniform"),))  # matmul and multiply
+    assert several.as_dict()["rules"][0]["options"] == {
+        "eps": 1e-6,
+        "stabilizer": "sign",
+        "denominator": "2z+eps",
+    }
+    assert several.with_options(eps=0.5).rules == (Rule("m*", "uniform", "*", (("eps", 0.5),)),)
+
+
+@pytest.mark.parametrize("composite", [*METHODS.values(), MINE], ids=lambda c: str(c.name))
+def test_a_table_comes_back(composite: Composite) -> None:
+    again = from_saved(composite.as_dict())
+    assert again.as_dict() == composite.as_dict()
+    if not composite.name.endswith(
+        ("explicit", "vit", "box")
+    ):  # which state some defaults, and these are left out
+        assert again == composite
+
+
+def refused(sentence: str, *lines: Rule, formulation: str = "relevance") -> None:
+    with pytest.raises(ReflError, match=exactly(sentence)):
+        Composite("mine", lines, formulation)
+
+
+def test_what_a_table_may_not_say() -> None:
+    operations = ", ".join(RULES)
+    refused("composite mine carries 'both': expected 'relevance' or 'gradient'", formulation="both")
+    refused(
+        f"composite mine names the operation 'conv'; there are {operations}",
+        Rule("conv", "epsilon"),
+    )
+    linear_rules = "alpha_beta, epsilon, flat, gamma, w_square, z_box, z_plus"
+    refused(
+        "composite mine names the rule 'gama' for linear, which is in relevance form only "
+        f"under: {linear_rules}",
+        Rule("linear", "gama"),
+    )
+    refused(
+        "composite mine names the rule 'gamma' for linear, which carries gradient only "
+        "under: epsilon, gradient",
+        Rule("linear", "gamma"),
+        formulation="gradient_x_input",
+    )
+    refused(
+        "composite mine names the rule 'gamma' for *_norm, which is in relevance form only "
+        "under: epsilon, identity",
+        Rule("*_norm", "gamma"),
+    )
+
+
+def test_what_an_option_may_not_be() -> None:
+    def line(rule: str, operation: str = "linear", **options: Any) -> Rule:
+        return Rule(operation, rule, options=tuple(options.items()))
+
+    refused(
+        "rule gamma for linear has no option 'gama'; it takes gamma, eps", line("gamma", gama=1.0)
+    )
+    refused(
+        "rule taylor for softmax has no option 'mask'; it takes none",
+        line("taylor", "softmax", mask=None),
+    )
+    refused(
+        "stabilizer is 'signed': expected one of sign, plain, none",
+        line("epsilon", stabilizer="signed"),
+    )
+    refused(
+        "denominator is '2z': expected one of 2z+eps, 2(z+eps)",
+        line("uniform", "matmul", denominator="2z"),
+    )
+    for value in (True, "1", math.inf, math.nan):
+        refused(f"gamma is {value!r}: expected a finite number", line("gamma", gamma=value))
+    for value in (0, -1.0, 0.0):
+        refused(
+            f"eps is {value!r}: expected a number above 0; for no stabilizer at all set "
+            "stabilizer='none'",
+            line("epsilon", eps=value),
+        )
+    for key in ("alpha", "beta"):
+        refused(
+            f"{key} is -0.5: expected a number of at least 0", line("alpha_beta", **{key: -0.5})
+        )
+    refused("gamma is -0.5: expected a number of at least 0", line("gamma", gamma=-0.5))
+    for key in ("low", "high"):
+        for value in ([], "0", True, [0.0, False], math.inf, [math.nan], [0.0, "1"], None):
+            refused(
+                f"{key} is {value!r}: expected a finite number, or a list of them",
+                line("z_box", **{key: value}),
+            )
+    refused(
+        "alpha_beta needs alpha - beta = 1, got alpha=2.0, beta=0.5", line("alpha_beta", beta=0.5)
+    )
+    refused(
+        "alpha_beta needs alpha - beta = 1, got alpha=1.0, beta=1.0", line("alpha_beta", alpha=1.0)
+    )
+    refused(
+        "alpha_beta needs alpha - beta = 1, got alpha=1.5, beta=0.50000000001",
+        line("alpha_beta", alpha=1.5, beta=0.50000000001),
+    )
+
+
+def test_what_an_option_may_be() -> None:
+    for rule, operation, chosen in (
+        ("epsilon", "linear", {"eps": 1, "stabilizer": "plain"}),
+        ("uniform", "matmul", {"denominator": "2(z+eps)", "eps": 1e-30}),
+        ("gamma", "linear", {"gamma": 0}),
+        ("alpha_beta", "linear", {"alpha": 1, "beta": 0}),
+        ("alpha_beta", "linear", {"alpha": 1.1, "beta": 1.1 - 1}),  # 1e-16 off
+        ("z_box", "linear", {"low": [-1, -2.5], "high": (0.0, 1)}),
+        ("z_box", "linear", {"low": -3, "high": 0}),
+    ):
+        composite = Composite("mine", (Rule(operation, rule, options=tuple(chosen.items())),))
+        assert composite.rule(operation, ["x"]).options == chosen
+
+
+# -- names and files -------------------------------------------------------------------------------
+
+
+def test_an_unknown_method() -> None:
+    sentence = (
+        f"unknown method 'lrp': expected one of {', '.join(EXPECTED)}, or a .toml file with a "
+        "composite"
+    )
+    with pytest.raises(ReflError, match=exactly(sentence)):
+        method("lrp")
+
+
+def test_a_composite_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'name = "mine"\nbase = "gradient"\nsource = "a book"\n[[rule]]\noperation = '
+        '"softmax"\nsite = "h.*"\nrule = "constant"\n',
+        "utf-8",
+    )
+    mine, base = from_toml(file), METHODS["gradient"]
+    assert mine.rules == (Rule("softmax", "constant", "h.*"), *base.rules)
+    assert (mine.name, mine.formulation, mine.source, mine.summary, mine.score) == (
+        "mine",
+        "gradient",
+        "a book",
+        base.summary,
+        "norm",
+    )
+    file.write_text(
+        'carries = "gradient"\nsummary = "é"\n[[rule]]\noperation = "linear"\nrule = "epsilon"\n',
+        "utf-8",
+    )
+    bare = from_toml(str(file))
+    assert bare == Composite(str(file), (Rule("linear", "epsilon"),), "gradient", "", "é")
+    file.write_text(
+        '[[rule]]\noperation = "linear"\nrule = "gamma"\ngamma = 0.5\neps = 0.25\n', "utf-8"
+    )
+    assert from_toml(file).rules == (Rule("linear", "gamma", "*", (("gamma", 0.5), ("eps", 0.25))),)
+
+
+def test_a_composite_without_lines() -> None:
+    assert from_dict({}, "here") == Composite("here", ())
+    assert from_dict({"base": "cp-lrp", "summary": 3}, "here") == Composite(
+        "here", CP_LRP.rules, "gradient", CP_LRP.source, "3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"nam": 1, "z": 2}, "here has the unknown key 'nam'; a composite has name, base, carries, source, " "summary, [[rule]]"),
+        ({"rule": 3}, "here: expected [[rule]] tables, got 3"),
+        ({"rule": [3]}, "here: expected [[rule]] tables, got [3]"),
+        ({"rule": [{"operation": "linear"}]}, "here: every [[rule]] needs an operation and a rule, got {'operation': 'linear'}"),
+        ({"rule": [{"rule": "flat"}]}, "here: every [[rule]] needs an operation and a rule, got {'rule': 'flat'}"),
+        ({"rule": [{"operation": "linear", "rule": 1}]}, "here: every [[rule]] needs an operation and a rule, got {'operation': 'linear', " "'rule': 1}"),
+    ],
+)  # fmt: skip
+def test_what_a_file_may_not_say(content: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ReflError, match=exactly(sentence)):
+        from_dict(content, "here")
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe", None])
+def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "mine.toml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(
+        ReflError, match=f"^cannot read the composite {re.escape(str(file))}: .+"
+    ) as caught:
+        from_toml(file)
+    assert caught.value.__cause__ is not None and str(caught.value).endswith(
+        str(caught.value.__cause__)
+    )
+
+
+def test_a_composite_is_read_as_utf_8_in_any_locale(tmp_path: Path, monkeypatch: Any) -> None:
+    """What Python would take where nothing is said depends on the machine."""
+    said: list[Any] = []
+    read = Path.read_text
+
+    def spy(path: Path, encoding: str | None = None) -> str:
+        said.append(encoding)
+        return read(path, encoding=encoding)
+
+    monkeypatch.setattr(Path, "read_text", spy)
+    file = tmp_path / "mine.toml"
+    file.write_text('summary = "é"', "utf-8")
+    assert from_toml(file).summary == "é" and [str(e).lower() for e in said] == ["utf-8"]

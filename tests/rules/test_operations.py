@@ -1,0 +1,164 @@
+"""What the table of operations says of each rule: its defaults, what it absorbs relevance under, the
+names it goes by; and single values written out by hand.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from hand_arrays import BIAS, B, G, M, N, R, T, W, X, Y
+
+from refl.rules import (
+    activation,
+    add,
+    combine,
+    gather,
+    layer_norm,
+    linear,
+    matmul,
+    multiply,
+    pooling,
+    renormalize,
+    rms_norm,
+    rotary,
+    softmax,
+)
+from refl.rules.balance import RuleOutput, share
+
+PAPER = {"eps": 1e-6, "stabilizer": "sign"}
+DEFAULTS: dict[Callable[..., RuleOutput], dict[str, Any]] = {
+    add.epsilon: PAPER,
+    combine.epsilon: PAPER,
+    layer_norm.epsilon: PAPER,
+    linear.epsilon: PAPER,
+    linear.gamma: {"gamma": 0.05, "eps": 0.0},
+    linear.z_plus: {"eps": 0.0},
+    linear.alpha_beta: {"alpha": 2.0, "beta": 1.0, "eps": 0.0},
+    linear.z_box: {"low": 0.0, "high": 1.0},
+    matmul.uniform: PAPER | {"denominator": "2z+eps"},
+    matmul.second: PAPER,
+    pooling.epsilon: PAPER,
+    renormalize.epsilon: PAPER,
+    rotary.epsilon: PAPER,
+    multiply.uniform: {},
+    rms_norm.identity: {"offset": 0.0},
+    rms_norm.identity_gxi: {"offset": 0.0},
+    rms_norm.gradient: {"offset": 0.0},
+    rms_norm.forward: {"offset": 0.0},
+}
+
+
+@pytest.mark.parametrize(
+    "function", DEFAULTS, ids=lambda f: f"{f.__module__.rpartition('.')[2]}.{f.__name__}"
+)
+def test_defaults(function: Callable[..., RuleOutput]) -> None:
+    """The paper's: eps 1e-6 with the sign of z, 2 z + eps under a product."""
+    said = {
+        name: p.default
+        for name, p in inspect.signature(function).parameters.items()
+        if p.default is not p.empty
+    }
+    assert said == DEFAULTS[function]
+
+
+def test_the_words_of_the_books() -> None:
+    """What each rule ledger what it absorbs under."""
+    random = np.random.default_rng(13)
+    z, w, sums = X @ W.T + BIAS, random.normal(size=N), X + Y
+    a, v, r = (
+        random.normal(size=(B, M, T)),
+        random.normal(size=(B, T, N)),
+        random.normal(size=(B, M, N)),
+    )
+    p, o = softmax.forward(X), a @ v
+    hidden = X.copy()
+    hidden[..., 0] = -np.inf
+    q = softmax.forward(hidden)
+    stabilized = {"stabilizer"}
+    for passed, words in (
+        (linear.epsilon(X, W, BIAS, z, R), {"bias", "stabilizer"}),
+        (linear.epsilon(X, W, None, z, R), stabilized),
+        (linear.gamma(X, W, BIAS, z, R), {"bias", "stabilizer"}),
+        (linear.gamma(X, W, None, z, R), stabilized),
+        (linear.alpha_beta(X, W, BIAS, z, R), {"bias", "stabilizer"}),
+        (linear.z_plus(X, W, None, z, R), stabilized),
+        (linear.flat(X, W, BIAS, z, R), set()),
+        (linear.w_square(X, W, BIAS, z, R), stabilized),
+        (linear.z_box(X, W, BIAS, z, R), stabilized),
+        (linear.gradient(X, W, BIAS, z, R), {"bias"}),
+        (add.epsilon(X, Y, sums, G), stabilized),
+        (add.gradient(X, Y, sums, G), set()),
+        (matmul.uniform(a, v, o, r), stabilized),
+        (matmul.second(a, v, o, r), stabilized),
+        (matmul.gradient(a, v, o, r), {"product_offset"}),
+        (multiply.gradient(X, Y, X * Y, G, constant=(False, False)), {"product_offset"}),
+        (softmax.taylor(X, p, G), {"softmax_offset"}),
+        (softmax.taylor(hidden, q, G), {"softmax_offset", "mask"}),
+        (softmax.spread(hidden, q, G), {"mask"}),
+        (softmax.z_plus(hidden, q, G), {"stabilizer", "mask"}),
+        (softmax.identity(hidden, q, G), {"mask"}),
+        (softmax.constant(X, p, G), {"constant"}),
+        (softmax.gradient(X, p, G), {"softmax_offset"}),
+        (softmax.gradient(X, p, G, mask=np.ones(X.shape, dtype=bool)), {"softmax_offset", "mask"}),
+        (softmax.constant_gxi(X, p, G), {"constant"}),
+        (rms_norm.gradient(X, w, X, G, norm_eps=0.1), {"norm_offset"}),
+        (layer_norm.epsilon(X, w, w, X, G, norm_eps=0.1), {"norm_bias", "stabilizer"}),
+        (layer_norm.epsilon(X, w, None, X, G, norm_eps=0.1), stabilized),
+        (layer_norm.epsilon_gxi(X, w, w, X, G, norm_eps=0.1), {"norm_bias"}),
+        (layer_norm.gradient(X, w, w, X, G, norm_eps=0.1), {"norm_bias", "norm_offset"}),
+        (activation.gradient(X, X, G, kind="relu"), {"activation_offset"}),
+        (rotary.epsilon(X, X, G, cos=X, sin=Y), stabilized),
+        (pooling.epsilon(X, X[:, :1], G[:, :1], counted=np.ones((B, T, 1))), stabilized),
+        (renormalize.epsilon(X, X, G), {"renormalization_offset", "stabilizer"}),
+        (renormalize.gradient(X, X, G), {"renormalization_offset"}),
+        (combine.epsilon(X, Y, sums, G, index=((range(T),) * B,) * 2, length=T), stabilized),
+    ):  # fmt: skip
+        assert set(passed.absorbed) == words
+
+
+def test_the_names_of_activations() -> None:
+    """What config.json files say, and the function that stands for it."""
+    assert activation.NAMES == {
+        "gelu": "gelu",
+        "gelu_new": "gelu_tanh",
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "silu": "silu",
+        "swish": "silu",
+        "quick_gelu": "quick_gelu",
+        "relu": "relu",
+        "tanh": "tanh",
+    }
+
+
+def test_the_unsigned_stabilizer_may_meet_its_own_zero() -> None:
+    """z = -eps: nothing can be passed on, and what arrived is taken."""
+    s, taken = share(np.asarray([[-0.5, 1.0]]), np.asarray([[3.0, 6.0]]), 0.5, "plain")
+    assert s.tolist() == [[0.0, 4.0]] and taken.tolist() == [3.0 + 0.5 * 4.0]
+
+
+def test_a_position_that_does_not_count_is_no_part_of_the_mean() -> None:
+    counted = np.asarray([[[1.0], [0.0], [1.0]], [[0.0], [1.0], [0.0]]])
+    mean = pooling.forward(X, counted=counted)
+    assert np.abs(mean - np.stack([(X[0, 0] + X[0, 2]) / 2, X[1, 1]])[:, None]).max() <= 1e-15
+
+
+def test_rows_are_gathered_where_asarray_knows_no_device(monkeypatch: Any) -> None:
+    """As CuPy's, which puts arrays on the current device."""
+
+    class Elsewhere(np.ndarray):  # type: ignore[type-arg]
+        __module__ = "cupy"
+
+    fake = ModuleType("cupy")
+    for name in ("reshape", "concat", "zeros_like", "take", "int64"):
+        setattr(fake, name, getattr(np, name))
+    fake.asarray = lambda values, dtype: np.asarray(values, dtype=dtype)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    index = ((2, None), (0, 1))
+    got = gather.rows(X.view(Elsewhere), index)
+    assert np.asarray(got).tolist() == [[X[0, 2].tolist(), [0.0] * N], X[1, :2].tolist()]

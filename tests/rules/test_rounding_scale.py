@@ -1,0 +1,216 @@
+"""The scale of a rule's rounding: the sum of |terms| of the sums it forms, written out from the
+rule's definition.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hand_arrays import BIAS, EPS, B, G, M, N, R, T, W, X, Y, agree, away, over, size
+
+from refl.rules import (
+    activation,
+    add,
+    combine,
+    layer_norm,
+    linear,
+    matmul,
+    pooling,
+    renormalize,
+    rms_norm,
+    rotary,
+    softmax,
+)
+from refl.rules.balance import RuleOutput
+
+
+def named(passed: RuleOutput) -> Any:
+    assert passed.rounding_scale is not None
+    return passed.rounding_scale()
+
+
+def products(w: Any, s: Any, x: Any = X) -> Any:  # (B, T, O), -> (B, T, O, I)
+    """Every W_ji x_i s_j."""
+    return w * x[..., None, :] * s[..., None]
+
+
+POSITIVE, NEGATIVE = np.maximum(W * X[..., None, :], 0), np.minimum(W * X[..., None, :], 0)
+
+
+@pytest.mark.parametrize("bias", [BIAS, None])
+def test_terms_of_linear(bias: Any) -> None:
+    """Messages W x s and b s, once as messages and once in the z they are divided by."""
+    b = np.zeros(M) if bias is None else bias
+    z = X @ W.T + b
+
+    def twice(s: Any) -> Any:
+        return 2 * (size(products(W, s)) + size(b * s))
+
+    agree(named(linear.epsilon(X, W, bias, z, R, eps=EPS)), twice(R / away(z)))
+    agree(named(linear.gradient(X, W, bias, z, R)), twice(R))
+    up, down = POSITIVE.sum(axis=-1) + np.maximum(b, 0), NEGATIVE.sum(axis=-1) + np.minimum(b, 0)
+    agree(
+        named(linear.gamma(X, W, bias, z, R, gamma=0.25)),
+        1.25 * twice(over(R, z + 0.25 * np.where(z > 0, up, down))),
+    )
+    agree(named(linear.z_plus(X, W, bias, z, R)), twice(over(R, up)))
+    agree(
+        named(linear.alpha_beta(X, W, bias, z, R, alpha=1.5, beta=0.5)),
+        twice(over(1.5 * R, up)) + twice(over(0.5 * R, down)),
+    )
+    agree(named(linear.flat(X, W, bias, z, R)), 2 * size(R))
+    agree(named(linear.w_square(X, W, bias, z, R)), 2 * size(R))
+
+
+def test_terms_of_the_z_box() -> None:
+    above, below = X + 3, X - 4
+    wp, wn = np.maximum(W, 0), np.minimum(W, 0)
+    s = R / (above @ wp.T + below @ wn.T)
+    wanted = 2 * (size(products(wp, s, above)) + size(products(wn, s, below)))
+    agree(named(linear.z_box(X, W, BIAS, X @ W.T, R, low=-3.0, high=4.0)), wanted)
+
+
+def test_terms_of_a_sum() -> None:
+    """A broadcast operand is a term for every copy."""
+    for a, b in ((X, Y), (X, Y[:, :1]), (X[:, :1], Y)):
+        z = a + b
+        s = G / away(z)
+        agree(named(add.epsilon(a, b, z, G, eps=EPS)), 2 * (size(a * s) + size(b * s)))
+        agree(named(add.gradient(a, b, z, G)), 2 * (size(a * G) + size(b * G)))
+
+
+def test_terms_of_a_sum_over_experts() -> None:
+    random = np.random.default_rng(12)
+    index = (((0, 2), (1, None)), ((1,), (2,)))
+    ys = (random.normal(size=(B, 2, N)), random.normal(size=(B, 1, N)))
+    z = combine.forward(*ys, index=index, length=T)
+    wanted_epsilon, wanted_gradient = np.zeros(B), np.zeros(B)
+    for y, where in zip(ys, index, strict=True):
+        for b, places in enumerate(where):
+            for n, t in enumerate(places):
+                if t is not None:
+                    wanted_epsilon[b] += 2 * np.abs(y[b, n] * G[b, t] / away(z[b, t])).sum()
+                    wanted_gradient[b] += 2 * np.abs(y[b, n] * G[b, t]).sum()
+    agree(named(combine.epsilon(*ys, z, G, index=index, length=T, eps=EPS)), wanted_epsilon)
+    agree(named(combine.gradient(*ys, z, G, index=index, length=T)), wanted_gradient)
+
+
+def test_terms_of_matmul() -> None:
+    random = np.random.default_rng(12)
+    a, v, r = (
+        random.normal(size=(B, M, T)),
+        random.normal(size=(B, T, N)),
+        random.normal(size=(B, M, N)),
+    )
+    z = a @ v
+
+    def messages(s: Any) -> Any:
+        return size(a[..., None] * v[:, None] * s[:, :, None])
+
+    agree(named(matmul.uniform(a, v, z, r, eps=EPS)), 2 * messages(r / away(z, EPS / 2)))
+    agree(
+        named(matmul.uniform(a, v, z, r, eps=EPS, denominator="2(z+eps)")),
+        2 * messages(r / away(z)),
+    )
+    agree(named(matmul.second(a, v, z, r, eps=EPS)), 2 * messages(r / away(z)))
+    agree(named(matmul.uniform_gxi(a, v, z, r)), 2 * messages(r))
+    agree(named(matmul.second_gxi(a, v, z, r)), 2 * messages(r))
+    agree(named(matmul.gradient(a, v, z, r)), 6 * messages(r))
+
+
+def test_terms_of_softmax() -> None:
+    """Messages x R and x p sum R; the offset's R, R x and sum R sum p x. Three times: p's own
+    rounding, the message, the sum.
+    """
+    p = np.exp(X) / np.exp(X).sum(axis=-1, keepdims=True)
+
+    def thrice(r: Any) -> Any:
+        row, px = np.abs(r).sum(axis=-1, keepdims=True), (p * np.abs(X)).sum(axis=-1, keepdims=True)
+        return 3 * (size(X * r) + size(X * p * row) + size(r) + size(r * X) + size(row * px))
+
+    agree(named(softmax.taylor(X, p, G)), thrice(G))
+    agree(named(softmax.gradient(X, p, G)), thrice(p * G))
+    agree(named(softmax.spread(X, p, G)), 2 * thrice(G))
+    own, cross = (1 - p) * np.maximum(X, 0), p * np.maximum(-X, 0)
+    others = cross @ (1 - np.eye(N))
+    s = np.abs(over(G, own + others))
+    messages = (
+        size(own * s)
+        + size(cross * s.sum(axis=-1, keepdims=True))
+        + size(s * cross.sum(axis=-1, keepdims=True))
+    )
+    agree(named(softmax.z_plus(X, p, G)), 3 * messages + size(G))
+
+
+def test_terms_of_norms() -> None:
+    random = np.random.default_rng(12)
+    w, b, norm_eps = random.normal(size=N), random.normal(size=N), 0.1
+    z = rms_norm.forward(X, w, norm_eps=norm_eps)
+    agree(named(rms_norm.gradient(X, w, z, G, norm_eps=norm_eps)), 4 * size(z * G))
+    std = np.sqrt(X.var(axis=-1, keepdims=True) + norm_eps)
+    for bias in (b, None):
+        z = w * (X - X.mean(axis=-1, keepdims=True)) / std + (0 if bias is None else bias)
+
+        def terms(s: Any, bias: Any = bias) -> Any:
+            c = np.abs(w * s / std)
+            return 4 * (size(c * X) + size(c * np.abs(X).mean(axis=-1, keepdims=True))) + (
+                0 if bias is None else 2 * size(bias * s)
+            )
+
+        agree(
+            named(layer_norm.epsilon(X, w, bias, z, G, norm_eps=norm_eps, eps=EPS)),
+            terms(G / away(z)),
+        )
+        agree(named(layer_norm.epsilon_gxi(X, w, bias, z, G, norm_eps=norm_eps)), terms(G))
+        agree(named(layer_norm.gradient(X, w, bias, z, G, norm_eps=norm_eps)), 2 * terms(G))
+
+
+def test_terms_of_an_activation() -> None:
+    for kind, z, slope in (
+        ("tanh", np.tanh(X), 1 - np.tanh(X) ** 2),
+        ("relu", np.maximum(X, 0), np.where(X > 0, 1.0, 0.0)),
+    ):
+        agree(
+            named(activation.gradient(X, z, G, kind=kind)), 3 * (size(z * G) + size(X * slope * G))
+        )
+
+
+def test_terms_of_rotary() -> None:
+    random = np.random.default_rng(12)
+    x, r = random.normal(size=(B, 2, T, N)), random.normal(size=(B, 2, T, N))
+    cos, sin = random.normal(size=(1, 1, T, N)), random.normal(size=(1, 1, T, N))
+    other = np.concatenate([x[..., N // 2 :], x[..., : N // 2]], axis=-1)
+    z = rotary.forward(x, cos=cos, sin=sin)
+    s = r / away(z)
+    agree(
+        named(rotary.epsilon(x, z, r, cos=cos, sin=sin, eps=EPS)),
+        2 * (size(x * cos * s) + size(other * sin * s)),
+    )
+    agree(
+        named(rotary.gradient(x, z, r, cos=cos, sin=sin)),
+        2 * (size(x * cos * r) + size(other * sin * r)),
+    )
+
+
+def test_terms_of_pooling() -> None:
+    random = np.random.default_rng(12)
+    counted = np.asarray([[[1.0], [0.0], [1.0]], [[1.0], [1.0], [1.0]]])
+    r, whole = random.normal(size=(B, 1, N)), (X * counted).sum(axis=1, keepdims=True)
+    z = whole / counted.sum(axis=1, keepdims=True)
+    agree(
+        named(pooling.epsilon(X, z, r, counted=counted, eps=EPS)),
+        2 * size(X * counted * r / away(whole)),
+    )
+    agree(
+        named(pooling.gradient(X, z, r, counted=counted)),
+        2 * size(X * counted * r / counted.sum(axis=1, keepdims=True)),
+    )
+
+
+def test_terms_of_renormalization() -> None:
+    x = np.abs(X)
+    z = x / x.sum(axis=-1, keepdims=True)
+    agree(named(renormalize.epsilon(x, z, G, eps=EPS)), 4 * size(z * G / away(z)))
+    agree(named(renormalize.gradient(x, z, G)), 4 * size(z * G))
