@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from refl.arrays import Array
-from refl.nets import encoder
-from refl.nets.batch import Batch
-from refl.nets.encoder import Shapes, linear_shapes, norm_shapes
+from refl.nets import encoder, masks, tensors
+from refl.nets.batch import Batch, positions
+from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
 MODEL_TYPE = "albert"
@@ -30,7 +30,7 @@ CHECKED = "random configurations against transformers 4.52.4; real checkpoints: 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(encoder.Options):
+class Config(encoder.EncoderConfig):
     """The options of config.json that this net reads."""
 
     embedding_size: int = 128
@@ -57,55 +57,63 @@ def task(c: Config) -> str:
     return c.task
 
 
-def shapes(c: Config) -> Shapes:
+def shapes(c: Config) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
     d, e = c.hidden_size, c.embedding_size
     yield from encoder.embedding_shapes("albert.embeddings", c, e, "embedding_size")
-    yield from linear_shapes(
-        "albert.encoder.embedding_hidden_mapping_in", d, e, "hidden_size and embedding_size"
+    yield from tensors.linear(
+        "albert.encoder.embedding_hidden_mapping_in",
+        d,
+        e,
+        "hidden_size and embedding_size",
+        bias=True,
     )
     for group in range(c.num_hidden_groups):
         for j in range(c.inner_group_num):
             yield from _inner_shapes(f"{stored(group)}.albert_layers.{j}", c)
     if c.task != "masked-token":
-        yield from linear_shapes("albert.pooler", d, d, "hidden_size")
+        yield from tensors.linear("albert.pooler", d, d, "hidden_size", bias=True)
     if c.task == "class":
-        yield from linear_shapes("classifier", c.labels, d, "id2label and hidden_size")
+        yield from tensors.linear("classifier", c.labels, d, "id2label and hidden_size", bias=True)
     if c.task == "masked-token":
-        yield from linear_shapes("predictions.dense", e, d, "hidden_size and embedding_size")
-        yield from norm_shapes("predictions.LayerNorm", e, "embedding_size")
+        yield from tensors.linear(
+            "predictions.dense", e, d, "hidden_size and embedding_size", bias=True
+        )
+        yield from tensors.norm("predictions.LayerNorm", e, "embedding_size", bias=True)
         yield "predictions.bias", (c.vocab_size,), "vocab_size"
         if not c.tie_word_embeddings:
             yield "predictions.decoder.weight", (c.vocab_size, e), "vocab_size and embedding_size"
 
 
-def _inner_shapes(layer: str, c: Config) -> Shapes:
+def _inner_shapes(layer: str, c: Config) -> Tensors:
     d, wide = c.hidden_size, c.intermediate_size
     for name in ("query", "key", "value", "dense"):
-        yield from linear_shapes(f"{layer}.attention.{name}", d, d, "hidden_size")
-    yield from norm_shapes(f"{layer}.attention.LayerNorm", d)
-    yield from linear_shapes(f"{layer}.ffn", wide, d, "hidden_size and intermediate_size")
-    yield from linear_shapes(f"{layer}.ffn_output", d, wide, "hidden_size and intermediate_size")
-    yield from norm_shapes(f"{layer}.full_layer_layer_norm", d)
+        yield from tensors.linear(f"{layer}.attention.{name}", d, d, "hidden_size", bias=True)
+    yield from tensors.norm(f"{layer}.attention.LayerNorm", d, bias=True)
+    yield from tensors.linear(
+        f"{layer}.ffn", wide, d, "hidden_size and intermediate_size", bias=True
+    )
+    yield from tensors.linear(
+        f"{layer}.ffn_output", d, wide, "hidden_size and intermediate_size", bias=True
+    )
+    yield from tensors.norm(f"{layer}.full_layer_layer_norm", d, bias=True)
 
 
 def forward(
     t: Trace, c: Config, batch: Batch
 ) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
-    h = encoder.embeddings(t, "albert.embeddings", c, batch, encoder.counted(batch.ids))
+    h = encoder.embeddings(t, "albert.embeddings", c, batch, positions(batch.ids))
     h = t.linear("albert.encoder.embedding_hidden_mapping_in", h, bias=True)
-    mask = encoder.bidirectional(batch)
+    mask = masks.keys(batch.attention_mask, batch.ids.shape[1])
     for i in range(c.num_hidden_layers):
         h = t.block(f"albert.encoder.layer.{i}", layer, h, c, c.group(i), mask)
     if c.task == "masked-token":
         return t.module("predictions", predictions, encoder.wanted(t, "predictions", h, batch), c)
     pooled = t.linear("albert.pooler", encoder.first(t, "albert.pooler", h, batch), bias=True)
     pooled = t.activation("albert.pooler_activation", pooled, "tanh")
-    return (
-        t.linear("classifier", pooled, bias=True)
-        if c.task == "class"
-        else encoder.wanted(t, "albert", h, batch)
-    )
+    if c.task == "class":
+        return t.linear("classifier", pooled, bias=True)
+    return encoder.wanted(t, "albert", h, batch)
 
 
 def stored(group: int) -> str:
@@ -123,26 +131,19 @@ def layer(
 
 def inner(t: Trace, h: Value, c: Config, mask: Array | None) -> Value:  # (B, T, D) -> (B, T, D)
     h = t.module("attention", attention, h, c, mask)
-    m = t.linear(
-        "ffn_output",
-        t.activation("activation", t.linear("ffn", h, bias=True), c.hidden_act),
-        bias=True,
-    )
-    return t.layer_norm("full_layer_layer_norm", t.add("residual", m, h), c.layer_norm_eps)
+    m = t.activation("activation", t.linear("ffn", h, bias=True), c.act)
+    h = t.add("residual", t.linear("ffn_output", m, bias=True), h)
+    return t.layer_norm("full_layer_layer_norm", h, c.layer_norm_eps)
 
 
 def attention(t: Trace, h: Value, c: Config, mask: Array | None) -> Value:  # (B, T, D) -> (B, T, D)
     context = encoder.self_attention(t, h, c.num_attention_heads, mask)
-    return t.layer_norm(
-        "LayerNorm", t.add("residual", h, t.linear("dense", context, bias=True)), c.layer_norm_eps
-    )
+    h = t.add("residual", h, t.linear("dense", context, bias=True))
+    return t.layer_norm("LayerNorm", h, c.layer_norm_eps)
 
 
 def predictions(t: Trace, h: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, V)
-    h = t.layer_norm(
-        "LayerNorm",
-        t.activation("activation", t.linear("dense", h, bias=True), c.hidden_act),
-        c.layer_norm_eps,
-    )
+    h = t.activation("activation", t.linear("dense", h, bias=True), c.act)
+    h = t.layer_norm("LayerNorm", h, c.layer_norm_eps)
     table = "albert.embeddings.word_embeddings.weight" if c.tie_word_embeddings else None
     return t.linear("decoder", h, weight=table, bias="predictions.bias")

@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from refl.nets import encoder
-from refl.nets.batch import Batch
-from refl.nets.encoder import Shapes, linear_shapes, norm_shapes
+from refl.nets import encoder, masks, tensors
+from refl.nets.batch import Batch, positions
+from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
 MODEL_TYPE = "bert"
@@ -28,7 +28,7 @@ CHECKED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(encoder.Options):
+class Config(encoder.EncoderConfig):
     """The options of config.json that this net reads."""
 
     FAMILIES: ClassVar[tuple[str, ...]] = ("Bert",)
@@ -46,17 +46,17 @@ def task(c: Config) -> str:
     return c.task
 
 
-def shapes(c: Config) -> Shapes:
+def shapes(c: Config) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
     d = c.hidden_size
     yield from encoder.text_shapes(PREFIX, c)
     if c.task != "masked-token":
-        yield from linear_shapes("bert.pooler.dense", d, d, "hidden_size")
+        yield from tensors.linear("bert.pooler.dense", d, d, "hidden_size", bias=True)
     if c.task == "class":
-        yield from linear_shapes("classifier", c.labels, d, "id2label and hidden_size")
+        yield from tensors.linear("classifier", c.labels, d, "id2label and hidden_size", bias=True)
     if c.task == "masked-token":
-        yield from linear_shapes("cls.predictions.transform.dense", d, d, "hidden_size")
-        yield from norm_shapes("cls.predictions.transform.LayerNorm", d)
+        yield from tensors.linear("cls.predictions.transform.dense", d, d, "hidden_size", bias=True)
+        yield from tensors.norm("cls.predictions.transform.LayerNorm", d, bias=True)
         yield "cls.predictions.bias", (c.vocab_size,), "vocab_size"
         if not c.tie_word_embeddings:
             yield "cls.predictions.decoder.weight", (c.vocab_size, d), "vocab_size and hidden_size"
@@ -65,18 +65,16 @@ def shapes(c: Config) -> Shapes:
 def forward(
     t: Trace, c: Config, batch: Batch
 ) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
-    h = encoder.embeddings(t, "bert.embeddings", c, batch, encoder.counted(batch.ids))
-    mask = encoder.bidirectional(batch)
+    h = encoder.embeddings(t, "bert.embeddings", c, batch, positions(batch.ids))
+    mask = masks.keys(batch.attention_mask, batch.ids.shape[1])
     for i in range(c.num_hidden_layers):
         h = t.block(f"bert.encoder.layer.{i}", encoder.post_norm, h, c, mask)
     if c.task == "masked-token":
         return t.module("cls.predictions", predictions, encoder.wanted(t, "cls", h, batch), c)
     pooled = t.module("bert.pooler", pooler, encoder.first(t, "bert.pooler", h, batch))
-    return (
-        t.linear("classifier", pooled, bias=True)
-        if c.task == "class"
-        else encoder.wanted(t, "bert", h, batch)
-    )
+    if c.task == "class":
+        return t.linear("classifier", pooled, bias=True)
+    return encoder.wanted(t, "bert", h, batch)
 
 
 def pooler(t: Trace, x: Value) -> Value:  # (B, 1, D) -> (B, 1, D)
@@ -90,8 +88,5 @@ def predictions(t: Trace, h: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, 
 
 
 def transform(t: Trace, h: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, D)
-    return t.layer_norm(
-        "LayerNorm",
-        t.activation("transform_act_fn", t.linear("dense", h, bias=True), c.hidden_act),
-        c.layer_norm_eps,
-    )
+    h = t.activation("transform_act_fn", t.linear("dense", h, bias=True), c.act)
+    return t.layer_norm("LayerNorm", h, c.layer_norm_eps)

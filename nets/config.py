@@ -10,94 +10,117 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from refl.errors import ReflError
-from refl.rules.activation import NAMES
 
 C = TypeVar("C")
 
-HARMLESS = frozenset(
-    [
-        "_name_or_path",
-        "architectures",
-        "model_type",
-        "torch_dtype",
-        "dtype",
-        "transformers_version",
-        "use_cache",
-        "initializer_range",
-        "initializer_factor",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "sep_token_id",
-        "cls_token_id",
-        "unk_token_id",
-        "decoder_start_token_id",
-        "eos_token_ids",
-        "attention_dropout",
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-        "attn_pdrop",
-        "resid_pdrop",
-        "embd_pdrop",
-        "dropout_rate",
-        "classifier_dropout",
-        "classifier_dropout_prob",
-        "hidden_dropout",
-        "embd_dropout",
-        "resid_dropout",
-        "summary_first_dropout",
-        "id2label",
-        "label2id",
-        "num_labels",
-        "problem_type",
-        "finetuning_task",
-        "task_specific_params",
-        "tokenizer_class",
-        "prefix",
-        "return_dict",
-        "return_dict_in_generate",
-        "output_attentions",
-        "output_hidden_states",
-        "output_scores",
-        "output_past",
-        "torchscript",
-        "use_bfloat16",
-        "do_sample",
-        "early_stopping",
-        "max_length",
-        "min_length",
-        "num_beams",
-        "num_beam_groups",
-        "diversity_penalty",
-        "temperature",
-        "top_k",
-        "top_p",
-        "typical_p",
-        "repetition_penalty",
-        "length_penalty",
-        "no_repeat_ngram_size",
-        "encoder_no_repeat_ngram_size",
-        "num_return_sequences",
-        "bad_words_ids",
-        "suppress_tokens",
-        "begin_suppress_tokens",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "remove_invalid_values",
-        "exponential_decay_length_penalty",
-        "chunk_size_feed_forward",
-        "tf_legacy_loss",
-        "gradient_checkpointing",
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "attn_implementation",
-        "pretraining_tp",
-        "auto_map",
-    ]
+GENERATION = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "prefix",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict_in_generate",
+    "suppress_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+    "use_cache",
 )
-"""Keys that no forward pass in evaluation mode depends on: generation, dropout, labels,
-bookkeeping.
-"""
+"""How a text is continued, token after token."""
+
+SPECIAL_TOKENS = (
+    "bos_token_id",
+    "cls_token_id",
+    "decoder_start_token_id",
+    "eos_token_id",
+    "eos_token_ids",
+    "pad_token_id",
+    "sep_token_id",
+    "tokenizer_class",
+    "unk_token_id",
+)
+"""What the tokenizer puts around a text; a net that computes with one of them lists it itself."""
+
+DROPOUT = (
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+    "attn_pdrop",
+    "classifier_dropout",
+    "classifier_dropout_prob",
+    "dropout_rate",
+    "embd_dropout",
+    "embd_pdrop",
+    "hidden_dropout",
+    "hidden_dropout_prob",
+    "resid_dropout",
+    "resid_pdrop",
+    "summary_first_dropout",
+)
+
+LABELS = (
+    "finetuning_task",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "task_specific_params",
+)
+"""What the outputs of a classifier mean."""
+
+TRAINING = ("gradient_checkpointing", "initializer_factor", "initializer_range", "tf_legacy_loss")
+
+BOOKKEEPING = (
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_name_or_path",
+    "architectures",
+    "attn_implementation",
+    "auto_map",
+    "chunk_size_feed_forward",
+    "dtype",
+    "model_type",
+    "output_attentions",
+    "output_hidden_states",
+    "output_past",
+    "output_scores",
+    "pretraining_tp",
+    "return_dict",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "use_bfloat16",
+)
+"""Where the file comes from, and how transformers runs and returns the same numbers."""
+
+HARMLESS = frozenset(GENERATION + SPECIAL_TOKENS + DROPOUT + LABELS + TRAINING + BOOKKEEPING)
+"""Keys that no forward pass in evaluation mode depends on."""
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "tanh": "tanh",
+}
+"""The names that config.json files use -> the kinds of rules/activation.py."""
 
 REFUSED = {
     "quantization_config": "quantized weights are not read: load the checkpoint in "
@@ -191,13 +214,16 @@ def _describe(hint: Any) -> str:
     return " or ".join(names.get(k, str(k)) for k in _kinds(hint))
 
 
-def known_activation(option: str, kind: str) -> None:
-    """Raises ReflError for an activation there is none of."""
-    if kind not in NAMES:
+def activation_kind(option: str, name: str) -> str:
+    """The kind of activation that config.json asks for as `name`. Raises ReflError for one there
+    is none of.
+    """
+    if name not in ACTIVATIONS:
         raise ReflError(
-            f"config.json asks for {option} {kind!r}, which is not implemented: there are "
-            f"{', '.join(NAMES)}"
+            f"config.json asks for {option} {name!r}, which is not implemented: there are "
+            f"{', '.join(ACTIVATIONS)}"
         )
+    return ACTIVATIONS[name]
 
 
 def divides(small: str, a: int, large: str, b: int) -> None:

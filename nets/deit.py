@@ -32,7 +32,7 @@ CLASSIFIERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(vision.Options):
+class Config(vision.VisionConfig):
     """The options of config.json that this net reads."""
 
     FAMILY: ClassVar[str] = "DeiT"

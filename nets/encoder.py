@@ -1,6 +1,7 @@
 """What the encoders share: attention that looks both ways, the feed-forward half, the embeddings of
 a text, their options.
 
+    embeddings     h = norm(word[ids] + type[types] + position[positions])
     attention      softmax(q k^T / sqrt(d)) v,  q, k, v = query(x), key(x), value(x)
     post-LN        h = norm(h + dense(attention(h))),    h = norm(h + dense(act(dense(h))))
                    (Vaswani et al. 2017; BERT)
@@ -19,15 +20,13 @@ from refl.arrays import Array, namespace
 from refl.errors import ReflError
 from refl.nets import tensors
 from refl.nets.batch import Batch
-from refl.nets.config import divides, known_activation
+from refl.nets.config import activation_kind, divides
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
-Shapes = Tensors
-
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class EncoderConfig:
     """The options of config.json that every text encoder reads."""
 
     vocab_size: int
@@ -49,8 +48,7 @@ class Options:
     """What the names of its classes begin with."""
 
     def __post_init__(self) -> None:
-        _ = self.task
-        known_activation("hidden_act", self.hidden_act)
+        _ = self.task, self.act
         if self.position_embedding_type != "absolute":
             raise ReflError(
                 "config.json has position_embedding_type "
@@ -71,6 +69,10 @@ class Options:
         )
 
     @property
+    def act(self) -> str:
+        return activation_kind("hidden_act", self.hidden_act)
+
+    @property
     def longest(self) -> int:
         return self.max_position_embeddings
 
@@ -89,82 +91,47 @@ TASKS = {
 """End of a class name -> task. Of the two heads of pre-training, the one that guesses tokens."""
 
 
-def linear_shapes(name: str, out: int, into: int, why: str) -> Shapes:
-    return tensors.linear(name, out, into, why, bias=True)
-
-
-def norm_shapes(name: str, width: int, why: str = "hidden_size") -> Shapes:
-    return tensors.norm(name, width, why, bias=True)
-
-
-def embedding_shapes(name: str, c: Options, width: int, why: str) -> Shapes:
-    yield f"{name}.word_embeddings.weight", (c.vocab_size, width), f"vocab_size and {why}"
-    yield (
-        f"{name}.position_embeddings.weight",
-        (c.max_position_embeddings, width),
-        f"max_position_embeddings and {why}",
-    )
-    yield (
-        f"{name}.token_type_embeddings.weight",
-        (c.type_vocab_size, width),
-        f"type_vocab_size and {why}",
-    )
-    yield from norm_shapes(f"{name}.LayerNorm", width, why)
-
-
-def text_shapes(prefix: str, c: Options) -> Shapes:
+def text_shapes(prefix: str, c: EncoderConfig) -> Tensors:
     """The tensors of an encoder of `post_norm` blocks, from its embeddings to its last block."""
     yield from embedding_shapes(f"{prefix}embeddings", c, c.hidden_size, "hidden_size")
     for i in range(c.num_hidden_layers):
         yield from _block_shapes(f"{prefix}encoder.layer.{i}", c)
 
 
-def _block_shapes(block: str, c: Options) -> Shapes:
-    d, inner = c.hidden_size, c.intermediate_size
-    for name in ("query", "key", "value"):
-        yield from linear_shapes(f"{block}.attention.self.{name}", d, d, "hidden_size")
-    yield from linear_shapes(f"{block}.attention.output.dense", d, d, "hidden_size")
-    yield from norm_shapes(f"{block}.attention.output.LayerNorm", d)
-    yield from linear_shapes(
-        f"{block}.intermediate.dense", inner, d, "hidden_size and intermediate_size"
-    )
-    yield from linear_shapes(f"{block}.output.dense", d, inner, "hidden_size and intermediate_size")
-    yield from norm_shapes(f"{block}.output.LayerNorm", d)
+def embedding_shapes(name: str, c: EncoderConfig, width: int, why: str) -> Tensors:
+    for table, option in (
+        ("word_embeddings", "vocab_size"),
+        ("position_embeddings", "max_position_embeddings"),
+        ("token_type_embeddings", "type_vocab_size"),
+    ):
+        yield f"{name}.{table}.weight", (getattr(c, option), width), f"{option} and {why}"
+    yield from tensors.norm(f"{name}.LayerNorm", width, why, bias=True)
+
+
+def _block_shapes(block: str, c: EncoderConfig) -> Tensors:
+    d, inner, why = c.hidden_size, c.intermediate_size, "hidden_size and intermediate_size"
+    for name in ("self.query", "self.key", "self.value", "output.dense"):
+        yield from tensors.linear(f"{block}.attention.{name}", d, d, "hidden_size", bias=True)
+    yield from tensors.norm(f"{block}.attention.output.LayerNorm", d, bias=True)
+    yield from tensors.linear(f"{block}.intermediate.dense", inner, d, why, bias=True)
+    yield from tensors.linear(f"{block}.output.dense", d, inner, why, bias=True)
+    yield from tensors.norm(f"{block}.output.LayerNorm", d, bias=True)
 
 
 # -- embeddings ------------------------------------------------------------------------------------
 
 
 def embeddings(
-    t: Trace, name: str, c: Options, batch: Batch, positions: Array
+    t: Trace, name: str, c: EncoderConfig, batch: Batch, positions: Array
 ) -> Value:  # ids (B, T) -> (B, T, E)
     """norm(word + token type + position), as the module of this name."""
     types = namespace(batch.ids).zeros_like(batch.ids) if batch.types is None else batch.types
     with t.inside(name):
-        words = t.embedding("word_embeddings", batch.ids)
-        typed = t.add(
-            "typed", words, t.embedding("token_type_embeddings", types, role="token_type")
-        )
-        placed = t.add(
-            "placed", typed, t.embedding("position_embeddings", positions, role="position")
-        )
-        h = t.layer_norm("LayerNorm", placed, c.layer_norm_eps)
+        h = t.embedding("word_embeddings", batch.ids)
+        h = t.add("typed", h, t.embedding("token_type_embeddings", types, role="token_type"))
+        h = t.add("placed", h, t.embedding("position_embeddings", positions, role="position"))
+        h = t.layer_norm("LayerNorm", h, c.layer_norm_eps)
     return t.name(h, name)
-
-
-def counted(ids: Array) -> Array:  # (B, T) -> int (B, T): 0, 1, ..., T - 1 in every row
-    xp = namespace(ids)
-    return xp.cumulative_sum(xp.ones_like(ids), axis=1) - 1
-
-
-def bidirectional(batch: Batch) -> Array | None:  # -> bool (B, 1, T, T)
-    """Every token sees every token that is no padding; None where nothing is padded."""
-    if batch.attention_mask is None:
-        return None
-    size, longest = batch.attention_mask.shape
-    return namespace(batch.attention_mask).broadcast_to(
-        batch.attention_mask[:, None, None, :], (size, 1, longest, longest)
-    )
 
 
 # -- a block ---------------------------------------------------------------------------------------
@@ -189,32 +156,22 @@ def intermediate(t: Trace, x: Value, act: str) -> Value:  # (B, T, D) -> (B, T, 
 
 
 def post_norm(
-    t: Trace, h: Value, c: Options, mask: Array | None
+    t: Trace, h: Value, c: EncoderConfig, mask: Array | None
 ) -> Value:  # (B, T, D) -> (B, T, D)
     h = t.module("attention", _attention, h, c, mask)
-    return t.module(
-        "output",
-        _output,
-        t.module("intermediate", intermediate, h, c.hidden_act),
-        h,
-        c.layer_norm_eps,
-    )
+    m = t.module("intermediate", intermediate, h, c.act)
+    return t.module("output", _output, m, h, c)
 
 
-def _attention(t: Trace, h: Value, c: Options, mask: Array | None) -> Value:
-    return t.module(
-        "output",
-        _output,
-        t.module("self", self_attention, h, c.num_attention_heads, mask),
-        h,
-        c.layer_norm_eps,
-    )
+def _attention(t: Trace, h: Value, c: EncoderConfig, mask: Array | None) -> Value:
+    context = t.module("self", self_attention, h, c.num_attention_heads, mask)
+    return t.module("output", _output, context, h, c)
 
 
-def _output(t: Trace, x: Value, h: Value, norm_eps: float) -> Value:
-    return t.layer_norm(
-        "LayerNorm", t.add("residual", t.linear("dense", x, bias=True), h), norm_eps
-    )
+def _output(t: Trace, x: Value, h: Value, c: EncoderConfig) -> Value:
+    """dense, residual, norm: how both halves end."""
+    h = t.add("residual", t.linear("dense", x, bias=True), h)
+    return t.layer_norm("LayerNorm", h, c.layer_norm_eps)
 
 
 # -- what a head reads -----------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """What Gemma 2 and Gemma 3 share: options, the block with four norms, the norm itself, the head.
 
-    h = h + norm(attention(norm(h))),    h = h + norm(down(gelu(gate(n)) * up(n))),  n = norm(h)
+    h = h + norm(self_attn(norm(h))),    h = h + norm(mlp(norm(h)))
+    logits = cap(lm_head(norm(h))),      cap(x) = c tanh(x / c)
 
-A norm multiplies by 1 + its weight. The head's logits may be capped.
+A norm multiplies by 1 + its weight. mlp is Llama's, with gelu; a cap is there where the config has
+one.
 """
 
 from __future__ import annotations
@@ -10,15 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from refl.nets import attention, decoder, mlp, tensors
+from refl.nets import llama, tensors
 from refl.nets.batch import Batch
-from refl.nets.config import known_activation
+from refl.nets.config import activation_kind
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
 
 @dataclass(frozen=True)
-class Options(decoder.Options):
+class GemmaConfig(llama.DecoderConfig):
     """The options of config.json that both read."""
 
     num_key_value_heads: int | None = 4
@@ -34,40 +36,49 @@ class Options(decoder.Options):
 
     HARMLESS: ClassVar[tuple[str, ...]] = (
         "cache_implementation",
-        "hidden_act",
-    )  # hidden_activation is what counts
+        "hidden_act",  # hidden_activation is what counts
+    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        known_activation("hidden_activation", self.hidden_activation)
+    @property
+    def act(self) -> str:
+        return activation_kind("hidden_activation", self.hidden_activation)
+
+    @property
+    def biased(self) -> tuple[str, ...]:
+        return llama.ATTENTION * self.attention_bias
 
 
-def norm(t: Trace, name: str, x: Value, c: Options) -> Value:  # (..., N) -> (..., N)
+def shapes(c: GemmaConfig) -> Tensors:
+    yield from llama.shapes(c)
+    for i in range(c.num_hidden_layers):
+        for name in ("pre_feedforward_layernorm", "post_feedforward_layernorm"):
+            yield from tensors.norm(f"model.layers.{i}.{name}", c.hidden_size)
+
+
+def norm(t: Trace, name: str, x: Value, c: GemmaConfig) -> Value:  # (..., N) -> (..., N)
     return t.rms_norm(name, x, c.rms_norm_eps, offset=1.0)
 
 
 def block(
-    t: Trace, h: Value, c: Options, attend: decoder.Step, *seen: Any
+    t: Trace, h: Value, c: GemmaConfig, attention: llama.Block, *positions_and_mask: Any
 ) -> Value:  # (B, T, D) -> (B, T, D)
-    a = t.module("self_attn", attend, norm(t, "input_layernorm", h, c), c, *seen)
+    n = norm(t, "input_layernorm", h, c)
+    a = t.module("self_attn", attention, n, c, *positions_and_mask)
     h = t.add("residual", h, norm(t, "post_attention_layernorm", a, c))
-    m = t.module("mlp", mlp.gated, norm(t, "pre_feedforward_layernorm", h, c), c.hidden_activation)
+    m = t.module("mlp", llama.mlp, norm(t, "pre_feedforward_layernorm", h, c), c)
     return t.add("", h, norm(t, "post_feedforward_layernorm", m, c))
 
 
-def head(
-    t: Trace, h: Value, c: Options, batch: Batch
+def lm_head(
+    t: Trace, h: Value, c: GemmaConfig, batch: Batch
 ) -> Value:  # (B, T, D) -> (B, T, V), or (B, 1, V) at the wanted rows
-    logits = decoder.head(t, norm(t, "model.norm", h, c), c, batch)
-    return (
-        logits
-        if c.final_logit_softcapping is None
-        else attention.soft_cap(t, "lm_head", logits, c.final_logit_softcapping)
-    )
+    logits = llama.lm_head(t, norm(t, "model.norm", h, c), c, batch)
+    if c.final_logit_softcapping is None:
+        return logits
+    return soft_cap(t, "lm_head", logits, c.final_logit_softcapping)
 
 
-def tensors_of(c: Options) -> Tensors:
-    yield from decoder.tensors_of(c, bias=c.attention_bias, out_bias=c.attention_bias)
-    for i in range(c.num_hidden_layers):
-        for name in ("pre_feedforward_layernorm", "post_feedforward_layernorm"):
-            yield from tensors.norm(f"model.layers.{i}.{name}", c.hidden_size)
+def soft_cap(t: Trace, name: str, x: Value, cap: float) -> Value:  # (...) -> (...)
+    """cap tanh(x / cap)"""
+    z = t.activation(f"{name}.tanh", t.scale(f"{name}.divided", x, 1 / cap), "tanh")
+    return t.scale(f"{name}.capped", z, cap)

@@ -1,13 +1,15 @@
 """Gemma 2 (Gemma Team 2024, arXiv 2408.00118).
 
-    h = sqrt(hidden_size) embed(ids)
-    for each block:    h = h + norm(attention(norm(h))),  h = h + norm(down(gelu(gate(n)) * up(n))),
-                       n = norm(h)
-    logits = cap tanh(head(norm(h)) / cap)
+    h = sqrt(hidden_size) embed_tokens[ids]
+    for each block:    h = h + norm(self_attn(norm(h))),    h = h + norm(mlp(norm(h)))
+    logits = cap(lm_head(norm(h)))
 
-Every second block, from the first, attends within a window; attention's scores are capped like the
-logits. Names are those of Hugging Face's Gemma2ForCausalLM, which rounds sqrt(hidden_size) to its
-dtype; here it is that of the computation.
+    self_attn(x) = o_proj(softmax(cap(q k^T / sqrt(query_pre_attn_scalar))) v)
+    cap(x) = c tanh(x / c),  with a c for scores and another for logits
+
+Every second block, from the first, attends within a window; block, norm, mlp and head are those of
+nets/gemma.py. Names are those of Hugging Face's Gemma2ForCausalLM, which rounds sqrt(hidden_size)
+to its dtype; here it is that of the computation.
 """
 
 from __future__ import annotations
@@ -15,20 +17,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refl.arrays import Array
-from refl.nets import attention, decoder, gemma, rope
+from refl.nets import gemma, llama, masks, rope
 from refl.nets.batch import Batch
-from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
 MODEL_TYPE = "gemma2"
 PREFIX = "model."
 CHECKED = "random configurations against transformers 4.52.4; no real checkpoint"
 
-task = decoder.next_token
-
 
 @dataclass(frozen=True)
-class Config(gemma.Options):
+class Config(gemma.GemmaConfig):
     """The options of config.json that this net reads."""
 
     max_position_embeddings: int = 8192
@@ -37,39 +36,42 @@ class Config(gemma.Options):
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        return decoder.windows(
-            self.layer_types,
-            [i % 2 == 0 for i in range(self.num_hidden_layers)],
-            self.sliding_window,
-        )
+        sliding = [i % 2 == 0 for i in range(self.num_hidden_layers)]
+        return masks.windows(self.layer_types, sliding, self.sliding_window)
 
 
-def shapes(c: Config) -> Tensors:
-    """Every tensor: name, shape, and the options that ask for it."""
-    return gemma.tensors_of(c)
+task, shapes = llama.task, gemma.shapes
 
 
 def forward(
     t: Trace, c: Config, batch: Batch
 ) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
-    h = t.scale(
-        "model.embed_tokens.scaled",
-        t.embedding("model.embed_tokens", batch.ids),
-        c.hidden_size**0.5,
-    )
+    h = t.embedding("model.embed_tokens", batch.ids)
+    h = t.scale("model.embed_tokens.scaled", h, c.hidden_size**0.5)
     cos, sin = rope.tables(c.rope, batch.ids.shape[-1], h.array)
-    for i, mask in enumerate(decoder.seen(c, batch)):
-        h = t.block(f"model.layers.{i}", gemma.block, h, c, attend, cos, sin, mask)
-    return gemma.head(t, h, c, batch)
+    for i, mask in enumerate(masks.causal_of_blocks(batch.ids, batch.attention_mask, c.windows)):
+        h = t.block(f"model.layers.{i}", gemma.block, h, c, attention, cos, sin, mask)
+    return gemma.lm_head(t, h, c, batch)
+
+
+def attention(
+    t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Array
+) -> Value:  # (B, T, D) -> (B, T, D)
+    q, k, v = llama.project(t, x, c)
+    scale = c.query_pre_attn_scalar**-0.5
+    q = t.scale("query.scaled", t.rotary("query.rotated", q, cos, sin), scale)
+    k = t.rotary("key.rotated", k, cos, sin)
+    cap = c.attn_logit_softcapping
+    context = llama.attend(t, q, k, v, mask) if cap is None else attend(t, q, k, v, mask, cap)
+    return t.linear("o_proj", context, bias="o_proj" in c.biased)
 
 
 def attend(
-    t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Array
-) -> Value:  # (B, T, D) -> (B, T, D)
-    q, k, v = attention.project(t, x, c, bias=c.attention_bias)
-    q, k = attention.turn(t, q, k, cos, sin, c.query_pre_attn_scalar**-0.5)
-    return t.linear(
-        "o_proj",
-        attention.attend(t, q, k, v, mask, c.attn_logit_softcapping),
-        bias=c.attention_bias,
-    )
+    t: Trace, q: Value, k: Value, v: Value, mask: Array, cap: float
+) -> Value:  # (B, H, T, d), (B, K, T, d) x 2 -> (B, T, H d)
+    """softmax(cap tanh(q k^T / cap)) v of every head, q scaled already."""
+    k, v = llama.repeat_groups(t, q, k, v)
+    scores = t.matmul("scores", q, t.move("key.transposed", "transpose", k))
+    scores = gemma.soft_cap(t, "scores", scores, cap)
+    context = t.matmul("context", t.softmax("probabilities", scores, mask), v)
+    return t.move("context.merged", "merge_heads", context)

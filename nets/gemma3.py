@@ -1,13 +1,15 @@
 """Gemma 3, its text model (Gemma Team 2025, arXiv 2503.19786).
 
-    h = sqrt(hidden_size) embed(ids)
-    for each block:    h = h + norm(attention(norm(h))),  h = h + norm(down(gelu(gate(n)) * up(n))),
-                       n = norm(h)
-    logits = head(norm(h))
+    h = sqrt(hidden_size) embed_tokens[ids]
+    for each block:    h = h + norm(self_attn(norm(h))),    h = h + norm(mlp(norm(h)))
+    logits = lm_head(norm(h))
 
-Queries and keys are normed, head by head. Five blocks in six attend within a window, with rotary
-positions of their own. Names are those of Hugging Face's Gemma3ForCausalLM, in which embed_tokens
-is the scaled embedding; it rounds the scale to its dtype.
+    self_attn(x) = o_proj(softmax(q k^T / sqrt(query_pre_attn_scalar)) v),    v = v_proj(x),
+                   q = rotary(norm(q_proj(x))),    k = rotary(norm(k_proj(x))),    head by head
+
+Five blocks in six attend within a window, with rotary positions of their own; block, norm, mlp and
+head are those of nets/gemma.py. Names are those of Hugging Face's Gemma3ForCausalLM, in which
+embed_tokens is the scaled embedding; it rounds the scale to its dtype.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from dataclasses import dataclass
 
 from refl.arrays import Array
 from refl.errors import ReflError
-from refl.nets import attention, decoder, gemma, rope
+from refl.nets import gemma, llama, masks, qwen3, rope
 from refl.nets.batch import Batch
+from refl.nets.masks import FULL, SLIDING
 from refl.nets.rope import Rope
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
@@ -29,11 +32,9 @@ CHECKED = (
     "form); no real checkpoint"
 )
 
-task = decoder.next_token
-
 
 @dataclass(frozen=True)
-class Config(gemma.Options):
+class Config(gemma.GemmaConfig):
     """The options of config.json that this net reads."""
 
     max_position_embeddings: int = 131072
@@ -46,31 +47,28 @@ class Config(gemma.Options):
     @property
     def windows(self) -> tuple[int | None, ...]:
         pattern = self._sliding_window_pattern or self.sliding_window_pattern
-        return decoder.windows(
-            self.layer_types,
-            [(i + 1) % pattern > 0 for i in range(self.num_hidden_layers)],
-            self.sliding_window,
-        )
+        sliding = [(i + 1) % pattern > 0 for i in range(self.num_hidden_layers)]
+        return masks.windows(self.layer_types, sliding, self.sliding_window)
 
     @property
     def rope(self) -> Rope:
-        return self.positions(self.rope_theta, decoder.FULL)
+        return self.positions(self.rope_theta, FULL)
 
     @property
     def local_rope(self) -> Rope:
-        return self.positions(self.rope_local_base_freq, decoder.SLIDING)
+        return self.positions(self.rope_local_base_freq, SLIDING)
 
     def positions(self, theta: float | None, kind: str) -> Rope:
         """By rope_theta, rope_scaling and rope_local_base_freq, or by rope_parameters, which has
         both kinds of block apart.
         """
         parameters = self.rope_parameters or {}
-        if set(parameters) - {decoder.FULL, decoder.SLIDING}:
+        if set(parameters) - {FULL, SLIDING}:
             raise ReflError(
                 f"config.json has rope_parameters with {min(parameters)}: expected "
-                f"{decoder.FULL} and {decoder.SLIDING}"
+                f"{FULL} and {SLIDING}"
             )
-        scaling = self.rope_scaling if kind == decoder.FULL else None
+        scaling = self.rope_scaling if kind == FULL else None
         return rope.read(
             self.width, theta, self.max_position_embeddings, scaling, parameters.get(kind)
         )
@@ -78,8 +76,12 @@ class Config(gemma.Options):
 
 def shapes(c: Config) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
-    yield from gemma.tensors_of(c)
-    yield from decoder.head_norms(c)
+    yield from gemma.shapes(c)
+    for i in range(c.num_hidden_layers):
+        yield from qwen3.head_norm_shapes(f"model.layers.{i}.self_attn", c)
+
+
+task = llama.task
 
 
 def forward(
@@ -88,23 +90,19 @@ def forward(
     h = t.embedding("model.embed_tokens.stored", batch.ids, weight="model.embed_tokens.weight")
     h = t.scale("model.embed_tokens", h, c.hidden_size**0.5)
     full, local = (rope.tables(r, batch.ids.shape[-1], h.array) for r in (c.rope, c.local_rope))
-    for i, (mask, window) in enumerate(zip(decoder.seen(c, batch), c.windows, strict=True)):
-        h = t.block(
-            f"model.layers.{i}",
-            gemma.block,
-            h,
-            c,
-            attend,
-            *(full if window is None else local),
-            mask,
-        )
-    return gemma.head(t, h, c, batch)
+    of_blocks = masks.causal_of_blocks(batch.ids, batch.attention_mask, c.windows)
+    for i, (mask, window) in enumerate(zip(of_blocks, c.windows, strict=True)):
+        cos, sin = full if window is None else local
+        h = t.block(f"model.layers.{i}", gemma.block, h, c, attention, cos, sin, mask)
+    return gemma.lm_head(t, h, c, batch)
 
 
-def attend(
+def attention(
     t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Array
 ) -> Value:  # (B, T, D) -> (B, T, D)
-    q, k, v = attention.project(t, x, c, bias=c.attention_bias)
+    q, k, v = llama.project(t, x, c)
     q, k = gemma.norm(t, "q_norm", q, c), gemma.norm(t, "k_norm", k, c)
-    q, k = attention.turn(t, q, k, cos, sin, c.query_pre_attn_scalar**-0.5)
-    return t.linear("o_proj", attention.attend(t, q, k, v, mask), bias=c.attention_bias)
+    scale = c.query_pre_attn_scalar**-0.5
+    q = t.scale("query.scaled", t.rotary("query.rotated", q, cos, sin), scale)
+    k = t.rotary("key.rotated", k, cos, sin)
+    return t.linear("o_proj", llama.attend(t, q, k, v, mask), bias="o_proj" in c.biased)

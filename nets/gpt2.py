@@ -1,24 +1,25 @@
 """GPT-2 (Radford et al. 2019).
 
-    h = token[ids] + position[0..T-1]
-    for each block:    h = h + attention(layer_norm(h)),    h = h + proj(gelu(fc(layer_norm(h))))
-    logits = head(layer_norm(h))
+    h = wte[ids] + wpe[0..T-1]
+    for each block:    h = h + attn(layer_norm(h)),    h = h + mlp(layer_norm(h))
+    logits = lm_head(layer_norm(h))
+
+    attn(x) = c_proj(softmax(q k^T / sqrt(d)) v),    q, k, v = c_attn(x)
+    mlp(x)  = c_proj(gelu(c_fc(x)))
 
 Names are those of Hugging Face's GPT2LMHeadModel; its Conv1D modules store their weights (I, O).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from refl.arrays import Array, namespace
-from refl.errors import ReflError
-from refl.nets import masks
-from refl.nets.batch import Batch
-from refl.nets.config import divides
-from refl.rules.activation import NAMES
+from refl.arrays import Array
+from refl.nets import masks, tensors
+from refl.nets.batch import Batch, positions
+from refl.nets.config import activation_kind, divides
+from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
 MODEL_TYPE = "gpt2"
@@ -56,43 +57,37 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        if self.activation_function not in NAMES:
-            raise ReflError(
-                f"config.json asks for activation_function {self.activation_function!r}, "
-                "which is not implemented: "
-                f"there are {', '.join(NAMES)}"
-            )
+        _ = self.act
         divides("n_head", self.n_head, "n_embd", self.n_embd)
+
+    @property
+    def act(self) -> str:
+        return activation_kind("activation_function", self.activation_function)
 
     @property
     def longest(self) -> int:
         return self.n_positions
 
 
-def shapes(c: Config) -> Iterator[tuple[str, tuple[int, ...], str]]:
+def shapes(c: Config) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
     d, inner = c.n_embd, c.n_inner or 4 * c.n_embd
     yield "transformer.wte.weight", (c.vocab_size, d), "vocab_size and n_embd"
     yield "transformer.wpe.weight", (c.n_positions, d), "n_positions and n_embd"
     for i in range(c.n_layer):
         block = f"transformer.h.{i}"
-        yield from _norm(f"{block}.ln_1", d)
-        yield from _conv(f"{block}.attn.c_attn", d, 3 * d)
-        yield from _conv(f"{block}.attn.c_proj", d, d)
-        yield from _norm(f"{block}.ln_2", d)
-        yield from _conv(f"{block}.mlp.c_fc", d, inner)
-        yield from _conv(f"{block}.mlp.c_proj", inner, d)
-    yield from _norm("transformer.ln_f", d)
+        yield from tensors.norm(f"{block}.ln_1", d, "n_embd", bias=True)
+        yield from conv1d_shapes(f"{block}.attn.c_attn", d, 3 * d)
+        yield from conv1d_shapes(f"{block}.attn.c_proj", d, d)
+        yield from tensors.norm(f"{block}.ln_2", d, "n_embd", bias=True)
+        yield from conv1d_shapes(f"{block}.mlp.c_fc", d, inner)
+        yield from conv1d_shapes(f"{block}.mlp.c_proj", inner, d)
+    yield from tensors.norm("transformer.ln_f", d, "n_embd", bias=True)
     if not c.tie_word_embeddings:
         yield "lm_head.weight", (c.vocab_size, d), "vocab_size and n_embd"
 
 
-def _norm(name: str, d: int) -> Iterator[tuple[str, tuple[int, ...], str]]:
-    yield f"{name}.weight", (d,), "n_embd"
-    yield f"{name}.bias", (d,), "n_embd"
-
-
-def _conv(name: str, into: int, out: int) -> Iterator[tuple[str, tuple[int, ...], str]]:
+def conv1d_shapes(name: str, into: int, out: int) -> Tensors:
     yield f"{name}.weight", (into, out), "n_embd and n_inner"
     yield f"{name}.bias", (out,), "n_embd and n_inner"
 
@@ -105,70 +100,52 @@ def forward(
     t: Trace, c: Config, batch: Batch
 ) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
     ids = batch.ids
-    h = t.add(
-        "transformer.drop",
-        t.embedding("transformer.wte", ids),
-        t.embedding("transformer.wpe", positions(ids), role="position"),
-    )
+    words = t.embedding("transformer.wte", ids)
+    places = t.embedding("transformer.wpe", positions(ids), role="position")
+    h = t.add("transformer.drop", words, places)
     mask = masks.causal(ids, batch.attention_mask)
     for i in range(c.n_layer):
         h = t.block(f"transformer.h.{i}", block, h, c, i, mask)
     h = t.layer_norm("transformer.ln_f", h, c.layer_norm_epsilon)
     if batch.rows is not None:
         h = t.move("lm_head.row", "rows", h, index=batch.rows)
-    return t.linear(
-        "lm_head", h, weight="transformer.wte.weight" if c.tie_word_embeddings else None
-    )
-
-
-def positions(ids: Array) -> Array:  # (B, T) -> int (B, T): 0, 1, ..., T - 1 in every row
-    xp = namespace(ids)
-    return xp.cumulative_sum(xp.ones_like(ids), axis=1) - 1
+    tied = "transformer.wte.weight" if c.tie_word_embeddings else None
+    return t.linear("lm_head", h, weight=tied)
 
 
 def block(
     t: Trace, h: Value, c: Config, index: int, mask: Array
 ) -> Value:  # (B, T, D) -> (B, T, D)
-    h = t.add(
-        "residual",
-        h,
-        t.module("attn", attention, t.layer_norm("ln_1", h, c.layer_norm_epsilon), c, index, mask),
-    )
-    return t.add(
-        "",
-        h,
-        t.module("mlp", mlp, t.layer_norm("ln_2", h, c.layer_norm_epsilon), c.activation_function),
-    )
+    n = t.layer_norm("ln_1", h, c.layer_norm_epsilon)
+    h = t.add("residual", h, t.module("attn", attention, n, c, index, mask))
+    n = t.layer_norm("ln_2", h, c.layer_norm_epsilon)
+    return t.add("", h, t.module("mlp", mlp, n, c))
 
 
 def attention(
     t: Trace, x: Value, c: Config, index: int, mask: Array
 ) -> Value:  # (B, T, D) -> (B, T, D)
-    qkv, d = t.linear("c_attn", x, bias=True, transposed=True), c.n_embd
-    q, k, v = (
-        t.move(
-            name,
-            "split_heads",
-            t.move(f"{name}.flat", "slice", qkv, start=i * d, stop=(i + 1) * d),
-            heads=c.n_head,
-        )
-        for i, name in enumerate(("query", "key", "value"))
-    )
-    context = t.attention(t.scale("query.scaled", q, _scale(c, index)), k, v, mask, causal=True)
-    return t.linear(
-        "c_proj", t.move("context.merged", "merge_heads", context), bias=True, transposed=True
-    )
+    qkv = t.linear("c_attn", x, bias=True, transposed=True)
+    q, k, v = (head_parts(t, qkv, c, i, name) for i, name in enumerate(("query", "key", "value")))
+    q = t.scale("query.scaled", q, score_scale(c, index))
+    context = t.move("context.merged", "merge_heads", t.attention(q, k, v, mask, causal=True))
+    return t.linear("c_proj", context, bias=True, transposed=True)
 
 
-def _scale(c: Config, index: int) -> float:
+def head_parts(
+    t: Trace, qkv: Value, c: Config, part: int, name: str
+) -> Value:  # (B, T, 3 D) -> (B, H, T, d)
+    """Queries, keys or values, by the number of the part."""
+    start = part * c.n_embd
+    flat = t.move(f"{name}.flat", "slice", qkv, start=start, stop=start + c.n_embd)
+    return t.move(name, "split_heads", flat, heads=c.n_head)
+
+
+def score_scale(c: Config, index: int) -> float:
     scale = (c.n_embd // c.n_head) ** -0.5 if c.scale_attn_weights else 1.0
     return scale / (index + 1) if c.scale_attn_by_inverse_layer_idx else scale
 
 
-def mlp(t: Trace, x: Value, act: str) -> Value:  # (B, T, D) -> (B, T, D)
-    return t.linear(
-        "c_proj",
-        t.activation("act", t.linear("c_fc", x, bias=True, transposed=True), act),
-        bias=True,
-        transposed=True,
-    )
+def mlp(t: Trace, x: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, D)
+    z = t.activation("act", t.linear("c_fc", x, bias=True, transposed=True), c.act)
+    return t.linear("c_proj", z, bias=True, transposed=True)

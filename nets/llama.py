@@ -1,21 +1,28 @@
 """Llama (Touvron et al. 2023, arXiv 2302.13971; Llama 3, arXiv 2407.21783).
 
-    h = embed(ids)
-    for each block:    h = h + attention(rms_norm(h)),    h = h + down(silu(gate(n)) * up(n)),
-                       n = rms_norm(h)
-    logits = head(rms_norm(h))
+    h = embed_tokens[ids]
+    for each block:    h = h + self_attn(rms_norm(h)),    h = h + mlp(rms_norm(h))
+    logits = lm_head(rms_norm(h))
 
-Names are those of Hugging Face's LlamaForCausalLM.
+    self_attn(x) = o_proj(softmax(q k^T / sqrt(d)) v),    q, k, v = q_proj(x), k_proj(x), v_proj(x)
+    mlp(x)       = down_proj(silu(gate_proj(x)) * up_proj(x))
+
+q and k are rotated by their positions (nets/rope.py); each head of k and v, d features wide, serves
+a group of query heads (Ainslie et al. 2023, arXiv 2305.13245). Names are those of Hugging Face's
+LlamaForCausalLM. Its relatives import from here what they share with it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from refl.arrays import Array
-from refl.nets import attention, decoder, mlp
+from refl.nets import masks, rope, tensors
 from refl.nets.batch import Batch
+from refl.nets.config import activation_kind, divides
+from refl.nets.rope import Rope
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
@@ -26,11 +33,94 @@ CHECKED = (
     "checkpoints: stories260K, babyllama105, the shipped model"
 )
 
-task = decoder.next_token
+
+# -- config.json -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Config(decoder.Kin):
+class DecoderConfig:
+    """The options that every decoder with rotary positions reads."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int = 2048
+    rope_theta: float | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        if self.head_dim is None:
+            divides(
+                "num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size
+            )
+        divides(
+            "num_key_value_heads", self.kv_heads, "num_attention_heads", self.num_attention_heads
+        )
+        _ = self.rope, self.windows, self.act
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def width(self) -> int:
+        """Features per head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def rope(self) -> Rope:
+        return rope.read(
+            self.width,
+            self.rope_theta,
+            self.max_position_embeddings,
+            self.rope_scaling,
+            self.rope_parameters,
+        )
+
+    @property
+    def act(self) -> str:
+        """The kind of activation in the MLP; nets differ in the option that names it."""
+        raise NotImplementedError
+
+    @property
+    def longest(self) -> int:
+        return self.rope.longest
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """For each block how many tokens back attention reaches; None for all."""
+        return (None,) * self.num_hidden_layers
+
+    @property
+    def biased(self) -> tuple[str, ...]:
+        """The linear layers that have a bias."""
+        return ()
+
+
+@dataclass(frozen=True)
+class LlamaConfig(DecoderConfig):
+    """And those that Llama and its closest relatives read."""
+
+    rms_norm_eps: float = 1e-6
+    hidden_act: str = "silu"
+
+    @property
+    def act(self) -> str:
+        return activation_kind("hidden_act", self.hidden_act)
+
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Config(LlamaConfig):
     """The options of config.json that this net reads."""
 
     attention_bias: bool = False
@@ -38,27 +128,136 @@ class Config(decoder.Kin):
 
     HARMLESS: ClassVar[tuple[str, ...]] = ("rope_interleaved",)
 
+    @property
+    def biased(self) -> tuple[str, ...]:
+        return ATTENTION * self.attention_bias + MLP * self.mlp_bias
 
-def shapes(c: Config) -> Tensors:
+
+# -- tensors ---------------------------------------------------------------------------------------
+
+
+def shapes(c: DecoderConfig) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
-    return decoder.tensors_of(
-        c, bias=c.attention_bias, out_bias=c.attention_bias, mlp_bias=c.mlp_bias
-    )
+    yield from embedding_and_head_shapes(c)
+    yield from tensors.norm("model.norm", c.hidden_size)
+    for i in range(c.num_hidden_layers):
+        yield from tensors.norm(f"model.layers.{i}.input_layernorm", c.hidden_size)
+        yield from attention_shapes(f"model.layers.{i}.self_attn", c)
+        yield from tensors.norm(f"model.layers.{i}.post_attention_layernorm", c.hidden_size)
+        yield from mlp_shapes(f"model.layers.{i}.mlp", c, c.intermediate_size)
+
+
+def embedding_and_head_shapes(c: DecoderConfig) -> Tensors:
+    yield "model.embed_tokens.weight", (c.vocab_size, c.hidden_size), "vocab_size and hidden_size"
+    if not c.tie_word_embeddings:
+        yield "lm_head.weight", (c.vocab_size, c.hidden_size), "vocab_size and hidden_size"
+    if "lm_head" in c.biased:
+        yield "lm_head.bias", (c.vocab_size,), "vocab_size"
+
+
+def attention_shapes(path: str, c: DecoderConfig, out: str = "o_proj") -> Tensors:
+    q, kv = c.num_attention_heads * c.width, c.kv_heads * c.width
+    why = "hidden_size, num_attention_heads, num_key_value_heads and head_dim"
+    for name, width in (("q_proj", q), ("k_proj", kv), ("v_proj", kv)):
+        bias = name in c.biased
+        yield from tensors.linear(f"{path}.{name}", width, c.hidden_size, why, bias=bias)
+    yield from tensors.linear(f"{path}.{out}", c.hidden_size, q, why, bias=out in c.biased)
+
+
+def mlp_shapes(path: str, c: DecoderConfig, inner: int) -> Tensors:
+    """`inner`: how many features the MLP has between its layers."""
+    d, why = c.hidden_size, "hidden_size and intermediate_size"
+    for name, out, into in zip(MLP, (inner, inner, d), (d, d, inner), strict=True):
+        yield from tensors.linear(f"{path}.{name}", out, into, why, bias=name in c.biased)
+
+
+# -- forward ---------------------------------------------------------------------------------------
+
+Block = Callable[..., Value]
+"""(t, h, c, cos, sin, mask, ...) -> a value of h's shape"""
+
+
+def task(c: DecoderConfig) -> str:
+    return "next-token"
 
 
 def forward(
-    t: Trace, c: Config, batch: Batch
+    t: Trace, c: LlamaConfig, batch: Batch
 ) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
-    return decoder.forward(t, c, batch, attend, feed)
+    return decoder(t, c, batch, block)
+
+
+def decoder(
+    t: Trace, c: LlamaConfig, batch: Batch, block: Block, *rest: Any
+) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
+    """The way from ids to logits through blocks of any kind; `rest` is handed to each."""
+    h = t.embedding("model.embed_tokens", batch.ids)
+    cos, sin = rope.tables(c.rope, batch.ids.shape[-1], h.array)
+    for i, mask in enumerate(masks.causal_of_blocks(batch.ids, batch.attention_mask, c.windows)):
+        h = t.block(f"model.layers.{i}", block, h, c, cos, sin, mask, *rest)
+    return lm_head(t, t.rms_norm("model.norm", h, c.rms_norm_eps), c, batch)
+
+
+def block(
+    t: Trace, h: Value, c: LlamaConfig, cos: Array, sin: Array, mask: Array
+) -> Value:  # (B, T, D) -> (B, T, D)
+    n = t.rms_norm("input_layernorm", h, c.rms_norm_eps)
+    h = t.add("residual", h, t.module("self_attn", attention, n, c, cos, sin, mask))
+    n = t.rms_norm("post_attention_layernorm", h, c.rms_norm_eps)
+    return t.add("", h, t.module("mlp", mlp, n, c))
+
+
+def attention(
+    t: Trace, x: Value, c: DecoderConfig, cos: Array, sin: Array, mask: Array
+) -> Value:  # (B, T, D) -> (B, T, D)
+    q, k, v = project(t, x, c)
+    q = t.scale("query.scaled", t.rotary("query.rotated", q, cos, sin), c.width**-0.5)
+    k = t.rotary("key.rotated", k, cos, sin)
+    return t.linear("o_proj", attend(t, q, k, v, mask), bias="o_proj" in c.biased)
+
+
+def project(
+    t: Trace, x: Value, c: DecoderConfig
+) -> tuple[Value, Value, Value]:  # (B, T, D) -> (B, H, T, d), (B, K, T, d) x 2
+    """Queries, keys and values of each head."""
+    q = t.linear("q_proj", x, bias="q_proj" in c.biased)
+    q = t.move("query", "split_heads", q, heads=c.num_attention_heads)
+    k = t.linear("k_proj", x, bias="k_proj" in c.biased)
+    k = t.move("key", "split_heads", k, heads=c.kv_heads)
+    v = t.linear("v_proj", x, bias="v_proj" in c.biased)
+    return q, k, t.move("value", "split_heads", v, heads=c.kv_heads)
 
 
 def attend(
-    t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Array
-) -> Value:  # (B, T, D) -> (B, T, D)
-    q, k, v = attention.project(t, x, c, bias=c.attention_bias)
-    q, k = attention.turn(t, q, k, cos, sin, c.width**-0.5)
-    return t.linear("o_proj", attention.attend(t, q, k, v, mask), bias=c.attention_bias)
+    t: Trace, q: Value, k: Value, v: Value, mask: Array
+) -> Value:  # (B, H, T, d), (B, K, T, d) x 2 -> (B, T, H d)
+    """softmax(q k^T) v of every head, q scaled already."""
+    k, v = repeat_groups(t, q, k, v)
+    return t.move("context.merged", "merge_heads", t.attention(q, k, v, mask, causal=True))
 
 
-def feed(t: Trace, x: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, D)
-    return mlp.gated(t, x, c.hidden_act, c.mlp_bias)
+def repeat_groups(
+    t: Trace, q: Value, k: Value, v: Value
+) -> tuple[Value, Value]:  # (B, K, T, d) x 2 -> (B, H, T, d) x 2
+    """Each key and value head once for every query head of its group."""
+    times = q.array.shape[1] // k.array.shape[1]
+    if times == 1:
+        return k, v
+    k = t.move("key.repeated", "repeat_heads", k, times=times)
+    return k, t.move("value.repeated", "repeat_heads", v, times=times)
+
+
+def mlp(t: Trace, x: Value, c: DecoderConfig) -> Value:  # (B, T, D) -> (B, T, D)
+    """Gated (Shazeer 2020, arXiv 2002.05202)."""
+    gate = t.activation("act_fn", t.linear("gate_proj", x, bias="gate_proj" in c.biased), c.act)
+    up = t.linear("up_proj", x, bias="up_proj" in c.biased)
+    return t.linear("down_proj", t.multiply("gated", gate, up), bias="down_proj" in c.biased)
+
+
+def lm_head(
+    t: Trace, h: Value, c: DecoderConfig, batch: Batch
+) -> Value:  # (B, T, D) -> (B, T, V), or (B, 1, V) at the wanted rows
+    if batch.rows is not None:
+        h = t.move("lm_head.row", "rows", h, index=batch.rows)
+    tied = "model.embed_tokens.weight" if c.tie_word_embeddings else None
+    return t.linear("lm_head", h, bias="lm_head" in c.biased, weight=tied)

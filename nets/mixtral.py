@@ -1,13 +1,15 @@
 """Mixtral (Jiang et al. 2024, arXiv 2401.04088): Mistral with a mixture of experts in place of
 every MLP.
 
-    h = embed(ids)
-    for each block:    h = h + attention(rms_norm(h)),    h = h + sum over the chosen experts of r_e
-                                                          expert_e(rms_norm(h))
-    expert(n) = w2(silu(w1(n)) * w3(n)),    r: the largest of softmax(gate(n)), made to sum to one
-    logits = head(rms_norm(h))
+    h = embed_tokens[ids]
+    for each block:    h = h + self_attn(rms_norm(h), window)
+                       h = h + sum over the chosen experts of r_e expert_e(rms_norm(h))
+    logits = lm_head(rms_norm(h))
 
-Names are those of Hugging Face's MixtralForCausalLM.
+    expert(n) = w2(silu(w1(n)) * w3(n)),    r: the largest of softmax(gate(n)), made to sum to one
+
+self_attn is Llama's, without biases; the mixture is that of nets/moe.py. Names are those of Hugging
+Face's MixtralForCausalLM.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from functools import partial
 from typing import ClassVar
 
 from refl.arrays import Array
-from refl.nets import attention, decoder, mistral, moe, tensors
+from refl.nets import llama, moe, tensors
 from refl.nets.batch import Batch
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
@@ -28,7 +30,7 @@ CHECKED = "random configurations against transformers 4.52.4; no real checkpoint
 
 
 @dataclass(frozen=True)
-class Config(decoder.Kin):
+class Config(llama.LlamaConfig):
     """The options of config.json that this net reads."""
 
     num_key_value_heads: int | None = 8
@@ -52,49 +54,49 @@ class Config(decoder.Kin):
 
 def shapes(c: Config) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
-    yield from decoder.ends(c)
+    yield from llama.embedding_and_head_shapes(c)
     yield from tensors.norm("model.norm", c.hidden_size)
     for i in range(c.num_hidden_layers):
-        at = f"model.layers.{i}"
-        yield from tensors.norm(f"{at}.input_layernorm", c.hidden_size)
-        yield from attention.tensors_of(f"{at}.self_attn", c)
-        yield from tensors.norm(f"{at}.post_attention_layernorm", c.hidden_size)
-        experts = f"{at}.block_sparse_moe"
-        yield from tensors.linear(
-            f"{experts}.gate",
-            c.num_local_experts,
-            c.hidden_size,
-            "hidden_size and num_local_experts",
-        )
-        for e in range(c.num_local_experts):
-            for name, out, into in (("w1", c.intermediate_size, c.hidden_size), ("w2", c.hidden_size, c.intermediate_size),
-                                    ("w3", c.intermediate_size, c.hidden_size)):  # fmt: skip
-                yield from tensors.linear(
-                    f"{experts}.experts.{e}.{name}", out, into, "hidden_size and intermediate_size"
-                )
+        yield from tensors.norm(f"model.layers.{i}.input_layernorm", c.hidden_size)
+        yield from llama.attention_shapes(f"model.layers.{i}.self_attn", c)
+        yield from tensors.norm(f"model.layers.{i}.post_attention_layernorm", c.hidden_size)
+        yield from _mixture_shapes(f"model.layers.{i}.block_sparse_moe", c)
 
 
-def task(c: Config) -> str:
-    return "next-token"
+def _mixture_shapes(path: str, c: Config) -> Tensors:
+    d, inner = c.hidden_size, c.intermediate_size
+    why = "hidden_size and num_local_experts"
+    yield from tensors.linear(f"{path}.gate", c.num_local_experts, d, why)
+    for e in range(c.num_local_experts):
+        for name, out, into in (("w1", inner, d), ("w2", d, inner), ("w3", inner, d)):
+            why = "hidden_size and intermediate_size"
+            yield from tensors.linear(f"{path}.experts.{e}.{name}", out, into, why)
+
+
+task = llama.task
 
 
 def forward(
     t: Trace, c: Config, batch: Batch
 ) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
-    return moe.forward(
-        t, c, batch, mistral.attend, "block_sparse_moe", [feed] * c.num_hidden_layers
-    )
+    return llama.decoder(t, c, batch, block, batch.attention_mask)
 
 
-def feed(
+def block(
+    t: Trace, h: Value, c: Config, cos: Array, sin: Array, mask: Array, attention_mask: Array | None
+) -> Value:  # (B, T, D) -> (B, T, D)
+    n = t.rms_norm("input_layernorm", h, c.rms_norm_eps)
+    h = t.add("residual", h, t.module("self_attn", llama.attention, n, c, cos, sin, mask))
+    n = t.rms_norm("post_attention_layernorm", h, c.rms_norm_eps)
+    return t.add("", h, t.module("block_sparse_moe", mixture, n, c, attention_mask))
+
+
+def mixture(
     t: Trace, x: Value, c: Config, attention_mask: Array | None
 ) -> Value:  # (B, T, D) -> (B, T, D)
-    return moe.mixture(
-        t, x, partial(expert, act=c.hidden_act), c.num_experts_per_tok, True, attention_mask
-    )
+    return moe.mixture(t, x, partial(expert, c=c), c.num_experts_per_tok, True, attention_mask)
 
 
-def expert(t: Trace, x: Value, act: str) -> Value:  # (B, N, D) -> (B, N, D)
-    return t.linear(
-        "w2", t.multiply("gated", t.activation("act_fn", t.linear("w1", x), act), t.linear("w3", x))
-    )
+def expert(t: Trace, x: Value, c: Config) -> Value:  # (B, N, D) -> (B, N, D)
+    gate = t.activation("act_fn", t.linear("w1", x), c.act)
+    return t.linear("w2", t.multiply("gated", gate, t.linear("w3", x)))

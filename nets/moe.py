@@ -13,68 +13,12 @@ sent to no expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import product
 
 from refl.arrays import Array, asnumpy
 from refl.errors import ReflError
-from refl.nets import decoder, rope
-from refl.nets.batch import Batch
 from refl.trace import Choice, Index, Trace, Value
-
-
-def forward(
-    t: Trace,
-    c: decoder.Kin,
-    batch: Batch,
-    attend: decoder.Step,
-    module: str,
-    feeds: Sequence[decoder.Step],
-) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
-    """attend(t, x, c, cos, sin, mask) in every block; as `module`, each block's own feed(t, x, c,
-    attention_mask).
-    """
-    h = t.embedding("model.embed_tokens", batch.ids)
-    cos, sin = rope.tables(c.rope, batch.ids.shape[-1], h.array)
-    for i, (mask, feed) in enumerate(zip(decoder.seen(c, batch), feeds, strict=True)):
-        h = t.block(
-            f"model.layers.{i}",
-            block,
-            h,
-            c,
-            attend,
-            module,
-            feed,
-            cos,
-            sin,
-            mask,
-            batch.attention_mask,
-        )
-    return decoder.head(t, t.rms_norm("model.norm", h, c.rms_norm_eps), c, batch)
-
-
-def block(
-    t: Trace, h: Value, c: decoder.Kin, attend: decoder.Step, module: str, feed: decoder.Step,
-    cos: Array, sin: Array, mask: Array, attention_mask: Array | None,
-) -> Value:  # fmt: skip  # (B, T, D) -> (B, T, D)
-    h = t.add(
-        "residual",
-        h,
-        t.module(
-            "self_attn", attend, t.rms_norm("input_layernorm", h, c.rms_norm_eps), c, cos, sin, mask
-        ),
-    )
-    return t.add(
-        "",
-        h,
-        t.module(
-            module,
-            feed,
-            t.rms_norm("post_attention_layernorm", h, c.rms_norm_eps),
-            c,
-            attention_mask,
-        ),
-    )
 
 
 def mixture(

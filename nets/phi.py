@@ -1,11 +1,13 @@
 """Phi-1 and Phi-1.5 (Gunasekar et al. 2023, arXiv 2306.11644; Li et al. 2023, arXiv 2309.05463):
 attention and MLP side by side.
 
-    h = embed(ids)
-    for each block:    h = h + attention(n) + fc2(gelu(fc1(n))),  n = layer_norm(h)
-    logits = head(layer_norm(h)),  with biases there and everywhere
+    h = embed_tokens[ids]
+    for each block:    h = h + self_attn(n) + mlp(n),  n = layer_norm(h)
+    logits = lm_head(layer_norm(h)),  with biases there and everywhere
 
-Positions turn the first part of each head. Names are those of Hugging Face's PhiForCausalLM.
+    self_attn(x) = dense(softmax(q k^T / sqrt(d)) v),    mlp(x) = fc2(gelu(fc1(x)))
+
+Positions rotate the first part of each head. Names are those of Hugging Face's PhiForCausalLM.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refl.arrays import Array
-from refl.nets import attention, decoder, masks, rope, tensors
+from refl.nets import llama, masks, rope, tensors
 from refl.nets.batch import Batch
-from refl.nets.config import known_activation
+from refl.nets.config import activation_kind
 from refl.nets.rope import Rope
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
@@ -24,11 +26,9 @@ MODEL_TYPE = "phi"
 PREFIX = "model."
 CHECKED = "random configurations against transformers 4.52.4; no real checkpoint"
 
-task = decoder.next_token
-
 
 @dataclass(frozen=True)
-class Config(decoder.Options):
+class Config(llama.DecoderConfig):
     """The options of config.json that this net reads."""
 
     hidden_act: str = "gelu_new"
@@ -36,39 +36,51 @@ class Config(decoder.Options):
     partial_rotary_factor: float = 0.5
     qk_layernorm: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        known_activation("hidden_act", self.hidden_act)
+    @property
+    def act(self) -> str:
+        return activation_kind("hidden_act", self.hidden_act)
 
     @property
     def rope(self) -> Rope:
         parameters = dict(self.rope_parameters or {})
-        turned = int(
-            self.width * parameters.pop("partial_rotary_factor", self.partial_rotary_factor)
-        )
+        part = parameters.pop("partial_rotary_factor", self.partial_rotary_factor)
         return rope.read(
-            turned, self.rope_theta, self.max_position_embeddings, self.rope_scaling, parameters
+            int(self.width * part),
+            self.rope_theta,
+            self.max_position_embeddings,
+            self.rope_scaling,
+            parameters,
         )
+
+    @property
+    def biased(self) -> tuple[str, ...]:
+        return ("q_proj", "k_proj", "v_proj", "dense", "lm_head")
 
 
 def shapes(c: Config) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
-    yield from decoder.ends(c, bias=True)
+    yield from llama.embedding_and_head_shapes(c)
     yield from tensors.norm("model.final_layernorm", c.hidden_size, bias=True)
     for i in range(c.num_hidden_layers):
-        at, why = f"model.layers.{i}", "hidden_size and intermediate_size"
-        yield from tensors.norm(f"{at}.input_layernorm", c.hidden_size, bias=True)
-        yield from attention.tensors_of(f"{at}.self_attn", c, bias=True, out="dense", out_bias=True)
-        for name in ("q_layernorm", "k_layernorm") if c.qk_layernorm else ():
-            yield from tensors.norm(
-                f"{at}.self_attn.{name}", c.width, "hidden_size and num_attention_heads", bias=True
-            )
-        yield from tensors.linear(
-            f"{at}.mlp.fc1", c.intermediate_size, c.hidden_size, why, bias=True
+        yield from _block_shapes(f"model.layers.{i}", c)
+
+
+def _block_shapes(block: str, c: Config) -> Tensors:
+    d, inner, why = c.hidden_size, c.intermediate_size, "hidden_size and intermediate_size"
+    yield from tensors.norm(f"{block}.input_layernorm", d, bias=True)
+    yield from llama.attention_shapes(f"{block}.self_attn", c, out="dense")
+    for name in ("q_layernorm", "k_layernorm") if c.qk_layernorm else ():
+        yield from tensors.norm(
+            f"{block}.self_attn.{name}",
+            c.width,
+            "hidden_size and num_attention_heads",
+            bias=True,
         )
-        yield from tensors.linear(
-            f"{at}.mlp.fc2", c.hidden_size, c.intermediate_size, why, bias=True
-        )
+    yield from tensors.linear(f"{block}.mlp.fc1", inner, d, why, bias=True)
+    yield from tensors.linear(f"{block}.mlp.fc2", d, inner, why, bias=True)
+
+
+task = llama.task
 
 
 def forward(
@@ -79,33 +91,45 @@ def forward(
     mask = masks.causal(batch.ids, batch.attention_mask)
     for i in range(c.num_hidden_layers):
         h = t.block(f"model.layers.{i}", block, h, c, cos, sin, mask)
-    return decoder.head(
-        t, t.layer_norm("model.final_layernorm", h, c.layer_norm_eps), c, batch, bias=True
-    )
+    h = t.layer_norm("model.final_layernorm", h, c.layer_norm_eps)
+    return llama.lm_head(t, h, c, batch)
 
 
 def block(
     t: Trace, h: Value, c: Config, cos: Array, sin: Array, mask: Array
 ) -> Value:  # (B, T, D) -> (B, T, D)
     n = t.layer_norm("input_layernorm", h, c.layer_norm_eps)
-    a, m = t.module("self_attn", attend, n, c, cos, sin, mask), t.module("mlp", feed, n, c)
-    return t.add("", t.add("both", a, m), h)
+    a = t.module("self_attn", attention, n, c, cos, sin, mask)
+    return t.add("", t.add("both", a, t.module("mlp", mlp, n, c)), h)
 
 
-def attend(
+def attention(
     t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Array
 ) -> Value:  # (B, T, D) -> (B, T, D)
-    q, k, v = attention.project(t, x, c, bias=True)
+    q, k, v = llama.project(t, x, c)
     if c.qk_layernorm:
-        q, k = (
-            t.layer_norm("q_layernorm", q, c.layer_norm_eps),
-            t.layer_norm("k_layernorm", k, c.layer_norm_eps),
-        )
-    q, k = attention.turn(t, q, k, cos, sin, c.width**-0.5)
-    return t.linear("dense", attention.attend(t, q, k, v, mask), bias=True)
+        q = t.layer_norm("q_layernorm", q, c.layer_norm_eps)
+        k = t.layer_norm("k_layernorm", k, c.layer_norm_eps)
+    q = t.scale("query.scaled", rotate(t, "query", q, cos, sin), c.width**-0.5)
+    k = rotate(t, "key", k, cos, sin)
+    return t.linear("dense", llama.attend(t, q, k, v, mask), bias=True)
 
 
-def feed(t: Trace, x: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, D)
-    return t.linear(
-        "fc2", t.activation("activation_fn", t.linear("fc1", x, bias=True), c.hidden_act), bias=True
-    )
+def rotate(
+    t: Trace, name: str, x: Value, cos: Array, sin: Array
+) -> Value:  # (B, H, T, d) -> (B, H, T, d)
+    """Rotary positions on the first features of each head, as many as cos and sin have; the others
+    stay as they are.
+    """
+    rotated, width = cos.shape[-1], x.array.shape[-1]
+    if rotated == width:
+        return t.rotary(f"{name}.rotated", x, cos, sin)
+    first = t.move(f"{name}.first", "slice", x, start=0, stop=rotated)
+    first = t.rotary(f"{name}.turned", first, cos, sin)
+    rest = t.move(f"{name}.rest", "slice", x, start=rotated, stop=width)
+    return t.move(f"{name}.rotated", "concat", first, rest, axis=-1)
+
+
+def mlp(t: Trace, x: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, D)
+    z = t.activation("activation_fn", t.linear("fc1", x, bias=True), c.act)
+    return t.linear("fc2", z, bias=True)

@@ -1,11 +1,13 @@
 """Qwen 3 (Yang et al. 2025, arXiv 2505.09388): Llama whose queries and keys are normed, head by
 head, some blocks with a window.
 
-    h = embed(ids)
-    for each block:    h = h + attention(rms_norm(h), window of the block),
-                       h = h + down(silu(gate(n)) * up(n)),
-                       n = rms_norm(h)
-    logits = head(rms_norm(h))
+    h = embed_tokens[ids]
+    for each block:    h = h + self_attn(rms_norm(h), window of the block)
+                       h = h + mlp(rms_norm(h))
+    logits = lm_head(rms_norm(h))
+
+    self_attn(x) = o_proj(softmax(q k^T / sqrt(d)) v),    v = v_proj(x),
+                   q = rotary(rms_norm(q_proj(x))),       k = rotary(rms_norm(k_proj(x)))
 
 Names are those of Hugging Face's Qwen3ForCausalLM; which blocks have the window is as in Qwen 2.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refl.arrays import Array
-from refl.nets import attention, decoder, mlp, qwen2
+from refl.nets import llama, qwen2, tensors
 from refl.nets.batch import Batch
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
@@ -27,8 +29,6 @@ CHECKED = (
     "form); no real checkpoint"
 )
 
-task = decoder.next_token
-
 
 @dataclass(frozen=True)
 class Config(qwen2.Config):
@@ -37,27 +37,46 @@ class Config(qwen2.Config):
     head_dim: int | None = 128
     attention_bias: bool = False
 
+    @property
+    def biased(self) -> tuple[str, ...]:
+        return llama.ATTENTION * self.attention_bias
+
 
 def shapes(c: Config) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
-    yield from decoder.tensors_of(c, bias=c.attention_bias, out_bias=c.attention_bias)
-    yield from decoder.head_norms(c)
+    yield from llama.shapes(c)
+    for i in range(c.num_hidden_layers):
+        yield from head_norm_shapes(f"model.layers.{i}.self_attn", c)
+
+
+def head_norm_shapes(path: str, c: llama.DecoderConfig) -> Tensors:
+    for name in ("q_norm", "k_norm"):
+        yield from tensors.norm(f"{path}.{name}", c.width, "head_dim")
+
+
+task = llama.task
 
 
 def forward(
     t: Trace, c: Config, batch: Batch
 ) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
-    return decoder.forward(t, c, batch, attend, feed)
+    return llama.decoder(t, c, batch, block)
 
 
-def attend(
+def block(
+    t: Trace, h: Value, c: Config, cos: Array, sin: Array, mask: Array
+) -> Value:  # (B, T, D) -> (B, T, D)
+    n = t.rms_norm("input_layernorm", h, c.rms_norm_eps)
+    h = t.add("residual", h, t.module("self_attn", attention, n, c, cos, sin, mask))
+    n = t.rms_norm("post_attention_layernorm", h, c.rms_norm_eps)
+    return t.add("", h, t.module("mlp", llama.mlp, n, c))
+
+
+def attention(
     t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Array
 ) -> Value:  # (B, T, D) -> (B, T, D)
-    q, k, v = attention.project(t, x, c, bias=c.attention_bias)
+    q, k, v = llama.project(t, x, c)
     q, k = t.rms_norm("q_norm", q, c.rms_norm_eps), t.rms_norm("k_norm", k, c.rms_norm_eps)
-    q, k = attention.turn(t, q, k, cos, sin, c.width**-0.5)
-    return t.linear("o_proj", attention.attend(t, q, k, v, mask), bias=c.attention_bias)
-
-
-def feed(t: Trace, x: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, D)
-    return mlp.gated(t, x, c.hidden_act)
+    q = t.scale("query.scaled", t.rotary("query.rotated", q, cos, sin), c.width**-0.5)
+    k = t.rotary("key.rotated", k, cos, sin)
+    return t.linear("o_proj", llama.attend(t, q, k, v, mask), bias="o_proj" in c.biased)

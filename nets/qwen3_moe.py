@@ -1,26 +1,28 @@
 """Qwen 3 with a mixture of experts (Qwen team 2025, arXiv 2505.09388).
 
-    h = embed(ids)
-    for each block:    h = h + attention(rms_norm(h)),    h = h + sum over the chosen experts of r_e
-                                                          expert_e(rms_norm(h))
-    expert(n) = down(silu(gate(n)) * up(n)),    r: the largest of softmax(gate(n)), made to sum to
-                                                one where norm_topk_prob says so
-    logits = head(rms_norm(h))
+    h = embed_tokens[ids]
+    for each block:    h = h + self_attn(rms_norm(h), window of the block)
+                       h = h + sum over the chosen experts of r_e expert_e(rms_norm(h))
+    logits = lm_head(rms_norm(h))
 
-Queries and keys pass an rms_norm per head before they are rotated. Blocks in mlp_only_layers, and
-those whose number, counted from 1, decoder_sparse_step does not divide, have one gated MLP in place
-of the experts. Which blocks have a window is as in Qwen 2. Names are those of Hugging Face's
+    expert(n) = down_proj(silu(gate_proj(n)) * up_proj(n))
+    r: the largest of softmax(gate(n)), made to sum to one where norm_topk_prob says so
+
+self_attn is that of Qwen 3, windows are as in Qwen 2, the mixture is that of nets/moe.py. Blocks in
+mlp_only_layers, and those whose number, counted from 1, decoder_sparse_step does not divide, have
+one MLP like an expert in place of the mixture. Names are those of Hugging Face's
 Qwen3MoeForCausalLM.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 from refl.arrays import Array
-from refl.nets import attention, decoder, mlp, moe, qwen3, tensors
+from refl.nets import llama, masks, moe, qwen3, rope, tensors
 from refl.nets.batch import Batch
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
@@ -59,54 +61,59 @@ class Config(qwen3.Config):
 
 def shapes(c: Config) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
-    yield from decoder.ends(c)
+    yield from llama.embedding_and_head_shapes(c)
     yield from tensors.norm("model.norm", c.hidden_size)
     for i in range(c.num_hidden_layers):
-        at = f"model.layers.{i}"
-        yield from tensors.norm(f"{at}.input_layernorm", c.hidden_size)
-        yield from attention.tensors_of(
-            f"{at}.self_attn", c, bias=c.attention_bias, out_bias=c.attention_bias
-        )
-        yield from tensors.norm(f"{at}.self_attn.q_norm", c.width, "head_dim")
-        yield from tensors.norm(f"{at}.self_attn.k_norm", c.width, "head_dim")
-        yield from tensors.norm(f"{at}.post_attention_layernorm", c.hidden_size)
-        if not c.sparse(i):
-            yield from mlp.gated_tensors(f"{at}.mlp", c.hidden_size, c.intermediate_size)
-            continue
-        yield from tensors.linear(
-            f"{at}.mlp.gate", c.num_experts, c.hidden_size, "hidden_size and num_experts"
-        )
-        for e in range(c.num_experts):
-            yield from mlp.gated_tensors(
-                f"{at}.mlp.experts.{e}", c.hidden_size, c.moe_intermediate_size
-            )
+        yield from tensors.norm(f"model.layers.{i}.input_layernorm", c.hidden_size)
+        yield from llama.attention_shapes(f"model.layers.{i}.self_attn", c)
+        yield from qwen3.head_norm_shapes(f"model.layers.{i}.self_attn", c)
+        yield from tensors.norm(f"model.layers.{i}.post_attention_layernorm", c.hidden_size)
+        if c.sparse(i):
+            yield from _mixture_shapes(f"model.layers.{i}.mlp", c)
+        else:
+            yield from llama.mlp_shapes(f"model.layers.{i}.mlp", c, c.intermediate_size)
 
 
-def task(c: Config) -> str:
-    return "next-token"
+def _mixture_shapes(path: str, c: Config) -> Tensors:
+    why = "hidden_size and num_experts"
+    yield from tensors.linear(f"{path}.gate", c.num_experts, c.hidden_size, why)
+    for e in range(c.num_experts):
+        yield from llama.mlp_shapes(f"{path}.experts.{e}", c, c.moe_intermediate_size)
+
+
+task = llama.task
 
 
 def forward(
     t: Trace, c: Config, batch: Batch
 ) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
-    feeds = [experts if c.sparse(i) else dense for i in range(c.num_hidden_layers)]
-    return moe.forward(t, c, batch, qwen3.attend, "mlp", feeds)
+    h = t.embedding("model.embed_tokens", batch.ids)
+    cos, sin = rope.tables(c.rope, batch.ids.shape[-1], h.array)
+    for i, mask in enumerate(masks.causal_of_blocks(batch.ids, batch.attention_mask, c.windows)):
+        rest = (mixture, batch.attention_mask) if c.sparse(i) else (llama.mlp,)
+        h = t.block(f"model.layers.{i}", block, h, c, cos, sin, mask, *rest)
+    return llama.lm_head(t, t.rms_norm("model.norm", h, c.rms_norm_eps), c, batch)
 
 
-def experts(
+def block(
+    t: Trace,
+    h: Value,
+    c: Config,
+    cos: Array,
+    sin: Array,
+    mask: Array,
+    mlp: Callable[..., Value],
+    *rest: Array | None,
+) -> Value:  # (B, T, D) -> (B, T, D)
+    """`mlp`: the mixture, which takes the attention mask too, or Llama's MLP."""
+    n = t.rms_norm("input_layernorm", h, c.rms_norm_eps)
+    h = t.add("residual", h, t.module("self_attn", qwen3.attention, n, c, cos, sin, mask))
+    n = t.rms_norm("post_attention_layernorm", h, c.rms_norm_eps)
+    return t.add("", h, t.module("mlp", mlp, n, c, *rest))
+
+
+def mixture(
     t: Trace, x: Value, c: Config, attention_mask: Array | None
 ) -> Value:  # (B, T, D) -> (B, T, D)
-    return moe.mixture(
-        t,
-        x,
-        partial(mlp.gated, act=c.hidden_act),
-        c.num_experts_per_tok,
-        c.norm_topk_prob,
-        attention_mask,
-    )
-
-
-def dense(
-    t: Trace, x: Value, c: Config, attention_mask: Array | None
-) -> Value:  # (B, T, D) -> (B, T, D)
-    return mlp.gated(t, x, c.hidden_act)
+    expert = partial(llama.mlp, c=c)
+    return moe.mixture(t, x, expert, c.num_experts_per_tok, c.norm_topk_prob, attention_mask)

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from refl.arrays import Array, namespace
-from refl.nets import encoder
+from refl.nets import encoder, masks, tensors
 from refl.nets.batch import Batch
 from refl.nets.bert import pooler
-from refl.nets.encoder import Shapes, linear_shapes, norm_shapes
+from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
 MODEL_TYPE = "roberta"
@@ -29,7 +29,7 @@ CHECKED = "random configurations against transformers 4.52.4; no real checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(encoder.Options):
+class Config(encoder.EncoderConfig):
     """The options of config.json that this net reads."""
 
     pad_token_id: int = field(default=1, metadata={"least": 0})
@@ -45,18 +45,20 @@ def task(c: Config) -> str:
     return c.task
 
 
-def shapes(c: Config) -> Shapes:
+def shapes(c: Config) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
     d = c.hidden_size
     yield from encoder.text_shapes(PREFIX, c)
     if c.task == "features":
-        yield from linear_shapes("roberta.pooler.dense", d, d, "hidden_size")
+        yield from tensors.linear("roberta.pooler.dense", d, d, "hidden_size", bias=True)
     if c.task == "class":
-        yield from linear_shapes("classifier.dense", d, d, "hidden_size")
-        yield from linear_shapes("classifier.out_proj", c.labels, d, "id2label and hidden_size")
+        yield from tensors.linear("classifier.dense", d, d, "hidden_size", bias=True)
+        yield from tensors.linear(
+            "classifier.out_proj", c.labels, d, "id2label and hidden_size", bias=True
+        )
     if c.task == "masked-token":
-        yield from linear_shapes("lm_head.dense", d, d, "hidden_size")
-        yield from norm_shapes("lm_head.layer_norm", d)
+        yield from tensors.linear("lm_head.dense", d, d, "hidden_size", bias=True)
+        yield from tensors.norm("lm_head.layer_norm", d, bias=True)
         yield "lm_head.bias", (c.vocab_size,), "vocab_size"
         if not c.tie_word_embeddings:
             yield "lm_head.decoder.weight", (c.vocab_size, d), "vocab_size and hidden_size"
@@ -65,8 +67,10 @@ def shapes(c: Config) -> Shapes:
 def forward(
     t: Trace, c: Config, batch: Batch
 ) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
-    h = encoder.embeddings(t, "roberta.embeddings", c, batch, positions(batch.ids, c.pad_token_id))
-    mask = encoder.bidirectional(batch)
+    h = encoder.embeddings(
+        t, "roberta.embeddings", c, batch, unpadded_positions(batch.ids, c.pad_token_id)
+    )
+    mask = masks.keys(batch.attention_mask, batch.ids.shape[1])
     for i in range(c.num_hidden_layers):
         h = t.block(f"roberta.encoder.layer.{i}", encoder.post_norm, h, c, mask)
     if c.task == "masked-token":
@@ -77,7 +81,7 @@ def forward(
     return encoder.wanted(t, "roberta", h, batch)
 
 
-def positions(
+def unpadded_positions(
     ids: Array, pad: int
 ) -> Array:  # (B, T) -> int (B, T): those that are no padding are counted from pad + 1
     xp = namespace(ids)
@@ -86,16 +90,12 @@ def positions(
 
 
 def lm_head(t: Trace, h: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, V)
-    h = t.layer_norm(
-        "layer_norm",
-        t.activation("gelu", t.linear("dense", h, bias=True), "gelu"),
-        c.layer_norm_eps,
-    )
+    h = t.activation("gelu", t.linear("dense", h, bias=True), "gelu")
+    h = t.layer_norm("layer_norm", h, c.layer_norm_eps)
     table = "roberta.embeddings.word_embeddings.weight" if c.tie_word_embeddings else None
     return t.linear("decoder", h, weight=table, bias="lm_head.bias")
 
 
 def classifier(t: Trace, x: Value) -> Value:  # (B, 1, D) -> (B, 1, classes)
-    return t.linear(
-        "out_proj", t.activation("tanh", t.linear("dense", x, bias=True), "tanh"), bias=True
-    )
+    pooled = t.activation("tanh", t.linear("dense", x, bias=True), "tanh")
+    return t.linear("out_proj", pooled, bias=True)

@@ -23,7 +23,7 @@ from refl.arrays import Array
 from refl.errors import ReflError
 from refl.nets import masks, relative_bias, tensors
 from refl.nets.batch import Batch
-from refl.nets.config import known_activation
+from refl.nets.config import activation_kind
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
@@ -79,9 +79,7 @@ class Config:
                 f"config.json has feed_forward_proj = {self.feed_forward_proj!r}: expected "
                 "an activation, or gated-<activation>"
             )
-        known_activation(
-            "feed_forward_proj" if self.dense_act_fn is None else "dense_act_fn", self.act
-        )
+        _ = self.act
         if self.relative_attention_num_buckets < 4:
             raise ReflError(
                 "config.json has relative_attention_num_buckets = "
@@ -102,12 +100,11 @@ class Config:
 
     @property
     def act(self) -> str:
-        derived = (
-            "gelu_new"
-            if self.feed_forward_proj == "gated-gelu"
-            else self.feed_forward_proj.rpartition("-")[2]
-        )
-        return self.dense_act_fn or derived
+        if self.dense_act_fn:
+            return activation_kind("dense_act_fn", self.dense_act_fn)
+        if self.feed_forward_proj == "gated-gelu":
+            return activation_kind("feed_forward_proj", "gelu_new")
+        return activation_kind("feed_forward_proj", self.feed_forward_proj.rpartition("-")[2])
 
     @property
     def gated(self) -> bool:
@@ -174,34 +171,17 @@ def task(c: Config) -> str:
 def forward(
     t: Trace, c: Config, batch: Batch
 ) -> Value:  # ids (B, T), (B, U) -> logits (B, U, V), or (B, 1, V) at the wanted rows
-    ids, prefix_ids = batch.ids, batch.decoder_ids
-    read = stack(
-        t,
-        "encoder",
-        c,
-        ids,
-        c.num_layers,
-        masks.keys(batch.attention_mask, ids.shape[1]),
-        causal=False,
-    )
-    rest = (read, masks.keys(batch.attention_mask, prefix_ids.shape[1]))
-    h = stack(
-        t,
-        "decoder",
-        c,
-        prefix_ids,
-        c.decoder_layers,
-        masks.causal(prefix_ids, batch.decoder_attention_mask),
-        *rest,
-        causal=True,
-    )
+    ids, prefix = batch.ids, batch.decoder_ids
+    unpadded = masks.keys(batch.attention_mask, ids.shape[1])
+    read = stack(t, "encoder", c, ids, c.num_layers, unpadded, causal=False)
+    unpadded = masks.keys(batch.attention_mask, prefix.shape[1])
+    mask = masks.causal(prefix, batch.decoder_attention_mask)
+    h = stack(t, "decoder", c, prefix, c.decoder_layers, mask, read, unpadded, causal=True)
     if batch.rows is not None:
         h = t.move("lm_head.row", "rows", h, index=batch.rows)
     if c.tie_word_embeddings:
-        return t.linear(
-            "lm_head", t.scale("lm_head.scaled", h, c.d_model**-0.5), weight="shared.weight"
-        )
-    return t.linear("lm_head", h)
+        h = t.scale("lm_head.scaled", h, c.d_model**-0.5)
+    return t.linear("lm_head", h, weight="shared.weight" if c.tie_word_embeddings else None)
 
 
 def stack(
@@ -218,10 +198,9 @@ def stack(
         h = t.embedding("embed_tokens", ids, weight="shared.weight")
         with t.inside(FIRST):
             bias = relative_bias.bias(t, c, ids, causal)
+        block = decoder_block if rest else encoder_block
         for i in range(layers):
-            h = t.block(
-                f"block.{i}", decoder_block if rest else encoder_block, h, c, bias, mask, *rest
-            )
+            h = t.block(f"block.{i}", block, h, c, bias, mask, *rest)
         h = t.rms_norm("final_layer_norm", h, c.layer_norm_epsilon)
     return t.name(h, name)
 
@@ -244,9 +223,9 @@ def decoder_block(
 def half_block(
     t: Trace, h: Value, c: Config, name: str, function: Callable[..., Value], *rest: object
 ) -> Value:
-    return t.add(
-        "", h, t.module(name, function, t.rms_norm("layer_norm", h, c.layer_norm_epsilon), *rest)
-    )
+    """h + function(norm(h))"""
+    n = t.rms_norm("layer_norm", h, c.layer_norm_epsilon)
+    return t.add("", h, t.module(name, function, n, *rest))
 
 
 def attention(

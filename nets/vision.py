@@ -14,14 +14,14 @@ from typing import Any, ClassVar
 from refl.errors import ReflError
 from refl.nets import tensors
 from refl.nets.batch import Batch
-from refl.nets.config import divides, known_activation
+from refl.nets.config import activation_kind, divides
 from refl.nets.encoder import intermediate, self_attention
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class VisionConfig:
     """The options of config.json that every vision transformer reads."""
 
     hidden_size: int = 768
@@ -46,9 +46,7 @@ class Options:
     HARMLESS: ClassVar[tuple[str, ...]] = ("encoder_stride",)  # of a decoder for masked images
 
     def __post_init__(self) -> None:
-        _ = self.head
-        for option in ("hidden_act", "pooler_act"):
-            known_activation(option, getattr(self, option))
+        _ = self.head, self.act, self.pooler_activation
         divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
         if any(p > i for p, i in zip(self.patch, self.image, strict=True)):
             raise ReflError(
@@ -70,13 +68,21 @@ class Options:
         )
 
     @property
+    def act(self) -> str:
+        return activation_kind("hidden_act", self.hidden_act)
+
+    @property
+    def pooler_activation(self) -> str:
+        return activation_kind("pooler_act", self.pooler_act)
+
+    @property
     def image(self) -> tuple[int, int]:
         """Height and width."""
-        return _two("image_size", self.image_size)
+        return _height_and_width("image_size", self.image_size)
 
     @property
     def patch(self) -> tuple[int, int]:
-        return _two("patch_size", self.patch_size)
+        return _height_and_width("patch_size", self.patch_size)
 
     @property
     def labels(self) -> int:
@@ -86,7 +92,7 @@ class Options:
         return len(self.id2label) if self.id2label else self.num_labels or 2
 
 
-def _two(option: str, value: int | list[int]) -> tuple[int, int]:
+def _height_and_width(option: str, value: int | list[int]) -> tuple[int, int]:
     pair = [value, value] if isinstance(value, int) else value
     if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
         raise ReflError(
@@ -96,52 +102,40 @@ def _two(option: str, value: int | list[int]) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-def shapes(c: Options, name: str, tokens: tuple[str, ...]) -> Tensors:
+def shapes(c: VisionConfig, name: str, tokens: tuple[str, ...]) -> Tensors:
     """Every tensor up to the head."""
-    d, inner, (height, width) = c.hidden_size, c.intermediate_size, c.patch
+    d, (height, width) = c.hidden_size, c.patch
     for token in tokens:
         yield f"{name}.embeddings.{token}", (1, 1, d), "hidden_size"
     count = (c.image[0] // height) * (c.image[1] // width) + len(tokens)
-    yield (
-        f"{name}.embeddings.position_embeddings",
-        (1, count, d),
-        "image_size, patch_size and hidden_size",
-    )
-    projection = f"{name}.embeddings.patch_embeddings.projection"
-    yield (
-        f"{projection}.weight",
-        (d, c.num_channels, height, width),
-        "hidden_size, num_channels and patch_size",
-    )
-    yield f"{projection}.bias", (d,), "hidden_size"
+    why = "image_size, patch_size and hidden_size"
+    yield f"{name}.embeddings.position_embeddings", (1, count, d), why
+    kernel, why = (d, c.num_channels, height, width), "hidden_size, num_channels and patch_size"
+    yield f"{name}.embeddings.patch_embeddings.projection.weight", kernel, why
+    yield f"{name}.embeddings.patch_embeddings.projection.bias", (d,), "hidden_size"
     for i in range(c.num_hidden_layers):
-        block = f"{name}.encoder.layer.{i}"
-        yield from tensors.norm(f"{block}.layernorm_before", d, bias=True)
-        for part in ("query", "key", "value"):
-            yield from tensors.linear(
-                f"{block}.attention.attention.{part}",
-                d,
-                d,
-                "hidden_size and qkv_bias",
-                bias=c.qkv_bias,
-            )
-        yield from tensors.linear(f"{block}.attention.output.dense", d, d, "hidden_size", bias=True)
-        yield from tensors.norm(f"{block}.layernorm_after", d, bias=True)
-        yield from tensors.linear(
-            f"{block}.intermediate.dense", inner, d, "hidden_size and intermediate_size", bias=True
-        )
-        yield from tensors.linear(
-            f"{block}.output.dense", d, inner, "hidden_size and intermediate_size", bias=True
-        )
+        yield from _block_shapes(f"{name}.encoder.layer.{i}", c)
     yield from tensors.norm(f"{name}.layernorm", d, bias=True)
     if c.head == "Model":
+        why = "pooler_output_size and hidden_size"
+        yield from tensors.linear(f"{name}.pooler.dense", c.labels, d, why, bias=True)
+
+
+def _block_shapes(block: str, c: VisionConfig) -> Tensors:
+    d, inner, why = c.hidden_size, c.intermediate_size, "hidden_size and intermediate_size"
+    yield from tensors.norm(f"{block}.layernorm_before", d, bias=True)
+    for part in ("query", "key", "value"):
         yield from tensors.linear(
-            f"{name}.pooler.dense", c.labels, d, "pooler_output_size and hidden_size", bias=True
+            f"{block}.attention.attention.{part}", d, d, "hidden_size and qkv_bias", bias=c.qkv_bias
         )
+    yield from tensors.linear(f"{block}.attention.output.dense", d, d, "hidden_size", bias=True)
+    yield from tensors.norm(f"{block}.layernorm_after", d, bias=True)
+    yield from tensors.linear(f"{block}.intermediate.dense", inner, d, why, bias=True)
+    yield from tensors.linear(f"{block}.output.dense", d, inner, why, bias=True)
 
 
 def body(
-    t: Trace, name: str, c: Options, batch: Batch, tokens: dict[str, str]
+    t: Trace, name: str, c: VisionConfig, batch: Batch, tokens: dict[str, str]
 ) -> Value:  # pixels (B, C, H, W) -> (B, T, D)
     """Everything up to the head. `tokens`: the learned tokens in front of the patches, each with
     the name its relevance is recorded under.
@@ -149,12 +143,12 @@ def body(
     return t.module(name, _body, t.source("pixel_values", batch.pixels), c, tokens)
 
 
-def _body(t: Trace, x: Value, c: Options, tokens: dict[str, str]) -> Value:
+def _body(t: Trace, x: Value, c: VisionConfig, tokens: dict[str, str]) -> Value:
     h = t.module("embeddings", _embeddings, x, c, tokens)
     return t.layer_norm("layernorm", t.module("encoder", _encoder, h, c), c.layer_norm_eps)
 
 
-def _embeddings(t: Trace, x: Value, c: Options, tokens: dict[str, str]) -> Value:
+def _embeddings(t: Trace, x: Value, c: VisionConfig, tokens: dict[str, str]) -> Value:
     patches = t.module("patch_embeddings", _patches, x, c.patch)
     learned = [t.learned(name, patches, role=role) for name, role in tokens.items()]
     h = t.move("joined", "concat", *learned, patches, axis=1)
@@ -165,28 +159,21 @@ def _patches(t: Trace, x: Value, size: tuple[int, int]) -> Value:  # (B, C, H, W
     return t.patches("projection", x, size)
 
 
-def _encoder(t: Trace, h: Value, c: Options) -> Value:
+def _encoder(t: Trace, h: Value, c: VisionConfig) -> Value:
     for i in range(c.num_hidden_layers):
         h = t.block(f"layer.{i}", _block, h, c)
     return h
 
 
-def _block(t: Trace, h: Value, c: Options) -> Value:  # (B, T, D) -> (B, T, D)
-    h = t.add(
-        "residual",
-        t.module("attention", _attention, t.layer_norm("layernorm_before", h, c.layer_norm_eps), c),
-        h,
-    )
-    x = t.module(
-        "intermediate",
-        intermediate,
-        t.layer_norm("layernorm_after", h, c.layer_norm_eps),
-        c.hidden_act,
-    )
-    return t.module("output", _output, x, h)
+def _block(t: Trace, h: Value, c: VisionConfig) -> Value:  # (B, T, D) -> (B, T, D)
+    n = t.layer_norm("layernorm_before", h, c.layer_norm_eps)
+    h = t.add("residual", t.module("attention", _attention, n, c), h)
+    n = t.layer_norm("layernorm_after", h, c.layer_norm_eps)
+    m = t.module("intermediate", intermediate, n, c.act)
+    return t.module("output", _output, m, h)
 
 
-def _attention(t: Trace, x: Value, c: Options) -> Value:
+def _attention(t: Trace, x: Value, c: VisionConfig) -> Value:
     context = t.module("attention", self_attention, x, c.num_attention_heads, None, c.qkv_bias)
     return t.module("output", _dense, context)
 
@@ -210,7 +197,7 @@ def token(
 
 
 def pooler(
-    t: Trace, name: str, h: Value, c: Options, batch: Batch
+    t: Trace, name: str, h: Value, c: VisionConfig, batch: Batch
 ) -> Value:  # (B, T, D) -> (B, 1, P)
     dense = t.linear(f"{name}.pooler.dense", token(t, f"{name}.pooler", h, batch), bias=True)
-    return t.activation(f"{name}.pooler.activation", dense, c.pooler_act)
+    return t.activation(f"{name}.pooler.activation", dense, c.pooler_activation)

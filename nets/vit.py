@@ -35,7 +35,7 @@ CHECKED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(vision.Options):
+class Config(vision.VisionConfig):
     """The options of config.json that this net reads."""
 
     FAMILY: ClassVar[str] = "ViT"

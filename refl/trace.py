@@ -369,7 +369,7 @@ class Trace:
 
     def activation(self, name: str, x: Value, kind: str, *, role: str = "") -> Value:
         self.name(x, f"{self.site(name)}.input")
-        return self._run("activation", name, (x,), role, kind=activation.NAMES[kind])
+        return self._run("activation", name, (x,), role, kind=kind)
 
     def rotary(self, name: str, x: Value, cos: Array, sin: Array, *, role: str = "") -> Value:
         return self._run("rotary", name, (x,), role, cos=cos, sin=sin)

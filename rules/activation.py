@@ -104,15 +104,3 @@ SLOPES: dict[str, Callable[[Array], Array]] = {
 }
 AT_ZERO = {"gelu": 0.5, "gelu_tanh": 0.5, "silu": 0.5, "quick_gelu": 0.5, "relu": 0.0, "tanh": 1.0}
 """f'(0), the limit of f(x)/x."""
-
-NAMES = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "silu": "silu",
-    "swish": "silu",
-    "quick_gelu": "quick_gelu",
-    "relu": "relu",
-    "tanh": "tanh",
-}
-"""The names that config.json files use, and ours."""

@@ -474,7 +474,7 @@ def test_fields() -> None:
 
 
 def test_by_default_only_the_start_token() -> None:
-    model = replace(net("t5"), start=5)
+    model = replace(net("t5"), decoder_start_id=5)
     e = model.explain(READ)
     assert e.decoder_ids == [5]
     assert model.generate(READ, 6)[0] == 5
@@ -488,7 +488,7 @@ def test_generation_is_greedy_and_stops_at_the_end() -> None:
         assert written[n] == model.logits(READ, written[:n])[-1].argmax()
     assert model.generate(READ, 3, decoder=written[:3]) == written
     assert (
-        replace(model, ends=frozenset({written[2]})).generate(READ, 5)
+        replace(model, eos_ids=frozenset({written[2]})).generate(READ, 5)
         == written[: written.index(written[2], 1) + 1]
     )
 

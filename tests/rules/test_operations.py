@@ -122,20 +122,6 @@ def test_the_words_of_the_books() -> None:
         assert set(passed.absorbed) == words
 
 
-def test_the_names_of_activations() -> None:
-    """What config.json files say, and the function that stands for it."""
-    assert activation.NAMES == {
-        "gelu": "gelu",
-        "gelu_new": "gelu_tanh",
-        "gelu_pytorch_tanh": "gelu_tanh",
-        "silu": "silu",
-        "swish": "silu",
-        "quick_gelu": "quick_gelu",
-        "relu": "relu",
-        "tanh": "tanh",
-    }
-
-
 def test_the_unsigned_stabilizer_may_meet_its_own_zero() -> None:
     """z = -eps: nothing can be passed on, and what arrived is taken."""
     s, taken = share(np.asarray([[-0.5, 1.0]]), np.asarray([[3.0, 6.0]]), 0.5, "plain")

@@ -1,0 +1,47 @@
+"""What config.json says and how it is read: tables that hold for every net. (The options of one net
+are in its own file.)
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from refl.errors import ReflError
+from refl.nets import config
+from refl.rules import activation
+
+
+def test_the_names_of_activations() -> None:
+    """What config.json files say, and the function that stands for it."""
+    assert config.ACTIVATIONS == {
+        "gelu": "gelu",
+        "gelu_new": "gelu_tanh",
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "silu": "silu",
+        "swish": "silu",
+        "quick_gelu": "quick_gelu",
+        "relu": "relu",
+        "tanh": "tanh",
+    }
+    assert set(config.ACTIVATIONS.values()) == set(activation.AT_ZERO)
+
+
+def test_an_activation_that_there_is_none_of_is_refused_by_name() -> None:
+    assert config.activation_kind("hidden_act", "swish") == "silu"
+    with pytest.raises(ReflError, match="asks for hidden_act 'mish'.*gelu_pytorch_tanh"):
+        config.activation_kind("hidden_act", "mish")
+
+
+def test_every_key_without_effect_stands_in_one_group_in_order() -> None:
+    groups = (
+        config.GENERATION,
+        config.SPECIAL_TOKENS,
+        config.DROPOUT,
+        config.LABELS,
+        config.TRAINING,
+        config.BOOKKEEPING,
+    )
+    for group in groups:
+        assert list(group) == sorted(group)
+    assert sum(map(len, groups)) == len(config.HARMLESS)
+    assert not config.HARMLESS & set(config.REFUSED)
