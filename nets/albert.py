@@ -103,16 +103,19 @@ def forward(
     t: Trace, c: Config, batch: Batch
 ) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
     h = encoder.embeddings(t, "albert.embeddings", c, batch, positions(batch.ids))
-    h = t.linear("albert.encoder.embedding_hidden_mapping_in", h, bias=True)
+    h = t.linear(
+        "albert.encoder.embedding_hidden_mapping_in", h, bias=True, role="embedding.projection"
+    )
     mask = masks.keys(batch.attention_mask, batch.ids.shape[1])
     for i in range(c.num_hidden_layers):
         h = t.block(f"albert.encoder.layer.{i}", layer, h, c, c.group(i), mask)
     if c.task == "masked-token":
         return t.module("predictions", predictions, encoder.wanted(t, "predictions", h, batch), c)
-    pooled = t.linear("albert.pooler", encoder.first(t, "albert.pooler", h, batch), bias=True)
-    pooled = t.activation("albert.pooler_activation", pooled, "tanh")
+    pooled = encoder.first(t, "albert.pooler", h, batch)
+    pooled = t.linear("albert.pooler", pooled, bias=True, role="pooler")
+    pooled = t.activation("albert.pooler_activation", pooled, "tanh", role="pooler.activation")
     if c.task == "class":
-        return t.linear("classifier", pooled, bias=True)
+        return t.linear("classifier", pooled, bias=True, role="head")
     return encoder.wanted(t, "albert", h, batch)
 
 
@@ -131,19 +134,23 @@ def layer(
 
 def inner(t: Trace, h: Value, c: Config, mask: Array | None) -> Value:  # (B, T, D) -> (B, T, D)
     h = t.module("attention", attention, h, c, mask)
-    m = t.activation("activation", t.linear("ffn", h, bias=True), c.act)
-    h = t.add("residual", t.linear("ffn_output", m, bias=True), h)
+    m = t.linear("ffn", h, bias=True, role="mlp.up")
+    m = t.activation("activation", m, c.act, role="mlp.activation")
+    m = t.linear("ffn_output", m, bias=True, role="mlp.down")
+    h = t.add("residual", m, h, role="residual")
     return t.layer_norm("full_layer_layer_norm", h, c.layer_norm_eps)
 
 
 def attention(t: Trace, h: Value, c: Config, mask: Array | None) -> Value:  # (B, T, D) -> (B, T, D)
     context = encoder.self_attention(t, h, c.num_attention_heads, mask)
-    h = t.add("residual", h, t.linear("dense", context, bias=True))
+    a = t.linear("dense", context, bias=True, role="attention.output")
+    h = t.add("residual", h, a, role="residual")
     return t.layer_norm("LayerNorm", h, c.layer_norm_eps)
 
 
 def predictions(t: Trace, h: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, V)
-    h = t.activation("activation", t.linear("dense", h, bias=True), c.act)
+    h = t.linear("dense", h, bias=True, role="head.transform")
+    h = t.activation("activation", h, c.act, role="head.activation")
     h = t.layer_norm("LayerNorm", h, c.layer_norm_eps)
     table = "albert.embeddings.word_embeddings.weight" if c.tie_word_embeddings else None
-    return t.linear("decoder", h, weight=table, bias="predictions.bias")
+    return t.linear("decoder", h, weight=table, bias="predictions.bias", role="head")

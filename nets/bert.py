@@ -73,20 +73,22 @@ def forward(
         return t.module("cls.predictions", predictions, encoder.wanted(t, "cls", h, batch), c)
     pooled = t.module("bert.pooler", pooler, encoder.first(t, "bert.pooler", h, batch))
     if c.task == "class":
-        return t.linear("classifier", pooled, bias=True)
+        return t.linear("classifier", pooled, bias=True, role="head")
     return encoder.wanted(t, "bert", h, batch)
 
 
 def pooler(t: Trace, x: Value) -> Value:  # (B, 1, D) -> (B, 1, D)
-    return t.activation("activation", t.linear("dense", x, bias=True), "tanh")
+    x = t.linear("dense", x, bias=True, role="pooler")
+    return t.activation("activation", x, "tanh", role="pooler.activation")
 
 
 def predictions(t: Trace, h: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, V)
     h = t.module("transform", transform, h, c)
     table = "bert.embeddings.word_embeddings.weight" if c.tie_word_embeddings else None
-    return t.linear("decoder", h, weight=table, bias="cls.predictions.bias")
+    return t.linear("decoder", h, weight=table, bias="cls.predictions.bias", role="head")
 
 
 def transform(t: Trace, h: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, D)
-    h = t.activation("transform_act_fn", t.linear("dense", h, bias=True), c.act)
+    h = t.linear("dense", h, bias=True, role="head.transform")
+    h = t.activation("transform_act_fn", h, c.act, role="head.activation")
     return t.layer_norm("LayerNorm", h, c.layer_norm_eps)

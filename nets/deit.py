@@ -64,7 +64,9 @@ def forward(
     if c.head == "Model":
         return vision.pooler(t, "deit", h, c, batch)
     logits = [
-        t.linear(name, vision.token(t, name, h, batch, i), bias=True)
+        t.linear(name, vision.token(t, name, h, batch, i), bias=True, role="head")
         for i, name in enumerate(CLASSIFIERS[c.head])
     ]
-    return logits[0] if len(logits) == 1 else t.scale("logits", t.add("logits.sum", *logits), 0.5)
+    if len(logits) == 1:
+        return logits[0]
+    return t.scale("logits", t.add("logits.sum", *logits, role="head.sum"), 0.5)

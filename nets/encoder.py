@@ -128,8 +128,10 @@ def embeddings(
     types = namespace(batch.ids).zeros_like(batch.ids) if batch.types is None else batch.types
     with t.inside(name):
         h = t.embedding("word_embeddings", batch.ids)
-        h = t.add("typed", h, t.embedding("token_type_embeddings", types, role="token_type"))
-        h = t.add("placed", h, t.embedding("position_embeddings", positions, role="position"))
+        kinds = t.embedding("token_type_embeddings", types, role="token_type")
+        h = t.add("typed", h, kinds, role="embedding.sum")
+        places = t.embedding("position_embeddings", positions, role="position")
+        h = t.add("placed", h, places, role="embedding.sum")
         h = t.layer_norm("LayerNorm", h, c.layer_norm_eps)
     return t.name(h, name)
 
@@ -144,7 +146,12 @@ def self_attention(
     modules of the one that is open.
     """
     q, k, v = (
-        t.move(f"{name}.heads", "split_heads", t.linear(name, x, bias=bias), heads=heads)
+        t.move(
+            f"{name}.heads",
+            "split_heads",
+            t.linear(name, x, bias=bias, role=f"attention.{name}"),
+            heads=heads,
+        )
         for name in ("query", "key", "value")
     )
     q = t.scale("query.scaled", q, q.array.shape[-1] ** -0.5)
@@ -152,7 +159,8 @@ def self_attention(
 
 
 def intermediate(t: Trace, x: Value, act: str) -> Value:  # (B, T, D) -> (B, T, I)
-    return t.activation("intermediate_act_fn", t.linear("dense", x, bias=True), act)
+    x = t.linear("dense", x, bias=True, role="mlp.up")
+    return t.activation("intermediate_act_fn", x, act, role="mlp.activation")
 
 
 def post_norm(
@@ -160,17 +168,17 @@ def post_norm(
 ) -> Value:  # (B, T, D) -> (B, T, D)
     h = t.module("attention", _attention, h, c, mask)
     m = t.module("intermediate", intermediate, h, c.act)
-    return t.module("output", _output, m, h, c)
+    return t.module("output", _output, m, h, c, "mlp.down")
 
 
 def _attention(t: Trace, h: Value, c: EncoderConfig, mask: Array | None) -> Value:
     context = t.module("self", self_attention, h, c.num_attention_heads, mask)
-    return t.module("output", _output, context, h, c)
+    return t.module("output", _output, context, h, c, "attention.output")
 
 
-def _output(t: Trace, x: Value, h: Value, c: EncoderConfig) -> Value:
-    """dense, residual, norm: how both halves end."""
-    h = t.add("residual", t.linear("dense", x, bias=True), h)
+def _output(t: Trace, x: Value, h: Value, c: EncoderConfig, role: str) -> Value:
+    """dense, residual, norm: how both halves end; `role` is that of dense."""
+    h = t.add("residual", t.linear("dense", x, bias=True, role=role), h, role="residual")
     return t.layer_norm("LayerNorm", h, c.layer_norm_eps)
 
 

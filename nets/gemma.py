@@ -64,9 +64,9 @@ def block(
 ) -> Value:  # (B, T, D) -> (B, T, D)
     n = norm(t, "input_layernorm", h, c)
     a = t.module("self_attn", attention, n, c, *positions_and_mask)
-    h = t.add("residual", h, norm(t, "post_attention_layernorm", a, c))
+    h = t.add("residual", h, norm(t, "post_attention_layernorm", a, c), role="residual")
     m = t.module("mlp", llama.mlp, norm(t, "pre_feedforward_layernorm", h, c), c)
-    return t.add("", h, norm(t, "post_feedforward_layernorm", m, c))
+    return t.add("", h, norm(t, "post_feedforward_layernorm", m, c), role="residual")
 
 
 def lm_head(
@@ -75,10 +75,10 @@ def lm_head(
     logits = llama.lm_head(t, norm(t, "model.norm", h, c), c, batch)
     if c.final_logit_softcapping is None:
         return logits
-    return soft_cap(t, "lm_head", logits, c.final_logit_softcapping)
+    return soft_cap(t, "lm_head", logits, c.final_logit_softcapping, "head.cap")
 
 
-def soft_cap(t: Trace, name: str, x: Value, cap: float) -> Value:  # (...) -> (...)
+def soft_cap(t: Trace, name: str, x: Value, cap: float, role: str) -> Value:  # (...) -> (...)
     """cap tanh(x / cap)"""
-    z = t.activation(f"{name}.tanh", t.scale(f"{name}.divided", x, 1 / cap), "tanh")
+    z = t.activation(f"{name}.tanh", t.scale(f"{name}.divided", x, 1 / cap), "tanh", role=role)
     return t.scale(f"{name}.capped", z, cap)

@@ -63,7 +63,7 @@ def attention(
     k = t.rotary("key.rotated", k, cos, sin)
     cap = c.attn_logit_softcapping
     context = llama.attend(t, q, k, v, mask) if cap is None else attend(t, q, k, v, mask, cap)
-    return t.linear("o_proj", context, bias="o_proj" in c.biased)
+    return t.linear("o_proj", context, bias="o_proj" in c.biased, role="attention.output")
 
 
 def attend(
@@ -71,7 +71,9 @@ def attend(
 ) -> Value:  # (B, H, T, d), (B, K, T, d) x 2 -> (B, T, H d)
     """softmax(cap tanh(q k^T / cap)) v of every head, q scaled already."""
     k, v = llama.repeat_groups(t, q, k, v)
-    scores = t.matmul("scores", q, t.move("key.transposed", "transpose", k))
-    scores = gemma.soft_cap(t, "scores", scores, cap)
-    context = t.matmul("context", t.softmax("probabilities", scores, mask), v)
+    k = t.move("key.transposed", "transpose", k)
+    scores = t.matmul("scores", q, k, role="attention.scores")
+    scores = gemma.soft_cap(t, "scores", scores, cap, "attention.cap")
+    p = t.softmax("probabilities", scores, mask, role="attention.probabilities")
+    context = t.matmul("context", p, v, role="attention.context")
     return t.move("context.merged", "merge_heads", context)

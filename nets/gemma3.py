@@ -105,4 +105,5 @@ def attention(
     scale = c.query_pre_attn_scalar**-0.5
     q = t.scale("query.scaled", t.rotary("query.rotated", q, cos, sin), scale)
     k = t.rotary("key.rotated", k, cos, sin)
-    return t.linear("o_proj", llama.attend(t, q, k, v, mask), bias="o_proj" in c.biased)
+    context = llama.attend(t, q, k, v, mask)
+    return t.linear("o_proj", context, bias="o_proj" in c.biased, role="attention.output")

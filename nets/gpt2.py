@@ -102,7 +102,7 @@ def forward(
     ids = batch.ids
     words = t.embedding("transformer.wte", ids)
     places = t.embedding("transformer.wpe", positions(ids), role="position")
-    h = t.add("transformer.drop", words, places)
+    h = t.add("transformer.drop", words, places, role="embedding.sum")
     mask = masks.causal(ids, batch.attention_mask)
     for i in range(c.n_layer):
         h = t.block(f"transformer.h.{i}", block, h, c, i, mask)
@@ -110,26 +110,26 @@ def forward(
     if batch.rows is not None:
         h = t.move("lm_head.row", "rows", h, index=batch.rows)
     tied = "transformer.wte.weight" if c.tie_word_embeddings else None
-    return t.linear("lm_head", h, weight=tied)
+    return t.linear("lm_head", h, weight=tied, role="head")
 
 
 def block(
     t: Trace, h: Value, c: Config, index: int, mask: Array
 ) -> Value:  # (B, T, D) -> (B, T, D)
     n = t.layer_norm("ln_1", h, c.layer_norm_epsilon)
-    h = t.add("residual", h, t.module("attn", attention, n, c, index, mask))
+    h = t.add("residual", h, t.module("attn", attention, n, c, index, mask), role="residual")
     n = t.layer_norm("ln_2", h, c.layer_norm_epsilon)
-    return t.add("", h, t.module("mlp", mlp, n, c))
+    return t.add("", h, t.module("mlp", mlp, n, c), role="residual")
 
 
 def attention(
     t: Trace, x: Value, c: Config, index: int, mask: Array
 ) -> Value:  # (B, T, D) -> (B, T, D)
-    qkv = t.linear("c_attn", x, bias=True, transposed=True)
+    qkv = t.linear("c_attn", x, bias=True, transposed=True, role="attention.query_key_value")
     q, k, v = (head_parts(t, qkv, c, i, name) for i, name in enumerate(("query", "key", "value")))
     q = t.scale("query.scaled", q, score_scale(c, index))
     context = t.move("context.merged", "merge_heads", t.attention(q, k, v, mask, causal=True))
-    return t.linear("c_proj", context, bias=True, transposed=True)
+    return t.linear("c_proj", context, bias=True, transposed=True, role="attention.output")
 
 
 def head_parts(
@@ -147,5 +147,6 @@ def score_scale(c: Config, index: int) -> float:
 
 
 def mlp(t: Trace, x: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, D)
-    z = t.activation("act", t.linear("c_fc", x, bias=True, transposed=True), c.act)
-    return t.linear("c_proj", z, bias=True, transposed=True)
+    z = t.linear("c_fc", x, bias=True, transposed=True, role="mlp.up")
+    z = t.activation("act", z, c.act, role="mlp.activation")
+    return t.linear("c_proj", z, bias=True, transposed=True, role="mlp.down")

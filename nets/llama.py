@@ -202,9 +202,10 @@ def block(
     t: Trace, h: Value, c: LlamaConfig, cos: Array, sin: Array, mask: Array
 ) -> Value:  # (B, T, D) -> (B, T, D)
     n = t.rms_norm("input_layernorm", h, c.rms_norm_eps)
-    h = t.add("residual", h, t.module("self_attn", attention, n, c, cos, sin, mask))
+    a = t.module("self_attn", attention, n, c, cos, sin, mask)
+    h = t.add("residual", h, a, role="residual")
     n = t.rms_norm("post_attention_layernorm", h, c.rms_norm_eps)
-    return t.add("", h, t.module("mlp", mlp, n, c))
+    return t.add("", h, t.module("mlp", mlp, n, c), role="residual")
 
 
 def attention(
@@ -213,18 +214,19 @@ def attention(
     q, k, v = project(t, x, c)
     q = t.scale("query.scaled", t.rotary("query.rotated", q, cos, sin), c.width**-0.5)
     k = t.rotary("key.rotated", k, cos, sin)
-    return t.linear("o_proj", attend(t, q, k, v, mask), bias="o_proj" in c.biased)
+    context = attend(t, q, k, v, mask)
+    return t.linear("o_proj", context, bias="o_proj" in c.biased, role="attention.output")
 
 
 def project(
     t: Trace, x: Value, c: DecoderConfig
 ) -> tuple[Value, Value, Value]:  # (B, T, D) -> (B, H, T, d), (B, K, T, d) x 2
     """Queries, keys and values of each head."""
-    q = t.linear("q_proj", x, bias="q_proj" in c.biased)
+    q = t.linear("q_proj", x, bias="q_proj" in c.biased, role="attention.query")
     q = t.move("query", "split_heads", q, heads=c.num_attention_heads)
-    k = t.linear("k_proj", x, bias="k_proj" in c.biased)
+    k = t.linear("k_proj", x, bias="k_proj" in c.biased, role="attention.key")
     k = t.move("key", "split_heads", k, heads=c.kv_heads)
-    v = t.linear("v_proj", x, bias="v_proj" in c.biased)
+    v = t.linear("v_proj", x, bias="v_proj" in c.biased, role="attention.value")
     return q, k, t.move("value", "split_heads", v, heads=c.kv_heads)
 
 
@@ -249,9 +251,11 @@ def repeat_groups(
 
 def mlp(t: Trace, x: Value, c: DecoderConfig) -> Value:  # (B, T, D) -> (B, T, D)
     """Gated (Shazeer 2020, arXiv 2002.05202)."""
-    gate = t.activation("act_fn", t.linear("gate_proj", x, bias="gate_proj" in c.biased), c.act)
-    up = t.linear("up_proj", x, bias="up_proj" in c.biased)
-    return t.linear("down_proj", t.multiply("gated", gate, up), bias="down_proj" in c.biased)
+    gate = t.linear("gate_proj", x, bias="gate_proj" in c.biased, role="mlp.gate")
+    gate = t.activation("act_fn", gate, c.act, role="mlp.activation")
+    up = t.linear("up_proj", x, bias="up_proj" in c.biased, role="mlp.up")
+    z = t.multiply("gated", gate, up, role="mlp.product")
+    return t.linear("down_proj", z, bias="down_proj" in c.biased, role="mlp.down")
 
 
 def lm_head(
@@ -260,4 +264,4 @@ def lm_head(
     if batch.rows is not None:
         h = t.move("lm_head.row", "rows", h, index=batch.rows)
     tied = "model.embed_tokens.weight" if c.tie_word_embeddings else None
-    return t.linear("lm_head", h, bias="lm_head" in c.biased, weight=tied)
+    return t.linear("lm_head", h, bias="lm_head" in c.biased, weight=tied, role="head")

@@ -86,9 +86,11 @@ def block(
     t: Trace, h: Value, c: Config, cos: Array, sin: Array, mask: Array, attention_mask: Array | None
 ) -> Value:  # (B, T, D) -> (B, T, D)
     n = t.rms_norm("input_layernorm", h, c.rms_norm_eps)
-    h = t.add("residual", h, t.module("self_attn", llama.attention, n, c, cos, sin, mask))
+    a = t.module("self_attn", llama.attention, n, c, cos, sin, mask)
+    h = t.add("residual", h, a, role="residual")
     n = t.rms_norm("post_attention_layernorm", h, c.rms_norm_eps)
-    return t.add("", h, t.module("block_sparse_moe", mixture, n, c, attention_mask))
+    m = t.module("block_sparse_moe", mixture, n, c, attention_mask)
+    return t.add("", h, m, role="residual")
 
 
 def mixture(
@@ -98,5 +100,6 @@ def mixture(
 
 
 def expert(t: Trace, x: Value, c: Config) -> Value:  # (B, N, D) -> (B, N, D)
-    gate = t.activation("act_fn", t.linear("w1", x), c.act)
-    return t.linear("w2", t.multiply("gated", gate, t.linear("w3", x)))
+    gate = t.activation("act_fn", t.linear("w1", x, role="mlp.gate"), c.act, role="mlp.activation")
+    up = t.linear("w3", x, role="mlp.up")
+    return t.linear("w2", t.multiply("gated", gate, up, role="mlp.product"), role="mlp.down")

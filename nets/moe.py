@@ -30,20 +30,19 @@ def mixture(
     attention_mask: Array | None,
 ) -> Value:  # (B, T, D), bool (B, T) -> (B, T, D)
     length = x.array.shape[1]
-    r, chosen = t.top_k("chosen", t.softmax("probabilities", t.linear("gate", x)), k)
+    logits = t.linear("gate", x, role="router.logits")
+    p = t.softmax("probabilities", logits, role="router.probabilities")
+    r, chosen = t.top_k("chosen", p, k, role="router.choice")
     if normalized:
-        r = t.renormalize("routing_weights", r)
+        r = t.renormalize("routing_weights", r, role="router.weights")
     r = t.move("routing_weights.flat", "reshape", r, shape=(-1, length * k, 1))
     terms, places = [], []
     for e, tokens, weights in dispatched(chosen, attention_mask):
         y = t.module(f"experts.{e}", expert, t.gather(f"experts.{e}.tokens", x, tokens))
-        terms.append(
-            t.multiply(
-                f"experts.{e}.weighted", t.gather(f"experts.{e}.routing_weight", r, weights), y
-            )
-        )
+        weight = t.gather(f"experts.{e}.routing_weight", r, weights)
+        terms.append(t.multiply(f"experts.{e}.weighted", weight, y, role="expert.weighted"))
         places.append(tokens)
-    return t.combine("", terms, tuple(places), length)
+    return t.combine("", terms, tuple(places), length, role="expert.sum")
 
 
 def dispatched(chosen: Choice, attention_mask: Array | None) -> Iterator[tuple[int, Index, Index]]:

@@ -100,7 +100,8 @@ def block(
 ) -> Value:  # (B, T, D) -> (B, T, D)
     n = t.layer_norm("input_layernorm", h, c.layer_norm_eps)
     a = t.module("self_attn", attention, n, c, cos, sin, mask)
-    return t.add("", t.add("both", a, t.module("mlp", mlp, n, c)), h)
+    both = t.add("both", a, t.module("mlp", mlp, n, c), role="residual")
+    return t.add("", both, h, role="residual")
 
 
 def attention(
@@ -112,7 +113,8 @@ def attention(
         k = t.layer_norm("k_layernorm", k, c.layer_norm_eps)
     q = t.scale("query.scaled", rotate(t, "query", q, cos, sin), c.width**-0.5)
     k = rotate(t, "key", k, cos, sin)
-    return t.linear("dense", llama.attend(t, q, k, v, mask), bias=True)
+    context = llama.attend(t, q, k, v, mask)
+    return t.linear("dense", context, bias=True, role="attention.output")
 
 
 def rotate(
@@ -131,5 +133,6 @@ def rotate(
 
 
 def mlp(t: Trace, x: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, D)
-    z = t.activation("activation_fn", t.linear("fc1", x, bias=True), c.act)
-    return t.linear("fc2", z, bias=True)
+    z = t.linear("fc1", x, bias=True, role="mlp.up")
+    z = t.activation("activation_fn", z, c.act, role="mlp.activation")
+    return t.linear("fc2", z, bias=True, role="mlp.down")

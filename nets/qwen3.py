@@ -67,9 +67,10 @@ def block(
     t: Trace, h: Value, c: Config, cos: Array, sin: Array, mask: Array
 ) -> Value:  # (B, T, D) -> (B, T, D)
     n = t.rms_norm("input_layernorm", h, c.rms_norm_eps)
-    h = t.add("residual", h, t.module("self_attn", attention, n, c, cos, sin, mask))
+    a = t.module("self_attn", attention, n, c, cos, sin, mask)
+    h = t.add("residual", h, a, role="residual")
     n = t.rms_norm("post_attention_layernorm", h, c.rms_norm_eps)
-    return t.add("", h, t.module("mlp", llama.mlp, n, c))
+    return t.add("", h, t.module("mlp", llama.mlp, n, c), role="residual")
 
 
 def attention(
@@ -79,4 +80,5 @@ def attention(
     q, k = t.rms_norm("q_norm", q, c.rms_norm_eps), t.rms_norm("k_norm", k, c.rms_norm_eps)
     q = t.scale("query.scaled", t.rotary("query.rotated", q, cos, sin), c.width**-0.5)
     k = t.rotary("key.rotated", k, cos, sin)
-    return t.linear("o_proj", llama.attend(t, q, k, v, mask), bias="o_proj" in c.biased)
+    context = llama.attend(t, q, k, v, mask)
+    return t.linear("o_proj", context, bias="o_proj" in c.biased, role="attention.output")

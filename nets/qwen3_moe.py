@@ -107,9 +107,10 @@ def block(
 ) -> Value:  # (B, T, D) -> (B, T, D)
     """`mlp`: the mixture, which takes the attention mask too, or Llama's MLP."""
     n = t.rms_norm("input_layernorm", h, c.rms_norm_eps)
-    h = t.add("residual", h, t.module("self_attn", qwen3.attention, n, c, cos, sin, mask))
+    a = t.module("self_attn", qwen3.attention, n, c, cos, sin, mask)
+    h = t.add("residual", h, a, role="residual")
     n = t.rms_norm("post_attention_layernorm", h, c.rms_norm_eps)
-    return t.add("", h, t.module("mlp", mlp, n, c, *rest))
+    return t.add("", h, t.module("mlp", mlp, n, c, *rest), role="residual")
 
 
 def mixture(

@@ -90,12 +90,14 @@ def unpadded_positions(
 
 
 def lm_head(t: Trace, h: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, V)
-    h = t.activation("gelu", t.linear("dense", h, bias=True), "gelu")
+    h = t.linear("dense", h, bias=True, role="head.transform")
+    h = t.activation("gelu", h, "gelu", role="head.activation")
     h = t.layer_norm("layer_norm", h, c.layer_norm_eps)
     table = "roberta.embeddings.word_embeddings.weight" if c.tie_word_embeddings else None
-    return t.linear("decoder", h, weight=table, bias="lm_head.bias")
+    return t.linear("decoder", h, weight=table, bias="lm_head.bias", role="head")
 
 
 def classifier(t: Trace, x: Value) -> Value:  # (B, 1, D) -> (B, 1, classes)
-    pooled = t.activation("tanh", t.linear("dense", x, bias=True), "tanh")
-    return t.linear("out_proj", pooled, bias=True)
+    x = t.linear("dense", x, bias=True, role="head.transform")
+    x = t.activation("tanh", x, "tanh", role="head.activation")
+    return t.linear("out_proj", x, bias=True, role="head")

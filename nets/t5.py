@@ -181,7 +181,8 @@ def forward(
         h = t.move("lm_head.row", "rows", h, index=batch.rows)
     if c.tie_word_embeddings:
         h = t.scale("lm_head.scaled", h, c.d_model**-0.5)
-    return t.linear("lm_head", h, weight="shared.weight" if c.tie_word_embeddings else None)
+    tied = "shared.weight" if c.tie_word_embeddings else None
+    return t.linear("lm_head", h, weight=tied, role="head")
 
 
 def stack(
@@ -225,7 +226,7 @@ def half_block(
 ) -> Value:
     """h + function(norm(h))"""
     n = t.rms_norm("layer_norm", h, c.layer_norm_epsilon)
-    return t.add("", h, t.module(name, function, n, *rest))
+    return t.add("", h, t.module(name, function, n, *rest), role="residual")
 
 
 def attention(
@@ -234,13 +235,25 @@ def attention(
     y = x if read is None else read
     parts = (("query", "q", x), ("key", "k", y), ("value", "v", y))
     q, k, v = (
-        t.move(name, "split_heads", t.linear(part, source), heads=c.num_heads)
+        t.move(
+            name,
+            "split_heads",
+            t.linear(part, source, role=f"attention.{name}"),
+            heads=c.num_heads,
+        )
         for name, part, source in parts
     )
     context = t.attention(q, k, v, mask, causal=False, bias=bias)
-    return t.linear("o", t.move("context.merged", "merge_heads", context))
+    context = t.move("context.merged", "merge_heads", context)
+    return t.linear("o", context, role="attention.output")
 
 
 def mlp(t: Trace, x: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, D)
-    h = t.activation("act", t.linear("wi_0" if c.gated else "wi", x), c.act)
-    return t.linear("wo", t.multiply("gated", h, t.linear("wi_1", x)) if c.gated else h)
+    if c.gated:
+        gate = t.linear("wi_0", x, role="mlp.gate")
+        gate = t.activation("act", gate, c.act, role="mlp.activation")
+        up = t.linear("wi_1", x, role="mlp.up")
+        z = t.multiply("gated", gate, up, role="mlp.product")
+    else:
+        z = t.activation("act", t.linear("wi", x, role="mlp.up"), c.act, role="mlp.activation")
+    return t.linear("wo", z, role="mlp.down")

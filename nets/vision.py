@@ -152,7 +152,8 @@ def _embeddings(t: Trace, x: Value, c: VisionConfig, tokens: dict[str, str]) -> 
     patches = t.module("patch_embeddings", _patches, x, c.patch)
     learned = [t.learned(name, patches, role=role) for name, role in tokens.items()]
     h = t.move("joined", "concat", *learned, patches, axis=1)
-    return t.add("dropout", h, t.learned("position_embeddings", patches, role="position"))
+    places = t.learned("position_embeddings", patches, role="position")
+    return t.add("dropout", h, places, role="embedding.sum")
 
 
 def _patches(t: Trace, x: Value, size: tuple[int, int]) -> Value:  # (B, C, H, W) -> (B, N, D)
@@ -167,7 +168,7 @@ def _encoder(t: Trace, h: Value, c: VisionConfig) -> Value:
 
 def _block(t: Trace, h: Value, c: VisionConfig) -> Value:  # (B, T, D) -> (B, T, D)
     n = t.layer_norm("layernorm_before", h, c.layer_norm_eps)
-    h = t.add("residual", t.module("attention", _attention, n, c), h)
+    h = t.add("residual", t.module("attention", _attention, n, c), h, role="residual")
     n = t.layer_norm("layernorm_after", h, c.layer_norm_eps)
     m = t.module("intermediate", intermediate, n, c.act)
     return t.module("output", _output, m, h)
@@ -175,15 +176,15 @@ def _block(t: Trace, h: Value, c: VisionConfig) -> Value:  # (B, T, D) -> (B, T,
 
 def _attention(t: Trace, x: Value, c: VisionConfig) -> Value:
     context = t.module("attention", self_attention, x, c.num_attention_heads, None, c.qkv_bias)
-    return t.module("output", _dense, context)
+    return t.module("output", _dense, context, "attention.output")
 
 
-def _dense(t: Trace, x: Value) -> Value:
-    return t.linear("dense", x, bias=True)
+def _dense(t: Trace, x: Value, role: str) -> Value:
+    return t.linear("dense", x, bias=True, role=role)
 
 
 def _output(t: Trace, x: Value, h: Value) -> Value:
-    return t.add("", _dense(t, x), h)
+    return t.add("", _dense(t, x, "mlp.down"), h, role="residual")
 
 
 # -- what a head reads -----------------------------------------------------------------------------
@@ -199,5 +200,8 @@ def token(
 def pooler(
     t: Trace, name: str, h: Value, c: VisionConfig, batch: Batch
 ) -> Value:  # (B, T, D) -> (B, 1, P)
-    dense = t.linear(f"{name}.pooler.dense", token(t, f"{name}.pooler", h, batch), bias=True)
-    return t.activation(f"{name}.pooler.activation", dense, c.pooler_activation)
+    x = token(t, f"{name}.pooler", h, batch)
+    x = t.linear(f"{name}.pooler.dense", x, bias=True, role="pooler")
+    return t.activation(
+        f"{name}.pooler.activation", x, c.pooler_activation, role="pooler.activation"
+    )

@@ -63,7 +63,8 @@ def forward(
     h = vision.body(t, "vit", c, batch, {"cls_token": "class_token"})
     if c.head == "Model":
         return vision.pooler(t, "vit", h, c, batch)
-    return t.linear("classifier", vision.token(t, "classifier", h, batch), bias=True)
+    x = vision.token(t, "classifier", h, batch)
+    return t.linear("classifier", x, bias=True, role="head")
 
 
 # -- torchvision's names ---------------------------------------------------------------------------

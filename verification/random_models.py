@@ -248,6 +248,29 @@ DEIT: dict[str, Any] = VIT | {
 
 FLAN: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    config["model_type"]: config
+    for config in (
+        LLAMA,
+        GPT2,
+        MISTRAL,
+        QWEN2,
+        QWEN3,
+        PHI,
+        GEMMA2,
+        GEMMA3,
+        MIXTRAL,
+        QWEN3_MOE,
+        BERT,
+        ROBERTA,
+        ALBERT,
+        VIT,
+        DEIT,
+        T5,
+    )
+}
+"""One of each net in nets/."""
+
 
 def random_model(config: dict[str, Any], seed: int, dtype: str = "float64") -> Model:
     """A model of this config.json content (`LLAMA | {"mlp_bias": True}`, say) with weights drawn

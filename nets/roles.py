@@ -1,0 +1,56 @@
+"""What an operation is in its architecture's own terms, whatever the checkpoint calls it: the roles
+that records carry and that composites match.
+
+A role has the same meaning in every net: `mlp.up` is GPT-2's c_fc, BERT's intermediate.dense and
+Llama's up_proj. Operations that only rearrange, rotate or scale have none.
+"""
+
+from __future__ import annotations
+
+ROLES = {
+    # inputs: under these names what reaches them stands in the conservation ledger
+    "tokens": "embedding of the words",
+    "position": "embedding of positions, or of distances",
+    "token_type": "embedding of sentence A or B",
+    "class_token": "learned token that speaks for the picture",
+    "distillation_token": "learned token that learned from a teacher",
+    "pixels": "the picture itself",
+    "patch_embedding": "convolution on patches, a linear layer on each",
+    "embedding.sum": "sum of embeddings",
+    "embedding.projection": "linear from the width of embeddings to that of the blocks (ALBERT)",
+    # attention, self or cross
+    "attention.query": "linear that makes queries",
+    "attention.key": "linear that makes keys",
+    "attention.value": "linear that makes values",
+    "attention.query_key_value": "one linear for the three of them (GPT-2)",
+    "attention.scores": "product of queries and keys",
+    "attention.bias": "sum of scores and a bias by distance (T5)",
+    "attention.cap": "tanh that bounds scores (Gemma 2)",
+    "attention.probabilities": "softmax of scores",
+    "attention.context": "product of probabilities and values",
+    "attention.output": "linear after the heads",
+    # the MLP of a block, or of an expert
+    "mlp.up": "linear that widens",
+    "mlp.gate": "linear in front of the activation, where another one is multiplied with it",
+    "mlp.activation": "activation",
+    "mlp.product": "product of gate and up",
+    "mlp.down": "linear that narrows",
+    # mixture of experts
+    "router.logits": "linear, a number for each expert",
+    "router.probabilities": "softmax over experts",
+    "router.choice": "the largest of them",
+    "router.weights": "the largest, made to sum to one",
+    "expert.weighted": "product of an expert's output and its weight",
+    "expert.sum": "sum over experts",
+    # between and after
+    "residual": "sum of the stream and what a half-block adds",
+    "norm": "layer norm or RMS norm",
+    "pooler": "linear on the first token",
+    "pooler.activation": "activation on it",
+    "head.transform": "linear in front of the head",
+    "head.activation": "activation on it",
+    "head": "linear that makes logits",
+    "head.cap": "tanh that bounds logits (Gemma)",
+    "head.sum": "sum of the logits of two heads (DeiT)",
+}
+"""Role -> what it is."""
