@@ -33,6 +33,8 @@ LAYERS = (
     },
     {"refl.rules.composites", "refl.trace"},
     {"refl.nets", "refl.nets.*", "refl.sweep", "refl.explanation"},
+    {"refl.network"},
+    {"refl.show.explanation"},
     {"refl.explainer"},
     {"refl.model"},
 )

@@ -466,7 +466,7 @@ def _target(model: Model, token: str) -> str | int:
     """A token as it was typed; its id where the model has no tokenizer, the number of a class that
     is no label.
     """
-    from refl.model import CLASSIFIES
+    from refl.network import CLASSIFIES
 
     numbered = (
         model.text is None if model.task not in CLASSIFIES else token not in model.labels.values()

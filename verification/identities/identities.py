@@ -28,7 +28,8 @@ from refl.arrays import Array, asnumpy
 from refl.errors import ReflError
 from refl.explanation import Explanation
 from refl.ledger import Ledger
-from refl.model import CLASSIFIES, DTYPES, Model
+from refl.model import DTYPES, Model
+from refl.network import CLASSIFIES
 from refl.rules import attention
 from refl.rules.balance import RuleOutput
 from refl.rules.composites import (
@@ -250,7 +251,7 @@ class Subject:
         if self.at is None:
             return self.model.trace([self.item], decoder=self.decoder)
         trace = Trace(self.model.weights)
-        return trace, self.model._forward(trace, self.model.batch([self.item], every=True))
+        return trace, self.model.forward(trace, self.model.batch([self.item], every=True))
 
     @cached_property
     def graph(self) -> Graph:
@@ -337,7 +338,7 @@ def masked(model: Model, ids: list[int]) -> list[int]:
 def _feature(s: Subject) -> tuple[str, tuple[int, ...]]:
     """The largest feature of the first token."""
     trace = Trace(s.model.weights)
-    out = s.model._forward(trace, s.model.batch([s.model.read(s.item)], every=True))
+    out = s.model.forward(trace, s.model.batch([s.model.read(s.item)], every=True))
     return out.site, (0, int(asnumpy(out.array)[0, 0].argmax()))
 
 
