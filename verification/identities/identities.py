@@ -1179,22 +1179,21 @@ def grouped(s: Subject) -> Iterator[Row]:
 
 
 def written_out(model: Model) -> Model:
-    """The same net with a key and value head for each query head."""
+    """The same net with a key and value head for each query head: every tensor that has rows for
+    key or value heads gets them once for each.
+    """
     c = model.config
+    config = replace(c, num_key_value_heads=c.num_attention_heads)
+    shapes = {name: shape for name, shape, _ in model.net.shapes(config)}
     weights = {}
     for name in model.weights:
         array = model.weights[name]
-        if ".k_proj." in name or ".v_proj." in name:
+        if tuple(array.shape) != shapes.get(name, tuple(array.shape)):
             per_head = asnumpy(array).reshape(c.kv_heads, c.width, -1)
-            array = model.place(
-                np.repeat(per_head, c.num_attention_heads // c.kv_heads, axis=0).reshape(
-                    -1, *array.shape[1:]
-                )
-            )
+            repeated = np.repeat(per_head, c.num_attention_heads // c.kv_heads, axis=0)
+            array = model.place(repeated.reshape(shapes[name]))
         weights[name] = array
-    return replace(
-        model, weights=weights, config=replace(c, num_key_value_heads=c.num_attention_heads)
-    )
+    return replace(model, weights=weights, config=config)
 
 
 def recomputed(s: Subject) -> Iterator[Row]:
