@@ -14,11 +14,9 @@ import numpy as np
 
 from refl.arrays import Array, asnumpy
 from refl.errors import ReflError
+from refl.io import ORACLE_FORMAT
 from refl.ledger import Ledger
 from refl.rules.composites import Composite, from_saved
-
-FORMAT = 1
-"""Version of the oracle file."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ class Explanation:
     def as_dict(self) -> dict[str, Any]:
         """Everything but the arrays of the sites, as plain numbers and strings."""
         return {
-            "format": FORMAT,
+            "format": ORACLE_FORMAT,
             "about": self.provenance,
             "method": self.composite.as_dict(),
             "tokens": self.tokens,
@@ -238,10 +236,10 @@ class Explanation:
         arrays, metadata = read_safetensors(path)
         try:
             said = {key: json.loads(value) for key, value in metadata.items()}
-            if said["format"] != FORMAT:
+            if said["format"] != ORACLE_FORMAT:
                 raise ReflError(
                     f"{path} is an oracle file of format {said['format']}, this refl reads "
-                    f"format {FORMAT}"
+                    f"format {ORACLE_FORMAT}"
                 )
             return cls(**_saved(said, arrays))
         except (KeyError, TypeError, ValueError, AttributeError) as reason:

@@ -16,7 +16,7 @@ from checkpoints import ROOT
 from refl import rules
 
 LAYERS = (
-    {"refl.errors", "refl.arrays"},
+    {"refl.errors", "refl.arrays", "refl.io"},
     {"refl.device", "refl.io.files"},
     {"refl.io.config"},
     {"refl.io.safetensors"},
@@ -28,13 +28,10 @@ LAYERS = (
         "refl.io.weights",
         "refl.io.text",
         "refl.io.images",
-        "refl.show.heatmap",
-        "refl.show",
     },
     {"refl.rules.composites", "refl.trace"},
     {"refl.nets", "refl.nets.*", "refl.sweep", "refl.explanation"},
-    {"refl.network"},
-    {"refl.show.explanation"},
+    {"refl.show", "refl.show.*"},
     {"refl.explainer"},
     {"refl.model"},
 )

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 from refl.explanation import Explanation
 from refl.ledger import Ledger
-from refl.show import fragment, html, ledger_table, text
+from refl.show.notebook import fragment
+from refl.show.page import html
+from refl.show.tables import ledger_table
+from refl.show.terminal import text
 
 
 class ShownLedger(Ledger):

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from refl.io.images import pillow
-
-Colors: TypeAlias = tuple[tuple[int, int, int], tuple[int, int, int]]
-"""Against, and for."""
+from refl.show.colors import DRAWING
 
 LARGE = 560
 """Pixels of a drawing's longer edge, about."""
@@ -33,24 +31,21 @@ def strongest(relevance: Any) -> float:
     return float(np.quantile(sizes, QUANTILE) or sizes.max()) if sizes.size else 0.0
 
 
-def drawn(
-    relevance: Any, picture: Any, colors: Colors
-) -> Any:  # (H, W), uint8 (H, W, C) -> uint8 (h, w, 3)
+def drawn(relevance: Any, picture: Any) -> Any:  # (H, W), uint8 (H, W, C) -> uint8 (h, w, 3)
     """Enlarged by a whole number, pixel by pixel."""
     r = np.nan_to_num(np.asarray(relevance, dtype=np.float64))
     paper = DARKEST + (LIGHTEST - DARKEST) * _gray(picture) / 255
-    color = _inked(np.repeat(paper[..., None], 3, axis=-1), r / (strongest(r) or 1.0), colors)
+    color = _inked(np.repeat(paper[..., None], 3, axis=-1), r / (strongest(r) or 1.0))
     times = max(1, round(LARGE / max(r.shape)))
     return np.repeat(np.repeat(color, times, axis=0), times, axis=1)
 
 
-def _inked(paper: Any, share: Any, colors: Colors) -> Any:
-    """Paper (..., 3) under so much of a color: -1 the first, 1 the second."""
-    against, favor = (np.asarray(c, dtype=np.float64) for c in colors)
-    amount = np.clip(np.abs(share), 0, 1)[..., None]
-    return np.rint(
-        paper * (1 - amount) + np.where(share[..., None] >= 0, favor, against) * amount
-    ).astype(np.uint8)
+def _inked(paper: Any, strength: Any) -> Any:  # (..., 3), (...) -> uint8 (..., 3)
+    """Paper under so much of a color: -1 that of against, 1 that of for."""
+    against, favor = (np.asarray(c, dtype=np.float64) for c in DRAWING)
+    amount = np.clip(np.abs(strength), 0, 1)[..., None]
+    color = np.where(strength[..., None] >= 0, favor, against)
+    return np.rint(paper * (1 - amount) + color * amount).astype(np.uint8)
 
 
 def _gray(picture: Any) -> Any:  # uint8 (H, W, C) -> float (H, W)
@@ -61,36 +56,36 @@ def _gray(picture: Any) -> Any:  # uint8 (H, W, C) -> float (H, W)
     )
 
 
-def png(relevance: Any, picture: Any, colors: Colors, *, legend: bool = True) -> bytes:
+def png(relevance: Any, picture: Any, *, legend: bool = True) -> bytes:
     """The drawing as a PNG file, with the scale of its colors below. Raises ReflError where Pillow
     is missing.
     """
-    image = pillow().fromarray(drawn(relevance, picture, colors))
+    image = pillow().fromarray(drawn(relevance, picture))
     file = io.BytesIO()
-    (_with_legend(image, strongest(relevance), colors) if legend else image).save(
+    (_with_legend(image, strongest(relevance)) if legend else image).save(
         file, "PNG", optimize=True
     )
     return file.getvalue()
 
 
-def data_uri(relevance: Any, picture: Any, colors: Colors) -> str:
+def data_uri(relevance: Any, picture: Any) -> str:
     """The drawing alone, as the source of an HTML image."""
     return "data:image/png;base64," + base64.b64encode(
-        png(relevance, picture, colors, legend=False)
+        png(relevance, picture, legend=False)
     ).decode("ascii")
 
 
-def _with_legend(image: Any, most: float, colors: Colors) -> Any:
+def _with_legend(image: Any, most: float) -> Any:
     from PIL import ImageDraw, ImageFont
 
     library, margin = pillow(), 12
     page = library.new("RGB", (max(image.width, 240), image.height + 60), (255, 255, 255))
     page.paste(image, ((page.width - image.width) // 2, 0))
-    share = np.linspace(-1, 1, page.width - 2 * margin)
-    ramp = _inked(np.full((share.size, 3), 235.0), share, colors)
+    strength = np.linspace(-1, 1, page.width - 2 * margin)
+    ramp = _inked(np.full((strength.size, 3), 235.0), strength)
     page.paste(library.fromarray(np.repeat(ramp[None], 12, axis=0)), (margin, image.height + 12))
     draw, font, y = ImageDraw.Draw(page), ImageFont.load_default(14), image.height + 30
-    draw.text((margin, y), f"-{most:.2g} against", fill=colors[0], font=font)
+    draw.text((margin, y), f"-{most:.2g} against", fill=DRAWING[0], font=font)
     draw.text((page.width // 2, y), "0", fill=(70, 70, 70), font=font, anchor="ma")
-    draw.text((page.width - margin, y), f"+{most:.2g} for", fill=colors[1], font=font, anchor="ra")
+    draw.text((page.width - margin, y), f"+{most:.2g} for", fill=DRAWING[1], font=font, anchor="ra")
     return page

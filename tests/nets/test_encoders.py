@@ -21,7 +21,7 @@ from refl.errors import ReflError
 from refl.io.safetensors import write_safetensors
 from refl.model import Model, architecture
 from refl.nets.config import parse
-from refl.show import html
+from refl.show.page import html
 from refl.trace import Trace
 from refl.verification.definitions import surrogate
 from refl.verification.random_models import (

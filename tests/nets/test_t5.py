@@ -22,7 +22,6 @@ from backends import Backend
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import refl
-from refl import show
 from refl.cli import main
 from refl.errors import ReflError
 from refl.explanation import Explanation
@@ -31,6 +30,11 @@ from refl.model import Model
 from refl.nets import relative_bias, t5
 from refl.nets.config import parse
 from refl.rules.composites import METHODS
+from refl.show import terminal
+from refl.show.account import DECODER, ENCODER
+from refl.show.colors import LEVELS, level
+from refl.show.notebook import fragment
+from refl.show.page import html
 from refl.verification.definitions import surrogate
 from refl.verification.random_models import FLAN, LLAMA, T5, moved, random_model
 
@@ -613,27 +617,27 @@ def test_shown(folder: Path) -> None:
     notebook.
     """
     e = refl.load(folder).explain("the keys to the cabinet", decoder="schluessel zum", keep=())
-    text = show.text(e)
+    text = terminal.text(e)
     assert (
-        text.index(show.READ)
+        text.index(ENCODER)
         < text.index("cabinet")
-        < text.index(show.WRITTEN)
+        < text.index(DECODER)
         < text.index("schluessel zum  → ")
     )
     assert text.count(" → ") == 1
-    page = show.html(e)
-    for part in (page, show.fragment(e)):
+    page = html(e)
+    for part in (page, fragment(e)):
         assert (
-            part.index(show.READ)
+            part.index(ENCODER)
             < part.index("cabinet<")
-            < part.index(show.WRITTEN)
+            < part.index(DECODER)
             < part.index("schluessel<")
         )
     assert "decoder ids" in page
     strongest = max(map(abs, [*e.relevance, *e.decoder_relevance]))
     weaker = [r for r in (e.relevance, e.decoder_relevance) if np.abs(r).max() < strongest]
     assert len(weaker) == 1
-    assert show.level(float(weaker[0].max()), strongest) < show.LEVELS
+    assert level(float(weaker[0].max()), strongest) < LEVELS
 
 
 def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -643,8 +647,8 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         == 0
     )
     out = capsys.readouterr().out
-    assert show.READ in out and show.WRITTEN in out and "schluessel" in out
-    assert show.WRITTEN in page.read_text(encoding="utf-8")
+    assert ENCODER in out and DECODER in out and "schluessel" in out
+    assert DECODER in page.read_text(encoding="utf-8")
     assert main(["explain", "the keys", *model, "--decoder", "schluessel zum", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["decoder_tokens"] == ["<pad>", "schluessel", "zum"]

@@ -18,13 +18,18 @@ from checkpoints import checkpoint
 from safetensors.numpy import load_file
 
 import refl
-from refl import cli, show
+from refl import cli
+from refl.cli.command import BAD_INPUT
 from refl.errors import ReflError
 from refl.explanation import Explanation
 from refl.io.images import Preparation, read_preparation
 from refl.model import Model
 from refl.rules.composites import ATTNLRP_VIT, METHODS, Rule
-from refl.show import heatmap
+from refl.show import heatmap, terminal
+from refl.show.colors import DRAWING
+from refl.show.notebook import fragment
+from refl.show.page import html
+from refl.show.text import cells
 from refl.verification.definitions import surrogate
 from refl.verification.random_models import DEIT, VIT, moved, random_model
 
@@ -650,7 +655,7 @@ def seen() -> Explanation:
 
 
 def test_terminal_view(seen: Explanation) -> None:
-    text = show.text(seen, 80)
+    text = terminal.text(seen, 80)
     rows = [
         line.split()
         for line in text.splitlines()
@@ -670,28 +675,28 @@ def test_terminal_view_of_fine_grids(seen: Explanation, columns: int, width: int
     """
     r = np.random.default_rng(0).standard_normal((columns, columns))
     fine = replace(seen, relevance=r, patch=(1, 1))
-    lines = show.text(fine, width).splitlines()
-    assert all(show.cells(line) <= max(width, 80) for line in lines)
-    assert sum(sum(row) for row in show._summed(r, 3)) == pytest.approx(r.sum())
+    lines = terminal.text(fine, width).splitlines()
+    assert all(cells(line) <= max(width, 80) for line in lines)
+    assert sum(sum(row) for row in terminal.summed(r, 3)) == pytest.approx(r.sum())
 
 
 def test_html_view(seen: Explanation) -> None:
     pytest.importorskip("PIL.Image", reason="Pillow is not installed (the extra 'image')")
-    page = show.html(seen)
+    page = html(seen)
     assert (
         page.count("data:image/png;base64,") == 1
         and "img-src data:" in page
         and "<script" not in page
     )
     assert "The class" in page and "Every patch as a number" in page and "token ids" not in page
-    assert "data:image/png;base64," in show.fragment(seen)
+    assert "data:image/png;base64," in fragment(seen)
 
 
 def test_drawing(seen: Explanation) -> None:
     """Red for, blue against, gray where there is nothing, and the hottest pixels in the full
     color.
     """
-    drawn = heatmap.drawn(seen.relevance, seen.picture, show.COLORS).astype(int)
+    drawn = heatmap.drawn(seen.relevance, seen.picture).astype(int)
     times = drawn.shape[0] // 28
     assert drawn.shape == (28 * times, 28 * times, 3)
     small, r = drawn[::times, ::times], seen.relevance
@@ -701,7 +706,7 @@ def test_drawing(seen: Explanation) -> None:
         small[cold][:, 2] > small[cold][:, 0]
     )
     assert np.all(np.ptp(small[still], axis=-1) <= 1)
-    assert tuple(small[np.unravel_index(r.argmax(), r.shape)]) == show.COLORS[1]
+    assert tuple(small[np.unravel_index(r.argmax(), r.shape)]) == DRAWING[1]
 
 
 @pytest.mark.parametrize(
@@ -711,7 +716,7 @@ def test_drawing(seen: Explanation) -> None:
 )
 def test_drawing_of_nothing(seen: Explanation, relevance: Any) -> None:
     pytest.importorskip("PIL.Image", reason="Pillow is not installed (the extra 'image')")
-    assert show.png(replace(seen, relevance=relevance)).startswith(b"\x89PNG")
+    assert heatmap.png(relevance, seen.picture).startswith(b"\x89PNG")
 
 
 def run(*words: Any) -> int:
@@ -774,6 +779,6 @@ def test_command_line_refusals(
 ) -> None:
     """One sentence on standard error, and the exit code of bad input."""
     places = {"digit": digit, "folder": checkpoint("vit_455_hf"), "out": digit.parent}
-    assert run(*(word.format(**places) for word in words)) == cli.BAD_INPUT
+    assert run(*(word.format(**places) for word in words)) == BAD_INPUT
     said = capsys.readouterr().err
     assert named in said and said.count("\n") == 1

@@ -17,10 +17,11 @@ from checkpoints import checkpoint
 from transformers_models import ENCODERS, random_model, random_t5, random_vision, write_encoder
 
 import refl
+from refl.cli import main
 from refl.errors import ReflError
 from refl.explanation import Explanation
 from refl.verification.compare.compare import Comparison, compare
-from refl.verification.peers import dump_torch, lxt
+from refl.verification.peers import lxt
 from refl.verification.peers.dump_torch import Input, dump
 
 pytestmark = pytest.mark.peers
@@ -180,7 +181,9 @@ def test_on_a_trained_model(tmp_path: Path) -> None:
     refl.load(folder, dtype="float64").explain(
         "Once upon a time there was a", "attnlrp-gradient"
     ).save(ours)
-    assert dump_torch.main([str(folder), "Once upon a time there was a", "--out", str(theirs)]) == 0
+    assert (
+        main(["dump-torch", str(folder), "Once upon a time there was a", "--out", str(theirs)]) == 0
+    )
     c = compare(ours, theirs, model=folder)
     assert c.first is not None and c.first.site == "model.layers.4.mlp.gate_proj"
     assert c.rules == ["model.layers.4.mlp.act_fn (activation, rule identity in A)"]
@@ -283,7 +286,8 @@ def test_refused_in_one_sentence(
     options, said = REFUSED[case]
     options = options if "--method" in options else [*options, "--method", "input-x-gradient"]
     assert (
-        dump_torch.main([str(tmp_path), *options, "--out", str(tmp_path / "out.safetensors")]) == 2
+        main(["dump-torch", str(tmp_path), *options, "--out", str(tmp_path / "out.safetensors")])
+        == 2
     )
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1

@@ -18,14 +18,16 @@ from typing import Any
 
 import pytest
 
-from refl import cli
-from refl.cli import main
+import refl
+from refl.cli import asked, main, options, progress
 from refl.io.safetensors import read_safetensors
 from refl.model import DTYPES, SHIPPED, Model
 from refl.rules.balance import STABILIZERS
 from refl.rules.composites import METHODS
 from refl.seeds import KINDS
 
+VECTORS = Path(refl.verification.vectors.__path__[0])
+COMMANDS = [c.__name__.rpartition(".")[2].replace("_", "-") for c in refl.cli.COMMANDS]
 TEXT = "the keys to the cabinet"
 ESCAPE = "\x1b["
 
@@ -86,7 +88,7 @@ def test_explain_shows_tokens_target_and_account(capsys: Capture) -> None:
         "cabinet",
         "logit of",
         "softmax_offset",
-        "conservation_error",
+        "conservation error",
         "explained",
         "next token",
         "arXiv 2402.05602",
@@ -124,7 +126,7 @@ def test_target_and_contrast(capsys: Capture) -> None:
     assert both["explained"] == pytest.approx(were["explained"] - are["explained"])
 
 
-@pytest.mark.parametrize("seed", cli.SEEDS)
+@pytest.mark.parametrize("seed", options.SEEDS)
 def test_seeds(seed: str, capsys: Capture) -> None:
     assert json.loads(answer(capsys, "explain", TEXT, "--seed", seed, "--json"))["seed"] == seed
     assert "explained" in answer(capsys, "explain", TEXT, "--seed", seed)
@@ -245,9 +247,15 @@ def test_a_methods_table_has_every_line_and_option(method: str, capsys: Capture)
         assert all(f"{key}={value}" in out for key, value in line["options"].items())
 
 
-def test_help_names_every_method_and_the_choices_are_the_engines() -> None:
-    assert all(f"\n  {name} " in cli._EXPLAIN_MORE for name in METHODS)
-    assert (cli.SEEDS, cli.STABILIZERS, cli.DTYPES) == (KINDS, STABILIZERS, DTYPES)
+def test_help_names_every_method_with_its_summary(capsys: Capture) -> None:
+    shown = " ".join(answer(capsys, "explain", "--help").split())
+    for name, composite in METHODS.items():
+        assert f" {name} {' '.join(composite.summary.split())} " in shown
+
+
+def test_the_choices_are_the_engine_s() -> None:
+    choices = (options.SEEDS, options.STABILIZERS, options.DTYPES)
+    assert choices == (KINDS, STABILIZERS, DTYPES)
 
 
 @pytest.mark.parametrize(
@@ -259,6 +267,10 @@ def test_help_names_every_method_and_the_choices_are_the_engines() -> None:
         ["trace", "--help"],
         ["models", "--help"],
         ["methods", "--help"],
+        ["conform", "--help"],
+        ["compare", "--help"],
+        ["verify", "--help"],
+        ["dump-torch", "--help"],
     ],
 )
 def test_help(arguments: list[str], capsys: Capture) -> None:
@@ -267,7 +279,12 @@ def test_help(arguments: list[str], capsys: Capture) -> None:
 
 
 def test_version(capsys: Capture) -> None:
-    assert re.fullmatch(r"refl \d+\.\d+\S*\n", answer(capsys, "--version"))
+    vectors = json.loads((VECTORS / "schema.json").read_text())["properties"]["format"]["const"]
+    oracle = json.loads(answer(capsys, "explain", "the keys", "--json"))["format"]
+    assert answer(capsys, "--version") == (
+        f"refl {refl.__version__} (conformance vectors format {vectors}, oracle files format "
+        f"{oracle})\n"
+    )
 
 
 # -- what is refused -------------------------------------------------------------------------------
@@ -362,7 +379,7 @@ def test_a_pattern_that_names_no_site_is_refused(pattern: str, near: str, capsys
 def test_outputs_that_cannot_be_written_are_refused_before_anything_runs(
     option: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_load", lambda args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(asked, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     os.mkfifo(tmp_path / "fifo")
     for path in (
         tmp_path / "no" / "such" / "file",
@@ -587,7 +604,8 @@ def test_a_full_disk_is_a_sentence() -> None:
     [
         "import refl",
         "import refl.cli; assert refl.cli.main(['--help']) == 0",
-        "import refl.cli; refl.cli.main(['explain', '--help'])",
+        "import refl.cli; refl.cli.main(['--version'])",
+        *(f"import refl.cli; refl.cli.main(['{name}', '--help'])" for name in COMMANDS),
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(program: str) -> None:
@@ -643,7 +661,7 @@ def test_progress_is_drawn_on_a_terminal_after_a_while(
     patience: float, terminal: bool, drawn: bool, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = Terminal() if terminal else io.StringIO()
-    monkeypatch.setattr(cli, "PATIENCE", patience)
+    monkeypatch.setattr(progress, "PATIENCE", patience)
     monkeypatch.setattr(Model, "explain", slow)
     monkeypatch.setattr(sys, "stderr", stream)
     assert main(["explain", TEXT]) == 2

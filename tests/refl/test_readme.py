@@ -11,8 +11,8 @@ import pytest
 from checkpoints import ROOT
 
 import refl
-from refl import show
 from refl.cli import main
+from refl.show.terminal import text
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -32,8 +32,8 @@ def test_the_python_runs(
 
 
 def test_the_toml_is_a_method(tmp_path: Path) -> None:
-    (text,) = blocks("toml")
-    (tmp_path / "mine.toml").write_text(text)
+    (method,) = blocks("toml")
+    (tmp_path / "mine.toml").write_text(method)
     assert (
         main(["explain", "the keys to the cabinet", "--method", str(tmp_path / "mine.toml")]) == 0
     )
@@ -43,16 +43,16 @@ def test_the_first_output_is_the_program_s_own() -> None:
     """To two decimals: the last digits of float32 differ between processors."""
     shown, now = (
         blocks("")[0],
-        show.text(refl.load().explain("the keys to the cabinet", keep=()), width=100),
+        text(refl.load().explain("the keys to the cabinet", keep=()), width=100),
     )
     assert coarse(shown) == coarse(now)
 
 
-def coarse(text: str) -> list[str]:
+def coarse(shown: str) -> list[str]:
     rows = [
         row
-        for row in text.splitlines()
-        if not row.lstrip().startswith(("conservation_error", "stabilizer"))
+        for row in shown.splitlines()
+        if not row.lstrip().startswith(("conservation error", "stabilizer"))
     ]
     return [
         re.sub(

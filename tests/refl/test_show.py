@@ -5,6 +5,7 @@ gets through.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from decimal import Decimal
 from html.parser import HTMLParser
@@ -16,9 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refl
-from refl import show
 from refl.explanation import Explanation
 from refl.ledger import Ledger
+from refl.show import colors, numbers, terminal
+from refl.show.account import DIGITS, account, joiner
+from refl.show.lines import plain
+from refl.show.notebook import fragment
+from refl.show.page import html
+from refl.show.tables import ledger_table
+from refl.show.text import cells, printable, shorten
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -80,22 +87,22 @@ def controls(text: str) -> set[str]:
 
 @given(st.text())
 def test_printable_leaves_nothing_that_steers_a_terminal(text: str) -> None:
-    assert show.printable(text).isprintable()
+    assert printable(text).isprintable()
 
 
-@pytest.mark.parametrize("plain", ["keys", " the", "naïve", "東京", "🙂", "a\\b", "e\u0301"])
-def test_printable_leaves_text_alone(plain: str) -> None:
-    assert show.printable(plain) == plain
+@pytest.mark.parametrize("harmless", ["keys", " the", "naïve", "東京", "🙂", "a\\b", "e\u0301"])
+def test_printable_leaves_text_alone(harmless: str) -> None:
+    assert printable(harmless) == harmless
 
 
 def test_cells_counts_columns() -> None:
-    assert [show.cells(t) for t in ("", "key", "東京", "e\u0301")] == [0, 3, 4, 1]
+    assert [cells(t) for t in ("", "key", "東京", "e\u0301")] == [0, 3, 4, 1]
 
 
 @given(st.text(alphabet="ab東🙂", max_size=40), st.integers(2, 30))
 def test_shorten_fits_and_marks_what_it_left_out(text: str, most: int) -> None:
-    short = show.shorten(text, most)
-    assert show.cells(short) <= most
+    short = shorten(text, most)
+    assert cells(short) <= most
     assert short == text or short.endswith("…")
 
 
@@ -109,7 +116,9 @@ def test_printed_parts_add_up_to_the_printed_total(
     parts: list[float], conservation_error: float, places: int
 ) -> None:
     total = math.fsum([*parts, conservation_error])
-    shown = [Decimal(text) for text in show.adding_up([*parts, conservation_error], total, places)]
+    shown = [
+        Decimal(text) for text in numbers.adding_up([*parts, conservation_error], total, places)
+    ]
     unit = Decimal(1).scaleb(-places)
     assert sum(shown[:-1]) == shown[-1]
     assert all(
@@ -119,7 +128,7 @@ def test_printed_parts_add_up_to_the_printed_total(
 
 
 def test_numbers_that_are_not_finite_are_shown_as_they_are() -> None:
-    assert show.adding_up([math.nan, 1.0], math.inf, 2) == ["nan", "1.00", "inf"]
+    assert numbers.adding_up([math.nan, 1.0], math.inf, 2) == ["nan", "1.00", "inf"]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +136,7 @@ def test_numbers_that_are_not_finite_are_shown_as_they_are() -> None:
     [(0.0, "0.000"), (-0.0, "0.000"), (1.5, "1.500"), (-2e-5, "-2.0e-05"), (0.02, "0.020")],
 )
 def test_small_amounts_are_not_shown_as_nothing(value: float, shown: str) -> None:
-    assert show.amount(value, 3) == shown
+    assert numbers.amount(value, 3) == shown
 
 
 @pytest.mark.parametrize(
@@ -135,15 +144,15 @@ def test_small_amounts_are_not_shown_as_nothing(value: float, shown: str) -> Non
 )
 def test_the_account_in_the_text_adds_up(model: Any, method: str) -> None:
     e = model.explain("mary has the ball .", method=method, keep=())
-    text = show.text(e)
-    below = text.split("─\n")[-1].splitlines()[0].split()
-    names = ["tokens", *e.ledger.absorbed, "conservation_error"]
-    rows = {
-        line.split()[0]: line.split()[1]
-        for line in text.splitlines()
-        if line.strip() and line.split()[0] in names and "%" in line
-    }
-    assert list(rows) == names
+    lines = terminal.text(e).splitlines()
+    rule = next(i for i, line in enumerate(lines) if line.strip() and set(line.strip()) == {"─"})
+    rows = dict(
+        re.findall(
+            r"^  (\S+(?: \S+)*?) +(-?[\d.]+) +-?[\d.]+%", "\n".join(lines[:rule]), re.MULTILINE
+        )
+    )
+    below = lines[rule + 1].split()
+    assert list(rows) == ["tokens", *e.ledger.absorbed, "conservation error"]
     assert below[0] == "explained"
     assert sum(map(Decimal, rows.values())) == Decimal(below[1])
     assert float(below[1]) == pytest.approx(e.explained, rel=1e-6)
@@ -151,11 +160,11 @@ def test_the_account_in_the_text_adds_up(model: Any, method: str) -> None:
 
 # -- colors ----------------------------------------------------------------------------------------
 
-STEPS = [s for s in range(-show.LEVELS, show.LEVELS + 1) if s]
+STEPS = [s for s in range(-colors.LEVELS, colors.LEVELS + 1) if s]
 PALETTES = [
-    (show.POSITIVE, show.NEGATIVE),
-    (show.POSITIVE_DARK, show.NEGATIVE_DARK),
-    (show.POSITIVE_TERMINAL, show.NEGATIVE_TERMINAL),
+    (colors.POSITIVE, colors.NEGATIVE),
+    (colors.POSITIVE_DARK, colors.NEGATIVE_DARK),
+    (colors.POSITIVE_TERMINAL, colors.NEGATIVE_TERMINAL),
 ]
 
 
@@ -164,38 +173,38 @@ PALETTES = [
 def test_every_background_has_letters_that_stand_out(
     step: int, positive: Any, negative: Any
 ) -> None:
-    back = show.background(step, positive, negative)
-    assert show.contrast(show.foreground(back), back) >= 4.5  # WCAG 2, AA
+    back = colors.background(step, positive, negative)
+    assert colors.contrast(colors.foreground(back), back) >= 4.5  # WCAG 2, AA
 
 
 @pytest.mark.parametrize("value", [-1.0, 1.0])
 @pytest.mark.parametrize("page", [(0, 0, 0), (255, 255, 255)])
-def test_colored_letters_read_on_black_and_on_white(value: float, page: show.Color) -> None:
-    ink = show._ink(value)
+def test_colored_letters_read_on_black_and_on_white(value: float, page: colors.Color) -> None:
+    ink = colors.ink(value)
     color = (int(ink[1:3], 16), int(ink[3:5], 16), int(ink[5:], 16))
-    assert show.contrast(color, page) >= 3.9
+    assert colors.contrast(color, page) >= 3.9
 
 
 def test_levels_are_signed_and_bounded() -> None:
-    assert [show.level(v, 2.0) for v in (-2.0, 0.0, 2.0, math.nan)] == [
-        -show.LEVELS,
+    assert [colors.level(v, 2.0) for v in (-2.0, 0.0, 2.0, math.nan)] == [
+        -colors.LEVELS,
         0,
-        show.LEVELS,
+        colors.LEVELS,
         0,
     ]
-    assert show.level(0.0, 0.0) == 0
+    assert colors.level(0.0, 0.0) == 0
 
 
 # -- in a terminal ---------------------------------------------------------------------------------
 
 
 def test_the_text_shows_tokens_target_candidates_account_and_source(keys: Explanation) -> None:
-    text = show.text(keys)
+    text = terminal.text(keys)
     for token in (
         *keys.tokens,
         *(c.token for c in keys.candidates),
         "softmax_offset",
-        "conservation_error",
+        "conservation error",
         "attnlrp",
         "arXiv",
     ):
@@ -205,9 +214,9 @@ def test_the_text_shows_tokens_target_candidates_account_and_source(keys: Explan
 
 
 def test_signs_can_be_read_without_color(long: Explanation) -> None:
-    text = show.text(long)
+    text = terminal.text(long)
     assert all(
-        f"{r:+.{show._places(max(abs(long.relevance)), show.DIGITS)}f}" in text
+        f"{r:+.{numbers.decimals(max(abs(long.relevance)), DIGITS)}f}" in text
         for r in long.relevance
     )
     assert "▒│" in text
@@ -220,14 +229,14 @@ def test_no_line_is_wider_than_the_terminal(
     which: str, width: int, request: pytest.FixtureRequest
 ) -> None:
     e = request.getfixturevalue(which)
-    wide = [line for line in show.text(e, width).splitlines() if show.cells(line) > max(width, 56)]
+    wide = [line for line in terminal.text(e, width).splitlines() if cells(line) > max(width, 56)]
     assert wide == []
 
 
 def test_no_token_is_left_out_of_a_long_view(long: Explanation) -> None:
     numbers = [
         word
-        for line in show.text(long, 120).splitlines()
+        for line in terminal.text(long, 120).splitlines()
         for word in line.split()
         if word.isdecimal()
     ]
@@ -235,57 +244,57 @@ def test_no_token_is_left_out_of_a_long_view(long: Explanation) -> None:
 
 
 def test_hostile_tokens_are_escaped(hostile: Explanation) -> None:
-    assert controls(show.text(hostile)) == set()
-    styles = [style for line in show.terminal(hostile) for _, style in line]
+    assert controls(terminal.text(hostile)) == set()
+    styles = [style for line in terminal.terminal(hostile) for _, style in line]
     assert all("\x1b" not in style for style in styles)
 
 
 def test_rich_draws_hostile_tokens_as_they_are(hostile: Explanation) -> None:
     from rich.text import Text
 
-    lines = show.terminal(hostile)
-    assert "\n".join(Text.assemble(*line).plain.rstrip() for line in lines) == show.plain(lines)
+    lines = terminal.terminal(hostile)
+    assert "\n".join(Text.assemble(*line).plain.rstrip() for line in lines) == plain(lines)
 
 
 def test_a_norm_says_that_it_is_one(model: Any, keys: Explanation) -> None:
     e = model.explain("the keys", method="gradient", keep=())
-    for shown in (show.text(e, 400), show.html(e), show.fragment(e)):
+    for shown in (terminal.text(e, 400), html(e), fragment(e)):
         assert "lengths of the propagated gradient" in shown
-    assert "lengths of the propagated gradient" not in show.text(keys, 400)
+    assert "lengths of the propagated gradient" not in terminal.text(keys, 400)
 
 
 def test_relevance_that_is_not_finite_is_shown(keys: Explanation) -> None:
     broken = replace(keys, relevance=np.array([np.nan, np.inf, -1.0, 0.0, 1.0, 2.0]))
-    assert "nan" in show.text(broken)
-    assert "inf" in show.html(broken)
+    assert "nan" in terminal.text(broken)
+    assert "inf" in html(broken)
 
 
 def test_blanks_of_a_target_are_all_shown(keys: Explanation) -> None:
     e = replace(keys, target="   ")
     for shown in (
-        show.text(e),
-        show.html(e).replace("&#x27;", "'"),
-        show.fragment(e).replace("&#x27;", "'"),
+        terminal.text(e),
+        html(e).replace("&#x27;", "'"),
+        fragment(e).replace("&#x27;", "'"),
     ):
         assert "logit of '   '" in shown
 
 
 @pytest.mark.parametrize("explained", [0.0, -1.5e-8, 12.5])
 def test_shares_are_left_out_where_they_mean_nothing(explained: float) -> None:
-    rows = show.account(Ledger(np.array([explained]), 1e-16))
-    assert rows[-1].share == ("" if explained == 0 else "100.0%")
+    rows = account(Ledger(np.array([explained]), 1e-16))
+    assert rows[-1].percent == ("" if explained == 0 else "100.0%")
 
 
 def test_tokens_with_their_own_blanks_are_joined_without_more() -> None:
-    assert show.joiner([" the", " keys"]) == ""
-    assert show.joiner(["the", "keys"]) == " "
+    assert joiner([" the", " keys"]) == ""
+    assert joiner(["the", "keys"]) == " "
 
 
 # -- ledgers ---------------------------------------------------------------------------------------
 
 
 def test_a_ledger_is_a_table_of_the_account_and_every_site(keys: Explanation) -> None:
-    lines = show.ledger_table(keys.ledger).splitlines()
+    lines = ledger_table(keys.ledger).splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("site "))
     assert any(line.split()[:1] == ["explained"] for line in lines[:head])
     assert [line.split()[0] for line in lines[head + 1 :]] == [entry.site for entry in keys.ledger]
@@ -294,12 +303,12 @@ def test_a_ledger_is_a_table_of_the_account_and_every_site(keys: Explanation) ->
 def test_a_batch_says_that_it_is_summed(model: Any) -> None:
     a, b = model.explain(["the keys", "the key"], keep=())
     both = Ledger(np.concatenate([a.ledger.explained, b.ledger.explained]), a.ledger.roundoff)
-    assert show.ledger_table(both).startswith("2 examples, sums over all")
-    assert show.account(both)[-1].amount == pytest.approx(a.explained + b.explained)
+    assert ledger_table(both).startswith("2 examples, sums over all")
+    assert account(both)[-1].amount == pytest.approx(a.explained + b.explained)
 
 
 def test_an_empty_ledger_is_shown_too() -> None:
-    assert "explained" in show.ledger_table(Ledger(np.zeros(1), 1e-16))
+    assert "explained" in ledger_table(Ledger(np.zeros(1), 1e-16))
 
 
 # -- the page --------------------------------------------------------------------------------------
@@ -334,33 +343,33 @@ class Page(HTMLParser):
         self.text += data
 
 
-def read(html: str) -> Page:
+def read(markup: str) -> Page:
     page = Page()
-    page.feed(html)
+    page.feed(markup)
     page.close()
     assert page.open == []
     return page
 
 
 @pytest.mark.parametrize("which", ["keys", "long", "hostile"])
-@pytest.mark.parametrize("form", [show.html, show.fragment])
+@pytest.mark.parametrize("form", [html, fragment])
 def test_pages_are_well_formed_and_need_nothing_else(
     form: Any, which: str, request: pytest.FixtureRequest
 ) -> None:
-    html = form(request.getfixturevalue(which))
-    page = read(html)
+    shown = form(request.getfixturevalue(which))
+    page = read(shown)
     assert page.tags.isdisjoint({"script", "link", "img", "iframe", "object", "form", "b><", "i>"})
     names = {name for name, _ in page.attributes}
     assert names.isdisjoint({"src", "href", "onload", "onclick", "onerror"})
-    assert "url(" not in html
-    assert controls(html) == set()
+    assert "url(" not in shown
+    assert controls(shown) == set()
 
 
-def test_the_page_has_every_token_the_account_and_the_books(keys: Explanation) -> None:
-    page = read(show.html(keys))
+def test_the_page_has_every_token_the_account_and_the_ledger(keys: Explanation) -> None:
+    page = read(html(keys))
     for word in (
         *keys.tokens,
-        *(row.shown for row in show.account(keys.ledger)),
+        *(row.shown for row in account(keys.ledger)),
         keys.provenance["fingerprint"],
         *(e.site for e in keys.ledger),
     ):
@@ -370,11 +379,11 @@ def test_the_page_has_every_token_the_account_and_the_books(keys: Explanation) -
 
 
 def test_hostile_tokens_are_text_on_the_page(hostile: Explanation) -> None:
-    page = read(show.html(hostile))
+    page = read(html(hostile))
     for token in HOSTILE:
-        assert show.printable(token) in page.text
+        assert printable(token) in page.text
     assert "<b>mine</b>" in page.text
 
 
 def test_a_page_can_be_written_as_utf8(hostile: Explanation) -> None:
-    show.html(hostile).encode("utf-8")
+    html(hostile).encode("utf-8")

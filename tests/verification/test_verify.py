@@ -19,7 +19,6 @@ import pytest
 from checkpoints import ROOT, checkpoint
 
 import refl
-from refl import show
 from refl.cli import main
 from refl.errors import ReflError
 from refl.model import Model
@@ -27,6 +26,8 @@ from refl.nets import NETS, masks
 from refl.rules import attention, linear, matmul, multiply, rms_norm, softmax
 from refl.rules.balance import RuleOutput
 from refl.rules.composites import GRADIENT_RULES, RULES
+from refl.show.lines import plain
+from refl.show.text import cells
 from refl.verification import random_models
 from refl.verification.identities import identities, report
 from refl.verification.identities.identities import IDENTITIES, SMALL, Row, Worst, subject
@@ -515,7 +516,7 @@ def test_the_table(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     status, out, _ = command(capsys, "--only", "7", "12", "--text", "the keys to the cabinet")
     assert status == 0
-    assert all(show.cells(line) <= 80 for line in out.splitlines())
+    assert all(cells(line) <= 80 for line in out.splitlines())
     assert (
         "does not apply: the net has no LayerNorm" in out
         and "another basis inside Q K changes nothing" in out
@@ -570,7 +571,7 @@ def test_help_teaches(capsys: Capture) -> None:
     status, out, _ = command(capsys, "--help")
     assert status == 0
     assert all(f"\n  {number:2}  " in out for number in IDENTITIES)
-    assert all(show.cells(line) <= 104 for line in out.splitlines())
+    assert all(cells(line) <= 104 for line in out.splitlines())
 
 
 def test_colors_are_words_too() -> None:
@@ -580,7 +581,7 @@ def test_colors_are_words_too() -> None:
     assert {
         style for line in lines for text, style in line if text.strip() in ("holds", "FAILS")
     } == {"green", "bold red"}
-    assert show.plain(lines).splitlines()[-1] == "1 of 2 FAIL (identity 1); 1 do not apply"
+    assert plain(lines).splitlines()[-1] == "1 of 2 FAIL (identity 1); 1 do not apply"
 
 
 def test_no_extra_is_needed() -> None:

@@ -259,7 +259,7 @@ class Comparison:
         }
 
     def __str__(self) -> str:
-        from refl.show import plain
+        from refl.show.lines import plain
         from refl.verification.compare.report import lines
 
         return plain(lines(self))

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from refl.show import _CSS, _POLICY, Line, Span, _safe, _table, folded, paragraph, printable
+from refl.show.lines import Line, Span, folded, paragraph
+from refl.show.markup import document, safe, table
+from refl.show.text import printable
 
 if TYPE_CHECKING:
     from refl.verification.compare.compare import Comparison
@@ -207,24 +209,19 @@ def _cosine(value: float) -> str:
 def html(c: Comparison) -> str:
     """One page that needs nothing but itself: no network, no script."""
     title = f"refl compare: {c.a} and {c.b}"
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta '
-        'name="color-scheme" content="light dark">\n'
-        f"<title>{_safe(title)}</title>\n<style>\n{_CSS}{CSS}</style>\n</head>\n<body>\n<main>\n"
-        f"<header><h1>{'Equal' if c.equal else 'They part'}</h1><p>A: <b>{_safe(c.a)}</b>, "
-        f"the reference. B: <b>{_safe(c.b)}</b>.</p></header>\n"
+    body = (
+        f"<header><h1>{'Equal' if c.equal else 'They part'}</h1><p>A: <b>{safe(c.a)}</b>, "
+        f"the reference. B: <b>{safe(c.b)}</b>.</p></header>\n"
         f"{_html_words(c)}{_html_picture(c)}{_html_sites(c)}{_html_tail(c)}"
-        "\n</main>\n</body>\n</html>\n"
     )
+    return document(title, body, CSS)
 
 
 def _html_words(c: Comparison) -> str:
-    items = "".join(f"<li>{_safe(text)}</li>" for text in reasons(c))
+    items = "".join(f"<li>{safe(text)}</li>" for text in reasons(c))
     return (
         "<section><p "
-        f'class="verdict">{_safe(verdict(c))}</p>{f"<ul>{items}</ul>" if items else ""}</section>'
+        f'class="verdict">{safe(verdict(c))}</p>{f"<ul>{items}</ul>" if items else ""}</section>'
     )
 
 
@@ -247,7 +244,7 @@ def _html_table(c: Comparison, errors: Sequence[SiteError]) -> str:
         [_marked(text, e) if i == 0 else escape(text) for i, text in enumerate(cells(c, e))]
         for e in errors
     ]
-    return _table(HEAD, rows, (2, 3, 4, 5, 6, 7))
+    return table(HEAD, rows, (2, 3, 4, 5, 6, 7))
 
 
 def _marked(text: str, e: SiteError) -> str:
@@ -257,7 +254,7 @@ def _marked(text: str, e: SiteError) -> str:
 def _html_tail(c: Comparison) -> str:
     return (
         "<section><h2>How it was done</h2>"
-        + "".join(f'<p class="note">{_safe(text)}</p>' for text in _tail(c))
+        + "".join(f'<p class="note">{safe(text)}</p>' for text in _tail(c))
         + "</section>"
     )
 
@@ -325,7 +322,7 @@ def _axis(low: int, high: int) -> str:
 def _stems(errors: Sequence[SiteError], low: int, high: int) -> str:
     floor = HIGH - BOTTOM
     return "".join(
-        f'<g class="{"parts" if e.parts else "agrees"}"><title>{_safe(e.site)}: '
+        f'<g class="{"parts" if e.parts else "agrees"}"><title>{safe(e.site)}: '
         f"{_small(e.relative)}, rounding allows {_small(e.level)}</title>"
         f'<line x1="{(x := _x(i, len(errors))):.1f}" x2="{x:.1f}" y1="{floor}" '
         f'y2="{(y := _y(e.relative, low, high)):.1f}"/>'
@@ -352,7 +349,7 @@ def _first(c: Comparison) -> str:
     return (
         f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{floor}" y2="{floor + 8}"/>'
         f'<text class="first" x="{x:.1f}" y="{floor + 21}" '
-        f'text-anchor="{anchor}">{_safe(c.first.site)}</text>'
+        f'text-anchor="{anchor}">{safe(c.first.site)}</text>'
     )
 
 

@@ -16,9 +16,11 @@ from xml.etree import ElementTree
 import numpy as np
 
 from refl.errors import ReflError
-from refl.show import _CSS, _POLICY, Line, _safe, _table, folded, paragraph, plain, printable
+from refl.show.lines import Line, folded, paragraph, plain
+from refl.show.markup import document, safe, table
+from refl.show.text import printable
 from refl.verification.conformance import runner
-from refl.verification.vectors.case import Case
+from refl.verification.conformance.mistakes import Mistake
 from refl.verification.conformance.runner import (
     CONVENTION,
     FAILED,
@@ -28,7 +30,7 @@ from refl.verification.conformance.runner import (
     RuleReport,
     Verdict,
 )
-from refl.verification.conformance.mistakes import Mistake
+from refl.verification.vectors.case import Case
 
 STYLES = {PASSED: "green", FAILED: "bold red", CONVENTION: "yellow", NOT_COVERED: "dim"}
 MOST_MODELS = 6
@@ -419,25 +421,17 @@ def html(report: Report) -> str:
         _html_models(report),
         _html_about(report),
     ]
-    return (
-        "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
-        f"<meta http-equiv='Content-Security-Policy' content=\"{_POLICY}\">\n"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n<meta "
-        "name='color-scheme' content='light dark'>\n"
-        f"<title>{_safe(title)}</title>\n<style>\n{_CSS}{CSS}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(title, "\n".join(body), CSS)
 
 
 def _html_head(report: Report, title: str) -> str:
     squares = "".join(
-        f'<a class="{_class(r.status)}" href="#{_safe(r.rule)}" title="{_safe(r.rule)}: '
-        f'{r.status}" aria-label="{_safe(r.rule)}: {r.status}"></a>'
+        f'<a class="{_class(r.status)}" href="#{safe(r.rule)}" title="{safe(r.rule)}: '
+        f'{r.status}" aria-label="{safe(r.rule)}: {r.status}"></a>'
         for r in report.rules
     )
     return (
-        f"<header><h1>{_safe(title)}</h1><p>{_safe(headline(report))}.</p><div "
+        f"<header><h1>{safe(title)}</h1><p>{safe(headline(report))}.</p><div "
         f'class="strip">{squares}</div></header>'
     )
 
@@ -449,18 +443,18 @@ def _class(status: str) -> str:
 def _html_rules(report: Report) -> str:
     rows = [
         (
-            f'<code id="{_safe(r.rule)}">{_safe(r.rule)}</code>',
+            f'<code id="{safe(r.rule)}">{safe(r.rule)}</code>',
             f'<span class="{_class(r.status)}">{r.status}</span>',
             str(r.count(PASSED)),
             str(r.count(FAILED)),
             str(r.count(CONVENTION)),
             str(r.count(NOT_COVERED)),
-            ", ".join(_safe(m.id) for m in r.mistakes[:3]),
+            ", ".join(safe(m.id) for m in r.mistakes[:3]),
         )
         for r in report.rules
     ]
     head = ("rule", "result", "passed", "failed", "convention", "not covered", "looks like")
-    return f"<section><h2>Every rule</h2>{_table(head, rows, (2, 3, 4, 5))}</section>"
+    return f"<section><h2>Every rule</h2>{table(head, rows, (2, 3, 4, 5))}</section>"
 
 
 def _html_models(report: Report) -> str:
@@ -469,15 +463,15 @@ def _html_models(report: Report) -> str:
         return ""
     rows = [
         (
-            f"<code>{_safe(m.name)}</code>",
+            f"<code>{safe(m.name)}</code>",
             f'<span class="{_class(m.status)}">{m.status}</span>',
-            _safe(m.words),
+            safe(m.words),
         )
         for m in tried
     ]
     return (
         "<section><h2>Whole "
-        f"models</h2>{_table(('model, input, method', 'result', ''), rows)}</section>"
+        f"models</h2>{table(('model, input, method', 'result', ''), rows)}</section>"
     )
 
 
@@ -487,36 +481,36 @@ def _html_failures(report: Report) -> Iterator[str]:
         if r.status in (FAILED, CONVENTION) and v is not None:
             yield (
                 "<section><h2 "
-                f"class='{_class(r.status)}'>{_safe(r.rule)}</h2>{_html_failure(r, v)}</section>"
+                f"class='{_class(r.status)}'>{safe(r.rule)}</h2>{_html_failure(r, v)}</section>"
             )
 
 
 def _html_failure(r: RuleReport, v: Verdict) -> str:
     s = v.case.signature
     named_ = "".join(
-        f"<p><strong>Looks like {_safe(m.id)}.</strong> {_safe(m.says)} <span "
-        f"class='note'>Met in: {_safe(m.where)}.</span>"
+        f"<p><strong>Looks like {safe(m.id)}.</strong> {safe(m.says)} <span "
+        f"class='note'>Met in: {safe(m.where)}.</span>"
         f"{_documented(r, m)}</p>"
         for m in r.mistakes[:3]
     )
     rows = [
-        (f"<code>{_safe(a)}</code>", b, f'<span class="{"failed" if bad else ""}">{c}</span>', d)
+        (f"<code>{safe(a)}</code>", b, f'<span class="{"failed" if bad else ""}">{c}</span>', d)
         for a, b, c, d, bad in side_by_side(v)[: 4 * MOST_ENTRIES]
     ]
-    words = f"<p class='failed'>{_safe(v.words)}</p>" if v.words else ""
+    words = f"<p class='failed'>{safe(v.words)}</p>" if v.words else ""
     return (
-        f"<p><code>{_safe(s.equation)}</code> <span "
-        f"class='note'>{_safe(s.source)}</span></p>{named_ or '<p>No known mistake gives these numbers.</p>'}"
-        f"<p>The smallest such case, <code>{_safe(v.case.id)}</code> in {v.case.dtype}: "
-        f"{_safe(v.case.note)}</p>"
+        f"<p><code>{safe(s.equation)}</code> <span "
+        f"class='note'>{safe(s.source)}</span></p>{named_ or '<p>No known mistake gives these numbers.</p>'}"
+        f"<p>The smallest such case, <code>{safe(v.case.id)}</code> in {v.case.dtype}: "
+        f"{safe(v.case.note)}</p>"
         "<p "
-        f"class='call'><code>{_safe(call(v.case))}</code></p>{words}{_table(('', 'expected', 'got', 'allowed deviation'), rows, (1, 2, 3)) if rows else ''}"
+        f"class='call'><code>{safe(call(v.case))}</code></p>{words}{table(('', 'expected', 'got', 'allowed deviation'), rows, (1, 2, 3)) if rows else ''}"
     )
 
 
 def _documented(r: RuleReport, m: Mistake) -> str:
     return (
-        f" <em>A documented convention: {_safe(r.conventions[m.id])}</em>"
+        f" <em>A documented convention: {safe(r.conventions[m.id])}</em>"
         if m.id in r.conventions
         else ""
     )
@@ -524,7 +518,7 @@ def _documented(r: RuleReport, m: Mistake) -> str:
 
 def _html_about(report: Report) -> str:
     rows = "".join(
-        f"<dt>{_safe(key)}</dt><dd>{_safe(value)}</dd>" for key, value in report.about.items()
+        f"<dt>{safe(key)}</dt><dd>{safe(value)}</dd>" for key, value in report.about.items()
     )
     return (
         "<section><h2>How to read this</h2><p>An answer is right where it deviates from "

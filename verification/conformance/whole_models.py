@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from refl.errors import ReflError
-from refl.show import Line, paragraph, printable
+from refl.show.lines import Line, paragraph
+from refl.show.text import printable
 from refl.verification.vectors import model_vectors
 from refl.verification.conformance.runner import (
     CONVENTION,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from refl.show import Line, Span, grid, one_line, paragraph
+from refl.show.lines import Line, Span, grid, paragraph
+from refl.show.text import one_line
 from refl.verification.identities.identities import Row, Subject
 
 HEAD = ("", "identity", "measured", "allowed", "")

@@ -19,10 +19,8 @@ float32 islands are lifted. torch is imported when a function is called.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -528,54 +526,3 @@ def _composite(method: str, ran: str) -> Composite:
 def _books(total: float, logit: float, dtype: str, where: str) -> Ledger:
     arrived = Entry("input", "embedding", "leaf", np.array([total]), {}, {where: np.array([total])})
     return Ledger(np.array([logit]), float(np.finfo(dtype).eps) / 2, [arrived])
-
-
-# -- the command -----------------------------------------------------------------------------------
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`refl dump-torch`, by the module's own name."""
-    from refl import cli
-
-    return cli.main(["dump-torch", *(sys.argv[1:] if argv is None else argv)])
-
-
-def run(args: argparse.Namespace) -> Explanation:
-    """What the command's options (refl/checks.py) ask for, written to its file."""
-    e = dump(
-        args.folder,
-        _input(args),
-        method=args.method,
-        target=_target(args),
-        position=args.position,
-        dtype=args.dtype,
-        identity_eps=lxt.IDENTITY_EPS if args.identity_eps is None else args.identity_eps,
-    )
-    e.save(args.out)
-    return e
-
-
-def _input(args: argparse.Namespace) -> Input:
-    if (args.text is None) == (args.ids is None):
-        raise ReflError("give a TEXT or --ids" + ("" if args.text is None else ", not both"))
-    ids = args.ids if args.text is None else _tokenizer(args.folder).encode(args.text)
-    return Input(
-        tuple(ids), *(None if v is None else tuple(v) for v in (args.decoder_ids, args.types))
-    )
-
-
-def _tokenizer(folder: str) -> Text:
-    text = Text.load(folder)
-    if text is None:
-        raise ReflError(f"{folder} has no tokenizer.json: give token ids with --ids")
-    return text
-
-
-def _target(args: argparse.Namespace) -> int | None:
-    if args.target is None or args.target.isdecimal():
-        return None if args.target is None else int(args.target)
-    return _tokenizer(args.folder).id_of(args.target)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,3 +5,6 @@ if __name__ != "refl.verification.vectors":
         "this folder is the package refl.verification.vectors; install the project and "
         "import that name"
     )
+
+FORMAT = 2
+"""Version of the files: goes up when a name in them changes, or what a number means."""

@@ -1,0 +1,112 @@
+"""What the options ask for: the method, the model, the input, the explanation. Anything that can be
+refused before a model is loaded is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from refl import ReflError
+from refl.explanation import Explanation
+from refl.model import CLASSIFIES, Model, load
+from refl.rules.composites import Composite, from_toml, method
+
+
+def composite_named(name: str) -> Composite:
+    """A method by its name, or from its file."""
+    return from_toml(name) if name.endswith(".toml") else method(name)
+
+
+def composite_asked(args: argparse.Namespace) -> Composite:
+    """The method with its options; refuses what no model could make sense of."""
+    _refuse_contradictions(args)
+    changed = {
+        key: value for key in ("eps", "stabilizer") if (value := getattr(args, key)) is not None
+    }
+    composite = composite_named(args.method)
+    return composite.with_options(**changed) if changed else composite
+
+
+def _refuse_contradictions(args: argparse.Namespace) -> None:
+    if args.text is None and args.ids is None:
+        args.parser.error("give a TEXT (or - for standard input) or --ids")
+    if args.text is not None and args.ids is not None:
+        args.parser.error("give a TEXT (or - for standard input) or --ids, not both")
+    if args.contrast and args.target is not None:
+        args.parser.error("give --target or --contrast, not both")
+    if args.decoder is not None and args.decoder_ids is not None:
+        args.parser.error("give --decoder or --decoder-ids, not both")
+
+
+def model_asked(args: argparse.Namespace) -> Model:
+    """The checkpoint, ready."""
+    return load(args.model, device=args.device, dtype=args.dtype, ignore=args.ignore)
+
+
+def explained(
+    model: Model, args: argparse.Namespace, composite: Composite, keep: Any, progress: Any
+) -> Explanation:
+    """The explanation that the options ask for."""
+    e: Explanation = model.explain(
+        input_asked(args),
+        composite,
+        target=None if args.target is None else _target(model, args.target),
+        contrast=None if args.contrast is None else _contrast(model, *args.contrast),
+        decoder=args.decoder if args.decoder_ids is None else list(args.decoder_ids),
+        seed=args.seed,
+        keep=keep,
+        progress=progress,
+        position=args.position,
+        at=_neuron(args),
+        types=args.types,
+    )
+    return e
+
+
+def input_asked(args: argparse.Namespace) -> str | list[int] | None:
+    """Token ids, a text, or the text on standard input."""
+    if args.ids is not None:
+        return list(args.ids)
+    return _standard_input() if args.text == "-" else args.text
+
+
+def _target(model: Model, token: str) -> str | int:
+    """A token as it was typed; its id where the model has no tokenizer, the number of a class that
+    is no label.
+    """
+    numbered = (
+        model.text is None if model.task not in CLASSIFIES else token not in model.labels.values()
+    )
+    return int(token) if numbered and token.isdecimal() else token
+
+
+def _contrast(model: Model, token: str, against: str) -> tuple[str | int, str | int]:
+    return _target(model, token), _target(model, against)
+
+
+def _neuron(args: argparse.Namespace) -> tuple[str, list[int]] | None:
+    """--at: a site, and whole numbers."""
+    if args.at is None:
+        return None
+    site, *index = args.at
+    if not index or not all(i.lstrip("-").isdecimal() for i in index):
+        raise ReflError(
+            f"--at is {' '.join(args.at)!r}: expected a site and the neuron's index there, "
+            "such as model.layers.1.mlp 2 17"
+        )
+    return site, [int(i) for i in index]
+
+
+def _standard_input() -> str:
+    """All of standard input, without the line end that echo and editors add."""
+    try:
+        raw = (
+            sys.stdin.buffer.read().decode("utf-8")
+            if hasattr(sys.stdin, "buffer")
+            else sys.stdin.read()
+        )
+    except UnicodeDecodeError as reason:
+        raise ReflError(f"standard input is not UTF-8: {reason}") from None
+    return raw.removesuffix("\n").removesuffix("\r")

@@ -1,0 +1,104 @@
+"""`refl conform`: the conformance vectors against anyone's implementation."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import refl.verification.vectors
+from refl.cli.command import FAILED, add_command
+from refl.cli.output import print_json, print_lines, refuse_outputs, width, write
+from refl.cli.progress import Progress
+
+_ABOUT = """\
+Hold an implementation of LRP, in whatever framework, against the conformance vectors: numbers for
+every rule with the answers by its definition. Says which rules pass, which fail and by how much,
+shows the smallest failing case, and names the known mistake that gives the same wrong numbers.
+"""
+
+_MORE = """\
+ADAPTER is a Python file, or the name of a module, with functions named like the rules. It runs as
+your code does, so take adapters only from people you would take code from. The shortest one:
+
+  def linear_epsilon(x, w, b, r, *, eps):            # my_adapter.py
+      z = x.astype(float) @ w.T + (0 if b is None else b)
+      return x * ((r / (z + eps * (1 - 2 * (z < 0)))) @ w)
+
+Functions take and give NumPy arrays; with to_array(values, dtype), and where needed to_numpy(x),
+the arrays of another framework:
+  to_array = lambda values, dtype: torch.from_numpy(values).to(getattr(torch, dtype))
+
+rules there are vectors for (--list shows how each is called):
+{rules}
+
+examples:
+  refl conform my_adapter.py
+  refl conform my_adapter.py --rule 'linear_*' --html report.html
+  refl conform my_package.refl_adapter --junit conformance.xml
+
+"""
+
+
+def add(commands: Any) -> None:
+    """The command and its options."""
+    summary = "hold an implementation against the conformance vectors"
+    p = add_command(commands, "conform", summary, run, description=_ABOUT, more=_more)
+    p.add_argument(
+        "adapter",
+        nargs="?",
+        metavar="ADAPTER",
+        help="a Python file, or the name of a module that can be imported from here",
+    )
+    p.add_argument(
+        "--rule",
+        default="*",
+        metavar="PATTERN",
+        help="only rules so named, with * and ?: 'softmax_*'; whole models are 'model'",
+    )
+    p.add_argument(
+        "--list",
+        action="store_true",
+        help="how each rule is called, with its equation; no adapter is needed",
+    )
+    p.add_argument(
+        "--all", action="store_true", help="rules that are not covered in the table, too"
+    )
+    p.add_argument("--html", metavar="FILE", help="write the report as one HTML page")
+    p.add_argument(
+        "--junit", metavar="FILE", help="write the report as JUnit XML, for build servers"
+    )
+
+
+def _more() -> str:
+    return _MORE.format(rules=_rule_names())
+
+
+def _rule_names() -> str:
+    """The names of the rules, wrapped; read from the file names, for --help must not load NumPy."""
+    folder = Path(refl.verification.vectors.__path__[0]) / "rules"
+    names = ", ".join(sorted(path.stem for path in folder.glob("*.json")))
+    return fill(names, 96, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
+
+
+def run(args: argparse.Namespace) -> int:
+    from refl.verification.conformance import report, runner
+
+    if args.list:
+        print_lines(report.signatures(args.rule, width()), args)
+        return 0
+    if args.adapter is None:
+        args.parser.error("give an ADAPTER: a Python file, or the name of a module (or --list)")
+    refuse_outputs(args, "html", "junit")
+    sys.path.insert(0, "")
+    with Progress() as progress:
+        found = runner.run(args.adapter, args.rule, progress=progress)
+    write(args.html, lambda: report.html(found).encode("utf-8"))
+    write(args.junit, lambda: report.junit(found))
+    if args.json:
+        print_json(report.as_dict(found))
+    else:
+        print_lines(report.lines(found, width(), args.all), args)
+    return 0 if found.passed else FAILED

@@ -1,0 +1,144 @@
+"""`refl dump-torch`: an oracle file of what torch computes, for `refl compare`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refl import ReflError
+from refl.cli import options
+from refl.cli.command import add_command
+from refl.cli.output import print_json, refuse_output
+from refl.show.text import printable
+
+if TYPE_CHECKING:
+    from refl.io.text import Text
+    from refl.verification.peers.dump_torch import Input
+
+_ABOUT = """\
+Run a Hugging Face checkpoint in torch and write an oracle file of it: activation, gradient and
+relevance at the output of every module, for  refl compare.
+"""
+
+_MORE = """\
+methods: attnlrp and cp-lrp are LXT 2.1's gradient x input form; input-x-gradient is plain autograd
+with hooks.
+torch and transformers are the extra 'peers', LXT comes beside it:
+  pip install 'refl-lrp[peers]'; pip install --no-deps lxt==2.1 zennit==0.5.1
+
+examples:
+  refl dump-torch path/to/checkpoint "Once upon a time" --out theirs.safetensors
+  refl dump-torch path/to/checkpoint --ids 1 403 407 --out plain.safetensors \\
+      --method input-x-gradient
+  refl explain "Once upon a time" --model path/to/checkpoint --method attnlrp-gradient \\
+      --dtype float64 --save ours.safetensors
+  refl compare ours.safetensors theirs.safetensors --model path/to/checkpoint
+
+"""
+
+
+def add(commands: Any) -> None:
+    """The command and its options."""
+    summary = "an oracle file of what torch computes (needs torch and transformers)"
+    p = add_command(commands, "dump-torch", summary, run, description=_ABOUT, more=lambda: _MORE)
+    p.add_argument("folder", metavar="FOLDER", help="a Hugging Face checkpoint")
+    p.add_argument("text", nargs="?", metavar="TEXT", help="the input; needs a tokenizer.json")
+    options.ids(p)
+    p.add_argument(
+        "--decoder-ids",
+        nargs="+",
+        type=int,
+        metavar="ID",
+        help="what an encoder-decoder has written, its start token first",
+    )
+    p.add_argument("--types", nargs="+", type=int, metavar="N", help="token type ids")
+    p.add_argument("--out", required=True, metavar="FILE", help="the oracle file to write")
+    p.add_argument(
+        "--method",
+        choices=("attnlrp", "cp-lrp", "input-x-gradient"),
+        default="attnlrp",
+        help="default: %(default)s",
+    )
+    p.add_argument(
+        "--target",
+        metavar="TOKEN",
+        help="explain this token, or output by its number (default: the largest logit)",
+    )
+    p.add_argument(
+        "--position",
+        type=int,
+        metavar="N",
+        help="explain the output at this token (default: the mask, or the last)",
+    )
+    p.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float64", help="default: %(default)s"
+    )
+    p.add_argument(
+        "--identity-eps",
+        type=float,
+        metavar="E",
+        help="LXT's eps in f(x)/(x + E) (default: LXT's own, 1e-10)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from refl.verification.peers.dump_torch import dump
+    from refl.verification.peers.lxt import IDENTITY_EPS
+
+    refuse_output(Path(args.out), args.folder)
+    e = dump(
+        args.folder,
+        _input(args),
+        method=args.method,
+        target=_target(args),
+        position=args.position,
+        dtype=args.dtype,
+        identity_eps=IDENTITY_EPS if args.identity_eps is None else args.identity_eps,
+    )
+    e.save(args.out)
+    sites = list(e)
+    if args.json:
+        print_json(
+            {
+                "file": args.out,
+                "sites": sites,
+                "what": e.what,
+                "logit": e.logit,
+                "method": args.method,
+            }
+        )
+    else:
+        print(
+            f"wrote {args.out}: {len(sites)} sites, {printable(e.what)} = {e.logit:.6g}, "
+            f"method {args.method}"
+        )
+    return 0
+
+
+def _input(args: argparse.Namespace) -> Input:
+    from refl.verification.peers.dump_torch import Input
+
+    if args.text is None and args.ids is None:
+        raise ReflError("give a TEXT or --ids")
+    if args.text is not None and args.ids is not None:
+        raise ReflError("give a TEXT or --ids, not both")
+    ids = args.ids if args.text is None else _tokenizer(args.folder).encode(args.text)
+    further = (None if v is None else tuple(v) for v in (args.decoder_ids, args.types))
+    return Input(tuple(ids), *further)
+
+
+def _target(args: argparse.Namespace) -> int | None:
+    if args.target is None:
+        return None
+    by_number = args.target.isdecimal()
+    return int(args.target) if by_number else _tokenizer(args.folder).id_of(args.target)
+
+
+def _tokenizer(folder: str) -> Text:
+    from refl.io.text import Text
+
+    text = Text.load(folder)
+    if text is None:
+        raise ReflError(f"{folder} has no tokenizer.json: give token ids with --ids")
+    return text

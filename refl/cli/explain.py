@@ -1,0 +1,173 @@
+"""`refl explain`: the relevance of every token, the candidates, the account."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+from refl import ReflError
+from refl.cli import options
+from refl.cli.command import add_command
+from refl.cli.output import fold_width, print_json, print_lines, refuse_outputs, width, write
+from refl.cli.progress import Progress
+from refl.errors import nearest
+from refl.show.lines import Line
+from refl.show.text import printable
+
+if TYPE_CHECKING:
+    from refl.explanation import Explanation
+    from refl.model import Model
+
+_ABOUT = """\
+Explain the token a model gives next: the relevance of every token of the text, the model's
+next candidates, and the account, in which
+
+  explained  =  relevance on the tokens  +  absorbed on the way, by cause  +  conservation error
+"""
+
+_MORE = """\
+methods (refl methods says more, and refl methods NAME shows the table of rules):
+{methods}
+  FILE.toml          a table of your own: name, base = "attnlrp", and [[rule]] lines on top
+
+seeds, which say what is explained:
+  logit              the logit of the target; with --contrast the difference of two
+  log-probability    the target's logit less the mean logit under the model's own distribution
+  probability        softmax-weighted: the target against every other token; adds up to 0
+
+examples:
+  refl explain "the keys to the cabinet"                       # the most likely next token
+  refl explain "the keys to the cabinet" --target were
+  refl explain "the keys to the cabinet" --contrast are is     # why are rather than is
+  echo "the keys to the cabinet" | refl explain - --json
+  refl explain --ids 2 150 87 --dtype float64 --save oracle.safetensors
+  refl explain "the [MASK] sat" --model path/to/bert           # the masked token
+  refl explain "a fine film" --model path/to/classifier --target positive
+  refl explain "the keys" --at model.layers.1.mlp 2 17         # a neuron
+  refl explain cat.png --model path/to/vit --method attnlrp-vit --png why.png --html why.html
+  refl explain "the keys" --keep "*.mlp" "*.self_attn" --save blocks.safetensors
+
+"""
+
+
+def add(commands: Any) -> None:
+    """The command and its options."""
+    summary = "why a model says what it says next"
+    p = add_command(commands, "explain", summary, run, description=_ABOUT, more=_more)
+    options.explaining(p)
+    g = p.add_argument_group("what to keep and to write")
+    g.add_argument(
+        "--keep",
+        nargs="+",
+        metavar="PATTERN",
+        help="sites whose activation and relevance to keep, with * and ?: '*.mlp'",
+    )
+    g.add_argument(
+        "--save",
+        metavar="FILE",
+        help="write everything kept (default: every site) to a safetensors file",
+    )
+    g.add_argument(
+        "--png", metavar="FILE", help="write the heatmap over the picture (for models that see)"
+    )
+    g.add_argument(
+        "--html",
+        metavar="FILE",
+        help="write the explanation as one HTML page that needs no network",
+    )
+
+
+def _more() -> str:
+    from refl.rules.composites import METHODS
+
+    return _MORE.format(methods="\n".join(_named(c.name, c.summary) for c in METHODS.values()))
+
+
+def _named(name: str, summary: str) -> str:
+    return fill(summary, 98, initial_indent=f"  {name:<17}  ", subsequent_indent=" " * 21)
+
+
+def run(args: argparse.Namespace) -> int:
+    from refl.cli.asked import composite_asked, explained, model_asked
+
+    composite = composite_asked(args)
+    refuse_outputs(args, "save", "html", "png")
+    with Progress() as progress:
+        model = model_asked(args)
+        if args.png and not model.takes_images:
+            raise ReflError("--png draws over a picture, and this model reads text: leave it out")
+        _refuse_strange_patterns(model, args.keep or [])
+        keep = args.keep or ("*" if args.save else ())
+        e = explained(model, args, composite, keep, progress)
+        _write(e, args, progress)
+    _answer(e, args)
+    return 0
+
+
+def _write(e: Explanation, args: argparse.Namespace, progress: Progress) -> None:
+    from refl.show import heatmap
+    from refl.show.page import html
+
+    if args.save:
+        progress("saving", 0, 0)
+        e.save(args.save)
+    write(args.png, lambda: heatmap.png(e.relevance, e.picture))
+    write(args.html, lambda: html(e).encode("utf-8"))
+
+
+def _answer(e: Explanation, args: argparse.Namespace) -> None:
+    from refl.show.tables import kept, kept_table
+    from refl.show.terminal import terminal
+
+    if args.json:
+        print_json(e.as_dict() | ({"sites": kept(e)} if args.keep else {}))
+        return
+    lines = terminal(e, width())
+    if args.keep and not args.save:
+        lines += [[], *kept_table(e, fold_width())]
+    written: list[Line] = [
+        [("wrote ", "dim"), (printable(path), "")]
+        for path in (args.save, args.html, args.png)
+        if path
+    ]
+    print_lines(lines + ([[]] if written else []) + written, args)
+
+
+# -- patterns of sites to keep ---------------------------------------------------------------------
+
+
+def _refuse_strange_patterns(model: Model, patterns: Iterable[str]) -> None:
+    """A pattern that names no site of the model is a mistake. The names come from a forward pass of
+    one token.
+    """
+    names = list(model.sites()) if patterns else []
+    for pattern in patterns:
+        if not any(_fits(name, pattern) for name in names):
+            near = ", ".join(_near(pattern, names)) or "none"
+            raise ReflError(
+                f"--keep {pattern!r} names no site of this model; nearest: {near} (refl "
+                "trace lists all sites)"
+            )
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(_any_expert(name), _any_expert(pattern))
+
+
+def _any_expert(name: str) -> str:
+    """Which experts run is decided by the text."""
+    return re.sub(r"\.experts\.\d+", ".experts.0", name)
+
+
+def _near(pattern: str, names: Iterable[str]) -> list[str]:
+    """Names, or for a pattern that begins with * ends of names, that are like the pattern."""
+    if not pattern.startswith("*"):
+        return nearest(pattern, names, 3)
+    wanted = pattern.strip("*.?")
+    parts = wanted.count(".") + 1
+    ends = {".".join(name.split(".")[-parts:]) for name in names}
+    return [f"*.{end}" for end in nearest(wanted, sorted(ends), 3)]

@@ -1,0 +1,99 @@
+"""`refl models`: the architectures there are, and the model that ships with refl."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import MISSING, fields
+from typing import Any
+
+from refl.cli.command import add_command
+from refl.cli.output import print_json, print_lines, width
+from refl.show.lines import Line, paragraph
+
+ABILITIES = (
+    "A word-level model of a small English whose right explanations are known. It makes verbs "
+    "agree with their subject across distracting nouns, and answers who has what among several "
+    "people and things."
+)
+EXAMPLES = ["the keys to the cabinet", "mary has the ball . john has the cup . who has the ball ?"]
+
+
+def add(commands: Any) -> None:
+    """The command."""
+    summary = "the architectures there are, and the model that ships with refl"
+    add_command(commands, "models", summary, run)
+
+
+def run(args: argparse.Namespace) -> int:
+    nets, shipped = _architectures(), _shipped()
+    if args.json:
+        print_json({"architectures": nets, "shipped": shipped})
+        return 0
+    print_lines(
+        [*(line for net in nets for line in _net_lines(net)), *_shipped_lines(shipped)], args
+    )
+    return 0
+
+
+def _net_lines(net: dict[str, Any]) -> list[Line]:
+    options = ", ".join(
+        f"{name}{'' if default is None else f' = {default}'}"
+        for name, default in net["options"].items()
+    )
+    return [
+        [(net["model_type"], "bold"), (f"  {net['summary']}", "")],
+        *paragraph(f"tested: {net['checked']}", width()),
+        *paragraph(f"options of config.json: {options}", width(), "dim"),
+        [],
+    ]
+
+
+def _shipped_lines(shipped: dict[str, Any]) -> list[Line]:
+    facts = (
+        f"{shipped['architecture']}, {shipped['parameters']:,} parameters, {shipped['layers']} "
+        f"layers, vocabulary of {shipped['vocabulary']}"
+    )
+    return [
+        [("the model that ships with refl", "bold"), (f"  {facts}", "")],
+        *paragraph(shipped["summary"], width()),
+        *([("  ", ""), (f'refl explain "{example}"', "cyan")] for example in shipped["examples"]),
+    ]
+
+
+def _architectures() -> list[dict[str, Any]]:
+    from refl.nets import NETS
+
+    return [
+        {
+            "model_type": name,
+            "summary": (net.__doc__ or "").splitlines()[0],
+            "checked": net.CHECKED,
+            "options": _config_options(net.Config),
+        }
+        for name, net in NETS.items()
+    ]
+
+
+def _config_options(config: Any) -> dict[str, Any]:
+    """Option -> its default as text; None where config.json must give it."""
+    return {f.name: None if f.default is MISSING else json.dumps(f.default) for f in fields(config)}
+
+
+def _shipped() -> dict[str, Any]:
+    from refl.io.config import read_config
+    from refl.io.weights import Weights
+    from refl.model import SHIPPED
+
+    config = read_config(SHIPPED)
+    weights = Weights(SHIPPED, dtype="float32", place=lambda array: array)
+    return {
+        "architecture": config.get("model_type"),
+        "parameters": sum(math.prod(weights.shape(name)) for name in weights),
+        "layers": config.get("num_hidden_layers"),
+        "vocabulary": config.get("vocab_size"),
+        "longest": config.get("max_position_embeddings"),
+        "summary": ABILITIES,
+        "examples": EXAMPLES,
+    }

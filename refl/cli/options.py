@@ -1,0 +1,145 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+SEEDS = ("logit", "log-probability", "probability")
+STABILIZERS = ("sign", "plain", "none")
+DTYPES = ("float32", "float64")
+DEVICES = ("cpu", "cuda")
+
+
+def explaining(p: argparse.ArgumentParser) -> None:
+    """What to explain, of which input and model, and how."""
+    _input(p)
+    g = p.add_argument_group("the model")
+    model(g)
+    dtype(g, "of the computation; float64 for oracles")
+    _device(g)
+    ignore(g)
+    _method(p.add_argument_group("what to explain, and how"))
+
+
+def ids(p: Any) -> None:
+    p.add_argument("--ids", nargs="+", type=int, metavar="ID", help="token ids in place of TEXT")
+
+
+def model(p: Any) -> None:
+    p.add_argument(
+        "--model",
+        metavar="FOLDER",
+        help="a Hugging Face checkpoint: config.json, *.safetensors, tokenizer.json (default: "
+        "the small model that ships with refl)",
+    )
+
+
+def dtype(p: Any, what: str, default: str = "float32") -> None:
+    p.add_argument(
+        "--dtype", choices=DTYPES, default=default, help=f"{what} (default: %(default)s)"
+    )
+
+
+def ignore(p: Any) -> None:
+    p.add_argument(
+        "--ignore",
+        nargs="+",
+        default=[],
+        metavar="OPTION",
+        help="options of config.json known to change nothing in the forward pass",
+    )
+
+
+def _input(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "text",
+        nargs="?",
+        metavar="TEXT",
+        help="the input; - reads it from standard input; for a model that sees, a picture",
+    )
+    ids(p)
+    p.add_argument(
+        "--types",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="token type ids, for models that tell two sentences apart (default: all 0)",
+    )
+    p.add_argument(
+        "--decoder",
+        metavar="TEXT",
+        help="what an encoder-decoder has written so far; its next token is explained",
+    )
+    p.add_argument(
+        "--decoder-ids",
+        nargs="+",
+        type=int,
+        metavar="ID",
+        help="token ids in place of that, its start token first",
+    )
+
+
+def _device(g: Any) -> None:
+    g.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="cpu",
+        help="cuda needs CuPy and an NVIDIA GPU (default: %(default)s)",
+    )
+
+
+def _method(g: Any) -> None:
+    g.add_argument(
+        "--method",
+        default="attnlrp",
+        metavar="NAME|FILE.toml",
+        help="how relevance is handed down (default: %(default)s)",
+    )
+    _target(g)
+    g.add_argument(
+        "--eps",
+        type=float,
+        metavar="E",
+        help="the stabilizer's size in every rule that has one, above 0 (default: the method's)",
+    )
+    g.add_argument(
+        "--stabilizer",
+        choices=STABILIZERS,
+        help="its form: eps with the sign of the denominator, without it, or none (default: the "
+        "method's)",
+    )
+
+
+def _target(g: Any) -> None:
+    g.add_argument(
+        "--target",
+        metavar="TOKEN",
+        help="explain this token; an id where the model has no tokenizer (default: the most "
+        "likely next one)",
+    )
+    g.add_argument(
+        "--contrast",
+        nargs=2,
+        metavar="TOKEN",
+        help="explain the logit of the first less that of the second",
+    )
+    g.add_argument(
+        "--position",
+        type=int,
+        metavar="N",
+        help="explain the output at this token, from 0 or from the end (default: the mask, or "
+        "the last)",
+    )
+    g.add_argument(
+        "--at",
+        nargs="+",
+        metavar="SITE N",
+        help="explain the activation of a neuron: its site, and its index there",
+    )
+    g.add_argument(
+        "--seed",
+        choices=SEEDS,
+        default="logit",
+        help="what the target is explained by (default: %(default)s)",
+    )

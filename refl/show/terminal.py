@@ -1,0 +1,261 @@
+"""An explanation in a terminal: the tokens in color, each with its bar, the account, the
+candidates, the method.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from textwrap import wrap
+from typing import Any
+
+from refl.explanation import Explanation
+from refl.ledger import Ledger
+from refl.rules.composites import Composite
+from refl.show.account import (
+    COMPACT,
+    DIGITS,
+    ENCODER,
+    NORM,
+    account,
+    all_scores,
+    considered,
+    facts,
+    form,
+    joiner,
+    outputs,
+    quantity,
+    rows_of_tokens,
+    scores,
+)
+from refl.show.colors import FAINT, foreground, hexadecimal, ink, level, terminal_background
+from refl.show.lines import Line, Span, grid, paragraph, plain, width_of
+from refl.show.numbers import amount, decimals, strongest
+from refl.show.text import cells, one_line, printable, shorten, visible
+
+LONGEST_TOKEN = 24
+NINTHS = 9
+
+
+def text(e: Explanation, width: int = 80) -> str:
+    """The view without color."""
+    return plain(terminal(e, width))
+
+
+def terminal(e: Explanation, width: int = 80) -> list[Line]:
+    """The whole view of an explanation."""
+    parts = [
+        head(e, width),
+        *_input(e, width),
+        account_lines(e.ledger, quantity(e), width),
+        _candidates(e),
+        method_lines(e.composite, width),
+    ]
+    return [line for part in parts for line in ([], *part)][1:]
+
+
+def head(e: Explanation, width: int) -> list[Line]:
+    """What is explained, and by what."""
+    about = [
+        *(e.about.get(key, "") for key in ("model", "architecture", "dtype")),
+        e.composite.name,
+    ]
+    return [
+        *paragraph(f"{quantity(e)} = {amount(e.explained, 4)}", width, "bold", indent=""),
+        *paragraph(facts(e), width, indent=""),
+        *paragraph(" · ".join(one_line(a) for a in about if a), width, "dim", indent=""),
+    ]
+
+
+def method_lines(c: Composite, width: int) -> list[Line]:
+    """A method by name, with its summary and its source."""
+    name: Line = [("  ", ""), (one_line(c.name), "bold"), (f"  {form(c)}", "dim")]
+    return [
+        name,
+        *(paragraph(one_line(c.summary), width) if c.summary else []),
+        *(paragraph(one_line(c.source), width, "dim") if c.source else []),
+    ]
+
+
+def _input(e: Explanation, width: int) -> Iterator[list[Line]]:
+    if e.picture is not None:
+        yield _patches(e, width)
+        return
+    for name, row in rows_of_tokens(e):
+        yield _running_text(row, width, name)
+        yield _bars(row, width)
+
+
+# -- tokens ----------------------------------------------------------------------------------------
+
+
+def _running_text(e: Explanation, width: int, name: str = "") -> list[Line]:
+    """The input as running text, its tokens colored; a line ends after a token that ends one."""
+    most, between = strongest(all_scores(e)), joiner(e.tokens)
+    lines: list[Line] = [[("  ", "")]]
+    for token, r in zip(e.tokens, e.relevance, strict=True):
+        style = _token_style(level(float(r), most))
+        for piece in _pieces(printable(token), width - 4):
+            if width_of(lines[-1]) + cells(piece) > width - 2:
+                lines.append([("  ", "")])
+            lines[-1].append((piece, style))
+        lines[-1].append((between, ""))
+        if token.endswith("\n"):
+            lines.append([("  ", "")])
+    arrow = "" if name == ENCODER else f" → {visible(e.target)}"
+    if width_of(lines[-1]) + cells(arrow) > width:
+        lines.append([("  ", "")])
+    lines[-1].append((arrow, "bold"))
+    title: list[Line] = [[(name, "bold")]] if name else []
+    return title + [line for line in lines if len(line) > 1]
+
+
+def _pieces(text: str, most: int) -> list[str]:
+    """A text in pieces of at most so many columns."""
+    pieces = [""]
+    for c in text:
+        if cells(pieces[-1]) + cells(c) > max(most, 8):
+            pieces.append("")
+        pieces[-1] += c
+    return pieces
+
+
+def _token_style(step: int) -> str:
+    """Letters in a color for the weak, a background for the strong; reads the same on a light and
+    on a dark terminal.
+    """
+    if abs(step) <= FAINT:
+        return ink(step)
+    back = terminal_background(step)
+    return f"{hexadecimal(foreground(back))} on {hexadecimal(back)}"
+
+
+def _bars(e: Explanation, width: int) -> list[Line]:
+    """Every token with its number and a bar to the right (for) or to the left (against) of the
+    axis.
+    """
+    values = [float(r) for r in e.relevance]
+    compact = len(values) > COMPACT
+    rows: list[list[Span]] = [
+        [(str(i), "dim"), (shorten(visible(token), LONGEST_TOKEN), ""), (number, ink(v))]
+        for i, (token, number, v) in enumerate(zip(e.tokens, scores(e), values, strict=True))
+    ]
+    table = grid(rows, "rlr")
+    room = 12 if compact else min(max(width - width_of(table[0]) - 6, 8), 48)
+    lines = [
+        [("  ", ""), *line, ("  ", ""), *bar]
+        for line, bar in zip(table, _drawn(values, room, all_scores(e)), strict=True)
+    ]
+    note = paragraph(NORM, width, "italic") if e.composite.score == "norm" else []
+    return note + (_side_by_side(lines, width) if compact else lines)
+
+
+def _drawn(values: Sequence[float], room: int, scale: Sequence[float]) -> list[Line]:
+    """Bars to one scale, on which all values of `scale` fit in so many columns and an axis."""
+    finite, fit = ([v if math.isfinite(v) else 0.0 for v in some] for some in (values, scale))
+    most, least = max(0.0, *fit), -min(0.0, *fit)
+    unit = room / ((most + least) or 1.0)
+    left = round(least * unit)
+    return [
+        [
+            (("▒" * round(-v * unit)).rjust(left), ink(-1)),
+            ("│", "dim"),
+            (("█" * round(v * unit)).ljust(room - left), ink(1)),
+        ]
+        for v in finite
+    ]
+
+
+def _side_by_side(lines: list[Line], width: int) -> list[Line]:
+    """Equal lines in as many columns as fit, read downwards."""
+    each = max(cells("".join(text for text, _ in line)) for line in lines) + 1
+    columns = max(width // each, 1)
+    height = -(-len(lines) // columns)
+    return [[span for line in lines[i::height] for span in line] for i in range(height)]
+
+
+# -- patches of a picture --------------------------------------------------------------------------
+
+
+def _patches(e: Explanation, width: int) -> list[Line]:
+    """The patches of a picture where they lie, each with its relevance in ninths of the strongest
+    patch.
+    """
+    times = max(-(-2 * e.patches.shape[1] // (width - 2)), 1)
+    rows = summed(e.patches, times)
+    most = strongest(v for row in rows for v in row)
+    each = 3 if 3 * len(rows[0]) <= width - 2 else 2
+    squares = "patches" if times < 2 else f"squares of {times} x {times} patches"
+    scale = f"in ninths of the strongest, {most:.{decimals(most, DIGITS)}f}"
+    notes = [
+        f"{len(rows)} x {len(rows[0])} {squares} {scale}",
+        *([NORM] if e.composite.score == "norm" else []),
+    ]
+    return [
+        *([("  ", ""), *(_patch(v, most, each) for v in row)] for row in rows),
+        *(line for note in notes for line in paragraph(note, width, "dim")),
+    ]
+
+
+def _patch(value: float, most: float, width: int) -> Span:
+    ninths = round(NINTHS * value / most) if most > 0 and math.isfinite(value) else 0
+    return (f"{ninths:+d}" if ninths else ".").rjust(width), _token_style(level(value, most))
+
+
+def summed(r: Any, times: int) -> list[list[float]]:
+    """Of a very fine grid, squares of so many patches as one; at the right and at the bottom what
+    is left.
+    """
+    rows, columns = (range(0, n, times) for n in r.shape)
+    return [[float(r[i : i + times, j : j + times].sum()) for j in columns] for i in rows]
+
+
+# -- the account, and the candidates ---------------------------------------------------------------
+
+
+def account_lines(ledger: Ledger, what: str, width: int) -> list[Line]:
+    """The account as a table that adds up, a rule above its total."""
+    rows = account(ledger)
+    bold = {"explained": "bold"}
+    table = grid(
+        [
+            [
+                (printable(r.name), bold.get(r.name, "")),
+                (r.shown, bold.get(r.name, "")),
+                (r.percent, "dim"),
+            ]
+            for r in rows
+        ],
+        "lrr",
+    )
+    rule: Line = [("  " + "─" * (sum(cells(text) for text, _ in table[0][:2]) - 2), "dim")]
+    noted = [
+        _noted([("  ", ""), *line], row.note or what, width)
+        for line, row in zip(table, rows, strict=True)
+    ]
+    return [line for part in [*noted[:-1], [rule], noted[-1]] for line in part]
+
+
+def _noted(line: Line, note: str, width: int) -> list[Line]:
+    """A line with a note in what room there is beside it; without, where there is too little."""
+    start = width_of(line) + 2
+    notes = wrap(note, width - start) if width - start >= 16 else []
+    first: Line = [*line, ("  " + notes[0], "dim")] if notes else line
+    return [first, *([(" " * start + more, "dim")] for more in notes[1:])]
+
+
+def _candidates(e: Explanation) -> list[Line]:
+    if e.seed == "activation":
+        return []
+    names: list[Span] = [(name, "dim") for name in (outputs(e), "id", "logit", "probability", "")]
+    rows: list[list[Span]] = [
+        [
+            (shorten(visible(token), LONGEST_TOKEN), "bold" if part else ""),
+            (str(i), "dim"),
+            (f"{z:.4f}", ""),
+            (f"{p:.2%}", ""),
+            (part, "dim"),
+        ]
+        for token, i, z, p, part in considered(e)
+    ]
+    return [[("  ", ""), *line] for line in grid([names, *rows], "lrrrl")]
