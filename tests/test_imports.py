@@ -31,6 +31,7 @@ LAYERS = (
     },
     {"refl.rules.composites", "refl.trace"},
     {"refl.nets", "refl.nets.*", "refl.sweep", "refl.explanation"},
+    {"refl.network"},
     {"refl.show", "refl.show.*"},
     {"refl.explainer"},
     {"refl.model"},

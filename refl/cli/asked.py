@@ -10,7 +10,8 @@ from typing import Any
 
 from refl import ReflError
 from refl.explanation import Explanation
-from refl.model import CLASSIFIES, Model, load
+from refl.model import Model, load
+from refl.network import CLASSIFIES
 from refl.rules.composites import Composite, from_toml, method
 
 

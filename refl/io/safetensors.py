@@ -24,7 +24,7 @@ from refl.errors import ReflError, shown
 from refl.io.config import once_each, parse_json
 from refl.io.files import atomic_write, regular_size
 
-HEADER_LIMIT = 100_000_000  # the safetensors library reads no longer header
+_HEADER_LIMIT = 100_000_000  # the safetensors library reads no longer header
 _MOST_DIMENSIONS = 64  # NumPy's limit
 
 FLOATS = {
@@ -79,7 +79,7 @@ def _validated_header(path: Path) -> tuple[dict[str, Any], int]:
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, HEADER_LIMIT):
+            if size < 8 or length > min(size - 8, _HEADER_LIMIT):
                 raise ReflError(
                     f"{shown(path)} is cut short: {size} bytes, a header that claims {length}"
                 )
@@ -203,9 +203,9 @@ def _header_bytes(stored: Mapping[str, NDArray[Any]], metadata: Mapping[str, str
         raise ReflError(
             f"expected names and metadata in Unicode, got half of a character: {error}"
         ) from None
-    if len(text) > HEADER_LIMIT - 8:
+    if len(text) > _HEADER_LIMIT - 8:
         raise ReflError(
-            f"names and metadata take {len(text)} bytes, a header holds at most {HEADER_LIMIT}"
+            f"names and metadata take {len(text)} bytes, a header holds at most {_HEADER_LIMIT}"
         )
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -46,7 +46,8 @@ class Text:
         """`ends`: ids to put before and after a text; None leaves that to the tokenizer's
         post-processor.
         """
-        tokenizer.no_truncation()  # an input is explained as it was given: whole, and nothing beside it
+        # an input is explained as it was given: whole, and nothing beside it
+        tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._ends = ends
@@ -95,6 +96,13 @@ class Text:
                 f"{text!r} comes to no token here: expected text the tokenizer does not drop"
             )
         return ids
+
+    def encode_bare(self, text: str) -> list[int]:
+        """The token ids of `text` and nothing beside them; none where the tokenizer drops it all.
+
+        Raises ReflError for text that is empty or holds half a character.
+        """
+        return self._ids(text, add_special_tokens=False)
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:
@@ -170,12 +178,9 @@ class Text:
         if text in self._by_piece:
             return self._by_piece[text]
         ids: list[int] = []
-        with suppress(
-            ReflError
-        ):  # a word list without an entry for the unknown encodes nothing else
-            ids = self._ids(
-                text, add_special_tokens=False
-            )  # the tokenizer may lower case, strip or compose
+        # a word list without an entry for the unknown encodes nothing else
+        with suppress(ReflError):
+            ids = self.encode_bare(text)  # the tokenizer may lower case, strip or compose
         return ids[0] if len(ids) == 1 and ids[0] != self._unknown else None
 
     @cached_property
@@ -188,7 +193,7 @@ class Text:
         return None if unknown is None else int(unknown)
 
     def _no_single(self, token: str) -> ReflError:
-        ids = self._ids(token, add_special_tokens=False)
+        ids = self.encode_bare(token)
         lost = self._unknown in ids and self._piece(self._unknown) not in token
         if len(ids) > 1 and not lost:
             pieces = ", ".join(map(repr, self.tokens(ids[:8]))) + (", ..." if len(ids) > 8 else "")

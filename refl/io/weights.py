@@ -268,6 +268,23 @@ def _shard(index: Path, shard: str) -> Path:
 
 # -- names -----------------------------------------------------------------------------------------
 
+Shapes = Iterable[tuple[str, tuple[int, ...], str]]
+"""Tensors that a net needs: name, shape, and the options of config.json that ask for it."""
+
+
+def named_weights(weights: Mapping[str, Array], prefix: str, shapes: Shapes) -> Prefixed:
+    """The weights under the names of the whole model.
+
+    Raises ReflError where a tensor is missing or of another shape, and for a stranger.
+    """
+    named, used = Prefixed(weights, prefix), set()
+    for name, shape, why in shapes:
+        expect(weights, named.inner(name), shape, why)
+        used.add(name)
+    _refuse_strangers(named, used)
+    return named
+
+
 _OTHER_NAMES = {
     "LayerNorm.weight": "LayerNorm.gamma",  # as the first BERT was published
     "LayerNorm.bias": "LayerNorm.beta",
@@ -335,7 +352,7 @@ tensor.
 """
 
 
-def refuse_strangers(weights: Mapping[str, Array], used: Collection[str]) -> None:
+def _refuse_strangers(weights: Mapping[str, Array], used: Collection[str]) -> None:
     """A tensor inside a module that the net runs, and that the net does not use, would change the
     computation elsewhere.
     """

@@ -483,8 +483,8 @@ class Forward:
         self.model = model
         self.trace = Trace(model.weights)
         ids = [model.read(asked.item)]
-        written = model._decoder_prefixes(1, None if asked.decoder is None else list(asked.decoder))
-        self.logits: Value = model._forward(
+        written = model.decoder_prefixes(1, None if asked.decoder is None else list(asked.decoder))
+        self.logits: Value = model.forward(
             self.trace, model.batch(ids, asked.position, decoder_prefix=written)
         )
         self.rows = asnumpy(self.logits.array).reshape(-1)

@@ -331,7 +331,7 @@ def logits(
     return model.net.forward(
         trace,
         model.config,
-        model.batch([_input(model, ids)], decoder_prefix=model._decoder_prefixes(1, decoder)),
+        model.batch([_input(model, ids)], decoder_prefix=model.decoder_prefixes(1, decoder)),
     ).array[:, 0]
 
 

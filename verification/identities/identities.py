@@ -28,7 +28,8 @@ from refl.arrays import Array, asnumpy
 from refl.errors import ReflError
 from refl.explanation import Explanation
 from refl.ledger import Ledger
-from refl.model import CLASSIFIES, DTYPES, Model
+from refl.model import DTYPES, Model
+from refl.network import CLASSIFIES
 from refl.rules import attention
 from refl.rules.balance import RuleOutput
 from refl.rules.composites import (
@@ -250,7 +251,7 @@ class Subject:
         if self.at is None:
             return self.model.trace([self.item], decoder=self.decoder)
         trace = Trace(self.model.weights)
-        return trace, self.model._forward(trace, self.model.batch([self.item], every=True))
+        return trace, self.model.forward(trace, self.model.batch([self.item], every=True))
 
     @cached_property
     def graph(self) -> Graph:
@@ -337,7 +338,7 @@ def masked(model: Model, ids: list[int]) -> list[int]:
 def _feature(s: Subject) -> tuple[str, tuple[int, ...]]:
     """The largest feature of the first token."""
     trace = Trace(s.model.weights)
-    out = s.model._forward(trace, s.model.batch([s.model.read(s.item)], every=True))
+    out = s.model.forward(trace, s.model.batch([s.model.read(s.item)], every=True))
     return out.site, (0, int(asnumpy(out.array)[0, 0].argmax()))
 
 
@@ -1178,22 +1179,21 @@ def grouped(s: Subject) -> Iterator[Row]:
 
 
 def written_out(model: Model) -> Model:
-    """The same net with a key and value head for each query head."""
+    """The same net with a key and value head for each query head: every tensor that has rows for
+    key or value heads gets them once for each.
+    """
     c = model.config
+    config = replace(c, num_key_value_heads=c.num_attention_heads)
+    shapes = {name: shape for name, shape, _ in model.net.shapes(config)}
     weights = {}
     for name in model.weights:
         array = model.weights[name]
-        if ".k_proj." in name or ".v_proj." in name:
+        if tuple(array.shape) != shapes.get(name, tuple(array.shape)):
             per_head = asnumpy(array).reshape(c.kv_heads, c.width, -1)
-            array = model.place(
-                np.repeat(per_head, c.num_attention_heads // c.kv_heads, axis=0).reshape(
-                    -1, *array.shape[1:]
-                )
-            )
+            repeated = np.repeat(per_head, c.num_attention_heads // c.kv_heads, axis=0)
+            array = model.place(repeated.reshape(shapes[name]))
         weights[name] = array
-    return replace(
-        model, weights=weights, config=replace(c, num_key_value_heads=c.num_attention_heads)
-    )
+    return replace(model, weights=weights, config=config)
 
 
 def recomputed(s: Subject) -> Iterator[Row]:

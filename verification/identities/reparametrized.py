@@ -105,6 +105,7 @@ class Graph:
                 default=0,
             ),
             normed=any(r.operation in NORMS for r in passed),
+            whole_norm=next((r for r in passed[split:] if r.operation in NORMS), None),
         )
 
 
@@ -123,7 +124,9 @@ class Part:
     turned: int
     """How many features of a head rotary positions turn."""
     normed: bool
-    """Whether a norm stands behind it, head by head."""
+    """Whether a norm stands behind it."""
+    whole_norm: Record | None
+    """One of all heads together, before they are split."""
 
     @property
     def width(self) -> int:
@@ -313,10 +316,13 @@ def _features(order: Matrix, start: int, width: int) -> Matrix:
 
 
 def _reorder(copies: Copies, part: Part, order: Matrix) -> None:
-    """A norm of heads has one weight for all of them: they may stand in any order."""
-    for array in copies.linear(part.made):
-        if array is not None:
-            array[part.start : part.stop] = array[_features(order, part.start, part.width)]
+    """A norm of each head has one weight for all of them: they may stand in any order. The weight
+    of a norm of all heads together moves with them.
+    """
+    tensors = part.made.operands[1:] + (part.whole_norm.operands[1:] if part.whole_norm else ())
+    for parameter in (p for p in tensors if isinstance(p, Parameter)):
+        array = copies[parameter]
+        array[part.start : part.stop] = array[_features(order, part.start, part.width)]
 
 
 def neurons(model: Model, graph: Graph) -> Model | None:

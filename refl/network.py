@@ -1,0 +1,350 @@
+"""A net with its weights and its tokenizer: what reads an input and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from refl.arrays import Array, asnumpy, namespace
+from refl.errors import ReflError
+from refl.io.images import Image, Preparation, prepared
+from refl.io.text import Text
+from refl.nets.batch import Batch
+from refl.trace import Trace, Value
+
+TASKS = ("next-token", "masked-token", "class", "features", "sequence-to-sequence", "image-class")
+"""What a net's output is; `features` are those of its last layer, where a checkpoint has no
+head.
+"""
+
+CLASSIFIES = ("class", "image-class")
+
+Input = str | Sequence[int]
+"""A text or token ids. (A net that takes images takes pictures: see `images.prepared`.)"""
+
+
+class Net(Protocol):
+    """What a file in nets/ provides."""
+
+    MODEL_TYPE: str
+    PREFIX: str
+    Config: Any
+
+    def task(self, c: Any) -> str:
+        """What its output is: one of TASKS."""
+
+    def shapes(self, c: Any) -> Iterator[tuple[str, tuple[int, ...], str]]:
+        """Every tensor it needs: name, shape, and the options of config.json that ask for it."""
+
+    def forward(self, t: Trace, c: Any, batch: Batch) -> Value:
+        """Logits: (B, T, V), or (B, 1, V) at the rows the batch wants; (B, 1, classes) for a
+        classifier.
+        """
+
+
+@dataclass
+class Network:
+    """A net with its weights and tokenizer."""
+
+    net: Net
+    config: Any
+    weights: Mapping[str, Array]
+    text: Text | None
+    place: Callable[[Any], Array]
+    dtype: str
+    device: str = "cpu"
+    name: str = ""
+    eos_ids: frozenset[int] = frozenset()
+    """Ids that end a text."""
+    mask_id: int | None = None
+    """Id of the mask token, for models that guess one."""
+    labels: Mapping[int, str] = field(default_factory=dict)
+    """Names of a classifier's outputs."""
+    fingerprint: Callable[[], str] = lambda: ""
+    decoder_start_id: int = 0
+    """Id that a decoder's text starts with."""
+    preparation: Preparation | None = None
+    """What is done to a picture before a net sees it."""
+
+    # -- text and ids ------------------------------------------------------------------------------
+
+    def read(self, item: Any) -> Any:
+        """An input as the net takes it: token ids, or the prepared picture.
+        Raises ReflError for anything else.
+        """
+        if self.takes_images:
+            return prepared(
+                item, self.preparation, self.config.num_channels, self.config.image, self.dtype
+            )
+        return self.encode(item)
+
+    def encode(self, item: Input) -> list[int]:
+        """Token ids of a text, or the ids themselves once checked. Raises ReflError for what the
+        model cannot read.
+        """
+        ids = self._tokenizer().encode(item) if isinstance(item, str) else [int(i) for i in item]
+        if not ids:
+            raise ReflError("the input is empty: expected at least one token")
+        for i in ids:
+            if not 0 <= i < self.config.vocab_size:
+                raise ReflError(
+                    f"token id {i} is outside the vocabulary of {self.config.vocab_size} "
+                    f"(0 to {self.config.vocab_size - 1})"
+                )
+        if len(ids) > self.config.longest:
+            raise ReflError(
+                f"the input has {len(ids)} tokens, the model has positions for "
+                f"{self.config.longest}: shorten it"
+            )
+        return ids
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The ids as a reader expects to see them."""
+        return self.text.tokens(ids) if self.text else [str(i) for i in ids]
+
+    def token_id(self, token: str | int) -> int:
+        """The id of a target given as text or as id. Raises ReflError for one that is no single
+        token.
+        """
+        if isinstance(token, str):
+            return self._tokenizer().id_of(token)
+        if not 0 <= token < self.config.vocab_size:
+            raise ReflError(
+                f"target id {token} is outside the vocabulary of {self.config.vocab_size}"
+            )
+        return int(token)
+
+    def _tokenizer(self) -> Text:
+        if self.text is None:
+            raise ReflError(f"{self.name} has no tokenizer.json: give token ids in place of text")
+        return self.text
+
+    @property
+    def task(self) -> str:
+        """next-token, masked-token, class or sequence-to-sequence."""
+        return self.net.task(self.config)
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether its input is a picture."""
+        return self.task == "image-class"
+
+    def blank(self) -> Any:
+        """The plainest input there is: what shows the sites of the net."""
+        if not self.takes_images:
+            return [0]
+        size = (self.config.num_channels, *self.config.image)
+        return Image(
+            np.zeros(size, dtype=self.dtype), np.zeros((*size[1:], size[0]), dtype=np.uint8)
+        )
+
+    def output_names(self, ids: Sequence[int]) -> list[str]:
+        """Names of outputs: tokens, or the labels of a classifier."""
+        return (
+            [self.labels.get(i, str(i)) for i in ids]
+            if self.task in CLASSIFIES
+            else self.tokens(ids)
+        )
+
+    def output_id(self, name: str | int) -> int:
+        """The number of an output given by name or number. Raises ReflError for one that is
+        none.
+        """
+        if self.task not in CLASSIFIES:
+            return self.token_id(name)
+        for i, label in self.labels.items():
+            if name in (i, label):
+                return i
+        raise ReflError(
+            f"unknown class {name!r}: the model has {', '.join(list(self.labels.values())[:10])}"
+        )
+
+    def decoder_prefix(self, decoder: Input | None) -> list[int]:
+        """What a decoder has written so far, as ids: the start token, then the text. Ids stand for
+        themselves, start token included.
+        """
+        if decoder is None or isinstance(decoder, str):
+            text = self._tokenizer().encode_bare(decoder) if decoder else []
+            return self.encode([self.decoder_start_id, *text])
+        return self.encode(decoder)
+
+    def decoder_prefixes(self, count: int, decoder: Any) -> list[list[int]] | None:
+        """For each of so many inputs what its decoder has written; `decoder` is one for all, or a
+        list. None where there is no decoder.
+        """
+        if self.task != "sequence-to-sequence":
+            if decoder is not None:
+                raise ReflError(
+                    f"{self.name or 'the model'} has no decoder (its task is {self.task}): "
+                    "leave decoder out"
+                )
+            return None
+        if decoder is None or is_single(decoder):
+            return [self.decoder_prefix(decoder)] * count
+        if len(decoder) != count:
+            raise ReflError(
+                f"{len(decoder)} decoder texts for {count} inputs: expected one for each, "
+                "or one for all"
+            )
+        return [self.decoder_prefix(one) for one in decoder]
+
+    # -- forward -----------------------------------------------------------------------------------
+
+    def batch(
+        self,
+        inputs: Sequence[Any],
+        position: int | None = None,
+        every: bool = False,
+        decoder_prefix: Any = None,
+        types: Sequence[Sequence[int]] | None = None,
+    ) -> Batch:
+        """Inputs as `read` gives them, token ids padded on the right, and the position whose output
+        is wanted: by default where the task has its own.
+
+        `decoder_prefix`: the decoder's ids, for nets that have one; the position is then one of
+        theirs. `types`: token type ids.
+        """
+        if self.takes_images:
+            return Batch(pixels=self.place(np.stack([image.pixels for image in inputs])))
+        prefixes = self.decoder_prefixes(len(inputs), decoder_prefix)
+        rows = None if every else self._rows(prefixes or inputs, position)
+        ids, attention_mask = self._padded(inputs)
+        decoder_ids, decoder_mask = (None, None) if prefixes is None else self._padded(prefixes)
+        return Batch(
+            ids=ids,
+            attention_mask=attention_mask,
+            types=self._types(types, inputs),
+            decoder_ids=decoder_ids,
+            decoder_attention_mask=decoder_mask,
+            rows=rows,
+        )
+
+    def _types(
+        self, types: Sequence[Sequence[int]] | None, inputs: Sequence[Sequence[int]]
+    ) -> Array | None:  # -> (B, T)
+        if types is None:
+            return None
+        count = getattr(self.config, "type_vocab_size", None)
+        if count is None:
+            raise ReflError(f"{self.name or 'the model'} has no token types: leave types out")
+        fits = [len(t) for t in types] == [len(i) for i in inputs]
+        if not fits or not all(0 <= k < count for t in types for k in t):
+            raise ReflError(
+                f"types has to give every token of every input a number from 0 to {count - 1}"
+            )
+        return self._padded(types)[0]
+
+    def _padded(
+        self, inputs: Sequence[Sequence[int]]
+    ) -> tuple[Array, Array | None]:  # -> (B, T), and the attention mask where any is padded
+        longest = max(map(len, inputs))
+        ids = np.asarray([[*i, *[0] * (longest - len(i))] for i in inputs], dtype=np.int64)
+        if all(len(i) == longest for i in inputs):
+            return self.place(ids), None
+        mask = np.asarray([[t < len(i) for t in range(longest)] for i in inputs])
+        return self.place(ids), self.place(mask)
+
+    def _rows(
+        self, inputs: Sequence[Sequence[int]], position: int | None
+    ) -> tuple[int, ...] | None:
+        """Where the output is wanted; None for a classifier, whose net pools."""
+        if self.task == "class":
+            return None
+        return tuple(self._position(ids, position) for ids in inputs)
+
+    def _position(self, ids: Sequence[int], position: int | None) -> int:
+        if position is not None:
+            at = position + len(ids) if position < 0 else position
+            if not 0 <= at < len(ids):
+                raise ReflError(f"position {position} is outside the input of {len(ids)} tokens")
+            return at
+        if self.task in ("next-token", "sequence-to-sequence"):
+            return len(ids) - 1
+        if self.task == "features":
+            return 0
+        masks = [t for t, i in enumerate(ids) if i == self.mask_id]
+        if len(masks) != 1:
+            raise ReflError(
+                f"expected one mask token in the input, found {len(masks)}: write it where "
+                "the model is to guess, or give position="
+            )
+        return masks[0]
+
+    def forward(self, t: Trace, batch: Batch) -> Value:
+        """The logits, run on a trace. Raises ReflError where they are not finite."""
+        logits = self.net.forward(t, self.config, batch)
+        _refuse_overflow(t, logits)
+        return logits
+
+    def logits(self, item: Input, decoder: Input | None = None) -> Any:  # -> NumPy (T, V)
+        """The logits after every token of one input, or of what its decoder has written."""
+        read, prefixes = self.read(item), self.decoder_prefixes(1, decoder)
+        batch = self.batch([read], every=True, decoder_prefix=prefixes)
+        return asnumpy(self.forward(self._unrecorded(), batch).array)[0]
+
+    def generate(self, item: Input, tokens: int = 32, decoder: Input | None = None) -> list[int]:
+        """Greedy continuation: the input's ids (or its decoder prefix) and up to `tokens` more,
+        stopping at the end-of-text token.
+
+        Plain on purpose: the whole text is run again for every new token.
+        """
+        read, prefixes = self.encode(item), self.decoder_prefixes(1, decoder)
+        ids = read if prefixes is None else prefixes[0]
+        for _ in range(min(tokens, self.config.longest - len(ids))):
+            batch = self.batch([read], decoder_prefix=prefixes)
+            logits = self.forward(self._unrecorded(), batch).array
+            ids.append(int(asnumpy(logits)[0, 0].argmax()))
+            if ids[-1] in self.eos_ids:
+                break
+        return ids
+
+    def _unrecorded(self) -> Trace:
+        return Trace(self.weights, record=False, plain=False)
+
+    def trace(
+        self, items: Sequence[Input], position: int | None = None, decoder: Any = None, **how: Any
+    ) -> tuple[Trace, Value]:
+        """The recorded forward of a batch, and the logits at each input's explained position, (B,
+        1, V).
+        """
+        read = [self.read(item) for item in items]
+        prefixes = self.decoder_prefixes(len(items), decoder)
+        batch = self.batch(read, position, decoder_prefix=prefixes)
+        t = Trace(self.weights, **how)
+        return t, self.forward(t, batch)
+
+    def sites(self) -> dict[str, str]:
+        """Every name a value has, and its site: what keep patterns, composites and `e[...]` can
+        name.
+        """
+        t, _ = self.trace([self.blank()], position=0)
+        return {
+            name: value.site for value in dict.fromkeys(t.values.values()) for name in value.names
+        }
+
+
+def is_single(item: Any) -> bool:
+    if isinstance(item, str):
+        return True
+    if len(item) == 0:
+        raise ReflError("the input is empty: expected a text, or at least one token id")
+    return not (isinstance(item[0], str) or hasattr(item[0], "__len__"))
+
+
+def _refuse_overflow(t: Trace, logits: Value) -> None:
+    xp = namespace(logits.array)
+    if bool(xp.all(xp.isfinite(logits.array))):
+        return
+    for record in t.records:
+        if not bool(xp.all(xp.isfinite(record.output.array))):
+            raise ReflError(
+                f"the forward pass overflows at {record.output.site}: try dtype float64, "
+                "or check the checkpoint"
+            )
+    raise ReflError(
+        "the forward pass gives logits that are not finite: try dtype float64, or check "
+        "the checkpoint"
+    )
