@@ -28,7 +28,7 @@ the identities, by number:
    7  the same function written with other weights has the same relevance; a shift of softmax logits
    8  relevance is linear in what is explained
    9  nothing from later tokens, other inputs, padding, or the way it is run
-  10  shares of a triple product
+  10  how a triple product is split
   11  the net taken apart forwards, token by token = CP-LRP
   12  what the true derivative of a norm absorbs
 
@@ -70,16 +70,18 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from refl.cli.asked import input_asked, model_asked
-    from refl.verification.identities import identities, report
+    from refl.verification.identities import report
+    from refl.verification.identities.catalogue import IDENTITIES, verify
+    from refl.verification.identities.model_under_test import model_under_test
 
     if args.text is not None and args.ids is not None:
         args.parser.error("give --text or --ids, not both")
     with Progress() as progress:
         item = input_asked(args)
-        subject = identities.subject(model_asked(args), item)
-        rows = list(identities.verify(subject, args.only or tuple(identities.IDENTITIES), progress))
+        m = model_under_test(model_asked(args), item)
+        rows = list(verify(m, args.only or tuple(IDENTITIES), progress))
     if args.json:
-        print_json(report.as_dict(subject, rows))
+        print_json(report.as_dict(m, rows))
     else:
-        print_lines(report.lines(subject, rows, width()), args)
+        print_lines(report.lines(m, rows, width()), args)
     return 0 if all(row.holds for row in rows) else FAILED

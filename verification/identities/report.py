@@ -7,22 +7,26 @@ from typing import Any
 
 from refl.show.lines import Line, Span, grid, paragraph
 from refl.show.text import one_line
-from refl.verification.identities.identities import Row, Subject
+from refl.verification.identities.model_under_test import ModelUnderTest
+from refl.verification.identities.rows import Row
 
 HEAD = ("", "identity", "measured", "allowed", "")
 STYLES = {"holds": "green", "FAILS": "bold red"}
-NOTE = """\
-measured: the deviation nearest to what is allowed, in the unit of the output. allowed: 8 u times the sum of |terms| over all sites, u the \
-unit roundoff; 0 where every bit has to be the same."""
+NOTE = (
+    "measured: the deviation nearest to what is allowed, in the unit of the output. allowed: 8 u "
+    "times the sum of |terms| over all sites, u the unit roundoff, and where two forward passes "
+    "need more, 8 times what the last digits of the weights move; 0 where every bit has to be the "
+    "same."
+)
 SMALL_HEAD = "the rules themselves, on small nets (not this model)"
 
 
-def lines(s: Subject, rows: Sequence[Row], width: int) -> list[Line]:
+def lines(m: ModelUnderTest, rows: Sequence[Row], width: int) -> list[Line]:
     """The table, the rows of small nets apart, and the sum of it."""
     here, small = [r for r in rows if not r.small], [r for r in rows if r.small]
     apart = [[], [(SMALL_HEAD, "bold")], *_table(small, width)] if small else []
     return [
-        *_title(s, width),
+        *_title(m, width),
         [],
         *_table(here, width),
         *apart,
@@ -33,27 +37,23 @@ def lines(s: Subject, rows: Sequence[Row], width: int) -> list[Line]:
     ]
 
 
-def _title(s: Subject, width: int) -> list[Line]:
-    about = [
-        s.model.name or "a model",
-        s.model.net.MODEL_TYPE,
-        s.model.dtype,
-        s.model.task,
-        _input(s),
-    ]
+def _title(m: ModelUnderTest, width: int) -> list[Line]:
+    model = m.model
+    about = [model.name or "a model", model.net.MODEL_TYPE, model.dtype, model.task, _input(m)]
     return paragraph(" · ".join(one_line(a) for a in about), width, "bold", indent="")
 
 
-def _input(s: Subject) -> str:
-    if s.model.takes_images:
+def _input(m: ModelUnderTest) -> str:
+    if m.model.takes_images:
         return "one picture"
-    written = "" if s.decoder is None else f" and {len(s.decoder)} written"
-    what = (
-        f"{s.at[0]}[{', '.join(map(str, s.at[1]))}]"
-        if s.at
-        else repr(s.model.output_names([s.target])[0])
-    )
-    return f"{len(s.item)} tokens{written}, explaining {what}"
+    decoder = "" if m.decoder is None else f" and {len(m.decoder)} of the decoder"
+    return f"{len(m.item)} tokens{decoder}, explaining {_explained(m)}"
+
+
+def _explained(m: ModelUnderTest) -> str:
+    if m.at:
+        return f"{m.at[0]}[{', '.join(map(str, m.at[1]))}]"
+    return repr(m.model.output_names([m.target])[0])
 
 
 def _table(rows: Sequence[Row], width: int) -> list[Line]:
@@ -65,13 +65,7 @@ def _table(rows: Sequence[Row], width: int) -> list[Line]:
 
 def _cells(r: Row) -> list[Span]:
     if r.measured is None or r.bound is None:
-        return [
-            (str(r.number), "dim"),
-            (r.identity, "dim"),
-            ("-", "dim"),
-            ("-", "dim"),
-            ("-", "dim"),
-        ]
+        return [(cell, "dim") for cell in (str(r.number), r.identity, "-", "-", "-")]
     return [
         (str(r.number), "bold"),
         (r.identity, ""),
@@ -100,17 +94,17 @@ def _verdict(rows: Sequence[Row]) -> Line:
     return [(f"all {count} hold{rest}", STYLES["holds"])]
 
 
-def as_dict(s: Subject, rows: Sequence[Row]) -> dict[str, Any]:
+def as_dict(m: ModelUnderTest, rows: Sequence[Row]) -> dict[str, Any]:
     """What was measured on what, for JSON."""
     return {
-        "model": s.model.name,
-        "architecture": s.model.net.MODEL_TYPE,
-        "dtype": s.model.dtype,
-        "task": s.model.task,
-        "input_ids": None if s.model.takes_images else s.item,
-        "decoder_ids": s.decoder,
-        "target": None if s.at else s.model.output_names([s.target])[0],
-        "at": None if s.at is None else [s.at[0], list(s.at[1])],
+        "model": m.model.name,
+        "architecture": m.model.net.MODEL_TYPE,
+        "dtype": m.model.dtype,
+        "task": m.model.task,
+        "input_ids": None if m.model.takes_images else m.item,
+        "decoder_ids": m.decoder,
+        "target": None if m.at else m.model.output_names([m.target])[0],
+        "at": None if m.at is None else [m.at[0], list(m.at[1])],
         "holds": all(r.holds for r in rows),
         "identities": [r.as_dict() for r in rows],
     }

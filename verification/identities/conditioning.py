@@ -1,0 +1,132 @@
+"""How far float arithmetic lets two relevances be apart: what every deviation is held against.
+
+1. Rounding of the sweep. An attribution is a chain of sums. A sum of terms t_k is off by at most
+   k u sum|t_k|, u the unit roundoff (Higham, Accuracy and Stability of Numerical Algorithms,
+   section 4.2), and the ledger of an audited run has sum|t_k| of every site, so
+
+       rounding_bound = 8 u sum over sites of sum|terms|
+
+   is what one forward pass and its sweep can be off by, each site counted once. Conservation needs
+   no more: an error of a denominator moves the messages of one output against each other and
+   leaves their sum.
+
+2. Rounding of the forward pass, seen by the sweep. A message x_i W_ji R_j / d_j with d_j = z_j +
+   eps s(z_j) is divided by a sum that another run rounds in another way. To first order it moves
+   by
+
+       |x_i W_ji R_j / d_j| |dz_j| / |d_j|,     |dz_j| of the order u T_j,   T_j = sum|terms of z_j|
+
+   which is T_j / |d_j| times what 1 counts for it. Where z_j cancels (a residual sum of 0.83 and
+   -0.83, T_j / eps = 1e6) nothing in 1 covers it, and what dz_j is depends on every layer below.
+   So it is measured. A computed product fl(W x) is the exact one of a matrix W' with |W' - W| <=
+   sqrt(n) lambda u |W| for sums of n terms, except with probability 2 exp(-lambda^2 / 2) each
+   (Higham and Mary, SIAM J. Sci. Comput. 41, 2019): float arithmetic cannot tell the model from
+   one whose weights are w (1 +- sqrt(n) u). `sensitivity` is how far the relevance of such models
+   is from the model's own, and lambda = 8 (2e-14) gives
+
+       allowed = rounding_bound + 8 sensitivity
+
+   for two runs whose forward passes round differently: a batch and its members, a text and its
+   prefix. The second part costs runs of its own and is added where the first is not enough.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import prod, sqrt
+from typing import Any
+
+import numpy as np
+
+from refl.arrays import Array, asnumpy
+from refl.explanation import Explanation
+from refl.ledger import Ledger
+from refl.model import Model
+from refl.rules.balance import RuleOutput
+from refl.verification.identities.rows import WorstDeviation, deviation
+from refl.verification.identities.weights import ChangedWeights
+
+FACTOR = 8
+"""Times u sum|terms|; and lambda."""
+
+DRAWS = 4
+"""Models with other last digits that are looked at."""
+
+
+# -- 1 ---------------------------------------------------------------------------------------------
+
+
+def rounding_bound(*explanations: Explanation) -> float:
+    return max(ledger_rounding(e.ledger) for e in explanations)
+
+
+def ledger_rounding(ledger: Ledger) -> float:
+    scales = [e.rounding_scale for e in ledger if e.rounding_scale is not None]
+    return FACTOR * ledger.roundoff * sum(float(scale.sum()) for scale in scales)
+
+
+def rule_rounding(*outputs: RuleOutput) -> float:
+    """The same for single applications of a rule that says its rounding scale."""
+    return max(
+        FACTOR * roundoff(output.inputs[0]) * float(output.rounding_scale().sum())
+        for output in outputs
+        if output.rounding_scale is not None
+    )
+
+
+def roundoff(array: Any) -> float:
+    """u of the array's dtype."""
+    return float(np.finfo(array.dtype).eps) / 2
+
+
+# -- 2 ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class RunComparison:
+    """Other runs held against an explanation of a model.
+
+    explain    the same explanation of another model
+    """
+
+    model: Model
+    e: Explanation
+    explain: Callable[[Model], Explanation]
+    worst: WorstDeviation
+    others: list[Explanation] = field(default_factory=list, init=False)
+    """Of models with other last digits, once they are needed."""
+
+    def compare(
+        self, got: Any, read: Callable[[Explanation], Any], where: str, *runs: Explanation
+    ) -> None:
+        """`got` has to be what `read` finds in the explanation. `runs`: whose rounding counts as
+        well.
+        """
+        measured, bound = deviation(got, read(self.e)), rounding_bound(self.e, *runs)
+        if not measured <= bound:
+            bound += FACTOR * self.sensitivity(read)
+        self.worst.add(measured, bound, where)
+
+    def sensitivity(self, read: Callable[[Explanation], Any]) -> float:
+        """How far what is read moves with the last digits of the weights."""
+        if not self.others:
+            self.others = [self.explain(other_digits(self.model, draw)) for draw in range(DRAWS)]
+        return max(deviation(read(other), read(self.e)) for other in self.others)
+
+
+def other_digits(model: Model, draw: int) -> Model:
+    """One of the models that float arithmetic cannot tell from this one."""
+    return replace(model, weights=ChangedWeights(model.weights, partial(_other_digits, draw)))
+
+
+def _other_digits(draw: int, name: str, w: Any) -> Array:  # -> w (1 +- sqrt(n) u)
+    """A row of n entries makes a sum of n terms; a vector makes none. Signs are drawn for each
+    tensor.
+    """
+    w = asnumpy(w)
+    random = np.random.default_rng([draw, zlib.crc32(name.encode("utf-8"))])
+    signs = random.choice(np.asarray([-1, 1], dtype=w.dtype), w.shape)
+    return w + w * signs * w.dtype.type(roundoff(w) * sqrt(prod(w.shape[1:])))

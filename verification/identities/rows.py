@@ -1,0 +1,89 @@
+"""What is measured: a row of the table, and of many deviations the one that counts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refl.arrays import asnumpy
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `measured` and `bound` are None where the identity does not apply, and
+    `reason` says why.
+    """
+
+    number: int
+    identity: str
+    means: str
+    measured: float | None = None
+    bound: float | None = None
+    found: str = ""
+    reason: str = ""
+    small: bool = False
+    """Shown on a small net built for it, not on the model."""
+
+    @property
+    def holds(self) -> bool:
+        """What does not apply cannot fail; a deviation that is no number does."""
+        return self.measured is None or self.bound is None or self.measured <= self.bound
+
+    @property
+    def verdict(self) -> str:
+        return "does not apply" if self.measured is None else "holds" if self.holds else "FAILS"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "number": self.number,
+            "identity": self.identity,
+            "verdict": self.verdict,
+            "measured": self.measured,
+            "bound": self.bound,
+            "found": self.found,
+            "means": self.means,
+            "reason": self.reason,
+            "on": "a small net" if self.small else "the model",
+        }
+
+
+@dataclass
+class WorstDeviation:
+    """Of many deviations the one that is largest beside its bound."""
+
+    measured: float = 0.0
+    bound: float = 0.0
+    where: str = ""
+    count: int = 0
+    ratio: float = -1.0
+    """measured / bound."""
+
+    def compare(self, got: Any, want: Any, bound: float, where: str = "") -> None:
+        """Two arrays that have to agree within `bound`, everywhere."""
+        self.add(deviation(got, want), bound, where)
+
+    def add(self, measured: float, bound: float, where: str = "") -> None:
+        self.count += 1
+        ratio = _ratio(measured, bound)
+        if ratio > self.ratio:
+            self.measured, self.bound, self.where, self.ratio = measured, bound, where, ratio
+
+    def row(self, number: int, identity: str, means: str, found: str = "", **how: Any) -> Row:
+        at = f"; worst at {self.where}" if self.where and self.measured != 0 else ""
+        return Row(number, identity, means, self.measured, self.bound, found + at, **how)
+
+
+def deviation(got: Any, want: Any) -> float:
+    """The largest difference of two arrays; infinite where their shapes differ."""
+    got, want = asnumpy(got), asnumpy(want)
+    same = np.shape(got) == np.shape(want)
+    return float(np.abs(got - want).max(initial=0.0)) if same else math.inf
+
+
+def _ratio(measured: float, bound: float) -> float:
+    if measured == 0:
+        return 0.0
+    return measured / bound if bound > 0 and not math.isnan(measured) else math.inf
