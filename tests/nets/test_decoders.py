@@ -19,7 +19,7 @@ from refl.nets import masks
 from refl.nets.config import parse
 from refl.rules import attention, rms_norm
 from refl.rules.composites import METHODS
-from refl.verification.identities.identities import rounding
+from refl.verification.identities.conditioning import rounding_bound
 from refl.verification.random_models import (
     GEMMA2,
     GEMMA3,
@@ -287,7 +287,7 @@ def test_a_padded_batch_is_its_members(name: str, keep: Any) -> None:
     for method in ("attnlrp", "attnlrp-gradient", "cp-lrp"):
         for ids, e in zip(texts, model.explain(texts, method, keep=keep, audit=True), strict=True):
             alone = model.explain(ids, method, keep=keep, audit=True)
-            close(e.relevance, alone.relevance, rounding(alone))
+            close(e.relevance, alone.relevance, rounding_bound(alone))
 
 
 @pytest.mark.parametrize("name", FIRST)
@@ -302,14 +302,14 @@ def test_fast_is_plain(name: str) -> None:
             *(model.explain(texts, method, keep=keep, audit=True) for keep in ("*", ())),
             strict=True,
         ):
-            close(f.relevance, p.relevance, rounding(p))
+            close(f.relevance, p.relevance, rounding_bound(p))
             same_books(f, p)
 
 
 def same_books(one: Explanation, other: Explanation) -> None:
     books = {entry.site: entry for entry in other.ledger}
     for entry in one.ledger:
-        assert abs(entry.received - books[entry.site].received) <= rounding(other), entry.site
+        assert abs(entry.received - books[entry.site].received) <= rounding_bound(other), entry.site
         assert entry.absorbed.keys() == books[entry.site].absorbed.keys()
 
 
@@ -346,7 +346,7 @@ def test_every_backend(name: str, backend: Backend) -> None:
                     assert all(
                         b[site].dtype == b.activation(site).dtype == np.dtype(dtype) for site in b
                     )
-                    close(b.relevance, a.relevance, rounding(a))
+                    close(b.relevance, a.relevance, rounding_bound(a))
 
 
 # -- what is new in them ---------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from refl.model import Model
 from refl.nets import moe
 from refl.rules.composites import ATTNLRP, ATTNLRP_GRADIENT, METHODS, Rule
 from refl.trace import Trace
-from refl.verification.identities.identities import rounding
+from refl.verification.identities.conditioning import rounding_bound
 from refl.verification.random_models import MIXTRAL, QWEN3_MOE, moved, random_model
 
 BIAS_FREE = {
@@ -228,11 +228,11 @@ def test_batch_and_padding(name: str, method: str) -> None:
     model = net(name)
     for ids, e in zip(TEXTS, model.explain(TEXTS, method, audit=True), strict=True):
         alone = model.explain(ids, method, target=e.target_id, audit=True)
-        assert np.abs(e.relevance - alone.relevance).max() <= rounding(alone)
-        assert e.explained == pytest.approx(alone.explained, abs=rounding(alone))
+        assert np.abs(e.relevance - alone.relevance).max() <= rounding_bound(alone)
+        assert e.explained == pytest.approx(alone.explained, abs=rounding_bound(alone))
         theirs = alone.experts()
         for site, r in e.experts().items():
-            assert r == pytest.approx(theirs.get(site, 0.0), abs=rounding(alone)), site
+            assert r == pytest.approx(theirs.get(site, 0.0), abs=rounding_bound(alone)), site
         for entry in e.ledger:
             assert (
                 abs(entry.conservation_error[0]) <= 8 * e.ledger.roundoff * entry.rounding_scale[0]
@@ -271,8 +271,8 @@ def test_the_same_in_every_backend(name: str, backend: Backend) -> None:
                 away.explain(TEXTS, composite, audit=True),
                 strict=True,
             ):
-                assert np.abs(here.relevance - there.relevance).max() <= rounding(here)
-                assert there.experts() == pytest.approx(here.experts(), abs=rounding(here))
+                assert np.abs(here.relevance - there.relevance).max() <= rounding_bound(here)
+                assert there.experts() == pytest.approx(here.experts(), abs=rounding_bound(here))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -1,8 +1,8 @@
 """The identities that hold for whole nets, numbered as in the project's page of rules: all but 2,
 which has its own file.
 
-The scale of every comparison is `rounding(e)`: 8 u times the sum over all sites of the |terms|
-their rules added up, which the audited ledger hold. An attribution is a chain of such sums, so
+The scale of every comparison is `rounding_bound(e)`: 8 u times the sum over all sites of the |terms|
+their rules added up, which the audited ledger holds. An attribution is a chain of such sums, so
 nothing finer than this is decided by float arithmetic. Two runs whose matrix products round
 differently (a batch and its members) come within an eighth of it, all others within a hundredth.
 """
@@ -27,9 +27,13 @@ from refl.rules.composites import ATTNLRP, METHODS, Rule
 from refl.seeds import KINDS, Seed
 from refl.trace import Trace
 from refl.verification.definitions import surrogate
-from refl.verification.identities import identities
-from refl.verification.identities.identities import WITHOUT_EPS, Worst, configured, rounding, swept
-from refl.verification.identities.reparametrized import CHANGES, Graph
+from refl.verification.identities import small_nets
+from refl.verification.identities.conditioning import rounding_bound
+from refl.verification.identities.graph import Graph
+from refl.verification.identities.methods import WITHOUT_EPS, configured_methods
+from refl.verification.identities.reparametrized import CHANGES
+from refl.verification.identities.rows import WorstDeviation
+from refl.verification.identities.small_traces import sweep_from
 from refl.verification.random_models import GPT2, LLAMA, random_model, with_weights
 
 RANDOM = {
@@ -60,7 +64,7 @@ def test_1_every_site_balances(name: str, dtype: str) -> None:
     """
     model = net(name, dtype)
     ids = text(model, 7)
-    for method, how in configured():
+    for method, how in configured_methods():
         for keep in ("*", ()):
             for entry in model.explain(ids, method, keep=keep, audit=True, **how).ledger:
                 assert entry.rounding_scale is not None
@@ -81,7 +85,7 @@ def test_3_the_account_closes(name: str, dtype: str) -> None:
     """
     model = net(name, dtype)
     ids = text(model, 7)
-    for method, how in configured():
+    for method, how in configured_methods():
         ledger = model.explain(ids, method, **how).ledger
         scale = turnover(ledger) if method == "lxt-explicit" else abs(ledger.explained[0])
         assert (
@@ -112,7 +116,7 @@ def test_3_explained_is_the_logit_and_tokens_are_the_explanation(name: str) -> N
     for method in set(METHODS) - {"gradient"}:  # whose scores are lengths
         e = model.explain(ids, method, audit=True)
         assert e.explained == pytest.approx(model.logits(ids)[-1, e.target_id], rel=1e-13)
-        assert abs(e.relevance.sum() - e.ledger.tokens[0]) <= rounding(e)
+        assert abs(e.relevance.sum() - e.ledger.tokens[0]) <= rounding_bound(e)
 
 
 @pytest.mark.parametrize("name", BIAS_FREE)
@@ -130,12 +134,12 @@ def test_cp_lrp_without_biases_conserves(name: str) -> None:
 @pytest.mark.parametrize(
     ("measure", "compared", "bound"),
     [
-        (identities.small_relu_net, 3, 1e-12),
-        (identities.small_product, 6, 1e-15),
-        (identities.small_linear_model, 3, 1e-14),
-        (identities.small_attention, 1, 1e-13),
-        (identities.small_triple_products, 2, 1e-15),
-        (identities.small_norms, 6, 1e-13),
+        (small_nets.small_relu_net, 3, 1e-12),
+        (small_nets.small_product, 6, 1e-15),
+        (small_nets.small_linear_model, 3, 1e-14),
+        (small_nets.small_attention, 1, 1e-13),
+        (small_nets.small_triple_products, 2, 1e-15),
+        (small_nets.small_norms, 6, 1e-13),
     ],
     ids=[
         "4_relu_net_equals_gradient_times_input",
@@ -147,7 +151,7 @@ def test_cp_lrp_without_biases_conserves(name: str) -> None:
     ],
 )
 def test_rules_on_small_nets(measure: Any, compared: int, bound: float) -> None:
-    worst = Worst()
+    worst = WorstDeviation()
     measure(worst)
     assert worst.count == compared
     assert worst.measured <= min(bound, worst.bound)
@@ -202,7 +206,7 @@ def test_7_invariance(name: str, change: str, method: str) -> None:
         for tensor in model.weights
     )
     one, two = (m.explain(ids, method, target=3, audit=True) for m in (model, other))
-    bound = rounding(one, two)
+    bound = rounding_bound(one, two)
     assert one.logit == pytest.approx(two.logit, rel=1e-12)
     close(one.relevance, two.relevance, bound)
     for site in (embedded(model), "transformer.h.0" if name == "gpt2" else "model.layers.0"):
@@ -228,7 +232,7 @@ def test_7_constant_on_logits_moves_relevance_but_not_its_sum(method: str) -> No
     )
     a, b = (e["transformer.h.1.attn.scores"] for e in (one, other))
     assert np.abs(a - b).max() > 1e-3 * np.abs(a).max()
-    close(a.sum(axis=-1), b.sum(axis=-1), rounding(one, other))
+    close(a.sum(axis=-1), b.sum(axis=-1), rounding_bound(one, other))
 
 
 def test_7_needs_eps_to_vanish() -> None:
@@ -254,7 +258,7 @@ def test_8_contrast_is_a_difference(name: str, method: str) -> None:
     ids = text(model, 6)
     both = model.explain(ids, method, contrast=(3, 11), audit=True)
     a, b = (model.explain(ids, method, target=t, audit=True) for t in (3, 11))
-    bound = rounding(both, a, b)
+    bound = rounding_bound(both, a, b)
     for site in both:
         close(both[site], a[site] - b[site], bound)
 
@@ -269,7 +273,7 @@ def test_8_any_vector(method: str) -> None:
     random = np.random.default_rng(6)
     for at in (logits, t.values["transformer.h.0.mlp.act"]):
         one, two = (random.standard_normal(at.array.shape) for _ in "st")
-        runs = [swept(t, at, seed, METHODS[method]) for seed in (one, two, 2 * one - 3 * two)]
+        runs = [sweep_from(t, at, seed, METHODS[method]) for seed in (one, two, 2 * one - 3 * two)]
         bound = (
             runs[2].ledger.roundoff
             * 5
@@ -299,7 +303,7 @@ def test_9_no_relevance_after_the_explained_position(name: str, method: str) -> 
         if METHODS[method].formulation == "gradient_x_input"
         else logits.array[0, 0, one.target_id]
     )
-    s = swept(t, logits, seed, METHODS[method])
+    s = sweep_from(t, logits, seed, METHODS[method])
     for site in one:
         if s.propagated[site].ndim == 3 and site != "lm_head" and s.propagated[site].shape[1] == 8:
             assert not s.propagated[site][:, 4:].any(), site
@@ -308,7 +312,7 @@ def test_9_no_relevance_after_the_explained_position(name: str, method: str) -> 
                 if METHODS[method].formulation == "gradient_x_input"
                 else 1
             )
-            close(got, one[site], rounding(one))
+            close(got, one[site], rounding_bound(one))
 
 
 @pytest.mark.parametrize("keep", ["*", ()])
@@ -323,12 +327,14 @@ def test_9_a_padded_batch_is_its_members(name: str, method: str, keep: Any) -> N
     for ids, e in zip(texts, model.explain(texts, method, keep=keep, audit=True), strict=True):
         alone = model.explain(ids, method, keep=keep, audit=True)
         assert e.target_id == alone.target_id and e.tokens == alone.tokens
-        close(e.relevance, alone.relevance, rounding(alone))
+        close(e.relevance, alone.relevance, rounding_bound(alone))
         for site in (s for s in e if e[s].ndim == 2 and e[s].shape[0] == 7):
             assert not e[site][len(ids) :].any(), site
-            close(e[site][: len(ids)], alone[site], rounding(alone))
+            close(e[site][: len(ids)], alone[site], rounding_bound(alone))
         for got, want in zip(e.ledger, alone.ledger, strict=True):
-            assert got.site == want.site and abs(got.received - want.received) <= rounding(alone)
+            assert got.site == want.site and abs(got.received - want.received) <= rounding_bound(
+                alone
+            )
 
 
 def test_9_grouped_queries_are_repeated_keys_and_values() -> None:
@@ -345,11 +351,11 @@ def test_9_grouped_queries_are_repeated_keys_and_values() -> None:
             )
         w[name] = array
     config = RANDOM["llama with biases"] | {"num_key_value_heads": c.num_attention_heads}
-    written_out = with_weights(random_model(config, 0), **w)
+    repeated = with_weights(random_model(config, 0), **w)
     ids = text(grouped, 7)
     for method in METHODS:
-        a, b = (m.explain(ids, method, target=2, audit=True) for m in (grouped, written_out))
-        close(a.relevance, b.relevance, rounding(a, b))
+        a, b = (m.explain(ids, method, target=2, audit=True) for m in (grouped, repeated))
+        close(a.relevance, b.relevance, rounding_bound(a, b))
         for site in (
             s
             for s in a
@@ -358,12 +364,12 @@ def test_9_grouped_queries_are_repeated_keys_and_values() -> None:
             and "value" not in s
             and not s.endswith(("k_proj", "v_proj"))
         ):
-            close(a[site], b[site], rounding(a, b))
+            close(a[site], b[site], rounding_bound(a, b))
         per_copy = b["model.layers.0.self_attn.value"]  # (4, T, d): two copies of each of two heads
         close(
             a["model.layers.0.self_attn.value"],
             per_copy.reshape(2, 2, *per_copy.shape[1:]).sum(axis=1),
-            rounding(a, b),
+            rounding_bound(a, b),
         )
 
 
@@ -467,13 +473,15 @@ def test_9_fast_attention_is_plain_attention(name: str, length: int) -> None:
     ):
         plain, fast = (model.explain(texts, method, keep=keep, audit=True) for keep in ("*", ()))
         for p, f in zip(plain, fast, strict=True):
-            close(f.relevance, p.relevance, rounding(p))
+            close(f.relevance, p.relevance, rounding_bound(p))
             books = {entry.site: entry for entry in p.ledger}
             for entry in f.ledger:
-                assert abs(entry.received - books[entry.site].received) <= rounding(p), entry.site
+                assert abs(entry.received - books[entry.site].received) <= rounding_bound(p), (
+                    entry.site
+                )
                 assert entry.absorbed.keys() == books[entry.site].absorbed.keys()
                 assert all(
-                    abs(entry.absorbed[c] - books[entry.site].absorbed[c]) <= rounding(p)
+                    abs(entry.absorbed[c] - books[entry.site].absorbed[c]) <= rounding_bound(p)
                     for c in entry.absorbed
                 ), entry.site
 
@@ -495,7 +503,7 @@ def test_11_forward_decomposition_is_cp_lrp(name: str) -> None:
         model, ids, around, variant="cp-lrp", edits={embedded(model): lambda x: alone * x}
     )[:, int(logits.argmax())]
     e = model.explain(ids, "cp-lrp", audit=True)
-    close(e.relevance, z[:8] - z[8], rounding(e))
+    close(e.relevance, z[:8] - z[8], rounding_bound(e))
 
 
 def embedded(model: Model) -> str:
@@ -526,7 +534,7 @@ def test_11_forward_decomposition_in_plain_arithmetic(name: str) -> None:
     close(
         e.relevance,
         normed(part, e, "model.norm", w["model.norm.weight"], c)[:, -1] @ head,
-        rounding(e),
+        rounding_bound(e),
     )
 
 

@@ -29,8 +29,15 @@ from refl.rules.composites import GRADIENT_RULES, RULES
 from refl.show.lines import plain
 from refl.show.text import cells
 from refl.verification import random_models
-from refl.verification.identities import identities, report
-from refl.verification.identities.identities import IDENTITIES, SMALL, Row, Worst, subject
+from refl.verification.identities import invariance, report
+from refl.verification.identities.catalogue import IDENTITIES, verify
+from refl.verification.identities.model_under_test import (
+    LENGTH,
+    input_scores,
+    model_under_test,
+)
+from refl.verification.identities.rows import Row, WorstDeviation
+from refl.verification.identities.small_nets import SMALL
 from refl.verification.random_models import random_model
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -113,7 +120,7 @@ def item(model: Model) -> Any:
 
 
 def rows(model: Model, only: Sequence[int] = tuple(IDENTITIES), **how: Any) -> list[Row]:
-    return list(identities.verify(subject(model, item(model)), only, **how))
+    return list(verify(model_under_test(model, item(model)), only, **how))
 
 
 def failing(model: Model, only: Sequence[int] = tuple(IDENTITIES)) -> set[int]:
@@ -179,8 +186,10 @@ REAL = (
 @pytest.mark.parametrize("name", ["shipped", *REAL])
 def test_everything_holds_on_checkpoints(name: str) -> None:
     found = list(
-        identities.verify(
-            subject(refl.load(None if name == "shipped" else checkpoint(name), dtype="float64"))
+        verify(
+            model_under_test(
+                refl.load(None if name == "shipped" else checkpoint(name), dtype="float64")
+            )
         )
     )
     assert all(r.holds for r in found), told(found)
@@ -191,8 +200,9 @@ def test_everything_holds_on_an_encoder() -> None:
     """Twelve runs of one layer; a text with its mask token."""
     model = refl.load(checkpoint("rxnmapper_albert"), dtype="float64")
     found = list(
-        identities.verify(
-            subject(model, "CC(=O)O[MASK]C>>CCO"), [n for n in IDENTITIES if n not in (1, 2)]
+        verify(
+            model_under_test(model, "CC(=O)O[MASK]C>>CCO"),
+            [n for n in IDENTITIES if n not in (1, 2)],
         )
     )
     assert all(r.holds for r in found), told(found)
@@ -200,7 +210,7 @@ def test_everything_holds_on_an_encoder() -> None:
 
 def test_some_identities_on_an_encoder() -> None:
     model = refl.load(checkpoint("rxnmapper_albert"), dtype="float64")
-    found = list(identities.verify(subject(model, "CC(=O)O[MASK]C>>CCO"), [7, 10, 12]))
+    found = list(verify(model_under_test(model, "CC(=O)O[MASK]C>>CCO"), [7, 10, 12]))
     assert all(r.holds for r in found), told(found)
 
 
@@ -261,7 +271,7 @@ def forgetful(x: Any, w: Any, z: Any, g: Any, **how: Any) -> RuleOutput:
     """A Jacobian without the part that normalizes."""
     return rms_norm.identity_gxi(x, w, z, g, **how)._replace(
         absorbed={"norm_offset": np.zeros(len(x))},
-        terms=rms_norm.gradient(x, w, z, g, **how).rounding_scale,
+        rounding_scale=rms_norm.gradient(x, w, z, g, **how).rounding_scale,
     )
 
 
@@ -436,25 +446,25 @@ def test_a_change_that_changes_the_function_fails(monkeypatch: pytest.MonkeyPatc
             model, weights=ChainMap({name: 1.01 * model.weights[name] for name in model.weights})
         )
 
-    monkeypatch.setitem(identities.CHANGES, "heads", broken)
+    monkeypatch.setitem(invariance.CHANGES, "heads", broken)
     assert [r.identity for r in rows(net("LLAMA"), [7]) if not r.holds] == [
         "the order of heads changes nothing"
     ]
 
 
 def test_what_is_no_number_fails() -> None:
-    worst = Worst()
-    worst.see(np.zeros(2), np.asarray([0.0, 1e-20]), 1e-12)
+    worst = WorstDeviation()
+    worst.compare(np.zeros(2), np.asarray([0.0, 1e-20]), 1e-12)
     assert worst.row(1, "", "").holds
-    worst.see(np.asarray([np.nan, 0.0]), np.zeros(2), 1e-12, "here")
-    worst.see(np.zeros(2), np.asarray([0.0, 1e-20]), 1e-12)
+    worst.compare(np.asarray([np.nan, 0.0]), np.zeros(2), 1e-12, "here")
+    worst.compare(np.zeros(2), np.asarray([0.0, 1e-20]), 1e-12)
     row = worst.row(1, "", "")
     assert not row.holds and row.verdict == "FAILS" and row.found.endswith("worst at here")
 
 
 def test_another_shape_fails() -> None:
-    worst = Worst()
-    worst.see(np.zeros(2), np.zeros((2, 1)), 1.0)
+    worst = WorstDeviation()
+    worst.compare(np.zeros(2), np.zeros((2, 1)), 1.0)
     assert not worst.row(1, "", "").holds
 
 
@@ -462,24 +472,24 @@ def test_another_shape_fails() -> None:
 
 
 def test_a_masked_token_is_put_in() -> None:
-    s = subject(net("BERT"))
-    assert s.item.count(s.model.mask_id) == 1 and len(s.item) == identities.LENGTH
+    s = model_under_test(net("BERT"))
+    assert s.item.count(s.model.mask_id) == 1 and len(s.item) == LENGTH
 
 
 def test_a_decoder_writes() -> None:
-    s = subject(net("T5"), [3, 4], [0, 5])
-    assert s.decoder == [0, 5] and len(identities.scores(s.explain("attnlrp"))) == 4
+    s = model_under_test(net("T5"), [3, 4], [0, 5])
+    assert s.decoder == [0, 5] and len(input_scores(s.explain("attnlrp"))) == 4
 
 
 def test_a_net_without_head_explains_a_feature() -> None:
-    s = subject(net("BERT, no head"), [3, 4])
+    s = model_under_test(net("BERT, no head"), [3, 4])
     assert s.at is not None and s.explain("attnlrp").logit == pytest.approx(
         float(s.model.logits([3, 4])[0].max())
     )
 
 
 def test_one_token_is_enough() -> None:
-    found = list(identities.verify(subject(net("LLAMA"), [3]), small=False))
+    found = list(verify(model_under_test(net("LLAMA"), [3]), small=False))
     assert all(r.holds for r in found), told(found)
     assert (
         next(r for r in found if r.identity.startswith(CAUSAL)).reason == "the text has one token"
@@ -577,7 +587,7 @@ def test_help_teaches(capsys: Capture) -> None:
 def test_colors_are_words_too() -> None:
     """What a color says stands there in letters."""
     found = [Row(1, "a", "b", 1.0, 0.5), Row(2, "a", "b", 0.1, 0.5), Row(3, "a", "b", reason="c")]
-    lines = report.lines(subject(net("LLAMA"), [1]), found, 100)
+    lines = report.lines(model_under_test(net("LLAMA"), [1]), found, 100)
     assert {
         style for line in lines for text, style in line if text.strip() in ("holds", "FAILS")
     } == {"green", "bold red"}

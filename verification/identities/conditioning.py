@@ -10,24 +10,28 @@
    no more: an error of a denominator moves the messages of one output against each other and
    leaves their sum.
 
-2. Rounding of the forward pass, seen by the sweep. A message x_i W_ji R_j / d_j with d_j = z_j +
-   eps s(z_j) is divided by a sum that another run rounds in another way. To first order it moves
-   by
+2. Rounding of the forward pass, as the sweep feels it. A message x_i W_ji R_j / d_j is divided by
+   d_j = z_j + eps s(z_j), and another run rounds the sum z_j in another way, by dz_j of the order
+   u T_j with T_j = sum|terms of z_j| (and whatever the terms bring with them). To first order the
+   message moves by
 
-       |x_i W_ji R_j / d_j| |dz_j| / |d_j|,     |dz_j| of the order u T_j,   T_j = sum|terms of z_j|
+       |x_i W_ji R_j / d_j|  eps |dz_j| / |z_j d_j|
 
-   which is T_j / |d_j| times what 1 counts for it. Where z_j cancels (a residual sum of 0.83 and
-   -0.83, T_j / eps = 1e6) nothing in 1 covers it, and what dz_j is depends on every layer below.
+   where R_j itself is proportional to z_j, as it is below a norm or a linear layer: at eps = 0 the
+   quotient does not feel z_j. With a stabilizer, and a z_j that cancels down to the size of eps (a
+   residual sum of 0.83 and -0.83, T_j / eps = 1e6), this is T_j / eps times what 1 counts for the
+   message. 1 has no term for it: it would take dz_j, which depends on every layer below.
    So it is measured. A computed product fl(W x) is the exact one of a matrix W' with |W' - W| <=
-   sqrt(n) lambda u |W| for sums of n terms, except with probability 2 exp(-lambda^2 / 2) each
+   lambda sqrt(n) u |W| for sums of n terms, except with probability 2 exp(-lambda^2 / 2) each
    (Higham and Mary, SIAM J. Sci. Comput. 41, 2019): float arithmetic cannot tell the model from
-   one whose weights are w (1 +- sqrt(n) u). `sensitivity` is how far the relevance of such models
+   those whose weights are w (1 +- sqrt(n) u). `sensitivity` is how far the relevance of such models
    is from the model's own, and lambda = 8 (2e-14) gives
 
        allowed = rounding_bound + 8 sensitivity
 
    for two runs whose forward passes round differently: a batch and its members, a text and its
-   prefix. The second part costs runs of its own and is added where the first is not enough.
+   prefix, a function written with other weights. The second part costs runs of its own and is added
+   where the first is not enough.
 """
 
 from __future__ import annotations

@@ -105,9 +105,9 @@ def key_bias(model: Model, graph: Graph) -> Model | None:
         if a.capped or a.key.normed or not free or bias is None:
             continue
         if copies.claim(_weight(a.key.layer)):
-            vector = copies[cast(Parameter, bias)]
+            _, vector = copies.linear(a.key.layer)
             for head in range(a.key.heads):
-                vector[a.key.rows(head)][a.key.rotated :] += random.standard_normal(free)
+                cast(Any, vector)[a.key.rows(head)][a.key.rotated :] += random.standard_normal(free)
     return copies.changed_model()
 
 
