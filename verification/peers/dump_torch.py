@@ -408,7 +408,7 @@ def _explanation(
         explained=logit,
         candidates=[Candidate(names(i), i, float(z[i]), float(p[i])) for i in best],
         composite=_composite(method, ran),
-        ledger=_books(total, logit, dtype, "pixels" if given.pixels is not None else "tokens"),
+        ledger=_ledger(total, logit, dtype, "pixels" if given.pixels is not None else "tokens"),
         about={
             "refl": refl.__version__,
             "model": folder.resolve().name,
@@ -421,7 +421,7 @@ def _explanation(
             {s: g[None] for s, g in gradients.items()},
             {s: x[None] for s, x in activations.items()},
             seen.aliases,
-            "gradient",
+            "gradient_x_input",
             0,
         ),
         decoder_tokens=None if given.decoder is None else _read(text, list(given.decoder)),
@@ -517,12 +517,12 @@ def _composite(method: str, ran: str) -> Composite:
     return Composite(
         name,
         (),
-        "gradient",
+        "gradient_x_input",
         f"{METHODS[name].source} (run by {ran})",
         f"as {whose} computes it: no rules are told",
     )
 
 
-def _books(total: float, logit: float, dtype: str, where: str) -> Ledger:
+def _ledger(total: float, logit: float, dtype: str, where: str) -> Ledger:
     arrived = Entry("input", "embedding", "leaf", np.array([total]), {}, {where: np.array([total])})
     return Ledger(np.array([logit]), float(np.finfo(dtype).eps) / 2, [arrived])
