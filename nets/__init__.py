@@ -18,6 +18,7 @@ from refl.nets import (
     llama,
     mistral,
     mixtral,
+    olmo2,
     phi,
     qwen2,
     qwen3,
@@ -27,7 +28,7 @@ from refl.nets import (
     vit,
 )
 
-DECODERS = (llama, gpt2, mistral, qwen2, qwen3, phi, gemma2, gemma3, mixtral, qwen3_moe)
+DECODERS = (llama, gpt2, mistral, qwen2, qwen3, olmo2, phi, gemma2, gemma3, mixtral, qwen3_moe)
 ENCODERS = (bert, roberta, albert, vit, deit)
 
 NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *ENCODERS, t5)} | {

@@ -88,6 +88,9 @@ QWEN3: dict[str, Any] = QWEN2 | {
 }
 """A bias-free Qwen 3 with a window of three tokens in the second block."""
 
+OLMO2: dict[str, Any] = QWEN2 | {"model_type": "olmo2", "head_dim": 6}
+"""A bias-free OLMo 2."""
+
 PHI: dict[str, Any] = {
     "model_type": "phi",
     "vocab_size": 17,
@@ -256,6 +259,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         MISTRAL,
         QWEN2,
         QWEN3,
+        OLMO2,
         PHI,
         GEMMA2,
         GEMMA3,

@@ -1,4 +1,4 @@
-"""Relevance on Mistral, Qwen 2, Qwen 3, Phi, Gemma 2 and Gemma 3, on random models of each: the
+"""Relevance on Mistral, Qwen 2, Qwen 3, OLMo 2, Phi, Gemma 2 and Gemma 3, on random models of each: the
 surrogate's gradient, the conservation ledger, conservation, batches, and the faster ways. (What
 they compute is held against transformers in peers/test_decoders.py.)
 """
@@ -24,6 +24,7 @@ from refl.verification.random_models import (
     GEMMA2,
     GEMMA3,
     MISTRAL,
+    OLMO2,
     PHI,
     QWEN2,
     QWEN3,
@@ -51,6 +52,9 @@ NETS: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
         "num_key_value_heads": 1,
     },
+    "olmo2": OLMO2,
+    "olmo2, biases, one key head": OLMO2
+    | {"attention_bias": True, "num_key_value_heads": 1, "hidden_act": "gelu"},
     "phi": PHI,
     "phi, normed queries, groups": PHI
     | {"qk_layernorm": True, "num_key_value_heads": 2, "hidden_act": "relu"},
@@ -63,7 +67,15 @@ NETS: dict[str, dict[str, Any]] = {
     "gemma3, capped, biases": GEMMA3
     | {"final_logit_softcapping": 12.0, "attention_bias": True, "num_hidden_layers": 3},
 }
-BIAS_FREE = ("mistral", "mistral, no window, tied", "qwen3", "gemma2", "gemma2, no caps", "gemma3")
+BIAS_FREE = (
+    "mistral",
+    "mistral, no window, tied",
+    "qwen3",
+    "olmo2",
+    "gemma2",
+    "gemma2, no caps",
+    "gemma3",
+)
 FIRST = tuple({config["model_type"]: name for name, config in reversed(NETS.items())}.values())
 """One of each architecture."""
 
@@ -135,6 +147,23 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "sliding_window": None,
         "tie_word_embeddings": True,
         "use_sliding_window": False,
+    },
+    "OLMo 2 7B": {
+        "model_type": "olmo2",
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "max_position_embeddings": 4096,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 32,
+        "pad_token_id": 100277,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 500000,
+        "tie_word_embeddings": False,
+        "vocab_size": 100352,
     },
     "Phi 1.5": {
         "model_type": "phi",
@@ -386,6 +415,17 @@ def test_an_offset_is_added_to_the_weight(rule: Any) -> None:
     assert np.array_equal(
         *((one, other) if rule is rms_norm.forward else (one.inputs[0], other.inputs[0]))
     )
+
+
+def test_queries_are_normed_over_all_heads_together() -> None:
+    """OLMo 2: z / w has mean square 1 over the heads' features together, and not head by head."""
+    model = net("olmo2")
+    e = model.explain(text(model, 5))
+    for name in ("q_norm", "k_norm"):
+        at = f"model.layers.0.self_attn.{name}"
+        unit = e.activation(at) / model.weights[f"{at}.weight"]
+        assert np.allclose((unit**2).mean(-1), 1, rtol=0, atol=1e-4)
+        assert np.abs((unit.reshape(5, -1, 6) ** 2).mean(-1) - 1).max() > 0.1
 
 
 def test_what_is_not_turned_keeps_its_features() -> None:

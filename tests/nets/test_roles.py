@@ -22,6 +22,7 @@ from refl.verification.random_models import (
     GPT2,
     LLAMA,
     MIXTRAL,
+    OLMO2,
     PHI,
     QWEN3_MOE,
     ROBERTA,
@@ -120,6 +121,13 @@ DECODER = {
 }
 BLOCKS: dict[str, tuple[dict[str, Any], str, dict[str, str]]] = {
     "llama": (LLAMA, "model.layers.1.", DECODER),
+    "olmo2": (
+        OLMO2,
+        "model.layers.1.",
+        {site: role for site, role in DECODER.items() if site != "input_layernorm"}
+        | dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), "norm")
+        | {"post_feedforward_layernorm": "norm"},
+    ),
     "gemma2": (
         GEMMA2,
         "model.layers.1.",

@@ -1,4 +1,4 @@
-"""Mistral, Qwen 2, Qwen 3, Phi, Gemma 2, Gemma 3: the forward pass against transformers' own, in
+"""Mistral, Qwen 2, Qwen 3, OLMo 2, Phi, Gemma 2, Gemma 3: the forward pass against transformers' own, in
 float64, with every option they read.
 
 As in test_forward.py: transformers' float32 islands are lifted, norm weights and biases are drawn,
@@ -76,6 +76,20 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "norm-eps": {"rms_norm_eps": 1e-1, "rope_theta": 500.0, "hidden_act": "gelu"},
         "rope-scaling": {"rope_scaling": LLAMA3, "num_hidden_layers": 1},
         "yarn": {"rope_scaling": ROPE["yarn-mscale"]},
+    },
+    "olmo2": {
+        "plain": {},
+        "groups": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+        "biases": {"attention_bias": True, "num_key_value_heads": 1, "num_hidden_layers": 3},
+        "wide-heads": {"head_dim": 10, "num_key_value_heads": 2, "hidden_act": "gelu"},
+        "norm-eps": {"rms_norm_eps": 1e-1, "rope_theta": 500.0, "hidden_act": "relu"},
+        "linear-rope": {"rope_scaling": {"type": "linear", "factor": 2.5}, "num_hidden_layers": 1},
+        "dynamic-rope": {
+            "rope_scaling": {"type": "dynamic", "factor": 2.0},
+            "max_position_embeddings": 8,
+            "attention_bias": True,
+        },
+        "one-head": {"num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 5},
     },
     "phi": {
         "plain": {},
@@ -155,6 +169,7 @@ WINDOWED: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 3},
     "qwen2": WINDOW,
     "qwen3": WINDOW,
+    "olmo2": {"num_key_value_heads": 2},
     "phi": {},
     "gemma2": {},
     "gemma3_text": {},
@@ -274,6 +289,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3", {"num_experts": 8}, "num_experts"),
     ("qwen3", {"mlp_bias": True}, "mlp_bias"),
     ("qwen3", {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "longrope"),
+    ("olmo2", {"mlp_bias": True}, "mlp_bias"),
+    ("olmo2", {"sliding_window": 8}, "sliding_window"),
+    ("olmo2", {"layer_types": SLIDES}, "layer_types"),
+    ("olmo2", {"num_key_value_heads": 2}, "num_key_value_heads"),
+    ("olmo2", {"hidden_act": "mish"}, "hidden_act 'mish'"),
     ("phi", {"partial_rotary_factor": 0.5}, "even head_dim"),
     ("phi", {"sliding_window": 8}, "sliding_window"),
     ("phi", {"hidden_act": "gelu_10"}, "gelu_10"),

@@ -53,6 +53,7 @@ SMALL |= EXPERTS | {
     "mistral": _DECODER,
     "qwen2": _DECODER,
     "qwen3": _DECODER | {"head_dim": 6},
+    "olmo2": _DECODER,
     "phi": _DECODER | {"partial_rotary_factor": 0.7},
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA | {"sliding_window_pattern": 2},

@@ -55,6 +55,7 @@ KINDS = (
     "MISTRAL",
     "QWEN2",
     "QWEN3",
+    "OLMO2",
     "PHI",
     "GEMMA2",
     "GEMMA3",
