@@ -102,7 +102,7 @@ def _far(got: Any, wanted: Any, condition: float) -> bool:
 
 
 def test_every_architecture_is_here() -> None:
-    assert set(CONFIGS) == {net.MODEL_TYPE for net in NETS.values()} and len(CONFIGS) == 16
+    assert set(CONFIGS) == {net.MODEL_TYPE for net in NETS.values()} and len(CONFIGS) == 17
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

@@ -122,6 +122,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 1,
         "attention_bias": False,
     },
+    "olmo2": _DECODER
+    | {
+        "architectures": ["Olmo2ForCausalLM"],
+        "model_type": "olmo2",
+        "num_hidden_layers": 1,
+        "attention_bias": False,
+    },
     "phi": {
         "architectures": ["PhiForCausalLM"],
         "model_type": "phi",
@@ -237,6 +244,7 @@ SEEDS = {
     "mistral": 7,
     "qwen2": 5,
     "qwen3": 7,
+    "olmo2": 2,
     "phi": 4,
     "gemma2": 5,
     "gemma3_text": 0,
@@ -259,6 +267,7 @@ NOTES = {
     "mistral": "a window of 3 tokens in every block, one key and value head",
     "qwen2": "biases on q, k and v alone",
     "qwen3": "RMSNorm on every head's queries and keys",
+    "olmo2": "RMSNorm behind attention and MLP, and on the queries of all heads together",
     "phi": "attention and MLP side by side, half of each head turned, biases everywhere",
     "gemma2": "norm weights stored as what differs from 1, soft caps "
     "on scores and logits, a window "
