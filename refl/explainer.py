@@ -197,8 +197,8 @@ class Explainer:
             **self._input(forward, swept, b),
             **self._output(forward.rows[b], seed),
             explained=float(ledger.explained[0]),
-            composite=self.composite,
-            ledger=ledger,
+            method=self.composite,
+            recorded=ledger,
             about=self._about(),
             fingerprint=self.network.fingerprint,
             sites=Sites(

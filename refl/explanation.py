@@ -4,7 +4,6 @@ how they are saved. How they are drawn is refl.show's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +13,25 @@ import numpy as np
 
 from refl.arrays import Array, asnumpy
 from refl.errors import ReflError
-from refl.io import ORACLE_FORMAT
+from refl.io import ORACLE_FORMAT, oracle
 from refl.ledger import Ledger
 from refl.rules.composites import Composite, from_saved
+
+
+@dataclass(frozen=True)
+class Method:
+    """What made an attribution without a table of rules of refl's: another library, say."""
+
+    name: str
+    formulation: str = "relevance"
+    source: str = ""
+    summary: str = ""
+    score: str = "sum"
+    """As for a composite: how a token's features become one number."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the oracle file: as of a composite, without rules."""
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -58,12 +73,11 @@ class Explanation:
 
     tokens         the input's tokens, T strings
     input_ids      their ids
-    relevance      float array (T,): each token's share, in the unit of what is explained (a logit,
-                   say)
+    relevance      float array (T,): each token's, in the unit of what is explained (a logit, say)
     target         the explained token; target_id, logit and probability are its own
     against        the token it is contrasted with, or None
-    picture        for a net that sees: uint8 (H, W, C), what it saw; then tokens is empty and
-                   relevance (H, W), summed over channels
+    picture        for a net that takes images: uint8 (H, W, C), what it was given; then tokens is
+                   empty and relevance (H, W), summed over channels
     patch          height and width of a patch of it; `patches` has the sums over each
     decoder_tokens, decoder_ids, decoder_relevance
                    the same three of what a decoder has written; None where there is none
@@ -71,8 +85,8 @@ class Explanation:
                    which has no probability (nan)
     explained      what the account adds up to: sum of tokens + everything absorbed
     candidates     the most likely next tokens
-    composite      the method, with every parameter
-    ledger         the conservation ledger
+    method         what made it: a composite with every parameter; `composite` is the same
+    recorded       the conservation ledger, None where the method keeps none; `ledger` is the same
 
     `e[site]` is the relevance at a site, in the shape of its activation without the batch axis.
     """
@@ -88,8 +102,8 @@ class Explanation:
     seed: str
     explained: float
     candidates: list[Candidate]
-    composite: Composite
-    ledger: Ledger
+    method: Composite | Method
+    recorded: Ledger | None
     about: dict[str, str] = field(default_factory=dict)
     sites: Sites = field(default_factory=lambda: Sites({}, {}, {}, "relevance", 0), repr=False)
     decoder_tokens: list[str] | None = None
@@ -99,6 +113,25 @@ class Explanation:
     patch: tuple[int, int] | None = None
     fingerprint: Callable[[], str] = field(default=lambda: "", repr=False)
     """Of the checkpoint: a hash of all its bytes, so it is formed only when it is asked for."""
+
+    @property
+    def composite(self) -> Composite:
+        """The table of rules. Raises ReflError where the method has none."""
+        if isinstance(self.method, Composite):
+            return self.method
+        raise ReflError(
+            f"method {self.method.name} is no table of rules: it is {self.method.source}"
+        )
+
+    @property
+    def ledger(self) -> Ledger:
+        """The conservation ledger. Raises ReflError where the method keeps none."""
+        if self.recorded is None:
+            raise ReflError(
+                f"method {self.method.name} keeps no conservation ledger: its sites and the "
+                "relevance of the input are all there is"
+            )
+        return self.recorded
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -149,7 +182,7 @@ class Explanation:
         """The g of R = x g at a site; only for composites that carry it."""
         if self.sites.formulation != "gradient_x_input":
             raise ReflError(
-                f"method {self.composite.name} is in relevance form, not gradients: take "
+                f"method {self.method.name} is in relevance form, not gradients: take "
                 "one that does, such as attnlrp-gradient"
             )
         return self.sites.one(self.sites.propagated[self.sites.canonical(site)])
@@ -168,7 +201,7 @@ class Explanation:
         return {
             "format": ORACLE_FORMAT,
             "about": self.provenance,
-            "method": self.composite.as_dict(),
+            "method": self.method.as_dict(),
             "tokens": self.tokens,
             "input_ids": self.input_ids,
             "relevance": np.asarray(self.relevance).tolist(),
@@ -180,7 +213,7 @@ class Explanation:
             "logit": self.logit,
             "probability": None if self.seed == "activation" else self.probability,
             "candidates": [vars(c) for c in self.candidates],
-            "ledger": self.ledger.as_dict(),
+            "ledger": None if self.recorded is None else self.recorded.as_dict(),
         } | self._decoder_dict()
 
     def _decoder_dict(self) -> dict[str, Any]:
@@ -193,106 +226,78 @@ class Explanation:
         }
 
     def save(self, path: str | Path) -> None:
-        """The oracle file: one safetensors file with `input_ids`, `relevance` (and `decoder_ids`,
-        `decoder_relevance`), `activation/<site>`, `relevance/<site>` and, where it is propagated,
-        `gradient/<site>`; metadata as JSON strings, the `order` of sites from the output down among
-        them. Raises ReflError where the file cannot be written.
+        """Write the oracle file (refl/io/oracle.py says what is in it). Raises ReflError where it
+        cannot be written.
         """
-        from refl.io.safetensors import write_safetensors
+        sites = {"activation": {s: self.activation(s) for s in self}}
+        sites["relevance"] = {s: self[s] for s in self}
+        if self.sites.formulation == "gradient_x_input":
+            sites["gradient"] = {s: self.gradient(s) for s in self}
+        arrays = self._arrays()
+        facts = {key: value for key, value in self.as_dict().items() if key not in arrays}
+        facts |= {"aliases": self.sites.aliases, "patch": self.patch}
+        oracle.save(path, oracle.Oracle(facts, arrays, sites))
 
-        arrays: dict[str, Any] = {
+    def _arrays(self) -> dict[str, Any]:
+        """Those of the input, and of what a decoder has written."""
+        arrays = {
             "input_ids": np.asarray(self.input_ids, dtype=np.int64),
             "relevance": np.asarray(self.relevance),
         }
         if self.picture is not None:
             arrays["picture"] = self.picture
         if self.decoder_ids is not None:
-            arrays |= {
-                "decoder_ids": np.asarray(self.decoder_ids, dtype=np.int64),
-                "decoder_relevance": np.asarray(self.decoder_relevance),
-            }
-        for site in self:
-            arrays[f"activation/{site}"] = self.activation(site)
-            arrays[f"relevance/{site}"] = self[site]
-            if self.sites.formulation == "gradient_x_input":
-                arrays[f"gradient/{site}"] = self.gradient(site)
-        metadata = {
-            key: json.dumps(value) for key, value in self.as_dict().items() if key not in arrays
-        }
-        metadata |= {
-            "aliases": json.dumps(self.sites.aliases),
-            "patch": json.dumps(self.patch),
-            "order": json.dumps(list(self)),
-        }
-        write_safetensors(path, arrays, metadata)
+            arrays["decoder_ids"] = np.asarray(self.decoder_ids, dtype=np.int64)
+            arrays["decoder_relevance"] = np.asarray(self.decoder_relevance)
+        return arrays
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """An oracle file as it was saved: every number, site and entry of the conservation ledger.
         Raises ReflError for a file that is none.
         """
-        from refl.io.safetensors import read_safetensors
-
-        arrays, metadata = read_safetensors(path)
+        content = oracle.load(path)
         try:
-            said = {key: json.loads(value) for key, value in metadata.items()}
-            if said["format"] != ORACLE_FORMAT:
-                raise ReflError(
-                    f"{path} is an oracle file of format {said['format']}, this refl reads "
-                    f"format {ORACLE_FORMAT}"
-                )
-            return cls(**_saved(said, arrays))
+            return cls(**_fields(content))
         except (KeyError, TypeError, ValueError, AttributeError) as reason:
-            raise ReflError(
-                f"{path} is no oracle file of refl: {type(reason).__name__} {reason}"
-            ) from reason
+            raise oracle.refused(path, reason) from reason
 
 
 _PLAIN = ("tokens", "target", "target_id", "logit", "against", "seed", "explained", "about")
 
 
-def _saved(said: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
-    """The fields of an Explanation from an oracle file's metadata and arrays."""
-    composite = from_saved(said["method"])
-    propagated = _under(
-        "gradient/" if composite.formulation == "gradient_x_input" else "relevance/", arrays
-    )
-    return {key: said[key] for key in _PLAIN} | {
+def _fields(content: oracle.Oracle) -> dict[str, Any]:
+    """The fields of an Explanation from an oracle file."""
+    facts, arrays = content.facts, content.arrays
+    method, ledger = _method(facts["method"]), facts["ledger"]
+    return {key: facts[key] for key in _PLAIN} | {
         "input_ids": [int(i) for i in arrays["input_ids"]],
         "relevance": arrays["relevance"],
-        "probability": float("nan") if said["probability"] is None else said["probability"],
-        "candidates": [Candidate(**c) for c in said["candidates"]],
-        "composite": composite,
-        "ledger": Ledger.from_dict(said["ledger"]),
-        "sites": Sites(
-            propagated,
-            _from_the_output(_under("activation/", arrays), said),
-            said["aliases"],
-            composite.formulation,
-            0,
-        ),
-        "decoder_tokens": said.get("decoder_tokens"),
+        "probability": float("nan") if facts["probability"] is None else facts["probability"],
+        "candidates": [Candidate(**c) for c in facts["candidates"]],
+        "method": method,
+        "recorded": None if ledger is None else Ledger.from_dict(ledger),
+        "sites": _sites(content, method.formulation),
+        "decoder_tokens": facts.get("decoder_tokens"),
         "decoder_ids": [int(i) for i in arrays["decoder_ids"]] if "decoder_ids" in arrays else None,
         "decoder_relevance": arrays.get("decoder_relevance"),
         "picture": arrays.get("picture"),
-        "patch": None if said["patch"] is None else tuple(said["patch"]),
+        "patch": None if facts["patch"] is None else tuple(facts["patch"]),
     }
 
 
-def _under(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
-    """The arrays of a group, with a batch axis of one again."""
-    return {
-        name.removeprefix(prefix): array[None]
-        for name, array in arrays.items()
-        if name.startswith(prefix)
-    }
+def _method(said: dict[str, Any]) -> Composite | Method:
+    return from_saved(said) if "rules" in said else Method(**said)
 
 
-def _from_the_output(activations: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
-    """In the order that the file says, which sorts its arrays by name."""
-    return {
-        site: activations[site] for site in said.get("order", []) if site in activations
-    } | activations
+def _sites(content: oracle.Oracle, formulation: str) -> Sites:
+    """With a batch axis of one again."""
+    group = "gradient" if formulation == "gradient_x_input" else "relevance"
+    propagated, activations = (
+        {site: array[None] for site, array in content.sites[g].items()}
+        for g in (group, "activation")
+    )
+    return Sites(propagated, activations, content.facts["aliases"], formulation, 0)
 
 
 def _numbered(item: tuple[str, Any]) -> list[tuple[int, str]]:

@@ -1,4 +1,4 @@
 """What comes from disk and goes to it: checkpoints, tokenizers, pictures, oracle files."""
 
-ORACLE_FORMAT = 1
-"""Version of the oracle file."""
+ORACLE_FORMAT = 2
+"""Version of the oracle file; version 1 is read too."""

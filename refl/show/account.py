@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from refl.explanation import Explanation
+from refl.explanation import Explanation, Method
 from refl.ledger import Ledger
 from refl.rules.composites import Composite
 from refl.show.numbers import adding_up, decimals, percent, strongest, total
@@ -36,6 +36,9 @@ CAUSES = {
 
 ERROR = "conservation error"
 """The part of the account that is rounding, and nothing else."""
+
+REST = "not recorded"
+"""The part of the account that no ledger tells."""
 
 NORM = (
     "Scores are lengths of the propagated gradient: they have no sign and do not add up; the "
@@ -70,13 +73,26 @@ def account(ledger: Ledger) -> list[Row]:
         | {cause: total(a) for cause, a in ledger.absorbed.items()}
         | {ERROR: total(ledger.conservation_error)}
     )
-    explained = total(ledger.explained)
-    scale = strongest([*parts.values(), explained])
-    shown = adding_up(list(parts.values()), explained, decimals(scale, 7))
     notes = CAUSES | {
         ledger.destination: f"what reached the {ledger.destination}",
         ERROR: f"{parts[ERROR]:.1e}, rounding (unit {ledger.roundoff:.0e})",
     }
+    return _rows(parts, total(ledger.explained), notes)
+
+
+def account_of(e: Explanation) -> list[Row]:
+    """The account of an explanation; where the method keeps no ledger, of its input and the rest."""
+    if e.recorded is not None:
+        return account(e.recorded)
+    where = "tokens" if e.picture is None else "pixels"
+    on_input = sum(float(r.sum()) for r in (e.relevance, e.decoder_relevance) if r is not None)
+    notes = {where: f"what reached the {where}", REST: "this method keeps no conservation ledger"}
+    return _rows({where: on_input, REST: e.explained - on_input}, e.explained, notes)
+
+
+def _rows(parts: dict[str, float], explained: float, notes: dict[str, str]) -> list[Row]:
+    scale = strongest([*parts.values(), explained])
+    shown = adding_up(list(parts.values()), explained, decimals(scale, 7))
     return [
         Row(name, value, text, percent(value, explained, scale), note)
         for (name, value), text, note in zip(
@@ -104,9 +120,9 @@ def facts(e: Explanation) -> str:
     return printable(f"{e.target!r} has logit {e.logit:.4f} and probability {e.probability:.2%}")
 
 
-def form(composite: Composite) -> str:
+def form(method: Composite | Method) -> str:
     """The formulation of a method, as people say it."""
-    gradient = composite.formulation == "gradient_x_input"
+    gradient = method.formulation == "gradient_x_input"
     return "gradient x input form" if gradient else "relevance form"
 
 
@@ -142,7 +158,7 @@ def all_scores(e: Explanation) -> list[float]:
 def scores(e: Explanation) -> list[str]:
     """The relevance of each token as it is printed."""
     places = decimals(strongest(all_scores(e)), DIGITS)
-    sign = "" if e.composite.score == "norm" else "+"
+    sign = "" if e.method.score == "norm" else "+"
     return [f"{float(r):{sign}.{places}f}" for r in e.relevance]
 
 

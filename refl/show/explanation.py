@@ -30,7 +30,8 @@ class ShownExplanation(Explanation):
     """One explained output; print it for the picture."""
 
     def __post_init__(self) -> None:
-        self.ledger = ShownLedger(**vars(self.ledger))
+        if self.recorded is not None:
+            self.recorded = ShownLedger(**vars(self.recorded))
 
     def __str__(self) -> str:
         return text(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from refl.explanation import Explanation
-from refl.show.account import NORM, Row, account, facts, joiner, quantity, rows_of_tokens
+from refl.show.account import NORM, Row, account_of, facts, joiner, quantity, rows_of_tokens
 from refl.show.colors import FAINT, foreground, hexadecimal, ink, terminal_background
 from refl.show.markup import safe
 from refl.show.numbers import amount
@@ -16,14 +16,14 @@ _NUMERIC = "text-align:right;font-variant-numeric:tabular-nums"
 def fragment(e: Explanation) -> str:
     """The colored text, or the picture, and the account."""
     head = f"<strong>{safe(quantity(e))} = {amount(e.explained, 4)}</strong>"
-    more = f'<span style="opacity:.7">{safe(facts(e))}; {safe(e.composite.name)}</span>'
+    more = f'<span style="opacity:.7">{safe(facts(e))}; {safe(e.method.name)}</span>'
     shown = (
         heatmap(e)
         if e.picture is not None
         else "".join(_tokens(name, row) for name, row in rows_of_tokens(e))
     )
-    note = f"<div><em>{safe(NORM)}</em></div>" if e.composite.score == "norm" else ""
-    rows = "".join(_row(row) for row in account(e.ledger))
+    note = f"<div><em>{safe(NORM)}</em></div>" if e.method.score == "norm" else ""
+    rows = "".join(_row(row) for row in account_of(e))
     return (
         f'<div style="{_BOX}"><div>{head} {more}</div>{shown}{note}'
         f'<table style="color:inherit">{rows}</table></div>'

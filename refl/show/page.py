@@ -8,13 +8,14 @@ import math
 from collections.abc import Callable, Sequence
 
 from refl.explanation import Explanation
+from refl.rules.composites import Composite
 from refl.show.account import (
     COMPACT,
     DIGITS,
     ENCODER,
     NORM,
     Row,
-    account,
+    account_of,
     all_scores,
     considered,
     facts,
@@ -60,7 +61,7 @@ def html(e: Explanation) -> str:
 def _head(e: Explanation) -> str:
     return (
         f"<header><h1>{safe(quantity(e))} = {amount(e.explained, 4)}</h1>"
-        f"<p>{safe(facts(e))}. Explained by <b>{safe(e.composite.name)}</b> on "
+        f"<p>{safe(facts(e))}. Explained by <b>{safe(e.method.name)}</b> on "
         f"{safe(e.about.get('model') or 'a model')}.</p></header>\n"
     )
 
@@ -70,7 +71,7 @@ def _note(text: str) -> str:
 
 
 def _norm_note(e: Explanation) -> str:
-    return _note(NORM if e.composite.score == "norm" else "")
+    return _note(NORM if e.method.score == "norm" else "")
 
 
 def _hidden(summary: str, body: str) -> str:
@@ -115,7 +116,7 @@ def _by_class(step: int) -> str:
 def _legend(e: Explanation) -> str:
     most = strongest(all_scores(e))
     end = f"{most:.{decimals(most, DIGITS)}f}"
-    norm = e.composite.score == "norm"
+    norm = e.method.score == "norm"
     steps = range(0 if norm else -LEVELS, LEVELS + 1)
     swatches = "".join(f'<i class="{_level_class(step)}"></i>' for step in steps)
     low, high = ("0", end) if norm else (f"-{end} against", f"+{end} for")
@@ -193,7 +194,7 @@ def _patch(value: float, most: float) -> str:
 
 
 def _account(e: Explanation) -> str:
-    rows = account(e.ledger)
+    rows = account_of(e)
     cells = [(safe(r.name), r.shown, r.percent, safe(r.note or quantity(e))) for r in rows]
     head = ("part", e.seed if e.against is None else "logits", "share", "")
     return (
@@ -250,20 +251,29 @@ def _candidates(e: Explanation) -> str:
 
 
 def _method(e: Explanation) -> str:
-    c = e.composite
+    m = e.method
+    return (
+        f"<section><h2>The method: {safe(m.name)}</h2><p>{safe(m.summary)}</p>"
+        f'<p class="note">{safe(m.source)}</p>'
+        f"<p>Formulation: {safe(form(m))}.{_rules(m) if isinstance(m, Composite) else '</p>'}"
+        "</section>"
+    )
+
+
+def _rules(c: Composite) -> str:
     rows = [
         (safe(operation), f"<code>{safe(site)}</code>", safe(rule), safe(options))
         for operation, site, rule, options in composite_rows(c)
     ]
     return (
-        f"<section><h2>The method: {safe(c.name)}</h2><p>{safe(c.summary)}</p>"
-        f'<p class="note">{safe(c.source)}</p>'
-        f"<p>Formulation: {safe(form(c))}. The first line that fits an operation gives its rule."
-        f"</p>{_hidden('The table of rules, with every option', table(COMPOSITE, rows))}</section>"
+        " The first line that fits an operation gives its rule.</p>"
+        f"{_hidden('The table of rules, with every option', table(COMPOSITE, rows))}"
     )
 
 
 def _ledger(e: Explanation) -> str:
+    if e.recorded is None:
+        return ""
     rows = [[safe(cell) for cell in row] for row in ledger_rows(e.ledger)]
     summary = f"{len(rows)} operations, from the output down"
     return (
@@ -275,7 +285,7 @@ def _ledger(e: Explanation) -> str:
 
 def _again(e: Explanation) -> str:
     said = e.provenance | {
-        "method": e.composite.name,
+        "method": e.method.name,
         "seed": e.seed,
         "target": f"{e.target!r} (id {e.target_id})",
     }

@@ -9,7 +9,7 @@ from typing import Any
 from refl.explanation import Explanation
 from refl.ledger import Entry, Ledger
 from refl.rules.composites import Composite
-from refl.show.account import ERROR
+from refl.show.account import ERROR, account
 from refl.show.lines import Line, Span, folded, grid, plain
 from refl.show.numbers import amount, decimals, error, strongest, total
 from refl.show.terminal import account_lines
@@ -41,7 +41,7 @@ def ledger_table(ledger: Ledger) -> str:
     return plain(
         [
             *([[(note, "")], []] if examples > 1 else []),
-            *account_lines(ledger, "", 100),
+            *account_lines(account(ledger), "", 100),
             [],
             *grid([_header(LEDGER, "dim"), *rows], "lllrrrrl"),
         ]

@@ -9,15 +9,15 @@ from collections.abc import Iterator, Sequence
 from textwrap import wrap
 from typing import Any
 
-from refl.explanation import Explanation
-from refl.ledger import Ledger
+from refl.explanation import Explanation, Method
 from refl.rules.composites import Composite
 from refl.show.account import (
     COMPACT,
     DIGITS,
     ENCODER,
     NORM,
-    account,
+    Row,
+    account_of,
     all_scores,
     considered,
     facts,
@@ -47,9 +47,9 @@ def terminal(e: Explanation, width: int = 80) -> list[Line]:
     parts = [
         head(e, width),
         *_input(e, width),
-        account_lines(e.ledger, quantity(e), width),
+        account_lines(account_of(e), quantity(e), width),
         _candidates(e),
-        method_lines(e.composite, width),
+        method_lines(e.method, width),
     ]
     return [line for part in parts for line in ([], *part)][1:]
 
@@ -58,7 +58,7 @@ def head(e: Explanation, width: int) -> list[Line]:
     """What is explained, and by what."""
     about = [
         *(e.about.get(key, "") for key in ("model", "architecture", "dtype")),
-        e.composite.name,
+        e.method.name,
     ]
     return [
         *paragraph(f"{quantity(e)} = {amount(e.explained, 4)}", width, "bold", indent=""),
@@ -67,7 +67,7 @@ def head(e: Explanation, width: int) -> list[Line]:
     ]
 
 
-def method_lines(c: Composite, width: int) -> list[Line]:
+def method_lines(c: Composite | Method, width: int) -> list[Line]:
     """A method by name, with its summary and its source."""
     name: Line = [("  ", ""), (one_line(c.name), "bold"), (f"  {form(c)}", "dim")]
     return [
@@ -146,7 +146,7 @@ def _bars(e: Explanation, width: int) -> list[Line]:
         [("  ", ""), *line, ("  ", ""), *bar]
         for line, bar in zip(table, _drawn(values, room, all_scores(e)), strict=True)
     ]
-    note = paragraph(NORM, width, "italic") if e.composite.score == "norm" else []
+    note = paragraph(NORM, width, "italic") if e.method.score == "norm" else []
     return note + (_side_by_side(lines, width) if compact else lines)
 
 
@@ -189,7 +189,7 @@ def _patches(e: Explanation, width: int) -> list[Line]:
     scale = f"in ninths of the strongest, {most:.{decimals(most, DIGITS)}f}"
     notes = [
         f"{len(rows)} x {len(rows[0])} {squares} {scale}",
-        *([NORM] if e.composite.score == "norm" else []),
+        *([NORM] if e.method.score == "norm" else []),
     ]
     return [
         *([("  ", ""), *(_patch(v, most, each) for v in row)] for row in rows),
@@ -213,9 +213,8 @@ def summed(r: Any, times: int) -> list[list[float]]:
 # -- the account, and the candidates ---------------------------------------------------------------
 
 
-def account_lines(ledger: Ledger, what: str, width: int) -> list[Line]:
+def account_lines(rows: list[Row], what: str, width: int) -> list[Line]:
     """The account as a table that adds up, a rule above its total."""
-    rows = account(ledger)
     bold = {"explained": "bold"}
     table = grid(
         [

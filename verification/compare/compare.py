@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from refl.io.format_1 import translated
 from refl.io.safetensors import read_safetensors
 from refl.errors import ReflError
 from refl.explanation import Explanation
@@ -102,7 +103,7 @@ def read(path: str | Path) -> Oracle:
     relevance.
     """
     arrays, metadata = read_safetensors(path)
-    said = {key: _json(value) for key, value in metadata.items()}
+    said = translated({key: _json(value) for key, value in metadata.items()})
     groups = {group: _group(group, arrays) for group in ("relevance", "activation", "gradient")}
     if not groups["relevance"]:
         raise ReflError(
@@ -134,16 +135,17 @@ def read(path: str | Path) -> Oracle:
 def of(e: Explanation, name: str = "") -> Oracle:
     """The same of an explanation that was never written."""
     propagated = e.sites.formulation == "gradient_x_input"
-    said = {key: value for key, value in e.as_dict().items() if key not in ("ledger", "relevance")}
+    said = {key: value for key, value in e.as_dict().items() if key != "relevance"}
+    ledger, method = said.pop("ledger"), e.method
     return Oracle(
-        name or f"{e.composite.name} on {e.about.get('model', 'a model')}",
+        name or f"{e.method.name} on {e.about.get('model', 'a model')}",
         {s: e[s] for s in e},
         {s: e.activation(s) for s in e},
         {s: e.gradient(s) for s in e} if propagated else {},
         e.sites.aliases,
         list(e),
-        _books(e.ledger.as_dict()),
-        e.composite,
+        _books(ledger),
+        method if isinstance(method, Composite) else _composite(method.as_dict()),
         said,
         e.picture,
     )

@@ -31,12 +31,11 @@ import numpy as np
 
 import refl
 from refl.errors import ReflError
-from refl.explanation import Candidate, Explanation, Sites
+from refl.explanation import Candidate, Explanation, Method, Sites
 from refl.io.config import read_config
 from refl.io.text import Text
 from refl.io.weights import Weights
-from refl.ledger import Entry, Ledger
-from refl.rules.composites import METHODS, Composite
+from refl.rules.composites import METHODS
 from refl.seeds import softmax
 from refl.verification.peers import lxt
 
@@ -387,10 +386,6 @@ def _explanation(
     p = softmax(z.astype(np.float64))
     best = [int(i) for i in np.argsort(-z, kind="stable")[:5]]
     names = _names(model, text)
-    total, logit = (
-        float(relevance.sum()) + (0.0 if decoder is None else float(decoder.sum())),
-        float(z[target]),
-    )
     ran = f"torch {torch.__version__}, transformers {version}" + (
         ", LXT 2.1" if method in LXT_METHODS else ""
     )
@@ -401,14 +396,14 @@ def _explanation(
         relevance=relevance,
         target=names(target),
         target_id=target,
-        logit=logit,
+        logit=float(z[target]),
         probability=float(p[target]),
         against=None,
         seed="logit",
-        explained=logit,
+        explained=float(z[target]),
         candidates=[Candidate(names(i), i, float(z[i]), float(p[i])) for i in best],
-        composite=_composite(method, ran),
-        ledger=_ledger(total, logit, dtype, "pixels" if given.pixels is not None else "tokens"),
+        method=_method(method, ran),
+        recorded=None,
         about={
             "refl": refl.__version__,
             "model": folder.resolve().name,
@@ -510,19 +505,13 @@ def _task(model: Any) -> str:
     return next((task for end, task in kinds.items() if end in name), "next-token")
 
 
-def _composite(method: str, ran: str) -> Composite:
-    """A method by refl's name, without a table: the rules are the other library's."""
+def _method(method: str, ran: str) -> Method:
+    """A method by refl's name; the rules are the other library's."""
     name = LXT_METHODS.get(method, method)
     whose = "LXT 2.1's gradient x input form" if method in LXT_METHODS else "autograd"
-    return Composite(
+    return Method(
         name,
-        (),
-        "gradient_x_input",
-        f"{METHODS[name].source} (run by {ran})",
-        f"as {whose} computes it: no rules are told",
+        formulation="gradient_x_input",
+        source=f"{METHODS[name].source} (run by {ran})",
+        summary=f"as {whose} computes it: no rules are told",
     )
-
-
-def _ledger(total: float, logit: float, dtype: str, where: str) -> Ledger:
-    arrived = Entry("input", "embedding", "leaf", np.array([total]), {}, {where: np.array([total])})
-    return Ledger(np.array([logit]), float(np.finfo(dtype).eps) / 2, [arrived])

@@ -1,0 +1,77 @@
+"""Oracle files of format 1, which refl 0.1 wrote, in today's words. Only words have changed since.
+
+What is of another type than refl writes is left as it is: whoever reads it next refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+KEYS = {"gap": "conservation_error", "carries": "formulation"}
+FORMULATIONS = {"gradient": "gradient_x_input"}
+OPERATIONS = {"renormalise": "renormalize"}
+RULES = {"follow": "pass_through", "stop": "leaf"}
+CAUSES = {"renormalisation_offset": "renormalization_offset"}
+
+
+def translated(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of an oracle file, those of format 1 in today's words, any other as they are."""
+    if facts.get("format") != 1:
+        return facts
+    today: dict[str, Any] = {"format": 2}
+    if "method" in facts:
+        today["method"] = _method(facts["method"])
+    if "ledger" in facts:
+        today["ledger"] = _ledger(facts["ledger"])
+    return facts | today
+
+
+def _method(method: Any) -> Any:
+    values = {"formulation": _word(FORMULATIONS), "rules": _each(_line)}
+    return _changed(method, values)
+
+
+def _ledger(ledger: Any) -> Any:
+    return _changed(ledger, {"absorbed": _renamed(CAUSES), "sites": _each(_line)})
+
+
+def _line(line: Any) -> Any:
+    """A line of a composite, or an entry of the ledger."""
+    values = {
+        "operation": _word(OPERATIONS),
+        "rule": _word(RULES),
+        "absorbed": _renamed(CAUSES),
+    }
+    return _changed(line, values)
+
+
+Change = Callable[[Any], Any]
+
+
+def _changed(value: Any, changes: Mapping[str, Change]) -> Any:
+    """An object with its keys renamed, and then the values of some changed."""
+    if not isinstance(value, dict):
+        return value
+    renamed = _renamed(KEYS)(value)
+    return {key: changes.get(key, _same)(inner) for key, inner in renamed.items()}
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _renamed(names: Mapping[str, str]) -> Change:
+    return lambda value: (
+        {names.get(key, key): inner for key, inner in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
+
+
+def _word(words: Mapping[str, str]) -> Change:
+    return lambda value: words.get(value, value) if isinstance(value, str) else value
+
+
+def _each(change: Change) -> Change:
+    return lambda value: [change(one) for one in value] if isinstance(value, list) else value

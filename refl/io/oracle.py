@@ -1,0 +1,92 @@
+"""The oracle file: one explanation in one safetensors file, for anything that can read safetensors.
+
+    input_ids, relevance                      the input's, (T,); relevance (H, W) for a picture
+    decoder_ids, decoder_relevance, picture   where there are any
+    activation/<site>                         in the shape of the activation, no batch axis
+    relevance/<site>
+    gradient/<site>                           the g of R = x g, where the method propagates it
+
+The metadata are facts, each a JSON string: `format`, `about` (versions, model, fingerprint),
+`method` with every parameter, `tokens`, `target`, `seed`, `ledger`, the `order` of sites from the
+output down (the file sorts its arrays), `aliases` of sites, and so on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refl.arrays import Array
+from refl.errors import ReflError
+from refl.io import ORACLE_FORMAT, format_1
+from refl.io.safetensors import read_safetensors, write_safetensors
+
+GROUPS = ("activation", "relevance", "gradient")
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What an oracle file holds."""
+
+    facts: dict[str, Any]
+    """What JSON can hold."""
+    arrays: dict[str, Array]
+    """The input's ids and relevance."""
+    sites: dict[str, dict[str, Array]]
+    """Group -> site -> array, sites from the output down."""
+
+
+def save(path: str | Path, oracle: Oracle) -> None:
+    """Writes the file, all of it or nothing. Raises ReflError where it cannot be written."""
+    facts = oracle.facts | {"format": ORACLE_FORMAT, "order": list(oracle.sites["activation"])}
+    arrays = oracle.arrays | {
+        f"{group}/{site}": array
+        for group in GROUPS
+        for site, array in oracle.sites.get(group, {}).items()
+    }
+    write_safetensors(path, arrays, {key: json.dumps(value) for key, value in facts.items()})
+
+
+def load(path: str | Path) -> Oracle:
+    """An oracle file of format 1 or 2. Raises ReflError for a file that is none."""
+    arrays, metadata = read_safetensors(path)
+    try:
+        return _read(path, arrays, metadata)
+    except (KeyError, TypeError, ValueError, AttributeError) as reason:
+        raise refused(path, reason) from reason
+
+
+def _read(path: str | Path, arrays: dict[str, Array], metadata: Mapping[str, str]) -> Oracle:
+    facts = format_1.translated({key: json.loads(value) for key, value in metadata.items()})
+    if facts["format"] != ORACLE_FORMAT:
+        raise ReflError(
+            f"{path} is an oracle file of format {facts['format']}, this refl reads formats "
+            f"1 to {ORACLE_FORMAT}"
+        )
+    order = facts.get("order", [])
+    return Oracle(
+        facts,
+        {name: array for name, array in arrays.items() if "/" not in name},
+        {group: _ordered(_of_group(group, arrays), order) for group in GROUPS},
+    )
+
+
+def refused(path: str | Path, reason: Exception) -> ReflError:
+    """For a file that says something else than an oracle file does."""
+    return ReflError(f"{path} is no oracle file of refl: {type(reason).__name__} {reason}")
+
+
+def _of_group(group: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    prefix = f"{group}/"
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def _ordered(arrays: dict[str, Array], order: list[str]) -> dict[str, Array]:
+    return {site: arrays[site] for site in order if site in arrays} | arrays
