@@ -192,7 +192,7 @@ def test_on_a_trained_model(tmp_path: Path) -> None:
     ]
     assert len(c.errors) > 70
     assert compare(ours, theirs, tolerance=1e-7).equal
-    loaded = Explanation.load(theirs)
+    loaded = refl.Explanation.load(theirs)
     assert loaded.tokens == Explanation.load(ours).tokens
     assert loaded.recorded is None and "not recorded" in str(loaded)
     with pytest.raises(ReflError, match="keeps no conservation ledger"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import refl
 from refl import Explanation
+from refl.explanation import Method
 from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.rules.composites import METHODS
 
@@ -64,8 +66,8 @@ def test_what_is_no_oracle_file_is_refused(model: refl.Model, tmp_path: Path) ->
         Explanation.load(tmp_path / "other.safetensors")
     model.explain(TEXT, keep=()).save(tmp_path / "e.safetensors")
     arrays, metadata = read_safetensors(tmp_path / "e.safetensors")
-    write_safetensors(tmp_path / "next.safetensors", arrays, metadata | {"format": "2"})
-    with pytest.raises(refl.ReflError, match="format 2"):
+    write_safetensors(tmp_path / "next.safetensors", arrays, metadata | {"format": "3"})
+    with pytest.raises(refl.ReflError, match="of format 3, this refl reads formats 1 to 2"):
         Explanation.load(tmp_path / "next.safetensors")
 
 
@@ -107,3 +109,25 @@ def test_tokens_of_evidence_carry_the_contrast(model: refl.Model) -> None:
         assert e.explained > 0  # the right form leads
         found += int(np.argmax(e.relevance)) in (*line["evidence_tokens"], *line["support_tokens"])
     assert found >= 0.7 * len(sentences)  # measured over all 200: 77.5 %
+
+
+def test_another_method_is_held_as_it_is(model: refl.Model, tmp_path: Path) -> None:
+    """Without a table of rules and without a ledger: nothing is made up for them, shown or
+    written.
+    """
+    e = model.explain(TEXT, keep="*.mlp")
+    other = Method("rollout", source="someone 2020", summary="attention, multiplied")
+    bare = replace(e, method=other, recorded=None)
+    bare.save(tmp_path / "bare.safetensors")
+    again = refl.Explanation.load(tmp_path / "bare.safetensors")
+    assert again.as_dict() == bare.as_dict() and again.method == other
+    assert again.as_dict()["ledger"] is None and "rules" not in again.as_dict()["method"]
+    assert np.array_equal(again["model.layers.0.mlp"], e["model.layers.0.mlp"])
+    for part, sentence in (("ledger", "keeps no conservation ledger"), ("composite", "no table")):
+        with pytest.raises(refl.ReflError, match=f"method rollout .*{sentence}"):
+            getattr(again, part)
+    rest = e.explained - float(e.relevance.sum())
+    for shown in (str(again), again.html(), again._repr_html_()):
+        assert "rollout" in shown and "softmax_offset" not in shown and "not recorded" in shown
+        assert f"{rest:.6f}"[:6] in shown
+    assert "The conservation ledger" not in again.html() and "table of rules" not in again.html()

@@ -63,7 +63,7 @@ def hostile(model: Any) -> Explanation:
         tokens=HOSTILE,
         target=HOSTILE[0],
         about=about,
-        composite=composite,
+        method=composite,
         candidates=candidates,
     )
 

@@ -194,8 +194,8 @@ def dump(
     dtype: str = "float64",
     identity_eps: float = lxt.IDENTITY_EPS,
 ) -> Explanation:
-    """A checkpoint run by torch, as an Explanation whose sites are modules; its ledger ledger
-    nothing but where relevance arrives.
+    """A checkpoint run by torch, as an Explanation whose sites are modules; torch keeps
+    no ledger.
 
     item            token ids, or an Input
     method          one of KNOWN

@@ -1,0 +1,165 @@
+"""The oracle file: what format 1 wrote is read in today's words, and says what format 2 says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refl
+from refl import Explanation
+from refl.cli import main
+from refl.io import ORACLE_FORMAT, format_1, oracle
+from refl.io.safetensors import read_safetensors, write_safetensors
+from refl.rules.composites import METHODS, Rule
+from refl.verification.compare.compare import compare
+from refl.verification.random_models import MIXTRAL, random_model
+
+FOLDER = Path(__file__).parent / "data" / "format_1"
+BOUND = 1e-12
+"""float64 against float64: another processor may add up in another order."""
+PROSE = {"source", "summary", "refl", "fingerprint"}
+"""What a newer version may say in other words."""
+
+
+def text() -> Explanation:
+    model = refl.load(dtype="float64")
+    return model.explain("the keys", "attnlrp", keep="model.layers.1")
+
+
+def experts() -> Explanation:
+    model = random_model(MIXTRAL | {"num_hidden_layers": 1, "num_local_experts": 2}, 0)
+    method = METHODS["attnlrp-gradient"].override(Rule("renormalize", "epsilon"))
+    return model.explain([1, 2, 3], method, contrast=(4, 5), keep="model.norm")
+
+
+BOTH = pytest.mark.parametrize(("name", "today"), [("text", text), ("experts", experts)])
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, number or word) of all that a document says."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key not in PROSE:
+                yield from leaves(inner, f"{path}/{key}")
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from leaves(inner, f"{path}/{number}")
+    else:
+        yield path, value
+
+
+@BOTH
+def test_format_1_says_what_format_2_says(name: str, today: Any) -> None:
+    """Every number, word, site and entry of the ledger."""
+    old, new = Explanation.load(FOLDER / f"{name}.safetensors"), today()
+    said, expected = dict(leaves(old.as_dict())), dict(leaves(new.as_dict()))
+    assert list(said) == list(expected)
+    for path, value in expected.items():
+        if isinstance(value, float):
+            assert said[path] == pytest.approx(value, rel=BOUND, abs=BOUND), path
+        else:
+            assert said[path] == value, path
+    assert list(old) == list(new) and old.sites.aliases == new.sites.aliases
+    for site in new:
+        np.testing.assert_allclose(old[site], new[site], rtol=BOUND, atol=BOUND)
+        np.testing.assert_allclose(old.activation(site), new.activation(site), rtol=BOUND)
+
+
+@BOTH
+def test_the_files_have_every_old_word(name: str, today: Any) -> None:
+    """Or the test above would say little."""
+    metadata = read_safetensors(FOLDER / f"{name}.safetensors")[1]
+    assert json.loads(metadata["format"]) == 1
+    words = {"carries", "gap", "follow", "stop", "renormalise"}
+    words |= {"gradient", "renormalisation_offset"} if name == "experts" else set()
+    assert all(f'"{word}"' in metadata["method"] + metadata["ledger"] for word in words)
+
+
+@BOTH
+def test_a_method_of_format_1_explains_the_same(name: str, today: Any) -> None:
+    """The table of rules that it says is one of today's."""
+    assert Explanation.load(FOLDER / f"{name}.safetensors").composite.rules == today().method.rules
+
+
+@BOTH
+def test_format_1_is_written_again_as_format_2(name: str, today: Any, tmp_path: Path) -> None:
+    old = Explanation.load(FOLDER / f"{name}.safetensors")
+    old.save(tmp_path / "again.safetensors")
+    assert json.loads(read_safetensors(tmp_path / "again.safetensors")[1]["format"]) == 2
+    assert Explanation.load(tmp_path / "again.safetensors").as_dict() == old.as_dict()
+
+
+@BOTH
+def test_compare_reads_both(
+    name: str, today: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = FOLDER / f"{name}.safetensors", tmp_path / "new.safetensors"
+    today().save(new)
+    c = compare(old, new)
+    assert c.equal and len(c.errors) == len(c.forward) > 1 and not c.misfits, str(c)
+    assert main(["compare", str(old), str(new)]) == 0
+    assert main(["compare", str(new), str(old)]) == 0
+    capsys.readouterr()
+
+
+def test_compare_says_a_difference_to_a_file_of_format_1(tmp_path: Path) -> None:
+    """The other side: a relevance that differs is seen, and the operation that handed it down."""
+    new = tmp_path / "new.safetensors"
+    text().save(new)
+    arrays, metadata = read_safetensors(new)
+    changed = {
+        name: array * (1 + 1e-6 * (name == "relevance/model.layers.1"))
+        for name, array in arrays.items()
+    }
+    write_safetensors(new, changed, metadata)
+    c = compare(FOLDER / "text.safetensors", new)
+    assert c.first is not None and c.first.site == "model.layers.1"
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"format": 2, "method": {"carries": 1}}, {"format": 2, "method": {"carries": 1}}),
+        ({"method": {"carries": "gradient"}}, {"method": {"carries": "gradient"}}),
+        ({"format": 1}, {"format": 2}),
+        (
+            {"format": 1, "method": "attnlrp", "ledger": None},
+            {"format": 2, "method": "attnlrp", "ledger": None},
+        ),
+        (
+            {"format": 1, "method": {"rules": [7, {"rule": ["stop"], "operation": None}]}},
+            {"format": 2, "method": {"rules": [7, {"rule": ["stop"], "operation": None}]}},
+        ),
+        (
+            {"format": 1, "ledger": {"sites": {"gap": 1}, "absorbed": 3}},
+            {"format": 2, "ledger": {"sites": {"gap": 1}, "absorbed": 3}},
+        ),
+        (
+            {"format": 1, "ledger": {"sites": [{"site": "gap", "passed": {"stop": 1.0}}]}},
+            {"format": 2, "ledger": {"sites": [{"site": "gap", "passed": {"stop": 1.0}}]}},
+        ),
+    ],
+)
+def test_words_are_translated_where_they_are_words(facts: Any, said: Any) -> None:
+    """A site may have any name, a tampered file any type."""
+    assert format_1.translated(facts) == said
+
+
+def test_what_an_oracle_file_holds(tmp_path: Path) -> None:
+    """The layout, by the file itself, as another program reads it."""
+    e = text()
+    e.save(tmp_path / "e.safetensors")
+    arrays, metadata = read_safetensors(tmp_path / "e.safetensors")
+    sites = [f"{group}/{site}" for group in ("activation", "relevance") for site in e]
+    assert set(arrays) == {"input_ids", "relevance", *sites}
+    facts = {key: json.loads(value) for key, value in metadata.items()}
+    assert facts["format"] == ORACLE_FORMAT == 2 and facts["order"] == list(e)
+    assert facts["method"]["formulation"] == "relevance"
+    assert facts["ledger"]["sites"][0].keys() >= {"rule", "received", "conservation_error"}
+    read = oracle.load(tmp_path / "e.safetensors")
+    assert list(read.sites["activation"]) == list(e) and read.sites["gradient"] == {}
