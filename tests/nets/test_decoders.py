@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backends import Backend
+from backends import BESIDE_NUMPY, Backend
 from surrogate_truth import EXACT, Truth, close, text, turnover, u
 
 from refl.explanation import Explanation
@@ -356,7 +356,7 @@ def test_recomputing_changes_no_bit(name: str, keep: Any) -> None:
         assert full.ledger.as_dict() == less.ledger.as_dict()
 
 
-@pytest.mark.parametrize("backend", ["array-api-strict", "cupy"], indirect=True)
+@pytest.mark.parametrize("backend", BESIDE_NUMPY, indirect=True)
 @pytest.mark.parametrize("name", NETS)
 def test_every_backend(name: str, backend: Backend) -> None:
     """Wherever the arrays live, in either dtype: no operation widens what it was given, and the

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backends import Backend, Recorder, refusal
+from backends import BESIDE_NUMPY, Backend, Recorder, refusal
 from surrogate_truth import EXACT, Truth, is_stage
 
 from refl.cli import main
@@ -257,7 +257,7 @@ def test_recomputation(name: str, method: str) -> None:
         assert a.experts() == b.experts()
 
 
-@pytest.mark.parametrize("backend", ["array-api-strict", "cupy"], indirect=True)
+@pytest.mark.parametrize("backend", BESIDE_NUMPY, indirect=True)
 @pytest.mark.parametrize("name", ["mixtral, window, tied", "qwen3-moe, biases"])
 def test_the_same_in_every_backend(name: str, backend: Backend) -> None:
     away = moved(net(name), backend.place)
@@ -412,8 +412,10 @@ def test_keep_patterns_may_name_any_expert(
     assert '"model.layers.1.block_sparse_moe.experts.' in capsys.readouterr().out
 
 
+@pytest.mark.needs("cupy")
 def test_cupy_would_take_every_call(recorder: Recorder) -> None:
-    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    import cupy
+
     for composite in (ATTNLRP, ATTNLRP_GRADIENT, ATTNLRP.override(Rule("renormalize", "epsilon"))):
         net("mixtral").explain(TEXTS, composite, audit=True)
     assert {"take", "concat", "asarray"} <= {name for name, _, _ in recorder.calls}

@@ -18,7 +18,7 @@ from typing import Any
 import mpmath
 import numpy as np
 import pytest
-from backends import Backend
+from backends import BESIDE_NUMPY, Backend
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import refl
@@ -440,7 +440,7 @@ def test_nothing_is_behind_the_explained_position(method: str) -> None:
     close(e.relevance, alone.relevance, rounding(alone))
 
 
-@pytest.mark.parametrize("backend", ["array-api-strict", "cupy"], indirect=True)
+@pytest.mark.parametrize("backend", BESIDE_NUMPY, indirect=True)
 @pytest.mark.parametrize("name", ["t5", "flan"])
 def test_every_backend(name: str, backend: Backend) -> None:
     home, away = net(name), moved(net(name), backend.place)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backends import Backend
+from backends import BESIDE_NUMPY, Backend
 from checkpoints import checkpoint
 from safetensors.numpy import load_file
 
@@ -252,7 +252,7 @@ def test_batch_invariance(name: str, method: str) -> None:
         assert e.ledger.absorbed.keys() == alone.ledger.absorbed.keys()
 
 
-@pytest.mark.parametrize("backend", ["array-api-strict", "cupy"], indirect=True)
+@pytest.mark.parametrize("backend", BESIDE_NUMPY, indirect=True)
 @pytest.mark.parametrize(
     "method", ["attnlrp", "attnlrp-gradient", "attnlrp-vit", "attnlrp-vit-box", "cp-lrp-vit"]
 )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from backends import Backend, Recorder, refusal
+from backends import BESIDE_NUMPY, Backend, Recorder, refusal
 
 from refl.explanation import Explanation
 from refl.model import Model
@@ -66,7 +66,7 @@ def rounding(e: Explanation) -> float:
     return 8 * e.ledger.roundoff * sum(float(entry.rounding_scale[0]) for entry in e.ledger)
 
 
-@pytest.mark.parametrize("backend", ["array-api-strict", "cupy"], indirect=True)
+@pytest.mark.parametrize("backend", BESIDE_NUMPY, indirect=True)
 @pytest.mark.parametrize("composite", COMPOSITES, ids=lambda c: c.name)
 @pytest.mark.parametrize("name", NETS)
 def test_explanations_are_the_same_in_every_backend(
@@ -90,7 +90,7 @@ def test_explanations_are_the_same_in_every_backend(
             assert abs(a.received[0] - b.received[0]) <= rounding(here)
 
 
-@pytest.mark.parametrize("backend", ["array-api-strict", "cupy"], indirect=True)
+@pytest.mark.parametrize("backend", BESIDE_NUMPY, indirect=True)
 @pytest.mark.parametrize("name", NETS)
 def test_logits_and_generation_in_every_backend(name: str, backend: Backend) -> None:
     home = random_model(NETS[name], 1)
@@ -99,7 +99,7 @@ def test_logits_and_generation_in_every_backend(name: str, backend: Backend) -> 
     assert away.generate(TEXTS[0], 4) == home.generate(TEXTS[0], 4)
 
 
-@pytest.mark.parametrize("backend", ["array-api-strict", "cupy"], indirect=True)
+@pytest.mark.parametrize("backend", BESIDE_NUMPY, indirect=True)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NETS)
 def test_dtype_is_kept_everywhere(name: str, dtype: str, backend: Backend) -> None:
@@ -131,11 +131,13 @@ def test_read_only_weights_and_inputs_stay_as_they_are() -> None:
 # -- CuPy's signatures, without a GPU --------------------------------------------------------------
 
 
+@pytest.mark.needs("cupy")
 def test_cupy_would_take_every_call(recorder: Recorder) -> None:
     """Each function of the namespace that typical runs call exists in CuPy and has the parameters
     it is called with.
     """
-    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    import cupy
+
     for config in NETS.values():
         model = random_model(config, 1)
         model.generate(TEXTS[0], 1)
@@ -146,9 +148,11 @@ def test_cupy_would_take_every_call(recorder: Recorder) -> None:
     assert not refused
 
 
+@pytest.mark.needs("cupy")
 def test_the_signature_check_refuses() -> None:
     """It is sharp: calls that NumPy takes and CuPy does not."""
-    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    import cupy
+
     assert refusal(cupy, "asarray", 1, ("device", "dtype"))
     assert refusal(cupy, "sum", 1, ("axis", "where"))
     assert refusal(cupy, "exp", 1, ("where",))

@@ -29,8 +29,8 @@ import numpy
 import pytest
 import safetensors
 import safetensors.numpy
-from checkpoints import CHECKPOINTS
-from hypothesis import given, settings
+from checkpoints import checkpoint
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -49,14 +49,6 @@ NAMES = [
 ]
 NAMES += ["stories260K", "vit_455_hf", "vit_mnist_012_hf"]
 CODES = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "U8": "B"}
-
-
-def shared(name: str) -> Path:
-    """A real checkpoint beside the repository, or a skip that says which one is absent."""
-    folder = CHECKPOINTS / name
-    if not folder.is_dir():
-        pytest.skip(f"the checkpoint ../shared/checkpoints/{name} is absent")
-    return folder
 
 
 # --- files made by hand ---------------------------------------------------------------------------
@@ -356,7 +348,7 @@ def test_index_fuzz(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_real_checkpoints(name: str, dtype: str) -> None:
     """Every tensor as the safetensors library reads it."""
-    folder = shared(name)
+    folder = checkpoint(name)
     weights = opened(folder, dtype)
     expected = safetensors.numpy.load_file(folder / "model.safetensors")
     assert same(weights, expected)
@@ -917,7 +909,6 @@ ARRAYS = st.sampled_from(DTYPES).flatmap(lambda code: hnp.arrays(numpy.dtype(cod
 
 
 @given(st.dictionaries(UNICODE, ARRAYS, max_size=4), st.dictionaries(UNICODE, UNICODE))
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 def test_written_and_read(
     arrays: dict[str, numpy.ndarray[Any, Any]], metadata: dict[str, str]
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy
 import pytest
-from checkpoints import CHECKPOINTS
+from checkpoints import checkpoint
 from tokenizers import (  # type: ignore[import-untyped]
     AddedToken,
     Tokenizer,
@@ -49,14 +49,6 @@ TEXTS = [
     "😀",
     "\x00",
 ]
-
-
-def shared(name: str) -> Path:
-    """A real checkpoint beside the repository, or a skip that says which one is absent."""
-    folder = CHECKPOINTS / name
-    if not folder.is_dir():
-        pytest.skip(f"the checkpoint ../shared/checkpoints/{name} is absent")
-    return folder
 
 
 def text_of(folder: Path) -> Text:
@@ -147,7 +139,7 @@ def saved(tokenizer: Tokenizer, folder: Path, config: Any = None) -> Path:
 @pytest.mark.peers
 @pytest.mark.parametrize("name", NAMES)
 def test_same_ids_as_transformers(name: str) -> None:
-    folder = shared(name)
+    folder = checkpoint(name)
     text, other = text_of(folder), peer(folder)
     assert len(text) == len(other)
     for sample in TEXTS:
@@ -167,7 +159,7 @@ def test_same_ids_as_transformers(name: str) -> None:
 )
 def test_stored_ids(name: str, sample: str) -> None:
     """The ids that the checkpoint's stored outputs were computed from."""
-    folder = shared(name)
+    folder = checkpoint(name)
     with numpy.load(folder / "golden.npz") as golden:
         ids = golden["input_ids"][0]
     assert text_of(folder).encode(sample) == ids.tolist()
@@ -192,50 +184,68 @@ LLAMA = {
 }
 
 
-@pytest.mark.parametrize(
-    "config, before, after",
-    [
-        (None, [], []),
-        ({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}, [], []),
-        (
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": "<s>",
-                "add_bos_token": False,
-            },
-            [],
-            [],
-        ),
-        (LLAMA, [1], []),
-        (LLAMA | {"add_bos_token": True}, [1], []),
-        (LLAMA | {"add_bos_token": True, "tokenizer_class": "LlamaTokenizerFast"}, [1], []),
-        (LLAMA | {"add_bos_token": True, "add_eos_token": True}, [1], [2]),
-        (LLAMA | {"add_bos_token": False, "add_eos_token": True}, [], [2]),
-        (LLAMA | {"add_bos_token": False}, [], []),
-        (
-            LLAMA | {"bos_token": {"content": "<s>", "__type": "AddedToken", "special": True}},
-            [1],
-            [],
-        ),
-    ],
-)
-@pytest.mark.parametrize("own", [False, True])
-def test_the_bos_token_of_llama_folders(
-    tmp_path: Path, config: Any, before: Any, after: Any, own: bool
-) -> None:
-    """tokenizer_config.json decides it, whether or not tokenizer.json adds one itself (`own`)."""
+BOS_CASES: list[tuple[dict[str, Any] | None, list[int], list[int]]] = [
+    (None, [], []),
+    ({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}, [], []),
+    (
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<s>",
+            "add_bos_token": False,
+        },
+        [],
+        [],
+    ),
+    (LLAMA, [1], []),
+    (LLAMA | {"add_bos_token": True}, [1], []),
+    (LLAMA | {"add_bos_token": True, "tokenizer_class": "LlamaTokenizerFast"}, [1], []),
+    (LLAMA | {"add_bos_token": True, "add_eos_token": True}, [1], [2]),
+    (LLAMA | {"add_bos_token": False, "add_eos_token": True}, [], [2]),
+    (LLAMA | {"add_bos_token": False}, [], []),
+    (
+        LLAMA | {"bos_token": {"content": "<s>", "__type": "AddedToken", "special": True}},
+        [1],
+        [],
+    ),
+]
+"""tokenizer_config.json, and the ids it sets before and after a text."""
+
+
+def llama_folder(folder: Path, config: dict[str, Any] | None, own: bool) -> Path:
+    """With a tokenizer.json that adds a BOS token itself (`own`), or none."""
     tokenizer = metaspace()
     if own:
         tokenizer.post_processor = processors.TemplateProcessing(
             "<s> $A", "<s> $A $B", [("<s>", 1)]
         )
-    folder = saved(tokenizer, tmp_path, config)
-    plain = tokenizer.encode("the cat", add_special_tokens=False).ids
+    return saved(tokenizer, folder, config)
+
+
+@pytest.mark.parametrize("config, before, after", BOS_CASES)
+@pytest.mark.parametrize("own", [False, True])
+def test_the_bos_token_of_llama_folders(
+    tmp_path: Path,
+    config: dict[str, Any] | None,
+    before: list[int],
+    after: list[int],
+    own: bool,
+) -> None:
+    """tokenizer_config.json decides it, whether or not tokenizer.json adds one itself."""
+    plain = metaspace().encode("the cat", add_special_tokens=False).ids
     if config is None or config["tokenizer_class"].startswith("PreTrained"):
         before = [1] if own else []
+    folder = llama_folder(tmp_path, config, own)
     assert text_of(folder).encode("the cat") == [*before, *plain, *after]
-    if config is not None:
-        assert peer(folder)("the cat").input_ids == [*before, *plain, *after]
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("config", [config for config, _, _ in BOS_CASES if config is not None])
+@pytest.mark.parametrize("own", [False, True])
+def test_the_bos_token_as_transformers_sets_it(
+    tmp_path: Path, config: dict[str, Any], own: bool
+) -> None:
+    folder = llama_folder(tmp_path, config, own)
+    assert text_of(folder).encode("the cat") == peer(folder)("the cat").input_ids
 
 
 def test_a_bos_token_that_is_not_there(tmp_path: Path) -> None:
@@ -315,7 +325,7 @@ def test_an_id_outside_the_vocabulary(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_entry_of_a_vocabulary_names_itself(name: str) -> None:
-    folder = shared(name)
+    folder = checkpoint(name)
     text = text_of(folder)
     vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
     assert all(text.id_of(entry) == number for entry, number in vocabulary.items())
@@ -326,7 +336,7 @@ def test_what_tokens_shows_can_be_given_back(name: str) -> None:
     """The id of a shown piece is shown as that piece again (with the space before it, where both
     exist).
     """
-    text = text_of(shared(name))
+    text = text_of(checkpoint(name))
     for piece in text.tokens(range(len(text))):
         assert text.tokens([text.id_of(piece)])[0] in (piece, " " + piece)
 
@@ -396,7 +406,7 @@ def test_what_is_no_target(tmp_path: Path, make: Any, target: str, says: str) ->
 
 def test_the_unknown_token_is_no_answer() -> None:
     """nano_sort_gpt2 reads whatever it does not know as A."""
-    text = text_of(shared("nano_sort_gpt2"))
+    text = text_of(checkpoint("nano_sort_gpt2"))
     assert [text.id_of(letter) for letter in "ABC"] == [0, 1, 2]
     with pytest.raises(ReflError, match="'Z' is not in the vocabulary"):
         text.id_of("Z")
@@ -414,7 +424,7 @@ def test_text_that_cannot_be_encoded(tmp_path: Path) -> None:
             use("")
         with pytest.raises(ReflError, match="half of a character"):
             use("a\ud800")
-    dropping = text_of(shared("capp_gpt2"))
+    dropping = text_of(checkpoint("capp_gpt2"))
     with pytest.raises(ReflError, match="comes to no token here"):
         dropping.encode("|")
     with pytest.raises(ReflError, match="'|' is not in the vocabulary"):

@@ -7,10 +7,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
+import array_api_strict as strict
 import numpy as np
-import pytest
 
 
 @dataclass(frozen=True)
@@ -22,35 +23,43 @@ class Backend:
     back: Callable[[Any], Any]
 
 
+def why_no_cupy() -> str:
+    """Why nothing can run under CuPy here, or nothing."""
+    if find_spec("cupy") is None:
+        return "not installed"
+    import cupy
+
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError:
+        count = 0
+    return "" if count else "no NVIDIA GPU here"
+
+
+BACKENDS = ("numpy", "array-api-strict", *(() if why_no_cupy() else ("cupy",)))
+BESIDE_NUMPY = BACKENDS[1:]
+
+
 def backend_named(name: str) -> Backend:
     if name == "numpy":
-        return Backend("numpy", lambda array: array, lambda array: array)
-    return _strict() if name == "array-api-strict" else _cupy()
+        return Backend(name, lambda array: array, lambda array: array)
+    if name == "cupy":
+        import cupy
+
+        return Backend(name, cupy.asarray, cupy.asnumpy)
+    return _strict(name)
 
 
-def _strict() -> Backend:
+def _strict(name: str) -> Backend:
     """The array API standard and nothing beyond it, on a second device: mixing with the host
     raises.
     """
-    strict = pytest.importorskip("array_api_strict")
-    second = strict.Device("device1")
-    here = strict.Device("CPU_DEVICE")
+    second, host = strict.Device("device1"), strict.Device("CPU_DEVICE")
     return Backend(
-        "array-api-strict",
+        name,
         lambda array: strict.asarray(np.array(array), device=second),
-        lambda array: (
-            np.asarray(array.to_device(here)) if hasattr(array, "to_device") else np.asarray(array)
-        ),
+        lambda array: np.asarray(array.to_device(host) if hasattr(array, "to_device") else array),
     )
-
-
-def _cupy() -> Backend:
-    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
-    try:
-        cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError:
-        pytest.skip("there is no NVIDIA GPU here")
-    return Backend("cupy", cupy.asarray, cupy.asnumpy)
 
 
 # -- CuPy's signatures, without a GPU --------------------------------------------------------------

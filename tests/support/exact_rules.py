@@ -5,7 +5,6 @@ batch with its bound (which rules/test_rules_exact.py derives).
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from backends import Backend
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from refl.rules import linear
@@ -21,10 +20,6 @@ from refl.rules.balance import RuleOutput
 from refl.verification.definitions import exact
 from refl.verification.definitions.exact import MP, Number, Split
 
-EXAMPLES = int(os.environ.get("REFL_EXAMPLES", "30"))
-PHASES = [Phase.explicit, Phase.generate] + (
-    [] if "REFL_EXAMPLES" in os.environ else [Phase.shrink]
-)
 EPS = (1e-12, 1e-9, 1e-6, 1e-2)
 KINDS = ("sign", "plain", "none")
 
@@ -38,16 +33,12 @@ def hold(backend: Backend, judge: Callable[[st.DataObject], None]) -> None:
     """`judge` on many drawn examples; the strict backend is slow and checks the interface, so it gets
     fewer.
     """
-    count = EXAMPLES if backend.name == "numpy" else max(EXAMPLES // 5, 4)
-    wide = settings(
-        max_examples=count,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=PHASES,
+    count = max(settings.default.max_examples * 3 // 10, 2)
+    few = settings(
+        max_examples=count if backend.name == "numpy" else max(count // 5, 2),
         suppress_health_check=list(HealthCheck),
     )
-    wide(given(st.data())(judge))()
+    few(given(st.data())(judge))()
 
 
 def _numbers(dtype: str) -> st.SearchStrategy[float]:

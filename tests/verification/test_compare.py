@@ -25,7 +25,6 @@ import refl
 from refl.cli import main
 from refl.errors import ReflError
 from refl.explanation import Explanation
-from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.io.images import Image
 from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.model import Model

@@ -332,6 +332,7 @@ def pytest_here(plugin: Any, paths: Iterable[str], *more: str) -> int:
         "-q",
         "-p",
         "no:cacheprovider",
+        "-n0",
         "-W",
         "ignore::pytest.PytestAssertRewriteWarning",
         "--tb=no",
@@ -463,7 +464,7 @@ def survey(folder: Path) -> list[Test]:
     if new:
 
         def work() -> dict[str, Any]:
-            os.environ["REFL_EXAMPLES"] = "10"
+            os.environ["REFL_PROFILE"] = "mutants"
             watcher = Watcher()
             ran = (
                 pytest_here(watcher, new) <= 1
@@ -1018,7 +1019,7 @@ def main() -> int:
     survey(args.folder)
     for round_ in args.rounds:
         forget()
-        os.environ["REFL_EXAMPLES"] = "10" if round_ == 1 else "30"
+        os.environ["REFL_PROFILE"] = "mutants" if round_ == 1 else "survivors"
         if round_ == 1:
             pytest_here(
                 Loop(lambda loop: run(args.folder, args.files, 1, loop.show_to)), ["tests"], "-s"

@@ -794,7 +794,7 @@ def run_tests(project: Path, tests: Sequence[str]) -> subprocess.CompletedProces
     """
     environment = os.environ | {
         "PYTHONPATH": str(project),
-        "REFL_EXAMPLES": "60",
+        "REFL_PROFILE": "planted-faults",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     command = [
