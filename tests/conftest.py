@@ -71,6 +71,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     option = config.option
     if getattr(option, "numprocesses", 0) is not None:  # said already, or no pytest-xdist
         return
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a worker comes here too, and starts none
+        return
     folders = all(Path(argument).is_dir() for argument in config.args)
     if (
         folders

@@ -222,7 +222,7 @@ def test_source(backend: Backend, role: str) -> None:
         source.leaf(values, r, values=values, role=role),
         source.leaf_gxi(values, r, values=values, role=role),
     )
-    assert stopped.relevance == propagated.relevance == ()
+    assert stopped.inputs == propagated.inputs == ()
     assert np.array_equal(backend.back(stopped.absorbed[role]), backend.back(r).sum(axis=(1, 2, 3)))
     assert np.array_equal(
         backend.back(propagated.absorbed[role]),
@@ -238,7 +238,7 @@ def test_learned(backend: Backend) -> None:
     assert np.array_equal(backend.back(z), np.repeat(table, 4, axis=0))
     stopped = learned.leaf(placed, beside, z, arrived, role="class_token")
     propagated = learned.leaf_gxi(placed, beside, z, arrived, role="class_token")
-    assert stopped.relevance == propagated.relevance == (None, None)
+    assert stopped.inputs == propagated.inputs == (None, None)
     assert np.array_equal(backend.back(stopped.absorbed["class_token"]), r.sum(axis=(1, 2)))
     assert np.array_equal(
         backend.back(propagated.absorbed["class_token"]), (r * table).sum(axis=(1, 2))
