@@ -253,10 +253,8 @@ def _candidates(e: Explanation) -> str:
 def _method(e: Explanation) -> str:
     m = e.method
     return (
-        f"<section><h2>The method: {safe(m.name)}</h2><p>{safe(m.summary)}</p>"
-        f'<p class="note">{safe(m.source)}</p>'
-        f"<p>Formulation: {safe(form(m))}.{_rules(m) if isinstance(m, Composite) else '</p>'}"
-        "</section>"
+        f"<section><h2>The method: {safe(m.name)}</h2><p>{safe(m.summary)}</p>{_note(m.source)}"
+        f"<p>In {safe(form(m))}.</p>{_rules(m) if isinstance(m, Composite) else ''}</section>"
     )
 
 
@@ -265,9 +263,10 @@ def _rules(c: Composite) -> str:
         (safe(operation), f"<code>{safe(site)}</code>", safe(rule), safe(options))
         for operation, site, rule, options in composite_rows(c)
     ]
-    return (
-        " The first line that fits an operation gives its rule.</p>"
-        f"{_hidden('The table of rules, with every option', table(COMPOSITE, rows))}"
+    return _hidden(
+        "The table of rules, with every option; the first line that fits an operation gives its "
+        "rule",
+        table(COMPOSITE, rows),
     )
 
 
