@@ -50,7 +50,7 @@ def add(commands: Any) -> None:
         nargs="+",
         type=int,
         metavar="ID",
-        help="what an encoder-decoder has written, its start token first",
+        help="the decoder prefix of an encoder-decoder, its start token first",
     )
     p.add_argument("--types", nargs="+", type=int, metavar="N", help="token type ids")
     p.add_argument("--out", required=True, metavar="FILE", help="the oracle file to write")

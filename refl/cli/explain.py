@@ -72,7 +72,7 @@ def add(commands: Any) -> None:
         help="write everything kept (default: every site) to a safetensors file",
     )
     g.add_argument(
-        "--png", metavar="FILE", help="write the heatmap over the picture (for models that see)"
+        "--png", metavar="FILE", help="write the heatmap over the image (for models of images)"
     )
     g.add_argument(
         "--html",

@@ -56,7 +56,7 @@ def _input(p: argparse.ArgumentParser) -> None:
         "text",
         nargs="?",
         metavar="TEXT",
-        help="the input; - reads it from standard input; for a model that sees, a picture",
+        help="the input; - reads it from standard input; for a model of images, an image file",
     )
     ids(p)
     p.add_argument(
@@ -69,14 +69,15 @@ def _input(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--decoder",
         metavar="TEXT",
-        help="what an encoder-decoder has written so far; its next token is explained",
+        help="the decoder prefix of an encoder-decoder: what it has said so far; its next token is "
+        "explained",
     )
     p.add_argument(
         "--decoder-ids",
         nargs="+",
         type=int,
         metavar="ID",
-        help="token ids in place of that, its start token first",
+        help="token ids in place of that, the start token first",
     )
 
 
