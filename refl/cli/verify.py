@@ -50,7 +50,7 @@ def add(commands: Any) -> None:
     p.add_argument(
         "--text",
         metavar="TEXT",
-        help="what to explain; - reads it from standard input; for a model of images, an image file "
+        help="what to explain; - reads it from standard input; for a model of images, a file "
         "(default: a random input)",
     )
     options.ids(p)

@@ -81,7 +81,7 @@ def account(ledger: Ledger) -> list[Row]:
 
 
 def account_of(e: Explanation) -> list[Row]:
-    """The account of an explanation; where the method keeps no ledger, of its input and the rest."""
+    """Of an explanation; where the method keeps no ledger, what reached the input, and the rest."""
     if e.recorded is not None:
         return account(e.recorded)
     where = "tokens" if e.picture is None else "pixels"

@@ -45,8 +45,8 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="module")
-def keys(model: Any) -> Explanation:
-    e: Explanation = model.explain("the keys to the cabinet", keep=())
+def keys(model: Any) -> refl.Explanation:
+    e: refl.Explanation = model.explain("the keys to the cabinet", keep=())
     return e
 
 
@@ -80,6 +80,24 @@ def long(model: Any) -> Explanation:
 
 def controls(text: str) -> set[str]:
     return {c for c in text if not c.isprintable() and c != "\n"}
+
+
+# -- what a user holds -----------------------------------------------------------------------------
+
+
+def test_an_explanation_shows_itself(keys: refl.Explanation) -> None:
+    assert str(keys) == terminal.text(keys)
+    assert keys.html() == html(keys)
+    assert keys._repr_html_() == fragment(keys)
+    assert str(keys.ledger) == str(keys.ledger.example(0)) == ledger_table(keys.ledger)
+
+
+def test_what_is_shown_knows_nothing_of_drawing(keys: Explanation) -> None:
+    """The data alone prints as data; the views take it all the same."""
+    data = Explanation(**vars(keys))
+    assert str(data).startswith("Explanation(")
+    assert not hasattr(data, "html")
+    assert terminal.text(data) == str(keys)
 
 
 # -- text ------------------------------------------------------------------------------------------
