@@ -15,37 +15,6 @@ RULES = {"follow": "pass_through", "stop": "leaf"}
 CAUSES = {"renormalisation_offset": "renormalization_offset"}
 
 
-def translated(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts of an oracle file, those of format 1 in today's words, any other as they are."""
-    if facts.get("format") != 1:
-        return facts
-    today: dict[str, Any] = {"format": 2}
-    if "method" in facts:
-        today["method"] = _method(facts["method"])
-    if "ledger" in facts:
-        today["ledger"] = _ledger(facts["ledger"])
-    return facts | today
-
-
-def _method(method: Any) -> Any:
-    values = {"formulation": _word(FORMULATIONS), "rules": _each(_line)}
-    return _changed(method, values)
-
-
-def _ledger(ledger: Any) -> Any:
-    return _changed(ledger, {"absorbed": _renamed(CAUSES), "sites": _each(_line)})
-
-
-def _line(line: Any) -> Any:
-    """A line of a composite, or an entry of the ledger."""
-    values = {
-        "operation": _word(OPERATIONS),
-        "rule": _word(RULES),
-        "absorbed": _renamed(CAUSES),
-    }
-    return _changed(line, values)
-
-
 Change = Callable[[Any], Any]
 
 
@@ -75,3 +44,35 @@ def _word(words: Mapping[str, str]) -> Change:
 
 def _each(change: Change) -> Change:
     return lambda value: [change(one) for one in value] if isinstance(value, list) else value
+
+
+WORDS = {"operation": _word(OPERATIONS), "rule": _word(RULES)}
+
+
+def translated(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of an oracle file, those of format 1 in today's words, any other as they are."""
+    if facts.get("format") != 1:
+        return facts
+    today: dict[str, Any] = {"format": 2}
+    if "method" in facts:
+        today["method"] = _method(facts["method"])
+    if "ledger" in facts:
+        today["ledger"] = _ledger(facts["ledger"])
+    return facts | today
+
+
+def _method(method: Any) -> Any:
+    return _changed(method, {"formulation": _word(FORMULATIONS), "rules": _each(_rule)})
+
+
+def _rule(line: Any) -> Any:
+    """A line of a composite; format 1 knew no roles, so it is for any."""
+    return _changed(line, WORDS) | {"role": "*"} if isinstance(line, dict) else line
+
+
+def _ledger(ledger: Any) -> Any:
+    return _changed(ledger, {"absorbed": _renamed(CAUSES), "sites": _each(_entry)})
+
+
+def _entry(entry: Any) -> Any:
+    return _changed(entry, WORDS | {"absorbed": _renamed(CAUSES)})

@@ -133,7 +133,10 @@ def test_compare_says_a_difference_to_a_file_of_format_1(tmp_path: Path) -> None
         ),
         (
             {"format": 1, "method": {"rules": [7, {"rule": ["stop"], "operation": None}]}},
-            {"format": 2, "method": {"rules": [7, {"rule": ["stop"], "operation": None}]}},
+            {
+                "format": 2,
+                "method": {"rules": [7, {"rule": ["stop"], "operation": None, "role": "*"}]},
+            },
         ),
         (
             {"format": 1, "ledger": {"sites": {"gap": 1}, "absorbed": 3}},
