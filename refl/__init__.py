@@ -11,12 +11,12 @@ e.tokens, e.relevance, e.target, e.logit
 from typing import TYPE_CHECKING, Any
 
 from refl.errors import ReflError
+from refl.version import __version__
 
 if TYPE_CHECKING:
     from refl.model import Model, load
     from refl.show.explanation import ShownExplanation as Explanation
 
-__version__ = "0.2.0"
 __all__ = ["Explanation", "Model", "ReflError", "__version__", "load"]
 
 _WHERE = {

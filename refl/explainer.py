@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-import refl
 from refl.arrays import asnumpy
 from refl.errors import ReflError, nearest
 from refl.explanation import Candidate, Explanation, Sites
@@ -25,6 +24,7 @@ from refl.seeds import Seed, softmax
 from refl.show.explanation import ShownExplanation
 from refl.sweep import Sweep, Swept
 from refl.trace import Trace, Value
+from refl.version import __version__
 
 Progress = Callable[[str, int, int], object]
 """(phase, done, of)"""
@@ -208,7 +208,7 @@ class Explainer:
 
     def _about(self) -> dict[str, str]:
         return {
-            "refl": refl.__version__,
+            "refl": __version__,
             "model": self.network.name,
             "architecture": self.network.net.MODEL_TYPE,
             "dtype": self.network.dtype,

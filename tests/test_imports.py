@@ -16,10 +16,10 @@ from checkpoints import ROOT
 from refl import rules
 
 LAYERS = (
-    {"refl.errors", "refl.arrays", "refl.io"},
+    {"refl.errors", "refl.arrays", "refl.io", "refl.io.format_1", "refl.version"},
     {"refl.device", "refl.io.files"},
     {"refl.io.config"},
-    {"refl.io.safetensors"},
+    {"refl.io.safetensors", "refl.io.oracle"},
     {
         "refl.rules",
         "refl.rules.*",
