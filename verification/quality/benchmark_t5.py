@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,55 +22,43 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from refl.verification.quality.benchmark import (
-    _cores,
-    _forget_peak,
-    _limit_threads,
-    _load,
-    _processor,
-    _resident,
-    _timed,
-    ids_of,
-)
+from refl.verification.quality import measuring
+
+SIZES = {
+    "hidden": 768,
+    "layers": 12,
+    "heads": 12,
+    "intermediate": 2048,
+    "vocabulary": 32128,
+    "tokens": 64,
+    "written": 16,
+    "threads": 2,
+    "repeat": 3,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns 1 where the account does not close."""
     options = _parser().parse_args(arguments)
-    _limit_threads(options.threads)
+    measuring.limit_threads(options.threads)
     if options.peak:
         print(json.dumps(peak(Path(options.folder), options)))
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        write_flan(Path(folder), options)
-        return report(Path(folder), options)
+        numbers = write_flan(Path(folder), options)
+        return report(Path(folder), numbers, options)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m refl.verification.quality.benchmark_t5",
-        description=(__doc__ or "").partition("\n\n")[0],
-    )
-    for name, default in {
-        "hidden": 768, "layers": 12, "heads": 12, "intermediate": 2048, "vocabulary": 32128, "tokens": 64, "written": 16, "threads": 2,
-        "repeat": 3,
-    }.items():  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    parser = measuring.parser("benchmark_t5", __doc__, SIZES)
     parser.add_argument("--method", default="attnlrp", help="default attnlrp")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser
 
 
-def write_flan(folder: Path, options: argparse.Namespace) -> None:
-    """A checkpoint of random numbers; queries are small, as trained ones are, since nothing scales
-    their products with keys.
-    """
-    import numpy as np
-
-    from refl.io.safetensors import write_safetensors
+def write_flan(folder: Path, options: argparse.Namespace) -> int:
+    """Queries are small, as trained ones are, since nothing scales their products with keys."""
     from refl.nets import t5
-    from refl.nets.config import parse
 
     width = options.hidden // options.heads
     raw = {
@@ -89,46 +76,34 @@ def write_flan(folder: Path, options: argparse.Namespace) -> None:
         "num_decoder_layers": options.layers,
         "num_heads": options.heads,
     }
-    (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
-    draw = np.random.default_rng(0)
 
-    def tensor(name: str, shape: tuple[int, ...]) -> Any:
-        noise = draw.standard_normal(shape, dtype=np.float32)
-        scale = (shape[-1] * (width if name.endswith(".q.weight") else 1)) ** -0.5
-        return 1 + noise / 10 if len(shape) == 1 else noise * np.float32(scale)
+    def scale(name: str, shape: tuple[int, ...]) -> float:
+        return float((shape[-1] * (width if name.endswith(".q.weight") else 1)) ** -0.5)
 
-    shapes = t5.shapes(parse(t5.Config, raw))
-    write_safetensors(
-        folder / "model.safetensors",
-        {name: tensor(name, shape) for name, shape, _ in shapes},
-        {"format": "pt"},
-    )
+    return measuring.write_checkpoint(folder, t5, raw, scale)
 
 
-def report(folder: Path, options: argparse.Namespace) -> int:
+def report(folder: Path, numbers: int, options: argparse.Namespace) -> int:
     import refl
 
     model = refl.load(folder)
-    numbers = sum(model.weights[name].size for name in model.weights)
     print(
         f"T5: hidden {options.hidden}, {options.layers} + {options.layers} layers, "
-        f"{options.heads} heads, intermediate "
-        f"{options.intermediate}, vocabulary {options.vocabulary}: {numbers / 1e6:.0f} "
-        f"million random weights, float32; {options.method}\n"
+        f"{options.heads} heads, intermediate {options.intermediate}, vocabulary "
+        f"{options.vocabulary}: {numbers / 1e6:.0f} million random weights, float32; "
+        f"{options.method}\n"
         f"{options.tokens} tokens read, {options.written} written\n"
-        f"{_processor()}, {_cores()} cores available, {options.threads} threads asked for; "
-        f"load at the start {_load()}"
+        f"{measuring.machine()}, {options.threads} threads asked for; "
+        f"load at the start {measuring.load()}"
     )
     run = ways(model, options)
     for way in run.values():  # maps every weight, fills caches
         way()
     print(f"\n{'seconds':26}  median      min   peak memory")
     for name, way in run.items():
-        times = [_timed(way)[1] for _ in range(options.repeat)]
-        print(
-            f"  {name:24} {median(times):7.3f} {min(times):8.3f}   "
-            f"{_ask_peak(name, folder, options)}"
-        )
+        times = [measuring.timed(way)[1] for _ in range(options.repeat)]
+        peak = _peak_in_words(name, folder, options)
+        print(f"  {name:24} {median(times):7.3f} {min(times):8.3f}   {peak}")
     return _account(run[NOTHING]())
 
 
@@ -137,8 +112,8 @@ NOTHING = "explain, nothing kept"
 
 def ways(model: Any, options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     read, written = (
-        ids_of(options.tokens, options.vocabulary),
-        [0, *ids_of(options.written - 1, options.vocabulary)],
+        measuring.ids_of(options.tokens, options.vocabulary),
+        [0, *measuring.ids_of(options.written - 1, options.vocabulary)],
     )
     explain = partial(model.explain, read, options.method, decoder=written)
     return {
@@ -155,35 +130,14 @@ def peak(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 
     model = refl.load(folder)
     model.explain([1], options.method, keep=())
-    before = _forget_peak()
-    ways(model, options)[options.peak]()
-    most = _resident("VmHWM")
-    return {"peak": most, "rise": most - before}
+    return measuring.peak_of(ways(model, options)[options.peak])[1]
 
 
-def _ask_peak(name: str, folder: Path, options: argparse.Namespace) -> str:
-    sizes = [
-        f"--{key}={getattr(options, key)}"
-        for key in ("vocabulary", "tokens", "written", "threads", "method")
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "refl.verification.quality.benchmark_t5",
-        "--peak",
-        name,
-        "--folder",
-        str(folder),
-        *sizes,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return f"not measured: {done.stderr.strip().splitlines()[-1]}"
-    found = json.loads(done.stdout)
-    return (
-        f"{found['peak']:6.0f} MiB, {found['rise']:.0f} MiB above what the process held with "
-        "its weights mapped"
-    )
+def _peak_in_words(name: str, folder: Path, options: argparse.Namespace) -> str:
+    sizes = ("vocabulary", "tokens", "written", "threads", "method")
+    asked = [f"--{key}={getattr(options, key)}" for key in sizes]
+    found = measuring.in_a_process("benchmark_t5", "--peak", name, "--folder", folder, *asked)
+    return measuring.peak_in_words(found, 6, "held with its weights mapped")
 
 
 def _account(e: Any) -> int:

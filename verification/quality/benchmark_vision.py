@@ -12,92 +12,75 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from refl.verification.quality import benchmark as machine
+from refl.verification.quality import measuring
 
+SIZES = {
+    "image": 224,
+    "patch": 16,
+    "hidden": 768,
+    "layers": 12,
+    "heads": 12,
+    "intermediate": 3072,
+    "threads": 2,
+    "repeat": 3,
+}
 METHODS = ("attnlrp", "attnlrp-gradient", "attnlrp-vit", "attnlrp-vit-box", "cp-lrp-vit")
 RUNS = (("attnlrp", True), *((method, False) for method in METHODS))
 """Method, and whether blocks are recomputed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns 1 where the conservation ledger of a run do not close."""
+    """The command line. Returns 1 where the account of a run does not close."""
     o = _parser().parse_args(arguments)
-    machine._limit_threads(o.threads)
+    measuring.limit_threads(o.threads)
     if o.one:
         print(json.dumps(one(Path(o.folder), o.one, o.recompute, o.repeat)))
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        parameters = write_vit(Path(folder), o)
-        sizes = (
-            f"hidden {o.hidden}, {o.layers} layers, {o.heads} heads, intermediate "
-            f"{o.intermediate}; {parameters / 1e6:.1f} M parameters"
-        )
-        print(
-            f"ViT, {o.image} x {o.image} pixels in patches of {o.patch} x {o.patch}, "
-            f"{sizes}, float32"
-        )
-        print(
-            f"{machine._processor()}, {machine._cores()} cores available, {o.threads} "
-            f"threads; load {machine._load()}"
-        )
-        print(
-            f"\n{'method':28} {'median s':>9} {'min s':>7} {'peak MiB':>9} {'rise MiB':>9} "
-            f"{'conservation_error / explained':>16}"
-        )
+        print(_head(o, write_vit(Path(folder), o)))
         return max(report(folder, method, recompute, o) for method, recompute in RUNS)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m refl.verification.quality.benchmark_vision",
-        description=(__doc__ or "").partition("\n\n")[0],
-    )
-    for name, default in {
-        "image": 224, "patch": 16, "hidden": 768, "layers": 12, "heads": 12, "intermediate": 3072, "threads": 2, "repeat": 3,
-    }.items():  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    parser = measuring.parser("benchmark_vision", __doc__, SIZES)
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--recompute", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
+def _head(o: argparse.Namespace, parameters: int) -> str:
+    return (
+        f"ViT, {o.image} x {o.image} pixels in patches of {o.patch} x {o.patch}, hidden "
+        f"{o.hidden}, {o.layers} layers, {o.heads} heads, intermediate {o.intermediate}; "
+        f"{parameters / 1e6:.1f} M parameters, float32\n"
+        f"{measuring.machine()}, {o.threads} threads; load {measuring.load()}\n\n"
+        f"{'method':28} {'median s':>9} {'min s':>7} {'peak MiB':>9} {'rise MiB':>9} "
+        f"{'conservation error / explained':>30}"
+    )
+
+
 def report(folder: str, method: str, recompute: bool, o: argparse.Namespace) -> int:
     """One line of the table."""
-    command = [
-        sys.executable,
-        "-m",
-        "refl.verification.quality.benchmark_vision",
-        "--one",
-        method,
-        "--folder",
-        folder,
-    ]
-    command += [
-        "--threads",
-        str(o.threads),
-        "--repeat",
-        str(o.repeat),
-        *(["--recompute"] if recompute else []),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    asked = ["--one", method, "--folder", folder, "--threads", o.threads, "--repeat", o.repeat]
+    asked += ["--recompute"] if recompute else []
+    found = measuring.in_a_process("benchmark_vision", *asked)
     name = method + (", recompute" if recompute else "")
-    if done.returncode:
-        print(f"{name:28} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    if isinstance(found, str):
+        print(f"{name:28} failed: {found}")
         return 1
-    found = json.loads(done.stdout)
     times = found["seconds"]
     print(
         f"{name:28} {median(times):9.2f} {min(times):7.2f} {found['peak']:9.0f} "
-        f"{found['rise']:9.0f} {found['conservation_error']:16.1e}",
+        f"{found['rise']:9.0f} {found['conservation_error']:30.1e}",
         flush=True,
     )
     return int(abs(found["conservation_error"]) > 1e-3)
@@ -105,7 +88,7 @@ def report(folder: str, method: str, recompute: bool, o: argparse.Namespace) -> 
 
 def one(folder: Path, method: str, recompute: bool, repeat: int) -> dict[str, Any]:
     """Seconds of each run, the peak of resident memory and its rise above what the process held
-    before, and the conservation error of the conservation ledger.
+    before, and the conservation error in units of what is explained.
     """
     import numpy as np
 
@@ -115,30 +98,25 @@ def one(folder: Path, method: str, recompute: bool, repeat: int) -> dict[str, An
     size = (model.config.num_channels, *model.config.image)
     picture = np.random.default_rng(1).uniform(-1, 1, size).astype(np.float32)
     model.explain(picture, method, keep=(), recompute=True)
-    before, times = machine._forget_peak(), []
+
+    explain = partial(model.explain, picture, method, keep=(), recompute=recompute)
+    (e, times), peak = measuring.peak_of(lambda: _repeated(explain, repeat))
+    error = float(e.ledger.conservation_error[0]) / e.explained
+    return {"seconds": times, "conservation_error": error, **peak}
+
+
+def _repeated(run: Callable[[], Any], repeat: int) -> tuple[Any, list[float]]:
+    """What the last run returns, and the seconds of each."""
+    result, times = None, []
     for _ in range(repeat):
-        e, seconds = machine._timed(
-            lambda: model.explain(picture, method, keep=(), recompute=recompute)
-        )
+        result, seconds = measuring.timed(run)
         times.append(seconds)
-    peak = machine._resident("VmHWM")
-    return {
-        "seconds": times,
-        "peak": peak,
-        "rise": peak - before,
-        "conservation_error": float(e.ledger.conservation_error[0]) / e.explained,
-    }
+    return result, times
 
 
 def write_vit(folder: Path, o: argparse.Namespace) -> int:
-    """A checkpoint of these sizes, a thousand classes, pixels from -1 to 1; how many parameters it
-    has.
-    """
-    import numpy as np
-
-    from refl.io.safetensors import write_safetensors
+    """A thousand classes, pixels from -1 to 1; how many parameters it has."""
     from refl.nets import vit
-    from refl.nets.config import parse
 
     raw = {
         "model_type": "vit",
@@ -150,19 +128,9 @@ def write_vit(folder: Path, o: argparse.Namespace) -> int:
         "intermediate_size": o.intermediate,
         "num_labels": 1000,
     }
-    (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps({"size": o.image}), encoding="utf-8"
-    )
-    draw = np.random.default_rng(0)
-
-    def tensor(shape: tuple[int, ...]) -> Any:
-        noise = draw.standard_normal(shape, dtype=np.float32)
-        return 1 + noise / 10 if len(shape) == 1 else noise * np.float32(np.prod(shape[1:]) ** -0.5)
-
-    tensors = {name: tensor(shape) for name, shape, _ in vit.shapes(parse(vit.Config, raw))}
-    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    return int(sum(t.size for t in tensors.values()))
+    preparation = json.dumps({"size": o.image})
+    (folder / "preprocessor_config.json").write_text(preparation, encoding="utf-8")
+    return measuring.write_checkpoint(folder, vit, raw, lambda name, shape: prod(shape[1:]) ** -0.5)
 
 
 if __name__ == "__main__":
