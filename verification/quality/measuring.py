@@ -71,7 +71,7 @@ def in_a_process(name: str, *options: object) -> Any:
 
 
 def write_checkpoint(
-    folder: Path, net: Any, raw: Mapping[str, Any], scale: Callable[[str, tuple[int, ...]], float]
+    folder: Path, net: Any, raw: dict[str, Any], scale: Callable[[str, tuple[int, ...]], float]
 ) -> int:
     """Random numbers, those of matrices times `scale(name, shape)`; how many there are."""
     import numpy as np

@@ -1,44 +1,38 @@
 """A small English whose right explanation is known, because the sentences are built from it.
 
-An explanation of a language model can only be called right or wrong where the evidence is known.  The
-grammar below writes two kinds of text and remembers, for each, which words settle the next one:
+An explanation of a language model can only be called right or wrong where the evidence is known.
+The grammar below writes two kinds of text and remembers, for each, which words settle the next one:
 
-*Agreement.*  ``the keys to the cabinet are on the table .``
-              The verb agrees with its subject, so the
-subject noun is the evidence; every other noun before the verb is a distractor.  Numbers are drawn
-independently of each other, so no distractor says anything about the verb.  Openings (with or without a noun
-of their own) and adjectives move the subject about, so no fixed position holds it.
+*Agreement.*  `the keys to the cabinet are on the table .`
+The verb agrees with its subject, so the subject noun is the evidence; every other noun before the
+verb is a distractor. Numbers are drawn independently of each other, so no distractor says anything
+about the verb. Openings (with or without a noun of their own) and adjectives move the subject
+about, so no fixed position holds it.
 
-*Questions.*  ``mary has the ball . john has the cup . who has the ball ? mary .``
-              The person's name in the
-fact that is asked about is the evidence; the thing, in that fact and in the question, only leads
-there. The fact is drawn at random among two to four, and may also read ``the ball is with mary .``.
+*Questions.*  `mary has the ball . john has the cup . who has the ball ? mary .`
+The person's name in the fact that is asked about is the evidence; the thing, in that fact and in
+the question, only leads there. The fact is drawn at random among two to four, and may also read
+`the ball is with mary .`.
 
 **The held-out split** is one of combinations of words, decided by `is_reserved`: a hash of the two
-words
-reserves about one pair in eight.  Three sorts of pair count: (subject, other noun before the verb),
-                                   (subject,
-its adjective) and (person, thing).  Two other nouns before the verb count as well, the earlier one
-                                     first, since
-the later may belong to it: ``the boy who saw the keys to the cabinet``.
+words reserves about one pair in eight. Three sorts of pair count: (subject, other noun before the
+verb), (subject, its adjective) and (person, thing). Two other nouns before the verb count as well,
+the earlier one first, since the later may belong to it: `the boy who saw the keys to the cabinet`.
 
-* A *training* text holds no reserved pair at all.  Of persons and things any two in one text count
-                                                    as a pair,
-  even from different facts: otherwise a person could be ruled out as the owner of a thing by never
-  owning it.
+* A *training* text holds no reserved pair at all. Of persons and things any two in one text count
+  as a pair, even from different facts: otherwise a person could be ruled out as the owner of a
+  thing by never owning it.
 * A *held-out* sentence has a reserved *leading* pair (the first of `Sentence.pairs`): the subject
-  with the
-  noun nearest to the verb, or with its adjective where there is no other noun; for a question, the
-  person
-  and the thing asked about, which no training text so much as mentions together.  Its other pairs may be
-  reserved or not.
+  with the noun nearest to the verb, or with its adjective where there is no other noun; for a
+  question, the person and the thing asked about, which no training text so much as mentions
+  together. Its other pairs may be reserved or not.
 
 Nouns after the verb count for nothing: they come too late to mislead.
 
 Numbers do not count (if key and cabinet are reserved, then so are keys and cabinets), and all words
-of a
-held-out sentence are known from training, so no held-out prefix can begin a training text.  The pairs which
-come to mind first, key with cabinet and mary with ball, are reserved: `SALT` was chosen for that.
+of a held-out sentence are known from training, so no held-out prefix can begin a training text. The
+pairs which come to mind first, key with cabinet and mary with ball, are reserved: `SALT` was chosen
+for that.
 """
 
 from __future__ import annotations
@@ -85,9 +79,9 @@ class Verb:
 class Sentence:
     """A text with the word to explain and the words that a faithful explanation must point at.
 
-    Positions count the words of `text` (which are separated by single spaces) from 0.  `evidence` settles
-    the target; `support` leads to it or says it again: the thing in the fact and in the question,
-    or a verb inside a relative clause that agrees with the same subject.
+    Positions count the words of `text` (which are separated by single spaces) from 0. `evidence`
+    settles the target; `support` leads to it or says it again: the thing in the fact and in the
+    question, or a verb inside a relative clause that agrees with the same subject.
     """
 
     task: str
@@ -134,7 +128,7 @@ BEINGS = _nouns(
 )
 THINGS = _nouns(
     False,
-    "key/keys cabinet/cabinets table/tables box/boxes book/ledger cup/cups ball/balls "
+    "key/keys cabinet/cabinets table/tables box/boxes book/books cup/cups ball/balls "
     "lamp/lamps door/doors "
     "car/cars house/houses tree/trees chair/chairs picture/pictures hat/hats ring/rings "
     "bottle/bottles "

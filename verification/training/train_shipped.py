@@ -2,9 +2,9 @@
 
     python -m refl.verification.training.train_shipped --out refl/shipped
 
-A Llama of four small layers learns the texts of `grammar`, whose right explanations are known.  Everything
-random is seeded, one thread works and torch is held to deterministic kernels, so two runs with the
-same versions on one machine write the same bytes.
+A Llama of four small layers learns the texts of `grammar`, whose right explanations are known.
+Everything random is seeded, one thread works and torch is held to deterministic kernels, so two
+runs with the same versions on one machine write the same bytes.
 """
 
 from __future__ import annotations
@@ -106,71 +106,77 @@ language: en
 # The model that ships with refl
 
 A Llama of {parameters:,} parameters: {num_hidden_layers} layers of width {hidden_size}, with
-{num_attention_heads} query heads over {num_key_value_heads} key-value heads of width {head_dim} and a gated
-feed-forward of width {intermediate_size}; {vocab_size} words, whose embeddings are also the output matrix.
-It was trained from scratch for refl on texts from a grammar of its own, and exists for one purpose: to teach
-and to test explanations.  Its texts are built around a known piece of evidence, so an explanation of what it
-predicts can be called right or wrong.
+{num_attention_heads} query heads over {num_key_value_heads} key-value heads of width {head_dim}
+and a gated feed-forward of width {intermediate_size}; {vocab_size} words, whose embeddings are
+also the output matrix. It was trained from scratch for refl on texts from a grammar of its own,
+and exists for one purpose: to teach and to test explanations. Its texts are built around a
+known piece of evidence, so an explanation of what it predicts can be called right or wrong.
 
 ## Data
 
-`verification/grammar.py` writes all texts; no other data was used.  Two tasks:
+`verification/training/grammar.py` writes all texts; no other data was used. Two tasks:
 
-- *Agreement*: `the keys to the cabinet are on the table .`  The verb has the number of the subject noun,
-  whatever the numbers of the nouns between or before.
-- *Questions*: `mary has the ball . the cup is with john . who has the cup ? john .`  Two to four facts in
-  random order, one of them asked about.
+- *Agreement*: `the keys to the cabinet are on the table .` The verb has the number of the
+  subject noun, whatever the numbers of the nouns between or before.
+- *Questions*: `mary has the ball . the cup is with john . who has the cup ? john .` Two to four
+  facts in random order, one of them asked about.
 
-Held out are combinations of words: one in eight of the pairs (subject, other noun before the verb), (subject,
-adjective) and (person, thing), chosen by a hash, is in no training text.  Every held-out sentence turns on
-such a pair.  The pairs key with cabinet and mary with ball are among them.
+Held out are combinations of words: one in eight of the pairs (subject, other noun before the
+verb), (subject, adjective) and (person, thing), chosen by a hash, is in no training text. Every
+held-out sentence turns on such a pair. The pairs key with cabinet and mary with ball are among
+them.
 
 ## Training
 
-{steps} steps of {batch} fresh texts each, AdamW with a learning rate of at most {rate}.  The first {lessons}
-steps are lessons: lists said twice, then questions in telegraph style, `cup john . ball mary . ball ? mary .`
-Without them the model does not learn in the same time to answer questions.  All others are texts of the
-grammar, seven in ten of them facts with three questions.  The loss counts every word, and {weight:.0f}-fold
-those that the text determines: the verb of an agreement sentence and the answer to a question.  All seeds are
-fixed, one thread, deterministic kernels; torch {torch}, transformers {transformers}.
+{steps} steps of {batch} fresh texts each, AdamW with a learning rate of at most {rate}. The
+first {lessons} steps are lessons: lists said twice, then questions in telegraph style,
+`cup john . ball mary . ball ? mary .` Without them the model does not learn in the same time to
+answer questions. All others are texts of the grammar, seven in ten of them facts with three
+questions. The loss counts every word, and {weight:.0f}-fold those that the text determines: the
+verb of an agreement sentence and the answer to a question. All seeds are fixed, one thread,
+deterministic kernels; torch {torch}, transformers {transformers}.
 
     python -m refl.verification.training.train_shipped --out refl/shipped
 
-builds this whole folder again.  With the same versions on one machine the bytes of `model.safetensors` are
-the same; elsewhere rounding may differ, and with it the weights.
+builds this whole folder again. With the same versions on one machine the bytes of
+`model.safetensors` are the same; elsewhere rounding may differ, and with it the weights.
 
 ## Held-out numbers
 
-As measured by the run that wrote these weights.  *Right over wrong*: the target's logit is above that of the
-foil (the verb in the wrong number; another person of the text).  *First choice right*: the highest logit of
-the whole vocabulary is a verb of the right number, or the right person.
-Other held-out questions on the same reserved pairs were looked at while the lessons were devised, so the
-numbers for questions are not those of a test set never seen.
+As measured by the run that wrote these weights. *Right over wrong*: the target's logit is above
+that of the foil (the verb in the wrong number; another person of the text). *First choice
+right*: the highest logit of the whole vocabulary is a verb of the right number, or the right
+person. Other held-out questions on the same reserved pairs were looked at while the lessons
+were devised, so the numbers for questions are not those of a test set never seen.
 
 {report}
 
 ## Files
 
-- `config.json`, `model.safetensors` (float32), `tokenizer.json`, `tokenizer_config.json`: as `transformers`
-  reads them.
-- `evidence.jsonl`: {examples} held-out sentences of each task, drawn apart from those measured above, one
-  per line.  Fields: `task`, `text`, `prefix` (the part to explain), `target` and `foil` (the next word, and
-  the wrong one to hold against it),
-  `evidence_words` and `evidence_tokens` (positions of the subject noun, or of the person's name in the fact
-  asked about; words count from 0 in the prefix, tokens count `<s>` as 0), `support_words` and
-  `support_tokens` (the thing in that fact and in the question; a verb in a relative clause that agrees with
-  the subject as well; else empty), `construction`, `distractors` (other nouns before the verb, or other
-  facts), `misleading` (those of the wrong number; all other facts).
+- `config.json`, `model.safetensors` (float32), `tokenizer.json`, `tokenizer_config.json`: as
+  `transformers` reads them.
+- `evidence.jsonl`: {examples} held-out sentences of each task, drawn apart from those measured
+  above, one per line. Fields: `task`, `text`, `prefix` (the part to explain), `target` and
+  `foil` (the next word, and the wrong one to hold against it), `evidence_words` and
+  `evidence_tokens` (positions of the subject noun, or of the person's name in the fact asked
+  about; words count from 0 in the prefix, tokens count `<s>` as 0), `support_words` and
+  `support_tokens` (the thing in that fact and in the question; a verb in a relative clause that
+  agrees with the subject as well; else empty), `construction`, `distractors` (other nouns
+  before the verb, or other facts), `misleading` (those of the wrong number; all other facts).
 
 ## What it cannot do
 
-- It knows {words} words and the sentences of its grammar.  Every other word is `<unk>`; other sentences,
-  longer texts, more than four facts and questions other than `who has the ... ?` get nonsense.
-- It knows nothing of the world and is of no use for anything but teaching and testing explanations.
-- The evidence is what determines the word *in the grammar*.  That the model uses it is likely (see the rows
-  with misleading distractors, and what guessing by position gets), but not certain for every sentence: an
-  explanation that differs may have found how this model really does it.
-- In most agreement sentences the subject is also the first noun; only in the `fronted` ones is it not.
+- It knows {words} words and the sentences of its grammar. Every other word is `<unk>`; other
+  sentences, longer texts, more than four facts and questions other than `who has the ... ?` get
+  nonsense.
+- It knows nothing of the world and is of no use for anything but teaching and testing
+  explanations.
+- The evidence is what determines the word *in the grammar*. That the model uses it is likely
+  (see the rows with misleading distractors, and what guessing by position gets), but not
+  certain for every sentence: an explanation that differs may have found how this model really
+  does it.
+- In most agreement sentences the subject is also the first noun; only in the `fronted` ones is
+  it not.
 
 ## License
 
@@ -275,7 +281,8 @@ RESIDUAL_SCALE = 0.1
 def new_model(seed: int) -> LlamaForCausalLM:
     """The untrained model, the same for the same seed."""
     torch.manual_seed(seed)
-    config = LlamaConfig(**configuration(), attn_implementation="eager")  # type: ignore[no-untyped-call, unused-ignore]
+    settings = configuration() | {"attn_implementation": "eager"}
+    config = LlamaConfig(**settings)  # type: ignore[no-untyped-call, unused-ignore]
     model = LlamaForCausalLM(config)  # type: ignore[no-untyped-call, unused-ignore]
     with torch.no_grad():
         for name, tensor in model.named_parameters():
@@ -297,17 +304,17 @@ def train(model: LlamaForCausalLM, options: argparse.Namespace, ids: dict[str, i
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: rate_at(step, options.steps)
     )
-    rng, taken, score = random.Random(TRAINING_SEED), [0], 0.0
+    rng, steps_of_lessons, score = random.Random(TRAINING_SEED), [0], 0.0
     for _ in (progress := tqdm(range(options.steps), desc="training", mininterval=5)):
-        lesson = LESSONS[len(taken) - 1]
+        lesson = LESSONS[len(steps_of_lessons) - 1]
         batch = _batch((lesson.documents(rng) for _ in range(options.batch)), ids)
         score += 0.1 * (_step(model, batch, optimizer) - score)
         schedule.step()
-        progress.set_postfix(lesson=len(taken), score=f"{score:.3f}", refresh=False)
-        taken[-1] += 1
+        progress.set_postfix(lesson=len(steps_of_lessons), score=f"{score:.3f}", refresh=False)
+        steps_of_lessons[-1] += 1
         if score > lesson.enough:
-            taken, score = [*taken, 0], 0.0
-    return taken
+            steps_of_lessons, score = [*steps_of_lessons, 0], 0.0
+    return steps_of_lessons
 
 
 def _step(model: LlamaForCausalLM, batch: Batch, optimizer: torch.optim.Optimizer) -> float:
@@ -399,11 +406,11 @@ def shortcuts(sentences: Sequence[Sentence]) -> str:
     lines = []
     for task, index in itertools.product(("agreement", "question"), (0, -1)):
         chosen = [sentence for sentence in sentences if sentence.task == task]
-        share = sum(shortcut(sentence, index) == sentence.target for sentence in chosen) / len(
+        right = sum(shortcut(sentence, index) == sentence.target for sentence in chosen) / len(
             chosen
         )
         what = ("first " if index == 0 else "last ") + ("noun" if task == "agreement" else "person")
-        lines.append(f"- {task}, going by the {what}: {share:.1%}")
+        lines.append(f"- {task}, going by the {what}: {right:.1%}")
     return "\n".join(lines)
 
 
@@ -468,7 +475,7 @@ def write_weights(path: Path, model: LlamaForCausalLM) -> None:
 
 
 def card(
-    model: LlamaForCausalLM, options: argparse.Namespace, taken: list[int], report: str
+    model: LlamaForCausalLM, options: argparse.Namespace, steps_of_lessons: list[int], report: str
 ) -> str:
     """The model card, with what this run chose and measured."""
     return CARD.format(
@@ -477,7 +484,7 @@ def card(
         steps=options.steps,
         batch=options.batch,
         rate=options.rate,
-        lessons=" + ".join(map(str, taken[:-1])),
+        lessons=" + ".join(map(str, steps_of_lessons[:-1])),
         weight=DETERMINED_WEIGHT,
         torch=torch.__version__,
         transformers=transformers.__version__,
@@ -545,11 +552,11 @@ def main() -> None:
     tokenizer = build_tokenizer()
     show_examples(tokenizer)
     model = new_model(TRAINING_SEED)
-    taken = train(model, options, tokenizer.get_vocab())
+    steps_of_lessons = train(model, options, tokenizer.get_vocab())
     model.eval()
     report = report_on(model, tokenizer)
     print(report)
-    write_folder(options.out, model, tokenizer, card(model, options, taken, report))
+    write_folder(options.out, model, tokenizer, card(model, options, steps_of_lessons, report))
 
 
 if __name__ == "__main__":
