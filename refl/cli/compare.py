@@ -57,11 +57,11 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from refl.verification.compare.compare import compare
-    from refl.verification.compare.report import lines
+    from refl.verification.compare.report import html, lines
 
     refuse_outputs(args, "html")
     found = compare(args.a, args.b, tolerance=args.tolerance, model=args.model)
-    write(args.html, lambda: found.html().encode("utf-8"))
+    write(args.html, lambda: html(found).encode("utf-8"))
     if args.json:
         print_json(found.as_dict())
     else:

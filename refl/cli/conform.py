@@ -84,7 +84,7 @@ def _rule_names() -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    from refl.verification.conformance import report, runner
+    from refl.verification.conformance import formats, report, runner
 
     if args.list:
         print_lines(report.signatures(args.rule, width()), args)
@@ -95,10 +95,10 @@ def run(args: argparse.Namespace) -> int:
     sys.path.insert(0, "")
     with Progress() as progress:
         found = runner.run(args.adapter, args.rule, progress=progress)
-    write(args.html, lambda: report.html(found).encode("utf-8"))
-    write(args.junit, lambda: report.junit(found))
+    write(args.html, lambda: formats.html(found).encode("utf-8"))
+    write(args.junit, lambda: formats.junit(found))
     if args.json:
-        print_json(report.as_dict(found))
+        print_json(formats.as_dict(found))
     else:
         print_lines(report.lines(found, width(), args.all), args)
     return 0 if found.passed else FAILED

@@ -5,12 +5,11 @@ how much, and why?
     2. Forward, from the input up: where do activations part? Then the two ran different nets, and
        relevance cannot agree.
     3. From the output down, as the sweep goes: where does relevance part beyond rounding
-       (rounding.py)? The operation that hands
-       relevance to that site is the one whose rule differs; where all sites below agree again, no
-       rule does, but that array was changed.
-    4. Which option, or which known mistake, makes the two equal (suspects.py)? With a model that is
-       run; without one, a constant ratio
-       and what the files say of their methods are all there is to go by.
+       (rounding.py)? The operation that hands relevance to that site is the one whose rule
+       differs; where all sites below agree again, no rule does, but that array was changed.
+    4. Which option, or which known mistake, makes the two equal (diagnosis.py)? With a model
+       that is run; without one, a constant ratio and what the files say of their methods are all
+       there is to go by.
 
 The order of sites is the one that a file says (`order`); else that of a file's ledger, which lists
 operations from the output down and what each handed on to; else names, later blocks first.
@@ -18,24 +17,28 @@ operations from the output down and what each handed on to; else names, later bl
 
 from __future__ import annotations
 
-import functools
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from refl.io.format_1 import translated
-from refl.io.safetensors import read_safetensors
 from refl.errors import ReflError
 from refl.explanation import Explanation
 from refl.model import Model, load
-from refl.rules.composites import METHODS, Composite, from_saved
-from refl.verification.compare import diagnosis
+from refl.verification.compare.alignment import known_sites, place
+from refl.verification.compare.comparison import Comparison
+from refl.verification.compare.diagnosis import Diagnosis, diagnose
+from refl.verification.compare.forward import (
+    ExplainedOutput,
+    RecordedForward,
+    least_eps,
+    picture_of,
+    same_forward,
+)
+from refl.verification.compare.oracle import Oracle, of, read
 from refl.verification.compare.rounding import (
     DIVIDED,
     Divides,
@@ -43,244 +46,8 @@ from refl.verification.compare.rounding import (
     SiteError,
     activation_error,
     relevance_errors,
+    unit_roundoff,
 )
-from refl.verification.compare.diagnosis import (
-    Asked,
-    Forward,
-    Suspect,
-    alternatives,
-    diagnose_model,
-    least_eps,
-    place,
-    unit,
-)
-
-__all__ = ["Comparison", "Oracle", "Suspect", "alternatives", "compare", "diagnose_model", "read"]
-
-
-# -- one side --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Oracle:
-    """What an oracle file says, whoever wrote it; only `relevance` has to be there."""
-
-    name: str
-    relevance: dict[str, Any]
-    activations: dict[str, Any] = field(default_factory=dict)
-    gradients: dict[str, Any] = field(default_factory=dict)
-    aliases: dict[str, str] = field(default_factory=dict)
-    order: list[str] = field(default_factory=list)
-    """Sites from the output down."""
-    books: list[dict[str, Any]] = field(default_factory=list)
-    """The ledger: site, operation, rule, passed (site -> amount)."""
-    composite: Composite | None = None
-    said: dict[str, Any] = field(default_factory=dict)
-    """Everything else of its metadata, and the ids."""
-    picture: Any = None
-
-    @functools.cached_property
-    def _called(self) -> dict[str, set[str]]:
-        called: dict[str, set[str]] = {}
-        for alias, site in self.aliases.items():
-            called.setdefault(site, {site}).add(alias)
-        return called
-
-    def names(self, site: str) -> set[str]:
-        return self._called.get(site, {site})
-
-    def site(self, name: str) -> Site:
-        return Site(self.relevance[name], self.activations.get(name), self.gradients.get(name))
-
-    @property
-    def about(self) -> dict[str, Any]:
-        about = self.said.get("about")
-        return about if isinstance(about, dict) else {}
-
-
-def read(path: str | Path) -> Oracle:
-    """An oracle file. Raises ReflError for a file that is none: no safetensors file, or without
-    relevance.
-    """
-    arrays, metadata = read_safetensors(path)
-    said = translated({key: _json(value) for key, value in metadata.items()})
-    groups = {group: _group(group, arrays) for group in ("relevance", "activation", "gradient")}
-    if not groups["relevance"]:
-        raise ReflError(
-            f"{path} is no oracle file: expected arrays named relevance/<site> (refl "
-            "explain TEXT --save FILE writes one)"
-        )
-    for name in ("input_ids", "decoder_ids"):
-        if name in arrays:
-            said[name] = arrays[name].ravel().tolist()
-    ledger, aliases, order = (
-        said.pop("ledger", None),
-        said.pop("aliases", None),
-        said.pop("order", None),
-    )
-    return Oracle(
-        Path(path).name,
-        groups["relevance"],
-        groups["activation"],
-        groups["gradient"],
-        {str(k): str(v) for k, v in aliases.items()} if isinstance(aliases, dict) else {},
-        [str(s) for s in order] if isinstance(order, list) else [],
-        _books(ledger),
-        _composite(said.get("method")),
-        said,
-        arrays.get("picture"),
-    )
-
-
-def of(e: Explanation, name: str = "") -> Oracle:
-    """The same of an explanation that was never written."""
-    propagated = e.sites.formulation == "gradient_x_input"
-    said = {key: value for key, value in e.as_dict().items() if key != "relevance"}
-    ledger, method = said.pop("ledger"), e.method
-    return Oracle(
-        name or f"{e.method.name} on {e.about.get('model', 'a model')}",
-        {s: e[s] for s in e},
-        {s: e.activation(s) for s in e},
-        {s: e.gradient(s) for s in e} if propagated else {},
-        e.sites.aliases,
-        list(e),
-        _books(ledger),
-        method if isinstance(method, Composite) else _composite(method.as_dict()),
-        said,
-        e.picture,
-    )
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _group(group: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of numbers under a prefix."""
-    found = {
-        name.removeprefix(f"{group}/"): a
-        for name, a in arrays.items()
-        if name.startswith(f"{group}/")
-    }
-    return {site: a for site, a in found.items() if np.issubdtype(a.dtype, np.floating) and a.size}
-
-
-def _books(ledger: Any) -> list[dict[str, Any]]:
-    entries = ledger.get("sites") if isinstance(ledger, dict) else None
-    entries = entries if isinstance(entries, list) else []
-    return [
-        e
-        for e in entries
-        if isinstance(e, dict)
-        and isinstance(e.get("site"), str)
-        and isinstance(e.get("passed"), dict)
-    ]
-
-
-def _composite(method: Any) -> Composite | None:
-    """The method a file says, where refl knows all of its rules; a file that gives nothing but the
-    name of one means that one.
-    """
-    if not isinstance(method, dict):
-        return METHODS.get(method) if isinstance(method, str) else None
-    try:
-        found = from_saved({"source": "", "summary": "", "score": "sum", "rules": []} | method)
-    except (ReflError, KeyError, TypeError, ValueError, AttributeError):
-        return None
-    return found if found.rules else METHODS.get(found.name)
-
-
-# -- the answer ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How two oracle files compare."""
-
-    a: str
-    b: str
-    quantity: list[str]
-    """In what they are not about the same thing."""
-    forward: list[SiteError]
-    """Activations, from the input up."""
-    errors: list[SiteError]
-    """Relevance, from the output down."""
-    only: tuple[list[str], list[str]]
-    """Sites that only A, only B has."""
-    misfits: list[str]
-    """Sites whose shapes do not fit."""
-    order: str
-    """How the order of sites was found."""
-    rules: list[str]
-    """The operations that hand relevance to the first site that parts, and agree themselves."""
-    above: int
-    """Sites that agree before the first that parts."""
-    lone: bool
-    """Whether relevance parts at one site alone, and agrees again below."""
-    notes: list[str]
-    suspects: list[Suspect]
-    operations: dict[str, str]
-    """Site -> the operation it is the output of, where a file says."""
-
-    @property
-    def equal(self) -> bool:
-        return not (self.quantity or self.misfits or self.first or self.first_forward)
-
-    @property
-    def first(self) -> SiteError | None:
-        """The first site from the output down where relevance parts."""
-        return next((e for e in self.errors if e.parts), None)
-
-    @property
-    def first_forward(self) -> SiteError | None:
-        """The first site from the input up where activations part."""
-        return next((e for e in self.forward if e.parts), None)
-
-    def as_dict(self) -> dict[str, Any]:
-        first, forward = self.first, self.first_forward
-        return {
-            "a": self.a,
-            "b": self.b,
-            "equal": self.equal,
-            "quantity": self.quantity,
-            "first": first.site if first else None,
-            "first_activation": forward.site if forward else None,
-            "rules": self.rules,
-            "lone": self.lone,
-            "order": self.order,
-            "notes": self.notes,
-            "suspects": [s.as_dict() for s in self.suspects],
-            "only_a": self.only[0],
-            "only_b": self.only[1],
-            "misfits": self.misfits,
-            "sites": [_plain(e) for e in self.errors],
-            "activations": [_plain(e) for e in self.forward],
-        }
-
-    def __str__(self) -> str:
-        from refl.show.lines import plain
-        from refl.verification.compare.report import lines
-
-        return plain(lines(self))
-
-    def html(self) -> str:
-        """One page that needs nothing but itself."""
-        from refl.verification.compare import report
-
-        return report.html(self)
-
-
-def _plain(e: SiteError) -> dict[str, Any]:
-    return vars(e) | {
-        "parts": e.parts,
-        "sums": list(e.sums),
-        "index": list(e.index),
-        "values": list(e.values),
-    }
-
 
 # -- comparing -------------------------------------------------------------------------------------
 
@@ -304,13 +71,13 @@ def compare(
         raise ReflError(f"tolerance is {tolerance}: expected a number of at least 0")
     left, right = (_side(s) for s in (a, b))
     swept, order = _ordered(left, right, _aligned(left, right))
-    pairs, misfits = _fitting(left, right, swept)
+    pairs, mismatches = _fitting(left, right, swept)
     if not pairs:
         raise ReflError(
             f"{left.name} and {right.name} share no site whose shapes fit: "
             f"{_some(left.relevance)} stand beside {_some(right.relevance)}"
         )
-    roundoff = max(unit(r) for _, x, y in pairs for r in (x.relevance, y.relevance))
+    roundoff = max(unit_roundoff(r) for _, x, y in pairs for r in (x.relevance, y.relevance))
     errors = list(relevance_errors(pairs, roundoff, _divides(left, right), tolerance))
     forward = [
         activation_error(name, x.activation, y.activation, roundoff, tolerance)
@@ -318,8 +85,8 @@ def compare(
     ]  # fmt: skip
     quantity = _quantity(left, right)
     first = next((e for e in errors if e.parts), None)
-    books = max(left.books, right.books, key=len)
-    found: list[Suspect] = []
+    ledger = max(left.ledger, right.ledger, key=len)
+    found: list[Diagnosis] = []
     notes = _fingerprints(left, right)
     if first and not quantity and not any(e.parts for e in forward):
         notes += _closed_form(left, right, pairs, roundoff, tolerance)
@@ -332,14 +99,14 @@ def compare(
         forward,
         errors,
         _only(left, right, swept),
-        misfits,
+        mismatches,
         order,
-        _handing(books, first, left, right),
+        _handed_down_by(ledger, first, left, right),
         next((i for i, e in enumerate(errors) if e.parts), len(errors)),
-        _lone(errors),
+        _alone(errors),
         notes,
         found,
-        {e["site"]: f"{e.get('operation')}, rule {e.get('rule')}" for e in books},
+        {e["site"]: f"{e.get('operation')}, rule {e.get('rule')}" for e in ledger},
     )
 
 
@@ -359,15 +126,15 @@ def _divides(a: Oracle, b: Oracle) -> Divides:
     if len(known) == 2 and all(c.formulation == "gradient_x_input" for c in known):
         return Divides(())
     eps = min((least_eps(c) for c in known if c.formulation == "relevance"), default=0.0)
-    books = max(a.books, b.books, key=len)
+    ledger = max(a.ledger, b.ledger, key=len)
     names = {
         name
-        for e in books
+        for e in ledger
         if e.get("operation") in DIVIDED
         for side in (a, b)
         for name in side.names(e["site"])
     }
-    return Divides(names if books else None, eps)
+    return Divides(names if ledger else None, eps)
 
 
 def _aligned(a: Oracle, b: Oracle) -> dict[str, str]:
@@ -388,7 +155,7 @@ def _ordered(a: Oracle, b: Oracle, aligned: dict[str, str]) -> tuple[dict[str, s
     for side, known in ((a, {site: site for site in ours}), (b, theirs)):
         for listed, words in (
             (side.order, "the order of sites that {} gives"),
-            (_from_books(side), "the order of {}'s ledger"),
+            (_from_ledger(side), "the order of {}'s ledger"),
         ):
             sites = list(dict.fromkeys(known[s] for s in listed if s in known))
             if len(sites) > len(aligned) / 2:
@@ -399,15 +166,15 @@ def _ordered(a: Oracle, b: Oracle, aligned: dict[str, str]) -> tuple[dict[str, s
     }, "neither file says in which order sites follow: by name, later blocks first"
 
 
-def _from_books(side: Oracle) -> list[str]:
+def _from_ledger(side: Oracle) -> list[str]:
     """Operations as they were recorded; what was handed relevance and recorded nothing stands
     behind who handed it.
     """
-    booked = {e["site"] for e in side.books}
+    recorded = {e["site"] for e in side.ledger}
     return [
         name
-        for e in side.books
-        for name in (e["site"], *(p for p in e["passed"] if p not in booked))
+        for e in side.ledger
+        for name in (e["site"], *(p for p in e["passed"] if p not in recorded))
     ]
 
 
@@ -419,14 +186,14 @@ def _fitting(
     a: Oracle, b: Oracle, aligned: dict[str, str]
 ) -> tuple[list[tuple[str, Site, Site]], list[str]]:
     """Both sides of every site in one shape, and the sites where there is none."""
-    pairs, misfits = [], []
+    pairs, mismatches = [], []
     for site, at in aligned.items():
         pair = _one_shape(a.site(site), b.site(at))
         if pair is None:
-            misfits.append(f"{site}: {a.relevance[site].shape} beside {b.relevance[at].shape}")
+            mismatches.append(f"{site}: {a.relevance[site].shape} beside {b.relevance[at].shape}")
         else:
             pairs.append((site, *pair))
-    return pairs, misfits
+    return pairs, mismatches
 
 
 def _one_shape(x: Site, y: Site) -> tuple[Site, Site] | None:
@@ -466,9 +233,9 @@ _QUANTITY = {
 def _quantity(a: Oracle, b: Oracle) -> list[str]:
     """What both say, and say differently."""
     said = [
-        f"{words}: {_short(a.said[key])} in A, {_short(b.said[key])} in B"
+        f"{words}: {_short(a.metadata[key])} in A, {_short(b.metadata[key])} in B"
         for key, words in _QUANTITY.items()
-        if key in a.said and key in b.said and a.said[key] != b.said[key]
+        if key in a.metadata and key in b.metadata and a.metadata[key] != b.metadata[key]
     ]
     if a.picture is not None and b.picture is not None and not np.array_equal(a.picture, b.picture):
         said.append("picture: they explain two")
@@ -483,18 +250,16 @@ def _short(value: Any) -> str:
 def _fingerprints(a: Oracle, b: Oracle) -> list[str]:
     ours, theirs = a.about.get("fingerprint"), b.about.get("fingerprint")
     if ours and theirs and ours != theirs:
-        return [
-            f"the checkpoints are not the same: fingerprint {str(ours)[:12]} in A, "
-            f"{str(theirs)[:12]} in B"
-        ]
+        said = f"fingerprint {str(ours)[:12]} in A, {str(theirs)[:12]} in B"
+        return [f"the checkpoints are not the same: {said}"]
     return []
 
 
 # -- whose rule it is ------------------------------------------------------------------------------
 
 
-def _handing(
-    books: list[dict[str, Any]], first: SiteError | None, a: Oracle, b: Oracle
+def _handed_down_by(
+    ledger: list[dict[str, Any]], first: SiteError | None, a: Oracle, b: Oracle
 ) -> list[str]:
     """The operations that read the first site that parts; what they received agrees, for they stand
     above it.
@@ -502,14 +267,14 @@ def _handing(
     if first is None:
         return []
     names = a.names(first.site) | b.names(first.site)
-    readers = [e for e in books if names & set(e["passed"])]
+    readers = [e for e in ledger if names & set(e["passed"])]
     return [
-        f"{e['site']} ({e.get('operation')}, rule {e.get('rule')} in {'A' if a.books else 'B'})"
+        f"{e['site']} ({e.get('operation')}, rule {e.get('rule')} in {'A' if a.ledger else 'B'})"
         for e in readers
     ]
 
 
-def _lone(errors: list[SiteError]) -> bool:
+def _alone(errors: list[SiteError]) -> bool:
     """One site parts, and there are sites below it."""
     parted = [i for i, e in enumerate(errors) if e.parts]
     return len(parted) == 1 and parted[0] < len(errors) - 1
@@ -573,10 +338,8 @@ def _ratio(
     scaled = ((s, Site(k * p.relevance, p.activation), Site(q.relevance)) for s, p, q in pairs)
     if any(e.parts for e in relevance_errors(scaled, 4 * roundoff, Divides(()), tolerance)):
         return []
-    return [
-        f"B is {k:.6g} times A at every site: the rules agree, the seed does "
-        f"not{_multiple(k, a.said.get('logit'))}"
-    ]
+    seed = f"the seed does not{_multiple(k, a.metadata.get('logit'))}"
+    return [f"B is {k:.6g} times A at every site: the rules agree, {seed}"]
 
 
 def _multiple(k: float, logit: Any) -> str:
@@ -596,9 +359,9 @@ def _multiple(k: float, logit: Any) -> str:
 
 def _explained(
     a: Oracle, b: Oracle, tolerance: float | None, model: Model | str | Path | None
-) -> tuple[list[Suspect], list[str]]:
-    """Suspects, and what kept them from being looked for."""
-    base, ours, theirs, turned = (
+) -> tuple[list[Diagnosis], list[str]]:
+    """Diagnosiss, and what kept them from being looked for."""
+    base, ours, theirs, swapped = (
         (a.composite, a, b, False) if a.composite is not None else (b.composite, b, a, True)
     )
     if base is None:
@@ -609,19 +372,19 @@ def _explained(
     forward, why = _forward(found, ours)
     if forward is None:
         return [], [why]
-    known = diagnosis.known_sites(forward.names, forward.activations, theirs.relevance)
-    listed = diagnosis.diagnose(forward, base, known, tolerance)
+    known = known_sites(forward.names, forward.activations, theirs.relevance)
+    listed = diagnose(forward, base, known, tolerance)
     return listed, [
-        *_nobody(listed),
+        *_none_is_equal(listed),
         *(
             [f"A says no method: the options are those of {b.name}, tried until they give A"]
-            if turned
+            if swapped
             else []
         ),
     ]
 
 
-def _nobody(listed: list[Suspect]) -> list[str]:
+def _none_is_equal(listed: list[Diagnosis]) -> list[str]:
     if any(s.equal for s in listed):
         return []
     return [
@@ -647,33 +410,34 @@ def _model(side: Oracle, model: Model | str | Path | None) -> Model | None:
     return found if print_ or model is not None else None
 
 
-def _forward(model: Model, side: Oracle) -> tuple[Forward | None, str]:
+def _forward(model: Model, side: Oracle) -> tuple[RecordedForward | None, str]:
     """The forward pass behind a file, or why it cannot be run again. The file does not say which
     position is explained: the one with its logit is."""
-    said = side.said
-    seed, target, against = said.get("seed"), said.get("target_id"), said.get("against")
+    metadata = side.metadata
+    seed, target, against = metadata.get("seed"), metadata.get("target_id"), metadata.get("against")
     if seed not in ("logit", "log-probability", "probability") or not isinstance(target, int):
         return None, "no option was tried: the explained output is none of the model's"
     item = (
-        diagnosis.picture_of(side.activations, side.picture)
+        picture_of(side.activations, side.picture)
         if model.takes_images
-        else said.get("input_ids")
+        else metadata.get("input_ids")
     )
     if item is None:
         return None, "no option was tried: the file does not hold the input"
     forward = None
-    for position in _positions(model, item, said):
-        forward = Forward(
+    for position in _positions(model, item, metadata):
+        forward = RecordedForward(
             model,
-            Asked(item, target, _number(model, against), seed, position, said.get("decoder_ids")),
+            ExplainedOutput(
+                item, target, _number(model, against), seed, position, metadata.get("decoder_ids")
+            ),
         )
-        error = diagnosis.same_forward(forward, side.activations)
+        error = same_forward(forward, side.activations)
         if error is None:
             return forward, ""
-    return (
-        None,
+    return None, (
         "no option was tried: refl's forward pass with this model is not that of the file "
-        "(another position, token types or weights?)",
+        "(another position, token types or weights?)"
     )
 
 
@@ -686,20 +450,20 @@ def _number(model: Model, token: Any) -> int | None:
     return model.output_id(int(token) if model.text is None and str(token).isdecimal() else token)
 
 
-def _positions(model: Model, item: Any, said: dict[str, Any]) -> list[int | None]:
+def _positions(model: Model, item: Any, metadata: dict[str, Any]) -> list[int | None]:
     """Where the explained logit may stand, likeliest first."""
     if model.task in ("class", "image-class"):
         return [None]
-    written = said.get("decoder_ids")
+    decoder_ids = metadata.get("decoder_ids")
     rows = (
-        model.logits(item, written)[:, said["target_id"]]
-        if isinstance(said.get("logit"), (int, float))
+        model.logits(item, decoder_ids)[:, metadata["target_id"]]
+        if isinstance(metadata.get("logit"), (int, float))
         else None
     )
-    last = len(written or item) - 1
+    last = len(decoder_ids or item) - 1
     if rows is None:
         return [last]
-    away = np.abs(rows - said["logit"])
+    away = np.abs(rows - metadata["logit"])
     return (
         [last, *(int(i) for i in np.argsort(away, kind="stable")[:3] if i != last)]
         if away[last] <= 1e-3

@@ -10,15 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
 from refl.show.lines import Line, Span, folded, paragraph
 from refl.show.markup import document, safe, table
 from refl.show.text import printable
-
-if TYPE_CHECKING:
-    from refl.verification.compare.compare import Comparison
-    from refl.verification.compare.rounding import SiteError
+from refl.verification.compare.comparison import (
+    Comparison,
+    headline,
+    how_it_was_done,
+    reasons,
+    small,
+)
+from refl.verification.compare.rounding import SiteError
 
 HEAD = ("site", "operation", "deviation", "relative", "allowed", "cosine", "sum in A", "sum in B")
 """Deviation: the largest at any element. Relative: in units of the largest of A; so is what
@@ -28,105 +31,6 @@ FEW = 6
 """Rows of a table that shows what matters."""
 
 
-# -- in words --------------------------------------------------------------------------------------
-
-
-def verdict(c: Comparison) -> str:
-    """One sentence."""
-    if c.quantity:
-        return f"The two are about different things: {'; '.join(c.quantity)}."
-    if c.first_forward:
-        e = c.first_forward
-        return (
-            f"The forward passes differ, first at {e.site}: by {e.relative:.1e} of the "
-            "largest activation there, where rounding allows "
-            f"{e.level:.1e}. Relevance can only agree where activations do."
-        )
-    if c.first:
-        return f"Relevance parts first at {c.first.site}, {_deviation(c.first)}; {_above(c)}."
-    if c.misfits:
-        return (
-            f"Relevance agrees at {len(c.errors)} sites; at {len(c.misfits)} the shapes do not fit."
-        )
-    worst = max(c.errors, key=lambda e: e.relative)
-    if worst.absolute == 0:
-        return f"Relevance is the same to the last bit at all {len(c.errors)} shared sites."
-    return (
-        f"Relevance agrees at all {len(c.errors)} shared sites; the largest deviation is "
-        f"{worst.relative:.1e} of the largest "
-        f"at {worst.site}."
-    )
-
-
-def _deviation(e: SiteError) -> str:
-    what = "by" if e.quantity == "relevance" else f"in its {e.quantity} by"
-    return f"{what} {e.relative:.1e} of the largest there, where rounding allows {e.level:.1e}"
-
-
-def _above(c: Comparison) -> str:
-    if c.above == 0:
-        return "it is the first of all, so the seeds or what is kept differ"
-    return "the site above it agrees" if c.above == 1 else f"the {c.above} sites above it agree"
-
-
-def reasons(c: Comparison) -> list[str]:
-    """What else there is to say, most telling first."""
-    said = []
-    if c.first and not c.quantity:
-        said += _where(c)
-    if c.first_forward and sum(e.parts for e in c.forward) == 1:
-        said.append("no other activation parts: this array was changed, the forward pass was not.")
-    if met := [s for s in c.suspects if s.equal]:
-        said.append(
-            f"explained by {met[0].words}. With this the two are equal at all {met[0].of} "
-            f"sites (worst {_small(met[0].error)})."
-        )
-    if met[1:]:
-        said.append(f"the same numbers come from {'; '.join(s.words for s in met[1:])}.")
-    for s in (s for s in c.suspects if not s.equal):
-        said.append(
-            f"nearest: {s.words}; {s.parted} of {s.of} sites still part, by up to {s.error:.1e}."
-        )
-    said += [f"{note}." for note in c.notes]
-    return [text[0].upper() + text[1:] for text in said]
-
-
-def _where(c: Comparison) -> list[str]:
-    first = c.first
-    if first is None:
-        return []
-    at = f"element {list(first.index)}: {first.values[0]:.9g} in A, {first.values[1]:.9g} in B"
-    if c.lone:
-        return [
-            f"{at}. No other site parts, and those below it agree: this array was changed, no rule."
-        ]
-    return [f"{at}."] + (
-        [
-            f"it was handed down by {' and '.join(c.rules)}, whose own relevance agrees: "
-            "look at that rule."
-        ]
-        if c.rules
-        else []
-    )
-
-
-def _tail(c: Comparison) -> list[str]:
-    """How it was done."""
-    a, b = c.only
-    parted = sum(e.parts for e in c.errors)
-    said = [
-        f"{len(c.errors)} sites stand in both files, {parted} of them part",
-        f"order: {c.order}",
-    ]
-    said += [f"only in A: {len(a)} ({_some(a)})"] if a else []
-    said += [f"only in B: {len(b)} ({_some(b)})"] if b else []
-    return said + [f"shapes do not fit at {m}" for m in c.misfits[:FEW]]
-
-
-def _some(sites: Sequence[str]) -> str:
-    return ", ".join(sites[:3]) + (", ..." if len(sites) > 3 else "")
-
-
 # -- on a terminal ---------------------------------------------------------------------------------
 
 
@@ -134,10 +38,12 @@ def lines(
     c: Comparison, width: int = 100, every: bool = False, table_width: int | None = None
 ) -> list[Line]:
     """The whole view; `every` site, or those that matter."""
-    head = paragraph(printable(verdict(c)), width, "bold", indent="")
+    head = paragraph(printable(headline(c)), width, "bold", indent="")
     sides = paragraph(printable(f"A: {c.a}   B: {c.b}"), width, "dim", indent="")
     why = [line for text in reasons(c) for line in paragraph(printable(text), width)]
-    tail = [line for text in _tail(c) for line in paragraph(printable(text), width, "dim")]
+    tail = [
+        line for text in how_it_was_done(c) for line in paragraph(printable(text), width, "dim")
+    ]
     return [
         *head,
         *sides,
@@ -184,16 +90,12 @@ def cells(c: Comparison, e: SiteError) -> list[str]:
     return [
         printable(name),
         printable(operation),
-        _small(e.absolute),
-        _small(e.relative),
-        _small(e.level),
+        small(e.absolute),
+        small(e.relative),
+        small(e.level),
         _cosine(e.cosine),
         *(f"{s:.6g}" for s in e.sums),
     ]
-
-
-def _small(value: float) -> str:
-    return f"{value:.1e}" if value else "0"
 
 
 def _cosine(value: float) -> str:
@@ -221,7 +123,7 @@ def _html_words(c: Comparison) -> str:
     items = "".join(f"<li>{safe(text)}</li>" for text in reasons(c))
     return (
         "<section><p "
-        f'class="verdict">{safe(verdict(c))}</p>{f"<ul>{items}</ul>" if items else ""}</section>'
+        f'class="headline">{safe(headline(c))}</p>{f"<ul>{items}</ul>" if items else ""}</section>'
     )
 
 
@@ -254,7 +156,7 @@ def _marked(text: str, e: SiteError) -> str:
 def _html_tail(c: Comparison) -> str:
     return (
         "<section><h2>How it was done</h2>"
-        + "".join(f'<p class="note">{safe(text)}</p>' for text in _tail(c))
+        + "".join(f'<p class="note">{safe(text)}</p>' for text in how_it_was_done(c))
         + "</section>"
     )
 
@@ -323,7 +225,7 @@ def _stems(errors: Sequence[SiteError], low: int, high: int) -> str:
     floor = HIGH - BOTTOM
     return "".join(
         f'<g class="{"parts" if e.parts else "agrees"}"><title>{safe(e.site)}: '
-        f"{_small(e.relative)}, rounding allows {_small(e.level)}</title>"
+        f"{small(e.relative)}, rounding allows {small(e.level)}</title>"
         f'<line x1="{(x := _x(i, len(errors))):.1f}" x2="{x:.1f}" y1="{floor}" '
         f'y2="{(y := _y(e.relative, low, high)):.1f}"/>'
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6"/></g>'
@@ -354,7 +256,7 @@ def _first(c: Comparison) -> str:
 
 
 CSS = """\
-.verdict { font-size: 1.1rem; overflow-wrap: anywhere; margin: 0 }
+.headline { font-size: 1.1rem; overflow-wrap: anywhere; margin: 0 }
 li { overflow-wrap: anywhere; margin: .2rem 0 }
 svg.errors { max-width: none; min-width: 44rem }
 svg.errors .grid { stroke: var(--line) }

@@ -84,6 +84,11 @@ class SiteError:
         return not self.excess <= 1
 
 
+def unit_roundoff(array: Any) -> float:
+    """The unit roundoff of an array's dtype."""
+    return float(np.finfo(array.dtype).eps) / 2 if np.issubdtype(array.dtype, np.floating) else 0.0
+
+
 def relevance_errors(
     pairs: Iterable[tuple[str, Site, Site]],
     roundoff: float,

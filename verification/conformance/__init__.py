@@ -11,6 +11,9 @@ if __name__ != "refl.verification.conformance":
         "import that name"
     )
 
-from refl.verification.conformance.runner import NotCovered, Report, cases, check, run
+from refl.verification.conformance.adapter import NotCovered
+from refl.verification.conformance.report import Report
+from refl.verification.conformance.runner import check, run
+from refl.verification.vectors.rule_vectors import cases, rules, signatures
 
-__all__ = ["NotCovered", "Report", "cases", "check", "run"]
+__all__ = ["NotCovered", "Report", "cases", "check", "rules", "run", "signatures"]

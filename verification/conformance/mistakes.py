@@ -1,12 +1,10 @@
 """Known mistakes, each as what an implementation that makes it would answer.
 
-A mistake replaces one part of the rules as right.py has them, or calls a rule with something other
-than what was asked, or spoils the answer afterwards. So a wrong answer can be laid beside the
-answers that the known mistakes give, and the one that reproduces it is named. `MISTAKES` is the
-table; it stands at the end.
-
-Where a mistake makes no difference beyond rounding, or is not defined, asking for its answer raises
-`Inapplicable`.
+A mistake replaces one part of the rules as reference_rules.py has them, or calls a rule with
+something other than what was asked, or changes the answer afterwards. So a wrong answer can be laid
+beside the answers that the known mistakes give, and the one that reproduces it is named. `MISTAKES`
+is the table; it stands at the end. What each is called, what it does and where it was met is in
+the catalogue (vectors/mistakes.toml).
 """
 
 from __future__ import annotations
@@ -16,36 +14,38 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from refl.arrays import Array
-from refl.verification.vectors.case import SIGNATURES, Case
 from refl.verification.conformance.reference_rules import (
     GREATEST,
     Answer,
     Layer,
-    Right,
+    ReferenceRules,
     activation,
     centered,
     contributions,
+    derivative,
     folded,
-    handed_on,
+    identity_factor,
     minus_part,
     patches_of,
     plus_part,
-    ratio,
     rounded,
-    slope,
     summed,
+    summed_messages,
     wide,
 )
+from refl.verification.vectors.case import SIGNATURES, Case
+from refl.verification.vectors.catalogue import CATALOGUE, KnownMistake
 
-Way: TypeAlias = Callable[[Case], Answer]
+Answering: TypeAlias = Callable[[Case], Answer]
+"""What an implementation, right or wrong, answers to a case."""
 
 
-class Inapplicable(Exception):
+class NoDifference(Exception):
     """The mistake makes no difference on this case, or is not defined there."""
 
 
@@ -53,58 +53,48 @@ class Inapplicable(Exception):
 
 
 @dataclass(frozen=True)
-class Mistake:
-    id: str
-    where: str
-    """Libraries in which it was found, or "common mistake"."""
-    says: str
-    """What goes wrong, and its effect."""
+class Mistake(KnownMistake):
+    """A known mistake, with what shows it in a rule or a small network."""
+
     rules: tuple[str, ...]
     """Rules that can show it; `network` for small networks."""
-    kind: Literal["fault", "convention"]
-    wrong: Way | None
-    """What an implementation with this mistake answers; Inapplicable where it is no different.
-    None: only behavior shows it.
+    forms: tuple[Answering, ...]
+    """What an implementation with this mistake answers, in each of the forms in which it is met;
+    NoDifference where it is no different. None at all where only behavior shows it.
     """
-    also: tuple[Way, ...] = ()
-    """Other forms in which the same mistake is met."""
-    behavior: str = ""
+    behavior: str
     """What shows it. For networks `again` (a second call differs), `targets` (several seeds),
     `forward` (z is changed); `narrowed` (right to the digits of float32) for all."""
 
-    @property
-    def ways(self) -> tuple[Way, ...]:
-        return ((self.wrong,) if self.wrong else ()) + self.also
-
 
 @lru_cache(maxsize=512)
-def right_answer(case: Case) -> Answer:
+def reference_answer(case: Case) -> Answer:
     """One case is asked about under every mistake."""
-    return Right(case.dtype).answer(case)
+    return ReferenceRules(case.dtype).answer(case)
 
 
-def planted(**parts: Any) -> Way:
+def planted(**parts: Any) -> Answering:
     """The right rules with some of their functions replaced."""
-    kind = type("Planted", (Right,), parts)
+    kind = type("Planted", (ReferenceRules,), parts)
     return lambda case: kind(case.dtype).answer(case)
 
 
-def called(change: Callable[[Case], dict[str, Any]]) -> Way:
+def called_with(change: Callable[[Case], dict[str, Any]]) -> Answering:
     """The right rule, called with other operands or options than it was asked for."""
-    return lambda case: Right(case.dtype).answer(_changed(case, change(case)))
+    return lambda case: ReferenceRules(case.dtype).answer(_changed(case, change(case)))
 
 
-def spoiled(change: Callable[[Case, Array, Array], Array | None]) -> Way:
+def changed_answer(change: Callable[[Case, Array, Array], Array | None]) -> Answering:
     """The right answer, each array changed: change(case, the operand it belongs to, the array)."""
 
-    def way(case: Case) -> Answer:
-        right = right_answer(case)
+    def form(case: Case) -> Answer:
+        right = reference_answer(case)
         return tuple(
             got if name == "z" or got is None else change(case, _operand(case, name), got)
             for name, got in zip(case.returns, right, strict=True)
         )
 
-    return way
+    return form
 
 
 def _changed(case: Case, new: dict[str, Any]) -> Case:
@@ -126,19 +116,19 @@ def _propagated(case: Case, name: str) -> Array:
     return held[int(member)] if case.rule == "network" else held
 
 
-def _checked(way: Way, rules: tuple[str, ...]) -> Way:
+def _checked(form: Answering, rules: tuple[str, ...]) -> Answering:
     """Without the answers that do not differ, and with numbers beyond the case's format as
     infinities.
     """
 
     def wrong(case: Case) -> Answer:
         if case.rule not in rules:
-            raise Inapplicable(f"it is not a mistake of {case.rule}")
-        right = right_answer(case)
+            raise NoDifference(f"it is not a mistake of {case.rule}")
+        right = reference_answer(case)
         with np.errstate(all="ignore"):
-            got = tuple(None if a is None else _overflowed(a, case.dtype) for a in way(case))
+            got = tuple(None if a is None else _overflowed(a, case.dtype) for a in form(case))
         if not any(_differs(case, *each) for each in zip(case.returns, right, got, strict=True)):
-            raise Inapplicable("it makes no difference here")
+            raise NoDifference("it makes no difference here")
         return got
 
     return wrong
@@ -168,7 +158,7 @@ def _differs(case: Case, name: str, right: Array | None, got: Array | None) -> b
         )
 
 
-def named(patterns: str) -> tuple[str, ...]:
+def matching(patterns: str) -> tuple[str, ...]:
     """The rules that match any of the patterns, in the order of SIGNATURES; `network` last."""
     return tuple(
         rule
@@ -178,14 +168,14 @@ def named(patterns: str) -> tuple[str, ...]:
 
 
 _RELEVANCE = " ".join(rule for rule, each in SIGNATURES.items() if each.formulation == "relevance")
-_KEEPING = (
+_CONSERVING = (
     "multiply_uniform multiply_second rms_norm_identity layer_norm_identity "
     "activation_identity scale_pass_through repeat_heads_pass_through "
     "gather_pass_through top_k_pass_through renormalize_identity linear_flat "
     "linear_w_square linear_z_box"
 )
 """Rules that absorb nothing, or only what has no receiver."""
-_ABSORBING = " ".join(rule for rule in _RELEVANCE.split() if rule not in _KEEPING.split())
+_ABSORBING = " ".join(rule for rule in _RELEVANCE.split() if rule not in _CONSERVING.split())
 _GRADIENT = " ".join(
     rule for rule, each in SIGNATURES.items() if each.formulation == "gradient_x_input"
 )
@@ -195,29 +185,11 @@ _ATTENTION = "attention_attnlrp attention_cp attention_attnlrp_gxi attention_cp_
 _BY_EPSILON = f"{_EPSILON} network"
 
 
-def fault(id: str, where: str, rules: str, says: str, *ways: Way, behavior: str = "") -> Mistake:
-    return _mistake("fault", id, where, rules, says, ways, behavior)
-
-
-def convention(id: str, where: str, rules: str, says: str, *ways: Way) -> Mistake:
-    """A choice that some make on purpose: wrong only where the case asks for another."""
-    return _mistake("convention", id, where, rules, says, ways, "")
-
-
-def _mistake(
-    kind: Literal["fault", "convention"],
-    id: str,
-    where: str,
-    rules: str,
-    says: str,
-    ways: tuple[Way, ...],
-    behavior: str,
-) -> Mistake:
-    names = named(rules)
-    checked = tuple(_checked(way, names) for way in ways)
-    return Mistake(
-        id, where, says, names, kind, checked[0] if checked else None, checked[1:], behavior
-    )
+def mistake(id: str, rules: str, *forms: Answering, behavior: str = "") -> Mistake:
+    """Of the catalogue, shown by the rules that match the patterns."""
+    names = matching(rules)
+    checked = tuple(_checked(form, names) for form in forms)
+    return Mistake(**vars(CATALOGUE[id]), rules=names, forms=checked, behavior=behavior)
 
 
 # -- the wrong parts that take more than a line ----------------------------------------------------
@@ -229,15 +201,21 @@ def _with_denominator(denominator: str) -> Callable[..., Answer]:
     )
 
 
-def _sign_of_zero(self: Right, z: Array, eps: float, kind: str) -> Array:
-    return z + eps * np.sign(z) if kind == "sign" else Right.stabilized(self, z, eps, kind)
+def _sign_of_zero(self: ReferenceRules, z: Array, eps: float, kind: str) -> Array:
+    return z + eps * np.sign(z) if kind == "sign" else ReferenceRules.stabilized(self, z, eps, kind)
 
 
-def _other_eps(eps: float) -> Way:
-    return planted(share=lambda self, z, r, _, kind: Right.share(self, z, r, eps, kind))
+def _other_eps(eps: float) -> Answering:
+    return planted(
+        stabilized_ratio=lambda self, z, r, _, kind: ReferenceRules.stabilized_ratio(
+            self, z, r, eps, kind
+        )
+    )
 
 
-def _proportional(self: Right, operands: Sequence[Array], fixed: Sequence[bool]) -> list[Any]:
+def _proportional(
+    self: ReferenceRules, operands: Sequence[Array], fixed: Sequence[bool]
+) -> list[Any]:
     total = summed([np.abs(a) for a, c in zip(operands, fixed, strict=True) if not c])
     return [np.abs(a) / total for a in operands]
 
@@ -246,7 +224,12 @@ def _by_size(floor: float) -> Callable[..., Answer]:
     """|a| / (sum of |a| + floor eps); 0 where all are 0."""
 
     def sum_epsilon(
-        self: Right, operands: Sequence[Array], r: Array, *, eps: float, stabilizer: str = "sign"
+        self: ReferenceRules,
+        operands: Sequence[Array],
+        r: Array,
+        *,
+        eps: float,
+        stabilizer: str = "sign",
     ) -> Answer:
         s = self.divided(r, summed([np.abs(a) for a in operands]) + floor * eps)
         return tuple(folded(np.abs(a) * s, a) for a in operands)
@@ -255,12 +238,17 @@ def _by_size(floor: float) -> Callable[..., Answer]:
 
 
 def _rescaled_over_batch(
-    self: Right, operands: Sequence[Array], r: Array, *, eps: float, stabilizer: str = "sign"
+    self: ReferenceRules,
+    operands: Sequence[Array],
+    r: Array,
+    *,
+    eps: float,
+    stabilizer: str = "sign",
 ) -> Answer:
     """Each branch scaled to its part |sum a| / sum of |sum a| of all the relevance there is, sums
     over the whole batch.
     """
-    shares = Right.sum_epsilon(self, operands, r, eps=eps, stabilizer=stabilizer)
+    shares = ReferenceRules.sum_epsilon(self, operands, r, eps=eps, stabilizer=stabilizer)
     sums: list[Any] = [a.sum() for a in shares if a is not None]
     total = sum(np.abs(each) for each in sums)
     return tuple(
@@ -270,23 +258,23 @@ def _rescaled_over_batch(
     )
 
 
-def _rescaled(axes: int) -> Way:
+def _rescaled(axes: int) -> Answering:
     """Every array scaled by one number so that the sum of all is what arrived: per example (axes
     from 1), or over the batch (from 0).
     """
 
-    def way(case: Case) -> Answer:
-        right = right_answer(case)
+    def form(case: Case) -> Answer:
+        right = reference_answer(case)
         if case.rule == "network":
-            arrived = wide(case.inputs["seeds"])
+            incoming = wide(case.inputs["seeds"])
             return right[0], *(
                 _scaled((a,), r, axes)[0]
-                for a, r in zip(right[1:], arrived, strict=True)
+                for a, r in zip(right[1:], incoming, strict=True)
                 if a is not None
             )
         return _scaled(right, wide(case.inputs[case.seed]), axes)
 
-    return way
+    return form
 
 
 def _scaled(answer: Answer, r: Array, axes: int) -> Answer:
@@ -302,9 +290,9 @@ def _total(a: Array, axes: int) -> Array:
     return a.sum(tuple(range(axes, a.ndim)))
 
 
-def _uniform_mean(axes: int) -> Way:
-    def way(case: Case) -> Answer:
-        right = right_answer(case)
+def _uniform_mean(axes: int) -> Answering:
+    def form(case: Case) -> Answer:
+        right = reference_answer(case)
         if case.rule == "network":
             return right[0], *(
                 _mean_of((a,), r, axes)[0]
@@ -312,7 +300,7 @@ def _uniform_mean(axes: int) -> Way:
             )
         return _mean_of(right, wide(case.inputs[case.seed]), axes)
 
-    return way
+    return form
 
 
 def _mean_of(answer: Answer, r: Array, axes: int) -> Answer:
@@ -326,12 +314,14 @@ def _mean_of(answer: Answer, r: Array, axes: int) -> Answer:
     )
 
 
-def _half_precision(eps: float | None) -> Way:
+def _half_precision(eps: float | None) -> Answering:
     """z, z + eps and R / (z + eps) each rounded to the 16-bit format, and eps itself; nothing
     guards 0 / 0.
     """
 
-    def share(self: Right, z: Array, r: Array, asked: float, kind: str) -> Array:
+    def stabilized_ratio(
+        self: ReferenceRules, z: Array, r: Array, asked: float, kind: str
+    ) -> Array:
         d = self.stabilized(
             rounded(z, self.dtype),
             float(rounded(np.asarray(asked if eps is None else eps), self.dtype)),
@@ -339,39 +329,42 @@ def _half_precision(eps: float | None) -> Way:
         )
         return rounded(r / rounded(d, self.dtype), self.dtype)
 
-    return _in_half(planted(share=share))
+    return _in_half(planted(stabilized_ratio=stabilized_ratio))
 
 
-def _in_half(way: Way) -> Way:
+def _in_half(form: Answering) -> Answering:
     def wrong(case: Case) -> Answer:
         if case.dtype not in ("float16", "bfloat16"):
-            raise Inapplicable("it is a mistake of the 16-bit formats")
-        return way(case)
+            raise NoDifference("it is a mistake of the 16-bit formats")
+        return form(case)
 
     return wrong
 
 
-def _clamped_divide(fixed: float | None) -> Way:
+def _clamped_divide(fixed: float | None) -> Answering:
     """r / (max(z, c) + min(z, c)), which is z + c whatever the sign of z, and c where that is zero;
     0 where z is.
     """
 
-    def share(self: Right, z: Array, r: Array, eps: float, kind: str) -> Array:
+    def stabilized_ratio(self: ReferenceRules, z: Array, r: Array, eps: float, kind: str) -> Array:
         c = fixed or eps
         d = np.maximum(z, c) + np.minimum(z, c)
         return r / np.where(d == 0, c, d) * (z != 0)
 
     return planted(
-        share=share, divided=lambda self, r, d: share(self, d, r, fixed or 1e-9, "plain")
+        stabilized_ratio=stabilized_ratio,
+        divided=lambda self, r, d: stabilized_ratio(self, d, r, fixed or 1e-9, "plain"),
     )
 
 
 def _weights_amplified(case: Case) -> Answer:
     """The forward itself runs with w + gamma w^+, and the sweep with it."""
     if case.rule != "network":
-        raise Inapplicable("it shows in a network's forward")
+        raise NoDifference("it shows in a network's forward")
     layers = [_amplified(layer) for layer in wide(case.inputs["layers"])]
-    return Right(case.dtype).answer(replace(case, inputs={**case.inputs, "layers": layers}))
+    return ReferenceRules(case.dtype).answer(
+        replace(case, inputs={**case.inputs, "layers": layers})
+    )
 
 
 def _amplified(layer: Layer) -> Layer:
@@ -402,23 +395,23 @@ def _default_rules(case: Case) -> dict[str, Any]:
 
 def _input_times_gradient(case: Case) -> Answer:
     """Seeded with R / z, as a gradient is."""
-    way = planted(
-        undone=lambda self, layer, x, g: (
-            g * slope(x, layer["kind"])
+    form = planted(
+        layer_backward=lambda self, layer, x, g: (
+            g * derivative(x, layer["kind"])
             if layer["operation"] == "activation"
             else self.linear_gradient(x, layer["w"], layer["b"], g)
         ),
-        swept=lambda self, layers, xs, r: (
-            xs[0] * Right.swept(self, layers, xs, self.divided(r, xs[-1]))
+        backward=lambda self, layers, xs, r: (
+            xs[0] * ReferenceRules.backward(self, layers, xs, self.divided(r, xs[-1]))
         ),
     )
-    return way(case)
+    return form(case)
 
 
 def _outputs(case: Case) -> Array:
     """What the operation of a gradient-carrying rule computes."""
     *operands, _ = wide(case.arguments)
-    options, right = wide(dict(case.options)), Right(case.dtype)
+    options, right = wide(dict(case.options)), ReferenceRules(case.dtype)
     forward: dict[str, Callable[[], Array]] = {
         "linear": lambda: right.linear_sum(*operands),
         "convolution": lambda: _convolved(*operands),
@@ -434,7 +427,7 @@ def _outputs(case: Case) -> Array:
         ),
         "layer": lambda: _normed(right, *operands, **options),
         "activation": lambda: activation(operands[0], options["kind"]),
-        "rotary": lambda: operands[0] * operands[1] + right.turned(operands[0], -1) * operands[2],
+        "rotary": lambda: operands[0] * operands[1] + right.rotated(operands[0], -1) * operands[2],
         "pooling": lambda: (
             operands[0] * right.pooling_gradient(operands[0], np.ones(1), **options)
         ).sum(-2, keepdims=True),
@@ -446,19 +439,21 @@ def _outputs(case: Case) -> Array:
 
 
 def _convolved(x: Array, w: Array, b: Array | None) -> Array:
-    z = Right().linear_sum(patches_of(x, w.shape[2:]), w.reshape(len(w), -1), b)
+    z = ReferenceRules().linear_sum(patches_of(x, w.shape[2:]), w.reshape(len(w), -1), b)
     return z.swapaxes(1, 2).reshape(
         len(x), len(w), x.shape[2] // w.shape[2], x.shape[3] // w.shape[3]
     )
 
 
-def _normed(right: Right, x: Array, w: Array, b: Array | None, *, norm_eps: float) -> Array:
+def _normed(
+    right: ReferenceRules, x: Array, w: Array, b: Array | None, *, norm_eps: float
+) -> Array:
     z = centered(x) / right.std(x, norm_eps) * w
     return z if b is None else z + b
 
 
 def _context(
-    right: Right,
+    right: ReferenceRules,
     q: Array,
     k: Array,
     v: Array,
@@ -473,31 +468,36 @@ def _context(
 
 def _seeded_with_outputs(case: Case) -> dict[str, Any]:
     if case.rule == "network":
-        z = Right().answer(case)[0]
+        z = ReferenceRules().answer(case)[0]
         return {"seeds": [r * z for r in wide(case.inputs["seeds"])]}
     return {"g": wide(case.inputs["g"]) * _outputs(case)}
 
 
 def _without_input(case: Case, x: Array, got: Array) -> Array:
     if np.any(x == 0):
-        raise Inapplicable("an input is zero: what it was multiplied with cannot be told")
+        raise NoDifference("an input is zero: what it was multiplied with cannot be told")
     return got / x
 
 
 def _chained(
-    self: Right, operands: Sequence[Array], r: Array, *, eps: float, stabilizer: str = "sign"
+    self: ReferenceRules,
+    operands: Sequence[Array],
+    r: Array,
+    *,
+    eps: float,
+    stabilizer: str = "sign",
 ) -> Answer:
     """((a + b) + c) + ..., each sum with a stabilizer of its own."""
     given: list[Array] = []
     for k in range(len(operands) - 1, 0, -1):
-        r, last = Right.sum_epsilon(
+        r, last = ReferenceRules.sum_epsilon(
             self, [summed(operands[:k]), operands[k]], r, eps=eps, stabilizer=stabilizer
         )
         given.insert(0, last)
     return (r, *given)
 
 
-def _interleaved(self: Right, x: Array, sign: int) -> Array:
+def _interleaved(self: ReferenceRules, x: Array, sign: int) -> Array:
     """Neighbors as pairs: [-x1, x0, -x3, x2, ...] for sign -1."""
     z = np.empty_like(x)
     z[..., ::2], z[..., 1::2] = sign * x[..., 1::2], -sign * x[..., ::2]
@@ -511,7 +511,14 @@ def _angles_of_pairs(case: Case) -> dict[str, Any]:
 
 
 def _full_jacobian(
-    self: Right, x: Array, w: Array, b: Array | None, r: Array, *, norm_eps: float, **options: Any
+    self: ReferenceRules,
+    x: Array,
+    w: Array,
+    b: Array | None,
+    r: Array,
+    *,
+    norm_eps: float,
+    **options: Any,
 ) -> Array:
     return x * self.layer_norm_gradient(
         x, w, b, _norm_share(self, x, w, b, r, norm_eps, **options), norm_eps=norm_eps
@@ -519,7 +526,7 @@ def _full_jacobian(
 
 
 def _bias_spread(
-    self: Right,
+    self: ReferenceRules,
     x: Array,
     w: Array,
     b: Array | None,
@@ -528,13 +535,13 @@ def _bias_spread(
     eps: float,
     stabilizer: str = "sign",
 ) -> Array:
-    relevance = Right.linear_epsilon(self, x, w, b, r, eps=eps, stabilizer=stabilizer)
-    s = self.share(self.linear_sum(x, w, b), r, eps, stabilizer)
+    relevance = ReferenceRules.linear_epsilon(self, x, w, b, r, eps=eps, stabilizer=stabilizer)
+    s = self.stabilized_ratio(self.linear_sum(x, w, b), r, eps, stabilizer)
     return relevance if b is None else relevance + (s @ b)[..., None] / x.shape[-1]
 
 
 def _all_spread(
-    self: Right,
+    self: ReferenceRules,
     x: Array,
     w: Array,
     b: Array | None,
@@ -544,11 +551,11 @@ def _all_spread(
     stabilizer: str = "sign",
 ) -> Array:
     """Bias and stabilizer both."""
-    relevance = Right.linear_epsilon(self, x, w, b, r, eps=eps, stabilizer=stabilizer)
+    relevance = ReferenceRules.linear_epsilon(self, x, w, b, r, eps=eps, stabilizer=stabilizer)
     return relevance + (r.sum(-1, keepdims=True) - relevance.sum(-1, keepdims=True)) / x.shape[-1]
 
 
-def _naive_probabilities(self: Right, filled: Array, axis: int) -> Array:
+def _naive_probabilities(self: ReferenceRules, filled: Array, axis: int) -> Array:
     e = np.exp(filled - filled.max(axis, keepdims=True))
     return e / e.sum(axis, keepdims=True)
 
@@ -580,7 +587,7 @@ def _copies(r: Array, times: int) -> Array:  # (B, K times, T, d) -> (B, K, time
 
 
 def _norm_share(
-    self: Right,
+    self: ReferenceRules,
     x: Array,
     w: Array,
     b: Array | None,
@@ -589,11 +596,18 @@ def _norm_share(
     eps: float,
     stabilizer: str = "sign",
 ) -> Array:
-    return self.share(_normed(self, x, w, b, norm_eps=norm_eps), r, eps, stabilizer)
+    return self.stabilized_ratio(_normed(self, x, w, b, norm_eps=norm_eps), r, eps, stabilizer)
 
 
 def _centered_times(
-    self: Right, x: Array, w: Array, b: Array | None, r: Array, *, norm_eps: float, **options: Any
+    self: ReferenceRules,
+    x: Array,
+    w: Array,
+    b: Array | None,
+    r: Array,
+    *,
+    norm_eps: float,
+    **options: Any,
 ) -> Array:
     return (
         centered(x) * w * _norm_share(self, x, w, b, r, norm_eps, **options) / self.std(x, norm_eps)
@@ -601,9 +615,16 @@ def _centered_times(
 
 
 def _beta_kept(
-    self: Right, x: Array, w: Array, b: Array | None, r: Array, *, norm_eps: float, **options: Any
+    self: ReferenceRules,
+    x: Array,
+    w: Array,
+    b: Array | None,
+    r: Array,
+    *,
+    norm_eps: float,
+    **options: Any,
 ) -> Array:
-    relevance = Right.layer_norm_epsilon(self, x, w, b, r, norm_eps=norm_eps, **options)
+    relevance = ReferenceRules.layer_norm_epsilon(self, x, w, b, r, norm_eps=norm_eps, **options)
     return (
         relevance
         if b is None
@@ -612,33 +633,33 @@ def _beta_kept(
 
 
 def _gamma_unbalanced(
-    self: Right, x: Array, w: Array, b: Array | None, r: Array, *, gamma: float
+    self: ReferenceRules, x: Array, w: Array, b: Array | None, r: Array, *, gamma: float
 ) -> Array:
     """Amplified contributions over a sum that is not amplified."""
     z = self.linear_sum(x, w, b)
     c = contributions(x, w)
-    return handed_on(c + gamma * self.amplified(c, z[..., None], x, w), self.divided(r, z))
+    return summed_messages(c + gamma * self.amplified(c, z[..., None], x, w), self.divided(r, z))
 
 
 def _biased_box(
-    self: Right, x: Array, w: Array, b: Array | None, r: Array, *, low: float, high: float
+    self: ReferenceRules, x: Array, w: Array, b: Array | None, r: Array, *, low: float, high: float
 ) -> Array:
     c = plus_part(w) * (x - low)[..., None, :] + minus_part(w) * (x - high)[..., None, :]
-    return handed_on(c, self.divided(r, c.sum(-1) + (0.0 if b is None else b)))
+    return summed_messages(c, self.divided(r, c.sum(-1) + (0.0 if b is None else b)))
 
 
-def _averaged(self: Right, x: Array, r: Array, *, index: Sequence[Sequence[int]]) -> Array:
-    counts = Right.gather_pass_through(self, x, np.ones_like(r), index=index)
-    return Right.gather_pass_through(self, x, r, index=index) / np.maximum(counts, 1)
+def _averaged(self: ReferenceRules, x: Array, r: Array, *, index: Sequence[Sequence[int]]) -> Array:
+    counts = ReferenceRules.gather_pass_through(self, x, np.ones_like(r), index=index)
+    return ReferenceRules.gather_pass_through(self, x, r, index=index) / np.maximum(counts, 1)
 
 
 def _values_alone(case: Case) -> Answer:
     """Nothing to queries and keys, and still only half to the values."""
-    return None, None, right_answer(case)[2]
+    return None, None, reference_answer(case)[2]
 
 
 def _unbiased_scale_alone(
-    self: Right, x: Array, w: Array, b: Array | None, g: Array, *, norm_eps: float
+    self: ReferenceRules, x: Array, w: Array, b: Array | None, g: Array, *, norm_eps: float
 ) -> Array:
     """The other scale in a derivative that takes it for the right one."""
     n, c = x.shape[-1], centered(x)
@@ -647,7 +668,7 @@ def _unbiased_scale_alone(
     return (centered(w * g) - h * (w * g * h).mean(-1, keepdims=True)) / std
 
 
-def _root_of_square(self: Right, square: Array, norm_eps: float) -> Array:
+def _root_of_square(self: ReferenceRules, square: Array, norm_eps: float) -> Array:
     return np.sqrt(square**2 + norm_eps)
 
 
@@ -660,115 +681,133 @@ def _bridged(case: Case) -> Answer:
     and multiplied by x again.
     """
     if case.formulation == "gradient_x_input":
-        raise Inapplicable("it is a bridge for rules that carry relevance")
+        raise NoDifference("it is a bridge for rules that carry relevance")
     relevance = wide(case.inputs["r"])
     if case.rule.startswith(("linear", "convolution")):
         relevance = relevance * (_outputs(case) != 0)
     small = 0.0 if case.dtype == "float16" else 1e-10
-    way = spoiled(lambda case, x, got: got / (x + _sign_up(x, small)) * x)
-    return way(_changed(case, {"r": relevance}))
+    form = changed_answer(lambda case, x, got: got / (x + _sign_up(x, small)) * x)
+    return form(_changed(case, {"r": relevance}))
 
 
-def _stabilized_by(eps: float, **parts: Any) -> Way:
+def _stabilized_by(eps: float, **parts: Any) -> Answering:
     """A stabilizer in a rule that has none."""
     return planted(divided=lambda self, r, d: r / (d + _sign_up(d, eps)), **parts)
 
 
-def _multiplied_in_place(kind: str) -> Way:
+def _multiplied_in_place(kind: str) -> Answering:
     """One gradient for all operands, and each multiplies it by itself in turn."""
 
     def sum_epsilon(
-        self: Right, operands: Sequence[Array], r: Array, *, eps: float, stabilizer: str = "sign"
+        self: ReferenceRules,
+        operands: Sequence[Array],
+        r: Array,
+        *,
+        eps: float,
+        stabilizer: str = "sign",
     ) -> Answer:
-        product = self.share(summed(operands), r, eps, kind or stabilizer) * math.prod(operands)
+        product = self.stabilized_ratio(summed(operands), r, eps, kind or stabilizer) * math.prod(
+            operands
+        )
         return tuple(folded(product, a) for a in operands)
 
     return planted(sum_epsilon=sum_epsilon)
 
 
-def _signed_weights(self: Right, x: Array, w: Array) -> tuple[Array, Array]:
+def _signed_weights(self: ReferenceRules, x: Array, w: Array) -> tuple[Array, Array]:
     return contributions(x, plus_part(w)), contributions(x, minus_part(w))
 
 
 def _spread_offset(
-    self: Right, x: Array, r: Array, *, mask: Array | None = None, axis: int = -1
+    self: ReferenceRules, x: Array, r: Array, *, mask: Array | None = None, axis: int = -1
 ) -> Array:
-    return Right(self.dtype).softmax_spread(x, r, mask=mask, axis=axis)
+    return ReferenceRules(self.dtype).softmax_spread(x, r, mask=mask, axis=axis)
 
 
-class _MaskedAfter(Right):
+class _MaskedAfter(ReferenceRules):
     """The mask strikes out probabilities that hidden entries have had a part in."""
 
     def filled(self, x: Array, mask: Array | None) -> Array:
-        self.hidden = np.isneginf(Right.filled(self, x, mask))
+        self.hidden = np.isneginf(ReferenceRules.filled(self, x, mask))
         return x
 
-    def seen(self, filled: Array) -> Array:
+    def unmasked(self, filled: Array) -> Array:
         return ~self.hidden
 
     def logits(self, filled: Array, axis: int) -> Array:
         return np.where(self.hidden, 0.0, filled)
 
     def probabilities(self, filled: Array, axis: int) -> Array:
-        return np.where(self.hidden, 0.0, Right.probabilities(self, filled, axis))
+        return np.where(self.hidden, 0.0, ReferenceRules.probabilities(self, filled, axis))
 
 
 def _transposed(case: Case) -> dict[str, Any]:
     new = {name: case.inputs[name].T for name in ("w", "w1", "w2") if name in case.inputs}
     if any(w.shape != case.inputs[name].shape for name, w in new.items()):
-        raise Inapplicable("the weight is not square")
+        raise NoDifference("the weight is not square")
     return new
 
 
 def _gamma_weights(
-    self: Right, x: Array, w: Array, b: Array | None, r: Array, *, gamma: float
+    self: ReferenceRules, x: Array, w: Array, b: Array | None, r: Array, *, gamma: float
 ) -> Array:
     w = w + gamma * plus_part(w)
     return self.divided(r, self.linear_sum(x, w, b)) @ w * x
 
 
 def _gamma_weights_and_bias(
-    self: Right, x: Array, w: Array, b: Array | None, r: Array, *, gamma: float
+    self: ReferenceRules, x: Array, w: Array, b: Array | None, r: Array, *, gamma: float
 ) -> Array:
     return _gamma_weights(
         self, x, w, None if b is None else b + gamma * plus_part(b), r, gamma=gamma
     )
 
 
-def _with_factors(change: Callable[[float, float], tuple[float, float]]) -> Way:
+def _with_factors(change: Callable[[float, float], tuple[float, float]]) -> Answering:
     def linear_alpha_beta(
-        self: Right, x: Array, w: Array, b: Array | None, r: Array, *, alpha: float, beta: float
+        self: ReferenceRules,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        r: Array,
+        *,
+        alpha: float,
+        beta: float,
     ) -> Array:
         alpha, beta = change(alpha, beta)
-        return Right.linear_alpha_beta(self, x, w, b, r, alpha=alpha, beta=beta)
+        return ReferenceRules.linear_alpha_beta(self, x, w, b, r, alpha=alpha, beta=beta)
 
     return planted(linear_alpha_beta=linear_alpha_beta)
 
 
 def _gamma_not_at_zero(
-    self: Right, x: Array, w: Array, b: Array | None, r: Array, *, gamma: float
+    self: ReferenceRules, x: Array, w: Array, b: Array | None, r: Array, *, gamma: float
 ) -> Array:
-    return Right.linear_gamma(self, x, w, b, r * (self.linear_sum(x, w, b) != 0), gamma=gamma)
+    return ReferenceRules.linear_gamma(
+        self, x, w, b, r * (self.linear_sum(x, w, b) != 0), gamma=gamma
+    )
 
 
 def _constants_among_three(
-    self: Right, operands: Sequence[Array], fixed: Sequence[bool]
+    self: ReferenceRules, operands: Sequence[Array], fixed: Sequence[bool]
 ) -> list[Any]:
     """A product of two has a function of its own, which is right."""
     return (
         [1 / len(operands)] * len(operands)
         if len(operands) > 2
-        else Right.parts(self, operands, fixed)
+        else ReferenceRules.fractions(self, operands, fixed)
     )
 
 
-def _doubled_matmul(self: Right, a: Array, v: Array, r: Array, **options: Any) -> Answer:
+def _doubled_matmul(self: ReferenceRules, a: Array, v: Array, r: Array, **options: Any) -> Answer:
     """R / (O + eps) to each."""
-    return _times(2, Right.matmul_uniform)(self, a, v, r, **{**options, "denominator": "2(z+eps)"})
+    return _times(2, ReferenceRules.matmul_uniform)(
+        self, a, v, r, **{**options, "denominator": "2(z+eps)"}
+    )
 
 
 def _by_mean(
-    self: Right,
+    self: ReferenceRules,
     x: Array,
     r: Array,
     *,
@@ -777,7 +816,7 @@ def _by_mean(
     stabilizer: str = "sign",
 ) -> Array:
     count = x.shape[-2] if counted is None else counted.sum(-2, keepdims=True)
-    return Right.pooling_epsilon(
+    return ReferenceRules.pooling_epsilon(
         self, x, r, counted=counted, stabilizer=stabilizer, eps=eps * count
     )
 
@@ -789,12 +828,12 @@ def _as_epsilon(eps: float) -> Callable[..., Array]:
 
 
 def _counted_but_not_in_number(
-    self: Right, x: Array, g: Array, *, counted: Array | None = None
+    self: ReferenceRules, x: Array, g: Array, *, counted: Array | None = None
 ) -> Array:
-    return Right.pooling_gradient(self, x, g) * (1.0 if counted is None else counted)
+    return ReferenceRules.pooling_gradient(self, x, g) * (1.0 if counted is None else counted)
 
 
-def _bias_squared(self: Right, x: Array, w: Array, b: Array | None, r: Array) -> Array:
+def _bias_squared(self: ReferenceRules, x: Array, w: Array, b: Array | None, r: Array) -> Array:
     return self.divided(r, (w * w).sum(-1) + (0.0 if b is None else b * b)) @ (w * w)
 
 
@@ -802,34 +841,26 @@ def _root_mean_square(z: Array, axes: int) -> Array:
     return np.sqrt((z * z).mean(tuple(range(axes, z.ndim)), keepdims=True))
 
 
-def _kind_for(asked: str, used: str) -> Way:
-    return called(lambda case: {"kind": used} if case.options["kind"] == asked else {})
+def _kind_for(asked: str, used: str) -> Answering:
+    return called_with(lambda case: {"kind": used} if case.options["kind"] == asked else {})
 
-
-COMMON = "common mistake"
 
 # -- the table: faults found in libraries, then slips that are easily made, then choices -----------
 
 MISTAKES: tuple[Mistake, ...] = (
-    fault(
+    mistake(
         "eps-unsigned",
-        "LXT relevance form, PE-AWARE-LRP",
         _BY_EPSILON,
-        "eps is added without the sign of z, so a small negative z is driven through zero "
-        "and its relevance explodes or changes sign.",
         planted(
-            stabilized=lambda self, z, eps, kind: Right.stabilized(
+            stabilized=lambda self, z, eps, kind: ReferenceRules.stabilized(
                 self, z, eps, "none" if kind == "none" else "plain"
             )
         ),
         planted(stabilized=lambda self, z, eps, kind: z + eps),
     ),
-    fault(
+    mistake(
         "eps-zero-sign",
-        "several",
         _BY_EPSILON,
-        "sign(0) is taken as 0, so an output that is exactly zero divides by zero, or its "
-        "relevance is lost.",
         planted(stabilized=_sign_of_zero, divided=lambda self, r, d: r / d),
         planted(stabilized=_sign_of_zero),
         planted(
@@ -837,14 +868,11 @@ MISTAKES: tuple[Mistake, ...] = (
             divided=lambda self, r, d: r / d,
         ),
     ),
-    fault(
+    mistake(
         "eps-two-forms",
-        "LXT",
         "matmul_uniform attention_attnlrp",
-        "One matrix product divides by 2 (O + eps) and another by 2 O + eps, so eps counts "
-        "once in one place and twice in the other.",
-        called(lambda case: {"denominator": "2(z+eps)"}),
-        called(lambda case: {"denominator": "2z+eps"}),
+        called_with(lambda case: {"denominator": "2(z+eps)"}),
+        called_with(lambda case: {"denominator": "2z+eps"}),
         *(
             planted(
                 context_product=_with_denominator(context),
@@ -855,33 +883,23 @@ MISTAKES: tuple[Mistake, ...] = (
             for parts in ({}, {"stabilized": lambda self, z, eps, kind: z + eps})
         ),
     ),
-    fault(
+    mistake(
         "softmax-dim",
-        "LXT",
         "softmax_taylor softmax_spread softmax_gradient",
-        "A softmax over another axis still sums relevance over the last one, so rows that "
-        "have nothing to do with each other mix.",
-        planted(along=lambda self, r, axis: r.sum(-1, keepdims=True)),
+        planted(sum_along=lambda self, r, axis: r.sum(-1, keepdims=True)),
     ),
-    fault(
+    mistake(
         "softmax-shifted",
-        COMMON,
         "softmax_taylor softmax_spread softmax_z_plus attention_attnlrp",
-        "The logits are used with their maximum subtracted, so relevance is shared by the "
-        "distance to the largest logit, which gets none.",
         planted(
             logits=lambda self, filled, axis: np.where(
                 np.isneginf(filled), 0.0, filled - filled.max(axis, keepdims=True)
             )
         ),
     ),
-    fault(
+    mistake(
         "mask-finfo",
-        "LXT",
         f"{_SOFTMAX} {_ATTENTION}",
-        "Only -inf counts as masked: where a mask wrote the lowest finite number, the "
-        "least relevance is multiplied by it, and a row that "
-        "is masked whole gives huge numbers or NaN.",
         planted(
             filled=lambda self, x, mask: x if mask is None else np.where(mask, x, self.lowest),
             probabilities=_naive_probabilities,
@@ -891,271 +909,214 @@ MISTAKES: tuple[Mistake, ...] = (
             probabilities=_naive_probabilities,
         ),
     ),
-    fault(
+    mistake(
         "tril-always",
-        "dynamicLRP",
         f"{_SOFTMAX} {_ATTENTION}",
-        "The causal cut is applied to bidirectional attention too, so what later tokens "
-        "contribute is lost.",
-        planted(visible=lambda self, scores, causal, mask: Right.visible(self, scores, True, mask)),
         planted(
-            softmax_taylor=lambda self, x, r, **o: np.tril(Right.softmax_taylor(self, x, r, **o)),
-            softmax_spread=lambda self, x, r, **o: np.tril(Right.softmax_spread(self, x, r, **o)),
-            softmax_z_plus=lambda self, x, r, **o: np.tril(Right.softmax_z_plus(self, x, r, **o)),
+            visible=lambda self, scores, causal, mask: ReferenceRules.visible(
+                self, scores, True, mask
+            )
+        ),
+        planted(
+            softmax_taylor=lambda self, x, r, **o: np.tril(
+                ReferenceRules.softmax_taylor(self, x, r, **o)
+            ),
+            softmax_spread=lambda self, x, r, **o: np.tril(
+                ReferenceRules.softmax_spread(self, x, r, **o)
+            ),
+            softmax_z_plus=lambda self, x, r, **o: np.tril(
+                ReferenceRules.softmax_z_plus(self, x, r, **o)
+            ),
             softmax_identity=lambda self, x, r, **o: np.tril(
-                Right.softmax_identity(self, x, r, **o)
+                ReferenceRules.softmax_identity(self, x, r, **o)
             ),
             softmax_gradient=lambda self, x, g, **o: np.tril(
-                Right.softmax_gradient(self, x, g, **o)
+                ReferenceRules.softmax_gradient(self, x, g, **o)
             ),
         ),
         planted(
-            softmax_taylor=lambda self, x, r, **o: Right.softmax_taylor(self, x, np.tril(r), **o)
+            softmax_taylor=lambda self, x, r, **o: ReferenceRules.softmax_taylor(
+                self, x, np.tril(r), **o
+            )
         ),
     ),
-    fault(
+    mistake(
         "cp-half",
-        "dynamicLRP, LXT GPT-2 relevance form",
         "matmul_second matmul_second_gxi multiply_second multiply_second_gxi attention_cp "
         "attention_cp_gxi",
-        "The values get half of the relevance although the other operand is constant and "
-        "gets nothing: half is lost in every layer.",
-        spoiled(lambda case, x, got: got / 2),
+        changed_answer(lambda case, x, got: got / 2),
         planted(matmul_second=lambda self, a, v, r, **o: self.matmul_uniform(a, v, r, **o)[1]),
     ),
-    fault(
+    mistake(
         "halved-linear",
-        "dynamicLRP",
         "linear_* convolution_* fan_out_epsilon network",
-        "Every linear layer passes on half of its relevance, as if the weights were an "
-        "operand that takes the other half.",
         planted(
             **{
-                rule: _halved(getattr(Right, rule))
+                rule: _halved(getattr(ReferenceRules, rule))
                 for rule in SIGNATURES
                 if rule.startswith("linear_") and rule != "linear_z_plus"
             }
         ),
     ),
-    fault(
+    mistake(
         "moe-degree-0",
-        "LXT Mixtral, Qwen3-MoE",
         "renormalize_identity renormalize_identity_gxi",
-        "The division of top-k weights by their sum gets the epsilon rule, which passes on "
-        "nothing in sum, for a common factor cancels.",
         planted(
             renormalize_identity=lambda self, x, r: self.renormalize_epsilon(
                 x, r, eps=0.0, stabilizer="none"
             ),
-            renormalize_identity_gxi=Right.renormalize_gradient,
+            renormalize_identity_gxi=ReferenceRules.renormalize_gradient,
         ),
         planted(renormalize_identity=lambda self, x, r: self.renormalize_epsilon(x, r, eps=1e-6)),
         planted(renormalize_identity=lambda self, x, r: self.renormalize_epsilon(x, r, eps=1e-8)),
     ),
-    fault(
+    mistake(
         "identity-in-wrong-form",
-        "autoLRP",
         "activation_identity activation_identity_gxi rms_norm_identity "
         "rms_norm_identity_gxi layer_norm_identity renormalize_identity "
         "renormalize_identity_gxi scale_pass_through scale_gradient network "
         "attention_attnlrp attention_attnlrp_gxi",
-        "The identity rule has the factor f(x)/x where gradients are propagated, none "
-        "where relevance is; each stands in the other's place.",
         planted(
-            activation_identity=lambda self, x, r, *, kind: r * ratio(x, kind),
+            activation_identity=lambda self, x, r, *, kind: r * identity_factor(x, kind),
             activation_identity_gxi=lambda self, x, g, *, kind: g,
-            rms_norm_identity=Right.rms_norm_identity_gxi,
+            rms_norm_identity=ReferenceRules.rms_norm_identity_gxi,
             rms_norm_identity_gxi=lambda self, x, w, g, *, norm_eps: g,
-            layer_norm_identity=Right.layer_norm_epsilon_gxi,
-            renormalize_identity=Right.renormalize_identity_gxi,
+            layer_norm_identity=ReferenceRules.layer_norm_epsilon_gxi,
+            renormalize_identity=ReferenceRules.renormalize_identity_gxi,
             renormalize_identity_gxi=lambda self, x, g: g,
-            scale_pass_through=Right.scale_gradient,
+            scale_pass_through=ReferenceRules.scale_gradient,
             scale_gradient=lambda self, x, g, *, factor: g,
         ),
         planted(activation_identity=lambda self, x, r, *, kind: r * (activation(x, kind) / x)),
     ),
-    fault(
+    mistake(
         "product-proportional",
-        "autoLRP",
         "multiply_uniform multiply_uniform_gxi",
-        "A product's relevance is split by the size of its operands, not evenly: the "
-        "larger one gets more though both are needed alike.",
-        planted(parts=_proportional),
+        planted(fractions=_proportional),
     ),
-    fault(
+    mistake(
         "residual-absolute",
-        "autoLRP, dynamicLRP",
         "add_epsilon sum_epsilon add_gradient fan_out_epsilon",
-        "A sum's relevance is split by |a|/(|a| + |b|), so a term that works against the "
-        "others is credited like one that works with them.",
         planted(
             sum_epsilon=_by_size(0.0),
             add_gradient=lambda self, a, b, g: _absolute_gradient(a, b, g),
         ),
         planted(sum_epsilon=_by_size(1.0)),
     ),
-    fault(
+    mistake(
         "constant-eats-share",
-        "LXT",
         "multiply_uniform multiply_uniform_gxi",
-        "Constant operands are counted among those that share, so the part they would get is lost.",
-        planted(parts=lambda self, operands, fixed: [1 / len(operands)] * len(operands)),
-        planted(parts=_constants_among_three),
-        called(lambda case: {"constant": None}),
+        planted(fractions=lambda self, operands, fixed: [1 / len(operands)] * len(operands)),
+        planted(fractions=_constants_among_three),
+        called_with(lambda case: {"constant": None}),
     ),
-    fault(
+    mistake(
         "relu-identity-lost",
-        "captum",
         "activation_identity network",
-        "The identity rule after a ReLU returns nothing, so no relevance reaches any layer below.",
         planted(activation_identity=lambda self, x, r, *, kind: 0 * r if kind == "relu" else r),
     ),
-    fault(
+    mistake(
         "rule-forgotten",
-        "captum",
         "network",
-        "The rules set by the user are deleted after the first call: the second answers "
-        "with default rules, or with input times gradient.",
-        called(_default_rules),
+        called_with(_default_rules),
         _input_times_gradient,
         behavior="again",
     ),
-    fault(
+    mistake(
         "conv-doubled",
-        "Chefer",
         "convolution_*",
-        "The convolution returns its relevance twice over, unless the image has three channels.",
-        spoiled(lambda case, x, got: got if x.shape[1] == 3 else 2 * got),
-        spoiled(lambda case, x, got: 2 * got),
+        changed_answer(lambda case, x, got: got if x.shape[1] == 3 else 2 * got),
+        changed_answer(lambda case, x, got: 2 * got),
     ),
-    fault(
+    mistake(
         "safe-divide",
-        "Chefer",
         f"{_BY_EPSILON} linear_z_plus linear_alpha_beta linear_gamma convolution_z_plus",
-        "The guard of the division is max(z, eps) + min(z, eps), which adds eps without a "
-        "sign and drops the relevance of a zero: "
-        "1/b times b is 0.67, 2 or -1 near eps.",
         _clamped_divide(1e-9),
         _clamped_divide(None),
     ),
-    fault(
+    mistake(
         "batch-coupled",
-        "Chefer",
         f"{_ABSORBING} network",
-        "Relevance is rescaled by sums over the whole batch, so an example's explanation "
-        "depends on its neighbors.",
         planted(sum_epsilon=_rescaled_over_batch),
         _rescaled(0),
     ),
-    fault(
+    mistake(
         "bn-variance",
-        "Chefer, iNNvestigate (batch norm)",
         "layer_norm_epsilon layer_norm_epsilon_gxi layer_norm_gradient "
         "rms_norm_identity_gxi rms_norm_gradient",
-        "The scale of the normalization is sqrt(variance^2 + eps) in place of "
-        "sqrt(variance + eps).",
         planted(
             root=_root_of_square,
-            root_slope=lambda self, square, norm_eps: (
+            root_derivative=lambda self, square, norm_eps: (
                 square / _root_of_square(self, square, norm_eps)
             ),
         ),
         planted(root=_root_of_square),
     ),
-    fault(
+    mistake(
         "alpha-beta-bias",
-        "iNNvestigate",
         "linear_alpha_beta linear_z_plus convolution_z_plus",
-        "The whole bias enters the denominators of both signs, so a bias of the other sign "
-        "takes part where it has no share.",
         planted(signed_bias=lambda self, b, sign: b),
     ),
-    fault(
+    mistake(
         "alpha-index",
-        "iNNvestigate",
         "linear_alpha_beta",
-        "One of the two factors is never used: the other stands in its place, or 1, so the "
-        "parts do not sum to the relevance.",
         _with_factors(lambda alpha, beta: (1.0, beta)),
         _with_factors(lambda alpha, beta: (alpha, alpha)),
         _with_factors(lambda alpha, beta: (beta, beta)),
         _with_factors(lambda alpha, beta: (alpha, 1.0)),
     ),
-    fault(
+    mistake(
         "gamma-forward",
-        "Ali",
         "network",
-        "gamma > 0 changes the weights of the forward itself, so it is another network's "
-        "output that is explained.",
         _weights_amplified,
         behavior="forward",
     ),
-    fault(
+    mistake(
         "ln-unbiased",
-        "Ali, pnpxai",
         "layer_norm_epsilon layer_norm_epsilon_gxi layer_norm_gradient",
-        "LayerNorm's variance is divided by N - 1, so the scale differs from the network's own.",
-        planted(degrees=lambda self, x: x.shape[-1] - 1),
+        planted(variance_divisor=lambda self, x: x.shape[-1] - 1),
         planted(layer_norm_gradient=_unbiased_scale_alone),
     ),
-    fault(
+    mistake(
         "gamma-at-zero",
-        "zennit",
         "linear_gamma",
-        "The relevance of an output that is exactly zero is dropped, though contributions "
-        "of both signs stand below it.",
         planted(linear_gamma=_gamma_not_at_zero),
     ),
-    fault(
+    mistake(
         "zero-input",
-        "LXT/zennit bridge",
         f"{_RELEVANCE} activation_identity_gxi",
-        "Relevance is propagated as x times a quotient, so what lands on an input that is "
-        "exactly zero is lost.",
-        spoiled(lambda case, x, got: np.where(x == 0, 0.0, got)),
-        spoiled(lambda case, x, got: np.where(x == 0, np.nan, got)),
+        changed_answer(lambda case, x, got: np.where(x == 0, 0.0, got)),
+        changed_answer(lambda case, x, got: np.where(x == 0, np.nan, got)),
         _bridged,
     ),
-    fault(
+    mistake(
         "leaf-twice",
-        "dynamicLRP",
         "fan_out_epsilon gather_pass_through",
-        "Relevance that reaches one input by two ways is not summed: the last to arrive "
-        "overwrites the others.",
         planted(
-            met=lambda self, first, second: second,
-            arrived=lambda self, relevance, row, r: relevance.__setitem__(row, r),
+            accumulated=lambda self, first, second: second,
+            accumulate=lambda self, relevance, row, r: relevance.__setitem__(row, r),
         ),
-        planted(met=lambda self, first, second: first),
+        planted(accumulated=lambda self, first, second: first),
         planted(
-            arrived=lambda self, relevance, row, r: relevance.__setitem__(
+            accumulate=lambda self, relevance, row, r: relevance.__setitem__(
                 row, np.where(relevance[row] == 0, r, relevance[row])
             )
         ),
     ),
-    fault(
+    mistake(
         "logit-squared",
-        "LXT documentation",
         f"{_GRADIENT} network",
-        "The gradient x input form is seeded with the logit in place of 1, so the "
-        "relevance sums to the logit squared.",
-        called(_seeded_with_outputs),
+        called_with(_seeded_with_outputs),
     ),
-    fault(
+    mistake(
         "vacuous-check",
-        "LXT",
         f"{_RELEVANCE} network",
-        "With the conservation check on, every answer is replaced by the mean of what "
-        "arrived, so the check passes whatever the rule does.",
         _uniform_mean(0),
         _uniform_mean(1),
     ),
-    fault(
+    mistake(
         "fp16-nan",
-        "LXT, zennit",
         f"{_EPSILON} linear_alpha_beta",
-        "eps underflows in float16, and outputs that cancel divide by it in bfloat16: NaN "
-        "at zero, or relevance that leaps.",
         _half_precision(None),
         _half_precision(1e-8),
         _in_half(
@@ -1166,19 +1127,15 @@ MISTAKES: tuple[Mistake, ...] = (
             )
         ),
     ),
-    fault(
+    mistake(
         "one-target",
-        "LXT",
         "network",
-        "A second target cannot be explained from the same forward: the call raises.",
         behavior="targets",
     ),
-    fault(
+    mistake(
         "gqa-repeat",
-        COMMON,
         "repeat_heads_pass_through attention_attnlrp attention_cp attention_attnlrp_gxi "
         "attention_cp_gxi",
-        "Repeated key and value heads are summed over the wrong groups, or not summed back at all.",
         planted(
             repeat_heads_pass_through=lambda self, x, r, *, times: r.reshape(
                 r.shape[0], times, -1, *r.shape[2:]
@@ -1195,84 +1152,68 @@ MISTAKES: tuple[Mistake, ...] = (
         ),
         planted(repeated=lambda self, x, times: np.tile(x, (1, times, 1, 1))),
     ),
-    fault(
+    mistake(
         "rope-interleave",
-        COMMON,
         "rotary_epsilon rotary_gradient",
-        "Neighbors are rotated as pairs where the halves of a head belong together: "
-        "nothing crashes, and every number is another.",
-        planted(turned=_interleaved),
-        lambda case: planted(turned=_interleaved)(_changed(case, _angles_of_pairs(case))),
+        planted(rotated=_interleaved),
+        lambda case: planted(rotated=_interleaved)(_changed(case, _angles_of_pairs(case))),
     ),
-    fault(
+    mistake(
         "shared-gradient",
-        "LXT relevance form",
         "sum_epsilon add_epsilon",
-        "A sum's operands share one gradient, and each multiplies it by itself in place: "
-        "every operand gets the product of all.",
         _multiplied_in_place(""),
         _multiplied_in_place("plain"),
     ),
     # what is easily got wrong
-    fault(
+    mistake(
         "weight-transposed",
-        COMMON,
         "linear_epsilon linear_g* linear_z* linear_a* linear_w* fan_out_epsilon",
-        "A square weight is read as inputs by outputs, as GPT-2's checkpoints store it, "
-        "where outputs come first.",
-        called(_transposed),
+        called_with(_transposed),
     ),
-    fault(
+    mistake(
         "narrowed",
-        "LXT gradient x input form (RMSNorm)",
         "*",
-        "float64 is computed in float32 somewhere on the way: right to seven digits, wrong "
-        "where terms cancel.",
         behavior="narrowed",
     ),
-    fault(
+    mistake(
         "bias-ignored",
-        COMMON,
         "linear_epsilon linear_gamma linear_z_plus linear_alpha_beta convolution_epsilon "
         "convolution_z_plus layer_norm_epsilon network",
-        "The bias is left out of the denominator, so its share is handed to the inputs.",
         planted(
             linear_sum=lambda self, x, w, b: x @ w.T,
             amplified_bias=lambda self, b, z: 0 * b,
             signed_bias=lambda self, b, sign: 0 * b,
-            linear_gamma=lambda self, x, w, b, r, **o: Right.linear_gamma(self, x, w, None, r, **o),
-            layer_norm_epsilon=lambda self, x, w, b, r, **o: Right.layer_norm_epsilon(
+            linear_gamma=lambda self, x, w, b, r, **o: ReferenceRules.linear_gamma(
+                self, x, w, None, r, **o
+            ),
+            layer_norm_epsilon=lambda self, x, w, b, r, **o: ReferenceRules.layer_norm_epsilon(
                 self, x, w, None, r, **o
             ),
         ),
     ),
-    fault(
+    mistake(
         "eps-doubled",
-        COMMON,
         _BY_EPSILON,
-        "eps is added twice, to z and once more in the division.",
-        planted(stabilized=lambda self, z, eps, kind: Right.stabilized(self, z, 2 * eps, kind)),
+        planted(
+            stabilized=lambda self, z, eps, kind: ReferenceRules.stabilized(self, z, 2 * eps, kind)
+        ),
     ),
-    fault(
+    mistake(
         "abs-stabilizer",
-        COMMON,
         _BY_EPSILON,
-        "The denominator is |z| + eps, so the relevance of every negative output changes sign.",
         planted(stabilized=lambda self, z, eps, kind: z if kind == "none" else np.abs(z) + eps),
         planted(stabilized=lambda self, z, eps, kind: np.abs(z) + eps),
     ),
-    fault(
+    mistake(
         "stabilizer-ignored",
-        COMMON,
         _EPSILON,
-        "The form of the stabilizer that was asked for is ignored: eps always takes the sign of z.",
-        planted(stabilized=lambda self, z, eps, kind: Right.stabilized(self, z, eps, "sign")),
+        planted(
+            stabilized=lambda self, z, eps, kind: ReferenceRules.stabilized(self, z, eps, "sign")
+        ),
     ),
-    fault(
+    mistake(
         "other-eps",
-        COMMON,
         _BY_EPSILON,
-        "Another eps than the one asked for is used, one written into the code or none.",
         *(
             _other_eps(eps)
             for eps in (
@@ -1292,200 +1233,147 @@ MISTAKES: tuple[Mistake, ...] = (
             )
         ),
     ),
-    fault(
+    mistake(
         "gradient-for-relevance",
-        COMMON,
         "*_epsilon matmul_uniform matmul_second softmax_taylor",
-        "The quotient that reaches the input is returned without being multiplied by the input.",
-        spoiled(_without_input),
+        changed_answer(_without_input),
     ),
-    fault(
+    mistake(
         "relevance-for-gradient",
-        COMMON,
         _GRADIENT,
-        "The gradient is returned multiplied by the input, so whoever multiplies again has "
-        "the input squared.",
-        spoiled(lambda case, x, got: x * got),
+        changed_answer(lambda case, x, got: x * got),
     ),
-    fault(
+    mistake(
         "forced-conservation",
-        COMMON,
         f"{_ABSORBING} network",
-        "The answer is rescaled to the sum that arrived, which hides what bias, stabilizer "
-        "and offsets absorb.",
         _rescaled(1),
     ),
-    fault(
+    mistake(
         "relevance-clamped",
-        COMMON,
         f"{_RELEVANCE} network",
-        "Negative relevance is set to zero, or made positive.",
-        spoiled(lambda case, x, got: np.maximum(got, 0.0)),
-        spoiled(lambda case, x, got: np.abs(got)),
+        changed_answer(lambda case, x, got: np.maximum(got, 0.0)),
+        changed_answer(lambda case, x, got: np.abs(got)),
     ),
-    fault(
+    mistake(
         "softmax-no-offset",
-        COMMON,
         "softmax_taylor softmax_gradient attention_attnlrp attention_attnlrp_gxi",
-        "The term p times the sum is not subtracted, so every logit is credited as if the "
-        "others were constant.",
-        planted(along=lambda self, r, axis: 0 * r),
+        planted(sum_along=lambda self, r, axis: 0 * r),
     ),
-    fault(
+    mistake(
         "axis-ignored",
-        COMMON,
         "softmax_taylor softmax_spread softmax_z_plus softmax_gradient",
-        "The softmax is taken over the last axis whichever was asked for.",
-        called(lambda case: {"axis": -1}),
+        called_with(lambda case: {"axis": -1}),
     ),
-    fault(
+    mistake(
         "mask-ignored",
-        COMMON,
         f"{_SOFTMAX} {_ATTENTION}",
-        "The mask is not applied, so hidden positions take part.",
-        called(lambda case: {"mask": None}),
+        called_with(lambda case: {"mask": None}),
     ),
-    fault(
+    mistake(
         "mask-inverted",
-        COMMON,
         f"{_SOFTMAX} {_ATTENTION}",
-        "The mask is read as True for hidden where it means visible.",
-        called(
+        called_with(
             lambda case: {} if case.options.get("mask") is None else {"mask": ~case.options["mask"]}
         ),
     ),
-    fault(
+    mistake(
         "mask-after",
-        COMMON,
         f"softmax_taylor softmax_spread softmax_gradient {_ATTENTION}",
-        "The mask strikes out probabilities after the softmax, so what is left of a row "
-        "does not sum to 1.",
         lambda case: _MaskedAfter(case.dtype).answer(case),
     ),
-    fault(
+    mistake(
         "mask-counted",
-        COMMON,
         "softmax_taylor softmax_spread softmax_z_plus softmax_identity",
-        "Relevance that stood at masked entries is not taken out: it enters the row's sum, "
-        "or stays where nothing can have come from.",
-        planted(seen=lambda self, filled: np.ones_like(filled)),
+        planted(unmasked=lambda self, filled: np.ones_like(filled)),
     ),
-    fault(
+    mistake(
         "causal-ignored",
-        COMMON,
         _ATTENTION,
-        "The causal cut is not applied, so later tokens get relevance.",
-        called(lambda case: {"causal": False}),
+        called_with(lambda case: {"causal": False}),
     ),
-    fault(
+    mistake(
         "scale-once",
-        COMMON,
         _ATTENTION,
-        "The scaling of the scores by 1/sqrt(d) is missing, or applied twice.",
-        called(lambda case: {"scale": 1.0}),
-        called(lambda case: {"scale": case.options["scale"] ** 2}),
+        called_with(lambda case: {"scale": 1.0}),
+        called_with(lambda case: {"scale": case.options["scale"] ** 2}),
     ),
-    fault(
+    mistake(
         "product-doubled",
-        COMMON,
         "multiply_uniform multiply_uniform_gxi matmul_uniform matmul_uniform_gxi "
         "attention_attnlrp attention_attnlrp_gxi",
-        "Each operand of a product gets all of the relevance instead of its part, so "
-        "relevance is created.",
         planted(
-            parts=lambda self, operands, fixed: [1.0] * len(operands),
-            matmul_uniform=_times(2, Right.matmul_uniform),
-            matmul_uniform_gxi=Right.matmul_gradient,
+            fractions=lambda self, operands, fixed: [1.0] * len(operands),
+            matmul_uniform=_times(2, ReferenceRules.matmul_uniform),
+            matmul_uniform_gxi=ReferenceRules.matmul_gradient,
         ),
         planted(matmul_uniform=_doubled_matmul),
     ),
-    fault(
+    mistake(
         "product-quartered",
-        COMMON,
         "multiply_uniform multiply_uniform_gxi matmul_uniform matmul_uniform_gxi "
         "attention_attnlrp attention_attnlrp_gxi",
-        "A product's share is halved twice, so relevance is lost.",
         planted(
-            parts=lambda self, operands, fixed: [
-                part / 2 for part in Right.parts(self, operands, fixed)
+            fractions=lambda self, operands, fixed: [
+                part / 2 for part in ReferenceRules.fractions(self, operands, fixed)
             ],
-            matmul_uniform=_times(0.5, Right.matmul_uniform),
-            matmul_uniform_gxi=_times(0.5, Right.matmul_uniform_gxi),
+            matmul_uniform=_times(0.5, ReferenceRules.matmul_uniform),
+            matmul_uniform_gxi=_times(0.5, ReferenceRules.matmul_uniform_gxi),
         ),
     ),
-    fault(
+    mistake(
         "gate-swapped",
-        COMMON,
         "multiply_second multiply_second_gxi",
-        "The gate is taken for the value: the second operand, which should get all, gets "
-        "nothing, or the gradient of the first.",
-        spoiled(lambda case, x, got: 0 * got),
+        changed_answer(lambda case, x, got: 0 * got),
         planted(multiply_second_gxi=lambda self, a, b, g: folded(b * g, b)),
     ),
-    fault(
+    mistake(
         "cp-leaks",
-        COMMON,
         "attention_cp attention_cp_gxi",
-        "The probabilities are not held constant, so queries and keys get relevance that "
-        "belongs to the values.",
-        planted(attention_cp=Right.attention_attnlrp, attention_cp_gxi=Right.attention_attnlrp_gxi),
+        planted(
+            attention_cp=ReferenceRules.attention_attnlrp,
+            attention_cp_gxi=ReferenceRules.attention_attnlrp_gxi,
+        ),
     ),
-    fault(
+    mistake(
         "probabilities-constant",
-        COMMON,
         "attention_attnlrp attention_attnlrp_gxi",
-        "The probabilities are taken as constant, so queries and keys get nothing.",
         planted(
             attention_attnlrp=lambda self, q, k, v, r, *, denominator="2z+eps", **o: (
                 self.attention_cp(q, k, v, r, **o)
             ),
-            attention_attnlrp_gxi=Right.attention_cp_gxi,
+            attention_attnlrp_gxi=ReferenceRules.attention_cp_gxi,
         ),
         _values_alone,
     ),
-    fault(
+    mistake(
         "mean-not-centered",
-        COMMON,
         "layer_norm_epsilon layer_norm_epsilon_gxi layer_norm_gradient",
-        "The mean's own dependence on x is left out on the way back: what comes down is "
-        "not centered.",
         planted(pulled_through_mean=lambda self, c: c),
     ),
-    fault(
+    mistake(
         "ln-centered-input",
-        COMMON,
         "layer_norm_epsilon",
-        "x - mean stands in place of x in the numerator, and the way back through the mean "
-        "is left out.",
         planted(layer_norm_epsilon=_centered_times),
     ),
-    fault(
+    mistake(
         "ln-beta-in-numerator",
-        COMMON,
         "layer_norm_epsilon",
-        "The bias of the norm stands in the numerator, so the share it should absorb is "
-        "handed to the input.",
         planted(layer_norm_epsilon=_beta_kept),
     ),
-    fault(
+    mistake(
         "norm-eps-missing",
-        COMMON,
         "layer_norm_epsilon layer_norm_epsilon_gxi layer_norm_gradient "
         "rms_norm_identity_gxi rms_norm_gradient",
-        "The norm's own eps is left out of the root, or added outside it.",
-        called(lambda case: {"norm_eps": 0.0}),
+        called_with(lambda case: {"norm_eps": 0.0}),
         planted(
             root=lambda self, square, norm_eps: np.sqrt(square) + norm_eps,
-            root_slope=lambda self, square, norm_eps: 0.5 / np.sqrt(square),
+            root_derivative=lambda self, square, norm_eps: 0.5 / np.sqrt(square),
         ),
     ),
-    fault(
+    mistake(
         "norm-jacobian",
-        COMMON,
         "rms_norm_identity rms_norm_identity_gxi layer_norm_epsilon layer_norm_identity "
         "layer_norm_epsilon_gxi",
-        "The norm's full Jacobian stands in place of the one with a constant scale: almost "
-        "no relevance passes.",
         planted(
             rms_norm_identity=lambda self, x, w, r, *, norm_eps: (
                 x
@@ -1498,46 +1386,37 @@ MISTAKES: tuple[Mistake, ...] = (
                     norm_eps=norm_eps,
                 )
             ),
-            rms_norm_identity_gxi=Right.rms_norm_gradient,
+            rms_norm_identity_gxi=ReferenceRules.rms_norm_gradient,
             layer_norm_epsilon=_full_jacobian,
             layer_norm_identity=lambda self, x, w, b, r, *, norm_eps: _full_jacobian(
                 self, x, w, b, r, norm_eps=norm_eps, eps=0.0, stabilizer="none"
             ),
-            layer_norm_epsilon_gxi=Right.layer_norm_gradient,
+            layer_norm_epsilon_gxi=ReferenceRules.layer_norm_gradient,
         ),
     ),
-    fault(
+    mistake(
         "norm-frozen",
-        COMMON,
         "rms_norm_gradient layer_norm_gradient",
-        "The norm's scale is held constant where the true derivative is asked for.",
         planted(
-            rms_norm_gradient=Right.rms_norm_identity_gxi,
-            layer_norm_gradient=Right.layer_norm_epsilon_gxi,
+            rms_norm_gradient=ReferenceRules.rms_norm_identity_gxi,
+            layer_norm_gradient=ReferenceRules.layer_norm_epsilon_gxi,
         ),
     ),
-    fault(
+    mistake(
         "norm-weight-ignored",
-        COMMON,
         "layer_norm_epsilon layer_norm_epsilon_gxi layer_norm_gradient "
         "rms_norm_identity_gxi rms_norm_gradient",
-        "The norm's weight is left out.",
-        called(lambda case: {"w": np.ones_like(case.inputs["w"])}),
+        called_with(lambda case: {"w": np.ones_like(case.inputs["w"])}),
     ),
-    fault(
+    mistake(
         "norm-weight-offset",
-        COMMON,
         "layer_norm_epsilon layer_norm_epsilon_gxi layer_norm_gradient "
         "rms_norm_identity_gxi rms_norm_gradient",
-        "The norm's weight has 1 added to it, as Gemma's checkpoints want it and others do not.",
-        called(lambda case: {"w": case.inputs["w"] + case.inputs["w"].dtype.type(1)}),
+        called_with(lambda case: {"w": case.inputs["w"] + case.inputs["w"].dtype.type(1)}),
     ),
-    fault(
+    mistake(
         "gelu-other",
-        COMMON,
         "activation_identity_gxi activation_gradient",
-        "Another form of the activation is used than the network has, such as the tanh "
-        "approximation of GELU for the exact one.",
         *(
             _kind_for(*pair)
             for pair in (
@@ -1554,26 +1433,19 @@ MISTAKES: tuple[Mistake, ...] = (
             )
         ),
     ),
-    fault(
+    mistake(
         "slope-for-ratio",
-        COMMON,
         "activation_identity_gxi",
-        "The derivative f'(x) stands in place of the ratio f(x)/x, as plain autograd gives it.",
-        planted(activation_identity_gxi=Right.activation_gradient),
+        planted(activation_identity_gxi=ReferenceRules.activation_gradient),
     ),
-    fault(
+    mistake(
         "ratio-for-slope",
-        COMMON,
         "activation_gradient",
-        "The ratio f(x)/x stands in place of the derivative.",
-        planted(activation_gradient=Right.activation_identity_gxi),
+        planted(activation_gradient=ReferenceRules.activation_identity_gxi),
     ),
-    fault(
+    mistake(
         "ratio-eps",
-        "LXT",
         "activation_identity_gxi",
-        "An eps is added to x in f(x)/x without its sign: 0 at x = 0, where the limit is "
-        "f'(0), and a pole at x = -eps.",
         *(
             planted(
                 activation_identity_gxi=lambda self, x, g, *, kind, eps=eps: (
@@ -1583,90 +1455,69 @@ MISTAKES: tuple[Mistake, ...] = (
             for eps in (1e-10, 1e-9, 1e-8, 1e-6, 0.0)
         ),
     ),
-    fault(
+    mistake(
         "rotary-transposed",
-        COMMON,
         "rotary_epsilon rotary_gradient",
-        "The rotation is applied on the way back as on the way forward, not transposed.",
-        planted(rotary_gradient=lambda self, x, cos, sin, g: g * cos + self.turned(g, -1) * sin),
+        planted(rotary_gradient=lambda self, x, cos, sin, g: g * cos + self.rotated(g, -1) * sin),
     ),
-    fault(
+    mistake(
         "rotary-skipped",
-        COMMON,
         "rotary_epsilon rotary_gradient",
-        "The rotation is passed as if it did nothing, though relevance must follow the "
-        "turned coordinates.",
         planted(
             rotary_epsilon=lambda self, x, cos, sin, r, **o: r,
             rotary_gradient=lambda self, x, cos, sin, g: g,
         ),
     ),
-    fault(
+    mistake(
         "counted-ignored",
-        COMMON,
         "pooling_epsilon pooling_gradient",
-        "The mean is taken over padding as well.",
-        called(lambda case: {"counted": None}),
+        called_with(lambda case: {"counted": None}),
         planted(pooling_gradient=_counted_but_not_in_number),
     ),
-    fault(
+    mistake(
         "pooling-sum",
-        COMMON,
         "pooling_gradient",
-        "The mean's division by the number of positions is left out.",
         planted(
             pooling_gradient=lambda self, x, g, *, counted=None: (
                 (np.ones_like(x) if counted is None else counted) * g
             )
         ),
     ),
-    fault(
+    mistake(
         "pooling-uniform",
-        COMMON,
         "pooling_epsilon",
-        "Every position gets the same share, whatever it contributed.",
         planted(
-            pooling_epsilon=lambda self, x, r, *, counted=None, **o: Right.pooling_gradient(
-                self, x, r, counted=counted
+            pooling_epsilon=lambda self, x, r, *, counted=None, **o: (
+                ReferenceRules.pooling_gradient(self, x, r, counted=counted)
             )
         ),
     ),
-    fault(
+    mistake(
         "gamma-one-branch",
-        COMMON,
         "linear_gamma network",
-        "The positive contributions are amplified below negative outputs too.",
         planted(
             amplified=lambda self, c, z, x, w: plus_part(c),
             amplified_bias=lambda self, b, z: plus_part(b),
         ),
     ),
-    fault(
+    mistake(
         "gamma-bias",
-        COMMON,
         "linear_gamma network",
-        "The bias is not amplified with the contributions of its sign.",
         planted(amplified_bias=lambda self, b, z: 0 * b * z),
     ),
-    fault(
+    mistake(
         "gamma-dropped",
-        COMMON,
         "linear_gamma network",
-        "Only what gamma amplifies enters one of the two, numerator or denominator, so "
-        "relevance does not balance.",
         planted(
-            linear_gamma=lambda self, x, w, b, r, *, gamma: Right.linear_gamma(
+            linear_gamma=lambda self, x, w, b, r, *, gamma: ReferenceRules.linear_gamma(
                 self, x, w, b, r, gamma=0.0
             )
         ),
         planted(linear_gamma=_gamma_unbalanced),
     ),
-    fault(
+    mistake(
         "plus-half",
-        COMMON,
         "linear_z_plus linear_alpha_beta convolution_z_plus network",
-        "Only positive inputs with positive weights count as positive contributions; "
-        "negative inputs with negative weights are forgotten.",
         planted(
             signed=lambda self, x, w: (
                 contributions(plus_part(x), plus_part(w)),
@@ -1674,32 +1525,24 @@ MISTAKES: tuple[Mistake, ...] = (
             )
         ),
     ),
-    fault(
+    mistake(
         "plus-weights",
-        "captum",
         "linear_z_plus linear_alpha_beta convolution_z_plus network",
-        "Weights are cut by sign instead of contributions, so a negative input turns "
-        "positive weights into negative shares.",
         planted(signed=_signed_weights),
         planted(signed=_signed_weights, signed_bias=lambda self, b, sign: b),
         _stabilized_by(1e-9, signed=_signed_weights, signed_bias=lambda self, b, sign: b),
     ),
-    fault(
+    mistake(
         "alpha-beta-sign",
-        COMMON,
         "linear_alpha_beta network",
-        "The negative part is added instead of subtracted, so relevance is multiplied by "
-        "alpha + beta.",
         _with_factors(lambda alpha, beta: (alpha, -beta)),
     ),
-    fault(
+    mistake(
         "flat-weighted",
-        COMMON,
         "linear_flat",
-        "The flat rule shares by the inputs, or counts the bias as one of them.",
         planted(
             linear_flat=lambda self, x, w, b, r: (
-                Right.linear_flat(self, x, w, b, r) * x.shape[-1] / (x.shape[-1] + 1)
+                ReferenceRules.linear_flat(self, x, w, b, r) * x.shape[-1] / (x.shape[-1] + 1)
             )
         ),
         planted(
@@ -1708,206 +1551,161 @@ MISTAKES: tuple[Mistake, ...] = (
             )
         ),
     ),
-    fault(
+    mistake(
         "w-square-not-squared",
-        COMMON,
         "linear_w_square",
-        "Weights enter by their absolute value, not by their square.",
         planted(
             linear_w_square=lambda self, x, w, b, r: self.divided(r, np.abs(w).sum(-1)) @ np.abs(w)
         ),
         planted(linear_w_square=lambda self, x, w, b, r: self.divided(r, w.sum(-1)) @ w),
     ),
-    fault(
+    mistake(
         "z-box-bounds",
-        COMMON,
         "linear_z_box",
-        "The bounds are exchanged, or 0 and 1 are used whatever was asked for.",
-        called(lambda case: {"low": case.options["high"], "high": case.options["low"]}),
-        called(lambda case: {"low": 0.0, "high": 1.0}),
+        called_with(lambda case: {"low": case.options["high"], "high": case.options["low"]}),
+        called_with(lambda case: {"low": 0.0, "high": 1.0}),
     ),
-    fault(
+    mistake(
         "z-box-bias",
-        COMMON,
         "linear_z_box",
-        "The bias takes a share, though nothing of it is left after the bounds are subtracted.",
         planted(linear_z_box=_biased_box),
     ),
-    fault(
+    mistake(
         "kernel-flipped",
-        COMMON,
         "convolution_*",
-        "The kernel is turned around, as in mathematics' convolution; networks correlate.",
-        called(lambda case: {"w": case.inputs["w"][..., ::-1, ::-1]}),
+        called_with(lambda case: {"w": case.inputs["w"][..., ::-1, ::-1]}),
     ),
-    fault(
+    mistake(
         "index-shared",
-        COMMON,
         "gather_pass_through",
-        "The first example's row numbers are used for every example.",
-        called(lambda case: {"index": [case.options["index"][0]] * len(case.options["index"])}),
+        called_with(
+            lambda case: {"index": [case.options["index"][0]] * len(case.options["index"])}
+        ),
     ),
-    fault(
+    mistake(
         "top-k-order",
-        COMMON,
         "top_k_pass_through",
-        "Relevance is put at the wrong entries: in ascending order of size, in the order "
-        "they stand in, or simply at the first k.",
-        planted(chosen=lambda self, x, k: Right.chosen(self, x, k)[..., ::-1]),
-        planted(chosen=lambda self, x, k: np.sort(Right.chosen(self, x, k), axis=-1)),
+        planted(chosen=lambda self, x, k: ReferenceRules.chosen(self, x, k)[..., ::-1]),
+        planted(chosen=lambda self, x, k: np.sort(ReferenceRules.chosen(self, x, k), axis=-1)),
         planted(chosen=lambda self, x, k: np.broadcast_to(np.arange(k), (*x.shape[:-1], k))),
     ),
-    fault(
+    mistake(
         "fan-in-mean",
-        COMMON,
         "fan_out_epsilon gather_pass_through",
-        "What meets at an input is averaged instead of summed.",
         planted(
-            met=lambda self, first, second: (first + second) / 2, gather_pass_through=_averaged
+            accumulated=lambda self, first, second: (first + second) / 2,
+            gather_pass_through=_averaged,
         ),
     ),
     # choices that are made on purpose
-    convention(
+    mistake(
         "bias-redistributed",
-        "some toolboxes",
         "linear_epsilon convolution_epsilon network",
-        "The share of the bias is handed to the inputs in equal parts, so that relevance "
-        "is conserved.",
         planted(linear_epsilon=_bias_spread),
         planted(linear_epsilon=_all_spread),
     ),
-    convention(
+    mistake(
         "bias-counted",
-        "zennit",
         "linear_w_square",
-        "The bias counts as one more input: its square enters the sum and takes a share.",
         planted(linear_w_square=_bias_squared),
     ),
-    convention(
+    mistake(
         "stabilizer-added",
-        "zennit, captum, iNNvestigate",
         "linear_gamma linear_z_plus linear_alpha_beta linear_w_square linear_z_box "
         "convolution_z_plus",
-        "A small number is added to denominators of rules that are defined without one.",
         *(_stabilized_by(eps) for eps in (1e-12, 1e-9, 1e-8, 1e-7, 1e-6)),
     ),
-    convention(
+    mistake(
         "eps-clamped",
-        "zennit (clip)",
         _BY_EPSILON,
-        "The denominator is kept at least eps away from zero instead of being moved by eps.",
         planted(
             stabilized=lambda self, z, eps, kind: (
                 z if kind == "none" else np.where(np.abs(z) < eps, _sign_up(z, eps), z)
             )
         ),
     ),
-    convention(
+    mistake(
         "softmax-other-rule",
-        "Ding et al. 2017, Voita et al. 2021, Chefer et al. 2021",
         "softmax_taylor softmax_spread softmax_identity attention_attnlrp",
-        "The softmax is passed by another of its rules: by identity, or with the offset "
-        "spread over the entries.",
         planted(
-            softmax_taylor=Right.softmax_identity,
-            softmax_spread=Right.softmax_identity,
-            softmax_identity=Right.softmax_taylor,
+            softmax_taylor=ReferenceRules.softmax_identity,
+            softmax_spread=ReferenceRules.softmax_identity,
+            softmax_identity=ReferenceRules.softmax_taylor,
         ),
         planted(softmax_taylor=_spread_offset),
-        planted(softmax_spread=Right.softmax_taylor),
-        planted(softmax_taylor=Right.softmax_z_plus),
+        planted(softmax_spread=ReferenceRules.softmax_taylor),
+        planted(softmax_taylor=ReferenceRules.softmax_z_plus),
     ),
-    convention(
+    mistake(
         "eps-relative",
-        "zennit (norm_scale), Montavon et al. 2019",
         _BY_EPSILON,
-        "eps is taken relative to the size of z, so that it does the same at every scale.",
         planted(
-            stabilized=lambda self, z, eps, kind: Right.stabilized(
+            stabilized=lambda self, z, eps, kind: ReferenceRules.stabilized(
                 self, z, eps * _root_mean_square(z, 0), kind
             )
         ),
         planted(
-            stabilized=lambda self, z, eps, kind: Right.stabilized(
+            stabilized=lambda self, z, eps, kind: ReferenceRules.stabilized(
                 self, z, eps * _root_mean_square(z, 1), kind
             )
         ),
         planted(
-            stabilized=lambda self, z, eps, kind: Right.stabilized(
+            stabilized=lambda self, z, eps, kind: ReferenceRules.stabilized(
                 self, z, eps * _root_mean_square(z, z.ndim - 1), kind
             )
         ),
         planted(
-            stabilized=lambda self, z, eps, kind: Right.stabilized(
+            stabilized=lambda self, z, eps, kind: ReferenceRules.stabilized(
                 self, z, eps * np.abs(z).max(), kind
             )
         ),
     ),
-    convention(
+    mistake(
         "layer-norm-reading",
-        "both readings of the paper",
         "layer_norm_epsilon layer_norm_identity",
-        "The layer is read the other way: as one normalization that passes all of R, or as "
-        "centring with a constant scale.",
         planted(layer_norm_epsilon=lambda self, x, w, b, r, *, norm_eps, **o: r),
         *(planted(layer_norm_identity=_as_epsilon(eps)) for eps in (1e-6, 1e-9, 1e-12)),
     ),
-    convention(
+    mistake(
         "renormalize-identity",
-        "AttnLRP prop. 3.4",
         "renormalize_epsilon renormalize_gradient",
-        "The sum that the weights are divided by is taken as constant, so all of R passes.",
         planted(
             renormalize_epsilon=lambda self, x, r, **o: r,
-            renormalize_gradient=Right.renormalize_identity_gxi,
+            renormalize_gradient=ReferenceRules.renormalize_identity_gxi,
         ),
     ),
-    convention(
+    mistake(
         "gamma-weights",
-        "captum, Montavon et al. 2019",
         "linear_gamma network",
-        "Positive weights are amplified instead of positive contributions: the same only "
-        "where no input is negative.",
         planted(linear_gamma=_gamma_weights),
         planted(linear_gamma=_gamma_weights_and_bias),
         _stabilized_by(1e-9, linear_gamma=_gamma_weights),
     ),
-    convention(
+    mistake(
         "pooling-mean-eps",
-        "some toolboxes",
         "pooling_epsilon",
-        "eps is added to the mean instead of the sum, so it counts as many times as there "
-        "are positions.",
         planted(pooling_epsilon=_by_mean),
     ),
-    convention(
+    mistake(
         "sum-chained",
-        "some toolboxes",
         "sum_epsilon",
-        "A sum of several is taken as a chain of sums of two, each with a stabilizer of its own.",
         planted(sum_epsilon=_chained),
     ),
-    convention(
+    mistake(
         "fan-out-fused",
-        "some toolboxes",
         "fan_out_epsilon",
-        "Two linear layers that read the same input are taken as one with their weights "
-        "added: one stabilizer instead of two.",
         planted(
             fan_out_epsilon=lambda self, x, w1, w2, r, **o: self.linear_epsilon(
                 x, w1 + w2, None, r, **o
             )
         ),
     ),
-    convention(
+    mistake(
         "causal-last",
-        "PyTorch",
         _ATTENTION,
-        "With fewer queries than keys the last query sees the last key, where the case "
-        "lets query t see the keys up to t.",
         planted(
             visible=lambda self, scores, causal, mask: (
-                Right.visible(self, scores, False, mask)
+                ReferenceRules.visible(self, scores, False, mask)
                 & np.tril(
                     np.ones(scores.shape[-2:], dtype=bool),
                     scores.shape[-1] - scores.shape[-2] if causal else scores.shape[-1],
@@ -1915,15 +1713,13 @@ MISTAKES: tuple[Mistake, ...] = (
             )
         ),
     ),
-    convention(
+    mistake(
         "relu-at-zero",
-        "some frameworks",
         "activation_identity_gxi activation_gradient",
-        "ReLU's derivative at 0 is taken as 1 or 1/2 instead of 0.",
         *(
             planted(
                 **{
-                    rule: _relu_at_zero(getattr(Right, rule), at)
+                    rule: _relu_at_zero(getattr(ReferenceRules, rule), at)
                     for rule in ("activation_identity_gxi", "activation_gradient")
                 }
             )

@@ -27,26 +27,30 @@ from typing import Any
 import numpy as np
 
 from refl.io.files import atomic_write
-from refl.verification.conformance import runner, report
-from refl.verification.vectors import model_vectors
-from refl.verification.vectors.case import UNITS, Case
-from refl.verification.conformance.runner import (
+from refl.verification.conformance import report
+from refl.verification.conformance.adapter import Adapter
+from refl.verification.conformance.diagnosis import mistakes_behind
+from refl.verification.conformance.mistakes import Answering, planted
+from refl.verification.conformance.reference_rules import ReferenceRules
+from refl.verification.conformance.results import (
     CONVENTION,
     FAILED,
     NOT_COVERED,
     PASSED,
-    Adapter,
-    Verdict,
+    CaseResult,
+    size,
 )
-from refl.verification.conformance.mistakes import MISTAKES, planted
+from refl.verification.conformance.runner import about, rule_result, run_case
+from refl.verification.vectors import model_vectors
+from refl.verification.vectors.case import UNDERFLOW, UNITS, Case
+from refl.verification.vectors.catalogue import CATALOGUE
 from refl.verification.vectors.model_vectors import ModelCase
-from refl.verification.conformance.reference_rules import Right
+from refl.verification.vectors.rule_vectors import load, signatures
 
 FOLDER = Path(__file__).parents[1] / "reports"
 PACKAGE = "refl.verification.conformance.adapters"
 
 Array = Any
-Way = Callable[[Case], tuple[Any, ...]]
 
 MEASURED_BEFORE = (
     "eps-unsigned",
@@ -79,21 +83,21 @@ class Cause:
     ids: tuple[str, ...]
     says: str
     """In words; where empty, the known mistakes' own."""
-    explains: Callable[[Verdict], bool]
+    explains: Callable[[CaseResult], bool]
     documented: str = ""
     """Where the library says so: then it is its convention."""
 
 
-def reproduces(way: Way, digits: str = "") -> Callable[[Verdict], bool]:
+def reproduces(answer: Answering, digits: str = "") -> Callable[[CaseResult], bool]:
     """The computation gives the numbers that came out, to half the digits of the case's format (or
     of `digits`).
     """
 
-    def explains(v: Verdict) -> bool:
+    def explains(v: CaseResult) -> bool:
         if not v.got:
             return False
         with np.errstate(all="ignore"):
-            answers = dict(zip(v.case.returns, way(v.case), strict=True))
+            answers = dict(zip(v.case.returns, answer(v.case), strict=True))
         return all(
             _alike(v.case, answers[name], got, v.case.condition[name], digits)
             for name, got in v.got.items()
@@ -108,25 +112,25 @@ def _alike(
     if wrong is None or got is None or condition is None:
         return all(a is None or not np.any(a) for a in (wrong, got))
     u = UNITS[digits or case.dtype]
-    near = u**0.5 * np.abs(wrong) + case.units * u * condition + runner.UNDERFLOW[case.dtype]
+    near = u**0.5 * np.abs(wrong) + case.units * u * condition + UNDERFLOW[case.dtype]
     with np.errstate(all="ignore"):
         return bool(
             np.all(np.where(np.isfinite(wrong), np.abs(got - wrong) <= near, ~np.isfinite(got)))
         )
 
 
-def raised(words: str) -> Callable[[Verdict], bool]:
-    return lambda v: v.words.startswith("raised ") and words in v.words
+def raised(words: str) -> Callable[[CaseResult], bool]:
+    return lambda v: v.message.startswith("raised ") and words in v.message
 
 
-def no_number(v: Verdict) -> bool:
+def no_number(v: CaseResult) -> bool:
     """NaN or infinity somewhere in float16."""
     return v.case.dtype == "float16" and any(
         a is not None and not np.isfinite(a).all() for a in v.got.values()
     )
 
 
-def right_in_float32(v: Verdict) -> bool:
+def right_in_float32(v: CaseResult) -> bool:
     """A float64 answer that is right to what float32 allows."""
     if v.case.dtype != "float64" or not v.got:
         return False
@@ -147,13 +151,13 @@ def known(mistake: str, says: str = "") -> Cause:
     return Cause(
         (mistake,),
         says,
-        lambda v: any(m.id == mistake for m in (*v.mistakes, *runner.diagnose(v.case, v.got))),
+        lambda v: any(m.id == mistake for m in (*v.mistakes, *mistakes_behind(v.case, v.got))),
     )
 
 
 def where(
-    condition: Callable[[Case], bool], test: Callable[[Verdict], bool]
-) -> Callable[[Verdict], bool]:
+    condition: Callable[[Case], bool], test: Callable[[CaseResult], bool]
+) -> Callable[[CaseResult], bool]:
     return lambda v: condition(v.case) and test(v)
 
 
@@ -174,15 +178,15 @@ def _shared_buffer(case: Case) -> tuple[Any, ...]:
     return tuple(s * product for _ in operands)
 
 
-def _naive(self: Right, filled: Array, axis: int) -> Array:
+def _naive(self: ReferenceRules, filled: Array, axis: int) -> Array:
     e = np.exp(filled - filled.max(axis, keepdims=True))
     return e / e.sum(axis, keepdims=True)
 
 
 LXT_SOFTMAX = planted(
     filled=lambda self, x, mask: x if mask is None else np.where(mask, x, -np.inf),
-    seen=lambda self, filled: np.ones_like(filled),
-    along=lambda self, r, axis: r.sum(-1, keepdims=True),
+    unmasked=lambda self, filled: np.ones_like(filled),
+    sum_along=lambda self, r, axis: r.sum(-1, keepdims=True),
     probabilities=_naive,
 )
 """Sums over the last axis, whatever stands there; only -inf counts as masked."""
@@ -199,7 +203,7 @@ LOWEST: dict[str, Any] = {
     "filled": lambda self, x, mask: np.where(mask, x, self.lowest),
     "probabilities": _naive,
     "softmax_taylor": lambda self, x, r, *, mask: np.where(
-        mask, Right.softmax_taylor(self, x, r, mask=mask), 0.0
+        mask, ReferenceRules.softmax_taylor(self, x, r, mask=mask), 0.0
     ),
 }
 """Attention whose masks are the lowest finite number, which no relevance passes on the way back."""
@@ -256,11 +260,11 @@ def _gelu_of_torch(case: Case) -> tuple[Any, ...]:
     return planted(forward=_forward_of_torch)(case)
 
 
-def _forward_of_torch(self: Right, layer: dict[str, Any], x: Array) -> Array:
+def _forward_of_torch(self: ReferenceRules, layer: dict[str, Any], x: Array) -> Array:
     import torch
 
     if layer.get("kind") not in ("gelu", "gelu_tanh"):
-        return Right.forward(self, layer, x)
+        return ReferenceRules.forward(self, layer, x)
     values = torch.nn.functional.gelu(
         torch.tensor(x, dtype=getattr(torch, self.dtype)),
         approximate="tanh" if layer["kind"] == "gelu_tanh" else "none",
@@ -276,7 +280,9 @@ NINE = 1e-9
 def _captum(weights: Callable[..., Array]) -> Callable[..., Array]:
     """z over changed weights and the bias as it is, 1e-9 with the sign of z added."""
 
-    def rule(self: Right, x: Array, w: Array, b: Array | None, r: Array, **options: Any) -> Array:
+    def rule(
+        self: ReferenceRules, x: Array, w: Array, b: Array | None, r: Array, **options: Any
+    ) -> Array:
         changed = weights(w, **options)
         return self.linear_epsilon(x, changed, b, r, eps=NINE)
 
@@ -297,15 +303,21 @@ def _identity_behind_relu(case: Case) -> tuple[Any, ...]:
     relevance, arrives at the ReLU.
     """
 
-    class Lost(Right):
-        def swept(self, layers: Sequence[dict[str, Any]], xs: Sequence[Array], r: Array) -> Array:
+    class Lost(ReferenceRules):
+        def backward(
+            self, layers: Sequence[dict[str, Any]], xs: Sequence[Array], r: Array
+        ) -> Array:
             for n in reversed(range(len(layers))):
                 behind = (
                     n > 0
                     and layers[n]["operation"] == "activation"
                     and layers[n - 1].get("kind") == "relu"
                 )
-                r = self.lost(layers[n], xs[n], r) if behind else self.undone(layers[n], xs[n], r)
+                r = (
+                    self.lost(layers[n], xs[n], r)
+                    if behind
+                    else self.layer_backward(layers[n], xs[n], r)
+                )
             return r
 
         def lost(self, layer: dict[str, Any], x: Array, r: Array) -> Array:
@@ -466,7 +478,7 @@ EXPLAINED: Mapping[tuple[str, str], tuple[Cause, ...]] = {
         Cause(
             ("moe-degree-0",),
             "",
-            reproduces(planted(renormalize_identity_gxi=Right.renormalize_gradient)),
+            reproduces(planted(renormalize_identity_gxi=ReferenceRules.renormalize_gradient)),
         ),
     ),
     ("lxt_gradient", "rms_norm_identity_gxi"): (Cause(("narrowed",), INSIDE, right_in_float32),),
@@ -545,7 +557,7 @@ EXPLAINED: Mapping[tuple[str, str], tuple[Cause, ...]] = {
 class Traced:
     """A case that did not pass, and what is behind it."""
 
-    verdict: Verdict
+    result: CaseResult
     ids: tuple[str, ...]
     """Empty where nothing explains it."""
     says: str
@@ -562,17 +574,17 @@ class Row:
 
     rule: str
     way: str
-    verdicts: tuple[Verdict, ...]
+    cases: tuple[CaseResult, ...]
     traced: tuple[Traced, ...]
 
     def count(self, status: str) -> int:
         if status in (PASSED, NOT_COVERED):
-            return sum(v.status == status for v in self.verdicts)
+            return sum(v.status == status for v in self.cases)
         return sum(t.status == status for t in self.traced)
 
     @property
     def covered(self) -> bool:
-        return self.count(NOT_COVERED) < len(self.verdicts)
+        return self.count(NOT_COVERED) < len(self.cases)
 
 
 @dataclass(frozen=True)
@@ -635,7 +647,7 @@ PEERS = (
 )
 
 
-def trace(adapter: str, conventions: Mapping[str, str], v: Verdict) -> Traced:
+def trace(adapter: str, conventions: Mapping[str, str], v: CaseResult) -> Traced:
     for cause in causes(adapter, v.case.rule):
         if cause.explains(v):
             return Traced(
@@ -655,7 +667,7 @@ def causes(adapter: str, rule: str) -> Iterator[Cause]:
 
 
 def _words(ids: Sequence[str]) -> str:
-    return " ".join(m.says for name in ids for m in MISTAKES if m.id == name)
+    return " ".join(CATALOGUE[name].says for name in ids if name in CATALOGUE)
 
 
 def _documented(ids: Sequence[str], conventions: Mapping[str, str]) -> str:
@@ -682,13 +694,13 @@ class ModelRow:
     method: str
     compared: int
     """Sites, over all inputs."""
-    parted: int
+    parting: int
     because: str
     """Empty where nothing explains it."""
 
     @property
     def result(self) -> str:
-        return PASSED if not self.parted else CONVENTION if self.because else FAILED
+        return PASSED if not self.parting else CONVENTION if self.because else FAILED
 
 
 WITHOUT_EPS = "without the eps in f(x) / (x + eps)"
@@ -715,9 +727,9 @@ METHODS = ("attnlrp", "attnlrp-gradient", "cp-lrp", "input-x-gradient")
 
 def _model_row(module: Any, architecture: str, method: str, cases: Sequence[ModelCase]) -> ModelRow:
     compared = [_sites(module.model, case) for case in cases]
-    parted = sum(len(partings) for _, partings in compared)
+    parted = sum(len(wrong) for _, wrong in compared)
     again = [_sites(module.VARIANTS[WITHOUT_EPS].model, case) for case in cases] if parted else []
-    explained = bool(again) and not any(partings for _, partings in again)
+    explained = bool(again) and not any(wrong for _, wrong in again)
     return ModelRow(
         architecture, method, sum(n for n, _ in compared), parted, "ratio-eps" if explained else ""
     )
@@ -731,14 +743,12 @@ def _sites(model: Callable[..., Any], case: ModelCase) -> tuple[int, list[Any]]:
 
 
 def _row(peer: Peer, adapter: Adapter, rule: str, way: str) -> Row:
-    found = runner.weigh(
-        rule, [runner.judge(adapter, case) for case in runner.load(rule)], adapter.conventions
-    )
-    failed = [v for v in found.verdicts if v.failed]
+    found = rule_result(rule, [run_case(adapter, case) for case in load(rule)], adapter.conventions)
+    failed = [v for v in found.cases if v.failed]
     return Row(
         rule,
         way,
-        found.verdicts,
+        found.cases,
         tuple(trace(peer.adapter, adapter.conventions, v) for v in failed),
     )
 
@@ -772,7 +782,7 @@ def page(peer: Peer, found: Sequence[Row], whole: Sequence[ModelRow], date: str)
 
 
 def _head(peer: Peer, module: Any, date: str) -> list[tuple[str, str]]:
-    about = runner.about()
+    facts = about()
     beside = ", ".join(
         f"{name} {importlib.metadata.version(name).partition('+')[0]}" for name in peer.beside
     )
@@ -780,9 +790,9 @@ def _head(peer: Peer, module: Any, date: str) -> list[tuple[str, str]]:
         ("date", date),
         ("library", f"{peer.name} {module.VERSION}"),
         ("beside", beside),
-        ("refl", about["refl"]),
-        ("vectors", about["vectors"]),
-        ("adapter", f"`verification/adapters/{peer.adapter}.py`"),
+        ("refl", facts["refl"]),
+        ("vectors", facts["vectors"]),
+        ("adapter", f"`verification/conformance/adapters/{peer.adapter}.py`"),
     ]
 
 
@@ -831,7 +841,7 @@ def _whole(whole: Sequence[ModelRow]) -> list[str]:
         return []
     head = ("architecture", "method", "sites compared", "of them parted", "result", "because of")
     body = [
-        (m.architecture, m.method, str(m.compared), str(m.parted), m.result, m.because)
+        (m.architecture, m.method, str(m.compared), str(m.parting), m.result, m.because)
         for m in whole
     ]
     return [
@@ -845,11 +855,11 @@ def _left_out(covered: Sequence[Row], formulation: str) -> str:
     known = {row.rule for row in covered}
     left = [
         rule
-        for rule, signature in runner.signatures().items()
+        for rule, signature in signatures().items()
         if rule not in known and signature.formulation == formulation
     ]
     return (
-        f"Of the rules that carry {''}{formulation}, the library has none for: {', '.join(left)}."
+        f"Of the rules in its formulation ({formulation}) the library has none for: {', '.join(left)}."
         if left
         else ""
     )
@@ -865,36 +875,38 @@ def _causes(covered: Sequence[Row], name: str) -> Iterator[str]:
 
 
 def _cause(ids: tuple[str, ...], members: Sequence[tuple[Row, Traced]], name: str) -> Iterator[str]:
-    row, shown = min(members, key=lambda member: _plainness(ids, member[1].verdict))
-    v, by = shown.verdict, f" by {row.way}" if row.way else ""
+    row, shown = min(members, key=lambda member: _plainness(ids, member[1].result))
+    v, by = shown.result, f" by {row.way}" if row.way else ""
     yield f"### {' with '.join(ids) or 'unexplained'}"
     yield shown.says
     if shown.documented:
         yield f"A documented convention: {shown.documented}."
-    seen = dict.fromkeys(f"{row.rule} by {row.way}" if row.way else row.rule for row, _ in members)
+    where_met = dict.fromkeys(
+        f"{row.rule} by {row.way}" if row.way else row.rule for row, _ in members
+    )
     yield (
-        f"{_counted(len(members), 'case')} of {', '.join(seen)}. For one, {v.case.id}{by}: "
+        f"{_counted(len(members), 'case')} of {', '.join(where_met)}. For one, {v.case.id}{by}: "
         f"{v.case.note} ({v.case.dtype})"
     )
     yield _case(v, name)
 
 
-def _plainness(ids: tuple[str, ...], v: Verdict) -> tuple[Any, ...]:
-    """Cases that are aimed at the mistake come first, then those of few numbers, then those where
+def _plainness(ids: tuple[str, ...], v: CaseResult) -> tuple[Any, ...]:
+    """Cases that are written for the mistake come first, then those of few numbers, then those where
     it does most.
     """
     most = max((abs(d.got - d.expected) for d in v.deviations if math.isfinite(d.got)), default=0.0)
-    return (not set(ids) & set(v.case.flags), not v.deviations, runner.size(v.case), -most)
+    return (not set(ids) & set(v.case.flags), not v.deviations, size(v.case), -most)
 
 
 def _counted(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
-def _case(v: Verdict, name: str) -> str:
+def _case(v: CaseResult, name: str) -> str:
     lines = ["```", report.call(v.case), "```"]
-    if v.words:
-        words = v.words.partition(" (or ")[0].partition(". ")[0]
+    if v.message:
+        words = v.message.partition(" (or ")[0].partition(". ")[0]
         lines += [
             "",
             f"{'It ' if words.startswith('raised') else ''}{words[:1].upper() if not words.startswith('raised') else words[:1]}{words[1:]}.",
@@ -907,13 +919,13 @@ def _case(v: Verdict, name: str) -> str:
     return "\n".join(lines)
 
 
-def _entries(v: Verdict) -> Iterator[tuple[str, str, str]]:
+def _entries(v: CaseResult) -> Iterator[tuple[str, str, str]]:
     """The wrong ones: name, definition, library."""
     for name in (d.name for d in v.deviations):
         arrays = (v.case.expected[name], v.case.condition[name], v.got[name])
         shape = next(np.shape(a) for a in arrays if a is not None)
         right, condition, got = (np.zeros(shape) if a is None else np.asarray(a) for a in arrays)
-        allowed = v.case.units * v.case.u * condition + runner.UNDERFLOW[v.case.dtype]
+        allowed = v.case.units * v.case.u * condition + UNDERFLOW[v.case.dtype]
         for at in np.ndindex(shape):
             if not abs(got[at] - right[at]) <= allowed[at]:
                 yield (

@@ -1,7 +1,5 @@
-"""Does the conformance suite leave right implementations alone?  python -m
-                                                                  refl.verification.quality.false_alarms
-                                                                  [--seeds N] [--rule PATTERN]
-                                                                  [ADAPTER]
+"""Does the conformance suite leave right implementations alone?
+python -m refl.verification.quality.false_alarms [--seeds N] [--rule PATTERN] [ADAPTER]
 
 The published vectors are those of one seed, and a tolerance that happens to fit them proves little.
 Here every rule's vectors are drawn anew for each of N seeds, in memory, and put to an adapter that
@@ -22,8 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from refl.verification.conformance import runner
+from refl.verification.conformance.adapter import Adapter
+from refl.verification.conformance.results import NOT_COVERED, CaseResult
+from refl.verification.conformance.runner import run_case
 from refl.verification.vectors.make_vectors import drawn
+from refl.verification.vectors.rule_vectors import rules
 
 ADAPTER = Path(__file__).parents[1] / "conformance" / "adapters" / "torch_reference.py"
 
@@ -40,38 +41,38 @@ class Tally:
     alarms: tuple[str, ...] = ()
 
 
-def tally(adapter: runner.Adapter, rule: str, seeds: Iterable[int]) -> Tally:
+def tally(adapter: Adapter, rule: str, seeds: Iterable[int]) -> Tally:
     t = Tally(rule)
     for seed in seeds:
         for case in drawn(rule, seed):
-            verdict = runner.judge(adapter, case)
+            result = run_case(adapter, case)
             t.cases += 1
-            t.uncovered += verdict.status == runner.NOT_COVERED
-            t.worst = max(t.worst, used(verdict))
-            if verdict.failed:
+            t.uncovered += result.status == NOT_COVERED
+            t.worst = max(t.worst, used(result))
+            if result.failed:
                 where = (
-                    f"{verdict.deviations[0].name} by {verdict.deviations[0].excess:.3g}"
-                    if verdict.deviations
-                    else verdict.words
+                    f"{result.deviations[0].name} by {result.deviations[0].excess:.3g}"
+                    if result.deviations
+                    else result.message
                 )
                 t.alarms += (f"seed {seed}, {case.id}, {case.dtype}: {where}",)
     return t
 
 
-def used(verdict: runner.Verdict) -> float:
+def used(result: CaseResult) -> float:
     """The largest part that any number of an answer takes of its tolerance."""
-    case, worst = verdict.case, 0.0
-    for name, got in verdict.got.items():
+    case, worst = result.case, 0.0
+    for name, got in result.got.items():
         if got is not None and case.expected[name] is not None:
-            allowed = runner.bound(case, case.condition[name])
+            allowed = case.allowed(case.condition[name])
             worst = max(
                 worst, float(np.max(np.abs(got - case.expected[name]) / allowed, initial=0))
             )
     return worst
 
 
-def run_all(adapter: runner.Adapter, seeds: int, pattern: str = "*") -> Iterator[Tally]:
-    for rule in runner.rules():
+def run_all(adapter: Adapter, seeds: int, pattern: str = "*") -> Iterator[Tally]:
+    for rule in rules():
         if fnmatchcase(rule, pattern):
             yield tally(adapter, rule, range(seeds))
 
@@ -92,7 +93,7 @@ def main() -> int:
     parser.add_argument("--rule", default="*", metavar="PATTERN")
     given = parser.parse_args()
     tallies = []
-    for t in run_all(runner.Adapter(given.adapter), given.seeds, given.rule):
+    for t in run_all(Adapter(given.adapter), given.seeds, given.rule):
         tallies.append(t)
         print(line(t), flush=True)
     alarms = sum(len(t.alarms) for t in tallies)

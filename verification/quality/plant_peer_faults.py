@@ -1,9 +1,11 @@
-"""The faults found in published libraries, planted one at a time in a right adapter:  python -m refl.verification.quality.plant_peer_faults
+"""The faults found in published libraries, planted one at a time in a right adapter:
+python -m refl.verification.quality.plant_peer_faults
 
 Is the conformance suite worth its name? It is when it catches each of these faults and says which
 one it is. A plant takes a fresh copy of the torch adapter and puts a function with the fault in
-place of the right one, written the way the library writes it. It shares nothing with `mistakes.py`,
-from which the runner forms its diagnosis: two people's accounts of a fault have to agree. A fault
+place of the right one, written the way the library writes it. It shares nothing but ids with
+`conformance/mistakes.py`, from which the diagnosis is formed: two people's accounts of a fault have
+to agree. A fault
 counts as caught when every rule named in its line fails, and as named when the diagnosis of each
 puts it first.
 """
@@ -20,7 +22,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from refl.verification.conformance import runner
+from refl.verification.conformance.adapter import Adapter
+from refl.verification.conformance.report import Report
+from refl.verification.conformance.results import FAILED, ModelResult
+from refl.verification.conformance.runner import run
+from refl.verification.vectors.rule_vectors import rules
 
 ADAPTER = Path(__file__).parents[1] / "conformance" / "adapters" / "torch_reference.py"
 
@@ -70,14 +76,10 @@ class Plant:
     """A fault, the rules in which it must be caught and named, and how it gets into the adapter."""
 
     fault: str
+    """Its id in the catalogue (vectors/mistakes.toml)."""
     rules: tuple[str, ...]
     plant: Callable[[T], Any]
     """Changes the module; or returns what stands for it."""
-    what: str
-    says: str = ""
-    """What the diagnosis of a whole model is to begin with: it speaks of a model's options, not of
-    mistakes by their ids.
-    """
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,13 @@ class Outcome:
     rule: str
     caught: bool
     named: tuple[str, ...]
-    """What the diagnosis says, the likeliest first."""
+    """What the diagnosis names, the likeliest first."""
     case: str
     """The id of the smallest failing case, and its flags."""
 
     @property
     def right(self) -> bool:
-        first = self.named[0] if self.named else ""
-        return self.caught and (
-            first.startswith(self.plant.says) if self.plant.says else first == self.plant.fault
-        )
+        return self.caught and self.named[:1] == (self.plant.fault,)
 
 
 # -- the stabilizer --------------------------------------------------------------------------------
@@ -119,13 +118,13 @@ def eps_zero_sign_divided(t: T) -> None:
     """The same, and nobody looks whether the denominator is zero."""
     eps_zero_sign(t)
 
-    def share(
+    def stabilized_ratio(
         r: Tensor, z: Tensor, eps: float = 0.0, stabilizer: str = "none", factor: int = 1
     ) -> tuple[Tensor, Tensor]:
         s = r / (factor * (z + t.stabilize(z, eps, stabilizer)))
         return s, factor * t.stabilize(z, eps, stabilizer) * s
 
-    t.share = share
+    t.stabilized_ratio = stabilized_ratio
 
 
 def eps_two_forms(t: T) -> None:
@@ -170,7 +169,7 @@ def safe_divide(t: T) -> None:
         den = den + den.eq(0).type(den.type()) * 1e-9
         return a / den * b.ne(0).type(b.type())
 
-    t.share = lambda r, z, eps=0.0, stabilizer="none", factor=1: (
+    t.stabilized_ratio = lambda r, z, eps=0.0, stabilizer="none", factor=1: (
         divide(r, factor * z),
         t.torch.zeros_like(r),
     )
@@ -179,14 +178,14 @@ def safe_divide(t: T) -> None:
 def half_precision(t: T) -> None:
     """Everything in the format it came in; an eps of 1e-8 is 0 in float16."""
 
-    def share(
+    def stabilized_ratio(
         r: Tensor, z: Tensor, eps: float = 0.0, stabilizer: str = "none", factor: int = 1
     ) -> tuple[Tensor, Tensor]:
         e = t.stabilize(z, eps, stabilizer)
         s = r / (factor * (z + e))
         return s, factor * e * s
 
-    t.widen, t.share = lambda x: x, share
+    t.widen, t.stabilized_ratio = lambda x: x, stabilized_ratio
 
 
 # -- softmax ---------------------------------------------------------------------------------------
@@ -625,168 +624,58 @@ def logit_squared(t: T) -> None:
 # -- the table -------------------------------------------------------------------------------------
 
 PLANTS: tuple[Plant, ...] = (
-    Plant("eps-unsigned", STABILIZED, eps_unsigned, "eps without the sign of z"),
+    Plant("eps-unsigned", STABILIZED, eps_unsigned),
+    Plant("eps-zero-sign", WITH_DEAD_UNITS, eps_zero_sign),
+    Plant("eps-zero-sign", STABILIZED, eps_zero_sign_divided),
+    Plant("eps-two-forms", ("attention_attnlrp",), eps_two_forms),
+    Plant("eps-two-forms", ("matmul_uniform",), eps_two_forms_matmul),
+    Plant("softmax-dim", ("softmax_taylor", "softmax_gradient"), softmax_dim),
+    Plant("softmax-shifted", ("softmax_taylor", "attention_attnlrp"), softmax_shifted),
+    Plant("mask-finfo", ("softmax_taylor",), mask_finfo),
+    Plant("tril-always", ATTENTION, tril_always),
+    Plant("cp-half", ("matmul_second", "attention_cp", "attention_cp_gxi"), cp_half),
     Plant(
-        "eps-zero-sign",
-        WITH_DEAD_UNITS,
-        eps_zero_sign,
-        "sign(0) = 0, and what stands over 0 is dropped",
+        "halved-linear", ("linear_epsilon", "linear_gradient", "convolution_epsilon"), halved_linear
     ),
-    Plant("eps-zero-sign", STABILIZED, eps_zero_sign_divided, "sign(0) = 0, and divided by"),
-    Plant(
-        "eps-two-forms",
-        ("attention_attnlrp",),
-        eps_two_forms,
-        "2 (O + eps) for AV, 2 O + eps for QK",
-    ),
-    Plant(
-        "eps-two-forms",
-        ("matmul_uniform",),
-        eps_two_forms_matmul,
-        "2 (O + eps) where 2 O + eps is asked for",
-    ),
-    Plant(
-        "softmax-dim",
-        ("softmax_taylor", "softmax_gradient"),
-        softmax_dim,
-        "sums over the last axis, whichever it was",
-    ),
-    Plant(
-        "softmax-shifted",
-        ("softmax_taylor", "attention_attnlrp"),
-        softmax_shifted,
-        "logits less their maximum",
-    ),
-    Plant("mask-finfo", ("softmax_taylor",), mask_finfo, "only -inf counts as masked"),
-    Plant("tril-always", ATTENTION, tril_always, "causal, asked or not"),
-    Plant(
-        "cp-half",
-        ("matmul_second", "attention_cp", "attention_cp_gxi"),
-        cp_half,
-        "V gets half, nobody the other",
-    ),
-    Plant(
-        "halved-linear",
-        ("linear_epsilon", "linear_gradient", "convolution_epsilon"),
-        halved_linear,
-        "every linear layer halves",
-    ),
-    Plant(
-        "moe-degree-0", ("renormalize_identity",), moe_degree_0, "the eps-rule through r / sum(r)"
-    ),
-    Plant("identity-in-wrong-form", ("activation_identity",), identity_in_wrong_form, "R f(x) / x"),
-    Plant(
-        "product-proportional",
-        ("multiply_uniform",),
-        product_proportional,
-        "a product split by magnitude",
-    ),
-    Plant("residual-absolute", ("add_epsilon",), residual_absolute, "|a| / (|a| + |b|)"),
-    Plant(
-        "residual-absolute",
-        ("add_epsilon",),
-        residual_absolute_stabilized,
-        "|a| / (|a| + |b| + eps)",
-    ),
-    Plant(
-        "constant-eats-share", ("multiply_uniform",), constant_eats_share, "1/N for constants, too"
-    ),
-    Plant(
-        "relu-identity-lost",
-        ("activation_identity", "network"),
-        relu_identity_lost,
-        "0 behind a ReLU",
-    ),
-    Plant("rule-forgotten", ("network",), rule_forgotten, "the second call has the default rules"),
-    Plant(
-        "conv-doubled",
-        ("convolution_epsilon", "convolution_z_plus"),
-        conv_doubled,
-        "twice the relevance unless there are three channels",
-    ),
-    Plant(
-        "safe-divide",
-        ("linear_z_plus", "linear_alpha_beta", "convolution_z_plus"),
-        safe_divide,
-        "a clamp with the wrong sign",
-    ),
-    Plant(
-        "batch-coupled",
-        ("add_epsilon",),
-        batch_coupled,
-        "branches rescaled with sums over the batch",
-    ),
-    Plant(
-        "batch-coupled",
-        ("linear_epsilon", "linear_z_plus"),
-        batch_coupled_total,
-        "a layer rescaled with sums over the batch",
-    ),
+    Plant("moe-degree-0", ("renormalize_identity",), moe_degree_0),
+    Plant("identity-in-wrong-form", ("activation_identity",), identity_in_wrong_form),
+    Plant("product-proportional", ("multiply_uniform",), product_proportional),
+    Plant("residual-absolute", ("add_epsilon",), residual_absolute),
+    Plant("residual-absolute", ("add_epsilon",), residual_absolute_stabilized),
+    Plant("constant-eats-share", ("multiply_uniform",), constant_eats_share),
+    Plant("relu-identity-lost", ("activation_identity", "network"), relu_identity_lost),
+    Plant("rule-forgotten", ("network",), rule_forgotten),
+    Plant("conv-doubled", ("convolution_epsilon", "convolution_z_plus"), conv_doubled),
+    Plant("safe-divide", ("linear_z_plus", "linear_alpha_beta", "convolution_z_plus"), safe_divide),
+    Plant("batch-coupled", ("add_epsilon",), batch_coupled),
+    Plant("batch-coupled", ("linear_epsilon", "linear_z_plus"), batch_coupled_total),
     Plant(
         "bn-variance",
         ("layer_norm_epsilon", "layer_norm_epsilon_gxi", "layer_norm_gradient"),
         bn_variance,
-        "sqrt(var^2 + eps)",
     ),
-    Plant(
-        "alpha-beta-bias",
-        ("linear_alpha_beta",),
-        alpha_beta_bias,
-        "all of the bias in both denominators",
-    ),
-    Plant("alpha-index", ("linear_alpha_beta",), alpha_index, "alpha is not used"),
-    Plant("gamma-forward", ("network",), gamma_forward, "gamma in the forward, too"),
+    Plant("alpha-beta-bias", ("linear_alpha_beta",), alpha_beta_bias),
+    Plant("alpha-index", ("linear_alpha_beta",), alpha_index),
+    Plant("gamma-forward", ("network",), gamma_forward),
     Plant(
         "ln-unbiased",
         ("layer_norm_epsilon", "layer_norm_epsilon_gxi", "layer_norm_gradient"),
         ln_unbiased,
-        "n - 1 in the variance",
     ),
-    Plant("gamma-at-zero", ("linear_gamma",), gamma_at_zero, "nothing passes where z = 0"),
-    Plant("zero-input", WITH_ZEROS, zero_input, "nothing reaches x = 0"),
-    Plant("leaf-twice", ("fan_out_epsilon",), leaf_twice, "of two uses one counts"),
-    Plant(
-        "logit-squared",
-        MODEL,
-        logit_squared,
-        "the logit as a gradient's seed",
-        "seed: multiplied by the logit",
-    ),
-    Plant("vacuous-check", VACUOUS, vacuous_check, "the mean of what arrived, everywhere"),
-    Plant(
-        "fp16-nan", ("linear_epsilon", "add_epsilon"), half_precision, "half precision throughout"
-    ),
-    Plant("one-target", ("network",), one_target, "the graph is freed by the first target"),
-    Plant("gqa-repeat", GROUPED, gqa_first_copy, "the first copy's relevance alone"),
-    Plant("gqa-repeat", GROUPED, gqa_wrong_groups, "summed over the wrong groups"),
-    Plant("cp-half", MODEL, cp_half, "V gets half, nobody the other", "matmul: V gets half"),
-    Plant(
-        "halved-linear",
-        MODEL,
-        halved_linear,
-        "every linear layer halves",
-        "linear: every linear layer hands on half",
-    ),
-    Plant(
-        "residual-absolute",
-        MODEL,
-        residual_absolute,
-        "|a| / (|a| + |b|)",
-        "residual: split by absolute values",
-    ),
-    Plant(
-        "gqa-repeat",
-        MODEL,
-        gqa_first_copy,
-        "the first copy's relevance alone",
-        "grouped queries: only one copy",
-    ),
-    Plant(
-        "rope-interleave",
-        ("rotary_epsilon", "rotary_gradient"),
-        rope_interleave,
-        "neighbors as pairs, tables for halves",
-    ),
+    Plant("gamma-at-zero", ("linear_gamma",), gamma_at_zero),
+    Plant("zero-input", WITH_ZEROS, zero_input),
+    Plant("leaf-twice", ("fan_out_epsilon",), leaf_twice),
+    Plant("logit-squared", MODEL, logit_squared),
+    Plant("vacuous-check", VACUOUS, vacuous_check),
+    Plant("fp16-nan", ("linear_epsilon", "add_epsilon"), half_precision),
+    Plant("one-target", ("network",), one_target),
+    Plant("gqa-repeat", GROUPED, gqa_first_copy),
+    Plant("gqa-repeat", GROUPED, gqa_wrong_groups),
+    Plant("cp-half", MODEL, cp_half),
+    Plant("halved-linear", MODEL, halved_linear),
+    Plant("residual-absolute", MODEL, residual_absolute),
+    Plant("gqa-repeat", MODEL, gqa_first_copy),
+    Plant("rope-interleave", ("rotary_epsilon", "rotary_gradient"), rope_interleave),
 )
 
 
@@ -802,16 +691,14 @@ def fresh() -> T:
     return module
 
 
-def planted(plant: Plant) -> runner.Adapter:
+def planted(plant: Plant) -> Adapter:
     """The adapter with the fault, and without ledger: no library keeps any."""
     module = fresh()
     faulty = plant.plant(module) or module
-    bookless = {
-        rule: _relevance_alone(getattr(faulty, rule))
-        for rule in runner.rules()
-        if rule != "network"
+    without_ledger = {
+        rule: _relevance_alone(getattr(faulty, rule)) for rule in rules() if rule != "network"
     }
-    return runner.Adapter(SimpleNamespace(**vars(faulty) | bookless))
+    return Adapter(SimpleNamespace(**vars(faulty) | without_ledger))
 
 
 def _relevance_alone(rule: Callable[..., Any]) -> Callable[..., Any]:
@@ -820,20 +707,20 @@ def _relevance_alone(rule: Callable[..., Any]) -> Callable[..., Any]:
 
 def try_plant(plant: Plant) -> list[Outcome]:
     adapter = planted(plant)
-    return [_outcome(plant, rule, runner.run(adapter, rule)) for rule in plant.rules]
+    return [_outcome(plant, rule, run(adapter, rule)) for rule in plant.rules]
 
 
-def _outcome(plant: Plant, rule: str, report: runner.Report) -> Outcome:
+def _outcome(plant: Plant, rule: str, report: Report) -> Outcome:
     if rule == "model":
-        return _of_models(plant, [m for m in report.models if m.status == runner.FAILED])
+        return _of_models(plant, [m for m in report.models if m.status == FAILED])
     r = report[rule]
     case = "" if r.smallest is None else f"{r.smallest.case.id} {'+'.join(r.smallest.case.flags)}"
-    return Outcome(plant, rule, r.status == runner.FAILED, tuple(m.id for m in r.mistakes), case)
+    return Outcome(plant, rule, r.status == FAILED, tuple(m.id for m in r.mistakes), case)
 
 
-def _of_models(plant: Plant, failed: Sequence[Any]) -> Outcome:
+def _of_models(plant: Plant, failed: Sequence[ModelResult]) -> Outcome:
     """Of every model that fails the diagnosis has to begin alike."""
-    said = sorted({m.reasons[0] if m.reasons else "nothing" for m in failed})
+    said = sorted({m.mistakes[0] if m.mistakes else "nothing" for m in failed})
     return Outcome(
         plant,
         "model",
@@ -858,7 +745,9 @@ def show(outcomes: Sequence[Outcome]) -> str:
             if o.caught
             else "MISSED"
         )
-        lines.append(f"{o.plant.fault:24} {o.plant.what:50} {o.rule:24} {said:10} {o.case}")
+        lines.append(
+            f"{o.plant.fault:24} {o.plant.plant.__name__:30} {o.rule:26} {said:10} {o.case}"
+        )
     faults = {o.plant.fault for o in outcomes}
     wrong = {o.plant.fault for o in outcomes if not o.right}
     return "\n".join(

@@ -11,10 +11,13 @@ its own name.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
@@ -24,6 +27,15 @@ Formulation: TypeAlias = Literal["relevance", "gradient_x_input"]
 
 UNITS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Format -> its unit roundoff u: what rounding one number to nearest can change, relative to it."""
+
+UNDERFLOW = {
+    "float64": 2.0**-1020,
+    "float32": 2.0**-124,
+    "float16": 2.0**-22,
+    "bfloat16": 2.0**-124,
+}
+"""What is lost when a number leaves the format at its small end, a few times over; where half
+precision is kept between the steps of a rule it is lost there, too."""
 
 
 # -- how each rule is called -----------------------------------------------------------------------
@@ -51,376 +63,36 @@ class Signature:
         return "r" if self.formulation == "relevance" else "g"
 
 
-def _rule(
-    call: str, returns: str, equation: str, source: str, required: str = "", **options: Any
-) -> tuple[str, Signature]:
-    """`call` is "name operand operand ... r", with r or g last."""
-    name, *operands, propagated = call.split()
-    needed = tuple(required.split())
-    known = dict.fromkeys(needed) | options
+def _signature(call: str, returns: str, equation: str, source: str) -> Signature:
+    """`call` is "operand, operand, ..., r, *, option, option=default", with r or g last."""
+    parsed = ast.parse(f"def f({call}): ...").body[0]
+    assert isinstance(parsed, ast.FunctionDef)
+    *operands, propagated = (a.arg for a in parsed.args.args)
+    written = zip(parsed.args.kwonlyargs, parsed.args.kw_defaults, strict=True)
+    defaults = {option.arg: default for option, default in written}
+    required = tuple(name for name, default in defaults.items() if default is None)
+    options = {name: None if d is None else ast.literal_eval(d) for name, d in defaults.items()}
     formulation: Formulation = "relevance" if propagated == "r" else "gradient_x_input"
-    return name, Signature(
+    return Signature(
         tuple(operands),
-        tuple(returns.split()),
+        tuple(returns.split(", ")),
         formulation,
-        MappingProxyType(known),
-        needed,
+        MappingProxyType(options),
+        required,
         equation,
         source,
     )
 
 
-_A = "Achtibat et al. 2024 (AttnLRP)"
-_B = "Bach et al. 2015"
-_C = "Ali et al. 2022"
-_M = "Montavon et al. 2017"
-_SIGN: dict[str, Any] = {"stabilizer": "sign"}
-_TWICE: dict[str, Any] = {"stabilizer": "sign", "denominator": "2z+eps"}
-_PROBABILITIES: dict[str, Any] = {"mask": None, "axis": -1}
-_SEEN: dict[str, Any] = {"causal": False, "mask": None}
-
 SIGNATURES: Mapping[str, Signature] = MappingProxyType(
-    dict(
-        (
-            _rule(
-                "linear_epsilon x w b r",
-                "x",
-                "R_i = x_i sum_j W_ji R_j / (z_j + eps s(z_j))",
-                f"{_A} eq. 8",
-                "eps",
-                **_SIGN,
-            ),
-            _rule(
-                "linear_gamma x w b r",
-                "x",
-                "R_i = sum_j (c_ij + gamma c_ij^+) R_j / sum_k (c_kj + gamma c_kj^+) where "
-                "z_j > 0, ^- in place of ^+ elsewhere; "
-                "c_ij = W_ji x_i",
-                f"{_A} eq. 24",
-                "gamma",
-            ),
-            _rule(
-                "linear_z_plus x w b r",
-                "x",
-                "R_i = sum_j c_ij^+ R_j / sum_k c_kj^+",
-                f"{_A} eq. 25",
-            ),
-            _rule(
-                "linear_alpha_beta x w b r",
-                "x",
-                "R_i = sum_j (alpha c_ij^+ / sum_k c_kj^+ - beta c_ij^- / sum_k c_kj^-) R_j",
-                f"{_B} eq. 60",
-                "alpha beta",
-            ),
-            _rule("linear_flat x w b r", "x", "R_i = sum_j R_j / I", "Lapuschkin et al. 2019"),
-            _rule(
-                "linear_w_square x w b r",
-                "x",
-                "R_i = sum_j W_ji^2 R_j / sum_k W_jk^2",
-                f"{_M} eq. 11",
-            ),
-            _rule(
-                "linear_z_box x w b r",
-                "x",
-                "R_i = sum_j c_ij R_j / sum_k c_kj, c_ij = W_ji x_i - W_ji^+ low - W_ji^- high",
-                f"{_M}, z^B rule",
-                "low high",
-            ),
-            _rule(
-                "convolution_epsilon x w b r",
-                "x",
-                "patches (stride = kernel), then linear_epsilon",
-                f"{_A} eq. 8",
-                "eps",
-                **_SIGN,
-            ),
-            _rule(
-                "convolution_z_plus x w b r",
-                "x",
-                "patches (stride = kernel), then linear_z_plus",
-                f"{_A} eq. 25",
-            ),
-            _rule(
-                "add_epsilon a b r",
-                "a b",
-                "R_a = a R / (z + eps s(z)), R_b = b R / (z + eps s(z))",
-                f"{_A} eq. 8",
-                "eps",
-                **_SIGN,
-            ),
-            _rule(
-                "sum_epsilon operands r",
-                "operands",
-                "R_n = a_n R / (z + eps s(z)), z = sum_n a_n",
-                f"{_A} eq. 8",
-                "eps",
-                **_SIGN,
-            ),
-            _rule(
-                "multiply_uniform operands r",
-                "operands",
-                "R_n = R / N over the N operands that are not constant",
-                f"{_A} prop. 3.2",
-                constant=None,
-            ),
-            _rule("multiply_second a b r", "b", "R_b = R", f"{_C}"),
-            _rule(
-                "matmul_uniform a v r",
-                "a v",
-                "R_a[j,i] = sum_p a_ji v_ip R_jp / (2 O_jp + eps s(O_jp)), R_v[i,p] = "
-                "sum_j of the same terms",
-                f"{_A} prop. 3.3, eq. 15",
-                "eps",
-                **_TWICE,
-            ),
-            _rule(
-                "matmul_second a v r",
-                "v",
-                "R_v[i,p] = sum_j a_ji v_ip R_jp / (O_jp + eps s(O_jp))",
-                _C,
-                "eps",
-                **_SIGN,
-            ),
-            _rule(
-                "softmax_taylor x r",
-                "x",
-                "R_i = x_i (R_i - p_i sum_j R_j)",
-                f"{_A} prop. 3.1",
-                **_PROBABILITIES,
-            ),
-            _rule(
-                "softmax_spread x r",
-                "x",
-                "softmax_taylor plus sum_j R_j (1 - x_j + sum_k p_k x_k) / N for each of "
-                "the N visible entries",
-                "Voita et al. 2021",
-                **_PROBABILITIES,
-            ),
-            _rule(
-                "softmax_z_plus x r",
-                "x",
-                "R_i = sum_j c_ij^+ R_j / sum_k c_kj^+, c_ij = x_i (delta_ij - p_i)",
-                f"{_A} eq. 25",
-                **_PROBABILITIES,
-            ),
-            _rule(
-                "softmax_identity x r",
-                "x",
-                "R_i = R_i, 0 where masked",
-                "Ding et al. 2017",
-                **_PROBABILITIES,
-            ),
-            _rule("rms_norm_identity x w r", "x", "R_x = R", f"{_A} prop. 3.4", "norm_eps"),
-            _rule(
-                "layer_norm_epsilon x w b r",
-                "x",
-                "R_x = x (c - mean(c)), c = w s / std, s = R / (z + eps s(z)), std constant",
-                f"{_A} section 3.3.3",
-                "norm_eps eps",
-                **_SIGN,
-            ),
-            _rule("layer_norm_identity x w b r", "x", "R_x = R", f"{_A} prop. 3.4", "norm_eps"),
-            _rule("activation_identity x r", "x", "R_x = R", f"{_A} eq. 9", "kind"),
-            _rule(
-                "rotary_epsilon x cos sin r",
-                "x",
-                "z = x cos + [-x2, x1] sin = M x, then R_i = x_i sum_j M_ji R_j / (z_j + "
-                "eps s(z_j))",
-                f"{_A} eq. 8",
-                "eps",
-                **_SIGN,
-            ),
-            _rule(
-                "pooling_epsilon x r",
-                "x",
-                "R_t = m_t x_t R / (Z + eps s(Z)), Z = sum_t m_t x_t",
-                f"{_A} eq. 8",
-                "eps",
-                counted=None,
-                **_SIGN,
-            ),
-            _rule("scale_pass_through x r", "x", "R_x = R", f"{_A} eq. 8", "factor"),
-            _rule(
-                "repeat_heads_pass_through x r",
-                "x",
-                "R_x = sum of R over the copies of each head, which stand side by side",
-                f"{_A} eq. 8",
-                "times",
-            ),
-            _rule(
-                "gather_pass_through x r",
-                "x",
-                "R_x[m] = sum of R[n] over the places n that row m went to",
-                f"{_A} eq. 8",
-                "index",
-            ),
-            _rule(
-                "top_k_pass_through x r",
-                "x",
-                "R_x[e] = R[n] for the entry e that is the n-th largest, 0 for the others",
-                f"{_A} eq. 8",
-                "k",
-            ),
-            _rule("renormalize_identity x r", "x", "R_x = R", f"{_A} prop. 3.4"),
-            _rule(
-                "renormalize_epsilon x r",
-                "x",
-                "R_i = z_i (s_i - sum_j z_j s_j), s = R / (z + eps s(z)), z = x / sum(x)",
-                f"{_A} eq. 8",
-                "eps",
-                **_SIGN,
-            ),
-            _rule(
-                "fan_out_epsilon x w1 w2 r",
-                "x",
-                "z = W1 x + W2 x: add_epsilon, then linear_epsilon on both sides; what "
-                "meets at x is summed",
-                f"{_A} eq. 8",
-                "eps",
-                **_SIGN,
-            ),
-            _rule(
-                "attention_attnlrp q k v r",
-                "q k v",
-                "softmax((scale q) k^T) v: matmul_uniform, softmax_taylor, matmul_uniform, "
-                "scale_pass_through; the copies of k and v summed back",
-                f"{_A} section 3.3",
-                "scale eps",
-                causal=False,
-                mask=None,
-                **_TWICE,
-            ),
-            _rule(
-                "attention_cp q k v r",
-                "q k v",
-                "softmax((scale q) k^T) v, probabilities constant: matmul_second, nothing "
-                "to q and k",
-                _C,
-                "scale eps",
-                causal=False,
-                mask=None,
-                **_SIGN,
-            ),
-            _rule("linear_gradient x w b g", "x", "g_i = sum_j W_ji g_j", f"{_A} eq. 8, eps -> 0"),
-            _rule(
-                "convolution_gradient x w b g",
-                "x",
-                "patches (stride = kernel), then linear_gradient",
-                f"{_A} eq. 8, eps -> 0",
-            ),
-            _rule("add_gradient a b g", "a b", "g_a = g_b = g", f"{_A} eq. 8, eps -> 0"),
-            _rule(
-                "multiply_uniform_gxi operands g",
-                "operands",
-                "g_n = g prod_(m != n) a_m / N",
-                f"{_A} prop. 3.2",
-                constant=None,
-            ),
-            _rule("multiply_second_gxi a b g", "b", "g_b = a g", _C),
-            _rule(
-                "matmul_uniform_gxi a v g",
-                "a v",
-                "g_a = g v^T / 2, g_v = a^T g / 2",
-                f"{_A} prop. 3.3, eps -> 0",
-            ),
-            _rule("matmul_second_gxi a v g", "v", "g_v = a^T g", _C),
-            _rule(
-                "softmax_gradient x g",
-                "x",
-                "g_i = p_i (g_i - sum_j p_j g_j)",
-                f"{_A} prop. 3.1",
-                **_PROBABILITIES,
-            ),
-            _rule(
-                "rms_norm_identity_gxi x w g", "x", "g_x = w g / rms", f"{_A} prop. 3.4", "norm_eps"
-            ),
-            _rule(
-                "layer_norm_epsilon_gxi x w b g",
-                "x",
-                "g_x = c - mean(c), c = w g / std",
-                f"{_A} section 3.3.3, eps -> 0",
-                "norm_eps",
-            ),
-            _rule(
-                "activation_identity_gxi x g",
-                "x",
-                "g_x = g f(x) / x, at x = 0 its limit g f'(0)",
-                f"{_A} eq. 9",
-                "kind",
-            ),
-            _rule(
-                "rotary_gradient x cos sin g",
-                "x",
-                "g_x = M^T g = g cos + [h2, -h1], h = g sin",
-                f"{_A} eq. 8, eps -> 0",
-            ),
-            _rule(
-                "pooling_gradient x g",
-                "x",
-                "g_t = m_t g / sum_t m_t",
-                f"{_A} eq. 8, eps -> 0",
-                counted=None,
-            ),
-            _rule("scale_gradient x g", "x", "g_x = factor g", f"{_A} eq. 8, eps -> 0", "factor"),
-            _rule("renormalize_identity_gxi x g", "x", "g_x = g / sum(x)", f"{_A} prop. 3.4"),
-            _rule(
-                "attention_attnlrp_gxi q k v g",
-                "q k v",
-                "softmax((scale q) k^T) v: matmul_uniform_gxi, softmax_gradient, "
-                "matmul_uniform_gxi, scale_gradient",
-                f"{_A} section 3.3, eps -> 0",
-                "scale",
-                **_SEEN,
-            ),
-            _rule(
-                "attention_cp_gxi q k v g",
-                "q k v",
-                "g_v = p^T g, summed over the copies; nothing to q and k",
-                _C,
-                "scale",
-                **_SEEN,
-            ),
-            _rule(
-                "multiply_gradient operands g",
-                "operands",
-                "g_n = g prod_(m != n) a_m",
-                "the true derivative",
-                constant=None,
-            ),
-            _rule(
-                "matmul_gradient a v g", "a v", "g_a = g v^T, g_v = a^T g", "the true derivative"
-            ),
-            _rule(
-                "rms_norm_gradient x w g",
-                "x",
-                "g_x = (w g - x mean(w g x) / rms^2) / rms",
-                "the true derivative",
-                "norm_eps",
-            ),
-            _rule(
-                "layer_norm_gradient x w b g",
-                "x",
-                "g_x = layer_norm_epsilon_gxi - h mean(w g h) / std, h = (x - mean(x)) / std",
-                "the true derivative",
-                "norm_eps",
-            ),
-            _rule(
-                "activation_gradient x g",
-                "x",
-                "g_x = g f'(x); relu's is 0 at 0",
-                "the true derivative",
-                "kind",
-            ),
-            _rule(
-                "renormalize_gradient x g",
-                "x",
-                "g_i = (g_i - sum_j z_j g_j) / sum(x), z = x / sum(x)",
-                "the true derivative",
-            ),
-        )
-    )
+    {
+        rule: _signature(**said)
+        for rule, said in tomllib.loads(
+            (Path(__file__).parent / "signatures.toml").read_text(encoding="utf-8")
+        ).items()
+    }
 )
-"""Rule -> how it is called. Small networks are called otherwise: see NETWORK."""
+"""Rule -> how it is called (signatures.toml). Small networks are called otherwise: see NETWORK."""
 
 NETWORK = Signature(
     ("layers", "x"),
@@ -429,7 +101,7 @@ NETWORK = Signature(
     MappingProxyType({}),
     (),
     "the rules of its layers, last to first",
-    _A,
+    "Achtibat et al. 2024 (AttnLRP)",
 )
 """Rule `network`: inputs layers, x, seeds (a list); returned are z and the relevance at x for each
 seed, x.0, x.1, ...
@@ -447,9 +119,9 @@ class Case:
     dtype: str
     """float64, float32, float16 or bfloat16: the format of the inputs."""
     flags: tuple[str, ...]
-    """Ids of the mistakes it is aimed at."""
+    """Ids of the mistakes it is written for."""
     note: str
-    """What it is aimed at and what the mistake does here."""
+    """What it is there to show, and what the mistake does here."""
     inputs: Mapping[str, Any]
     """Operand, and r or g -> array, list of arrays or None. bfloat16 is held as float32."""
     options: Mapping[str, Any]
@@ -469,6 +141,10 @@ class Case:
     def u(self) -> float:
         """The unit roundoff of the case's format."""
         return UNITS[self.dtype]
+
+    def allowed(self, condition: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """How far an answer may be from the expected one."""
+        return np.asarray(self.units * self.u * condition + UNDERFLOW[self.dtype])
 
     @property
     def signature(self) -> Signature:

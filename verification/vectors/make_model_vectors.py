@@ -30,7 +30,8 @@ from refl.io.safetensors import write_safetensors
 from refl.model import Model, architecture
 from refl.nets.config import parse
 from refl.verification.definitions import exact_sweep
-from refl.verification.vectors.model_vectors import EXPECTED, FOLDER, FORMAT, UNITS
+from refl.verification.vectors import FORMAT
+from refl.verification.vectors.model_vectors import EXPECTED, FOLDER, UNITS
 
 TEXT_METHODS = ("attnlrp", "attnlrp-gradient", "cp-lrp", "input-x-gradient")
 METHODS = {

@@ -1,12 +1,11 @@
-"""Makes the conformance vectors:  python -m refl.verification.vectors.make_vectors [FOLDER]
-                                   [--rules]
+"""Makes the conformance vectors:  python -m refl.verification.vectors.make_vectors [FOLDER] [--rules]
 
 Whole models are made by make_model_vectors.py. Here stand the rules: every case is a rule, numbers
 to call it with, and the answer by the definitions (exact.py, by way of exact_answers.py), with its
 condition. Cases are of two kinds: drawn ones, from a seed, ordinary numbers and awkward ones; and
-aimed ones, written by hand, each at a mistake that somebody made or could make. The same seed gives
-the same bytes on every machine: numbers come from Python's own generator, answers from 60-digit
-arithmetic. A drawn case in which rounding alone decides the answer is drawn again.
+those written by hand (handwritten.toml), each for a mistake that somebody made or could make. The
+same seed gives the same bytes on every machine: numbers come from Python's own generator, answers
+from 60-digit arithmetic. A drawn case in which rounding alone decides the answer is drawn again.
 
 `published(rule)` gives a rule's cases as they are in the files, `drawn(rule, seed)` those of any
 other seed.
@@ -27,13 +26,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from refl.io.files import atomic_write
-from refl.verification.vectors import make_model_vectors
-from refl.verification.vectors.handwritten import AIMED
-from refl.verification.vectors.case import NETWORK, SIGNATURES, Case, Signature
 from refl.verification.definitions.exact_answers import ANSWERS, MASKS, Call, numbers
 from refl.verification.definitions.running_error import Fragile, Running
+from refl.verification.vectors import FORMAT, handwritten, make_model_vectors
+from refl.verification.vectors.case import NETWORK, SIGNATURES, Case, Signature
+from refl.verification.vectors.catalogue import notes
 
-FORMAT = 2
 FOLDER = Path(__file__).parent
 UNITS = 8
 """What an implementation may be off by, in u times condition: rounds its own way, and once more on
@@ -56,7 +54,7 @@ def answered(
     note: str,
 ) -> Case:
     """The case with its answer. Raises Fragile where rounding decides it."""
-    call = Call(_running(inputs, dtype) | _seen(rule, inputs, dtype), options, dtype)
+    call = Call(_running(inputs, dtype) | _visible(rule, inputs, dtype), options, dtype)
     answer = ANSWERS[rule](call)
     formulation = signature(rule).formulation
     empty = Case("", rule, formulation, dtype, flags, note, inputs, options, {}, units=UNITS)
@@ -87,7 +85,7 @@ def _running(value: Any, dtype: str) -> Any:
     return numbers(value, dtype) if isinstance(value, np.ndarray) else value
 
 
-def _seen(rule: str, inputs: Mapping[str, Any], dtype: str) -> dict[str, Array]:
+def _visible(rule: str, inputs: Mapping[str, Any], dtype: str) -> dict[str, Array]:
     return {"seen": inputs["x"] > MASKS[dtype]} if rule.startswith("softmax") else {}
 
 
@@ -99,7 +97,7 @@ def _conditions(a: Array) -> Array:
     """Rounded up to three digits, and never less than the number itself: the answer is rounded when
     it is written down.
     """
-    return _each(a, lambda n: _up(n.error + abs(float(n.value))))
+    return _each(a, lambda n: _rounded_up(n.error + abs(float(n.value))))
 
 
 def _each(a: Array, f: Callable[[Running], float]) -> Array:
@@ -109,7 +107,7 @@ def _each(a: Array, f: Callable[[Running], float]) -> Array:
     return out
 
 
-def _up(x: float) -> float:
+def _rounded_up(x: float) -> float:
     if x == 0:
         return 0.0
     step = 10.0 ** (math.floor(math.log10(x)) - 2)
@@ -470,12 +468,12 @@ SEEDS = range(3)
 
 
 def published(rule: str) -> list[Case]:
-    """The cases of a rule's file: aimed ones, then drawn ones."""
-    aimed = [
-        answered(rule, dtype, inputs, options, flags, note)
-        for flags, note, dtype, inputs, options in AIMED.get(rule, ())
+    """The cases of a rule's file: those written by hand, then drawn ones."""
+    written = [
+        answered(rule, case.dtype, case.inputs, case.options, case.flags, case.note)
+        for case in handwritten.read(rule)
     ]
-    return aimed + [case for seed in SEEDS for case in drawn(rule, seed)]
+    return written + [case for seed in SEEDS for case in drawn(rule, seed)]
 
 
 def page(rule: str, cases: list[Case]) -> str:
@@ -491,6 +489,7 @@ def page(rule: str, cases: list[Case]) -> str:
         "returns": list(s.returns),
         "options": dict(s.options),
         "required": list(s.required),
+        "notes": notes(flag for case in cases for flag in case.flags),
         "count": len(cases),
     }
     head = json.dumps(header, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")

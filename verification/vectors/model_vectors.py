@@ -27,11 +27,11 @@ import numpy as np
 
 from refl.errors import ReflError
 from refl.io.safetensors import read_safetensors
+from refl.verification.vectors import FORMAT
 from refl.verification.vectors.case import UNITS as ROUNDOFF
 
 FOLDER = Path(__file__).parent / "models"
 EXPECTED = "expected.safetensors"
-FORMAT = 2
 UNITS = 16
 """Units of roundoff times condition that a run may be off. A correct one stays below 3."""
 FLOOR = 1e-300
@@ -89,7 +89,7 @@ class ModelCase:
 
 
 @dataclass(frozen=True)
-class Parting:
+class SiteDeviation:
     """A site whose relevance is not the expected one."""
 
     site: str
@@ -181,7 +181,7 @@ def _case(arrays: Mapping[str, Any], said: dict[str, Any], number: int, method: 
 
 def check(
     case: ModelCase, got: Mapping[str, Any], dtype: str = "float64", units: float = UNITS
-) -> list[Parting]:
+) -> list[SiteDeviation]:
     """The sites among `got` whose relevance parts from the expected, in the order of the sweep: the
     first is where to look.
 
@@ -218,7 +218,7 @@ def unknown(case: ModelCase, got: Mapping[str, Any]) -> list[str]:
 
 def check_activations(
     case: ModelCase, got: Mapping[str, Any], dtype: str = "float64", units: float = UNITS
-) -> list[Parting]:
+) -> list[SiteDeviation]:
     """The same for activations, in the order of the forward: where it parts there, relevance cannot
     be right.
     """
@@ -226,7 +226,7 @@ def check_activations(
         {case.aliases.get(name, name): (name, value) for name, value in got.items()},
         ROUNDOFF[dtype],
     )
-    parted: list[Parting] = []
+    parted: list[SiteDeviation] = []
     for site in reversed(case.sites):
         if site in known:
             name, value = known[site]
@@ -239,7 +239,7 @@ def check_activations(
     return parted
 
 
-def _logit(case: ModelCase, got: Mapping[str, Any], scale: float) -> Iterator[Parting]:
+def _logit(case: ModelCase, got: Mapping[str, Any], scale: float) -> Iterator[SiteDeviation]:
     if "logit" in got:
         yield from _compare(
             "logit",
@@ -249,12 +249,12 @@ def _logit(case: ModelCase, got: Mapping[str, Any], scale: float) -> Iterator[Pa
         )
 
 
-def _compare(name: str, value: Any, wanted: Any, allowed: float) -> Iterator[Parting]:
+def _compare(name: str, value: Any, wanted: Any, allowed: float) -> Iterator[SiteDeviation]:
     value = np.asarray(value, dtype=np.float64)
     if value.shape == (1, *wanted.shape):
         value = value[0]
     if value.shape != wanted.shape:
-        yield Parting(
+        yield SiteDeviation(
             name,
             math.inf,
             allowed,
@@ -268,7 +268,7 @@ def _compare(name: str, value: Any, wanted: Any, allowed: float) -> Iterator[Par
     deviation = np.where(np.isnan(deviation), np.inf, deviation)
     if deviation.size and deviation.max() > allowed:
         at = tuple(int(i) for i in np.unravel_index(int(deviation.argmax()), deviation.shape))
-        yield Parting(
+        yield SiteDeviation(
             name, float(deviation.max()), allowed, at, float(value[at]), float(wanted[at])
         )
 
@@ -345,5 +345,5 @@ def _lint_case(case: ModelCase, config: dict[str, Any]) -> Iterator[str]:
         abs(case.logit) + sum(map(abs, case.absorbed.values()))
     ):
         yield (
-            f"{case.id} has ledger that do not close: {sum(case.absorbed.values())} of {case.logit}"
+            f"{case.id} has a ledger that does not close: {sum(case.absorbed.values())} of {case.logit}"
         )

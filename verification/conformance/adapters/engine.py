@@ -41,8 +41,8 @@ def to_array(values: Array, dtype: str) -> Array:
     return values.astype(np.float32) if dtype in ("float16", "bfloat16") else values
 
 
-def answer(passed: RuleOutput, keep: slice = slice(None)) -> Answer:
-    return {"relevance": passed.inputs[keep], "absorbed": passed.absorbed}
+def answer(out: RuleOutput, keep: slice = slice(None)) -> Answer:
+    return {"relevance": out.inputs[keep], "absorbed": out.absorbed}
 
 
 def _of(
@@ -80,10 +80,10 @@ for _rule in ("identity", "epsilon", "identity_gxi", "gradient"):
 
 def _second(module: Any, rule: str, **attributes: Any) -> Callable[..., Answer]:
     def call(a: Array, b: Array, r: Array, **options: Any) -> Answer:
-        passed = getattr(module, rule)(
+        out = getattr(module, rule)(
             a, b, module.forward(a, b, **attributes), r, **attributes, **options
         )
-        return answer(passed, slice(1, 2))
+        return answer(out, slice(1, 2))
 
     return call
 
@@ -117,19 +117,19 @@ def sum_epsilon(operands: list[Array], r: Array, **options: Any) -> Answer:
     rows = [a.reshape(a.shape[0], 1, -1) for a in operands]
     index = ((((0,),) * rows[0].shape[0]),) * len(rows)
     z = combine.forward(*rows, index=index, length=1)
-    passed = combine.epsilon(*rows, z, r.reshape(z.shape), index=index, length=1, **options)
+    out = combine.epsilon(*rows, z, r.reshape(z.shape), index=index, length=1, **options)
     return {
-        "relevance": [a.reshape(r.shape) for a in passed.inputs if a is not None],
-        "absorbed": passed.absorbed,
+        "relevance": [a.reshape(r.shape) for a in out.inputs if a is not None],
+        "absorbed": out.absorbed,
     }
 
 
 def _softmax(rule: str) -> Callable[..., Answer]:
     def call(x: Array, r: Array, *, mask: Array | None = None, axis: int = -1) -> Answer:
         x, r, mask = (None if a is None else np.moveaxis(a, axis, -1) for a in (x, r, mask))
-        passed = getattr(softmax, rule)(x, softmax.forward(x, mask=mask), r, mask=mask)
-        (passed_on,) = passed.inputs
-        return {"relevance": np.moveaxis(passed_on, -1, axis), "absorbed": passed.absorbed}
+        out = getattr(softmax, rule)(x, softmax.forward(x, mask=mask), r, mask=mask)
+        (propagated,) = out.inputs
+        return {"relevance": np.moveaxis(propagated, -1, axis), "absorbed": out.absorbed}
 
     return call
 
@@ -176,12 +176,12 @@ def gather_pass_through(x: Array, r: Array, *, index: list[list[int]]) -> Array:
     """refl's gather sends a row to one place: what goes to several places is gathered once for
     each.
     """
-    out = np.zeros_like(x)
+    r_x = np.zeros_like(x)
     for n in range(r.shape[1]):
         once = tuple((places[n],) for places in index)
-        passed = gather.pass_through(x, r[:, n : n + 1], r[:, n : n + 1], index=once)
-        out += passed.inputs[0]
-    return out
+        out = gather.pass_through(x, r[:, n : n + 1], r[:, n : n + 1], index=once)
+        r_x += out.inputs[0]
+    return r_x
 
 
 def top_k_pass_through(x: Array, r: Array, *, k: int) -> Answer:
@@ -192,10 +192,10 @@ def top_k_pass_through(x: Array, r: Array, *, k: int) -> Answer:
 # -- several rules one after the other -------------------------------------------------------------
 
 
-def _sum(*books: Mapping[str, Array]) -> dict[str, Array]:
+def _sum(*ledgers: Mapping[str, Array]) -> dict[str, Array]:
     return {
-        name: sum(b[name] for b in books if name in b)
-        for name in {name for b in books for name in b}
+        name: sum(b[name] for b in ledgers if name in b)
+        for name in {name for b in ledgers for name in b}
     }
 
 
@@ -204,11 +204,11 @@ def _convolution(rule: str) -> Callable[..., Answer]:
         size = w.shape[2:]
         patches = movement.forward(x, kind="patches", size=size)
         kernel, rows = w.reshape(w.shape[0], -1), r.reshape(*r.shape[:2], -1).transpose(0, 2, 1)
-        passed = getattr(linear, rule)(
+        out = getattr(linear, rule)(
             patches, kernel, b, linear.forward(patches, kernel, b), rows, **options
         )
-        back = movement.pass_through(x, patches, passed.inputs[0], kind="patches", size=size)
-        return {"relevance": back.inputs[0], "absorbed": passed.absorbed}
+        back = movement.pass_through(x, patches, out.inputs[0], kind="patches", size=size)
+        return {"relevance": back.inputs[0], "absorbed": out.absorbed}
 
     return call
 
@@ -251,15 +251,15 @@ def _attention(on_product: str, on_softmax: str, on_scale: str, last: str) -> Ca
         keys, values = (movement.forward(a, kind="repeat_heads", times=times) for a in (k, v))
         turned = np.swapaxes(keys, -1, -2)
         scores = scaled @ turned
-        seen = _seen(scores.shape, causal, mask)
-        p = softmax.forward(scores, mask=seen)
+        visible = _visible(scores.shape, causal, mask)
+        p = softmax.forward(scores, mask=visible)
         context = getattr(matmul, last)(p, values, p @ values, r, **options)
         r_v = movement.pass_through(
             v, values, context.inputs[1], kind="repeat_heads", times=times
         ).inputs[0]
         if last.startswith("second"):
             return {"relevance": (None, None, r_v), "absorbed": context.absorbed}
-        soft = getattr(softmax, on_softmax)(scores, p, context.inputs[0], mask=seen)
+        soft = getattr(softmax, on_softmax)(scores, p, context.inputs[0], mask=visible)
         qk = getattr(matmul, on_product)(scaled, turned, scores, soft.inputs[0], **options)
         r_k = movement.pass_through(
             k, keys, np.swapaxes(qk.inputs[1], -1, -2), kind="repeat_heads", times=times
@@ -273,11 +273,11 @@ def _attention(on_product: str, on_softmax: str, on_scale: str, last: str) -> Ca
     return call
 
 
-def _seen(shape: tuple[int, ...], causal: bool, mask: Array | None) -> Array | None:
+def _visible(shape: tuple[int, ...], causal: bool, mask: Array | None) -> Array | None:
     if mask is None and not causal:
         return None
-    seen = np.ones(shape, dtype=bool) if mask is None else np.broadcast_to(mask, shape)
-    return seen & np.tril(np.ones(shape[-2:], dtype=bool)) if causal else seen
+    visible = np.ones(shape, dtype=bool) if mask is None else np.broadcast_to(mask, shape)
+    return visible & np.tril(np.ones(shape[-2:], dtype=bool)) if causal else visible
 
 
 scale_rule = scale
@@ -313,7 +313,7 @@ def _back(layers: list[dict[str, Any]], xs: list[Array], r: Array) -> Array:
             }
             (r, *_) = getattr(linear, layer["rule"])(
                 x, layer["w"], layer["b"], z, r, **options
-            ).relevance
+            ).inputs
     return r
 
 

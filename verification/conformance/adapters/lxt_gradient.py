@@ -20,7 +20,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from refl.verification.peers import lxt
 from refl.verification.conformance.adapters.tensors import (
     Tensor,
     activations,
@@ -32,6 +31,7 @@ from refl.verification.conformance.adapters.tensors import (
     to_array,
     to_numpy,
 )
+from refl.verification.peers import lxt
 
 needs("torch", "transformers", "lxt", "zennit")
 

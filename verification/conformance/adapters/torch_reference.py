@@ -107,7 +107,7 @@ def stabilize(z: Tensor, eps: float, stabilizer: str) -> Tensor:
     }[stabilizer]
 
 
-def share(
+def stabilized_ratio(
     r: Tensor, z: Tensor, eps: float = 0.0, stabilizer: str = "none", factor: int = 1
 ) -> tuple[Tensor, Tensor]:
     """s = R / (factor (z + e)), and what the stabilizer takes: factor e s, or all of R where the
@@ -125,9 +125,11 @@ def cut(
     """R_(i<-j) = c_ji R_j / (sum_i c_ji + b_j + e), summed over j: c (..., O, I), b (..., O), r
     (..., O) -> (..., I).
     """
-    s, taken = share(r, c.sum(-1) + (0 if b is None else b), eps, stabilizer)
+    s, absorbed_by_eps = stabilized_ratio(r, c.sum(-1) + (0 if b is None else b), eps, stabilizer)
     return answer(
-        (c * s[..., None]).sum(-2), stabilizer=taken, **{} if b is None else {"bias": b * s}
+        (c * s[..., None]).sum(-2),
+        stabilizer=absorbed_by_eps,
+        **{} if b is None else {"bias": b * s},
     )
 
 
@@ -386,13 +388,13 @@ def matmul_uniform(
     """R_(A_ji<-jp) = R_(V_ip<-jp) = A_ji V_ip R_jp / (2 O_jp + e)."""
     c = terms(a, v)
     o = c.sum(-2)
-    s, taken = (
-        share(r, 2 * o, eps, stabilizer)
+    s, absorbed_by_eps = (
+        stabilized_ratio(r, 2 * o, eps, stabilizer)
         if denominator == "2z+eps"
-        else share(r, o, eps, stabilizer, factor=2)
+        else stabilized_ratio(r, o, eps, stabilizer, factor=2)
     )
     messages = c * s[..., None, :]
-    return answer((messages.sum(-1), messages.sum(-3)), stabilizer=taken)
+    return answer((messages.sum(-1), messages.sum(-3)), stabilizer=absorbed_by_eps)
 
 
 @widened
@@ -401,8 +403,8 @@ def matmul_second(
 ) -> Answer:
     """A is a constant: V receives all."""
     c = terms(a, v)
-    s, taken = share(r, c.sum(-2), eps, stabilizer)
-    return answer((c * s[..., None, :]).sum(-3), stabilizer=taken)
+    s, absorbed_by_eps = stabilized_ratio(r, c.sum(-2), eps, stabilizer)
+    return answer((c * s[..., None, :]).sum(-3), stabilizer=absorbed_by_eps)
 
 
 def half(a: Tensor, v: Tensor) -> Tensor:
@@ -534,9 +536,9 @@ def layer_norm_epsilon(
     stabilizer: str = "sign",
 ) -> Answer:
     """With 1/std held fixed the layer is z = J x + b, and R_x = x J^T s."""
-    s, taken = share(r, layer_norm(x, w, b, norm_eps), eps, stabilizer)
+    s, absorbed_by_eps = stabilized_ratio(r, layer_norm(x, w, b, norm_eps), eps, stabilizer)
     r_x = x * pull(lambda x: layer_norm(x, w, b, norm_eps, frozen=True), s, x)[0]
-    return answer(r_x, stabilizer=taken, **{} if b is None else {"norm_bias": b * s})
+    return answer(r_x, stabilizer=absorbed_by_eps, **{} if b is None else {"norm_bias": b * s})
 
 
 @widened
@@ -643,9 +645,9 @@ def renormalize_epsilon(x: Tensor, r: Tensor, *, eps: float, stabilizer: str = "
     """
     total = x.sum(-1, keepdim=True)
     z = x / total
-    s, taken = share(r, z, eps, stabilizer)
+    s, absorbed_by_eps = stabilized_ratio(r, z, eps, stabilizer)
     messages = (torch.diag_embed(z) - z[..., None] * z[..., None, :]) * s[..., None]
-    return answer(messages.sum(-2), stabilizer=taken, renormalization_offset=z * s)
+    return answer(messages.sum(-2), stabilizer=absorbed_by_eps, renormalization_offset=z * s)
 
 
 @widened

@@ -1,10 +1,11 @@
-"""Checks the conformance vectors as they lie in the folder:  python -m
-                                                              refl.verification.vectors.lint_vectors
+"""Checks the conformance vectors as they lie in their folder:
+python -m refl.verification.conformance.lint_vectors
 
-Every file: its header is the rule's own, its count is right, ids are the digests of their cases and
-none occurs twice, numbers and shapes fit together, a condition covers its number. And every flag
-holds: a mistake that a case says it is aimed at changes that case's answer clearly. Whether the
-files are what make_vectors.py makes today is for the tests to see, which have its 60 digits.
+Every file: its header is the rule's own, its count is right, its notes are the catalogue's for the
+flags of its cases, ids are the digests of their cases and none occurs twice, numbers and shapes fit
+together, a condition covers its number. And every flag holds: a mistake that a case is written for
+changes that case's answer clearly. Whether the files are what make_vectors.py makes today is for
+the tests to see, which have its 60 digits.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from refl.verification.conformance import runner
-from refl.verification.vectors.case import Case
+from refl.verification.conformance.diagnosis import answers, distinguishes
 from refl.verification.conformance.mistakes import MISTAKES
+from refl.verification.vectors import rule_vectors
+from refl.verification.vectors.case import Case
+from refl.verification.vectors.catalogue import notes
 
 KNOWN = {m.id: m for m in MISTAKES}
 
 
 def lint(rule: str) -> Iterator[str]:
     """What is wrong with a rule's file, in sentences."""
-    header = json.loads((runner.FOLDER / f"{rule}.json").read_text(encoding="utf-8"))
-    s = runner.signatures()[rule]
+    header = json.loads((rule_vectors.FOLDER / f"{rule}.json").read_text(encoding="utf-8"))
+    s = rule_vectors.signatures()[rule]
     said = (
         header["formulation"],
         header["operands"],
@@ -36,7 +39,9 @@ def lint(rule: str) -> Iterator[str]:
     )
     if said != (s.formulation, list(s.operands), list(s.returns), s.equation, s.source):
         yield f"{rule}: the header is not the rule's signature"
-    cases = runner.load(rule)
+    cases = rule_vectors.load(rule)
+    if header["notes"] != notes(flag for case in header["cases"] for flag in case["flags"]):
+        yield f"{rule}: the notes are not the catalogue's for the flags of the cases"
     for case_id, n in Counter(case.id for case in cases).items():
         if n > 1:
             yield f"{case_id} occurs {n} times"
@@ -73,16 +78,18 @@ def _flag(case: Case, flag: str) -> Iterator[str]:
     elif case.rule not in KNOWN[flag].rules:
         yield f"the flag {flag} is not for this rule"
     elif not KNOWN[flag].behavior and not any(
-        runner.tells(case, wrong) for _, wrong in runner.answers(KNOWN[flag], case)
+        distinguishes(case, wrong) for _, wrong in answers(KNOWN[flag], case)
     ):
         yield f"the mistake {flag} does not change the answer"
 
 
 def main() -> int:
-    wrong = [line for rule in runner.rules() for line in lint(rule)]
-    files = {path.stem for path in runner.FOLDER.glob("*.json")}
-    wrong += [f"{name}.json belongs to no rule" for name in sorted(files - set(runner.rules()))]
-    print("\n".join(wrong) or f"{runner.fingerprint()}: nothing to complain of")
+    wrong = [line for rule in rule_vectors.rules() for line in lint(rule)]
+    files = {path.stem for path in rule_vectors.FOLDER.glob("*.json")}
+    wrong += [
+        f"{name}.json belongs to no rule" for name in sorted(files - set(rule_vectors.rules()))
+    ]
+    print("\n".join(wrong) or f"{rule_vectors.fingerprint()}: nothing to complain of")
     return 1 if wrong else 0
 
 

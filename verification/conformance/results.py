@@ -1,0 +1,131 @@
+"""What came of a case, of a rule's cases, and of a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from refl.verification.conformance.deviation import Array, Deviation
+from refl.verification.conformance.diagnosis import Diagnosis
+from refl.verification.conformance.mistakes import Mistake
+from refl.verification.vectors.case import Case
+from refl.verification.vectors.model_vectors import SiteDeviation
+
+PASSED, FAILED, CONVENTION, NOT_COVERED = "passed", "failed", "convention", "not covered"
+STATUSES = (PASSED, FAILED, CONVENTION, NOT_COVERED)
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What came of a case."""
+
+    case: Case
+    status: str
+    got: Mapping[str, Array | None] = field(default_factory=dict)
+    absorbed: Mapping[str, Array] = field(default_factory=dict)
+    deviations: tuple[Deviation, ...] = ()
+    """The worst of each operand and entry that is wrong, worst first."""
+    message: str = ""
+    """What went wrong where it is not a number: an exception, a shape; or why the case is not
+    covered.
+    """
+    behavior: str = ""
+    """Of a function that kept something from call to call: what shows the mistake."""
+    diagnoses: tuple[Diagnosis, ...] = ()
+    """Known mistakes, in the forms that give these same wrong numbers."""
+
+    @property
+    def failed(self) -> bool:
+        return self.status in (FAILED, CONVENTION)
+
+    @property
+    def mistakes(self) -> tuple[Mistake, ...]:
+        return tuple(dict.fromkeys(m for m, _ in self.diagnoses))
+
+
+@dataclass(frozen=True)
+class RuleResult:
+    """What came of a rule's cases."""
+
+    rule: str
+    cases: tuple[CaseResult, ...]
+    mistakes: tuple[Mistake, ...] = ()
+    """Known mistakes, those that explain the most failures first."""
+    conventions: Mapping[str, str] = field(default_factory=dict)
+
+    def count(self, *statuses: str) -> int:
+        return sum(c.status in statuses for c in self.cases)
+
+    @property
+    def failing(self) -> int:
+        return self.count(FAILED, CONVENTION)
+
+    @property
+    def tried(self) -> int:
+        return len(self.cases) - self.count(NOT_COVERED)
+
+    @property
+    def status(self) -> str:
+        return next((s for s in (FAILED, CONVENTION, PASSED) if self.count(s)), NOT_COVERED)
+
+    @property
+    def smallest(self) -> CaseResult | None:
+        """The failing case with the fewest numbers; one written for the mistake that is named comes
+        before others.
+        """
+        failed = [
+            c for c in self.cases if c.status == (FAILED if self.count(FAILED) else CONVENTION)
+        ]
+        best = self.mistakes[0] if self.mistakes else None
+
+        def rank(c: CaseResult) -> tuple[bool, bool, bool, int]:
+            written_for_it = best is not None and best.id in c.case.flags
+            return best not in c.mistakes, not c.deviations, not written_for_it, size(c.case)
+
+        return min(failed, key=rank, default=None)
+
+
+def size(case: Case) -> int:
+    """How many numbers a case is made of."""
+
+    def count(value: Any) -> int:
+        if isinstance(value, np.ndarray):
+            return int(value.size)
+        if isinstance(value, Mapping):
+            return sum(map(count, value.values()))
+        return sum(map(count, value)) if isinstance(value, list) else 0
+
+    return count(dict(case.inputs))
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """What came of one input of one model under one method."""
+
+    name: str
+    status: str
+    compared: int = 0
+    deviations: tuple[SiteDeviation, ...] = ()
+    """In the order of the sweep: the first is where relevance parts first."""
+    mistakes: tuple[str, ...] = ()
+    """Ids of the known mistakes that give these numbers."""
+    reasons: tuple[str, ...] = ()
+    """The same, and options, in words."""
+    said: str = ""
+    rule: str = "model"
+
+    @property
+    def message(self) -> str:
+        if self.said or not self.deviations:
+            return self.said or (f"{self.compared} sites agree" if self.compared else "")
+        others = len(self.deviations) - 1
+        more = (
+            f"; {others} more of {self.compared} sites part"
+            if others
+            else f"; no other of {self.compared} sites"
+        )
+        reasons = "".join(f"; looks like {reason}" for reason in self.reasons)
+        return f"parts first at {self.deviations[0]}{more}{reasons}"
