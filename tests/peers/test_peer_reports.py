@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from refl.verification.conformance.runner import Verdict
+from refl.verification.conformance.results import CaseResult
 from refl.verification.peers import lxt, peer_reports
 from refl.verification.peers.peer_reports import FOLDER, MEASURED_BEFORE, PEERS, ModelRow, Peer, Row
 
@@ -37,7 +37,7 @@ Runs = dict[str, tuple[list[Row], list[ModelRow]]]
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.adapter)
 def test_every_failure_is_explained(runs: Runs, peer: Peer) -> None:
     found, models = runs[peer.adapter]
-    assert [t.verdict.case.id for row in found for t in row.traced if not t.ids] == []
+    assert [t.result.case.id for row in found for t in row.traced if not t.ids] == []
     assert [m for m in models if m.result == "failed"] == []
     assert any(row.count("passed") for row in found)
 
@@ -84,18 +84,18 @@ def _numbers(line: str) -> Iterator[float]:
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.adapter)
 def test_an_explanation_explains_nothing_else(runs: Runs, peer: Peer) -> None:
     """The same failures, one number of each changed by a hundredth: nothing gives those."""
-    told = [
-        t.verdict
+    explained = [
+        t.result
         for row in runs[peer.adapter][0]
         for t in row.traced
-        if t.verdict.case.dtype == "float64" and t.verdict.got and not t.verdict.words
+        if t.result.case.dtype == "float64" and t.result.got and not t.result.message
     ]
-    assert told
-    for v in filter(_finite, told):
+    assert explained
+    for v in filter(_finite, explained):
         assert peer_reports.trace(peer.adapter, {}, _changed(v)).ids == (), v.case.id
 
 
-def _changed(v: Verdict) -> Verdict:
+def _changed(v: CaseResult) -> CaseResult:
     """Its largest entry moved by about a hundredth, and by more than float32 could; zeros by
     one.
     """
@@ -106,10 +106,10 @@ def _changed(v: Verdict) -> Verdict:
     moved.flat[abs(moved).argmax()] += (
         0.0137 * abs(moved).max() + 1e-3 * (0.0 if condition is None else condition.max()) or 1.0
     )
-    return replace(v, got={**v.got, name: moved}, suspects=())
+    return replace(v, got={**v.got, name: moved}, diagnoses=())
 
 
-def _finite(v: Verdict) -> bool:
+def _finite(v: CaseResult) -> bool:
     return all(bool((abs(a) < math.inf).all()) for a in v.got.values() if a is not None)
 
 

@@ -10,9 +10,12 @@ from collections import Counter
 import pytest
 from checkpoints import SHARED
 
-from refl.verification.conformance import runner
+from refl.verification.conformance import results
+from refl.verification.conformance.adapter import Adapter
+from refl.verification.conformance.runner import run
 from refl.verification.quality import false_alarms
 from refl.verification.quality import plant_peer_faults as faults
+from refl.verification.vectors.rule_vectors import rules
 
 pytestmark = pytest.mark.peers
 
@@ -23,14 +26,14 @@ def torch_is_here() -> None:
 
 
 def test_without_a_fault_the_adapter_passes_and_leaves_no_rule_out() -> None:
-    report = runner.run(str(faults.ADAPTER))
-    assert {r.rule for r in report.rules} == set(runner.rules())
-    assert Counter(v.status for r in report.rules for v in r.verdicts).keys() == {runner.PASSED}, (
-        str(report)
+    report = run(str(faults.ADAPTER))
+    assert {r.rule for r in report.rules} == set(rules())
+    assert Counter(v.status for r in report.rules for v in r.cases).keys() == {results.PASSED}, str(
+        report
     )
     models = Counter((m.name.partition("-")[0], m.status) for m in report.models)
-    assert models["llama", runner.PASSED] >= 8 <= models["gpt2", runner.PASSED]
-    assert not any(m.status == runner.FAILED for m in report.models), str(report)
+    assert models["llama", results.PASSED] >= 8 <= models["gpt2", results.PASSED]
+    assert not any(m.status == results.FAILED for m in report.models), str(report)
 
 
 def test_every_fault_of_the_peers_is_planted() -> None:
@@ -55,9 +58,9 @@ def test_a_planted_fault_is_caught_and_named(plant: faults.Plant) -> None:
     assert all(outcome.right for outcome in outcomes), faults.show(outcomes)
 
 
-@pytest.mark.parametrize("rule", runner.rules())
+@pytest.mark.parametrize("rule", rules())
 def test_no_false_alarm(rule: str) -> None:
-    t = false_alarms.tally(runner.Adapter(str(faults.ADAPTER)), rule, range(100, 103))
+    t = false_alarms.tally(Adapter(str(faults.ADAPTER)), rule, range(100, 103))
     assert t.cases and not t.uncovered
     assert not t.alarms, false_alarms.line(t)
 

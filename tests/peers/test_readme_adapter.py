@@ -11,7 +11,8 @@ import pytest
 from checkpoints import ROOT
 
 from refl.cli import main
-from refl.verification.conformance import runner
+from refl.verification.conformance.results import PASSED
+from refl.verification.conformance.runner import run
 
 pytestmark = pytest.mark.peers
 
@@ -47,8 +48,8 @@ def test_the_repair_passes_and_the_other_does_not(
     tmp_path: Path, denominator: str, mistake: str | None
 ) -> None:
     assert "(z + eps)" in ADAPTER and denominator in README
-    found = runner.run(
+    found = run(
         written(tmp_path, ADAPTER.replace("(z + eps)", f"({denominator})")), "linear_epsilon"
     )["linear_epsilon"]
     assert [m.id for m in found.mistakes[:1]] == ([] if mistake is None else [mistake])
-    assert (found.status == runner.PASSED) == (mistake is None)
+    assert (found.status == PASSED) == (mistake is None)

@@ -32,18 +32,19 @@ from refl.rules import linear
 from refl.rules.composites import METHODS, Chosen, Rule
 from refl.trace import Trace
 from refl.verification import random_models as rm
-from refl.verification.compare import diagnosis
-from refl.verification.compare.compare import (
-    Comparison,
-    Oracle,
-    _divides,
+from refl.verification.compare.alternatives import (
+    Altered,
+    Alternative,
+    altered,
     alternatives,
-    compare,
-    diagnose_model,
-    of,
-    read,
+    norm_as_identity,
 )
-from refl.verification.compare.diagnosis import Altered, Suspect
+from refl.verification.compare.compare import _divides, compare
+from refl.verification.compare.comparison import Comparison
+from refl.verification.compare.diagnosis import Diagnosis, diagnose_model
+from refl.verification.compare.forward import ExplainedOutput, RecordedForward
+from refl.verification.compare.oracle import Oracle, of, read
+from refl.verification.compare.report import html
 from refl.verification.compare.rounding import Divides, Site, relevance_errors
 
 TEXT = "Once upon a time there was a"
@@ -104,7 +105,7 @@ def test_recomputed_and_batched(stories: Model) -> None:
             [TEXT, f"{TEXT} little girl and her dog"], target=[e.target_id, e.target_id]
         )[0],
     )
-    assert c.equal and not c.misfits and len(c.errors) > 130
+    assert c.equal and not c.shape_mismatches and len(c.errors) > 130
 
 
 class Noisy(Trace):
@@ -156,7 +157,7 @@ def test_another_rounding(monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str
             other = explained(model, method, target=e.target_id)
         c = compare(e, other)
         worst = max((*c.errors, *c.forward), key=lambda x: x.excess)
-        assert c.equal and not c.misfits and worst.relative > 0, str(c)
+        assert c.equal and not c.shape_mismatches and worst.relative > 0, str(c)
         assert worst.excess < (0.8 if method is identity else 0.3), worst
 
 
@@ -197,7 +198,7 @@ def test_numpy_threads(tmp_path: Path) -> None:
 # -- one array -------------------------------------------------------------------------------------
 
 
-def altered(side: Oracle, group: str, site: str, change: Callable[[Any], None]) -> Oracle:
+def changed_array(side: Oracle, group: str, site: str, change: Callable[[Any], None]) -> Oracle:
     arrays = dict(getattr(side, group))
     arrays[site] = arrays[site].copy()
     change(arrays[site])
@@ -241,7 +242,10 @@ def test_every_single_site(stories: Model, method: str, change: Callable[[Any], 
     pairs = {site: (a.site(site), a.site(site)) for site in a.order}
     where = _divides(a, a)
     for site in sites:
-        changed = {**pairs, site: (a.site(site), altered(a, "relevance", site, change).site(site))}
+        changed = {
+            **pairs,
+            site: (a.site(site), changed_array(a, "relevance", site, change).site(site)),
+        }
         errors = relevance_errors([(s, *pair) for s, pair in changed.items()], 2.0**-53, where)
         assert [e.site for e in errors if e.parts] == [site]
 
@@ -269,15 +273,15 @@ def test_a_small_element_has_a_small_allowance() -> None:
 )
 def test_a_single_site_in_words(stories: Model, site: str) -> None:
     a = of(stories.explain(TEXT))
-    c = compare(a, altered(a, "relevance", site, one_element))
-    assert not c.equal and c.lone and c.first is not None and c.first.site == site
+    c = compare(a, changed_array(a, "relevance", site, one_element))
+    assert not c.equal and c.alone and c.first is not None and c.first.site == site
     assert "this array was changed" in str(c) and site in str(c)
 
 
 def test_a_gradient_alone(stories: Model) -> None:
     """Where x is 0 the gradient shows nowhere else."""
     a = of(stories.explain(TEXT, "attnlrp-gradient"))
-    c = compare(a, altered(a, "gradients", "model.layers.2.mlp.act_fn", one_element))
+    c = compare(a, changed_array(a, "gradients", "model.layers.2.mlp.act_fn", one_element))
     assert c.first is not None and (c.first.site, c.first.quantity) == (
         "model.layers.2.mlp.act_fn",
         "gradient",
@@ -286,8 +290,8 @@ def test_a_gradient_alone(stories: Model) -> None:
 
 def test_an_activation_is_said_first(stories: Model) -> None:
     a = of(stories.explain(TEXT))
-    b = altered(
-        altered(a, "relevance", "lm_head.row", by_a_millionth),
+    b = changed_array(
+        changed_array(a, "relevance", "lm_head.row", by_a_millionth),
         "activations",
         "model.layers.1.mlp.up_proj",
         one_element,
@@ -295,7 +299,7 @@ def test_an_activation_is_said_first(stories: Model) -> None:
     c = compare(a, b)
     assert c.first_forward is not None and c.first_forward.site == "model.layers.1.mlp.up_proj"
     assert str(c).startswith("The forward passes differ") and "the forward pass was not" in str(c)
-    assert not c.suspects
+    assert not c.diagnoses
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -304,10 +308,10 @@ def test_what_is_no_number_parts(stories: Model, value: float) -> None:
         array.reshape(-1)[3] = value
 
     a = of(stories.explain(TEXT))
-    c = compare(a, altered(a, "relevance", "model.layers.2.residual", spoil))
+    c = compare(a, changed_array(a, "relevance", "model.layers.2.residual", spoil))
     assert c.first is not None and c.first.site == "model.layers.2.residual"
     json.dumps(c.as_dict())
-    assert c.html()
+    assert html(c)
 
 
 # -- one rule --------------------------------------------------------------------------------------
@@ -340,7 +344,7 @@ def test_a_rule_at_one_site(stories: Model, at: str, below: str) -> None:
         base.name, base.rules, base.formulation, base.source, base.summary, base.score, change
     )
     c = compare(stories.explain(TEXT), stories.explain(TEXT, wrong))
-    assert c.first is not None and c.first.site == below and not c.lone
+    assert c.first is not None and c.first.site == below and not c.alone
     assert any(rule.startswith(f"{at} (linear") for rule in c.rules)
     assert all(not e.parts for e in c.errors[: c.above]) and sum(e.parts for e in c.errors) > 1
 
@@ -348,45 +352,49 @@ def test_a_rule_at_one_site(stories: Model, at: str, below: str) -> None:
 # -- which option ----------------------------------------------------------------------------------
 
 
-def words(c: Comparison) -> list[str]:
-    return [s.words for s in c.suspects if s.equal]
+def label(a: Alternative) -> str:
+    """The option, or the mistakes and in which form."""
+    return a.option or " and ".join(a.mistakes) + (f": {a.where}" if a.where else "")
+
+
+def named(c: Comparison) -> list[str]:
+    return [label(d.alternative) for d in c.diagnoses if d.equal]
 
 
 def test_another_eps(stories: Model) -> None:
     """On the grid by trying, between its steps by a search that finds the number."""
     e = stories.explain(TEXT)
-    assert words(compare(e, stories.explain(TEXT, eps=1e-3), model=stories)) == ["eps: 1e-03"]
+    assert named(compare(e, stories.explain(TEXT, eps=1e-3), model=stories)) == ["eps: 1e-03"]
     for eps in (3.2e-5, 1.2345e-7, 4e-2):
         c = compare(e, stories.explain(TEXT, eps=eps), model=stories)
-        (found,) = (s for s in c.suspects if s.equal)
+        (found,) = (d for d in c.diagnoses if d.equal)
         assert (
-            found.eps == pytest.approx(eps, rel=1e-6)
-            and found.words == f"eps: {eps:.4g}"
+            found.alternative.eps == pytest.approx(eps, rel=1e-6)
+            and found.says == f"eps: {eps:.4g}"
             or eps == 1.2345e-7
         )
-        assert found.parted == 0 and found.of > 130
+        assert found.parting == 0 and found.sites > 130
 
 
 def test_an_eps_without_sign_between_the_steps(stories: Model) -> None:
     c = compare(
         stories.explain(TEXT), stories.explain(TEXT, eps=2.5e-7, stabilizer="plain"), model=stories
     )
-    assert words(c) == ["stabilizer: plain, with eps 2.5e-07"]
+    assert named(c) == ["eps-unsigned: eps 2.5e-07"]
 
 
 def test_another_stabilizer(stories: Model) -> None:
     e = stories.explain(TEXT)
-    assert words(compare(e, stories.explain(TEXT, stabilizer="plain"), model=stories))[
-        0
-    ].startswith("stabilizer: plain, z + eps")
-    assert "stabilizer: none" in words(
+    plain = stories.explain(TEXT, stabilizer="plain")
+    assert named(compare(e, plain, model=stories))[0] == "eps-unsigned"
+    assert "stabilizer: none" in named(
         compare(e, stories.explain(TEXT, stabilizer="none"), model=stories)
     )
-    assert "in gradient x input form, without any eps" in words(
+    assert "in gradient x input form, without any eps" in named(
         compare(e, stories.explain(TEXT, "attnlrp-gradient"), model=stories)
     )
-    assert words(compare(e, stories.explain(TEXT, "cp-lrp"), model=stories)) == ["method: cp-lrp"]
-    assert words(compare(e, stories.explain(TEXT, "lxt-explicit"), model=stories)) == [
+    assert named(compare(e, stories.explain(TEXT, "cp-lrp"), model=stories)) == ["method: cp-lrp"]
+    assert named(compare(e, stories.explain(TEXT, "lxt-explicit"), model=stories)) == [
         "method: lxt-explicit"
     ]
 
@@ -401,10 +409,10 @@ def test_another_reading_of_layer_norm(name: str, method: str) -> None:
     other = (
         base.override(Rule("layer_norm", "identity"))
         if method == "attnlrp"
-        else diagnosis._altered(base, "layer_norm", "*", diagnosis._identity)
+        else altered(base, "layer_norm", "*", norm_as_identity)
     )
     c = compare(e, model.explain(ids, other), model=model)
-    assert words(c) == ["layer norm: identity for the whole layer (prop. 3.4)"]
+    assert named(c) == ["layer-norm-reading: identity for the whole layer, prop. 3.4"]
     assert any("layer_norm" in rule for rule in c.rules)
 
 
@@ -415,45 +423,39 @@ def test_the_other_reading_held_against_refl() -> None:
     model = random("GPT2")
     identity = METHODS["attnlrp"].override(Rule("layer_norm", "identity"))
     c = compare(explained(model, identity), explained(model), model=model)
-    assert "layer norm: eps-rule with 1/std constant (section 3.3.3)" in words(c)
+    assert "layer-norm-reading: eps-rule with 1/std constant, section 3.3.3" in named(c)
     foreign = replace(of(explained(model, identity)), composite=None, name="foreign")
     c = compare(foreign, of(explained(model)), model=model)
-    assert words(c) == ["layer norm: identity for the whole layer (prop. 3.4)"]
+    assert named(c) == ["layer-norm-reading: identity for the whole layer, prop. 3.4"]
     assert any("A says no method" in note for note in c.notes)
 
 
 def test_the_logit_squared(stories: Model) -> None:
     """With a model and without: a constant factor needs none."""
     a = of(stories.explain(TEXT, "attnlrp-gradient"))
-    scaled = {site: r * a.said["logit"] for site, r in a.relevance.items()}
+    scaled = {site: r * a.metadata["logit"] for site, r in a.relevance.items()}
     b = replace(a, name="B", relevance=scaled, gradients={})
     c = compare(a, b, model=stories)
-    assert words(c)[0].startswith("seed: multiplied by the logit")
+    assert named(c)[0] == "logit-squared"
     assert any("gives the logit squared" in note for note in compare(a, b).notes)
 
 
 DONE: dict[str, tuple[str, str]] = {
-    "stabilizer: plain, with eps 1e-05": ("PHI", "relevance"),
-    "matmul: every product divides by 2 (z + eps)": ("LLAMA", "relevance"),
-    "layer norm: identity for the whole layer (prop. 3.4)": ("GPT2", "gradient"),
-    "softmax: attention weights are constants (CP)": ("GPT2", "gradient"),
-    "gates: a gated unit's gate is a constant": ("QWEN2", "relevance"),
-    "experts: eps-rule through the renormalized weights, which hands on nothing": (
-        "MIXTRAL",
-        "relevance",
-    ),
-    "softmax: attention weights are constants (CP), and V gets half": ("LLAMA", "gradient"),
-    "linear: every linear layer hands on half": ("LLAMA", "relevance"),
-    "product: split by the factors' magnitudes": ("LLAMA", "relevance"),
-    "residual: split by absolute values": ("LLAMA", "relevance"),
-    "activation: the gradient x input form's factor f(x)/x applied to relevance": (
-        "LLAMA",
-        "relevance",
-    ),
-    "softmax: logits shifted by their maximum taken as x": ("LLAMA", "gradient"),
-    "softmax: a lower-triangular cut": ("BERT", "relevance"),
-    "norm: LayerNorm by its full Jacobian": ("GPT2", "gradient"),
-    "grouped queries: copies are summed over the wrong groups": ("LLAMA", "gradient"),
+    "eps-unsigned: eps 1e-05": ("PHI", "relevance"),
+    "matmul: every product divides by 2(z+eps)": ("LLAMA", "relevance"),
+    "layer-norm-reading: identity for the whole layer, prop. 3.4": ("GPT2", "gradient"),
+    "probabilities-constant": ("GPT2", "gradient"),
+    "gate-constant": ("QWEN2", "relevance"),
+    "moe-degree-0": ("MIXTRAL", "relevance"),
+    "probabilities-constant and cp-half": ("LLAMA", "gradient"),
+    "halved-linear": ("LLAMA", "relevance"),
+    "product-proportional": ("LLAMA", "relevance"),
+    "residual-absolute": ("LLAMA", "relevance"),
+    "identity-in-wrong-form": ("LLAMA", "relevance"),
+    "softmax-shifted": ("LLAMA", "gradient"),
+    "tril-always": ("BERT", "relevance"),
+    "norm-jacobian: LayerNorm": ("GPT2", "gradient"),
+    "gqa-repeat: summed over the wrong groups": ("LLAMA", "gradient"),
     "method: input-x-gradient": ("LLAMA", "gradient"),
 }
 """What was done, on which net, in which form."""
@@ -465,13 +467,12 @@ def test_what_was_done_is_named(done: str) -> None:
     kind, form = DONE[done]
     model, base = random(kind), METHODS["attnlrp" if form == "relevance" else "attnlrp-gradient"]
     how = {"position": 3} if kind == "BERT" else {}
-    forward = diagnosis.Forward(model, diagnosis.Asked(IDS, 4, **how))
-    theirs = {
-        said: forward.relevance(other) for said, other, _ in alternatives(base) if said == done
-    }[done]
-    equal = [s for s in diagnose_model(model, IDS, 4, base, theirs, **how) if s.equal]
-    assert done in [s.words for s in equal]
-    assert len(equal) <= 3, [s.words for s in equal]
+    forward = RecordedForward(model, ExplainedOutput(IDS, 4, **how))
+    made = {label(a): a.composite for a in alternatives(base)}
+    theirs = forward.relevance(made[done])
+    found = diagnose_model(model, IDS, 4, base, theirs, **how)
+    equal = [label(d.alternative) for d in found if d.equal]
+    assert done in equal and len(equal) <= 3, equal
 
 
 def test_most_alternatives_are_others() -> None:
@@ -479,23 +480,30 @@ def test_most_alternatives_are_others() -> None:
     itself.
     """
     model = random("QWEN3_MOE")
-    forward, base = diagnosis.Forward(model, diagnosis.Asked(IDS, 4)), METHODS["attnlrp"]
+    forward, base = RecordedForward(model, ExplainedOutput(IDS, 4)), METHODS["attnlrp"]
     plain, same = forward.relevance(base), []
-    for said, other, _ in alternatives(base):
-        if said.startswith(
-            ("layer norm", "norm: LayerNorm", "method: attnlrp-vit", "method: cp-lrp-vit", "seed")
-        ):
+    elsewhere = (
+        "layer-norm-reading",
+        "mean-not-centered",
+        "norm-jacobian: LayerNorm",
+        "method: attnlrp-vit",
+        "method: cp-lrp-vit",
+        "logit-squared",
+        "seed-one",
+    )
+    for a in alternatives(base):
+        if label(a).startswith(elsewhere):
             continue
         with np.errstate(all="ignore"):
-            theirs = forward.relevance(other)
+            theirs = forward.relevance(a.composite)
         if all(
             np.abs(theirs[site] - r).max() <= 1e-12 * np.abs(r).max() for site, r in plain.items()
         ):
-            same.append(said)
+            same.append(label(a))
     assert same == [
-        "softmax: its Taylor expansion (prop. 3.1)",
-        "experts: renormalization as identity",
-        "linear: the bias is left out of the denominator",
+        "softmax-other-rule: its Taylor expansion, prop. 3.1",
+        "renormalize-identity",
+        "bias-ignored",
     ]
 
 
@@ -531,7 +539,7 @@ def test_diagnosis_by_any_name_and_shape() -> None:
     (found,) = (
         s for s in diagnose_model(model, IDS, e.target_id, METHODS["attnlrp"], theirs) if s.equal
     )
-    assert isinstance(found, Suspect) and found.words == "eps: 1e-02" and found.of == 3
+    assert isinstance(found, Diagnosis) and found.says == "eps: 1e-02" and found.sites == 3
     with pytest.raises(ReflError, match="none of the 1 sites"):
         diagnose_model(model, IDS, e.target_id, METHODS["attnlrp"], {"elsewhere": rows})
 
@@ -559,7 +567,7 @@ def test_every_kind_of_output_is_run_again(tmp_path: Path, case: str) -> None:
     explained(model, **how).save(files[0])
     explained(model, eps=1e-3, **how).save(files[1])
     c = compare(*files, model=model)
-    assert words(c) == ["eps: 1e-03"], str(c)
+    assert named(c) == ["eps: 1e-03"], str(c)
 
 
 def test_the_shipped_model_is_known_by_its_fingerprint(tmp_path: Path) -> None:
@@ -568,7 +576,7 @@ def test_the_shipped_model_is_known_by_its_fingerprint(tmp_path: Path) -> None:
         refl.load(dtype="float64").explain("the keys to the cabinet", stabilizer=stabilizer).save(
             file
         )
-    assert words(compare(*files))[0].startswith("stabilizer: plain")
+    assert named(compare(*files))[0] == "eps-unsigned"
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -584,7 +592,7 @@ def test_another_quantity(stories: Model) -> None:
     ):
         c = compare(e, other, model=stories)
         assert not c.equal and any(said.startswith(named) for said in c.quantity)
-        assert str(c).startswith("The two are about different things") and not c.suspects
+        assert str(c).startswith("The two are about different things") and not c.diagnoses
 
 
 def test_order_of_sites(tmp_path: Path, stories: Model) -> None:
@@ -598,7 +606,7 @@ def test_order_of_sites(tmp_path: Path, stories: Model) -> None:
     older = replace(a, order=[])
     assert [x.site for x in compare(older, older).errors] == list(e)
     assert "ledger" in compare(older, older).order
-    foreign = replace(older, books=[], composite=None, name="foreign")
+    foreign = replace(older, ledger=[], composite=None, name="foreign")
     assert [x.site for x in compare(foreign, a).errors] == list(e)
     c = compare(foreign, foreign)
     assert "later blocks first" in c.order
@@ -649,7 +657,7 @@ def test_masked_scores_stand_for_no_number(stories: Model) -> None:
         def hide(array: Any, least: float = least) -> None:
             array += np.triu(np.full(array.shape[-2:], least), 1)
 
-        assert compare(a, altered(a, "activations", site, hide)).equal
+        assert compare(a, changed_array(a, "activations", site, hide)).equal
 
 
 BROKEN: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
@@ -696,7 +704,7 @@ def test_strange_metadata(tmp_path: Path, stories: Model, key: str) -> None:
         except ReflError:
             continue
         assert not c.equal
-        assert c.html() and str(c)
+        assert html(c) and str(c)
 
 
 def test_no_site_in_common(stories: Model) -> None:
@@ -739,11 +747,11 @@ def test_command(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
     assert shown.count("\n") < 40
     assert main(["compare", a, eps, "--all"]) == 1
     assert capsys.readouterr().out.count("\n") > 60
-    html = page.read_text()
+    drawn = page.read_text()
     assert (
-        html.count("<circle") == len(list(Explanation.load(a)))
-        and 'class="level"' in html
-        and "<script" not in html
+        drawn.count("<circle") == len(list(Explanation.load(a)))
+        and 'class="level"' in drawn
+        and "<script" not in drawn
     )
     assert main(["compare", a, eps, "--tolerance", "1"]) == 0
 
@@ -752,7 +760,8 @@ def test_command_json(files: list[str], capsys: pytest.CaptureFixture[str]) -> N
     assert main(["compare", files[0], files[2], "--json"]) == 1
     said = json.loads(capsys.readouterr().out)
     assert said["first"] == "lm_head.row" and said["equal"] is False
-    assert said["suspects"][0]["words"] == "eps: 1e-04" and said["suspects"][0]["parted"] == 0
+    found = said["diagnoses"][0]
+    assert (found["says"], found["mistakes"], found["parting"]) == ("eps: 1e-04", ["other-eps"], 0)
     assert {s["site"] for s in said["sites"]} == set(Explanation.load(files[0]))
 
 
@@ -788,5 +797,5 @@ def test_names_are_escaped(tmp_path: Path) -> None:
         }
         write_safetensors(tmp_path / name, arrays, {"order": json.dumps([site])})
     c = compare(tmp_path / "a", tmp_path / "b")
-    assert "<script" not in c.html() and "\x1b" not in c.html() and "\x1b" not in str(c)
+    assert "<script" not in html(c) and "\x1b" not in html(c) and "\x1b" not in str(c)
     assert "\\x1b[31m" in str(c)

@@ -21,12 +21,14 @@ import pytest
 
 from refl.cli import main
 from refl.errors import ReflError
-from refl.verification.conformance import report, runner
+from refl.verification.conformance import formats, lint_vectors, results, runner
+from refl.verification.conformance.adapter import Adapter, NotCovered
 from refl.verification.conformance.adapters import engine
+from refl.verification.conformance.diagnosis import answers, distinguishes, mistakes_behind
 from refl.verification.conformance.mistakes import MISTAKES
 from refl.verification.definitions.running_error import Fragile, Running, given
-from refl.verification.vectors import lint_vectors, make_vectors
-from refl.verification.vectors.case import UNITS, Case
+from refl.verification.vectors import FORMAT, make_vectors, rule_vectors
+from refl.verification.vectors.case import UNDERFLOW, UNITS, Case
 
 KNOWN = {m.id: m for m in MISTAKES}
 
@@ -68,43 +70,46 @@ def test_a_sign_that_rounding_decides_is_refused() -> None:
 # -- the files -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", runner.rules())
+@pytest.mark.parametrize("rule", rule_vectors.rules())
 def test_the_files_are_what_the_definitions_give(rule: str) -> None:
-    path = runner.FOLDER / f"{rule}.json"
+    path = rule_vectors.FOLDER / f"{rule}.json"
     assert path.read_bytes() == make_vectors.page(rule, make_vectors.published(rule)).encode()
 
 
-@pytest.mark.parametrize("rule", runner.rules())
+@pytest.mark.parametrize("rule", rule_vectors.rules())
 def test_the_lint_has_nothing_to_complain_of(rule: str) -> None:
     assert list(lint_vectors.lint(rule)) == []
 
 
-@pytest.mark.parametrize("rule", runner.rules())
+@pytest.mark.parametrize("rule", rule_vectors.rules())
 def test_the_files_follow_the_schema(rule: str) -> None:
-    schema = json.loads((runner.FOLDER.parent / "schema.json").read_text())
+    schema = json.loads((rule_vectors.FOLDER.parent / "schema.json").read_text())
+    assert schema["properties"]["format"] == {"const": FORMAT}
     jsonschema.Draft202012Validator(schema).validate(
-        json.loads((runner.FOLDER / f"{rule}.json").read_text())
+        json.loads((rule_vectors.FOLDER / f"{rule}.json").read_text())
     )
 
 
 def test_every_case_id_is_one_of_a_kind() -> None:
-    ids = [case.id for case in runner.cases()]
+    ids = [case.id for case in rule_vectors.cases()]
     assert len(set(ids)) == len(ids)
 
 
 def test_every_rule_has_every_format_and_a_batch() -> None:
-    for rule in runner.rules():
-        cases = runner.load(rule)
+    for rule in rule_vectors.rules():
+        cases = rule_vectors.load(rule)
         assert {case.dtype for case in cases} == {"float64", "float32", "float16", "bfloat16"}, rule
         assert any(case.batch > 1 for case in cases), rule
 
 
 def test_the_vectors_are_small() -> None:
-    assert sum(path.stat().st_size for path in runner.FOLDER.rglob("*") if path.is_file()) < 20e6
+    assert (
+        sum(path.stat().st_size for path in rule_vectors.FOLDER.rglob("*") if path.is_file()) < 20e6
+    )
 
 
 def tampered(tmp_path: Path, rule: str, change: Callable[[dict[str, Any]], None]) -> None:
-    data = json.loads((runner.FOLDER / f"{rule}.json").read_text())
+    data = json.loads((rule_vectors.FOLDER / f"{rule}.json").read_text())
     change(data)
     (tmp_path / f"{rule}.json").write_text(json.dumps(data))
 
@@ -119,6 +124,9 @@ def tampered(tmp_path: Path, rule: str, change: Callable[[dict[str, Any]], None]
         (lambda d: d.__setitem__("equation", "R = R"), "signature"),
         (lambda d: d["cases"].__setitem__(1, d["cases"][0]), "occurs 2 times"),
         (lambda d: d["cases"][0]["flags"].append("gqa-repeat"), "not for this rule"),
+        (lambda d: d["cases"][0]["flags"].append("gqa-repeat"), "notes"),
+        (lambda d: d["notes"].pop("eps-unsigned"), "notes"),
+        (lambda d: d["notes"]["eps-unsigned"].__setitem__("effect", "None."), "notes"),
         (lambda d: d["cases"][0]["flags"].append("eps-two-heads"), "no known mistake"),
         (
             lambda d: d["cases"][0]["tolerance"]["relevance"]["x"]["data"][0].__setitem__(0, 0.0),
@@ -133,46 +141,48 @@ def test_the_lint_finds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tampered(tmp_path, "linear_epsilon", change)
-    monkeypatch.setattr(runner, "FOLDER", tmp_path)
-    runner.load.cache_clear()
+    monkeypatch.setattr(rule_vectors, "FOLDER", tmp_path)
+    rule_vectors.load.cache_clear()
     try:
         assert any(complaint in line for line in lint_vectors.lint("linear_epsilon"))
     finally:
-        runner.load.cache_clear()
+        rule_vectors.load.cache_clear()
 
 
 def test_a_count_that_is_wrong_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tampered(tmp_path, "linear_flat", lambda d: d["cases"].pop())
-    monkeypatch.setattr(runner, "FOLDER", tmp_path)
-    runner.load.cache_clear()
+    monkeypatch.setattr(rule_vectors, "FOLDER", tmp_path)
+    rule_vectors.load.cache_clear()
     try:
         with pytest.raises(ReflError, match="changed by hand"):
-            runner.load("linear_flat")
+            rule_vectors.load("linear_flat")
     finally:
-        runner.load.cache_clear()
+        rule_vectors.load.cache_clear()
 
 
 # -- refl itself -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", runner.rules())
+@pytest.mark.parametrize("rule", rule_vectors.rules())
 def test_refl_passes(rule: str) -> None:
     """Relevance and absorbed entries, in every format."""
-    adapter = runner.Adapter(engine)
-    verdicts = [runner.judge(adapter, case) for case in runner.load(rule)]
-    assert [(v.case.id, v.words, v.deviations) for v in verdicts if v.status != runner.PASSED] == []
+    adapter = Adapter(engine)
+    outcomes = [runner.run_case(adapter, case) for case in rule_vectors.load(rule)]
+    assert [
+        (v.case.id, v.message, v.deviations) for v in outcomes if v.status != results.PASSED
+    ] == []
 
 
-@pytest.mark.parametrize("rule", runner.rules())
+@pytest.mark.parametrize("rule", rule_vectors.rules())
 def test_refl_passes_other_draws(rule: str) -> None:
-    adapter = runner.Adapter(engine)
-    verdicts = [
-        runner.judge(adapter, case)
+    adapter = Adapter(engine)
+    outcomes = [
+        runner.run_case(adapter, case)
         for seed in range(100, 105)
         for case in make_vectors.drawn(rule, seed)
     ]
     assert [
-        (v.case.note, v.words, v.deviations) for v in verdicts if v.status != runner.PASSED
+        (v.case.note, v.message, v.deviations) for v in outcomes if v.status != results.PASSED
     ] == []
 
 
@@ -189,8 +199,8 @@ def test_absorbed_entries_are_held_against_the_vectors() -> None:
     found = runner.run(
         {"linear_epsilon": linear_epsilon, "to_array": engine.to_array}, "linear_epsilon"
     )["linear_epsilon"]
-    assert found.status == runner.FAILED
-    assert all(v.deviations[0].name == "absorbed bias" for v in found.verdicts if v.failed)
+    assert found.status == results.FAILED
+    assert all(v.deviations[0].name == "absorbed bias" for v in found.cases if v.failed)
 
 
 # -- mistakes are found and named ------------------------------------------------------------------
@@ -223,45 +233,45 @@ def test_a_planted_mistake_is_named(stabilize: Any, name: str) -> None:
         return stabilize(z.astype(np.float64), eps)
 
     found = runner.run({"linear_epsilon": plain_linear(wide)})["linear_epsilon"]
-    assert found.status == runner.FAILED
+    assert found.status == results.FAILED
     assert found.mistakes[0].id == name
 
 
 def test_the_same_code_without_the_mistake_passes() -> None:
     found = runner.run({"linear_epsilon": plain_linear(right)}, "linear_epsilon")
-    assert found["linear_epsilon"].status == runner.PASSED and found.passed
+    assert found["linear_epsilon"].status == results.PASSED and found.passed
 
 
-@pytest.mark.parametrize("case", runner.cases("*"), ids=lambda case: case.id)
+@pytest.mark.parametrize("case", rule_vectors.cases("*"), ids=lambda case: case.id)
 def test_every_flag_is_diagnosed(case: Case) -> None:
-    """A mistake's own answer on a case aimed at it: the mistake is among those named."""
+    """A mistake's own answer on a case written for it: the mistake is among those named."""
     for flag in case.flags:
-        for _, wrong in runner.answers(KNOWN[flag], case):
-            if runner.tells(case, wrong):
-                assert KNOWN[flag] in runner.diagnose(case, wrong)
-                assert runner.verdict(case, wrong).failed
+        for _, wrong in answers(KNOWN[flag], case):
+            if distinguishes(case, wrong):
+                assert KNOWN[flag] in mistakes_behind(case, wrong)
+                assert runner.compared(case, wrong).failed
 
 
 def test_a_right_answer_is_not_diagnosed() -> None:
-    for case in runner.cases("softmax_taylor"):
-        assert runner.verdict(case, case.expected).status == runner.PASSED
+    for case in rule_vectors.cases("softmax_taylor"):
+        assert runner.compared(case, case.expected).status == results.PASSED
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_nan_and_infinity_fail(bad: float) -> None:
-    case = runner.load("add_epsilon")[0]
-    assert runner.verdict(
+    case = rule_vectors.load("add_epsilon")[0]
+    assert runner.compared(
         case, {**case.expected, "a": np.full(case.expected["a"].shape, bad)}
     ).failed
 
 
 def test_just_outside_of_what_is_allowed_fails_and_just_inside_passes() -> None:
-    case = next(c for c in runner.cases("matmul_uniform") if c.dtype == "float64")
+    case = next(c for c in rule_vectors.cases("matmul_uniform") if c.dtype == "float64")
     for name in case.expected:
-        allowed = runner.bound(case, case.condition[name])
-        for part, status in ((0.98, runner.PASSED), (1.5, runner.FAILED)):
+        allowed = case.allowed(case.condition[name])
+        for part, status in ((0.98, results.PASSED), (1.5, results.FAILED)):
             assert (
-                runner.verdict(
+                runner.compared(
                     case, {**case.expected, name: case.expected[name] + part * allowed}
                 ).status
                 == status
@@ -279,9 +289,9 @@ def test_what_is_missing_is_not_covered_and_what_raises_fails() -> None:
         raise NotImplementedError("not yet")
 
     found = runner.run({"scale_pass_through": scale_pass_through, "linear_flat": linear_flat})
-    assert found["scale_pass_through"].status == runner.FAILED
-    assert found["scale_pass_through"].verdicts[0].words == "raised RuntimeError: no"
-    assert found["linear_flat"].status == found["add_epsilon"].status == runner.NOT_COVERED
+    assert found["scale_pass_through"].status == results.FAILED
+    assert found["scale_pass_through"].cases[0].message == "raised RuntimeError: no"
+    assert found["linear_flat"].status == found["add_epsilon"].status == results.NOT_COVERED
     assert not found.passed
 
 
@@ -293,12 +303,12 @@ def test_an_option_that_is_not_taken_must_be_at_its_default() -> None:
         return p * (g - (p * g).sum(-1, keepdims=True))
 
     found = runner.run({"softmax_gradient": softmax_gradient}, "softmax_*")["softmax_gradient"]
-    skipped = [v.case for v in found.verdicts if v.status == runner.NOT_COVERED]
+    skipped = [v.case for v in found.cases if v.status == results.NOT_COVERED]
     assert all(
         c.options["axis"] != -1 or c.options["mask"] is not None or c.dtype == "bfloat16"
         for c in skipped
     )
-    assert found.count(runner.PASSED) and skipped
+    assert found.count(results.PASSED) and skipped
 
 
 def test_a_documented_convention_is_no_failure() -> None:
@@ -307,7 +317,7 @@ def test_a_documented_convention_is_no_failure() -> None:
         "CONVENTIONS": {"eps-unsigned": "its manual"},
     }
     found = runner.run(adapter, "linear_epsilon")
-    assert found["linear_epsilon"].status == runner.CONVENTION and found.passed
+    assert found["linear_epsilon"].status == results.CONVENTION and found.passed
     assert "its manual" in str(found)
 
 
@@ -324,7 +334,7 @@ def test_an_answer_that_is_none_is_said(answer: Any, words: str) -> None:
     found = runner.run({"add_epsilon": answer, "to_array": engine.to_array}, "add_epsilon")[
         "add_epsilon"
     ]
-    assert found.smallest is not None and words in found.smallest.words
+    assert found.smallest is not None and words in found.smallest.message
 
 
 def test_an_adapter_may_be_an_object_or_a_module() -> None:
@@ -404,11 +414,11 @@ def test_a_second_target_that_raises_is_named() -> None:
 
 
 def test_check_says_what_is_wrong() -> None:
-    case = runner.cases("linear_epsilon", flags="eps-unsigned")[0]
+    case = rule_vectors.cases("linear_epsilon", flags="eps-unsigned")[0]
     runner.check(plain_linear(right), case)
     with pytest.raises(AssertionError, match="looks like eps-unsigned"):
         runner.check(plain_linear(lambda z, eps: z + eps), case)
-    with pytest.raises(runner.NotCovered):
+    with pytest.raises(NotCovered):
         runner.check({}, case)
 
 
@@ -424,27 +434,27 @@ WRONG = {
 
 def test_reports_show_a_failure_and_escape_names() -> None:
     found = runner.run(WRONG, "linear_*")
-    page, words = report.html(found), str(found)
+    page, words = formats.html(found), str(found)
     assert "eps-unsigned" in page and "eps-unsigned" in words
     assert "<b>mine" not in page
     assert "\x1b" not in page
     assert "\x1b" not in words
     assert "http" not in page.replace("http-equiv", "")
-    data = report.as_dict(found)
+    data = formats.as_dict(found)
     assert json.loads(json.dumps(data))["rules"][0]["failures"][0]["mistakes"]
 
 
 def test_junit_counts_what_the_report_counts() -> None:
     found = runner.run(WRONG, "linear_*")
     suites = {
-        s.get("name"): s for s in ElementTree.fromstring(report.junit(found)).iter("testsuite")
+        s.get("name"): s for s in ElementTree.fromstring(formats.junit(found)).iter("testsuite")
     }
     for r in found.rules:
-        assert int(suites[r.rule].get("failures", "")) == r.count(runner.FAILED)
-        assert int(suites[r.rule].get("tests", "")) == len(r.verdicts)
+        assert int(suites[r.rule].get("failures", "")) == r.count(results.FAILED)
+        assert int(suites[r.rule].get("tests", "")) == len(r.cases)
     assert len(suites["linear_epsilon"].findall("testcase/failure")) == found[
         "linear_epsilon"
-    ].count(runner.FAILED)
+    ].count(results.FAILED)
 
 
 ADAPTER = """
@@ -525,7 +535,7 @@ def test_two_reports_in_one_file_are_refused(
 
 
 def test_every_format_has_an_allowance() -> None:
-    assert set(runner.UNDERFLOW) == set(UNITS)
+    assert set(UNDERFLOW) == set(UNITS)
 
 
 @pytest.mark.parametrize(
@@ -556,7 +566,7 @@ def test_an_adapter_may_have_the_name_of_a_library(tmp_path: Path) -> None:
 def test_the_list_shows_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["conform", "--list"]) == 0
     said = capsys.readouterr().out
-    assert all(f"{rule}(" in said for rule in runner.rules())
+    assert all(f"{rule}(" in said for rule in rule_vectors.rules())
 
 
 # -- whole models ----------------------------------------------------------------------------------
@@ -564,11 +574,11 @@ def test_the_list_shows_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_refl_passes_whole_models() -> None:
     found = runner.run(engine, "model")
-    assert [m.words for m in found.models if m.status != runner.PASSED] == []
+    assert [m.message for m in found.models if m.status != results.PASSED] == []
     assert len(found.models) >= 16 and found.passed
 
 
-def spoiled_model(change: Callable[[dict[str, Any]], dict[str, Any]], only: str) -> dict[str, Any]:
+def changed_model(change: Callable[[dict[str, Any]], dict[str, Any]], only: str) -> dict[str, Any]:
     def model(folder: str) -> Any:
         if Path(folder).name != only:
             raise NotImplementedError(folder)
@@ -588,9 +598,11 @@ def test_a_model_seeded_with_its_logit_is_named() -> None:
     def squared(answer: dict[str, Any]) -> dict[str, Any]:
         return {site: a if site == "logit" else a * answer["logit"] for site, a in answer.items()}
 
-    found = runner.run(spoiled_model(squared, "llama"), "model")
-    failed = [m for m in found.models if m.status == runner.FAILED]
-    assert failed and all("multiplied by the logit" in m.words for m in failed)
+    found = runner.run(changed_model(squared, "llama"), "model")
+    failed = [m for m in found.models if m.status == results.FAILED]
+    assert failed and all(
+        m.mistakes == ("logit-squared",) and "logit squared" in m.message for m in failed
+    )
 
 
 def test_a_documented_convention_counts_for_whole_models_too() -> None:
@@ -598,15 +610,15 @@ def test_a_documented_convention_counts_for_whole_models_too() -> None:
         return {site: a if site == "logit" else a * answer["logit"] for site, a in answer.items()}
 
     found = runner.run(
-        spoiled_model(squared, "llama") | {"CONVENTIONS": {"logit-squared": "its manual"}}, "model"
+        changed_model(squared, "llama") | {"CONVENTIONS": {"logit-squared": "its manual"}}, "model"
     )
     assert {m.status for m in found.models} == {
-        runner.CONVENTION,
-        runner.NOT_COVERED,
+        results.CONVENTION,
+        results.NOT_COVERED,
     } and found.passed
     assert "by a convention of their own" in str(found)
     other = runner.run(
-        spoiled_model(squared, "llama") | {"CONVENTIONS": {"ratio-eps": "its manual"}}, "model"
+        changed_model(squared, "llama") | {"CONVENTIONS": {"ratio-eps": "its manual"}}, "model"
     )
     assert not other.passed
 
@@ -617,20 +629,20 @@ def test_the_first_site_that_parts_is_named() -> None:
             "model.layers.0.mlp.down_proj": answer["model.layers.0.mlp.down_proj"] * (1 + 1e-9)
         }
 
-    found = runner.run(spoiled_model(moved, "llama"), "model")
-    failed = [m for m in found.models if m.status == runner.FAILED]
+    found = runner.run(changed_model(moved, "llama"), "model")
+    failed = [m for m in found.models if m.status == results.FAILED]
     assert failed and all(
-        m.partings[0].site == "model.layers.0.mlp.down_proj" and len(m.partings) == 1
+        m.deviations[0].site == "model.layers.0.mlp.down_proj" and len(m.deviations) == 1
         for m in failed
     )
 
 
 def test_another_forward_is_said_before_anything_else() -> None:
     found = runner.run(
-        spoiled_model(lambda answer: answer | {"logit": answer["logit"] + 1e-6}, "llama"), "model"
+        changed_model(lambda answer: answer | {"logit": answer["logit"] + 1e-6}, "llama"), "model"
     )
-    failed = [m for m in found.models if m.status == runner.FAILED]
-    assert failed and all("another forward pass" in m.words for m in failed)
+    failed = [m for m in found.models if m.status == results.FAILED]
+    assert failed and all("another forward pass" in m.message for m in failed)
 
 
 def test_the_adapter_of_the_help_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """The known mistakes: their right parts against the exact definitions, and each of them against an
 answer that is right.
 
-Right answers come from `exact.py`, by way of the vectors' generator. A few wrong ones are held
+ReferenceRules answers come from `exact.py`, by form of the vectors' generator. A few wrong ones are held
 against numbers that were measured in the libraries that have the mistake.
 """
 
@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refl.verification.conformance.mistakes import MISTAKES, NOT_SHOWN, Inapplicable, Mistake
-from refl.verification.conformance.reference_rules import Right, rounded
+from refl.rules.composites import METHODS
+from refl.verification.compare.alternatives import alternatives
+from refl.verification.conformance.mistakes import MISTAKES, NOT_SHOWN, Mistake, NoDifference
+from refl.verification.conformance.reference_rules import ReferenceRules, rounded
+from refl.verification.quality.plant_peer_faults import PLANTS
 from refl.verification.vectors import make_vectors
 from refl.verification.vectors.case import SIGNATURES, UNITS, Case, decode, encode
+from refl.verification.vectors.catalogue import CATALOGUE, KnownMistake
 
 RULES = (*SIGNATURES, "network")
 
@@ -85,15 +89,15 @@ def _array(value: Any, dtype: str) -> Any:
     )
 
 
-def wrong(id: str, on: Case, way: int = 0) -> tuple[Any, ...]:
+def wrong(id: str, on: Case, form: int = 0) -> tuple[Any, ...]:
     with np.errstate(all="ignore"):
-        return mistake(id).ways[way](on)
+        return mistake(id).forms[form](on)
 
 
 # -- the right parts -------------------------------------------------------------------------------
 
 
-def deviation(right: Right, on: Case) -> float:
+def deviation(right: ReferenceRules, on: Case) -> float:
     """From the exact answer, in units of float64's roundoff times the condition: infinite where
     something else is wrong.
     """
@@ -112,7 +116,7 @@ def deviation(right: Right, on: Case) -> float:
 
 @cache
 def cases(rule: str) -> tuple[Case, ...]:
-    """What the vectors' generator draws and what is aimed at a mistake; last, what neither
+    """What the vectors' generator draws and what is written for a mistake; last, what neither
     holds.
     """
     return (
@@ -126,7 +130,7 @@ def cases(rule: str) -> tuple[Case, ...]:
 @pytest.mark.parametrize("rule", RULES)
 def test_without_a_mistake_the_answer_is_the_exact_one(rule: str) -> None:
     for on in cases(rule):
-        assert deviation(Right(on.dtype), on) <= 4, f"{rule} {on.dtype}: {on.note}"
+        assert deviation(ReferenceRules(on.dtype), on) <= 4, f"{rule} {on.dtype}: {on.note}"
 
 
 def test_a_wrong_part_is_far_from_the_exact_answer() -> None:
@@ -137,9 +141,9 @@ def test_a_wrong_part_is_far_from_the_exact_answer() -> None:
         x=[[[1, 2, 0], [0, 1, 3]]],
         r=[[[1, 0, 2], [1, 1, 0]]],
     )
-    spoiled = type("Spoiled", (Right,), {"along": lambda self, r, axis: r.sum(-1, keepdims=True)})
-    assert deviation(Right(), on) <= 4
-    assert deviation(spoiled(), on) > 1e12
+    last_axis = {"sum_along": lambda self, r, axis: r.sum(-1, keepdims=True)}
+    assert deviation(ReferenceRules(), on) <= 4
+    assert deviation(type("Wrong", (ReferenceRules,), last_axis)(), on) > 1e12
 
 
 # -- every mistake makes a difference --------------------------------------------------------------
@@ -189,35 +193,37 @@ def _more(rule: str) -> Iterator[Case]:
         )
 
 
-def shown(way: Any, on: Case) -> bool:
+def shown(form: Any, on: Case) -> bool:
     try:
-        way(on)
-    except Inapplicable:
+        form(on)
+    except NoDifference:
         return False
     return True
 
 
-@pytest.mark.parametrize("m", [m for m in MISTAKES if m.ways], ids=lambda m: m.id)
+@pytest.mark.parametrize("m", [m for m in MISTAKES if m.forms], ids=lambda m: m.id)
 def test_each_mistake_shows_in_each_of_its_rules_and_in_each_of_its_forms(m: Mistake) -> None:
     hidden = [
-        rule for rule in m.rules if not any(shown(way, on) for on in cases(rule) for way in m.ways)
+        rule
+        for rule in m.rules
+        if not any(shown(form, on) for on in cases(rule) for form in m.forms)
     ]
     assert not hidden, f"{m.id} makes no difference in {hidden}"
     idle = [
         k
-        for k, way in enumerate(m.ways)
-        if not any(shown(way, on) for rule in m.rules for on in cases(rule))
+        for k, form in enumerate(m.forms)
+        if not any(shown(form, on) for rule in m.rules for on in cases(rule))
     ]
     assert not idle, f"{m.id}: the forms {idle} make no difference anywhere"
 
 
-@pytest.mark.parametrize("m", [m for m in MISTAKES if m.ways], ids=lambda m: m.id)
+@pytest.mark.parametrize("m", [m for m in MISTAKES if m.forms], ids=lambda m: m.id)
 def test_answers_have_the_shape_of_right_ones(m: Mistake) -> None:
     for rule in m.rules:
         on = cases(rule)[0]
-        for way in m.ways:
-            if shown(way, on):
-                got = dict(zip(on.returns, way(on), strict=True))
+        for form in m.forms:
+            if shown(form, on):
+                got = dict(zip(on.returns, form(on), strict=True))
                 shapes = {
                     name: np.shape(on.expected[name])
                     for name, a in got.items()
@@ -243,9 +249,9 @@ def test_where_a_mistake_changes_nothing_it_has_no_answer() -> None:
         "fp16-nan",
         "zero-input",
     ):
-        with pytest.raises(Inapplicable):
+        with pytest.raises(NoDifference):
             wrong(id, positive)
-    with pytest.raises(Inapplicable, match="not a mistake of linear_epsilon"):
+    with pytest.raises(NoDifference, match="not a mistake of linear_epsilon"):
         wrong("softmax-dim", positive)
 
 
@@ -260,7 +266,7 @@ def test_differences_within_the_tolerance_do_not_count() -> None:
         b=None,
         r=[[1]],
     )
-    with pytest.raises(Inapplicable):
+    with pytest.raises(NoDifference):
         wrong("eps-unsigned", far)
 
 
@@ -277,16 +283,24 @@ def test_every_fault_found_in_libraries_is_there() -> None:
 
 @pytest.mark.parametrize("m", MISTAKES, ids=lambda m: m.id)
 def test_each_entry_is_complete(m: Mistake) -> None:
-    assert m.where and m.rules and set(m.rules) <= set(RULES)
-    assert m.says.endswith(".") and "\n" not in m.says and "  " not in m.says
-    assert m.kind in ("fault", "convention") and m.behavior in (
-        "",
-        "again",
-        "targets",
-        "forward",
-        "narrowed",
-    )
-    assert m.ways or m.behavior, "nothing shows it"
+    assert m.rules and set(m.rules) <= set(RULES)
+    assert m.behavior in ("", "again", "targets", "forward", "narrowed")
+    assert m.forms or m.behavior, "nothing shows it"
+
+
+def test_the_catalogue_is_what_rules_models_and_plants_speak_of() -> None:
+    """Nothing is met that is not in it, and nothing is in it that is met nowhere."""
+    rules = {m.id for m in MISTAKES}
+    models = {id for a in alternatives(METHODS["attnlrp"]) for id in a.mistakes}
+    assert rules | models == set(CATALOGUE)
+    assert {plant.fault for plant in PLANTS} <= rules
+
+
+@pytest.mark.parametrize("m", CATALOGUE.values(), ids=lambda m: m.id)
+def test_each_mistake_is_said_in_two_sentences(m: KnownMistake) -> None:
+    for sentence in (m.does, m.effect):
+        assert sentence.endswith(".") and "\n" not in sentence and "  " not in sentence
+    assert m.kind in ("fault", "convention") and m.met_in
 
 
 def test_every_rule_has_mistakes_of_its_own() -> None:
@@ -294,16 +308,16 @@ def test_every_rule_has_mistakes_of_its_own() -> None:
 
 
 def test_flags_of_the_vectors_name_mistakes_that_show_there() -> None:
-    """A case that says what it is aimed at hits it, by its numbers or, for what only behavior
+    """A case that says what it is written for shows it, by its numbers or, for what only behavior
     shows, by the rule it is of.
     """
     for rule in RULES:
         for on in make_vectors.published(rule):
             for flag in on.flags:
                 m = mistake(flag)
-                assert any(shown(way, on) for way in m.ways) or (m.behavior and rule in m.rules), (
-                    f"{on.id} is aimed at {flag} and misses"
-                )
+                assert any(shown(form, on) for form in m.forms) or (
+                    m.behavior and rule in m.rules
+                ), f"{on.id} is written for {flag} and misses"
 
 
 # -- numbers that are known ------------------------------------------------------------------------
@@ -319,7 +333,7 @@ def test_safe_divide_near_its_guard(b: float, kept: float) -> None:
     assert (
         sum(wrong("safe-divide", on))[0, 0] == pytest.approx(kept)
         if b
-        else shown(mistake("safe-divide").ways[0], on) is False
+        else shown(mistake("safe-divide").forms[0], on) is False
     )
 
 
@@ -394,7 +408,7 @@ def test_answers_beyond_the_format_are_infinite() -> None:
         b=[[0]],
         r=[[100]],
     )
-    assert Right("float16").answer(on)[0][0, 0] == pytest.approx(50, rel=1e-3)
+    assert ReferenceRules("float16").answer(on)[0][0, 0] == pytest.approx(50, rel=1e-3)
     assert wrong("eps-unsigned", on)[0][0, 0] == np.inf
     wide = case(
         "add_epsilon",

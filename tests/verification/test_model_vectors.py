@@ -294,7 +294,7 @@ def test_lint_sees_what_is_wrong(copied: Path) -> None:
         in change(copied, {}, inputs=[{**about[0], "target": 99}, about[1]])[0]
     )
     assert (
-        "do not close"
+        "does not close"
         in change(
             copied,
             {},
@@ -308,5 +308,5 @@ def test_lint_sees_what_is_wrong(copied: Path) -> None:
 
 
 def test_another_format_is_refused(copied: Path) -> None:
-    with pytest.raises(ReflError, match="format 2"):
-        change(copied, {}, format=2)
+    with pytest.raises(ReflError, match="format 1"):
+        change(copied, {}, format=1)

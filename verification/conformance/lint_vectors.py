@@ -21,7 +21,7 @@ from refl.verification.conformance.diagnosis import answers, distinguishes
 from refl.verification.conformance.mistakes import MISTAKES
 from refl.verification.vectors import rule_vectors
 from refl.verification.vectors.case import Case
-from refl.verification.vectors.catalogue import notes
+from refl.verification.vectors.catalogue import CATALOGUE, notes
 
 KNOWN = {m.id: m for m in MISTAKES}
 
@@ -40,7 +40,8 @@ def lint(rule: str) -> Iterator[str]:
     if said != (s.formulation, list(s.operands), list(s.returns), s.equation, s.source):
         yield f"{rule}: the header is not the rule's signature"
     cases = rule_vectors.load(rule)
-    if header["notes"] != notes(flag for case in header["cases"] for flag in case["flags"]):
+    flags = {flag for case in cases for flag in case.flags if flag in CATALOGUE}
+    if header["notes"] != notes(flags):
         yield f"{rule}: the notes are not the catalogue's for the flags of the cases"
     for case_id, n in Counter(case.id for case in cases).items():
         if n > 1:
