@@ -92,19 +92,18 @@ def read(path: str | Path) -> Oracle:
 
 def of(e: Explanation, name: str = "") -> Oracle:
     """The same of an explanation that was never written."""
-    propagated = e.sites.formulation == "gradient_x_input"
-    metadata = {
-        key: value for key, value in e.as_dict().items() if key not in ("ledger", "relevance")
-    }
+    gxi = e.sites.formulation == "gradient_x_input"
+    metadata = {key: value for key, value in e.as_dict().items() if key != "relevance"}
+    ledger, method = metadata.pop("ledger"), e.method
     return Oracle(
-        name or f"{e.composite.name} on {e.about.get('model', 'a model')}",
+        name or f"{method.name} on {e.about.get('model', 'a model')}",
         {s: e[s] for s in e},
         {s: e.activation(s) for s in e},
-        {s: e.gradient(s) for s in e} if propagated else {},
+        {s: e.gradient(s) for s in e} if gxi else {},
         e.sites.aliases,
         list(e),
-        _ledger_entries(e.ledger.as_dict()),
-        e.composite,
+        _ledger_entries(ledger),
+        method if isinstance(method, Composite) else _composite(method.as_dict()),
         metadata,
         e.picture,
     )

@@ -50,7 +50,7 @@ FAMILIES = ("llama", "gpt2", "qwen2", "qwen3", "gemma3_text", "bert")
 
 
 @dataclass
-class Seen:
+class Recording:
     """The tensors that passed through the modules, in forward order, each under its first name."""
 
     tensors: dict[str, Any] = field(default_factory=dict)
@@ -88,18 +88,18 @@ def _first_tensor(value: Any) -> Any:
 
 
 @contextmanager
-def hooked(model: Any) -> Iterator[Seen]:
+def hooked(model: Any) -> Iterator[Recording]:
     """Every module watched, for as long as this lasts."""
-    seen, handles = Seen(), []
+    recording, handles = Recording(), []
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
     for module in model.modules():
-        mine = _Names(names[id(module)], seen)
-        handles.append(module.register_forward_pre_hook(_before(mine, seen), with_kwargs=True))
-        handles.append(module.register_forward_hook(_after(mine, seen)))
+        mine = _Names(names[id(module)], recording)
+        handles.append(module.register_forward_pre_hook(_before(mine, recording), with_kwargs=True))
+        handles.append(module.register_forward_hook(_after(mine, recording)))
     try:
-        yield seen
+        yield recording
     finally:
         for handle in handles:
             handle.remove()
@@ -110,37 +110,37 @@ class _Names:
     each, and is called in that order.
     """
 
-    def __init__(self, names: list[str], seen: Seen) -> None:
+    def __init__(self, names: list[str], recording: Recording) -> None:
         self.names = [n for n in names if "." in n] or names
-        self.calls, self.seen = -1, seen
+        self.calls, self.recording = -1, recording
 
     def enter(self) -> str:
         self.calls += 1
         if self.names[0].rpartition(".")[0].endswith("albert_layer_groups"):
-            self.seen.layer += 1
+            self.recording.layer += 1
         return self.now()
 
     def now(self) -> str:
         name = self.names[min(self.calls, len(self.names) - 1)]
         head, group, tail = name.partition("albert_layer_groups.")
         return (
-            f"{head}layer.{self.seen.layer}.{tail.partition('.')[2]}".rstrip(".")
-            if group and self.seen.layer >= 0
+            f"{head}layer.{self.recording.layer}.{tail.partition('.')[2]}".rstrip(".")
+            if group and self.recording.layer >= 0
             else name
         )
 
 
-def _before(names: _Names, seen: Seen) -> Callable[..., None]:
+def _before(names: _Names, recording: Recording) -> Callable[..., None]:
     def hook(module: Any, args: Any, kwargs: Any) -> None:
         name = names.enter()
         tensor = _first_tensor((args, kwargs))
         if tensor is not None and name:
-            seen.put(f"{name}.input", tensor)
+            recording.put(f"{name}.input", tensor)
 
     return hook
 
 
-def _after(names: _Names, seen: Seen) -> Callable[..., None]:
+def _after(names: _Names, recording: Recording) -> Callable[..., None]:
     def hook(module: Any, args: Any, output: Any) -> None:
         import torch
 
@@ -149,7 +149,7 @@ def _after(names: _Names, seen: Seen) -> Callable[..., None]:
             return
         if isinstance(module, torch.nn.Embedding) and tensor.is_leaf:
             tensor.requires_grad_()
-        seen.put(name, tensor)
+        recording.put(name, tensor)
 
     return hook
 
@@ -176,10 +176,10 @@ class Input:
                 ].requires_grad_()
             }
         ids = torch.tensor([self.ids])
-        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if self.decoder is not None:
-            given["decoder_input_ids"] = torch.tensor([self.decoder])
-        return given | (
+            inputs["decoder_input_ids"] = torch.tensor([self.decoder])
+        return inputs | (
             {"token_type_ids": torch.tensor([self.types])} if self.types is not None else {}
         )
 
@@ -210,24 +210,24 @@ def dump(
     if method not in KNOWN:
         raise ReflError(f"unknown method {method!r}: expected one of {', '.join(KNOWN)}")
     transformers = _imported()
-    given = item if isinstance(item, Input) else Input(tuple(int(i) for i in item))
+    inputs = item if isinstance(item, Input) else Input(tuple(int(i) for i in item))
     config = transformers.AutoConfig.from_pretrained(folder)
     kind = str(config.model_type)
     if method in LXT_METHODS:
         _refuse_unpatched(kind, method)
     with _patches(kind, method, identity_eps), _width(dtype) as make:
         model = make(_class(transformers, config, method), folder)
-        with hooked(model) as seen:
-            logits = _logits(model, given, dtype)
-            seen.retain()
+        with hooked(model) as recording:
+            logits = _logits(model, inputs, dtype)
+            recording.retain()
             z = logits.detach().numpy().reshape(-1, logits.shape[-1])
-            row = _row(folder, z, given, position)
+            row = _row(folder, z, inputs, position)
             best = int(z[row].argmax()) if target is None else target
             if not 0 <= best < z.shape[1]:
                 raise ReflError(f"target {target} is outside the model's {z.shape[1]} outputs")
             logits.reshape(-1, logits.shape[-1])[row, best].backward()
         return _explanation(
-            Path(folder), model, seen, given, z[row], best, method, dtype, transformers.__version__
+            Path(folder), model, recording, inputs, z[row], best, method, dtype, transformers.__version__
         )
 
 
@@ -325,14 +325,14 @@ def _patched_bert(identity_eps: float) -> Iterator[None]:
         yield
 
 
-def _logits(model: Any, given: Input, dtype: str) -> Any:  # -> (1, T, V) or (1, V)
+def _logits(model: Any, inputs: Input, dtype: str) -> Any:  # -> (1, T, V) or (1, V)
     import torch
 
     kept = (
         {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     )
     try:
-        out = model(**given.tensors(getattr(torch, dtype)), **kept)
+        out = model(**inputs.tensors(getattr(torch, dtype)), **kept)
     except (IndexError, ValueError) as reason:
         raise ReflError(f"transformers cannot run this input: {reason}") from reason
     for name in ("logits", "prediction_logits"):
@@ -344,7 +344,7 @@ def _logits(model: Any, given: Input, dtype: str) -> Any:  # -> (1, T, V) or (1,
     )
 
 
-def _row(folder: str | Path, z: Any, given: Input, position: int | None) -> int:
+def _row(folder: str | Path, z: Any, inputs: Input, position: int | None) -> int:
     """The row of the logits (T, V) that is explained."""
     count = int(z.shape[0])
     if position is not None:
@@ -354,12 +354,12 @@ def _row(folder: str | Path, z: Any, given: Input, position: int | None) -> int:
     text = Text.load(folder)
     masks = [
         t
-        for t, i in enumerate(given.ids)
+        for t, i in enumerate(inputs.ids)
         if text is not None and text.mask is not None and i == text.mask
     ]
     return (
         masks[0]
-        if len(masks) == 1 and given.decoder is None and count == len(given.ids)
+        if len(masks) == 1 and inputs.decoder is None and count == len(inputs.ids)
         else count - 1
     )
 
@@ -370,8 +370,8 @@ def _row(folder: str | Path, z: Any, given: Input, position: int | None) -> int:
 def _explanation(
     folder: Path,
     model: Any,
-    seen: Seen,
-    given: Input,
+    recording: Recording,
+    inputs: Input,
     z: Any,
     target: int,
     method: str,
@@ -380,9 +380,9 @@ def _explanation(
 ) -> Explanation:
     import torch
 
-    activations, gradients = _arrays(seen, str(model.config.model_type))
-    text, ids = Text.load(folder), list(given.ids)
-    relevance, decoder = _tokens(seen, model, given, activations, gradients)
+    activations, gradients = _arrays(recording, str(model.config.model_type))
+    text, ids = Text.load(folder), list(inputs.ids)
+    relevance, decoder = _tokens(recording, model, inputs, activations, gradients)
     p = softmax(z.astype(np.float64))
     best = [int(i) for i in np.argsort(-z, kind="stable")[:5]]
     names = _names(model, text)
@@ -415,30 +415,30 @@ def _explanation(
         sites=Sites(
             {s: g[None] for s, g in gradients.items()},
             {s: x[None] for s, x in activations.items()},
-            seen.aliases,
+            recording.aliases,
             "gradient_x_input",
             0,
         ),
-        decoder_tokens=None if given.decoder is None else _read(text, list(given.decoder)),
-        decoder_ids=None if given.decoder is None else list(given.decoder),
+        decoder_tokens=None if inputs.decoder is None else _read(text, list(inputs.decoder)),
+        decoder_ids=None if inputs.decoder is None else list(inputs.decoder),
         decoder_relevance=decoder,
         fingerprint=Weights(folder, dtype=dtype, place=lambda array: array).fingerprint,
     )
 
 
-def _arrays(seen: Seen, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _arrays(recording: Recording, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Activations and gradients from the output down; what no gradient reached has zeros, what
     autograd did not see is left out.
     """
     activations, gradients = {}, {}
-    for name, tensor in reversed(seen.tensors.items()):
+    for name, tensor in reversed(recording.tensors.items()):
         if not tensor.requires_grad:
             continue
         g = tensor.grad if tensor.grad is not None else tensor.new_zeros(tensor.shape)
         activations[name], gradients[name] = (
             _bare(name, a.detach().numpy(), kind) for a in (tensor, g)
         )
-    seen.aliases = {alias: site for alias, site in seen.aliases.items() if site in activations}
+    recording.aliases = {alias: site for alias, site in recording.aliases.items() if site in activations}
     return activations, gradients
 
 
@@ -462,18 +462,18 @@ def _bare(name: str, array: Any, kind: str) -> Any:
 
 
 def _tokens(
-    seen: Seen, model: Any, given: Input, activations: dict[str, Any], gradients: dict[str, Any]
+    recording: Recording, model: Any, inputs: Input, activations: dict[str, Any], gradients: dict[str, Any]
 ) -> tuple[Any, Any]:  # -> (T,) or (H, W), and the decoder's (T,)
     """What arrived at the input, summed over features."""
 
     def shares(name: str) -> Any:
-        site = seen.aliases.get(name, name)
+        site = recording.aliases.get(name, name)
         return activations[site] * gradients[site]
 
-    if given.pixels is not None:
-        site = next(name for name, x in activations.items() if x.shape == np.shape(given.pixels))
+    if inputs.pixels is not None:
+        site = next(name for name, x in activations.items() if x.shape == np.shape(inputs.pixels))
         return shares(site).sum(axis=0), None
-    if given.decoder is not None:
+    if inputs.decoder is not None:
         return shares("encoder.embed_tokens").sum(axis=-1), shares("decoder.embed_tokens").sum(
             axis=-1
         )
@@ -513,5 +513,5 @@ def _method(method: str, ran: str) -> Method:
         name,
         formulation="gradient_x_input",
         source=f"{METHODS[name].source} (run by {ran})",
-        summary=f"as {whose} computes it: no rules are told",
+        summary=f"as {whose} computes it: it names no rules",
     )
