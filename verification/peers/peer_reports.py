@@ -756,6 +756,12 @@ def _row(peer: Peer, adapter: Adapter, rule: str, way: str) -> Row:
 # -- pages -----------------------------------------------------------------------------------------
 
 
+COUNTED_BY = (
+    "Cases of each rule, by what came of them. A convention is a deviation that the library "
+    "documents."
+)
+
+
 def page(peer: Peer, found: Sequence[Row], whole: Sequence[ModelRow], date: str) -> str:
     module = importlib.import_module(f"{PACKAGE}.{peer.adapter}")
     covered = [row for row in found if row.covered]
@@ -767,8 +773,7 @@ def page(peer: Peer, found: Sequence[Row], whole: Sequence[ModelRow], date: str)
         "## In short",
         _short(covered, module.CONVENTIONS),
         "## Rules",
-        "Cases of each rule, by what came of them. A convention is a deviation that the "
-        "library documents.",
+        COUNTED_BY,
         _table(
             ("rule", "by", PASSED, CONVENTION, FAILED, NOT_COVERED, "because of"),
             map(_line, covered),
@@ -858,11 +863,10 @@ def _left_out(covered: Sequence[Row], formulation: str) -> str:
         for rule, signature in signatures().items()
         if rule not in known and signature.formulation == formulation
     ]
-    return (
-        f"Of the rules in its formulation ({formulation}) the library has none for: {', '.join(left)}."
-        if left
-        else ""
-    )
+    if not left:
+        return ""
+    words = formulation.replace("_", " ")
+    return f"Of the rules in {words} form the library has none for: {', '.join(left)}."
 
 
 def _causes(covered: Sequence[Row], name: str) -> Iterator[str]:
@@ -907,10 +911,8 @@ def _case(v: CaseResult, name: str) -> str:
     lines = ["```", report.call(v.case), "```"]
     if v.message:
         words = v.message.partition(" (or ")[0].partition(". ")[0]
-        lines += [
-            "",
-            f"{'It ' if words.startswith('raised') else ''}{words[:1].upper() if not words.startswith('raised') else words[:1]}{words[1:]}.",
-        ]
+        raised = words.startswith("raised")
+        lines += ["", f"It {words}." if raised else f"{words[:1].upper()}{words[1:]}."]
     entries = list(_entries(v))
     if entries:
         lines += ["", _table(("", "definition", name), entries[:SHOWN])]
