@@ -227,7 +227,15 @@ def dump(
                 raise ReflError(f"target {target} is outside the model's {z.shape[1]} outputs")
             logits.reshape(-1, logits.shape[-1])[row, best].backward()
         return _explanation(
-            Path(folder), model, recording, inputs, z[row], best, method, dtype, transformers.__version__
+            Path(folder),
+            model,
+            recording,
+            inputs,
+            z[row],
+            best,
+            method,
+            dtype,
+            transformers.__version__,
         )
 
 
@@ -438,7 +446,9 @@ def _arrays(recording: Recording, kind: str) -> tuple[dict[str, Any], dict[str, 
         activations[name], gradients[name] = (
             _bare(name, a.detach().numpy(), kind) for a in (tensor, g)
         )
-    recording.aliases = {alias: site for alias, site in recording.aliases.items() if site in activations}
+    recording.aliases = {
+        alias: site for alias, site in recording.aliases.items() if site in activations
+    }
     return activations, gradients
 
 
@@ -462,7 +472,11 @@ def _bare(name: str, array: Any, kind: str) -> Any:
 
 
 def _tokens(
-    recording: Recording, model: Any, inputs: Input, activations: dict[str, Any], gradients: dict[str, Any]
+    recording: Recording,
+    model: Any,
+    inputs: Input,
+    activations: dict[str, Any],
+    gradients: dict[str, Any],
 ) -> tuple[Any, Any]:  # -> (T,) or (H, W), and the decoder's (T,)
     """What arrived at the input, summed over features."""
 
