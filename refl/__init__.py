@@ -1,11 +1,11 @@
-"""refl: layer-wise relevance propagation on transformers, from first principles and with the
-conservation ledger closed.
+"""refl: layer-wise relevance propagation (LRP) on transformers, from first principles, with a
+conservation ledger that closes.
 
-import refl
-model = refl.load()                                  # the small model that ships with refl, or
-                                                     refl.load("checkpoint folder")
-e = model.explain("the keys to the cabinet")
-e.tokens, e.relevance, e.target, e.logit
+    import refl
+
+    model = refl.load()  # the small model that ships with refl, or refl.load("path/to/checkpoint")
+    e = model.explain("the keys to the cabinet")
+    e.tokens, e.relevance, e.target, e.logit
 """
 
 from typing import TYPE_CHECKING, Any

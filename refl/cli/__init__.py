@@ -16,12 +16,13 @@ import os
 import sys
 from contextlib import suppress
 
-from refl import ReflError, __version__
 from refl.cli import compare, conform, dump_torch, explain, methods, models, trace, verify
 from refl.cli.command import BAD_INPUT, EXITS, INTERRUPTED, NOBODY_READS, Parser
+from refl.errors import ReflError
 from refl.io import ORACLE_FORMAT
 from refl.show.text import one_line
 from refl.verification.vectors import FORMAT as VECTORS_FORMAT
+from refl.version import __version__
 
 __all__ = ["main"]
 

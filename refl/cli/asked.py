@@ -8,7 +8,7 @@ import argparse
 import sys
 from typing import Any
 
-from refl import ReflError
+from refl.errors import ReflError
 from refl.explanation import Explanation
 from refl.model import Model, load
 from refl.network import CLASSIFIES

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refl import ReflError
 from refl.cli import options
 from refl.cli.command import add_command
 from refl.cli.output import print_json, refuse_output
+from refl.errors import ReflError
 from refl.show.text import printable
 
 if TYPE_CHECKING:

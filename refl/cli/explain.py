@@ -9,12 +9,11 @@ from fnmatch import fnmatchcase
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from refl import ReflError
 from refl.cli import options
 from refl.cli.command import add_command
 from refl.cli.output import fold_width, print_json, print_lines, refuse_outputs, width, write
 from refl.cli.progress import Progress
-from refl.errors import nearest
+from refl.errors import ReflError, nearest
 from refl.show.lines import Line
 from refl.show.text import printable
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from refl import ReflError
+from refl.errors import ReflError
 from refl.show.lines import Line, plain
 
 SHIPPED = Path(__file__).parents[1] / "shipped"
