@@ -118,8 +118,9 @@ def erfc(x: Array) -> Array:
     """1 - erf(x), to about 6 units of roundoff relative, far tails included.
 
     erfc(x) = exp(-x^2) P(t)/(x + 4), t = (x - 4)/(x + 4) for x >= 0, and 2 - erfc(-x) below. The
-    coefficients are made by `verification/erfc_coefficients.py`; exp(-x^2) is taken in two factors
-    so that x^2 does not round in the exponent (the device of W. J. Cody, Math. Comp. 23, 1969).
+    coefficients are made by `verification/quality/erfc_coefficients.py`; exp(-x^2) is taken in two
+    factors so that x^2 does not round in the exponent (the device of W. J. Cody, Math. Comp. 23,
+    1969).
     """
     xp = namespace(x)
     a = xp.abs(x)

@@ -112,15 +112,15 @@ class Explainer:
         )
         logits = network.forward(trace, batch)
         explained = logits if site is None else self._value(trace, site)
-        ends = [r.output.site for r in trace.records if r.role in DESTINATIONS]
+        embedded = [r.output.site for r in trace.records if r.role in DESTINATIONS]
         return Forward(
             trace=trace,
             explained=explained,
             rows=asnumpy(explained.array).reshape(len(inputs), -1),
             inputs=inputs,
             prefixes=prefixes,
-            embedded=ends[0],
-            decoder_embedded=ends[1:],
+            embedded=embedded[0],
+            decoder_embedded=embedded[1:],
         )
 
     def _refuse_headless(self) -> None:
@@ -174,13 +174,13 @@ class Explainer:
         form = Seed.gradient if self.composite.formulation == "gradient_x_input" else Seed.relevance
         rows = np.stack([form(seed, z) for seed, z in zip(seeds, forward.rows, strict=True)])
         start = self.network.place(rows.reshape(forward.explained.array.shape))
-        ends = forward.input_sites()
+        needed = forward.input_sites()
         of = len(forward.trace.records)
         done = iter(range(1, of + 1))
         sweep = Sweep(
             self.composite,
             keep=lambda names: (
-                not ends.isdisjoint(names)
+                not needed.isdisjoint(names)
                 or any(fnmatchcase(name, p) for p in self.patterns for name in names)
             ),
             release=last,
@@ -253,8 +253,8 @@ class Explainer:
             return self._picture(forward, swept, b)
         fields = self._tokens(swept, b, forward.inputs[b], forward.embedded)
         if forward.prefixes is not None:
-            written = self._tokens(swept, b, forward.prefixes[b], forward.decoder_embedded[0])
-            fields |= {f"decoder_{name}": value for name, value in written.items()}
+            decoder = self._tokens(swept, b, forward.prefixes[b], forward.decoder_embedded[0])
+            fields |= {f"decoder_{name}": value for name, value in decoder.items()}
         return {"input_ids" if name == "ids" else name: value for name, value in fields.items()}
 
     def _tokens(self, swept: Swept, b: int, ids: list[int], site: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def sentences(count: int) -> dict[str, list[dict[str, Any]]]:  # task -> its fir
 
 
 def hits(model: Model, method: str, chosen: list[dict[str, Any]]) -> tuple[float, float]:
-    """The share of sentences whose strongest token is evidence, and evidence in the wide sense."""
+    """The fraction of sentences whose strongest token is evidence, and is so in the wide sense."""
     strict = wide = 0
     for s in chosen:
         strongest = int(

@@ -1,4 +1,4 @@
-"""config.json and what it says beside the net; JSON of a regular file of a bounded size, where every
+"""config.json and what it says beside the net; JSON of a regular file of bounded size, where every
 error is a sentence.
 """
 

@@ -1,4 +1,4 @@
-"""Files and folders: what may be read, and writing that leaves the old file or the whole new one."""
+"""Files and folders: what may be read; writing that leaves the old file or the whole new one."""
 
 from __future__ import annotations
 

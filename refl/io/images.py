@@ -96,9 +96,10 @@ class Preparation:
 
     def box(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The lowest and the highest value that a pixel of each channel can have."""
-        ends = [np.zeros((1, 1, channels)), np.full((1, 1, channels), 255)]
+        extremes = [np.zeros((1, 1, channels)), np.full((1, 1, channels), 255)]
         low, high = (
-            replace(self, size=None, crop=None)(end, channels)[0].reshape(-1) for end in ends
+            replace(self, size=None, crop=None)(pixel, channels)[0].reshape(-1)
+            for pixel in extremes
         )
         return tuple(map(float, low)), tuple(map(float, high))
 
@@ -361,7 +362,7 @@ def _read(path: Path, channels: int) -> Any:  # -> uint8 (H, W, C)
                 levels = np.asarray(ImageOps.exif_transpose(image).convert(_MODES[channels]))
     except ReflError:
         raise
-    except Exception as reason:  # every format raises its own kinds: OSError, SyntaxError, ValueError, struct.error, ...
+    except Exception as reason:  # every format raises its own kinds: OSError, struct.error, ...
         raise ReflError(f"{path} cannot be read as a picture: {reason}") from reason
     return levels[..., None] if levels.ndim == 2 else levels
 

@@ -41,16 +41,16 @@ class Text:
     """The tokenizer of a checkpoint."""
 
     def __init__(
-        self, tokenizer: Tokenizer, ends: tuple[list[int], list[int]] | None = None
+        self, tokenizer: Tokenizer, around: tuple[list[int], list[int]] | None = None
     ) -> None:
-        """`ends`: ids to put before and after a text; None leaves that to the tokenizer's
+        """`around`: ids to put before and after a text; None leaves that to the tokenizer's
         post-processor.
         """
         # an input is explained as it was given: whole, and nothing beside it
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self._ends = ends
+        self._around = around
         added = tokenizer.get_added_tokens_decoder()
         self._added: dict[int, str] = {number: token.content for number, token in added.items()}
         kinds = _kinds(tokenizer.decoder) | _kinds(tokenizer.pre_tokenizer)
@@ -69,7 +69,7 @@ class Text:
         tokenizer = _parse(Path(folder) / "tokenizer.json")
         path = Path(folder) / "tokenizer_config.json"
         config = read_json(path, _CONFIG_LIMIT) if path.name in names else {}
-        return cls(tokenizer, _ends(tokenizer, config))
+        return cls(tokenizer, _special_ids_around(tokenizer, config))
 
     @property
     def mask(self) -> int | None:
@@ -89,8 +89,8 @@ class Text:
         Raises ReflError for text that is empty, holds half a character, or comes to no token at
         all.
         """
-        before, after = self._ends or ([], [])
-        ids = [*before, *self._ids(text, add_special_tokens=self._ends is None), *after]
+        before, after = self._around or ([], [])
+        ids = [*before, *self._ids(text, add_special_tokens=self._around is None), *after]
         if not ids:
             raise ReflError(
                 f"{text!r} comes to no token here: expected text the tokenizer does not drop"
@@ -233,7 +233,9 @@ def _kinds(part: Any) -> set[str]:
     )
 
 
-def _ends(tokenizer: Tokenizer, config: dict[str, Any]) -> tuple[list[int], list[int]] | None:
+def _special_ids_around(
+    tokenizer: Tokenizer, config: dict[str, Any]
+) -> tuple[list[int], list[int]] | None:
     """The ids around a text where tokenizer_config.json decides them, None where tokenizer.json
     does.
     """

@@ -1,5 +1,5 @@
-"""Files, JSON, safetensors and weights (refl.io) against the safetensors library, exact construction
-by struct, and hostile files.
+"""Files, JSON, safetensors and weights (refl.io) against the safetensors library, against files
+constructed byte by byte, and hostile files.
 """
 
 from __future__ import annotations
