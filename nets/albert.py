@@ -110,13 +110,13 @@ def forward(
     for i in range(c.num_hidden_layers):
         h = t.block(f"albert.encoder.layer.{i}", layer, h, c, c.group(i), mask)
     if c.task == "masked-token":
-        return t.module("predictions", predictions, encoder.wanted(t, "predictions", h, batch), c)
-    pooled = encoder.first(t, "albert.pooler", h, batch)
+        return t.module("predictions", predictions, encoder.rows(t, "predictions", h, batch), c)
+    pooled = encoder.first_token(t, "albert.pooler", h, batch)
     pooled = t.linear("albert.pooler", pooled, bias=True, role="pooler")
     pooled = t.activation("albert.pooler_activation", pooled, "tanh", role="pooler.activation")
     if c.task == "class":
         return t.linear("classifier", pooled, bias=True, role="head")
-    return encoder.wanted(t, "albert", h, batch)
+    return encoder.rows(t, "albert", h, batch)
 
 
 def stored(group: int) -> str:

@@ -17,7 +17,7 @@ class Batch:
                              padded
     types                    int (B, T), token type ids (sentence A or B); None for zeros
     pixels                   (B, C, H, W), a normalized image
-    decoder_ids              int (B, U), what an encoder-decoder has written so far
+    decoder_ids              int (B, U), the decoder's prefix of an encoder-decoder
     decoder_attention_mask   bool (B, U), as `attention_mask`
     rows                     for each example the position whose output is wanted, B integers; None
                              for every position

@@ -70,11 +70,11 @@ def forward(
     for i in range(c.num_hidden_layers):
         h = t.block(f"bert.encoder.layer.{i}", encoder.post_norm, h, c, mask)
     if c.task == "masked-token":
-        return t.module("cls.predictions", predictions, encoder.wanted(t, "cls", h, batch), c)
-    pooled = t.module("bert.pooler", pooler, encoder.first(t, "bert.pooler", h, batch))
+        return t.module("cls.predictions", predictions, encoder.rows(t, "cls", h, batch), c)
+    pooled = t.module("bert.pooler", pooler, encoder.first_token(t, "bert.pooler", h, batch))
     if c.task == "class":
         return t.linear("classifier", pooled, bias=True, role="head")
-    return encoder.wanted(t, "bert", h, batch)
+    return encoder.rows(t, "bert", h, batch)
 
 
 def pooler(t: Trace, x: Value) -> Value:  # (B, 1, D) -> (B, 1, D)

@@ -1,5 +1,5 @@
-"""What the encoders share: attention that looks both ways, the feed-forward half, the embeddings of
-a text, their options.
+"""What the encoders share: attention that looks both ways, the feed-forward half-block, the
+embeddings of a text, their options.
 
     embeddings     h = norm(word[ids] + type[types] + position[positions])
     attention      softmax(q k^T / sqrt(d)) v,  q, k, v = query(x), key(x), value(x)
@@ -7,8 +7,8 @@ a text, their options.
                    (Vaswani et al. 2017; BERT)
     pre-LN         h = h + dense(attention(norm(h))),    h = h + dense(act(dense(norm(h))))  (ViT)
 
-The halves are apart, so that each net norms where it does. `self_attention` and `intermediate` are
-functions of the module they run as.
+The half-blocks are apart, so that each net norms where it does. `self_attention` and
+`intermediate` are functions of the module they run as.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ def embeddings(
 def self_attention(
     t: Trace, x: Value, heads: int, mask: Array | None, bias: bool = True
 ) -> Value:  # (B, T, D) -> (B, T, D)
-    """What the heads see, side by side and before any projection; `query`, `key` and `value` are
-    modules of the one that is open.
+    """softmax(q k^T / sqrt(d)) v of all heads, side by side; `query`, `key` and `value` are modules
+    of the one that is open.
     """
     q, k, v = (
         t.move(
@@ -177,7 +177,7 @@ def _attention(t: Trace, h: Value, c: EncoderConfig, mask: Array | None) -> Valu
 
 
 def _output(t: Trace, x: Value, h: Value, c: EncoderConfig, role: str) -> Value:
-    """dense, residual, norm: how both halves end; `role` is that of dense."""
+    """dense, residual, norm: how both half-blocks end; `role` is that of dense."""
     h = t.add("residual", t.linear("dense", x, bias=True, role=role), h, role="residual")
     return t.layer_norm("LayerNorm", h, c.layer_norm_eps)
 
@@ -185,12 +185,12 @@ def _output(t: Trace, x: Value, h: Value, c: EncoderConfig, role: str) -> Value:
 # -- what a head reads -----------------------------------------------------------------------------
 
 
-def wanted(
+def rows(
     t: Trace, head: str, h: Value, batch: Batch
 ) -> Value:  # (B, T, D) -> (B, T, D), or (B, 1, D) at the wanted rows
     return h if batch.rows is None else t.move(f"{head}.row", "rows", h, index=batch.rows)
 
 
-def first(t: Trace, head: str, h: Value, batch: Batch) -> Value:  # (B, T, D) -> (B, 1, D)
+def first_token(t: Trace, head: str, h: Value, batch: Batch) -> Value:  # (B, T, D) -> (B, 1, D)
     """What stands at the first token, made to speak for the whole text."""
     return t.move(f"{head}.first", "rows", h, index=(0,) * int(batch.ids.shape[0]))

@@ -45,7 +45,9 @@ class Config(llama.LlamaConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        moe.enough("num_local_experts", self.num_local_experts, self.num_experts_per_tok)
+        moe.check_expert_count(
+            "num_local_experts", self.num_local_experts, self.num_experts_per_tok
+        )
 
     @property
     def windows(self) -> tuple[int | None, ...]:

@@ -58,10 +58,10 @@ def dispatched(chosen: Choice, attention_mask: Array | None) -> Iterator[tuple[i
                 e = example[t][j]
                 tokens.setdefault(e, [[] for _ in chosen])[b].append(t)
                 weights.setdefault(e, [[] for _ in chosen])[b].append(t * len(example[t]) + j)
-    return ((e, _filled(tokens[e]), _filled(weights[e])) for e in sorted(tokens))
+    return ((e, _padded(tokens[e]), _padded(weights[e])) for e in sorted(tokens))
 
 
-def _filled(rows: list[list[int]]) -> Index:
+def _padded(rows: list[list[int]]) -> Index:
     longest = max(map(len, rows))
     return tuple((*row, *[None] * (longest - len(row))) for row in rows)
 
@@ -70,7 +70,7 @@ HARMLESS = ("output_router_logits", "router_aux_loss_coef", "router_jitter_noise
 """Options that only training or its loss knows."""
 
 
-def enough(name: str, experts: int, k: int) -> None:
+def check_expert_count(name: str, experts: int, k: int) -> None:
     """Raises ReflError unless a token can choose k experts."""
     if k > experts:
         raise ReflError(

@@ -52,7 +52,7 @@ class Config(qwen3.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        moe.enough("num_experts", self.num_experts, self.num_experts_per_tok)
+        moe.check_expert_count("num_experts", self.num_experts, self.num_experts_per_tok)
 
     def sparse(self, i: int) -> bool:
         """Whether block i has experts."""

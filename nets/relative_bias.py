@@ -22,7 +22,7 @@ class Buckets(Protocol):
 
 
 def bias(t: Trace, c: Buckets, ids: Array, causal: bool) -> Value:  # (B, T) -> (B, H, T, T)
-    """Looked up for each example, so that what arrives at the table is counted for each."""
+    """Looked up for each example, so that the table's relevance is absorbed for each."""
     size, length = ids.shape
     found = namespace(ids).broadcast_to(buckets(c, ids, causal)[None, :, :], (size, length, length))
     rows = t.embedding("relative_attention_bias", found, role="position")  # (B, T, T, H)
@@ -54,9 +54,12 @@ def buckets(
 
 def bucket(n: int, each: int, farthest: int) -> int:
     """A bucket for each distance up to half of them, from there on of equal widths in log n up to
-    the farthest, and the last for all
-    beyond:  half + floor((each - half) log(n/half) / log(farthest/half)),
-             in whole numbers, for which no logarithm can round."""
+    the farthest, and the last for all beyond:
+
+        half + floor((each - half) log(n/half) / log(farthest/half)),
+
+    in whole numbers, for which no logarithm can round.
+    """
     half = each // 2
     if n < half:
         return n

@@ -74,11 +74,11 @@ def forward(
     for i in range(c.num_hidden_layers):
         h = t.block(f"roberta.encoder.layer.{i}", encoder.post_norm, h, c, mask)
     if c.task == "masked-token":
-        return t.module("lm_head", lm_head, encoder.wanted(t, "lm_head", h, batch), c)
+        return t.module("lm_head", lm_head, encoder.rows(t, "lm_head", h, batch), c)
     if c.task == "class":
-        return t.module("classifier", classifier, encoder.first(t, "classifier", h, batch))
-    t.module("roberta.pooler", pooler, encoder.first(t, "roberta.pooler", h, batch))
-    return encoder.wanted(t, "roberta", h, batch)
+        return t.module("classifier", classifier, encoder.first_token(t, "classifier", h, batch))
+    t.module("roberta.pooler", pooler, encoder.first_token(t, "roberta.pooler", h, batch))
+    return encoder.rows(t, "roberta", h, batch)
 
 
 def unpadded_positions(

@@ -173,10 +173,10 @@ def forward(
 ) -> Value:  # ids (B, T), (B, U) -> logits (B, U, V), or (B, 1, V) at the wanted rows
     ids, prefix = batch.ids, batch.decoder_ids
     unpadded = masks.keys(batch.attention_mask, ids.shape[1])
-    read = stack(t, "encoder", c, ids, c.num_layers, unpadded, causal=False)
+    encoded = stack(t, "encoder", c, ids, c.num_layers, unpadded, causal=False)
     unpadded = masks.keys(batch.attention_mask, prefix.shape[1])
     mask = masks.causal(prefix, batch.decoder_attention_mask)
-    h = stack(t, "decoder", c, prefix, c.decoder_layers, mask, read, unpadded, causal=True)
+    h = stack(t, "decoder", c, prefix, c.decoder_layers, mask, encoded, unpadded, causal=True)
     if batch.rows is not None:
         h = t.move("lm_head.row", "rows", h, index=batch.rows)
     if c.tie_word_embeddings:
@@ -214,10 +214,12 @@ def encoder_block(
 
 
 def decoder_block(
-    t: Trace, h: Value, c: Config, bias: Value, mask: Array, read: Value, unpadded: Array | None
-) -> Value:  # (B, U, D), read (B, T, D) -> (B, U, D)
+    t: Trace, h: Value, c: Config, bias: Value, mask: Array, encoded: Value, unpadded: Array | None
+) -> Value:  # (B, U, D), encoded (B, T, D) -> (B, U, D)
     h = t.module("layer.0", half_block, h, c, "SelfAttention", attention, c, mask, bias)
-    h = t.module("layer.1", half_block, h, c, "EncDecAttention", attention, c, unpadded, None, read)
+    h = t.module(
+        "layer.1", half_block, h, c, "EncDecAttention", attention, c, unpadded, None, encoded
+    )
     return t.module("layer.2", half_block, h, c, "DenseReluDense", mlp, c)
 
 
@@ -230,9 +232,14 @@ def half_block(
 
 
 def attention(
-    t: Trace, x: Value, c: Config, mask: Array | None, bias: Value | None, read: Value | None = None
-) -> Value:  # (B, J, D), to itself or to what was read (B, I, D) -> (B, J, D)
-    y = x if read is None else read
+    t: Trace,
+    x: Value,
+    c: Config,
+    mask: Array | None,
+    bias: Value | None,
+    encoded: Value | None = None,
+) -> Value:  # (B, J, D), to itself or to what was encoded (B, I, D) -> (B, J, D)
+    y = x if encoded is None else encoded
     parts = (("query", "q", x), ("key", "k", y), ("value", "v", y))
     q, k, v = (
         t.move(

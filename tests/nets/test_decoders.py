@@ -1,6 +1,6 @@
-"""Relevance on Mistral, Qwen 2, Qwen 3, OLMo 2, Phi, Gemma 2 and Gemma 3, on random models of each: the
-surrogate's gradient, the conservation ledger, conservation, batches, and the faster ways. (What
-they compute is held against transformers in peers/test_decoders.py.)
+"""Relevance on Mistral, Qwen 2, Qwen 3, OLMo 2, Phi, Gemma 2 and Gemma 3, on random models of
+each: the surrogate's gradient, the conservation ledger, conservation, batches, and the faster ways.
+(What they compute is held against transformers in peers/test_decoders.py.)
 """
 
 from __future__ import annotations
@@ -332,14 +332,16 @@ def test_fast_is_plain(name: str) -> None:
             strict=True,
         ):
             close(f.relevance, p.relevance, rounding_bound(p))
-            same_books(f, p)
+            same_ledger(f, p)
 
 
-def same_books(one: Explanation, other: Explanation) -> None:
-    books = {entry.site: entry for entry in other.ledger}
+def same_ledger(one: Explanation, other: Explanation) -> None:
+    entries = {entry.site: entry for entry in other.ledger}
     for entry in one.ledger:
-        assert abs(entry.received - books[entry.site].received) <= rounding_bound(other), entry.site
-        assert entry.absorbed.keys() == books[entry.site].absorbed.keys()
+        assert abs(entry.received - entries[entry.site].received) <= rounding_bound(other), (
+            entry.site
+        )
+        assert entry.absorbed.keys() == entries[entry.site].absorbed.keys()
 
 
 @pytest.mark.parametrize("keep", ["*", ()])
@@ -382,8 +384,8 @@ def test_every_backend(name: str, backend: Backend) -> None:
 
 
 def test_a_window_hides_what_is_further_back() -> None:
-    seen = masks.causal(np.zeros((1, 5), dtype=int), window=2)[0, 0]
-    assert seen.tolist() == [[t - 2 < i <= t for i in range(5)] for t in range(5)]
+    mask = masks.causal(np.zeros((1, 5), dtype=int), window=2)[0, 0]
+    assert mask.tolist() == [[t - 2 < i <= t for i in range(5)] for t in range(5)]
 
 
 def test_nothing_beyond_the_window_is_relevant() -> None:

@@ -188,7 +188,7 @@ def closes(e: Any) -> None:
     "method", ["attnlrp", "attnlrp-gradient", "cp-lrp", "lrp-0", "input-x-gradient"]
 )
 @pytest.mark.parametrize("name", NETS)
-def test_books_close(name: str, method: str, dtype: str) -> None:
+def test_the_ledger_closes(name: str, method: str, dtype: str) -> None:
     model = model_of(name, seed=5, dtype=dtype)
     for keep in ((), "*"):
         closes(model.explain(TEXT, method, keep=keep, audit=True))

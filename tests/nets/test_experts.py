@@ -106,7 +106,7 @@ def test_attnlrp_tends_to_the_surrogate_linearly_in_eps(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NETS)
-def test_books_close(name: str, dtype: str) -> None:
+def test_the_ledger_closes(name: str, dtype: str) -> None:
     """Every site within 8 u sum|terms|, the whole account to 1e-12 (float32: 1e-5) of what is
     explained.
     """
@@ -146,7 +146,7 @@ def test_cp_lrp_conserves_with_constant_gates(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe, biases"])
 def test_experts_are_in_the_account(name: str) -> None:
-    """At every sum over experts their relevances add up to what arrived there, and each is what its
+    """At every sum over experts their relevances add up to what reached it, and each is what its
     expert and the router got.
     """
     e = net(name).explain(IDS, "attnlrp")
@@ -345,8 +345,8 @@ def test_an_expert_that_nobody_chose_may_be_anything() -> None:
 
 def test_dispatch_lists_every_choice_once() -> None:
     choices = (((0, 2), (2, 1), (1, 0)), ((2, 0), (0, 1), (0, 1)))
-    real = np.asarray([[True, True, True], [True, False, False]])
-    found = {e: (tokens, weights) for e, tokens, weights in moe.dispatched(choices, real)}
+    attention_mask = np.asarray([[True, True, True], [True, False, False]])
+    found = {e: (tokens, weights) for e, tokens, weights in moe.dispatched(choices, attention_mask)}
     assert found == {
         0: (((0, 2), (0, None)), ((0, 5), (1, None))),
         1: (((2, 1), (None, None)), ((4, 3), (None, None))),

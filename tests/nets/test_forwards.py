@@ -86,7 +86,7 @@ def test_gpt2_in_plain_numpy() -> None:
 
 
 def test_causal_mask() -> None:
-    real = np.asarray([[True, True, False]])
-    seen = masks.causal(np.asarray([[7, 7, 7]]), real)
-    assert seen.shape == (1, 1, 3, 3)
-    assert seen[0, 0].tolist() == [[True, False, False], [True, True, False], [True, True, False]]
+    attention_mask = np.asarray([[True, True, False]])
+    mask = masks.causal(np.asarray([[7, 7, 7]]), attention_mask)
+    assert mask.shape == (1, 1, 3, 3)
+    assert mask[0, 0].tolist() == [[True, False, False], [True, True, False], [True, True, False]]

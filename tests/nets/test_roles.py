@@ -358,7 +358,7 @@ def test_roles_before_and_after_the_blocks(name: str, expected: dict[str, str]) 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_roles_are_the_same_where_blocks_are_computed_again(name: str) -> None:
-    """What a recomputed block records, when the sweep reaches it, has the roles of the first run."""
+    """What a block records, when the sweep runs it again, has the roles of the first run."""
     again: dict[str, str] = {}
     for record in records(ARCHITECTURES[name], recompute=True):
         inner = record.attributes["again"]()[0].records if record.operation == "block" else [record]

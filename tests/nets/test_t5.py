@@ -319,7 +319,7 @@ def test_cp_lrp_conserves(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NETS)
-def test_books_close(name: str, dtype: str) -> None:
+def test_the_ledger_closes(name: str, dtype: str) -> None:
     """Every site within 8 u sum|terms|; the whole account; tokens are both rows; distances absorb
     under `position`.
     """
@@ -369,14 +369,14 @@ def test_a_padded_batch_is_its_members(name: str, method: str, keep: Any) -> Non
         close(e.relevance, alone.relevance, rounding(alone))
         close(e.decoder_relevance, alone.decoder_relevance, rounding(alone))
         for site in (s for s in e if e[s].ndim == 2 and e[s].shape[0] > 1 and ".bias." not in s):
-            real = len(
+            unpadded = len(
                 decoder
                 if site.startswith("decoder")
                 and not site.endswith((".EncDecAttention.k", ".EncDecAttention.v"))
                 else read
             )
-            assert not e[site][real:].any(), site
-            close(e[site][:real], alone[site], rounding(alone))
+            assert not e[site][unpadded:].any(), site
+            close(e[site][:unpadded], alone[site], rounding(alone))
         for site, n in (
             ("encoder.block.0.layer.0.SelfAttention.bias", len(read)),
             ("decoder.block.0.layer.0.SelfAttention.bias", len(decoder)),

@@ -52,8 +52,8 @@ BOX = {"low": -2.0, "high": 2.0}
 def net(name: str, dtype: str = "float64") -> Model:
     if name in REAL:
         return refl.load(checkpoint(name), dtype=dtype)
-    seen = Preparation(size=None, resample=2, crop=None, factor=1 / 255, mean=(0.5,), std=(0.25,))
-    return replace(random_model(RANDOM[name], 8, dtype), preparation=seen)
+    plain = Preparation(size=None, resample=2, crop=None, factor=1 / 255, mean=(0.5,), std=(0.25,))
+    return replace(random_model(RANDOM[name], 8, dtype), preparation=plain)
 
 
 def stored(name: str) -> dict[str, Any]:
@@ -114,11 +114,22 @@ def test_every_output_has_one_name() -> None:
     e = net("vit").explain(pictures("vit")[0])
     sites = set(e) | set(e.sites.aliases)
     for module in (
-        "vit", "vit.embeddings", "vit.embeddings.patch_embeddings", "vit.embeddings.patch_embeddings.projection", "vit.embeddings.dropout",
-        "vit.encoder", "vit.encoder.layer.0", "vit.encoder.layer.1.attention.attention.query", "vit.encoder.layer.1.attention.output.dense",
-        "vit.encoder.layer.0.attention", "vit.encoder.layer.0.intermediate.intermediate_act_fn", "vit.encoder.layer.0.output",
-        "vit.encoder.layer.1.layernorm_after", "vit.layernorm", "classifier",
-    ):  # fmt: skip
+        "vit",
+        "vit.embeddings",
+        "vit.embeddings.patch_embeddings",
+        "vit.embeddings.patch_embeddings.projection",
+        "vit.embeddings.dropout",
+        "vit.encoder",
+        "vit.encoder.layer.0",
+        "vit.encoder.layer.1.attention.attention.query",
+        "vit.encoder.layer.1.attention.output.dense",
+        "vit.encoder.layer.0.attention",
+        "vit.encoder.layer.0.intermediate.intermediate_act_fn",
+        "vit.encoder.layer.0.output",
+        "vit.encoder.layer.1.layernorm_after",
+        "vit.layernorm",
+        "classifier",
+    ):
         assert (
             module in sites and f"{module}.input" in sites or module.endswith(("dropout", "output"))
         ), module
@@ -197,7 +208,7 @@ def configured() -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NETS)
-def test_books_close(name: str, dtype: str) -> None:
+def test_the_ledger_closes(name: str, dtype: str) -> None:
     """At every operation within 8 u sum|terms|, and as a whole: explained = pixels + everything
     absorbed.
     """
@@ -647,15 +658,15 @@ def test_strange_configs_are_refused(changed: dict[str, Any], named: str) -> Non
 
 
 @pytest.fixture(scope="module")
-def seen() -> Explanation:
+def explained() -> Explanation:
     e: Explanation = net("vit_mnist_012_hf", "float32").explain(
         pictures("vit_mnist_012_hf")[0], "attnlrp-vit", keep=()
     )
     return e
 
 
-def test_terminal_view(seen: Explanation) -> None:
-    text = terminal.text(seen, 80)
+def test_terminal_view(explained: Explanation) -> None:
+    text = terminal.text(explained, 80)
     rows = [
         line.split()
         for line in text.splitlines()
@@ -669,37 +680,37 @@ def test_terminal_view(seen: Explanation) -> None:
 
 
 @pytest.mark.parametrize(("columns", "width"), [(20, 80), (30, 80), (70, 60), (200, 40)])
-def test_terminal_view_of_fine_grids(seen: Explanation, columns: int, width: int) -> None:
+def test_terminal_view_of_fine_grids(explained: Explanation, columns: int, width: int) -> None:
     """Nothing runs over the edge; where patches are too many, squares of them stand for them, and
     the sum is kept.
     """
     r = np.random.default_rng(0).standard_normal((columns, columns))
-    fine = replace(seen, relevance=r, patch=(1, 1))
+    fine = replace(explained, relevance=r, patch=(1, 1))
     lines = terminal.text(fine, width).splitlines()
     assert all(cells(line) <= max(width, 80) for line in lines)
     assert sum(sum(row) for row in terminal.summed(r, 3)) == pytest.approx(r.sum())
 
 
-def test_html_view(seen: Explanation) -> None:
+def test_html_view(explained: Explanation) -> None:
     pytest.importorskip("PIL.Image", reason="Pillow is not installed (the extra 'image')")
-    page = html(seen)
+    page = html(explained)
     assert (
         page.count("data:image/png;base64,") == 1
         and "img-src data:" in page
         and "<script" not in page
     )
     assert "The class" in page and "Every patch as a number" in page and "token ids" not in page
-    assert "data:image/png;base64," in fragment(seen)
+    assert "data:image/png;base64," in fragment(explained)
 
 
-def test_drawing(seen: Explanation) -> None:
+def test_drawing(explained: Explanation) -> None:
     """Red for, blue against, gray where there is nothing, and the hottest pixels in the full
     color.
     """
-    drawn = heatmap.drawn(seen.relevance, seen.picture).astype(int)
+    drawn = heatmap.drawn(explained.relevance, explained.picture).astype(int)
     times = drawn.shape[0] // 28
     assert drawn.shape == (28 * times, 28 * times, 3)
-    small, r = drawn[::times, ::times], seen.relevance
+    small, r = drawn[::times, ::times], explained.relevance
     most = heatmap.strongest(r)
     hot, cold, still = r > 0.2 * most, r < -0.2 * most, np.abs(r) < 1e-4 * most
     assert np.all(small[hot][:, 0] > small[hot][:, 2]) and np.all(
@@ -714,9 +725,9 @@ def test_drawing(seen: Explanation) -> None:
     [np.zeros((28, 28)), np.full((28, 28), np.nan), np.eye(28)],
     ids=["nothing", "nan", "line"],
 )
-def test_drawing_of_nothing(seen: Explanation, relevance: Any) -> None:
+def test_drawing_of_nothing(explained: Explanation, relevance: Any) -> None:
     pytest.importorskip("PIL.Image", reason="Pillow is not installed (the extra 'image')")
-    assert heatmap.png(relevance, seen.picture).startswith(b"\x89PNG")
+    assert heatmap.png(relevance, explained.picture).startswith(b"\x89PNG")
 
 
 def run(*words: Any) -> int:

@@ -1,5 +1,5 @@
-"""Mistral, Qwen 2, Qwen 3, OLMo 2, Phi, Gemma 2, Gemma 3: the forward pass against transformers' own, in
-float64, with every option they read.
+"""Mistral, Qwen 2, Qwen 3, OLMo 2, Phi, Gemma 2, Gemma 3: the forward pass against transformers'
+own, in float64, with every option they read.
 
 As in test_forward.py: transformers' float32 islands are lifted, norm weights and biases are drawn,
 lengths go beyond every window.
@@ -241,11 +241,20 @@ def test_layer_types_name_the_blocks_with_a_window(make: Make, kind: str) -> Non
     assert np.abs(refl.load(folder, dtype="float64").logits(draw(13)) - expected).max() > 1e-3
 
 
-@pytest.mark.parametrize(("kind", "parameters"), [
-    ("mistral", LLAMA3 | {"rope_theta": 700.0}),
-    ("phi", LLAMA3 | {"rope_theta": 700.0, "partial_rotary_factor": 0.7}),
-    ("gemma3_text", {"full_attention": LLAMA3 | {"rope_theta": 700.0}, "sliding_attention": {"rope_type": "default", "rope_theta": 30.0}}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "parameters"),
+    [
+        ("mistral", LLAMA3 | {"rope_theta": 700.0}),
+        ("phi", LLAMA3 | {"rope_theta": 700.0, "partial_rotary_factor": 0.7}),
+        (
+            "gemma3_text",
+            {
+                "full_attention": LLAMA3 | {"rope_theta": 700.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 30.0},
+            },
+        ),
+    ],
+)
 def test_rope_parameters_as_transformers_5_writes_them(
     make: Make, kind: str, parameters: dict[str, Any]
 ) -> None:

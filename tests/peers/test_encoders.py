@@ -34,7 +34,7 @@ BOUND = 1e-10
 LENGTHS = (1, 2, 13)
 
 
-def reference(folder: Path, ids: Any, types: Any = None, real: Any = None) -> Any:
+def reference(folder: Path, ids: Any, types: Any = None, attention_mask: Any = None) -> Any:
     """transformers' logits, or its last hidden state where there is no head, and the pooler's
     output where it is given. (B, T, V).
     """
@@ -46,7 +46,7 @@ def reference(folder: Path, ids: Any, types: Any = None, real: Any = None) -> An
     )
     tokens = torch.tensor(ids)
     given = {} if types is None else {"token_type_ids": torch.tensor(types)}
-    mask = torch.ones_like(tokens) if real is None else torch.tensor(real)
+    mask = torch.ones_like(tokens) if attention_mask is None else torch.tensor(attention_mask)
     with torch.no_grad():
         out = model(input_ids=tokens, attention_mask=mask, **given)
     if kind.endswith("Model"):
@@ -112,7 +112,7 @@ def padded(folder: Path, model: Model) -> float:
     pad = getattr(model.config, "pad_token_id", 0)
     filled = [[*text, *[pad] * (13 - len(text))] for text in texts]
     theirs, _ = reference(
-        folder, filled, real=[[int(t < len(text)) for t in range(13)] for text in texts]
+        folder, filled, attention_mask=[[int(t < len(text)) for t in range(13)] for text in texts]
     )
     worst = 0.0
     for position in (0, -1):
@@ -178,15 +178,23 @@ def test_checkpoints_of_refused_options(
 
 
 @pytest.mark.parametrize(
-    "kind", ["BertForTokenClassification", "BertForQuestionAnswering", "BertForMultipleChoice", "BertForNextSentencePrediction",
-             "RobertaForTokenClassification", "AlbertForQuestionAnswering", "XLMRobertaForMultipleChoice"],
-)  # fmt: skip
+    "kind",
+    [
+        "BertForTokenClassification",
+        "BertForQuestionAnswering",
+        "BertForMultipleChoice",
+        "BertForNextSentencePrediction",
+        "RobertaForTokenClassification",
+        "AlbertForQuestionAnswering",
+        "XLMRobertaForMultipleChoice",
+    ],
+)
 def test_heads_there_are_none_of(tmp_path: Path, kind: str) -> None:
     with pytest.raises(ReflError, match=kind):
         refl.load(write_encoder(tmp_path, kind, {}))
 
 
-# -- a real one ------------------------------------------------------------------------------------
+# -- a published checkpoint ------------------------------------------------------------------------
 
 
 def minilm() -> Path:
@@ -221,7 +229,9 @@ def padded_minilm(folder: Path, model: Model, texts: list[list[int]]) -> float:
     longest = max(map(len, texts))
     filled = [[*text, *[0] * (longest - len(text))] for text in texts]
     theirs, _ = reference(
-        folder, filled, real=[[int(t < len(text)) for t in range(longest)] for text in texts]
+        folder,
+        filled,
+        attention_mask=[[int(t < len(text)) for t in range(longest)] for text in texts],
     )
     ours = asnumpy(model.trace(texts, 0)[1].array)[:, 0]
     return agree(ours, theirs[:, 0])

@@ -83,7 +83,11 @@ def make(tmp_path: Path) -> Make:
 
 
 def reference(
-    folder: Path, ids: Any, decoder_ids: Any, real: Any = None, decoder_attention_mask: Any = None
+    folder: Path,
+    ids: Any,
+    decoder_ids: Any,
+    attention_mask: Any = None,
+    decoder_attention_mask: Any = None,
 ) -> Any:
     """transformers' logits in float64 of the weights as the file has them."""
     loaded = transformers.T5ForConditionalGeneration.from_pretrained(
@@ -92,7 +96,7 @@ def reference(
     with wide(), torch.no_grad():
         model = transformers.T5ForConditionalGeneration(loaded.config).double()
         model.load_state_dict(loaded.state_dict())
-        given = {"attention_mask": real, "decoder_attention_mask": decoder_attention_mask}
+        given = {"attention_mask": attention_mask, "decoder_attention_mask": decoder_attention_mask}
         masks = {
             name: torch.tensor(mask, dtype=torch.int64)
             for name, mask in given.items()
@@ -147,8 +151,8 @@ def test_batch_padded_on_both_sides(make: Make, name: str) -> None:
             [t < len(i) for t in range(longest)] for i in items
         ]
 
-    (ids, real), (decoder_ids, decoder_attention_mask) = padded(texts), padded(written)
-    theirs = reference(folder, ids, decoder_ids, real, decoder_attention_mask)
+    (ids, attention_mask), (decoder_ids, decoder_attention_mask) = padded(texts), padded(written)
+    theirs = reference(folder, ids, decoder_ids, attention_mask, decoder_attention_mask)
     model = refl.load(folder, dtype="float64")
     _, logits = model.trace(texts, decoder=written)
     agree(
