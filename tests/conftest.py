@@ -1,5 +1,5 @@
-"""Fixtures that every test may use, how examples are drawn, and what is left out of a run. What test
-files share beside fixtures are modules in tests/support, imported by name.
+"""Fixtures that every test may use, how examples are drawn, and what is left out of a run. What
+test files share beside fixtures are modules in tests/support, imported by name.
 
 Hypothesis profiles (REFL_PROFILE=ci, or --hypothesis-profile=ci): quick, default, ci, nightly, and
 those of the scripts that test the tests.
@@ -26,6 +26,7 @@ pytest.register_assert_rewrite(
 
 from backends import BACKENDS, Backend, Recorder, backend_named, why_no_cupy
 from hypothesis import HealthCheck, Phase, settings
+from selections import QUICK, SLOW, matching
 
 import refl.arrays
 
@@ -104,10 +105,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path == PEERS and why_no_peers(config) else None
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what is marked `peers` in other folders, and `needs(library)` where there is
-    none.
+    """Marks what is quick and what is slow; leaves out what is marked `peers` in other folders, and
+    `needs(library)` where there is none.
     """
+    _mark(config, items)
     no_peers = bool(why_no_peers(config))
 
     def left_out(item: pytest.Item) -> bool:
@@ -116,6 +119,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     config.hook.pytest_deselected(items=[item for item in items if left_out(item)])
     items[:] = [item for item in items if not left_out(item)]
+
+
+def _mark(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """By the lists of tests/support/selections.py, which may name no test that is gone."""
+    found: set[str] = set()
+    for item in items:
+        for mark, patterns in (("quick", QUICK), ("slow", SLOW)):
+            if named := matching(item.nodeid, patterns):
+                item.add_marker(mark)
+                found.update(named)
+    gone = {*QUICK, *SLOW} - found
+    if gone and config.args == config.getini("testpaths"):
+        raise pytest.UsageError(f"tests/support/selections.py names no test: {sorted(gone)}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -136,12 +152,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 # -- fixtures --------------------------------------------------------------------------------------
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=[pytest.mark.quick] if name == "numpy" else [])
-        for name in BACKENDS
-    ]
-)
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
     """NumPy, array-api-strict on a second fake device, and CuPy where a GPU is present."""
     return backend_named(request.param)

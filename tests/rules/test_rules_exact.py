@@ -228,7 +228,7 @@ def test_linear_gradient(backend: Backend, dtype: str) -> None:
 
 # -- add and multiply, with operands that are broadcast --------------------------------------------
 
-SHAPES = [  # of the operands; the first axis counts examples, or is 1 for a table that every example shares
+SHAPES = [  # of the operands; the first axis counts examples, or is 1 for what all examples share
     ((1,), (1,), (1,)),
     ((2, 3), (2, 3), (2, 3)),
     ((2, 3), (2, 1), (2, 3)),

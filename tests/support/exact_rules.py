@@ -30,8 +30,8 @@ dtypes = pytest.mark.parametrize("dtype", ["float64", "float32"])
 
 
 def hold(backend: Backend, judge: Callable[[st.DataObject], None]) -> None:
-    """`judge` on many drawn examples; the strict backend is slow and checks the interface, so it gets
-    fewer.
+    """`judge` on many drawn examples; the strict backend is slow and checks the interface, so it
+    gets fewer.
     """
     count = max(settings.default.max_examples * 3 // 10, 2)
     few = settings(

@@ -1,5 +1,5 @@
-"""Relevance from the frozen surrogate (`verification/definitions/surrogate.py`), in which no rule of
-the engine takes part, and what comparisons of whole nets are measured in.
+"""Relevance from the frozen surrogate (`verification/definitions/surrogate.py`), in which no rule
+of the engine takes part, and what comparisons of whole nets are measured in.
 """
 
 from __future__ import annotations

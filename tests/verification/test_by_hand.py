@@ -371,9 +371,13 @@ def test_encoder_at_every_site(name: str, eps: float) -> None:
 
 @settings(max_examples=15)
 @given(
-    st.sampled_from([(1, 1), (2, 1), (2, 2), (3, 1), (4, 2)]), st.sampled_from([2, 4]), st.integers(1, 4), st.sampled_from(EPS),
-    st.booleans(), st.integers(0, 2**31),
-)  # fmt: skip
+    st.sampled_from([(1, 1), (2, 1), (2, 2), (3, 1), (4, 2)]),
+    st.sampled_from([2, 4]),
+    st.integers(1, 4),
+    st.sampled_from(EPS),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
 def test_any_decoder(
     heads: tuple[int, int], width: int, length: int, eps: float, bias: bool, seed: int
 ) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from refl.verification.quality import plant_faults
 
 
@@ -12,7 +10,6 @@ def test_ids_are_unique_and_there_are_enough() -> None:
     assert len(set(ids)) == len(ids) >= 35
 
 
-@pytest.mark.slow
 def test_every_planted_fault_is_caught() -> None:
     outcomes = plant_faults.run_all()
     assert all(outcome.caught for outcome in outcomes), plant_faults.show(outcomes)

@@ -1,0 +1,93 @@
+"""Which tests are marked `quick`, and which `slow`: lists, so that each is seen as a whole. A
+pattern is the name of a test as pytest prints it, with * for anything.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+QUICK = (
+    "tests/test_imports.py::*",
+    # rules, against their definitions on a few examples, and written out by hand
+    "tests/rules/test_rules_exact.py::*[numpy*",
+    "tests/rules/test_vision_rules.py::*[numpy*",
+    "tests/rules/test_experts_rules.py::*[numpy*",
+    "tests/rules/test_rules_exact.py::test_linear_epsilon[array-api-strict-float64]",
+    "tests/rules/test_attention.py::*",
+    "tests/rules/test_composites.py::*",
+    "tests/rules/test_operations.py::*",
+    "tests/rules/test_rounding_scale.py::*",
+    "tests/rules/test_softmax_masks.py::*",
+    # nets: forward passes in plain NumPy, and one relevance of each kind against the surrogate
+    "tests/nets/test_config.py::*",
+    "tests/nets/test_forwards.py::*",
+    "tests/nets/test_roles.py::test_the_roles_of_a_block*",
+    "tests/nets/test_decoders.py::*surrogate_gradient[qwen3-attnlrp-gradient]",
+    "tests/nets/test_encoders.py::*surrogate_gradient[bert-attnlrp-gradient]",
+    "tests/nets/test_experts.py::*surrogate_gradient[mixtral-attnlrp-gradient]",
+    "tests/nets/test_t5.py::*surrogate_gradient[t5-attnlrp-gradient]",
+    "tests/nets/test_vision.py::*surrogate_gradient[vit-attnlrp-gradient]",
+    # the engine and its face
+    "tests/refl/test_backends.py::*[gpt2-attnlrp-array-api-strict]",
+    "tests/refl/test_checkpoint.py::test_written_and_read",
+    "tests/refl/test_checkpoint.py::test_hostile_file*",
+    "tests/refl/test_cli.py::test_explain_as_json_adds_up",
+    "tests/refl/test_cli.py::test_every_method_explains*",
+    "tests/refl/test_cli.py::test_methods",
+    "tests/refl/test_explanation.py::*",
+    "tests/refl/test_golden.py::test_logits*",
+    "tests/refl/test_ledger.py::*",
+    "tests/refl/test_memory.py::test_a_releasing_sweep_leaves_no_activation*",
+    "tests/refl/test_oracle.py::test_format_1*",
+    "tests/refl/test_seeds.py::*",
+    "tests/refl/test_show.py::test_the_account_in_the_text_adds_up*",
+    "tests/refl/test_sweep.py::*",
+    "tests/refl/test_text.py::test_stored_ids*",
+    # the checks of the checker
+    "tests/verification/test_by_hand.py::test_the_worked_example_closes*",
+    "tests/verification/test_compare.py::test_recomputed_and_batched",
+    "tests/verification/test_compare.py::test_the_logit_squared",
+    "tests/verification/test_conditioning.py::test_a_wrong_net_is_far_outside",
+    "tests/verification/test_conformance.py::test_refl_passes[*",
+    "tests/verification/test_engine_error.py::test_a_wrong_rule_is_beyond_the_bound*",
+    "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[qwen3]",
+    "tests/verification/test_identities.py::test_3_the_account_closes[llama-float64]",
+    "tests/verification/test_identities.py::test_3_the_account_closes[gpt2-float64]",
+    "tests/verification/test_identities.py::test_9_recomputing_changes_no_bit[*-attnlrp-keep1]",
+    "tests/verification/test_mistakes.py::test_without_a_mistake_the_answer_is_the_exact_one*",
+    "tests/verification/test_model_vectors.py::test_refl_finds_every_number[*-float64]",
+    "tests/verification/test_surrogate.py::test_random_nets_at_every_site[llama*",
+    "tests/verification/test_verify.py::test_the_table",
+)
+"""Every part once, in under half a minute on two cores."""
+
+SLOW = (
+    "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[albert]",
+    "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[gemma2]",
+    "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[gemma3_text]",
+    "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[llama]",
+    "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[mistral]",
+    "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[olmo2]",
+    "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[phi]",
+    "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[qwen3_moe]",
+    "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[vit]",
+    "tests/verification/test_model_vectors.py::test_made_again_byte_for_byte[mixtral]",
+    "tests/verification/test_planted_faults.py::test_every_planted_fault_is_caught",
+    "tests/verification/test_verify.py::test_everything_holds[ALBERT]",
+    "tests/verification/test_verify.py::test_everything_holds[DEIT]",
+    "tests/verification/test_verify.py::test_everything_holds[GEMMA2]",
+    "tests/verification/test_verify.py::test_everything_holds[OLMO2]",
+    "tests/verification/test_verify.py::test_everything_holds[QWEN3_MOE]",
+    "tests/verification/test_verify.py::test_everything_holds[T5, gated]",
+    "tests/verification/test_verify.py::test_everything_holds_in_float32[T5]",
+)
+"""What repeats, on another net, what a kept test shows, and takes seconds."""
+
+
+def matching(name: str, patterns: tuple[str, ...]) -> list[str]:
+    file = name.partition("::")[0]
+    return [
+        pattern
+        for pattern in patterns
+        if pattern.startswith(file) and fnmatchcase(name, pattern.replace("[", "[[]"))
+    ]
