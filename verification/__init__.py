@@ -1,27 +1,24 @@
 """Who checks the checker, and who checks others with it.
 
-to read first       by_hand_decoder, by_hand_encoder: one block each, forward and then upside down,
-                    in plain Python
-definitions         exact, exact_vision, exact_experts: every rule as sums over messages, in
-                    rational numbers or 60 digits;
-                    running: numbers that count their own rounding; exact_answers: the definitions
-                    on whole arrays; exact_sweep: on whole models; surrogate: the frozen function
-                    whose gradient AttnLRP is
-vectors             vectors/: the data; case: what a case is; aimed, make_vectors,
-                    make_model_vectors: how they are made;
-                    lint_vectors: checks them; model_vectors: reads those of whole models
-held against them   conformance, conformance_models: the runner; right, mistakes: what known
-                    mistakes answer; report: how it is shown;
-                    adapters/: refl itself, a reference in torch, and the peers
-models              compare, suspects, rounding, compare_page: two oracle files; dump_torch: an
-                    oracle file out of torch;
-                    identities, rewritten, verdicts: what relevance obeys, measured on a checkpoint
-reports             peers_report, reports/: LXT, zennit and captum; engine_error: refl against the
-                    definitions; mutation: the tests
-faults              plant_faults: in refl; plant_peer_faults: in the torch adapter; false_alarms:
-                    right answers, a thousand times
-the rest            lxt: LXT beside transformers; random_models; benchmarks; what the shipped model
-                    was trained and scored with
+to read first    definitions/by_hand_decoder, by_hand_encoder: one block each, forward and then upside
+                 down, in plain Python
+definitions/     every rule as sums over messages, in rational numbers or 60 digits (exact,
+                 exact_vision, exact_experts), on whole arrays (exact_answers) and whole models
+                 (exact_sweep); numbers that count their own rounding (running_error); the frozen
+                 function whose gradient AttnLRP is (surrogate)
+vectors/         numbers to call a rule with, and the answers: rules/, models/; the catalogue of
+                 known mistakes; how cases are made and read
+conformance/     anyone's rules held against the vectors (runner), what known mistakes answer
+                 (mistakes, reference_rules), which of them is behind a wrong answer (diagnosis),
+                 reports; adapters/: refl itself, and a reference in torch
+compare/         two oracle files: where they first part, and which option or mistake explains it
+identities/      what relevance obeys, measured on a checkpoint
+peers/           LXT, zennit and captum behind adapters, their reports, and an oracle file out of
+                 torch (dump_torch)
+reports/         conformance reports of the peers
+quality/         the checks checked: mutation, planted faults, false alarms, engine error,
+                 benchmarks
+training/        what the shipped model was trained and scored with
 
 What users run (conformance, compare, identities) needs nothing but refl; definitions need the extra
 `test`, peers the extra `peers`.

@@ -115,7 +115,7 @@ def _finite(v: CaseResult) -> bool:
 
 def test_the_bridge_is_undone() -> None:
     """zennit is as before after LXT's patch was in force."""
-    from refl.verification.conformance.adapters import lxt_gradient
+    from refl.verification.peers import lxt_gradient
 
     hook: Any = lxt.load_zennit("zennit.core").BasicHook
     before = hook.forward, hook.backward

@@ -1,7 +1,7 @@
 """The known mistakes: their right parts against the exact definitions, and each of them against an
 answer that is right.
 
-ReferenceRules answers come from `exact.py`, by form of the vectors' generator. A few wrong ones are held
+Right answers come from `exact.py`, by way of the vectors' generator. A few wrong ones are held
 against numbers that were measured in the libraries that have the mistake.
 """
 

@@ -90,7 +90,7 @@ def _plain(e: SiteError) -> dict[str, Any]:
     }
 
 
-# -- in words ---------------------------------------------------------------------------------------
+# -- in words --------------------------------------------------------------------------------------
 
 
 def headline(c: Comparison) -> str:
@@ -107,7 +107,8 @@ def headline(c: Comparison) -> str:
     if c.first:
         return f"Relevance parts first at {c.first.site}, {_deviation(c.first)}; {_above(c)}."
     if c.shape_mismatches:
-        return f"Relevance agrees at {len(c.errors)} sites; at {len(c.shape_mismatches)} the shapes do not fit."
+        count = len(c.shape_mismatches)
+        return f"Relevance agrees at {len(c.errors)} sites; at {count} the shapes do not fit."
     worst = max(c.errors, key=lambda e: e.relative)
     if worst.absolute == 0:
         return f"Relevance is the same to the last bit at all {len(c.errors)} shared sites."

@@ -161,9 +161,11 @@ CSS = """\
 .convention { color: var(--else) }
 .not-covered { color: var(--soft) }
 .strip { display: flex; flex-wrap: wrap; gap: 3px; margin: .8rem 0 }
-.strip a { width: 1.1rem; height: 1.1rem; border-radius: 2px; background: currentColor; display: block }
+.strip a { width: 1.1rem; height: 1.1rem; border-radius: 2px }
+.strip a { background: currentColor; display: block }
 .strip a.not-covered { background: none; border: 1px solid currentColor }
-.call { background: color-mix(in srgb, var(--line) 35%, transparent); padding: .5rem .7rem; border-radius: 4px; overflow-x: auto }
+.call { background: color-mix(in srgb, var(--line) 35%, transparent) }
+.call { padding: .5rem .7rem; border-radius: 4px; overflow-x: auto }
 td.off { color: var(--bad); font-weight: 600 }
 """
 
@@ -243,24 +245,29 @@ def _html_failures(report: Report) -> Iterator[str]:
 
 def _html_failure(r: RuleResult, v: CaseResult) -> str:
     s = v.case.signature
-    named_ = "".join(
-        f"<p><strong>Looks like {safe(m.id)}.</strong> {safe(m.says)} <span "
-        f"class='note'>Met in: {safe(m.met_in)}.</span>"
-        f"{_documented(r, m)}</p>"
-        for m in r.mistakes[:3]
-    )
+    named = "".join(_html_mistake(r, m) for m in r.mistakes[:3])
     rows = [
         (f"<code>{safe(a)}</code>", b, f'<span class="{"failed" if bad else ""}">{c}</span>', d)
         for a, b, c, d, bad in side_by_side(v)[: 4 * MOST_ENTRIES]
     ]
-    words = f"<p class='failed'>{safe(v.message)}</p>" if v.message else ""
+    head = ("", "expected", "got", "allowed deviation")
+    case = f"<code>{safe(v.case.id)}</code> in {v.case.dtype}"
+    return "".join(
+        (
+            f"<p><code>{safe(s.equation)}</code> <span class='note'>{safe(s.source)}</span></p>",
+            named or "<p>No known mistake gives these numbers.</p>",
+            f"<p>The smallest such case, {case}: {safe(v.case.note)}</p>",
+            f"<p class='call'><code>{safe(call(v.case))}</code></p>",
+            f"<p class='failed'>{safe(v.message)}</p>" if v.message else "",
+            table(head, rows, (1, 2, 3)) if rows else "",
+        )
+    )
+
+
+def _html_mistake(r: RuleResult, m: Mistake) -> str:
     return (
-        f"<p><code>{safe(s.equation)}</code> <span "
-        f"class='note'>{safe(s.source)}</span></p>{named_ or '<p>No known mistake gives these numbers.</p>'}"
-        f"<p>The smallest such case, <code>{safe(v.case.id)}</code> in {v.case.dtype}: "
-        f"{safe(v.case.note)}</p>"
-        "<p "
-        f"class='call'><code>{safe(call(v.case))}</code></p>{words}{table(('', 'expected', 'got', 'allowed deviation'), rows, (1, 2, 3)) if rows else ''}"
+        f"<p><strong>Looks like {safe(m.id)}.</strong> {safe(m.says)} "
+        f"<span class='note'>Met in: {safe(m.met_in)}.</span>{_documented(r, m)}</p>"
     )
 
 

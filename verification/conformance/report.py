@@ -18,7 +18,7 @@ import numpy as np
 from refl.errors import ReflError
 from refl.show.lines import Line, folded, paragraph, plain
 from refl.show.text import printable
-from refl.verification.conformance.mistakes import Mistake
+from refl.verification.conformance.deviation import Array
 from refl.verification.conformance.results import (
     CONVENTION,
     FAILED,
@@ -90,10 +90,6 @@ def _models_said(report: Report) -> str:
     return f"{right} of {covered} right{also}" if covered else "not covered"
 
 
-def named(m: Mistake) -> str:
-    return f"{m.id}: {m.says}"
-
-
 def call(case: Case) -> str:
     """The case as a call, with its numbers; long arrays by their shape."""
     arguments = [
@@ -159,18 +155,16 @@ def side_by_side(
     return rows
 
 
-def _arrays(v: CaseResult, name: str) -> tuple[Any, Any, Any]:
+def _arrays(v: CaseResult, name: str) -> list[Array]:
+    """What is expected, its condition, and what came; zero where nothing is passed on."""
+    case = v.case
     if name.startswith("absorbed "):
-        entry, zero = name.removeprefix("absorbed "), np.zeros(v.case.batch)
-        return (
-            v.case.absorbed.get(entry, zero),
-            v.case.absorbed_condition.get(entry, zero),
-            v.absorbed.get(entry, zero),
-        )
-    expected, got = v.case.expected[name], v.got.get(name)
-    zero = np.zeros((expected if expected is not None else got).shape)  # type: ignore[union-attr]
-    condition = v.case.condition[name]
-    return tuple(zero if a is None else a for a in (expected, condition, got))  # type: ignore[return-value]
+        entry, zero = name.removeprefix("absorbed "), np.zeros(case.batch)
+        sides = (case.absorbed, case.absorbed_condition, v.absorbed)
+        return [side.get(entry, zero) for side in sides]
+    arrays = (case.expected[name], case.condition[name], v.got.get(name))
+    shape = next(a.shape for a in arrays if a is not None)
+    return [np.zeros(shape) if a is None else a for a in arrays]
 
 
 def failure(v: CaseResult) -> str:
@@ -235,7 +229,7 @@ def rule_lines(r: RuleResult, width: int) -> list[Line]:
         also = f" Documented: {r.conventions[m.id]}" if m.id in r.conventions else ""
         count = sum(m in x.mistakes for x in r.cases if x.failed)
         out += paragraph(
-            f"looks like {named(m)} (gives the same wrong numbers in {count} of {failing} "
+            f"looks like {m} (gives the same wrong numbers in {count} of {failing} "
             f"cases; met in: {m.met_in}){also}",
             width,
         )
@@ -271,7 +265,7 @@ def _case_lines(v: CaseResult, width: int, before: str = "") -> list[Line]:
                 "    ",
             )
     if not before and v.mistakes:
-        out += paragraph("; ".join(f"looks like {named(m)}" for m in v.mistakes[:2]), width)
+        out += paragraph("; ".join(f"looks like {m}" for m in v.mistakes[:2]), width)
     return out
 
 

@@ -44,7 +44,6 @@ from typing import Any
 
 import numpy as np
 
-from refl import __version__
 from refl.errors import ReflError
 from refl.verification.conformance import report, whole_models
 from refl.verification.conformance.adapter import Adapter, Array, NotCovered
@@ -63,6 +62,7 @@ from refl.verification.conformance.results import (
 from refl.verification.vectors import FORMAT
 from refl.verification.vectors.case import Case
 from refl.verification.vectors.rule_vectors import fingerprint, load, rules
+from refl.version import __version__
 
 Progress = Callable[[str, int, int], object]
 """What is run, how many are done, of how many."""

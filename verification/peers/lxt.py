@@ -91,7 +91,9 @@ def _stand_in_for_torchvision() -> Iterator[None]:
         setattr(vit, attribute, value)
     for attribute in ("Bottleneck", "BasicBlock"):
         setattr(resnet, attribute, type(attribute, (nn.Module,), {}))
-    top.models, models.vision_transformer, models.resnet = models, vit, resnet  # type: ignore[attr-defined]
+    top.models = models  # type: ignore[attr-defined]
+    models.vision_transformer = vit  # type: ignore[attr-defined]
+    models.resnet = resnet  # type: ignore[attr-defined]
     sys.modules.update(zip(names, (top, models, vit, resnet), strict=True))
     try:
         yield

@@ -48,7 +48,7 @@ from refl.verification.vectors.model_vectors import ModelCase
 from refl.verification.vectors.rule_vectors import load, signatures
 
 FOLDER = Path(__file__).parents[1] / "reports"
-PACKAGE = "refl.verification.conformance.adapters"
+PACKAGE = "refl.verification.peers"
 
 Array = Any
 
@@ -345,7 +345,7 @@ BRIDGE = (
 )
 COUNTED = (
     "Relevance that stands at masked entries enters the row's sum, where the definition "
-    "ledger it as absorbed by the mask. In a model it does not "
+    "records it as absorbed by the mask. In a model it does not "
     "arise: a masked probability is 0, and the product below hands it none."
 )
 ROW_HIDDEN = (
@@ -395,7 +395,7 @@ OVERFLOW = Cause(
     no_number,
 )
 FIXED = Cause(
-    ("fixed-eps",),
+    ("stabilizer-added",),
     "1e-9 is added to the denominator, with its sign; there is no argument for another.",
     reproduces(FIXED_EPS),
     documented="captum.attr._utils.lrp_rules.PropagationRule: STABILITY_FACTOR assures that no "
@@ -406,7 +406,7 @@ WEIGHTS_CUT = Cause(("plus-weights",), AS_WEIGHTS, reproduces(CAPTUM))
 EXPLAINED: Mapping[tuple[str, str], tuple[Cause, ...]] = {
     ("lxt_explicit", "sum_epsilon"): (
         Cause(
-            ("shared-buffer",),
+            ("shared-gradient",),
             "The epsilon rule multiplies the gradients by the operands in place. Those of "
             "a sum are one and the same array in torch, so each "
             "operand gets s times the product of all operands: 1 + 2 gets 2 and 2 of 3. "
@@ -497,7 +497,7 @@ EXPLAINED: Mapping[tuple[str, str], tuple[Cause, ...]] = {
     ("zennit_rules", "linear_gamma"): (known("gamma-at-zero"),),
     ("zennit_rules", "linear_w_square"): (
         Cause(
-            ("w-square-bias",),
+            ("bias-counted",),
             "The bias counts among the squared weights and keeps its share. With "
             "zero_params='bias' it does not, and the rule is the classic one.",
             reproduces(_bias_squared),
@@ -797,7 +797,7 @@ def _head(peer: Peer, module: Any, date: str) -> list[tuple[str, str]]:
         ("beside", beside),
         ("refl", facts["refl"]),
         ("vectors", facts["vectors"]),
-        ("adapter", f"`verification/conformance/adapters/{peer.adapter}.py`"),
+        ("adapter", f"`verification/peers/{peer.adapter}.py`"),
     ]
 
 
@@ -896,8 +896,8 @@ def _cause(ids: tuple[str, ...], members: Sequence[tuple[Row, Traced]], name: st
 
 
 def _plainness(ids: tuple[str, ...], v: CaseResult) -> tuple[Any, ...]:
-    """Cases that are written for the mistake come first, then those of few numbers, then those where
-    it does most.
+    """Cases written for the mistake come first, then those of few numbers, then those where it does
+    most.
     """
     most = max((abs(d.got - d.expected) for d in v.deviations if math.isfinite(d.got)), default=0.0)
     return (not set(ids) & set(v.case.flags), not v.deviations, size(v.case), -most)

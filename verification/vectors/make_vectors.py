@@ -1,4 +1,5 @@
-"""Makes the conformance vectors:  python -m refl.verification.vectors.make_vectors [FOLDER] [--rules]
+"""Makes the conformance vectors:
+python -m refl.verification.vectors.make_vectors [FOLDER] [--rules]
 
 Whole models are made by make_model_vectors.py. Here stand the rules: every case is a rule, numbers
 to call it with, and the answer by the definitions (exact.py, by way of exact_answers.py), with its

@@ -345,5 +345,6 @@ def _lint_case(case: ModelCase, config: dict[str, Any]) -> Iterator[str]:
         abs(case.logit) + sum(map(abs, case.absorbed.values()))
     ):
         yield (
-            f"{case.id} has a ledger that does not close: {sum(case.absorbed.values())} of {case.logit}"
+            f"{case.id} has a ledger that does not close: "
+            f"{sum(case.absorbed.values())} of {case.logit}"
         )

@@ -1,7 +1,7 @@
 """Every rule once more, in torch, behind the interface of the conformance vectors. It is also an
 example of an adapter:
 
-    refl conform verification/adapters/torch_reference.py
+    refl conform refl.verification.conformance.adapters.torch_reference
 
 An adapter is functions named `<operation>_<rule>`. Each gets the operands and the relevance `r` of
 the output, computes the forward itself, and returns the relevance of each operand, here as

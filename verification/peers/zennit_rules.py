@@ -1,4 +1,4 @@
-"""zennit 0.5.1 under the conformance vectors:  refl conform verification/adapters/zennit_rules.py
+"""zennit 0.5.1 under the conformance vectors:  refl conform refl.verification.peers.zennit_rules
 
 Each function puts the rule on a torch module of the right weights and reads relevance off the
 backward pass, as zennit is meant to be used. zennit's stabilizers are given by the caller. The
@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from refl.verification.conformance.adapters.tensors import (
+from refl.verification.peers.lxt import load_zennit
+from refl.verification.peers.tensors import (
     Tensor,
     activation_modules,
     handed_back,
@@ -26,7 +27,6 @@ from refl.verification.conformance.adapters.tensors import (
     to_array,
     to_numpy,
 )
-from refl.verification.peers.lxt import load_zennit
 
 needs("torch", "zennit")
 

@@ -1,4 +1,5 @@
-"""LXT 2.1 in its gradient x input form (lxt.efficient) under the conformance vectors:  refl conform verification/adapters/lxt_gradient.py
+"""LXT 2.1 in its gradient x input form (lxt.efficient) under the conformance vectors:
+refl conform refl.verification.peers.lxt_gradient
 
 Each function calls LXT's own rule or patch, with nothing mended, and returns the gradient. Where
 LXT leaves an operation to autograd, as its documentation explains for linear ones, autograd is what
@@ -20,7 +21,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from refl.verification.conformance.adapters.tensors import (
+from refl.verification.peers import lxt
+from refl.verification.peers.tensors import (
     Tensor,
     activations,
     except_constants,
@@ -31,7 +33,6 @@ from refl.verification.conformance.adapters.tensors import (
     to_array,
     to_numpy,
 )
-from refl.verification.peers import lxt
 
 needs("torch", "transformers", "lxt", "zennit")
 
@@ -278,7 +279,7 @@ def convolution_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any
 
 
 def _least(x: Tensor) -> float:
-    from refl.verification.conformance.adapters.zennit_rules import _least
+    from refl.verification.peers.zennit_rules import _least
 
     return _least(x)
 

@@ -1,4 +1,4 @@
-"""captum 0.9.0 under the conformance vectors:  refl conform verification/adapters/captum_lrp.py
+"""captum 0.9.0 under the conformance vectors:  refl conform refl.verification.peers.captum_lrp
 
 captum.attr.LRP explains one score of a model. To start from any relevance r at the output z, the
 model is given a score whose value is 1 and whose gradient at z is r (`_Scored`): captum multiplies
@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from refl.verification.conformance.adapters.tensors import (
+from refl.verification.peers.tensors import (
     Tensor,
     activation_modules,
     linear_module,
@@ -36,7 +36,8 @@ CONVENTIONS: dict[str, str] = {}
 
 
 def _rules() -> Any:
-    import captum.attr._utils.lrp_rules as rules  # captum's documentation imports them from here: captum.attr has no names for them
+    # captum's documentation imports them from here: captum.attr has no names for them
+    import captum.attr._utils.lrp_rules as rules
 
     return rules
 

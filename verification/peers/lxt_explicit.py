@@ -1,4 +1,5 @@
-"""LXT 2.1 in its relevance form (lxt.explicit) under the conformance vectors:  refl conform verification/adapters/lxt_explicit.py
+"""LXT 2.1 in its relevance form (lxt.explicit) under the conformance vectors:
+refl conform refl.verification.peers.lxt_explicit
 
 Every function here calls LXT's own operation or rule, with nothing mended. Where LXT has an
 operation of its own, that one is used; otherwise one of its functions that take any module
@@ -16,7 +17,8 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from refl.verification.conformance.adapters.tensors import (
+from refl.verification.peers.lxt import load
+from refl.verification.peers.tensors import (
     Tensor,
     activations,
     except_constants,
@@ -28,7 +30,6 @@ from refl.verification.conformance.adapters.tensors import (
     to_array,
     to_numpy,
 )
-from refl.verification.peers.lxt import load
 
 needs("torch", "transformers", "lxt")
 
