@@ -22,6 +22,7 @@ NEEDED = (
     "refl/verification/definitions/exact.py",
     "refl/verification/identities/catalogue.py",
     "refl/verification/peers/dump_torch.py",
+    "refl/verification/vectors/mistakes.toml",
     "refl/verification/vectors/models/llama/expected.safetensors",
     "refl/verification/vectors/rules/linear_epsilon.json",
 )
