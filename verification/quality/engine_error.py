@@ -543,7 +543,8 @@ def elementwise(
     """
     for index in np.ndindex(*extra[-1].shape):
         values = [[Fraction(float(a[source(a.shape, index)]))] for a in (*operands, *extra)]
-        wanted.add(split(*values), index, lambda k, _, at=index: source(operands[k].shape, at))  # type: ignore[misc]
+        at = [source(operand.shape, index) for operand in operands]
+        wanted.add(split(*values), index, lambda k, _, at=at: at[k])  # type: ignore[misc]
     return wanted
 
 
@@ -846,9 +847,9 @@ def layer_norm_trials(draw: Draw, dtype: str) -> Trials:
         return layer_norm.epsilon_gxi(*arrays, **options), wanted
 
     def gradient() -> tuple[RuleOutput, Wanted]:
-        wanted = case.wanted(
-            12 * n + 40
-        )  # x_hat's error, in units of u: (N + 2) A + (2N + 8)(1 + kappa) |c|, over std; twice in a message
+        # x_hat's error, in units of u: (N + 2) A + (2N + 8)(1 + kappa) |c|, over std; twice in a
+        # message
+        wanted = case.wanted(12 * n + 40)
         for lead, x, w, b, g in case.rows():
             (c, a, std, kappa), wg = (
                 case.parts(x),

@@ -1,6 +1,6 @@
-"""Mutation testing of the rules, the sweep and the ledger:  python -m
-                                                             refl.verification.quality.mutation
-                                                             FOLDER
+"""Mutation testing of the rules, the sweep and the ledger.
+
+    python -m refl.verification.quality.mutation FOLDER
 
 mutmut's operators (an argument dropped or None, another operator, a number one more, a string in
 other letters, an assignment of None, each side of a condition, ...) make one change at a time; the
@@ -15,8 +15,8 @@ that run the changed function follow, those first that killed before: no file ch
 that is killed costs some hundredths of a second. Who survives is imported anew, under more tests.
 
 FOLDER keeps what is known (which test runs which function, each mutant's fate) and is taken up
-again. With `--page` the results become verification/mutation.md. A whole run takes about half an
-hour of one core; set OPENBLAS_NUM_THREADS=1.
+again. With `--page` the results become mutation.md beside this file. A whole run takes about half
+an hour of one core; set OPENBLAS_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 from refl.io.files import atomic_write
+from refl.verification.quality.equivalent_mutants import EQUIVALENT
 
 PROJECT = Path(__file__).resolve().parents[2]
 if not (PROJECT / "tests").is_dir():  # reached through the link refl/verification
     PROJECT = PROJECT.parent
 
-FILES = (
-    *(f"rules/{file.name}" for file in sorted((PROJECT / "rules").glob("*.py"))),
-    "refl/sweep.py",
-    "refl/ledger.py",
-)
+# -- what is mutated, and which tests it is shown: the only paths in this file ---------------------
+
+MUTATED = ("rules/*.py", "refl/sweep.py", "refl/ledger.py")
+"""Every rule and what stands beside the rules; the sweep and the ledger."""
 
 LEFT_OUT = ("tests/peers", "tests/verification/test_planted_faults.py")
 """Tests that need torch, and those that plant faults themselves."""
@@ -60,26 +60,42 @@ LEFT_OUT = ("tests/peers", "tests/verification/test_planted_faults.py")
 FIRST = ("tests/rules/", "tests/refl/test_sweep.py", "tests/refl/test_ledger.py")
 """Tests of single rules and of the conservation ledger, quick and sharp: they go first."""
 
+ALWAYS = ("tests/rules/test_composites.py::", "tests/rules/test_operations.py::")
+"""Tests that every mutant is shown, also those that run no function of its file: some read
+signatures and tables alone.
+"""
+
+PAGE_FILE = "verification/quality/mutation.md"
+
+
+def chosen(patterns: Iterable[str] = MUTATED) -> tuple[str, ...]:
+    """The files that patterns name. Raises SystemExit where one names none."""
+    found: list[str] = []
+    for pattern in patterns:
+        matching = sorted(path.relative_to(PROJECT).as_posix() for path in PROJECT.glob(pattern))
+        if not matching:
+            raise SystemExit(f"there is no {pattern} in {PROJECT}")
+        found += matching
+    return tuple(found)
+
+
+FILES = chosen()
+
+
 ROUNDS = (1.5, 10.0, float("inf"))
 """Seconds of tests (as surveyed) that a mutant is shown in each round. In the first the module that
 everyone has imported is changed in place; who survives is imported anew in the second, and in the
 third meets every test that runs the function."""
 
 GUARDS = {
-    "library": "an argument less for `namespace`: the others are of the "
-    "same library, or the call is "
-    "refused anyway",
-    "strict": "`zip(..., strict=True)`: a guard against slips in the "
-    "engine itself; the lengths agree",
+    "library": "an argument less for `namespace`: the others are of the same library, or the call "
+    "is refused anyway",
+    "strict": "`zip(..., strict=True)`: a guard against slips in the engine itself; the lengths "
+    "agree",
     "typing": "what a TypeAlias stands for: nothing reads it at run time",
 }
 """Kinds of mutants that change nothing a caller can see; who survives the first round is left
 alone.
-"""
-
-ALWAYS = ("tests/rules/test_composites.py::", "tests/rules/test_operations.py::")
-"""Tests that every mutant is shown, also those that run no function of its file: some read
-signatures and tables alone.
 """
 
 
@@ -348,15 +364,15 @@ def warm() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import array_api_strict
     import hypothesis.strategies
+    import libcst.metadata
     import mpmath
     import pytest
 
     import refl.cli
     import refl.verification.random_models
 
-    assert all(
-        (array_api_strict, hypothesis, mpmath, pytest, refl.cli, refl.verification.random_models)
-    )
+    outside = (array_api_strict, hypothesis, libcst, mpmath, pytest)
+    assert all((*outside, refl.cli, refl.verification.random_models))
 
 
 def forget() -> None:
@@ -689,172 +705,6 @@ def _round(
 
 # -- what is left ----------------------------------------------------------------------------------
 
-EQUIVALENT: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
-    (
-        "only its truth is looked at, and it is as false",
-        "refl/sweep.py",
-        (
-            ("lambda names: False", "lambda names: None"),
-            ("release: bool = False", "release: bool = None"),
-            ("audit: bool = False", "audit: bool = None"),
-        ),
-    ),
-    ("what `progress` returns is not looked at", "refl/sweep.py", (("lambda: None", "lambda: 0"),)),
-    (
-        "of a product each operand that gets anything gets the same in sum",
-        "refl/sweep.py",
-        (('passed[-1]] if "scores"', 'passed[-2]] if "scores"'),),
-    ),
-    (
-        "where there are scores, context has passed on to two operands",
-        "refl/sweep.py",
-        (('passed[-1]] if "scores"', 'passed[+1]] if "scores"'),),
-    ),
-    ("a name for types, in annotations alone", "refl/ledger.py", (("Sums = Any", "Sums = None"),)),
-    (
-        "a name for types, in annotations alone",
-        "rules/attention.py",
-        (
-            ("Rule = Callable[..., Passed]", "Rule = None"),
-            ("Measure = Callable[[Array, Array], Array]", "Measure = None"),
-        ),
-    ),
-    (
-        "only its truth is looked at, and it is as false",
-        "rules/balance.py",
-        (("| None = None", '| None = ""'),),
-    ),
-    (
-        "how many queries make a block decides speed alone",
-        "rules/attention.py",
-        (("ROWS = 128", "ROWS = 129"),),
-    ),
-    (
-        "queries, keys and values have four axes: 2 is -2",
-        "rules/attention.py",
-        (("axis=-2", "axis=+2"), ("shape[-2]", "shape[+2]")),
-    ),
-    (
-        "rules of these sites name their own terms: what arrived is not measured",
-        "rules/attention.py",
-        (("(z[..., rows, :], r[..., rows, :]), (p", "None, (p"), ("(scores, r_s), (q", "None, (q")),
-    ),
-    (
-        "an audit measures every block or none",
-        "rules/attention.py",
-        (("is None or b.terms", "is None and b.terms"),),
-    ),
-    ("a table has two axes: 1 is -1", "rules/embedding.py", (("shape[-1]", "shape[+1]"),)),
-    ("weights have two axes: 1 is -1", "rules/linear.py", (("axis=-1", "axis=+1"),)),
-    (
-        "zeros are added for the shape: their sign is nothing",
-        "rules/linear.py",
-        (("+ xp.zeros_like(r)", "- xp.zeros_like(r)"),),
-    ),
-    (
-        "z is not read: the rule divides by the sums of one sign",
-        "rules/linear.py",
-        (("b, z, r, alpha", "b, None, r, alpha"),),
-    ),
-    (
-        "only its truth is looked at, and it is as false",
-        "rules/linear.py",
-        (("beta=0.0", "beta=None"), ("r, 0.0)", "r, None)")),
-    ),
-    (
-        "not read where beta is 0, and set where it is not",
-        "rules/linear.py",
-        (("sn = sp", "sn = None"),),
-    ),
-    ("the flag multiplies a zero", "rules/linear.py", (("flags(a > 0", "flags(a >= 0"),)),
-    (
-        "the flag multiplies a zero",
-        "rules/softmax.py",
-        (("flags(x > 0", "flags(x >= 0"), ("flags(x < 0", "flags(x <= 0")),
-    ),
-    (
-        "without a stabilizer eps is not read",
-        "rules/softmax.py",
-        (('0.0, "none"', 'None, "none"'), ('0.0, "none"', '1.0, "none"')),
-    ),
-    (
-        "a softmax does not change when all logits move by one number",
-        "rules/softmax.py",
-        (("like(0.0", "like(1.0"),),
-    ),
-    (
-        "stands where what it divides is zero: only the sign of that zero",
-        "rules/softmax.py",
-        (("z + flags", "z - flags"), ("n + flags", "n - flags")),
-    ),
-    ("the same number in other letters", "rules/softmax.py", (('float("inf")', 'float("INF")'),)),
-    (
-        "both gelu gates are 0 or 1 long before either bound",
-        "rules/activation.py",
-        (("SATURATED = 100.0", "SATURATED = 101.0"),),
-    ),
-    (
-        "stands where x is zero, and so is what it divides: only the sign of that zero",
-        "rules/activation.py",
-        (("(x + zero)", "(x - zero)"),),
-    ),
-    (
-        "at x = 0 exp(-abs(x)) is 1 as well",
-        "rules/activation.py",
-        (("flags(x >= 0", "flags(x > 0"),),
-    ),
-    (
-        "a sum over no axis is the array",
-        "rules/add.py",
-        (("if copied else", "if (copied) or True else"),),
-    ),
-    ("the default says the same", "rules/gather.py", (("], axis=0)", "], )"),)),
-    ("the default says the same", "rules/movement.py", (("], axis=0)", "], )"),)),
-    ("the default says the same", "rules/top_k.py", (("axis=-1, ", ""),)),
-    ("NumPy reads either case", "rules/top_k.py", (('"stable"', '"STABLE"'),)),
-    (
-        "whole numbers are 64 bits wide unless said otherwise (NumPy 2, the array API)",
-        "rules/gather.py",
-        (("dtype=xp.int64, ", ""), ("dtype=xp.int64", "dtype=None")),
-    ),
-    (
-        "a size below zero is the one to find out, -2 as well as -1",
-        "rules/movement.py",
-        (("heads, -1)", "heads, -2)"),),
-    ),
-    (
-        "a size below zero is the one to find out, -2 as well as -1",
-        "rules/embedding.py",
-        (("(-1,)", "(-2,)"),),
-    ),
-    (
-        "movements take **how, which no keyword-only argument is: the word never meets its like",
-        "rules/composites.py",
-        (('"how"', '"XXhowXX"'), ('"how"', '"HOW"')),
-    ),
-    ("the parameter is not read", "rules/composites.py", (("value, line)", "value, None)"),)),
-    (
-        "never 1e-12 itself: doubles near 1 lie 1e-16 apart",
-        "rules/composites.py",
-        (("> 1e-12", ">= 1e-12"),),
-    ),
-    (
-        "the same in other letters",
-        "rules/composites.py",
-        (('float("inf")', 'float("INF")'), ('"utf-8"', '"UTF-8"')),
-    ),
-    (
-        "the name of an empty base is not read",
-        "rules/composites.py",
-        (
-            ('Composite("none"', "Composite(None"),
-            ('Composite("none"', 'Composite("XXnoneXX"'),
-            ('Composite("none"', 'Composite("NONE"'),
-        ),
-    ),
-)
-"""Why, file, and the changes (this becomes that) after which the program does the same."""
-
 
 def reason(mutant: Mutant) -> str:
     """Why the mutant is no mutant, or nothing."""
@@ -875,22 +725,24 @@ def _becomes(mutant: Mutant, old: str, new: str) -> bool:
 
 PAGE = """# Mutation testing
 
-Made on {date} by `python -m refl.verification.quality.mutation FOLDER --page` from the operators of mutmut {mutmut}
-(Python {python}, NumPy {numpy}). Install the extras `test` and `mutation`; a run takes about {minutes} minutes of one core and is no
-part of CI.
+Made on {date} by `python -m refl.verification.quality.mutation FOLDER --page` from the operators of
+mutmut {mutmut} (Python {python}, NumPy {numpy}). Install the extras `test` and `mutation`; a run
+takes about {minutes} minutes of one core and is no part of CI.
 
-One change at a time is made to the rules, the sweep and the ledger (an argument dropped or None, another operator, a number one more,
-a string in other letters, an assignment of None, each side of a condition forced); at least one test must fail. A mutant that loops or
-crashes counts as killed. What is changed, how mutants are run and why not by mutmut's own runner: see `verification/mutation.py`.
+One change at a time is made to the rules, the sweep and the ledger (an argument dropped or None,
+another operator, a number one more, a string in other letters, an assignment of None, each side of
+a condition forced); at least one test must fail. A mutant that loops or crashes counts as killed.
+What is changed, how mutants are run and why not by mutmut's own runner: see `mutation.py`.
 
-**{killed} of {counted} mutants that are not equivalent are killed: {share:.1%}.** Were all {equivalent} equivalent ones survivors, it
-would be {least:.1%} of {made}.
+**{killed} of {counted} mutants that are not equivalent are killed: {score:.1%}.** Were all
+{equivalent} equivalent ones survivors, it would be {least:.1%} of {made}.
 
 | file | mutants | killed | timed out | equivalent | wording | survivors |
 |---|---|---|---|---|---|---|
 {rows}
 
-In every round each module is first put in place unchanged: its tests must pass, or the run breaks off.
+In every round each module is first put in place unchanged: its tests must pass, or the run breaks
+off.
 
 ## Equivalent
 
@@ -931,7 +783,7 @@ def page(folder: Path) -> str:
         made=len(made_),
         equivalent=count["equivalent"],
         counted=len(made_) - count["equivalent"],
-        share=killed / (len(made_) - count["equivalent"]),
+        score=killed / (len(made_) - count["equivalent"]),
         least=killed / len(made_),
         rows="\n".join(
             _row(file, [verdicts[m.id] for m in made_ if m.file == file]) for file in FILES
@@ -1003,17 +855,16 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("files", nargs="*", default=FILES)
+    parser.add_argument("files", nargs="*", default=MUTATED, help="or patterns of files")
     parser.add_argument("--rounds", type=int, nargs="*", default=range(1, len(ROUNDS) + 1))
-    parser.add_argument(
-        "--page", action="store_true", help="write verification/mutation.md from what is known"
-    )
+    parser.add_argument("--page", action="store_true", help=f"write {PAGE_FILE} from what is known")
     args = parser.parse_args()
     os.chdir(PROJECT)
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.page:
-        atomic_write(PROJECT / "verification" / "mutation.md", page(args.folder).encode())
+        atomic_write(PROJECT / PAGE_FILE, page(args.folder).encode())
         return 0
+    files = chosen(args.files)
     warm()
     forget()
     survey(args.folder)
@@ -1022,10 +873,10 @@ def main() -> int:
         os.environ["REFL_PROFILE"] = "mutants" if round_ == 1 else "survivors"
         if round_ == 1:
             pytest_here(
-                Loop(lambda loop: run(args.folder, args.files, 1, loop.show_to)), ["tests"], "-s"
+                Loop(lambda loop: run(args.folder, files, 1, loop.show_to)), ["tests"], "-s"
             )
         else:
-            run(args.folder, args.files, round_, show_to)
+            run(args.folder, files, round_, show_to)
     return 0
 
 

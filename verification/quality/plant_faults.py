@@ -1,4 +1,6 @@
-"""Faults planted in the engine one at a time, and the test that must fail for each:  python -m refl.verification.quality.plant_faults
+"""Faults planted in the engine one at a time, and the test that must fail for each.
+
+    python -m refl.verification.quality.plant_faults [ID ...]
 
 A test that passes proves something only if it would fail. Each line of `FAULTS` replaces a piece of
 the source in a temporary copy of the project, runs one named test there and looks for its failure;
@@ -122,7 +124,7 @@ FAULTS: tuple[Fault, ...] = (
         "return s, total_product(s, e)",
         "return s, 0 * total_product(s, e)",
         EPSILON,
-        "what the stabilizer takes is not recorded",
+        "what the stabilizer absorbs is not recorded",
     ),
     Fault(
         "dead-forgotten",
@@ -147,7 +149,7 @@ FAULTS: tuple[Fault, ...] = (
         '{"bias": total(s @ b)}',
         '{"bias": 0 * total(s @ b)}',
         EPSILON,
-        "the bias' share is not recorded",
+        "what the bias absorbs is not recorded",
     ),
     Fault(
         "halved-linear",
@@ -465,7 +467,7 @@ FAULTS: tuple[Fault, ...] = (
         '{"norm_bias": total(s @ b)}',
         '{"norm_bias": 0 * total(s @ b)}',
         exact("test_layer_norm"),
-        "beta's share is not recorded",
+        "what beta absorbs is not recorded",
     ),
     Fault(
         "norm-weight-forgotten",
@@ -612,7 +614,7 @@ FAULTS: tuple[Fault, ...] = (
         "return xp.sum(rows, axis=tuple(range(1, rows.ndim)), dtype=xp.float64)",
         "return 0 * xp.sum(rows, axis=tuple(range(1, rows.ndim)), dtype=xp.float64) + xp.sum(rows)",
         exact("test_linear_epsilon"),
-        "an example's ledger depend on its neighbors",
+        "an example's ledger depends on its neighbors",
     ),
     Fault(
         "leaf-twice",
@@ -636,7 +638,7 @@ FAULTS: tuple[Fault, ...] = (
         "return self.received - sum(self.passed.values()) - sum(self.absorbed.values())",
         "return 0 * self.received",
         f"{SWEEP}test_a_wrong_rule_leaves_a_gap",
-        "the conservation ledger balance whatever a rule returns",
+        "the conservation ledger balances whatever a rule returns",
     ),
     Fault(
         "logit-squared",
@@ -897,8 +899,11 @@ def show(outcomes: Sequence[Outcome]) -> str:
 
 
 def main() -> int:
-    start = time.monotonic()
-    outcomes = run_all()
+    start, ids = time.monotonic(), sys.argv[1:]
+    if unknown := set(ids) - {fault.id for fault in FAULTS}:
+        print(f"no fault is called {', '.join(sorted(unknown))}", file=sys.stderr)
+        return 2
+    outcomes = run_all([fault for fault in FAULTS if not ids or fault.id in ids])
     print(show(outcomes))
     print(f"{time.monotonic() - start:.0f} s")
     return 0 if all(o.caught for o in outcomes) else 1
