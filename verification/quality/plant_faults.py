@@ -815,7 +815,7 @@ def run_tests(project: Path, tests: Sequence[str]) -> subprocess.CompletedProces
     )
 
 
-def check_copy(project: Path) -> None:
+def check_copy(project: Path, faults: Sequence[Fault]) -> None:
     """Without a fault the copy is what is tested, and every named test passes."""
     where = "import refl.rules.balance as b, refl.sweep as s; print(b.__file__, s.__file__)"
     environment = os.environ | {"PYTHONPATH": str(project)}
@@ -829,7 +829,7 @@ def check_copy(project: Path) -> None:
     ).stdout
     if not all(Path(each).is_relative_to(project) for each in found.split()):
         raise RuntimeError(f"the tests would run on {found.strip()}, not on the copy in {project}")
-    tests = sorted({fault.test for fault in FAULTS})
+    tests = sorted({fault.test for fault in faults})
     result = run_tests(project, tests)
     passed = f"{len(tests)} passed"
     if result.returncode != 0 or passed not in result.stdout:
@@ -874,7 +874,7 @@ def run_all(faults: Sequence[Fault] = FAULTS) -> list[Outcome]:
         first = copies.get()
         for fault in faults:
             plant(source(first, fault.file).read_text(encoding="utf-8"), fault)
-        check_copy(first)
+        check_copy(first, faults)
         copies.put(first)
 
         def one(fault: Fault) -> Outcome:
