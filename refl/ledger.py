@@ -1,62 +1,81 @@
 """The conservation ledger of one sweep: what each site received, passed on and absorbed, and the
 conservation error that is left.
 
-    received = sum of what was passed on + sum of what was absorbed + conservation error           at every operation
-    explained = tokens + everything absorbed + conservation error                                  for the whole account
+    received  = sum of what was passed on + sum of what was absorbed + conservation error
+                                                                              at every operation
+    explained = tokens + everything absorbed + conservation error             for the whole sweep
 
 Every number is a sum of relevance in the unit of the explained output (a logit, say), one per
-example of the batch.
+example of the batch. The conservation error is rounding and nothing else: at most 8 u times the
+rounding scale, which a sweep with `audit` enters too (u is the unit roundoff).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-
-from refl.arrays import asnumpy
 
 DESTINATIONS = ("tokens", "pixels")
 """The entries under which relevance arrives where it was going: at the input. Every other entry is
 absorbed on the way.
 """
 
+ALLOWED = 8
+"""Roundings, in units of u times the rounding scale, that a conservation error may be made of."""
+
 Sums = Any  # numpy.ndarray of shape (B,), float64
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One operation's ledger, (B,) float64 each."""
+    """What became of the relevance at one operation, (B,) float64 each."""
 
     site: str
     operation: str
     rule: str
     received: Sums
     passed: dict[str, Sums]
+    """Site of an input -> what was passed on to it."""
     absorbed: dict[str, Sums]
+    """Cause -> what was absorbed."""
     rounding_scale: Sums | None = None
-    """Sum of |terms| that the rule added up, the scale of its rounding; only where the sweep was
-    asked to audit.
-    """
+    """Sum of |terms| that the rule added up; only where the sweep was asked to audit."""
 
     @property
     def conservation_error(self) -> Sums:
         return self.received - sum(self.passed.values()) - sum(self.absorbed.values())
 
-    def example(self, b: int) -> Entry:
-        def one(sums: dict[str, Sums]) -> dict[str, Sums]:
-            return {name: s[b : b + 1] for name, s in sums.items()}
-
-        rounding_scale = None if self.rounding_scale is None else self.rounding_scale[b : b + 1]
+    def __add__(self, other: Entry) -> Entry:
+        """Two parts of one operation."""
+        scales = self.rounding_scale, other.rounding_scale
         return replace(
             self,
-            received=self.received[b : b + 1],
-            passed=one(self.passed),
-            absorbed=one(self.absorbed),
-            rounding_scale=rounding_scale,
+            received=self.received + other.received,
+            passed=_added(self.passed, other.passed),
+            absorbed=_added(self.absorbed, other.absorbed),
+            rounding_scale=None if scales[0] is None else scales[0] + scales[1],
         )
+
+    def example(self, b: int) -> Entry:
+        return self.each(lambda sums: sums[b : b + 1])
+
+    def each(self, change: Callable[[Any], Sums]) -> Entry:
+        """The same with every sum changed."""
+        scale = self.rounding_scale
+        return replace(
+            self,
+            received=change(self.received),
+            passed={site: change(sums) for site, sums in self.passed.items()},
+            absorbed={cause: change(sums) for cause, sums in self.absorbed.items()},
+            rounding_scale=None if scale is None else change(scale),
+        )
+
+
+def _added(a: dict[str, Sums], b: dict[str, Sums]) -> dict[str, Sums]:
+    return a | {key: a[key] + sums if key in a else sums for key, sums in b.items()}
 
 
 @dataclass
@@ -77,28 +96,12 @@ class Ledger:
                 return entry
         raise KeyError(site)
 
-    def book(
-        self,
-        site: str,
-        operation: str,
-        rule: str,
-        received: Any,
-        passed: dict[str, Any],
-        absorbed: dict[str, Any],
-        rounding_scale: Any,
-    ) -> None:
-        """Enter one operation; sums may still lie on a device."""
-        self.entries.append(
-            Entry(site, operation, rule, received, passed, absorbed, rounding_scale)
-        )
-
-    def close(self) -> Ledger:
-        """Bring every sum to the host, once, after the sweep: reading one by one would stall a
-        GPU.
-        """
-        self.explained = asnumpy(self.explained)
-        self.entries = [_on_host(entry) for entry in self.entries]
-        return self
+    @property
+    def rounding_bound(self) -> Sums | None:
+        """What the whole conservation error is at most, (B,); None where nothing was audited."""
+        scales: list[Sums] = [entry.rounding_scale for entry in self.entries]
+        audited = bool(scales) and all(scale is not None for scale in scales)
+        return ALLOWED * self.roundoff * sum(scales) if audited else None
 
     @property
     def absorbed(self) -> dict[str, Sums]:
@@ -204,16 +207,6 @@ class Ledger:
 
 def _sums(plain: dict[str, float]) -> dict[str, Sums]:
     return {name: np.asarray([value]) for name, value in plain.items()}
-
-
-def _on_host(entry: Entry) -> Entry:
-    return replace(
-        entry,
-        received=asnumpy(entry.received),
-        passed={name: asnumpy(s) for name, s in entry.passed.items()},
-        absorbed={name: asnumpy(s) for name, s in entry.absorbed.items()},
-        rounding_scale=None if entry.rounding_scale is None else asnumpy(entry.rounding_scale),
-    )
 
 
 def _plain(single: bool) -> Any:

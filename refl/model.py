@@ -11,6 +11,7 @@ from refl.device import placer
 from refl.errors import ReflError
 from refl.explainer import Explainer, Progress, Target
 from refl.explanation import Explanation
+from refl.io.composites import from_toml
 from refl.io.config import decoder_start_id, eos_ids, labels, read_config
 from refl.io.images import Preparation, is_one, read_preparation
 from refl.io.text import Text
@@ -18,7 +19,8 @@ from refl.io.weights import Weights, named_weights
 from refl.nets import NETS
 from refl.nets.config import parse
 from refl.network import Input, Net, Network, is_single
-from refl.rules.composites import Composite, from_toml, method
+from refl.rules.composites import Composite
+from refl.rules.published import method
 
 SHIPPED = Path(__file__).parent / "shipped"
 """The small model that comes with refl."""

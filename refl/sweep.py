@@ -1,41 +1,49 @@
 """The reverse sweep: from the output's relevance to everyone's.
 
 The records of a trace are walked from last to first. For each, the composite names a rule; the rule
-turns what arrived at the output into its operands' shares and says what it absorbed; shares that
-meet at a value read more than once are summed; the ledger ledger the site. Nothing else happens.
+turns the relevance of the output into what each input receives and says what it absorbed; what
+reaches a value that several operations read is summed; the conservation ledger takes down the site.
+Nothing else happens.
+
+A record of parts (a block that is recomputed, attention some queries at a time) is run again, part
+by part, and each part is walked in the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
-from refl.arrays import Array, namespace, total, total_product
-from refl.ledger import Ledger
-from refl.rules import attention
-from refl.rules.composites import Composite
-from refl.trace import Operand, Record, Trace, Value
+from refl.arrays import Array, asnumpy, namespace, total, total_product
+from refl.ledger import Entry, Ledger
+from refl.rules.composites import Chosen, Composite
+from refl.rules.conservation import RuleOutput
+from refl.rules.operations import OPERATIONS
+from refl.rules.rounding import rounding_scale
+from refl.trace import Part, Record, Trace, Value
 
-Arrived: TypeAlias = tuple[Array, Array]
-"""What is propagated to a value, in its shape, and the relevance that is, per example: the sum of
-what its readers passed back.
-"""
+Incoming: TypeAlias = tuple[Array, Array]
+"""What is propagated to a value, in its shape, and the relevance that is, per example, (B,)."""
 
 
 @dataclass
 class Swept:
     """What a sweep leaves behind."""
 
-    ledger: Ledger
+    entries: dict[str, Entry] = field(default_factory=dict)
+    """Site -> its entry in the ledger, from the output down; sums may lie on a device."""
     propagated: dict[str, Array] = field(default_factory=dict)
-    """Site -> what was propagated there (relevance, or the gradient g with R = x g), for the sites
-    that were kept.
-    """
+    """Site -> what was propagated there (relevance, or the g of R = x g), where it was kept."""
     activations: dict[str, Array] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     """Every further name of a kept site -> the site."""
+    ledger: Ledger = field(init=False)
+
+    def enter(self, entry: Entry) -> None:
+        """An operation that runs in parts has one entry: their sum."""
+        before = self.entries.get(entry.site)
+        self.entries[entry.site] = entry if before is None else before + entry
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Sweep:
     keep       which values to keep, by their names; the rest is released as soon as it has been
                passed on
     release    also let go of the activations on the way (a trace can be swept again only without)
-    audit      book the sum of |terms| at every site too, the scale its conservation error is judged
+    audit      also enter the rounding scale at every site, which its conservation error is judged
                by
     progress   called after each record
     """
@@ -60,159 +68,165 @@ class Sweep:
         """Sweep from the value `at`, where `seed` (its shape) is what is to be explained:
         relevance, or a gradient.
         """
-        xp = namespace(at.array, seed)
-        explained = self.measure(at.array, seed)
-        swept = Swept(Ledger(explained, float(xp.finfo(seed.dtype).eps) / 2))
+        swept, explained = Swept(), self.relevance_sum(at.array, seed)
         self._walk(trace, {at: (seed, explained)}, swept)
-        swept.ledger.close()
+        # sums are brought to the host once, after the sweep: one by one would stall a GPU
+        entries = [entry.each(asnumpy) for entry in swept.entries.values()]
+        roundoff = float(namespace(at.array, seed).finfo(seed.dtype).eps) / 2
+        swept.ledger = Ledger(asnumpy(explained), roundoff, entries)
         return swept
 
-    def measure(self, x: Array, propagated: Array) -> Array:  # -> (B,)
-        """Relevance per example of what is propagated at the activation x."""
-        return (
-            total_product(x, propagated)
-            if self.composite.formulation == "gradient_x_input"
-            else total(propagated)
-        )
+    def relevance_sum(self, x: Array, propagated: Array) -> Array:  # -> (B,)
+        """Relevance per example of what is propagated to the activation x."""
+        if self.composite.formulation == "gradient_x_input":
+            return total_product(x, propagated)
+        return total(propagated)
 
-    def size(self, x: Array, propagated: Array) -> Array:  # -> (B,)
-        """The same of absolute values: the scale at which a rule that only hands on can round."""
-        xp = namespace(x, propagated)
-        return self.measure(xp.abs(x), xp.abs(propagated))
-
-    def _walk(self, trace: Trace, arrived: dict[Value, Arrived], swept: Swept) -> None:
+    def _walk(self, trace: Trace, incoming: dict[Value, Incoming], swept: Swept) -> None:
         for record in reversed(trace.records):
-            here = arrived.pop(record.output, None)
-            self._keep(record.output, here, swept)
-            if here is not None:
-                shares = (
-                    self._block(record, *here, arrived, swept)
-                    if record.operation == "block"
-                    else self._apply(record, *here, swept)
-                )
-                for operand, share in zip(record.operands, shares, strict=True):
-                    if share is not None and isinstance(operand, Value):
-                        arrived[operand] = _meet(arrived.get(operand), share)
+            relevance = incoming.pop(record.output, None)
+            self._keep(record.output, relevance, swept)
+            if relevance is not None:
+                step = self._recompute if record.parts else self._apply
+                per_input = step(record, *relevance, incoming, swept)
+                for operand, received in zip(record.operands, per_input, strict=True):
+                    if received is not None and isinstance(operand, Value):
+                        _accumulate(incoming, operand, received)
             if self.release:
                 record.output.array = None
             self.progress()
 
     def _apply(
-        self, record: Record, r: Array, received: Array, swept: Swept
-    ) -> Sequence[Arrived | None]:
-        if record.operation == "attention":
-            return self._attention(record, r, received, swept.ledger)
-        rule = self.composite.rule(record.operation, record.output.names)
-        arrays = record.arrays
-        passed = rule.function(*arrays, record.output.array, r, **record.attributes, **rule.options)
-        shares = [
-            None if p is None else (p, self.measure(a, p))
-            for a, p in zip(arrays, passed.inputs, strict=True)
+        self,
+        record: Record,
+        relevance: Array,
+        amount: Array,
+        incoming: dict[Value, Incoming],
+        swept: Swept,
+    ) -> Sequence[Incoming | None]:
+        rule = self.composite.rule(record.operation, record.output.names, record.role)
+        arrays, z = record.arrays, record.output.array
+        output = rule.function(*arrays, z, relevance, **record.attributes, **rule.options)
+        per_input = [
+            None if r is None else (r, self.relevance_sum(a, r))
+            for a, r in zip(arrays, output.inputs, strict=True)
         ]
-        scale = (
-            attention.rounding_scale(passed, lambda: self.size(record.output.array, r))
-            if self.audit
-            else None
-        )
-        given = _given(record.operands, shares)
-        swept.ledger.book(
-            record.output.site, record.operation, rule.name, received, given, passed.absorbed, scale
-        )
-        return shares
+        swept.enter(self._entry(record, rule, relevance, amount, output, per_input))
+        return per_input
 
-    def _attention(
-        self, record: Record, r: Array, received: Array, ledger: Ledger
-    ) -> Sequence[Arrived | None]:
-        parent = record.output.site.rpartition(".")[0]
-        q, k, v = (o.site for o in record.operands if isinstance(o, Value))
-        sites = {
-            "context": (f"{parent}.probabilities", v),
-            "probabilities": (f"{parent}.scores",),
-            "scores": (q, k),
-        }
-        rules = {
-            name: self.composite.rule(_OPERATION[name], [f"{parent}.{name}"]) for name in sites
-        }
-        on_context, on_softmax, on_scores = (
-            partial(rule.function, **rule.options) for rule in rules.values()
-        )
-        shares, books = attention.sweep(
-            *_three(record.arrays),
+    def _entry(
+        self,
+        record: Record,
+        rule: Chosen,
+        relevance: Array,
+        amount: Array,
+        output: RuleOutput,
+        per_input: Sequence[Incoming | None],
+    ) -> Entry:
+        passed: dict[str, Array] = {}
+        for operand, received in zip(record.operands, per_input, strict=True):
+            if isinstance(operand, Value) and received is not None:
+                before = passed.get(operand.site)
+                passed[operand.site] = received[1] if before is None else before + received[1]
+        scale = self._scale(record, rule, relevance) if self.audit else None
+        site, operation = record.output.site, record.operation
+        return Entry(site, operation, rule.name, amount, passed, output.absorbed, scale)
+
+    def _scale(self, record: Record, rule: Chosen, relevance: Array) -> Array:  # -> (B,)
+        options = OPERATIONS[record.operation].options(rule.function) | rule.options
+        return rounding_scale(
+            record.operation,
+            rule.name,
+            self.composite.formulation,
+            record.arrays,
             record.output.array,
-            r,
-            **record.attributes,
-            rules=(on_context, on_softmax, on_scores),
-            measure=self.measure,
-            size=self.size if self.audit else None,
+            relevance,
+            record.attributes | options,
         )
-        for name, account in books.items():
-            given = dict(
-                zip(
-                    sites[name][len(sites[name]) - len(account.passed) :],
-                    account.passed,
-                    strict=True,
-                )
-            )
-            ledger.book(
-                f"{parent}.{name}",
-                _OPERATION[name],
-                rules[name].name,
-                received,
-                given,
-                account.absorbed,
-                account.rounding_scale,
-            )
-            received = next(
-                iter(account.passed), None
-            )  # what context gives to probabilities, and these to scores
-        amounts = (
-            [*books["scores"].passed, books["context"].passed[-1]]
-            if "scores" in books
-            else [None, None, books["context"].passed[-1]]
-        )
-        return [None if s is None else (s, a) for s, a in zip(shares, amounts, strict=True)]
 
-    def _block(
-        self, record: Record, r: Array, received: Array, arrived: dict[Value, Arrived], swept: Swept
-    ) -> Sequence[Arrived | None]:
-        """What has arrived at the block's inputs goes in with it: shares then meet in the order
-        they would meet in without blocks.
+    def _recompute(
+        self,
+        record: Record,
+        relevance: Array,
+        amount: Array,
+        incoming: dict[Value, Incoming],
+        swept: Swept,
+    ) -> Sequence[Incoming | None]:
+        """What the record's inputs receive from all its parts.
+
+        Into a part that is the whole goes what its inputs have received already: sums then form in
+        the order in which they form without parts, to the last bit.
         """
-        inner, starts, end = record.attributes["again"]()
-        _share_names(end, record.output)
-        within = {end: (r, received)}
-        for start, outside in zip(
-            starts, (o for o in record.operands if isinstance(o, Value)), strict=True
-        ):
-            _share_names(start, outside)
-            if outside in arrived:
-                within[start] = arrived.pop(outside)
-        self._walk(inner, within, swept)
-        return [within.get(start) for start in starts]
+        values = [operand for operand in record.operands if isinstance(operand, Value)]
+        whole = record.parts[0].whole
+        received = [incoming.pop(value, None) if whole else None for value in values]
+        for part in record.parts:
+            r = relevance[part.output]
+            sums = amount if whole else self.relevance_sum(record.output.array[part.output], r)
+            received = self._sweep_part(part, record, (r, sums), values, received, swept)
+        return received
 
-    def _keep(self, value: Value, here: Arrived | None, swept: Swept) -> None:
+    def _sweep_part(
+        self,
+        part: Part,
+        record: Record,
+        relevance: Incoming,
+        values: Sequence[Value],
+        received: Sequence[Incoming | None],
+        swept: Swept,
+    ) -> list[Incoming | None]:
+        """`received` by the inputs before -> the same with what this part passes on to them."""
+        trace, stand_ins, end = part.run()
+        _share_names(end, record.output)
+        incoming = {end: relevance}
+        for stand_in, value, before, index in zip(
+            stand_ins, values, received, part.inputs, strict=True
+        ):
+            _share_names(stand_in, value)
+            if before is not None:
+                incoming[stand_in] = (before[0][index], before[1])
+        keep = self.keep if part.whole else _nothing  # of a part of a site nothing can be kept
+        replace(self, keep=keep, progress=lambda: None)._walk(trace, incoming, swept)
+        return [
+            _placed(incoming.get(stand_in), value, before, index)
+            for stand_in, value, before, index in zip(
+                stand_ins, values, received, part.inputs, strict=True
+            )
+        ]
+
+    def _keep(self, value: Value, relevance: Incoming | None, swept: Swept) -> None:
         if not self.keep(value.names):
             return
-        swept.activations[value.site] = value.array
+        array = value.array
+        swept.activations[value.site] = array
         swept.propagated[value.site] = (
-            namespace(value.array).zeros_like(value.array) if here is None else here[0]
+            namespace(array).zeros_like(array) if relevance is None else relevance[0]
         )
-        swept.aliases.update({name: value.site for name in value.names if name != value.site})
+        further = (name for name in value.names if name != value.site)
+        swept.aliases.update(dict.fromkeys(further, value.site))
 
 
-def _meet(before: Arrived | None, share: Arrived) -> Arrived:
-    """Shares that meet at a value are summed, and so are their sums."""
-    return share if before is None else (before[0] + share[0], before[1] + share[1])
+def _nothing(names: list[str]) -> bool:
+    return False
 
 
-def _given(operands: tuple[Operand, ...], shares: Sequence[Arrived | None]) -> dict[str, Array]:
-    given: dict[str, Array] = {}
-    for operand, share in zip(operands, shares, strict=True):
-        if isinstance(operand, Value) and share is not None:
-            given[operand.site] = (
-                given[operand.site] + share[1] if operand.site in given else share[1]
-            )
-    return given
+def _accumulate(incoming: dict[Value, Incoming], value: Value, received: Incoming) -> None:
+    """What several operations pass on to one value is summed, and so are the sums."""
+    before = incoming.get(value)
+    incoming[value] = (
+        received if before is None else (before[0] + received[0], before[1] + received[1])
+    )
+
+
+def _placed(
+    received: Incoming | None, value: Value, before: Incoming | None, index: Any
+) -> Incoming | None:
+    """What a part passed on, in its place within what the whole input receives."""
+    if received is None or index is Ellipsis:
+        return received
+    whole = namespace(value.array).zeros_like(value.array) if before is None else before[0]
+    whole[index] = received[0]
+    return whole, received[1]
 
 
 def _share_names(a: Value, b: Value) -> None:
@@ -220,11 +234,3 @@ def _share_names(a: Value, b: Value) -> None:
     of them.
     """
     a.names = b.names = list(dict.fromkeys([*b.names, *a.names]))
-
-
-def _three(arrays: tuple[Array | None, ...]) -> tuple[Array, Array, Array]:
-    q, k, v = arrays
-    return q, k, v
-
-
-_OPERATION = {"context": "matmul", "probabilities": "softmax", "scores": "matmul"}

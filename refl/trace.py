@@ -20,31 +20,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from refl.arrays import Array, namespace
-from refl.rules import (
-    activation,
-    add,
-    attention,
-    combine,
-    embedding,
-    gather,
-    layer_norm,
-    learned,
-    linear,
-    matmul,
-    movement,
-    multiply,
-    pooling,
-    renormalize,
-    rms_norm,
-    rotary,
-    scale,
-    softmax,
-    source,
-    top_k,
-)
+from refl.rules import gather, top_k
+from refl.rules.operations import OPERATIONS
 
 Choice: TypeAlias = top_k.Choice
 """[example][row][k]: the numbers of a row's k largest entries."""
@@ -52,28 +32,9 @@ Choice: TypeAlias = top_k.Choice
 Index: TypeAlias = gather.Index
 """For each example, which row goes to each place; None for a place left empty."""
 
-FORWARD: dict[str, Callable[..., Array]] = {
-    "activation": activation.forward,
-    "add": add.forward,
-    "attention": attention.forward,
-    "combine": combine.forward,
-    "embedding": embedding.forward,
-    "gather": gather.forward,
-    "layer_norm": layer_norm.forward,
-    "learned": learned.forward,
-    "linear": linear.forward,
-    "matmul": matmul.forward,
-    "movement": movement.forward,
-    "multiply": multiply.forward,
-    "pooling": pooling.forward,
-    "renormalize": renormalize.forward,
-    "rms_norm": rms_norm.forward,
-    "rotary": rotary.forward,
-    "scale": scale.forward,
-    "softmax": softmax.forward,
-    "source": source.forward,
-    "top_k": top_k.forward,
-}
+QUERIES = 128
+"""Queries of a part of attention: few enough that a part of every head stays in cache, enough for
+efficient matrix products."""
 
 
 class Value:
@@ -141,10 +102,27 @@ class Shared(Mapping[str, Array]):
 Operand = Value | Parameter | None
 
 
-class Record:
-    """One operation as it ran: what went in, what came out, its attributes, and its role."""
+class Part(NamedTuple):
+    """A part of a record that is run again when the sweep reaches it, as a trace of its own."""
 
-    __slots__ = ("attributes", "operands", "operation", "output", "role")
+    run: Callable[..., tuple[Trace, tuple[Value, ...], Value]]
+    """run(record=...) -> the trace, stand-ins for the record's operands, and the output."""
+    inputs: tuple[Any, ...]
+    """For each operand where in it the part's own lies: an index, or ... for all of it."""
+    output: Any
+    """The same for the output."""
+
+    @property
+    def whole(self) -> bool:
+        return self.output is Ellipsis
+
+
+class Record:
+    """One operation as it ran: what went in, what came out, its attributes, and its role; or, with
+    `parts`, several operations that will be run again.
+    """
+
+    __slots__ = ("attributes", "operands", "operation", "output", "parts", "role")
 
     def __init__(
         self,
@@ -153,12 +131,14 @@ class Record:
         output: Value,
         attributes: dict[str, Any],
         role: str = "",
+        parts: tuple[Part, ...] = (),
     ) -> None:
         self.operation = operation
         self.operands = operands
         self.output = output
         self.attributes = attributes
         self.role = role
+        self.parts = parts
 
     @property
     def arrays(self) -> tuple[Array | None, ...]:
@@ -170,8 +150,8 @@ class Trace:
 
     weights    tensor name -> array, in the dtype and on the device of the computation
     record     keep a record of every operation (what the sweep walks), or compute only
-    plain      attention as three recorded operations (every site readable), or in blocks of queries
-               (faster, and T x T is never held)
+    plain      attention as recorded operations (every site readable), or in parts of its queries,
+               which the sweep runs again (faster, and T x T is never held)
     recompute  record blocks by their inputs and run each again when the sweep reaches it: memory
                for one block at a time
     edits      site -> function of the activation that replaces it; for runs that are not recorded
@@ -255,21 +235,22 @@ class Trace:
         self.name(x, f"{path}.input")
         outside = tuple(dict.fromkeys(v for v in (x, *rest) if isinstance(v, Value)))
 
-        def run(record: bool) -> tuple[Trace, tuple[Value, ...], Value]:
-            inner, stand_ins = (
-                self._inner(record),
-                {v: Value(v.array, v.site, v.constant) for v in outside},
-            )
+        def run(record: bool = True) -> tuple[Trace, tuple[Value, ...], Value]:
+            inner = self._inner(record)
+            stand_ins = {v: Value(v.array, v.site, v.constant) for v in outside}
             inputs = [stand_ins[v] if isinstance(v, Value) else v for v in (x, *rest)]
             return inner, tuple(stand_ins.values()), inner.module(path, function, *inputs)
 
-        end = run(record=False)[2]
-        y = self._keep(
-            Record(
-                "block", outside, Value(end.array, end.site), {"again": partial(run, record=True)}
-            )
-        )
-        return y if y.site == path else self.name(y, path)
+        part = Part(run, (Ellipsis,) * len(outside), Ellipsis)
+        return self.name(self._in_parts(path, outside, (part,)), path)
+
+    def _in_parts(self, site: str, operands: tuple[Value, ...], parts: tuple[Part, ...]) -> Value:
+        """What the parts compute side by side, along the last axis but one, as one record."""
+        ends = [part.run(record=False)[2] for part in parts]
+        arrays = [end.array for end in ends]
+        array = arrays[0] if len(ends) == 1 else namespace(*arrays).concat(arrays, axis=-2)
+        output = Value(array, ends[0].site if parts[0].whole else site)
+        return self._keep(Record("recomputed", operands, output, {}, parts=parts))
 
     def _inner(self, record: bool) -> Trace:
         return type(self)(self.weights, record=record, plain=self.plain)
@@ -432,13 +413,42 @@ class Trace:
         `bias` (B, H, J, I) is added to the scores; then attention is always the plain operations.
         """
         if not self.plain and bias is None:
-            return self._run("attention", "context", (q, k, v), "", mask=mask, causal=causal)
+            return self._attention_in_parts(q, k, v, mask, causal)
         turned = self.move("key.transposed", "transpose", k)
         scores = self.matmul("scores", q, turned, role="attention.scores")
         if bias is not None:
             scores = self.add("scores.biased", scores, bias, role="attention.bias")
         p = self.softmax("probabilities", scores, mask, role="attention.probabilities")
         return self.matmul("context", p, v, role="attention.context")
+
+    def _attention_in_parts(
+        self, q: Value, k: Value, v: Value, mask: Array | None, causal: bool
+    ) -> Value:
+        """The same for some queries after others, on the keys that they can see."""
+        length, every = q.array.shape[-2], k.array.shape[-2]
+        parts = []
+        for start in range(0, length, QUERIES):
+            rows = slice(start, min(start + QUERIES, length))
+            queries = (Ellipsis, rows, slice(None))
+            keys = (Ellipsis, slice(rows.stop if causal else every), slice(None))
+            hidden = None if mask is None else mask[..., rows, keys[1]]
+            run = partial(self._attention_part, (q, k, v), (queries, keys, keys), hidden, causal)
+            parts.append(Part(run, (queries, keys, keys), queries))
+        return self._edited(self._in_parts(self.site("context"), (q, k, v), tuple(parts)))
+
+    def _attention_part(
+        self,
+        operands: tuple[Value, ...],
+        indices: tuple[Any, ...],
+        mask: Array | None,
+        causal: bool,
+        record: bool = True,
+    ) -> tuple[Trace, tuple[Value, ...], Value]:
+        inner = self._inner(record)
+        inner.plain, inner.path = True, self.path
+        pairs = zip(operands, indices, strict=True)
+        q, k, v = (Value(o.array[index], o.site, o.constant) for o, index in pairs)
+        return inner, (q, k, v), inner.attention(q, k, v, mask, causal=causal)
 
     # -- the one place where something is computed -------------------------------------------------
 
@@ -453,12 +463,10 @@ class Trace:
     ) -> Value:
         site = self.site(name)
         arrays = tuple(None if o is None else o.array for o in operands)
-        array = self.compute(operation, site, arrays, attributes)
-        if site in self.edits:
-            array = self.edits[site](array)
         values = [o for o in operands if isinstance(o, Value)]
-        output = Value(array, site, constant=bool(values) and all(v.constant for v in values))
-        return self._keep(Record(operation, operands, output, attributes, role))
+        constant = bool(values) and all(v.constant for v in values)
+        output = Value(self.compute(operation, site, arrays, attributes), site, constant)
+        return self._keep(Record(operation, operands, self._edited(output), attributes, role))
 
     def compute(
         self,
@@ -467,14 +475,19 @@ class Trace:
         arrays: tuple[Array | None, ...],
         attributes: dict[str, Any],
     ) -> Array:
-        return FORWARD[operation](*arrays, **attributes)
+        return OPERATIONS[operation].forward(*arrays, **attributes)
+
+    def _edited(self, value: Value) -> Value:
+        if value.site in self.edits:
+            value.array = self.edits[value.site](value.array)
+        return value
 
     def _keep(self, record: Record) -> Value:
         if self.record:
             if record.output.site in self.values:
                 raise ValueError(
-                    f"two values are named {record.output.site}: a net must name each "
-                    "operation once"
+                    f"two values are named {record.output.site}: a net must name each operation "
+                    "once"
                 )
             self.values[record.output.site] = record.output
             self.records.append(record)

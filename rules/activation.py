@@ -1,9 +1,9 @@
 """Activation, element by element                    z = f(x)
 
     identity    R_x = R                                                          (AttnLRP eq. 9)
-    identity_gxi  g_x = g f(x)/x, in gradient x input form: identity. At x = 0 the factor is its
-                  limit f'(0)
-    gradient    g_x = g f'(x)
+    gradient    g_x = g f'(x): the true derivative
+
+In gradient x input form identity is `identity_gxi`: g_x = g f(x)/x, at x = 0 its limit g f'(0).
 
 Absorbs nothing, except the true derivative: `activation_offset` = sum g (f(x) - x f'(x)).
 
@@ -18,7 +18,9 @@ import math
 from collections.abc import Callable
 
 from refl.arrays import Array, erfc, flags, namespace, total
-from refl.rules.balance import RuleOutput
+from refl.rules.conservation import Forms, RuleOutput
+
+CAUSES = {"activation_offset": "what an activation's slope at x does not account for"}
 
 SATURATED = 100.0
 """Beyond this both gelu gates are 0 or 1 to the last bit, and x^3 could overflow."""
@@ -38,13 +40,13 @@ def identity_gxi(x: Array, z: Array, g: Array, *, kind: str) -> RuleOutput:
 
 
 def gradient(x: Array, z: Array, g: Array, *, kind: str) -> RuleOutput:
-    xp = namespace(x, z, g)
-    slope = 1 - z * z if kind == "tanh" else SLOPES[kind](x)
-    return RuleOutput(
-        (g * slope,),
-        {"activation_offset": total(g * (z - x * slope))},
-        lambda: 3 * total(xp.abs(z * g) + xp.abs(x * slope * g)),
-    )
+    f_prime = slope(x, z, kind)
+    return RuleOutput((g * f_prime,), {"activation_offset": total(g * (z - x * f_prime))})
+
+
+def slope(x: Array, z: Array, kind: str) -> Array:
+    """f'(x)"""
+    return 1 - z * z if kind == "tanh" else SLOPES[kind](x)
 
 
 def sigmoid(x: Array) -> Array:
@@ -104,3 +106,5 @@ SLOPES: dict[str, Callable[[Array], Array]] = {
 }
 AT_ZERO = {"gelu": 0.5, "gelu_tanh": 0.5, "silu": 0.5, "quick_gelu": 0.5, "relu": 0.0, "tanh": 1.0}
 """f'(0), the limit of f(x)/x."""
+
+RULES = {"identity": Forms(identity, identity_gxi), "gradient": Forms(None, gradient)}

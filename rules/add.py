@@ -4,14 +4,14 @@
     gradient    g_a = g_b = g
 
 Absorbs: stabilizer sum eps s(z) s. An operand that is no function of the input (positions, a table)
-is given its share like any other; the ledger ledger it where it ends. An operand that was broadcast
+receives relevance like any other; the ledger has it where it ends. An operand that was broadcast
 receives the sum over its copies.
 """
 
 from __future__ import annotations
 
-from refl.arrays import Array, namespace, total
-from refl.rules.balance import RuleOutput, share
+from refl.arrays import Array, namespace
+from refl.rules.conservation import Forms, RuleOutput, stabilized_ratio
 
 
 def forward(a: Array, b: Array) -> Array:  # (..., N), (..., N) -> (..., N)
@@ -21,19 +21,12 @@ def forward(a: Array, b: Array) -> Array:  # (..., N), (..., N) -> (..., N)
 def epsilon(
     a: Array, b: Array, z: Array, r: Array, *, eps: float = 1e-6, stabilizer: str = "sign"
 ) -> RuleOutput:
-    xp = namespace(a, b, z, r)
-    s, taken = share(z, r, eps, stabilizer)
-    pieces = (fold(a * s, a.shape), fold(b * s, b.shape))
-    return RuleOutput(
-        pieces, {"stabilizer": taken}, lambda: 2 * total(xp.abs(a * s) + xp.abs(b * s))
-    )
+    s, absorbed = stabilized_ratio(z, r, eps, stabilizer)
+    return RuleOutput((fold(a * s, a.shape), fold(b * s, b.shape)), {"stabilizer": absorbed})
 
 
 def gradient(a: Array, b: Array, z: Array, g: Array) -> RuleOutput:
-    xp = namespace(a, b, z, g)
-    return RuleOutput(
-        (fold(g, a.shape), fold(g, b.shape)), {}, lambda: 2 * total(xp.abs(a * g) + xp.abs(b * g))
-    )
+    return RuleOutput((fold(g, a.shape), fold(g, b.shape)), {})
 
 
 def fold(r: Array, shape: tuple[int, ...]) -> Array:
@@ -44,3 +37,6 @@ def fold(r: Array, shape: tuple[int, ...]) -> Array:
         i for i in range(r.ndim) if i < extra or (shape[i - extra] == 1 and r.shape[i] != 1)
     )
     return xp.reshape(xp.sum(r, axis=copied), shape) if copied else r
+
+
+RULES = {"epsilon": Forms(epsilon, gradient), "gradient": Forms(None, gradient)}

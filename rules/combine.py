@@ -1,19 +1,20 @@
-"""Sum over experts: rows go back to their places and are added          z_bt = sum_e y_e[b, n],
-                                                                         n with index[e][b][n] = t
+"""Sum over experts          z_bt = sum_e y_e[b, n],  n with index[e][b][n] = t
 
-    epsilon     R_e[b, n] = y_e[b, n] s_bt,  s = R / (z + eps s(z))  (AttnLRP eq. 8 on a sum)
+    epsilon     R_e[b, n] = y_e[b, n] s_bt,  s = R / (z + eps s(z))        (AttnLRP eq. 8 on a sum)
     gradient    g_e[b, n] = g_bt
 
-Absorbs: stabilizer sum eps s(z) s. One sum of all experts' terms with one stabilizer, not a chain
-of additions: no expert's share depends on the order in which they are added, and no partial sum,
-which may come near zero, is ever divided by. At eps -> 0 a chain gives the same. A row of z that no
-expert writes to is zero: what relevance stands there ends in the stabilizer.
+Rows go back to their places and are added. Absorbs: stabilizer sum eps s(z) s.
+
+One sum of all experts' terms with one stabilizer, not a chain of additions: what an expert receives
+does not depend on the order in which they are added, and no partial sum, which may come near zero,
+is ever divided by. At eps -> 0 a chain gives the same. A row of z that no expert writes to is zero:
+what relevance stands there ends in the stabilizer.
 """
 
 from __future__ import annotations
 
-from refl.arrays import Array, namespace, total, total_product
-from refl.rules.balance import RuleOutput, share
+from refl.arrays import Array
+from refl.rules.conservation import Forms, RuleOutput, stabilized_ratio
 from refl.rules.gather import Index, back, rows
 
 
@@ -32,21 +33,14 @@ def epsilon(
     stabilizer: str = "sign",
 ) -> RuleOutput:  # r: (B, length, D) -> each (B, N_e, D)
     *ys, z, r = arrays
-    s, taken = share(z, r, eps, stabilizer)
-    pieces = tuple(y * rows(s, where) for y, where in zip(ys, index, strict=True))
-    return RuleOutput(
-        pieces, {"stabilizer": taken}, lambda: 2 * sum(total(namespace(p).abs(p)) for p in pieces)
-    )
+    s, absorbed = stabilized_ratio(z, r, eps, stabilizer)
+    inputs = tuple(y * rows(s, where) for y, where in zip(ys, index, strict=True))
+    return RuleOutput(inputs, {"stabilizer": absorbed})
 
 
 def gradient(*arrays: Array, index: tuple[Index, ...], length: int) -> RuleOutput:
-    *ys, _, g = arrays
-    pieces = tuple(rows(g, where) for where in index)
-    return RuleOutput(
-        pieces, {}, lambda: 2 * sum(_size(y, p) for y, p in zip(ys, pieces, strict=True))
-    )
+    *_, g = arrays
+    return RuleOutput(tuple(rows(g, where) for where in index), {})
 
 
-def _size(y: Array, g: Array) -> Array:  # -> (B,)
-    xp = namespace(y, g)
-    return total_product(xp.abs(y), xp.abs(g))
+RULES = {"epsilon": Forms(epsilon, gradient), "gradient": Forms(None, gradient)}

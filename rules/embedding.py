@@ -1,16 +1,15 @@
 """Embedding: a row of a table for each id          z_t = E[id_t]
 
-Ids are not numbers that could carry relevance, so here the way ends:
+    leaf    the way ends: R arrives on the tokens for role `tokens`, else it is absorbed under the
+            role's name (`position`, `token_type`)
 
-    leaf             R arrives: on the tokens for role `tokens`, else it is absorbed under the
-                     role's name (`position`)
-    leaf_gxi         the same for R = z g
+Ids are not numbers that could carry relevance. `leaf_gxi` is the same for R = z g.
 """
 
 from __future__ import annotations
 
 from refl.arrays import Array, namespace, total, total_product
-from refl.rules.balance import RuleOutput
+from refl.rules.conservation import Forms, RuleOutput
 
 
 def forward(table: Array, *, ids: Array, role: str) -> Array:  # (V, D), int (B, T) -> (B, T, D)
@@ -25,3 +24,10 @@ def leaf(table: Array, z: Array, r: Array, *, ids: Array, role: str) -> RuleOutp
 
 def leaf_gxi(table: Array, z: Array, g: Array, *, ids: Array, role: str) -> RuleOutput:
     return RuleOutput((None,), {role: total_product(z, g)})
+
+
+CAUSES = {
+    "position": "position embeddings",
+    "token_type": "token type embeddings",
+}
+RULES = {"leaf": Forms(leaf, leaf_gxi)}

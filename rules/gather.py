@@ -1,8 +1,8 @@
-"""Gather: rows of each example, by number          z_bn = x_b,index[b][n],
-                                                    or a row of zeros where index[b][n] is None
+"""Gather: rows of each example, by number          z_bn = x_b,index[b][n]
+(or a row of zeros where index[b][n] is None)
 
-    pass_through  R_x[b, m] = R[b, n] for index[b][n] = m, zero for a row that was not taken; in
-                  either form (relevance or gradient)
+    pass_through    R_x[b, m] = R[b, n] for index[b][n] = m, zero for a row that was not taken; the
+                    same for gradients
 
 Absorbs nothing. A row is taken at most once. This is how tokens are dispatched to an expert: every
 example keeps its own axis, and those with fewer tokens for the expert than others get rows of
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from refl.arrays import Array, namespace
-from refl.rules.balance import RuleOutput
+from refl.rules.conservation import Forms, RuleOutput
 
 Index: TypeAlias = tuple[tuple[int | None, ...], ...]
 """For each example, which row goes to each place; None for a place left empty."""
@@ -39,9 +39,8 @@ def rows(x: Array, index: Index) -> Array:  # (B, M, D) -> (B, N, D)
     if b * m in flat:
         stacked = xp.concat([stacked, xp.zeros_like(stacked[:1, :])], axis=0)
     device = {} if xp.__name__ == "cupy" else {"device": x.device}
-    return xp.reshape(
-        xp.take(stacked, xp.asarray(flat, dtype=xp.int64, **device), axis=0), (b, count, d)
-    )
+    taken = xp.take(stacked, xp.asarray(flat, dtype=xp.int64, **device), axis=0)
+    return xp.reshape(taken, (b, count, d))
 
 
 def back(r: Array, index: Index, length: int) -> Array:  # (B, N, D) -> (B, length, D)
@@ -55,3 +54,6 @@ def _inverse(each: Sequence[int | None], length: int) -> tuple[int | None, ...]:
         if i is not None:
             places[i] = n
     return tuple(places)
+
+
+RULES = {"pass_through": Forms(pass_through, pass_through)}

@@ -1,15 +1,16 @@
-"""Learned rows: a tensor of the checkpoint that stands in the stream of activations (a class token, positions)          z_b = E
+"""Learned rows: a tensor of the checkpoint in the stream of activations          z_b = E
+(a class token, positions)
 
-The same for every example b, so that its relevance is recorded for each example apart:
+    leaf    R is absorbed under the role's name (`position`, `class_token`)
 
-    leaf             R is absorbed under the role's name (`position`, `class_token`)
-    leaf_gxi         the same for R = z g
+The same for every example b, so that what it absorbs is known for each example apart. `leaf_gxi` is
+the same for R = z g.
 """
 
 from __future__ import annotations
 
 from refl.arrays import Array, namespace, total, total_product
-from refl.rules.balance import RuleOutput
+from refl.rules.conservation import Forms, RuleOutput
 
 
 def forward(table: Array, beside: Array, *, role: str) -> Array:  # (1, T, D), (B, ...) -> (B, T, D)
@@ -22,3 +23,10 @@ def leaf(table: Array, beside: Array, z: Array, r: Array, *, role: str) -> RuleO
 
 def leaf_gxi(table: Array, beside: Array, z: Array, g: Array, *, role: str) -> RuleOutput:
     return RuleOutput((None, None), {role: total_product(z, g)})
+
+
+CAUSES = {
+    "class_token": "the learned token that stands for the class",
+    "distillation_token": "the learned token that stands for the teacher's class",
+}
+RULES = {"leaf": Forms(leaf, leaf_gxi)}

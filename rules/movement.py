@@ -1,6 +1,6 @@
 """Movement: values change their place, never themselves          z_k = x_[index(k)]
 
-    pass_through  R_x = sum over the copies of R_k, in either form (relevance or gradient)
+    pass_through    R_x = sum over the copies of R_k; the same for gradients
 
 Absorbs nothing. Each kind of movement stands beside the movement that undoes it; axes are counted
 from the end.
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from refl.arrays import Array, namespace
-from refl.rules.balance import RuleOutput
+from refl.rules.conservation import Forms, RuleOutput
 
 
 def forward(*arrays: Array, kind: str, **how: Any) -> Array:
@@ -138,3 +138,6 @@ MOVES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "reshape": (_reshape, _unreshape),
     "patches": (_patches, _unpatches),
 }
+
+
+RULES = {"pass_through": Forms(pass_through, pass_through)}

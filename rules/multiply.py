@@ -1,14 +1,16 @@
 """Product of N operands, element by element          z = a_1 a_2 ... a_N
 
-    uniform       R_k = R / N                                              (AttnLRP prop. 3.2)
-    second        R_2 = R: the first operand is a gate, taken as constant
-                  (Ali et al. 2022 on gated units)
-    uniform_gxi   g_k = g z / (a_k N), in gradient x input form: uniform
-    second_gradient, gradient    the same for `second`, and the product's true derivative
+    uniform     R_k = R / N                                                  (AttnLRP prop. 3.2)
+    second      R_2 = R: the first operand is a gate, taken as constant
+                                                             (Ali et al. 2022 on gated units)
+    gradient    g_k = g z / a_k: the true derivative
 
-Operands that are constants take no share; the rest split it. Absorbs nothing, except the true
-derivative: it hands the whole of R to every operand, so it absorbs `product_offset` = -(N - 1) sum
-R.
+In gradient x input form uniform is 1/N of the true derivative, `uniform_gxi`, and second all of it
+to the second operand, `second_gxi`.
+
+Operands that are constants receive nothing; the rest split it. Absorbs nothing, except the true
+derivative: it hands the whole of R to every operand, so it absorbs `product_offset` =
+-(N - 1) sum R.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from functools import reduce
 
 from refl.arrays import Array, total_product
 from refl.rules.add import fold
-from refl.rules.balance import RuleOutput
+from refl.rules.conservation import Forms, RuleOutput
 
 
 def forward(*operands: Array, constant: tuple[bool, ...]) -> Array:  # N times (..., M) -> (..., M)
@@ -27,10 +29,8 @@ def forward(*operands: Array, constant: tuple[bool, ...]) -> Array:  # N times (
 def uniform(*arrays: Array, constant: tuple[bool, ...]) -> RuleOutput:
     *operands, _, r = arrays
     each = r / constant.count(False)
-    return RuleOutput(
-        tuple(None if c else fold(each, a.shape) for a, c in zip(operands, constant, strict=True)),
-        {},
-    )
+    pairs = zip(operands, constant, strict=True)
+    return RuleOutput(tuple(None if c else fold(each, a.shape) for a, c in pairs), {})
 
 
 def second(a: Array, b: Array, z: Array, r: Array, *, constant: tuple[bool, ...]) -> RuleOutput:
@@ -49,9 +49,8 @@ def second_gxi(a: Array, b: Array, z: Array, g: Array, *, constant: tuple[bool, 
 def gradient(*arrays: Array, constant: tuple[bool, ...]) -> RuleOutput:
     *operands, z, g = arrays
     created = constant.count(False) - 1
-    return RuleOutput(
-        _derivatives(operands, g, constant), {"product_offset": -created * total_product(z, g)}
-    )
+    absorbed = {"product_offset": -created * total_product(z, g)}
+    return RuleOutput(_derivatives(operands, g, constant), absorbed)
 
 
 def _derivatives(
@@ -63,3 +62,10 @@ def _derivatives(
         return reduce(lambda a, b: a * b, (a for i, a in enumerate(operands) if i != k), g)
 
     return tuple(None if c else fold(others(k), operands[k].shape) for k, c in enumerate(constant))
+
+
+RULES = {
+    "uniform": Forms(uniform, uniform_gxi),
+    "second": Forms(second, second_gxi),
+    "gradient": Forms(None, gradient),
+}

@@ -8,8 +8,8 @@ Absorbs: stabilizer sum eps s(Z) s.
 
 from __future__ import annotations
 
-from refl.arrays import Array, namespace, total_product
-from refl.rules.balance import RuleOutput, share
+from refl.arrays import Array, namespace
+from refl.rules.conservation import Forms, RuleOutput, stabilized_ratio
 
 
 def forward(x: Array, *, counted: Array) -> Array:  # (B, T, D), (B, T, 1) of 0 and 1 -> (B, 1, D)
@@ -21,15 +21,13 @@ def epsilon(
     x: Array, z: Array, r: Array, *, counted: Array, eps: float = 1e-6, stabilizer: str = "sign"
 ) -> RuleOutput:
     xp = namespace(x, r)
-    s, taken = share(xp.sum(x * counted, axis=-2, keepdims=True), r, eps, stabilizer)
-    return RuleOutput((x * counted * s,), {"stabilizer": taken}, lambda: _terms(x, s, counted))
+    s, absorbed = stabilized_ratio(xp.sum(x * counted, axis=-2, keepdims=True), r, eps, stabilizer)
+    return RuleOutput((x * counted * s,), {"stabilizer": absorbed})
 
 
 def gradient(x: Array, z: Array, g: Array, *, counted: Array) -> RuleOutput:
     each = g / namespace(g, counted).sum(counted, axis=-2, keepdims=True)
-    return RuleOutput((counted * each,), {}, lambda: _terms(x, each, counted))
+    return RuleOutput((counted * each,), {})
 
 
-def _terms(x: Array, s: Array, counted: Array) -> Array:  # -> (B,)
-    xp = namespace(x, s)
-    return 2 * total_product(xp.abs(s), xp.sum(xp.abs(x) * counted, axis=-2, keepdims=True))
+RULES = {"epsilon": Forms(epsilon, gradient), "gradient": Forms(None, gradient)}

@@ -1,12 +1,10 @@
-"""RMSNorm                    z = w x / rms,   rms^2 = mean(x^2) + norm_eps
-                              (Zhang and Sennrich 2019)
+"""RMSNorm          z = w x / rms,   rms^2 = mean(x^2) + norm_eps         (Zhang and Sennrich 2019)
 
-Gemma stores what its weight differs from 1 by: w stands for `offset` + the stored weight
-everywhere.
-
-    identity    R_x = R: the scale 1/rms is no function of the input  (AttnLRP prop. 3.4)
-    identity_gxi  g_x = w g / rms, in gradient x input form: identity
+    identity    R_x = R: the scale 1/rms is no function of the input         (AttnLRP prop. 3.4)
     gradient    g_x = (w g - x mean(w g x) / rms^2) / rms: the full Jacobian
+
+In gradient x input form identity is `identity_gxi`: g_x = w g / rms. Gemma stores what its weight
+differs from 1 by: w stands for `offset` + the stored weight everywhere.
 
 Absorbs nothing, except the full Jacobian: `norm_offset` = sum R mean(x^2) / rms^2, almost all of R.
 """
@@ -14,7 +12,7 @@ Absorbs nothing, except the full Jacobian: `norm_offset` = sum R mean(x^2) / rms
 from __future__ import annotations
 
 from refl.arrays import Array, namespace, row_product, total
-from refl.rules.balance import RuleOutput
+from refl.rules.conservation import Forms, RuleOutput
 
 
 def forward(
@@ -38,15 +36,10 @@ def identity_gxi(
 def gradient(
     x: Array, w: Array, z: Array, g: Array, *, norm_eps: float, offset: float = 0.0
 ) -> RuleOutput:
-    xp = namespace(x, g)
     inverse, mean_square = _inverse(x, norm_eps)
-    passed = row_product(z, g) * inverse * inverse  # sum_i w g x / rms^3, times rms
-    relevance = g * (offset + w) * inverse - x * (passed / x.shape[-1])
-    return RuleOutput(
-        (relevance, None),
-        {"norm_offset": total(passed * mean_square)},
-        lambda: 4 * total(xp.abs(z * g)),
-    )
+    along = row_product(z, g) * inverse * inverse  # sum_i w g x / rms^3, times rms
+    g_x = g * (offset + w) * inverse - x * (along / x.shape[-1])
+    return RuleOutput((g_x, None), {"norm_offset": total(along * mean_square)})
 
 
 def _inverse(
@@ -55,3 +48,6 @@ def _inverse(
     xp = namespace(x)
     mean_square = row_product(x, x) / x.shape[-1]
     return 1 / xp.sqrt(mean_square + norm_eps), mean_square
+
+
+RULES = {"identity": Forms(identity, identity_gxi), "gradient": Forms(None, gradient)}

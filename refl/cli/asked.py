@@ -12,7 +12,9 @@ from refl.errors import ReflError
 from refl.explanation import Explanation
 from refl.model import Model, load
 from refl.network import CLASSIFIES
-from refl.rules.composites import Composite, from_toml, method
+from refl.io.composites import from_toml
+from refl.rules.composites import Composite
+from refl.rules.published import method
 
 
 def composite_named(name: str) -> Composite:

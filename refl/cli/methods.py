@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from refl.cli.asked import composite_named
-    from refl.rules.composites import METHODS
+    from refl.rules.published import METHODS
 
     chosen = list(METHODS.values()) if args.name is None else [composite_named(args.name)]
     if args.json:

@@ -14,7 +14,7 @@ from collections import defaultdict
 from typing import Any
 
 from refl.model import SHIPPED, Model, load
-from refl.rules.composites import METHODS
+from refl.rules.published import METHODS
 
 CHOSEN = tuple(name for name in METHODS if not name.endswith(("-vit", "-vit-box")))
 

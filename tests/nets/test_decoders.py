@@ -17,8 +17,9 @@ from refl.explanation import Explanation
 from refl.model import Model, architecture
 from refl.nets import masks
 from refl.nets.config import parse
-from refl.rules import attention, rms_norm
-from refl.rules.composites import METHODS
+from refl.rules import rms_norm
+from refl.rules.published import METHODS
+from refl.trace import QUERIES
 from refl.verification.identities.conditioning import rounding_bound
 from refl.verification.random_models import (
     GEMMA2,
@@ -325,7 +326,7 @@ def test_fast_is_plain(name: str) -> None:
     ledger.
     """
     model = net(name)
-    texts = [text(model, n, seed=n) for n in (attention.ROWS + 1, attention.ROWS - 5, 3)]
+    texts = [text(model, n, seed=n) for n in (QUERIES + 1, QUERIES - 5, 3)]
     for method in ("attnlrp", "attnlrp-gradient", "cp-lrp"):
         for p, f in zip(
             *(model.explain(texts, method, keep=keep, audit=True) for keep in ("*", ())),

@@ -22,7 +22,8 @@ from refl.io.safetensors import write_safetensors
 from refl.ledger import Ledger
 from refl.model import Model
 from refl.nets import moe
-from refl.rules.composites import ATTNLRP, ATTNLRP_GRADIENT, METHODS, Rule
+from refl.rules.composites import Rule
+from refl.rules.published import ATTNLRP, ATTNLRP_GRADIENT, METHODS
 from refl.trace import Trace
 from refl.verification.identities.conditioning import rounding_bound
 from refl.verification.random_models import MIXTRAL, QWEN3_MOE, moved, random_model

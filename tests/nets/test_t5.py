@@ -29,7 +29,7 @@ from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.model import Model
 from refl.nets import relative_bias, t5
 from refl.nets.config import parse
-from refl.rules.composites import METHODS
+from refl.rules.published import METHODS
 from refl.show import terminal
 from refl.show.account import DECODER, ENCODER
 from refl.show.colors import LEVELS, level

@@ -24,7 +24,8 @@ from refl.errors import ReflError
 from refl.explanation import Explanation
 from refl.io.images import Preparation, read_preparation
 from refl.model import Model
-from refl.rules.composites import ATTNLRP_VIT, METHODS, Rule
+from refl.rules.composites import Rule
+from refl.rules.published import ATTNLRP_VIT, METHODS
 from refl.show import heatmap, terminal
 from refl.show.colors import DRAWING
 from refl.show.notebook import fragment

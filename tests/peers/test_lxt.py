@@ -36,8 +36,8 @@ from refl.rules import (
     rms_norm,
     softmax,
 )
-from refl.rules.balance import RuleOutput
-from refl.rules.composites import RULES
+from refl.rules.conservation import Forms, RuleOutput
+from refl.rules.operations import OPERATIONS
 from refl.verification.peers import lxt
 
 pytestmark = pytest.mark.peers
@@ -520,7 +520,7 @@ def test_fault_vacuous_check(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoint("nano_sort_gpt2")
     model = refl.load(folder, dtype="float64")
     sound = abs(model.explain(text(folder), keep=()).ledger["lm_head"].conservation_error[0])
-    monkeypatch.setitem(RULES["linear"], "epsilon", wrong)
+    monkeypatch.setitem(OPERATIONS["linear"].rules, "epsilon", Forms(wrong))
     broken = abs(model.explain(text(folder), keep=()).ledger["lm_head"].conservation_error[0])
     conservation_errors = f"conservation error {sound:.0e}, with the wrong rule {broken:.0f}"
     show(

@@ -28,7 +28,8 @@ from transformers_models import Make
 
 import refl
 from refl.rules import renormalize
-from refl.rules.composites import ATTNLRP_GRADIENT, Rule
+from refl.rules.composites import Rule
+from refl.rules.published import ATTNLRP_GRADIENT
 from refl.verification.peers import lxt
 
 pytestmark = pytest.mark.peers

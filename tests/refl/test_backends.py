@@ -17,7 +17,8 @@ from backends import BESIDE_NUMPY, Backend, Recorder, refusal
 
 from refl.explanation import Explanation
 from refl.model import Model
-from refl.rules.composites import ATTNLRP, METHODS, Composite, Rule
+from refl.rules.composites import Composite, Rule
+from refl.rules.published import ATTNLRP, METHODS
 from refl.verification.random_models import GPT2, LLAMA, moved, random_model
 
 NETS = {

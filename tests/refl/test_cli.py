@@ -22,8 +22,8 @@ import refl
 from refl.cli import asked, main, options, progress
 from refl.io.safetensors import read_safetensors
 from refl.model import DTYPES, SHIPPED, Model
-from refl.rules.balance import STABILIZERS
-from refl.rules.composites import METHODS
+from refl.rules.conservation import STABILIZERS
+from refl.rules.published import METHODS
 from refl.seeds import KINDS
 
 VECTORS = Path(refl.verification.vectors.__path__[0])

@@ -12,7 +12,7 @@ import refl
 from refl import Explanation
 from refl.explanation import Method
 from refl.io.safetensors import read_safetensors, write_safetensors
-from refl.rules.composites import METHODS
+from refl.rules.published import METHODS
 
 TEXT = "the keys to the cabinet"
 

@@ -4,22 +4,23 @@ numbers.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from refl.ledger import Ledger
+from refl.arrays import asnumpy
+from refl.ledger import Entry, Ledger
 
 
 def numbers(*values: float) -> Any:
     return np.asarray(values)
 
 
-def account() -> Ledger:
-    """Two sites of a batch of three."""
-    ledger = Ledger(numbers(10, 20, 30), 2.0**-53)
-    ledger.book(
+def ledger_of(*entries: Entry) -> Ledger:
+    """Two sites of a batch of three, and further ones."""
+    head = Entry(
         "head",
         "linear",
         "epsilon",
@@ -28,20 +29,19 @@ def account() -> Ledger:
         {"bias": numbers(2, 5, -1)},
         numbers(11, 21, 31),
     )
-    ledger.book(
+    body = Entry(
         "body",
         "embedding",
         "leaf",
         numbers(7, 15, 31),
         {},
         {"tokens": numbers(6, 9, 40), "position": numbers(1, 6, -9)},
-        None,
     )
-    return ledger
+    return Ledger(numbers(10, 20, 30), 2.0**-53, [head, body, *entries])
 
 
-def test_one_example_of_the_books() -> None:
-    one = account().example(1)
+def test_one_example_of_a_batch() -> None:
+    one = ledger_of().example(1)
     assert list(one.explained) == [20] and one.roundoff == 2.0**-53
     head, body = one
     assert (head.site, head.operation, head.rule) == ("head", "linear", "epsilon")
@@ -58,8 +58,8 @@ def test_one_example_of_the_books() -> None:
     assert list(body.absorbed["tokens"]) == [9]
 
 
-def test_the_whole_account() -> None:
-    ledger = account()
+def test_the_whole_ledger_of() -> None:
+    ledger = ledger_of()
     assert list(ledger["head"].conservation_error) == [1, 0, 0]
     assert list(ledger.tokens) == [6, 9, 40] and ledger.destination == "tokens"
     assert {cause: list(amount) for cause, amount in ledger.absorbed.items()} == {
@@ -73,7 +73,6 @@ def test_the_whole_account() -> None:
 
 def test_absorbed_stands_in_order_of_size() -> None:
     """The largest of any example counts, of either sign; what is zero everywhere is left out."""
-    ledger = Ledger(numbers(0, 0), 0.0)
     absorbed = {
         "a": numbers(1, -2),
         "b": numbers(-5, 0),
@@ -81,7 +80,8 @@ def test_absorbed_stands_in_order_of_size() -> None:
         "c": numbers(3, 3),
         "pixels": numbers(9, 9),
     }
-    ledger.book("x", "linear", "epsilon", numbers(0, 0), {}, absorbed, None)
+    entry = Entry("x", "linear", "epsilon", numbers(0, 0), {}, absorbed)
+    ledger = Ledger(numbers(0, 0), 0.0, [entry])
     assert list(ledger.absorbed) == ["b", "c", "a"]
     assert ledger.destination == "pixels" and list(ledger.tokens) == [9, 9]
 
@@ -96,34 +96,33 @@ def test_an_account_in_which_nothing_arrives() -> None:
 
 
 def test_causes_are_summed_over_sites() -> None:
-    ledger = account()
-    ledger.book("tail", "linear", "epsilon", numbers(0, 0, 0), {}, {"bias": numbers(1, 1, 1)}, None)
+    bias = {"bias": numbers(1, 1, 1)}
+    ledger = ledger_of(Entry("tail", "linear", "epsilon", numbers(0, 0, 0), {}, bias))
     assert list(ledger.absorbed["bias"]) == [3, 6, 0]
 
 
-def test_closing_brings_every_sum_to_the_host() -> None:
+def test_every_sum_of_an_entry_can_be_brought_to_the_host() -> None:
     """From a library whose arrays are not NumPy's."""
     strict = pytest.importorskip("array_api_strict")
     put = strict.asarray
-    ledger = Ledger(put([1.0]), 0.0)
-    ledger.book(
+    entry = Entry(
         "x", "linear", "epsilon", put([2.0]), {"y": put([3.0])}, {"bias": put([4.0])}, put([5.0])
-    )
-    assert ledger.close() is ledger
-    (entry,) = ledger
-    sums = [
-        ledger.explained,
-        entry.received,
-        entry.passed["y"],
-        entry.absorbed["bias"],
-        entry.rounding_scale,
-    ]
-    assert all(isinstance(s, np.ndarray) for s in sums) and [s[0] for s in sums] == [1, 2, 3, 4, 5]
+    ).each(asnumpy)
+    sums = [entry.received, entry.passed["y"], entry.absorbed["bias"], entry.rounding_scale]
+    assert all(isinstance(s, np.ndarray) for s in sums) and [s[0] for s in sums] == [2, 3, 4, 5]
     assert (entry.site, entry.operation, entry.rule) == ("x", "linear", "epsilon")
 
 
-def test_the_books_as_plain_numbers() -> None:
-    said = account().as_dict()
+def test_the_rounding_bound_counts_every_site() -> None:
+    """8 u times the sum of the rounding scales; none where a site was not audited."""
+    head, body = ledger_of()
+    assert ledger_of().rounding_bound is None and Ledger(numbers(1), 0.5).rounding_bound is None
+    audited = Ledger(numbers(1, 2, 3), 0.5, [head, replace(body, rounding_scale=numbers(1, 1, 0))])
+    assert list(audited.rounding_bound) == [8 * 0.5 * 12, 8 * 0.5 * 22, 8 * 0.5 * 31]
+
+
+def test_as_plain_numbers() -> None:
+    said = ledger_of().as_dict()
     assert said == {
         "explained": [10, 20, 30],
         "roundoff": 2.0**-53,
@@ -151,7 +150,7 @@ def test_the_books_as_plain_numbers() -> None:
             },
         ],
     }
-    one = account().example(2).as_dict()
+    one = ledger_of().example(2).as_dict()
     assert (
         one["explained"] == 30
         and one["sites"][0]["passed"] == {"body": 31}
@@ -163,8 +162,8 @@ def test_the_books_as_plain_numbers() -> None:
     )
 
 
-def test_the_books_of_one_example_come_back() -> None:
-    one = account().example(0)
+def test_one_example_comes_back() -> None:
+    one = ledger_of().example(0)
     assert Ledger.from_dict(one.as_dict()).as_dict() == one.as_dict()
     head, _ = Ledger.from_dict(one.as_dict())
     assert (

@@ -21,7 +21,7 @@ import pytest
 from refl.io.safetensors import write_safetensors
 from refl.io.weights import Prefixed, Weights
 from refl.model import Model
-from refl.rules.composites import ATTNLRP, METHODS
+from refl.rules.published import ATTNLRP, METHODS
 from refl.sweep import Sweep
 from refl.verification.random_models import LLAMA, random_model
 

@@ -12,14 +12,10 @@ import pytest
 from refl.rules import (
     linear,
 )
-from refl.rules.balance import RuleOutput
-from refl.rules.composites import (
-    ATTNLRP,
-    ATTNLRP_GRADIENT,
-    LRP_0,
-    RULES,
-    Composite,
-)
+from refl.rules.composites import Composite
+from refl.rules.conservation import Forms, RuleOutput
+from refl.rules.operations import OPERATIONS
+from refl.rules.published import ATTNLRP, ATTNLRP_GRADIENT, LRP_0
 from refl.sweep import Sweep
 from refl.trace import Trace, Value
 
@@ -102,9 +98,9 @@ def test_terms_are_the_rules_own_where_it_names_them() -> None:
     y = t.add("y", x, z)
     swept = Sweep(LRP_0, audit=True).run(t, y, y.array)
     assert list(swept.ledger["y"].rounding_scale) == [
-        2 * 4 * 3,
-        2 * 4 * 4.5,
-    ]  # s = 1: twice |x| + |z| = 4 |x|
+        (2 * 4 + 4) * 3,
+        (2 * 4 + 4) * 4.5,
+    ]  # s = 1: twice |x| + |z| = 4 |x|, and the relevance 4 |x| itself
     assert list(swept.ledger["z"].rounding_scale) == [3 * 3, 3 * 4.5]  # hands on: what arrived
 
 
@@ -128,6 +124,6 @@ def test_a_wrong_rule_leaves_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
         right = linear.epsilon(x, w, b, z, r, **options)
         return right._replace(inputs=(1000 * right.inputs[0] - 7, None, None))
 
-    monkeypatch.setattr("refl.rules.composites.RULES", {**RULES, "linear": {"epsilon": wrong}})
+    monkeypatch.setitem(OPERATIONS["linear"].rules, "epsilon", Forms(wrong))
     entry = next(iter(Sweep(LRP_0).run(t, z, z.array).ledger))
     assert entry.conservation_error[0] == 3 - (3000 - 14)

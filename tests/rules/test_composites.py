@@ -10,23 +10,15 @@ from typing import Any
 import pytest
 
 from refl.errors import ReflError
+from refl.io.composites import from_table, from_toml
 from refl.rules import (
     layer_norm,
     linear,
     rms_norm,
 )
-from refl.rules.composites import (
-    CP_LRP,
-    GRADIENT_RULES,
-    METHODS,
-    RULES,
-    Composite,
-    Rule,
-    from_dict,
-    from_saved,
-    from_toml,
-    method,
-)
+from refl.rules.composites import Composite, Rule
+from refl.rules.operations import rules_in
+from refl.rules.published import CP_LRP, METHODS, method
 from refl.verification.random_models import LLAMA, random_model
 
 # -- the published methods -------------------------------------------------------------------------
@@ -61,11 +53,11 @@ STABILIZED = ("linear", "add", "matmul", "layer_norm", "rotary", "pooling", "com
 VISION = {"linear": "gamma", "softmax": "z_plus"}
 EXPECTED = {
     "attnlrp": (PAPER_RULES, "relevance", "sum"),
-    "attnlrp-gradient": (PAPER_RULES, "gradient", "sum"),
-    "cp-lrp": (PAPER_RULES | CONSTANTS, "gradient", "sum"),
+    "attnlrp-gradient": (PAPER_RULES, "gradient_x_input", "sum"),
+    "cp-lrp": (PAPER_RULES | CONSTANTS, "gradient_x_input", "sum"),
     "lrp-0": (PAPER_RULES, "relevance", "sum"),
-    "gradient": (DERIVATIVES, "gradient", "norm"),
-    "input-x-gradient": (DERIVATIVES, "gradient", "sum"),
+    "gradient": (DERIVATIVES, "gradient_x_input", "norm"),
+    "input-x-gradient": (DERIVATIVES, "gradient_x_input", "sum"),
     "lxt-explicit": (PAPER_RULES, "relevance", "sum"),
     "attnlrp-vit": (PAPER_RULES | VISION, "relevance", "sum"),
     "attnlrp-vit-box": (PAPER_RULES | VISION, "relevance", "sum"),
@@ -85,7 +77,11 @@ def test_the_published_methods() -> None:
         )
         chosen = {op: composite.rule(op, ["h.3.some"]) for op in table}
         assert {op: rule.name for op, rule in chosen.items()} == table
-        known = GRADIENT_RULES if formulation == "gradient_x_input" else RULES
+        known = (
+            rules_in("gradient_x_input")
+            if formulation == "gradient_x_input"
+            else rules_in("relevance")
+        )
         assert all(rule.function is known[op][rule.name] for op, rule in chosen.items())
         assert set(table) == set(known)
 
@@ -122,8 +118,8 @@ def test_no_two_methods_say_the_same_of_themselves() -> None:
     assert len({composite.summary for composite in METHODS.values()}) == len(METHODS)
 
 
-def options(name: str, operation: str, site: str = "h.3.some") -> tuple[str, dict[str, Any]]:
-    rule = method(name).rule(operation, [site])
+def options(name: str, operation: str, role: str = "") -> tuple[str, dict[str, Any]]:
+    rule = method(name).rule(operation, ["h.3.some"], role)
     return rule.name, rule.options
 
 
@@ -152,32 +148,38 @@ def test_the_published_options() -> None:
             {"eps": eps[op], "stabilizer": "plain"} if op in eps else {}
         )
     of_context = {"eps": 1e-6, "stabilizer": "plain", "denominator": "2(z+eps)"}
-    assert options("lxt-explicit", "matmul", "h.0.context") == ("uniform", of_context)
+    assert options("lxt-explicit", "matmul", "attention.context") == ("uniform", of_context)
 
 
-def test_the_published_sites() -> None:
+def test_the_published_roles() -> None:
     """CP-LRP passes on through p v alone; vision transformers: gamma 0.25 on patches, 0.05 outside
     attention, epsilon inside.
     """
     for name in ("cp-lrp", "cp-lrp-vit"):
-        assert options(name, "matmul", "h.0.context") == ("second", {})
-        assert options(name, "matmul", "h.0.scores") == ("uniform", {})
-    patches, within = "vit.embeddings.patch_embeddings.projection", "vit.encoder.layer.0.attention."
+        assert options(name, "matmul", "attention.context") == ("second", {})
+        assert options(name, "matmul", "attention.scores") == ("uniform", {})
     for name in ("attnlrp-vit", "attnlrp-vit-box", "cp-lrp-vit"):
-        for site in ("attention.query", "attention.key", "attention.value", "output.dense"):
-            assert options(name, "linear", within + site) == ("epsilon", {})
-        assert options(name, "linear", "vit.encoder.layer.0.output.dense") == (
-            "gamma",
-            {"gamma": 0.05},
-        )
-        assert options(name, "linear", "classifier") == ("gamma", {"gamma": 0.05})
-        assert options(name, "linear", patches) == (
+        for part in ("query", "key", "value", "output"):
+            assert options(name, "linear", f"attention.{part}") == ("epsilon", {})
+        for role in ("mlp.up", "mlp.down", "head", "pooler", ""):
+            assert options(name, "linear", role) == ("gamma", {"gamma": 0.05})
+        assert options(name, "linear", "patch_embedding") == (
             ("z_box", {}) if name == "attnlrp-vit-box" else ("gamma", {"gamma": 0.25})
         )
 
 
+def test_a_site_called_like_attention_is_not_taken_for_it() -> None:
+    """What a net calls its modules decides nothing in the published methods."""
+    for site in ("blocks.0.query", "encoder.q_proj", "patch_embeddings.projection", "h.0.context"):
+        for operation in ("linear", "matmul", "softmax"):
+            for composite in METHODS.values():
+                named, bare = (composite.rule(operation, [s]) for s in (site, "h.3.some"))
+                assert (named.name, named.options) == (bare.name, bare.options)
+    assert not any(line.site != "*" for c in METHODS.values() for line in c.rules)
+
+
 def test_every_rule_goes_by_its_name() -> None:
-    assert {op: set(rules) for op, rules in RULES.items()} == {
+    assert {op: set(rules) for op, rules in rules_in("relevance").items()} == {
         op: {rule} for op, rule in PAPER_RULES.items()
     } | {
         "linear": {"epsilon", "gamma", "z_plus", "alpha_beta", "flat", "w_square", "z_box"},
@@ -188,7 +190,9 @@ def test_every_rule_goes_by_its_name() -> None:
         "softmax": {"taylor", "spread", "z_plus", "identity", "constant"},
     }  # fmt: skip
     assert all(
-        function.__name__ == name for rules in RULES.values() for name, function in rules.items()
+        function.__name__ == name
+        for rules in rules_in("relevance").values()
+        for name, function in rules.items()
     )
     in_gradient_form = {op: {PAPER_RULES[op], DERIVATIVES[op]} for op in PAPER_RULES} | {
         "scale": {"pass_through"}
@@ -199,7 +203,7 @@ def test_every_rule_goes_by_its_name() -> None:
         "softmax": {"constant"},
         "renormalize": {"epsilon"},
     }
-    assert {op: set(rules) for op, rules in GRADIENT_RULES.items()} == {
+    assert {op: set(rules) for op, rules in rules_in("gradient_x_input").items()} == {
         op: names | more.get(op, set()) for op, names in in_gradient_form.items()
     }
 
@@ -311,18 +315,20 @@ def test_a_table_spelled_out() -> None:
         "rules": [
             {
                 "operation": "linear",
+                "role": "*",
                 "site": "*.mlp",
                 "rule": "gamma",
                 "options": {"gamma": 0.5, "eps": 0.0},
             },
-            {"operation": "*_norm", "site": "*", "rule": "identity", "options": {}},
+            {"operation": "*_norm", "role": "*", "site": "*", "rule": "identity", "options": {}},
             {
                 "operation": "linear",
+                "role": "*",
                 "site": "*",
                 "rule": "epsilon",
                 "options": {"eps": 1e-6, "stabilizer": "sign"},
             },
-            {"operation": "softmax", "site": "*", "rule": "constant", "options": {}},
+            {"operation": "softmax", "role": "*", "site": "*", "rule": "constant", "options": {}},
         ],
     }
 
@@ -339,7 +345,7 @@ def test_a_line_for_several_operations_has_the_options_of_each() -> None:
 
 @pytest.mark.parametrize("composite", [*METHODS.values(), MINE], ids=lambda c: str(c.name))
 def test_a_table_comes_back(composite: Composite) -> None:
-    again = from_saved(composite.as_dict())
+    again = Composite.from_dict(composite.as_dict())
     assert again.as_dict() == composite.as_dict()
     if not composite.name.endswith(
         ("explicit", "vit", "box")
@@ -353,8 +359,11 @@ def refused(sentence: str, *lines: Rule, formulation: str = "relevance") -> None
 
 
 def test_what_a_table_may_not_say() -> None:
-    operations = ", ".join(RULES)
-    refused("composite mine carries 'both': expected 'relevance' or 'gradient'", formulation="both")
+    operations = ", ".join(rules_in("relevance"))
+    refused(
+        "composite mine has the formulation 'both': expected 'relevance' or 'gradient_x_input'",
+        formulation="both",
+    )
     refused(
         f"composite mine names the operation 'conv'; there are {operations}",
         Rule("conv", "epsilon"),
@@ -465,44 +474,66 @@ def test_a_composite_from_a_file(tmp_path: Path) -> None:
     assert mine.rules == (Rule("softmax", "constant", "h.*"), *base.rules)
     assert (mine.name, mine.formulation, mine.source, mine.summary, mine.score) == (
         "mine",
-        "gradient",
+        "gradient_x_input",
         "a book",
         base.summary,
         "norm",
     )
     file.write_text(
-        'carries = "gradient"\nsummary = "é"\n[[rule]]\noperation = "linear"\nrule = "epsilon"\n',
+        'formulation = "gradient_x_input"\nsummary = "é"\n[[rule]]\noperation = "linear"\nrule = "epsilon"\n',
         "utf-8",
     )
     bare = from_toml(str(file))
-    assert bare == Composite(str(file), (Rule("linear", "epsilon"),), "gradient", "", "é")
+    assert bare == Composite(str(file), (Rule("linear", "epsilon"),), "gradient_x_input", "", "é")
     file.write_text(
         '[[rule]]\noperation = "linear"\nrule = "gamma"\ngamma = 0.5\neps = 0.25\n', "utf-8"
     )
     assert from_toml(file).rules == (Rule("linear", "gamma", "*", (("gamma", 0.5), ("eps", 0.25))),)
+    file.write_text(
+        '[[rule]]\noperation = "linear"\nrole = "attention.*"\nrule = "flat"\n', "utf-8"
+    )
+    assert from_toml(file).rules == (Rule("linear", "flat", role="attention.*"),)
 
 
 def test_a_composite_without_lines() -> None:
-    assert from_dict({}, "here") == Composite("here", ())
-    assert from_dict({"base": "cp-lrp", "summary": 3}, "here") == Composite(
-        "here", CP_LRP.rules, "gradient", CP_LRP.source, "3"
+    assert from_table({}, "here") == Composite("here", ())
+    assert from_table({"base": "cp-lrp", "summary": 3}, "here") == Composite(
+        "here", CP_LRP.rules, "gradient_x_input", CP_LRP.source, "3"
     )
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ({"nam": 1, "z": 2}, "here has the unknown key 'nam'; a composite has name, base, carries, source, " "summary, [[rule]]"),
+        (
+            {"nam": 1, "z": 2},
+            (
+                "here has the unknown key 'nam'; a composite has name, base, formulation, source, "
+                "summary, [[rule]]"
+            ),
+        ),
         ({"rule": 3}, "here: expected [[rule]] tables, got 3"),
         ({"rule": [3]}, "here: expected [[rule]] tables, got [3]"),
-        ({"rule": [{"operation": "linear"}]}, "here: every [[rule]] needs an operation and a rule, got {'operation': 'linear'}"),
-        ({"rule": [{"rule": "flat"}]}, "here: every [[rule]] needs an operation and a rule, got {'rule': 'flat'}"),
-        ({"rule": [{"operation": "linear", "rule": 1}]}, "here: every [[rule]] needs an operation and a rule, got {'operation': 'linear', " "'rule': 1}"),
+        (
+            {"rule": [{"operation": "linear"}]},
+            "here: every [[rule]] needs an operation and a rule, got {'operation': 'linear'}",
+        ),
+        (
+            {"rule": [{"rule": "flat"}]},
+            "here: every [[rule]] needs an operation and a rule, got {'rule': 'flat'}",
+        ),
+        (
+            {"rule": [{"operation": "linear", "rule": 1}]},
+            (
+                "here: every [[rule]] needs an operation and a rule, got {'operation': 'linear', "
+                "'rule': 1}"
+            ),
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_a_file_may_not_say(content: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ReflError, match=exactly(sentence)):
-        from_dict(content, "here")
+        from_table(content, "here")
 
 
 @pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe", None])

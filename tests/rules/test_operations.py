@@ -29,7 +29,7 @@ from refl.rules import (
     rotary,
     softmax,
 )
-from refl.rules.balance import RuleOutput, share
+from refl.rules.conservation import RuleOutput, stabilized_ratio
 
 PAPER = {"eps": 1e-6, "stabilizer": "sign"}
 DEFAULTS: dict[Callable[..., RuleOutput], dict[str, Any]] = {
@@ -123,9 +123,11 @@ def test_the_words_of_the_books() -> None:
 
 
 def test_the_unsigned_stabilizer_may_meet_its_own_zero() -> None:
-    """z = -eps: nothing can be passed on, and what arrived is taken."""
-    s, taken = share(np.asarray([[-0.5, 1.0]]), np.asarray([[3.0, 6.0]]), 0.5, "plain")
-    assert s.tolist() == [[0.0, 4.0]] and taken.tolist() == [3.0 + 0.5 * 4.0]
+    """z = -eps: nothing can be passed on, and what arrived is absorbed."""
+    s, absorbed = stabilized_ratio(
+        np.asarray([[-0.5, 1.0]]), np.asarray([[3.0, 6.0]]), 0.5, "plain"
+    )
+    assert s.tolist() == [[0.0, 4.0]] and absorbed.tolist() == [3.0 + 0.5 * 4.0]
 
 
 def test_a_position_that_does_not_count_is_no_part_of_the_mean() -> None:

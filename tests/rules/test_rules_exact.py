@@ -74,7 +74,7 @@ from refl.rules import (
     scale,
     softmax,
 )
-from refl.rules.balance import RuleOutput
+from refl.rules.conservation import RuleOutput
 from refl.verification.definitions import exact, exact_vision
 from refl.verification.definitions.exact import MP, Number, Split
 

@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 
 from refl.errors import ReflError
 from refl.rules import learned, linear, movement, source
-from refl.rules.composites import METHODS, Composite, Rule
+from refl.rules.composites import Composite, Rule
+from refl.rules.published import METHODS
 from refl.verification.definitions.exact_vision import linear_z_box, patch_place
 
 

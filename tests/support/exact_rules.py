@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from refl.rules import linear
-from refl.rules.balance import RuleOutput
+from refl.rules.conservation import RuleOutput
 from refl.verification.definitions import exact
 from refl.verification.definitions.exact import MP, Number, Split
 

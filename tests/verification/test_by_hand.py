@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from refl.nets.batch import Batch
 from refl.rules import softmax
-from refl.rules.composites import ATTNLRP
+from refl.rules.published import ATTNLRP
 from refl.sweep import Sweep
 from refl.trace import Trace
 from refl.verification.definitions import by_hand_decoder, by_hand_encoder

@@ -29,7 +29,8 @@ from refl.io.images import Image
 from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.model import Model
 from refl.rules import linear
-from refl.rules.composites import METHODS, Chosen, Rule
+from refl.rules.composites import Chosen, Rule
+from refl.rules.published import METHODS
 from refl.trace import Trace
 from refl.verification import random_models as rm
 from refl.verification.compare.alternatives import (

@@ -19,7 +19,8 @@ import refl.sweep
 from refl.model import Model
 from refl.nets import NETS, rope
 from refl.rules import movement, softmax
-from refl.rules.composites import METHODS, Composite
+from refl.rules.composites import Composite
+from refl.rules.published import METHODS
 from refl.verification.definitions import exact_sweep
 from refl.verification.random_models import random_model
 from refl.verification.vectors.make_model_vectors import CONFIGS

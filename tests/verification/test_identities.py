@@ -22,10 +22,10 @@ import refl
 from refl.explanation import Explanation
 from refl.model import Model
 from refl.nets.batch import Batch
-from refl.rules import attention
-from refl.rules.composites import ATTNLRP, METHODS, Rule
+from refl.rules.composites import Rule
+from refl.rules.published import ATTNLRP, METHODS
 from refl.seeds import KINDS, Seed
-from refl.trace import Trace
+from refl.trace import QUERIES, Trace
 from refl.verification.definitions import surrogate
 from refl.verification.identities import small_nets
 from refl.verification.identities.conditioning import rounding_bound
@@ -460,7 +460,7 @@ def test_9_several_targets_from_one_forward(method: str, recompute: bool) -> Non
         assert all(np.array_equal(e[site], alone[site]) for site in alone)
 
 
-@pytest.mark.parametrize("length", [attention.ROWS - 1, attention.ROWS, attention.ROWS + 1, 300])
+@pytest.mark.parametrize("length", [QUERIES - 1, QUERIES, QUERIES + 1, 300])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_9_fast_attention_is_plain_attention(name: str, length: int) -> None:
     """Blocks of queries, with boundaries inside and at the end of the text and with padding: the
@@ -468,9 +468,7 @@ def test_9_fast_attention_is_plain_attention(name: str, length: int) -> None:
     """
     model = random_model(RANDOM[name], 7)
     texts = [text(model, n, seed=n) for n in (length, length - 5, 3)]
-    for method in (
-        METHODS if length == attention.ROWS + 1 else ("attnlrp", "attnlrp-gradient", "cp-lrp")
-    ):
+    for method in METHODS if length == QUERIES + 1 else ("attnlrp", "attnlrp-gradient", "cp-lrp"):
         plain, fast = (model.explain(texts, method, keep=keep, audit=True) for keep in ("*", ()))
         for p, f in zip(plain, fast, strict=True):
             close(f.relevance, p.relevance, rounding_bound(p))

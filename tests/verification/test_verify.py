@@ -23,11 +23,12 @@ from refl.cli import main
 from refl.errors import ReflError
 from refl.model import Model
 from refl.nets import NETS, masks
-from refl.rules import attention, linear, matmul, multiply, rms_norm, softmax
-from refl.rules.balance import RuleOutput
-from refl.rules.composites import GRADIENT_RULES, RULES
+from refl.rules import linear, matmul, multiply, rms_norm, softmax
+from refl.rules.conservation import RuleOutput
+from refl.rules.operations import rules_in
 from refl.show.lines import plain
 from refl.show.text import cells
+from refl.trace import QUERIES, Trace
 from refl.verification import random_models
 from refl.verification.identities import invariance, report
 from refl.verification.identities.catalogue import IDENTITIES, verify
@@ -278,7 +279,7 @@ def forgetful(x: Any, w: Any, z: Any, g: Any, **how: Any) -> RuleOutput:
 
 
 SOFTMAX, MULTIPLY, MATMUL, LINEAR = (
-    RULES[name] for name in ("softmax", "multiply", "matmul", "linear")
+    rules_in("relevance")[name] for name in ("softmax", "multiply", "matmul", "linear")
 )
 FAULTS: list[tuple[str, str, dict[str, Any], str, Callable[..., Any], set[int], set[int]]] = [
     (
@@ -347,7 +348,7 @@ FAULTS: list[tuple[str, str, dict[str, Any], str, Callable[..., Any], set[int], 
     (
         "CP-LRP with the gate live",
         "LLAMA",
-        GRADIENT_RULES["multiply"],
+        rules_in("gradient_x_input")["multiply"],
         "second",
         multiply.uniform_gxi,
         {2, 11},
@@ -356,7 +357,7 @@ FAULTS: list[tuple[str, str, dict[str, Any], str, Callable[..., Any], set[int], 
     (
         "a Jacobian that does not normalize",
         "LLAMA",
-        GRADIENT_RULES["rms_norm"],
+        rules_in("gradient_x_input")["rms_norm"],
         "gradient",
         forgetful,
         {2, 12},
@@ -430,13 +431,17 @@ def test_a_wrong_group_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_block_that_forgets_earlier_keys_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = attention._blocks
+    right = Trace._attention_part
+
+    def forgetful(t: Trace, operands: Any, indices: Any, mask: Any, *rest: Any, **how: Any) -> Any:
+        """Of the keys it is given, a part looks at the first ones alone."""
+        first = slice(min(indices[1][1].stop, QUERIES))
+        keys = (..., first, slice(None))
+        mask = None if mask is None else mask[..., first]
+        return right(t, operands, (indices[0], keys, keys), mask, *rest, **how)
+
     assert "attention" not in ninth(net("LLAMA"))
-    monkeypatch.setattr(
-        attention,
-        "_blocks",
-        lambda *how: [(rows, min(seen, attention.ROWS)) for rows, seen in right(*how)],
-    )
+    monkeypatch.setattr(Trace, "_attention_part", forgetful)
     assert ninth(net("LLAMA")) == {"attention"}
 
 

@@ -30,7 +30,8 @@ import numpy as np
 
 from refl.arrays import Array
 from refl.model import Model
-from refl.trace import FORWARD, Choice, Index, Record, Trace
+from refl.rules.operations import OPERATIONS
+from refl.trace import Choice, Index, Record, Trace
 
 VARIANTS = ("attnlrp", "cp-lrp", "gradient")
 
@@ -92,7 +93,7 @@ class FrozenTrace(Trace):
             )
         if operation in ROUTING:
             return ROUTING[operation](arrays, **attributes)
-        return FORWARD[operation](*arrays, **attributes)
+        return OPERATIONS[operation].forward(*arrays, **attributes)
 
     def choose(self, site: str, p: Array, k: int) -> Choice:
         """What the real run chose: which experts a token goes to is no function of the input."""

@@ -128,7 +128,7 @@ class Refl:
 
     def __init__(self, folder: Path, method: str) -> None:
         import refl
-        from refl.rules.composites import METHODS
+        from refl.rules.published import METHODS
 
         self.model = refl.load(folder)
         self.composite = METHODS[method]

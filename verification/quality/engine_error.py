@@ -81,8 +81,8 @@ from refl.rules import (
     softmax,
     top_k,
 )
-from refl.rules.balance import RuleOutput
-from refl.rules.composites import GRADIENT_RULES, RULES
+from refl.rules.conservation import RuleOutput
+from refl.rules.operations import rules_in
 from refl.verification.definitions import exact, exact_experts, exact_vision
 from refl.verification.definitions.exact import MP, Index, Number, Split, real
 
@@ -111,7 +111,10 @@ def name(rule: Rule) -> str:
 def rules() -> dict[str, str]:
     """Every rule that computes something -> the names composites call it by."""
     found: dict[str, dict[str, list[str]]] = {}
-    for table, form in ((RULES, "relevance"), (GRADIENT_RULES, "gradient")):
+    for table, form in (
+        (rules_in("relevance"), "relevance"),
+        (rules_in("gradient_x_input"), "gradient"),
+    ):
         for operation, known in table.items():
             for called, rule in known.items():
                 if operation not in STOPS:

@@ -817,7 +817,7 @@ def run_tests(project: Path, tests: Sequence[str]) -> subprocess.CompletedProces
 
 def check_copy(project: Path, faults: Sequence[Fault]) -> None:
     """Without a fault the copy is what is tested, and every named test passes."""
-    where = "import refl.rules.balance as b, refl.sweep as s; print(b.__file__, s.__file__)"
+    where = "import refl.rules.conservation as b, refl.sweep as s; print(b.__file__, s.__file__)"
     environment = os.environ | {"PYTHONPATH": str(project)}
     found = subprocess.run(
         [sys.executable, "-c", where],

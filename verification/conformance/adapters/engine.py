@@ -29,7 +29,7 @@ from refl.rules import (
     softmax,
     top_k,
 )
-from refl.rules.balance import RuleOutput
+from refl.rules.conservation import RuleOutput
 
 NAME, VERSION = "refl", refl.__version__
 

@@ -1,0 +1,64 @@
+"""Composites in files: a table of rules of one's own, as TOML.
+
+name = "mine"
+base = "attnlrp"            # the lines below stand on top of this method's table
+[[rule]]
+operation = "linear"
+role = "mlp.*"              # or site = "model.layers.*.mlp.*"
+rule = "gamma"
+gamma = 0.25
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from refl.errors import ReflError
+from refl.rules.composites import Composite, Rule
+from refl.rules.published import method
+
+KEYS = ("name", "base", "formulation", "source", "summary")
+
+
+def from_toml(path: str | Path) -> Composite:
+    """The composite of a file. Raises ReflError for a file that cannot be read, an unknown key,
+    operation, rule or option.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as reason:
+        raise ReflError(f"cannot read the composite {path}: {reason}") from reason
+    return from_table(content, str(path))
+
+
+def from_table(content: dict[str, Any], where: str) -> Composite:
+    """The same from a table already read; `where` names it in errors."""
+    unknown = set(content) - {*KEYS, "rule"}
+    if unknown:
+        raise ReflError(
+            f"{where} has the unknown key {min(unknown)!r}; a composite has {', '.join(KEYS)}, "
+            "[[rule]]"
+        )
+    lines = content.get("rule", [])
+    if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
+        raise ReflError(f"{where}: expected [[rule]] tables, got {lines!r}")
+    base = method(content["base"]) if "base" in content else Composite("none", ())
+    return Composite(
+        str(content.get("name", where)),
+        tuple(_line(line, where) for line in lines) + base.rules,
+        content.get("formulation", base.formulation),
+        str(content.get("source", base.source)),
+        str(content.get("summary", base.summary)),
+        base.score,
+    )
+
+
+def _line(line: dict[str, Any], where: str) -> Rule:
+    if not isinstance(line.get("operation"), str) or not isinstance(line.get("rule"), str):
+        raise ReflError(f"{where}: every [[rule]] needs an operation and a rule, got {line}")
+    options = dict(line)
+    operation, rule = options.pop("operation"), options.pop("rule")
+    site, role = str(options.pop("site", "*")), str(options.pop("role", "*"))
+    return Rule(operation, rule, site, tuple(options.items()), role)

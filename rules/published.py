@@ -1,0 +1,207 @@
+"""The published methods that are tables of rules, each with its citation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from refl.errors import ReflError
+from refl.rules.composites import Composite, Rule
+
+ACHTIBAT = (
+    "Achtibat et al. 2024, AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for "
+    "Transformers, arXiv 2402.05602"
+)
+
+
+def table(**rules: str | tuple[str, dict[str, Any]]) -> tuple[Rule, ...]:
+    """`operation="rule"` or `operation=("rule", {options})`, one line each."""
+    pairs = {op: (r, {}) if isinstance(r, str) else r for op, r in rules.items()}
+    return tuple(
+        Rule(op, name, options=tuple(options.items())) for op, (name, options) in pairs.items()
+    )
+
+
+_PAPER = table(
+    linear="epsilon",
+    add="epsilon",
+    multiply="uniform",
+    matmul="uniform",
+    softmax="taylor",
+    rms_norm="identity",
+    layer_norm="epsilon",
+    activation="identity",
+    rotary="epsilon",
+    pooling="epsilon",
+    top_k="pass_through",
+    renormalize="identity",
+    gather="pass_through",
+    combine="epsilon",
+    scale="pass_through",
+    movement="pass_through",
+    embedding="leaf",
+    learned="leaf",
+    source="leaf",
+)
+
+ATTNLRP = Composite(
+    "attnlrp",
+    _PAPER,
+    source=f"{ACHTIBAT}, eqs. 8, 9, 15, props. 3.1 to 3.4",
+    summary="AttnLRP to the letter: epsilon, uniform products, softmax by its Taylor expansion",
+)
+
+ATTNLRP_GRADIENT = Composite(
+    "attnlrp-gradient",
+    _PAPER,
+    formulation="gradient_x_input",
+    source=f"{ACHTIBAT}; the gradient x input form is that of its library LXT",
+    summary="AttnLRP in gradient x input form, R = x g: no stabilizer, the limit eps -> 0",
+)
+
+_CONSTANT_ATTENTION = (
+    Rule("matmul", "second", role="attention.context"),
+    Rule("softmax", "constant"),
+    Rule("multiply", "second"),
+)
+
+CP_LRP = Composite(
+    "cp-lrp",
+    (*_CONSTANT_ATTENTION, *_PAPER),
+    formulation="gradient_x_input",
+    source="Ali et al. 2022, XAI for Transformers: Better Explanations through Conservative "
+    "Propagation, ICML, arXiv 2202.07304",
+    summary="attention weights and gates are constants: relevance flows through the values alone, "
+    "and in full",
+)
+
+LRP_0 = Composite(
+    "lrp-0",
+    _PAPER,
+    source="Bach et al. 2015, PLoS ONE 10(7), eq. 56, with AttnLRP's rules for what is not "
+    "linear; no stabilizer anywhere",
+    summary="AttnLRP without any stabilizer; what lands on an exact zero is absorbed",
+).with_options(stabilizer="none")
+
+_VISION = (
+    Rule("linear", "epsilon", role="attention.*"),
+    Rule("linear", "gamma", options=(("gamma", 0.25),), role="patch_embedding"),
+    Rule("linear", "gamma", options=(("gamma", 0.05),)),
+)
+
+ATTNLRP_VIT = Composite(
+    "attnlrp-vit",
+    (*_VISION, Rule("softmax", "z_plus"), *_PAPER),
+    source=f"{ACHTIBAT}, captions of figures 12 to 16",
+    summary="AttnLRP for vision transformers: gamma 0.25 on patches and 0.05 on linear layers "
+    "outside attention, z+ on the softmax",
+)
+
+ATTNLRP_VIT_BOX = ATTNLRP_VIT.override(
+    Rule("linear", "z_box", role="patch_embedding"), name="attnlrp-vit-box"
+)
+ATTNLRP_VIT_BOX = replace(
+    ATTNLRP_VIT_BOX,
+    source=f"{ATTNLRP_VIT.source}; Montavon et al. 2017, Pattern Recognition 65, z^B rule",
+    summary="attnlrp-vit with the z-box rule on pixels, whose bounds follow from "
+    "preprocessor_config.json (or are low and high)",
+)
+
+CP_LRP_VIT = Composite(
+    "cp-lrp-vit",
+    (*_CONSTANT_ATTENTION, *_VISION, *_PAPER),
+    source=f"Ali et al. 2022, ICML, arXiv 2202.07304, with gamma as {ACHTIBAT} tunes it for "
+    "vision transformers",
+    summary="attnlrp-vit with attention weights as constants: relevance flows through the values "
+    "alone, and in full",
+)
+
+_DERIVATIVES = table(
+    linear="gradient",
+    add="gradient",
+    multiply="gradient",
+    matmul="gradient",
+    softmax="gradient",
+    rms_norm="gradient",
+    layer_norm="gradient",
+    activation="gradient",
+    rotary="gradient",
+    pooling="gradient",
+    top_k="pass_through",
+    renormalize="gradient",
+    gather="pass_through",
+    combine="gradient",
+    scale="pass_through",
+    movement="pass_through",
+    embedding="leaf",
+    learned="leaf",
+    source="leaf",
+)
+
+GRADIENT = Composite(
+    "gradient",
+    _DERIVATIVES,
+    formulation="gradient_x_input",
+    source="Simonyan et al. 2014, Deep Inside Convolutional Networks, arXiv 1312.6034",
+    summary="the plain gradient; a token's score is the length of its gradient, and the "
+    "conservation ledger is that of x g",
+    score="norm",
+)
+
+INPUT_X_GRADIENT = Composite(
+    "input-x-gradient",
+    _DERIVATIVES,
+    formulation="gradient_x_input",
+    source="Shrikumar et al. 2016, Not Just a Black Box, arXiv 1605.01713",
+    summary="input times gradient: the first-order Taylor term; the rest is absorbed as offsets",
+)
+
+LXT_EXPLICIT = Composite(
+    "lxt-explicit",
+    (
+        Rule(
+            "matmul",
+            "uniform",
+            options=(("eps", 1e-6), ("stabilizer", "plain"), ("denominator", "2(z+eps)")),
+            role="attention.context",
+        ),
+        *table(
+            linear=("epsilon", {"eps": 1e-8, "stabilizer": "plain"}),
+            add=("epsilon", {"eps": 1e-8, "stabilizer": "plain"}),
+            matmul=("uniform", {"eps": 1e-8, "stabilizer": "plain"}),
+            layer_norm=("epsilon", {"eps": 1e-6, "stabilizer": "plain"}),
+            rotary=("epsilon", {"eps": 1e-8, "stabilizer": "plain"}),
+            pooling=("epsilon", {"eps": 1e-6, "stabilizer": "plain"}),
+        ),
+        *_PAPER,
+    ),
+    source="LXT 2.1, lxt.explicit (relevance form): eps without the sign of z, and two forms of "
+    "the matmul denominator",
+    summary="AttnLRP as LXT's relevance form codes it, to compare with; its stabilizer is unsigned",
+)
+
+METHODS: dict[str, Composite] = {
+    c.name: c
+    for c in (
+        ATTNLRP,
+        ATTNLRP_GRADIENT,
+        CP_LRP,
+        LRP_0,
+        GRADIENT,
+        INPUT_X_GRADIENT,
+        LXT_EXPLICIT,
+        ATTNLRP_VIT,
+        ATTNLRP_VIT_BOX,
+        CP_LRP_VIT,
+    )
+}
+
+
+def method(name: str) -> Composite:
+    """A published method by name. Raises ReflError for a name that is none."""
+    if name not in METHODS:
+        raise ReflError(
+            f"unknown method {name!r}: expected one of {', '.join(METHODS)}, or a .toml "
+            "file with a composite"
+        )
+    return METHODS[name]
