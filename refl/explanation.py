@@ -15,7 +15,7 @@ from refl.arrays import Array, asnumpy
 from refl.errors import ReflError
 from refl.io import ORACLE_FORMAT, oracle
 from refl.ledger import Ledger
-from refl.rules.composites import Composite, from_saved
+from refl.rules.composites import Composite
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,7 @@ def _fields(content: oracle.Oracle) -> dict[str, Any]:
 
 
 def _method(said: dict[str, Any]) -> Composite | Method:
-    return from_saved(said) if "rules" in said else Method(**said)
+    return Composite.from_dict(said) if "rules" in said else Method(**said)
 
 
 def _sites(content: oracle.Oracle, formulation: str) -> Sites:

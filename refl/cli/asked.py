@@ -10,9 +10,9 @@ from typing import Any
 
 from refl.errors import ReflError
 from refl.explanation import Explanation
+from refl.io.composites import from_toml
 from refl.model import Model, load
 from refl.network import CLASSIFIES
-from refl.io.composites import from_toml
 from refl.rules.composites import Composite
 from refl.rules.published import method
 

@@ -361,6 +361,6 @@ def test_roles_are_the_same_where_blocks_are_computed_again(name: str) -> None:
     """What a block records, when the sweep runs it again, has the roles of the first run."""
     again: dict[str, str] = {}
     for record in records(ARCHITECTURES[name], recompute=True):
-        inner = record.attributes["again"]()[0].records if record.operation == "block" else [record]
+        inner = record.parts[0].run()[0].records if record.parts else [record]
         again |= {r.output.site: r.role for r in inner}
     assert again == {r.output.site: r.role for r in records(ARCHITECTURES[name])}

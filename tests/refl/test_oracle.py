@@ -15,7 +15,8 @@ from refl import Explanation
 from refl.cli import main
 from refl.io import ORACLE_FORMAT, format_1, oracle
 from refl.io.safetensors import read_safetensors, write_safetensors
-from refl.rules.composites import METHODS, Rule
+from refl.rules.composites import Rule
+from refl.rules.published import METHODS
 from refl.verification.compare.compare import compare
 from refl.verification.random_models import MIXTRAL, random_model
 

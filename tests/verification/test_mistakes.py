@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refl.rules.composites import METHODS
+from refl.rules.published import METHODS
 from refl.verification.compare.alternatives import alternatives
 from refl.verification.conformance.mistakes import MISTAKES, NOT_SHOWN, Mistake, NoDifference
 from refl.verification.conformance.reference_rules import ReferenceRules, rounded

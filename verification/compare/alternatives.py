@@ -20,8 +20,10 @@ from refl.arrays import Array
 from refl.errors import ReflError
 from refl.rules import layer_norm
 from refl.rules.add import fold
-from refl.rules.balance import RuleOutput
-from refl.rules.composites import GRADIENT_RULES, METHODS, Chosen, Composite, Rule
+from refl.rules.composites import Chosen, Composite, Rule
+from refl.rules.conservation import RuleOutput
+from refl.rules.operations import rules_in
+from refl.rules.published import METHODS
 from refl.verification.vectors.catalogue import CATALOGUE
 
 Factor = Callable[[float], float]
@@ -182,8 +184,8 @@ class Altered(Composite):
 
     change: Callable[[str, Sequence[str], Chosen], Chosen] = lambda operation, names, chosen: chosen
 
-    def rule(self, operation: str, names: Sequence[str]) -> Chosen:
-        return self.change(operation, names, super().rule(operation, names))
+    def rule(self, operation: str, names: Sequence[str], role: str = "") -> Chosen:
+        return self.change(operation, names, super().rule(operation, names, role))
 
 
 def _planted(c: Composite) -> Iterator[Alternative]:
@@ -267,7 +269,7 @@ def _evenly(operands: list[Array]) -> list[Array]:
 
 def _derivative(operation: str) -> Change:
     """The true derivative; where relevance is propagated, on r / z and times x."""
-    gradient = GRADIENT_RULES[operation]["gradient"]
+    gradient = rules_in("gradient_x_input")[operation]["gradient"]
 
     def change(rule: Step, gxi: bool) -> Step:
         def true(*arrays: Any, **options: Any) -> RuleOutput:
@@ -361,7 +363,7 @@ def _mean_constant(rule: Step, gxi: bool) -> Step:
     def wrong(
         x: Array, w: Array, b: Array | None, z: Array, r: Array, *, norm_eps: float, **how: Any
     ) -> RuleOutput:
-        c = w * (r if gxi else _quotient(r, z)) * layer_norm._parts(x, norm_eps)[1]
+        c = w * (r if gxi else _quotient(r, z)) * layer_norm.standardized(x, norm_eps)[1]
         return RuleOutput((c if gxi else x * c, None, None), {})
 
     return wrong

@@ -15,7 +15,8 @@ from refl.errors import ReflError
 from refl.explanation import Explanation
 from refl.io.format_1 import translated
 from refl.io.safetensors import read_safetensors
-from refl.rules.composites import METHODS, Composite, from_saved
+from refl.rules.composites import Composite
+from refl.rules.published import METHODS
 from refl.verification.compare.rounding import Site
 
 
@@ -145,7 +146,9 @@ def _composite(method: Any) -> Composite | None:
     if not isinstance(method, dict):
         return METHODS.get(method) if isinstance(method, str) else None
     try:
-        found = from_saved({"source": "", "summary": "", "score": "sum", "rules": []} | method)
+        found = Composite.from_dict(
+            {"source": "", "summary": "", "score": "sum", "rules": []} | method
+        )
     except (ReflError, KeyError, TypeError, ValueError, AttributeError):
         return None
     return found if found.rules else METHODS.get(found.name)

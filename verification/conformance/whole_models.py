@@ -20,7 +20,7 @@ from typing import Any
 
 from refl.errors import ReflError
 from refl.model import load
-from refl.rules.composites import METHODS
+from refl.rules.published import METHODS
 from refl.verification.compare.diagnosis import Diagnosis, diagnose_model
 from refl.verification.conformance.adapter import Adapter, NotCovered
 from refl.verification.conformance.results import (

@@ -37,7 +37,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod, sqrt
@@ -49,7 +49,9 @@ from refl.arrays import Array, asnumpy
 from refl.explanation import Explanation
 from refl.ledger import Ledger
 from refl.model import Model
-from refl.rules.balance import RuleOutput
+from refl.rules.composites import Chosen
+from refl.rules.operations import OPERATIONS
+from refl.rules.rounding import rounding_scale
 from refl.verification.identities.rows import WorstDeviation, deviation
 from refl.verification.identities.weights import ChangedWeights
 
@@ -72,13 +74,19 @@ def ledger_rounding(ledger: Ledger) -> float:
     return FACTOR * ledger.roundoff * sum(float(scale.sum()) for scale in scales)
 
 
-def rule_rounding(*outputs: RuleOutput) -> float:
-    """The same for single applications of a rule that says its rounding scale."""
-    return max(
-        FACTOR * roundoff(output.inputs[0]) * float(output.rounding_scale().sum())
-        for output in outputs
-        if output.rounding_scale is not None
-    )
+def rule_rounding(
+    operation: str,
+    rule: Chosen,
+    operands: Sequence[Any],
+    z: Any,
+    r: Any,
+    formulation: str = "relevance",
+    **attributes: Any,
+) -> float:
+    """The same for one application of a rule, where r arrived at z."""
+    how = OPERATIONS[operation].options(rule.function) | rule.options | attributes
+    scale = rounding_scale(operation, rule.name, formulation, operands, z, r, how)
+    return FACTOR * roundoff(r) * float(scale.sum())
 
 
 def roundoff(array: Any) -> float:

@@ -14,10 +14,10 @@ from refl.explanation import Explanation
 from refl.ledger import Entry, Ledger
 from refl.model import DTYPES
 from refl.network import CLASSIFIES
-from refl.rules.balance import RuleOutput
-from refl.rules.composites import ATTNLRP, ATTNLRP_GRADIENT, GRADIENT_RULES, RULES, Rule
+from refl.rules.composites import Chosen, Rule
+from refl.rules.operations import OPERATIONS, rules_in
+from refl.rules.published import ATTNLRP, ATTNLRP_GRADIENT
 from refl.seeds import KINDS
-from refl.trace import FORWARD
 from refl.verification.definitions import surrogate
 from refl.verification.identities.conditioning import FACTOR, rounding_bound, rule_rounding
 from refl.verification.identities.graph import host_arrays
@@ -86,7 +86,10 @@ def _conserving_runs(m: ModelUnderTest) -> Iterator[tuple[str, Explanation]]:
         for keep in ("*", ()):
             yield run_name(method, options), m.explain(method, keep=keep, **options)
     operations = {r.operation for r in m.graph.records}
-    for base, known in ((ATTNLRP, RULES), (ATTNLRP_GRADIENT, GRADIENT_RULES)):
+    for base, known in (
+        (ATTNLRP, rules_in("relevance")),
+        (ATTNLRP_GRADIENT, rules_in("gradient_x_input")),
+    ):
         for operation in sorted(operations & known.keys()):
             for rule in known[operation] if len(known[operation]) > 1 else ():
                 composite = base.override(Rule(operation, rule, options=_box(rule)))
@@ -183,11 +186,13 @@ def norm_jacobian(
 
     Returns the largest ratio that a row passes on."""
     x, b = arrays[0], arrays[2] if len(arrays) > 2 and arrays[2] is not None else 0.0
-    z = FORWARD[operation](*arrays, **attributes)
+    z = OPERATIONS[operation].forward(*arrays, **attributes)
     g = np.random.default_rng(0).standard_normal(z.shape).astype(z.dtype)
-    output: RuleOutput = GRADIENT_RULES[operation]["gradient"](*arrays, z, g, **attributes)
+    rule = Chosen("gradient", rules_in("gradient_x_input")[operation]["gradient"], {})
+    output = rule.function(*arrays, z, g, **attributes)
     ratio, along = _ratio_passed_on(operation, x, attributes["norm_eps"]), g * (z - b)
-    got, bound = (x * output.inputs[0]).sum(axis=-1), rule_rounding(output)
+    bound = rule_rounding(operation, rule, arrays, z, g, "gradient_x_input", **attributes)
+    got = (x * output.inputs[0]).sum(axis=-1)
     step = (g * _along_itself(operation, arrays, attributes)).sum(axis=-1)
     worst.compare(got, step, bound, f"{where} (complex step)")
     worst.compare(got, ratio * along.sum(axis=-1), bound, where)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from refl.rules.composites import METHODS
+from refl.rules.published import METHODS
 from refl.verification.identities.conditioning import ledger_rounding, rounding_bound
 from refl.verification.identities.model_under_test import ModelUnderTest
 from refl.verification.identities.rows import Row, WorstDeviation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from refl.rules.composites import METHODS
+from refl.rules.published import METHODS
 
 WITHOUT_EPS = ("lrp-0", "attnlrp-gradient", "cp-lrp", "input-x-gradient")
 """At the limit eps -> 0, where the invariances hold exactly."""

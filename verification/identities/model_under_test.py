@@ -13,7 +13,8 @@ import numpy as np
 from refl.arrays import asnumpy
 from refl.explanation import Explanation
 from refl.model import Model
-from refl.rules.composites import METHODS, Composite
+from refl.rules.composites import Composite
+from refl.rules.published import METHODS
 from refl.trace import Record, Trace, Value
 from refl.verification.identities.graph import NORMS, Graph
 from refl.verification.identities.weights import cast

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from refl.rules.balance import RuleOutput
-from refl.rules.composites import LRP_0, Chosen
-from refl.trace import FORWARD, Record, Trace, Value
+from refl.rules.composites import Chosen
+from refl.rules.conservation import RuleOutput
+from refl.rules.operations import OPERATIONS
+from refl.rules.published import LRP_0
+from refl.trace import Record, Trace, Value
 from refl.verification.identities.conditioning import (
     FACTOR,
     ledger_rounding,
@@ -70,7 +72,7 @@ def product(
     """
     constant = constant or (False,) * len(operands)
     players = [k for k, fixed in enumerate(constant) if not fixed]
-    z = FORWARD["multiply"](*operands, constant=constant)
+    z = OPERATIONS["multiply"].forward(*operands, constant=constant)
     c = np.random.default_rng(0).standard_normal(z.shape).astype(z.dtype)
     output = rule.function(*operands, z, z * c, constant=constant, **rule.options)
     path = integral_of_power(len(players) - 1) * z * c
@@ -108,7 +110,7 @@ def matrix_product(
     """
     c = np.random.default_rng(0).standard_normal(z.shape).astype(z.dtype) * (z != 0)
     output = rule.function(a, v, z, z * c, **rule.options)
-    bound, path = rule_rounding(output), integral_of_power(1)
+    bound, path = rule_rounding("matmul", rule, (a, v), z, z * c), integral_of_power(1)
     r_a, r_v = relevance_of(output, 0, a), relevance_of(output, 1, v)
     gradients = f"{where} (integrated gradients)"
     worst.compare(r_a, path * a * (c @ v.swapaxes(-1, -2)), bound, gradients)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from refl.arrays import asnumpy
-from refl.rules.composites import CP_LRP
+from refl.rules.operations import OPERATIONS
+from refl.rules.published import CP_LRP
 from refl.sweep import Swept
-from refl.trace import FORWARD, Record, Trace, Value
+from refl.trace import Record, Trace, Value
 from refl.verification.identities.conditioning import ledger_rounding
 from refl.verification.identities.graph import (
     REARRANGING,
@@ -204,7 +205,7 @@ def _value_and_output(graph: Graph, a: Attention, x: Any) -> Any:  # (N, I, D) -
     v = x @ asnumpy(a.value.layer.arrays[1]).T
     _, moved = graph.trace_back(values_of(a.context)[1], REARRANGING)
     for r in reversed(moved):
-        v = FORWARD[r.operation](v, **r.attributes)
+        v = OPERATIONS[r.operation].forward(v, **r.attributes)
     h = asnumpy(a.softmax.output.array) @ v
     (merge,) = graph.readers[a.context.output]
-    return FORWARD[merge.operation](h, **merge.attributes) @ asnumpy(a.out.arrays[1]).T
+    return OPERATIONS[merge.operation].forward(h, **merge.attributes) @ asnumpy(a.out.arrays[1]).T

@@ -16,7 +16,7 @@ import numpy as np
 from refl.arrays import Array, asnumpy
 from refl.explanation import Explanation
 from refl.model import Model
-from refl.rules import attention
+from refl.trace import QUERIES
 from refl.verification.identities.conditioning import RunComparison
 from refl.verification.identities.invariance import compare_models
 from refl.verification.identities.methods import WITHOUT_EPS
@@ -267,7 +267,7 @@ def attention_in_blocks(m: ModelUnderTest) -> Iterator[Row]:
         plain = partial(m.explain, method, keep=("*.scores",))
         run = RunComparison(m.model, plain(), plain, worst)
         run.compare(input_scores(m.explain(method, keep=())), input_scores, method)
-    found = f"{len(m.item)} tokens, blocks of {attention.ROWS}"
+    found = f"{len(m.item)} tokens, blocks of {QUERIES}"
     yield worst.row(
         9,
         "attention in blocks = attention in one piece",
@@ -279,5 +279,5 @@ def attention_in_blocks(m: ModelUnderTest) -> Iterator[Row]:
 def _longer_than_a_block(m: ModelUnderTest) -> ModelUnderTest:
     if m.model.takes_images:
         return m
-    count = min(attention.ROWS + 2, m.model.config.longest)
+    count = min(QUERIES + 2, m.model.config.longest)
     return replace(m, item=with_mask(m.model, (m.item * count)[:count]))

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from refl.rules.composites import LRP_0
+from refl.rules.published import LRP_0
 from refl.trace import Trace
 from refl.verification.identities.conservation import norm_jacobian
 from refl.verification.identities.graph import Graph

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from refl.rules.composites import LRP_0, Composite
+from refl.rules.composites import Composite
+from refl.rules.published import LRP_0
 from refl.sweep import Sweep, Swept
 from refl.trace import Trace, Value
 

@@ -35,7 +35,7 @@ from refl.explanation import Candidate, Explanation, Method, Sites
 from refl.io.config import read_config
 from refl.io.text import Text
 from refl.io.weights import Weights
-from refl.rules.composites import METHODS
+from refl.rules.published import METHODS
 from refl.seeds import softmax
 from refl.verification.peers import lxt
 
