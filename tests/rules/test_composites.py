@@ -370,19 +370,18 @@ def test_what_a_table_may_not_say() -> None:
     )
     linear_rules = "alpha_beta, epsilon, flat, gamma, w_square, z_box, z_plus"
     refused(
-        "composite mine names the rule 'gama' for linear, which is in relevance form only "
-        f"under: {linear_rules}",
+        "composite mine names the rule 'gama' for linear; in relevance form there "
+        f"are: {linear_rules}",
         Rule("linear", "gama"),
     )
     refused(
-        "composite mine names the rule 'gamma' for linear, which carries gradient only "
-        "under: epsilon, gradient",
+        "composite mine names the rule 'gamma' for linear; in gradient x input form "
+        "there are: epsilon, gradient",
         Rule("linear", "gamma"),
         formulation="gradient_x_input",
     )
     refused(
-        "composite mine names the rule 'gamma' for *_norm, which is in relevance form only "
-        "under: epsilon, identity",
+        "composite mine names the rule 'gamma' for *_norm; in relevance form there are: epsilon, identity",
         Rule("*_norm", "gamma"),
     )
 

@@ -34,6 +34,7 @@ from exact_rules import (
     u,
 )
 from hypothesis import strategies as st
+from rounding import scale_of
 
 from refl.rules import combine, gather, renormalize, top_k
 from refl.verification.definitions import exact_experts as exact
@@ -366,21 +367,19 @@ def test_books_close_to_rounding(backend: Backend, dtype: str) -> None:
     z = combine.forward(*ys, index=index, length=5)
     s = random.standard_normal((3, 5, 2)) * (backend.back(z) != 0)
     s = backend.place(s.astype(dtype))
-    for passed, operands, out, given in (
-        (renormalize.epsilon(*placed), None, None, placed[2]),
-        (renormalize.gradient(*placed), placed[:1], placed[1], placed[2]),
-        (renormalize.identity_gxi(*placed), placed[:1], placed[1], placed[2]),
-        (combine.epsilon(*ys, z, s, index=index, length=5), None, None, s),
-        (combine.gradient(*ys, z, s, index=index, length=5), ys, z, s),
+    places = {"index": index, "length": 5}
+    for rule, arguments, how, operands, out, given in (
+        (renormalize.epsilon, placed, {}, None, None, placed[2]),
+        (renormalize.gradient, placed, {}, placed[:1], placed[1], placed[2]),
+        (renormalize.identity_gxi, placed, {}, placed[:1], placed[1], placed[2]),
+        (combine.epsilon, (*ys, z, s), places, None, None, s),
+        (combine.gradient, (*ys, z, s), places, ys, z, s),
     ):
+        passed = rule(*arguments, **how)
         received = worth(backend, given, out)
         gone = sum(worth(backend, p, operands and operands[i]) for i, p in enumerate(passed.inputs))
         gone = gone + sum(backend.back(a) for a in passed.absorbed.values())
-        scale = (
-            backend.back(passed.rounding_scale())
-            if passed.rounding_scale
-            else np.abs(worth(backend, given, out, absolute=True))
-        )
+        scale = backend.back(scale_of(rule, *arguments, **how))
         assert np.all(np.abs(received - gone) <= 8 * float(u(dtype)) * scale + float(eta(dtype)))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hand_arrays import BIAS, EPS, B, G, M, N, R, T, W, X, Y, agree, away, over, size
+from rounding import scale_of
 
 from refl.rules import (
     activation,
@@ -24,20 +25,6 @@ from refl.rules import (
     rotary,
     softmax,
 )
-from refl.rules.operations import FORMULATIONS, OPERATIONS
-from refl.rules.rounding import rounding_scale
-
-
-def scale(rule: Any, *arrays: Any, **how: Any) -> Any:
-    """The rounding scale of a rule given as its function, called as the rule is."""
-    *operands, z, r = arrays
-    for name, operation in OPERATIONS.items():
-        for formulation in FORMULATIONS:
-            for called, function in operation.rules_in(formulation).items():
-                if function is rule:
-                    how = operation.options(rule) | {"mask": None} | how
-                    return rounding_scale(name, called, formulation, operands, z, r, how)
-    raise AssertionError(f"{rule} stands in no table")
 
 
 def products(w: Any, s: Any, x: Any = X) -> Any:  # (B, T, O), -> (B, T, O, I)
@@ -57,20 +44,20 @@ def test_terms_of_linear(bias: Any) -> None:
     def twice(s: Any) -> Any:
         return 2 * (size(products(W, s)) + size(b * s))
 
-    agree(scale(linear.epsilon, X, W, bias, z, R, eps=EPS), twice(R / away(z)) + size(R))
-    agree(scale(linear.gradient, X, W, bias, z, R), twice(R))
+    agree(scale_of(linear.epsilon, X, W, bias, z, R, eps=EPS), twice(R / away(z)) + size(R))
+    agree(scale_of(linear.gradient, X, W, bias, z, R), twice(R))
     up, down = POSITIVE.sum(axis=-1) + np.maximum(b, 0), NEGATIVE.sum(axis=-1) + np.minimum(b, 0)
     agree(
-        scale(linear.gamma, X, W, bias, z, R, gamma=0.25),
+        scale_of(linear.gamma, X, W, bias, z, R, gamma=0.25),
         1.25 * twice(over(R, z + 0.25 * np.where(z > 0, up, down))),
     )
-    agree(scale(linear.z_plus, X, W, bias, z, R), twice(over(R, up)))
+    agree(scale_of(linear.z_plus, X, W, bias, z, R), twice(over(R, up)))
     agree(
-        scale(linear.alpha_beta, X, W, bias, z, R, alpha=1.5, beta=0.5),
+        scale_of(linear.alpha_beta, X, W, bias, z, R, alpha=1.5, beta=0.5),
         twice(over(1.5 * R, up)) + twice(over(0.5 * R, down)),
     )
-    agree(scale(linear.flat, X, W, bias, z, R), 2 * size(R))
-    agree(scale(linear.w_square, X, W, bias, z, R), 2 * size(R))
+    agree(scale_of(linear.flat, X, W, bias, z, R), 2 * size(R))
+    agree(scale_of(linear.w_square, X, W, bias, z, R), 2 * size(R))
 
 
 def test_terms_of_the_z_box() -> None:
@@ -78,7 +65,7 @@ def test_terms_of_the_z_box() -> None:
     wp, wn = np.maximum(W, 0), np.minimum(W, 0)
     s = R / (above @ wp.T + below @ wn.T)
     wanted = 2 * (size(products(wp, s, above)) + size(products(wn, s, below)))
-    agree(scale(linear.z_box, X, W, BIAS, X @ W.T, R, low=-3.0, high=4.0), wanted)
+    agree(scale_of(linear.z_box, X, W, BIAS, X @ W.T, R, low=-3.0, high=4.0), wanted)
 
 
 def test_terms_of_a_sum() -> None:
@@ -86,8 +73,8 @@ def test_terms_of_a_sum() -> None:
     for a, b in ((X, Y), (X, Y[:, :1]), (X[:, :1], Y)):
         z = a + b
         s = G / away(z)
-        agree(scale(add.epsilon, a, b, z, G, eps=EPS), 2 * (size(a * s) + size(b * s)) + size(G))
-        agree(scale(add.gradient, a, b, z, G), 2 * (size(a * G) + size(b * G)))
+        agree(scale_of(add.epsilon, a, b, z, G, eps=EPS), 2 * (size(a * s) + size(b * s)) + size(G))
+        agree(scale_of(add.gradient, a, b, z, G), 2 * (size(a * G) + size(b * G)))
 
 
 def test_terms_of_a_sum_over_experts() -> None:
@@ -102,8 +89,8 @@ def test_terms_of_a_sum_over_experts() -> None:
                 if t is not None:
                     wanted_epsilon[b] += 2 * np.abs(y[b, n] * G[b, t] / away(z[b, t])).sum()
                     wanted_gradient[b] += 2 * np.abs(y[b, n] * G[b, t]).sum()
-    agree(scale(combine.epsilon, *ys, z, G, index=index, length=T, eps=EPS), wanted_epsilon)
-    agree(scale(combine.gradient, *ys, z, G, index=index, length=T), wanted_gradient)
+    agree(scale_of(combine.epsilon, *ys, z, G, index=index, length=T, eps=EPS), wanted_epsilon)
+    agree(scale_of(combine.gradient, *ys, z, G, index=index, length=T), wanted_gradient)
 
 
 def test_terms_of_matmul() -> None:
@@ -118,15 +105,17 @@ def test_terms_of_matmul() -> None:
     def messages(s: Any) -> Any:
         return size(a[..., None] * v[:, None] * s[:, :, None])
 
-    agree(scale(matmul.uniform, a, v, z, r, eps=EPS), 2 * messages(r / away(z, EPS / 2)) + size(r))
     agree(
-        scale(matmul.uniform, a, v, z, r, eps=EPS, denominator="2(z+eps)"),
+        scale_of(matmul.uniform, a, v, z, r, eps=EPS), 2 * messages(r / away(z, EPS / 2)) + size(r)
+    )
+    agree(
+        scale_of(matmul.uniform, a, v, z, r, eps=EPS, denominator="2(z+eps)"),
         2 * messages(r / away(z)) + size(r),
     )
-    agree(scale(matmul.second, a, v, z, r, eps=EPS), 2 * messages(r / away(z)) + size(r))
-    agree(scale(matmul.uniform_gxi, a, v, z, r), 2 * messages(r))
-    agree(scale(matmul.second_gxi, a, v, z, r), 2 * messages(r))
-    agree(scale(matmul.gradient, a, v, z, r), 6 * messages(r))
+    agree(scale_of(matmul.second, a, v, z, r, eps=EPS), 2 * messages(r / away(z)) + size(r))
+    agree(scale_of(matmul.uniform_gxi, a, v, z, r), 2 * messages(r))
+    agree(scale_of(matmul.second_gxi, a, v, z, r), 2 * messages(r))
+    agree(scale_of(matmul.gradient, a, v, z, r), 6 * messages(r))
 
 
 def test_terms_of_softmax() -> None:
@@ -139,9 +128,9 @@ def test_terms_of_softmax() -> None:
         row, px = np.abs(r).sum(axis=-1, keepdims=True), (p * np.abs(X)).sum(axis=-1, keepdims=True)
         return 3 * (size(X * r) + size(X * p * row) + size(r) + size(r * X) + size(row * px))
 
-    agree(scale(softmax.taylor, X, p, G), thrice(G))
-    agree(scale(softmax.gradient, X, p, G), thrice(p * G))
-    agree(scale(softmax.spread, X, p, G), 2 * thrice(G))
+    agree(scale_of(softmax.taylor, X, p, G), thrice(G))
+    agree(scale_of(softmax.gradient, X, p, G), thrice(p * G))
+    agree(scale_of(softmax.spread, X, p, G), 2 * thrice(G))
     own, cross = (1 - p) * np.maximum(X, 0), p * np.maximum(-X, 0)
     others = cross @ (1 - np.eye(N))
     s = np.abs(over(G, own + others))
@@ -150,14 +139,14 @@ def test_terms_of_softmax() -> None:
         + size(cross * s.sum(axis=-1, keepdims=True))
         + size(s * cross.sum(axis=-1, keepdims=True))
     )
-    agree(scale(softmax.z_plus, X, p, G), 3 * messages + size(G))
+    agree(scale_of(softmax.z_plus, X, p, G), 3 * messages + size(G))
 
 
 def test_terms_of_norms() -> None:
     random = np.random.default_rng(12)
     w, b, norm_eps = random.normal(size=N), random.normal(size=N), 0.1
     z = rms_norm.forward(X, w, norm_eps=norm_eps)
-    agree(scale(rms_norm.gradient, X, w, z, G, norm_eps=norm_eps), 4 * size(z * G))
+    agree(scale_of(rms_norm.gradient, X, w, z, G, norm_eps=norm_eps), 4 * size(z * G))
     std = np.sqrt(X.var(axis=-1, keepdims=True) + norm_eps)
     for bias in (b, None):
         z = w * (X - X.mean(axis=-1, keepdims=True)) / std + (0 if bias is None else bias)
@@ -169,11 +158,11 @@ def test_terms_of_norms() -> None:
             )
 
         agree(
-            scale(layer_norm.epsilon, X, w, bias, z, G, norm_eps=norm_eps, eps=EPS),
+            scale_of(layer_norm.epsilon, X, w, bias, z, G, norm_eps=norm_eps, eps=EPS),
             terms(G / away(z)) + size(G),
         )
-        agree(scale(layer_norm.epsilon_gxi, X, w, bias, z, G, norm_eps=norm_eps), terms(G))
-        agree(scale(layer_norm.gradient, X, w, bias, z, G, norm_eps=norm_eps), 2 * terms(G))
+        agree(scale_of(layer_norm.epsilon_gxi, X, w, bias, z, G, norm_eps=norm_eps), terms(G))
+        agree(scale_of(layer_norm.gradient, X, w, bias, z, G, norm_eps=norm_eps), 2 * terms(G))
 
 
 def test_terms_of_an_activation() -> None:
@@ -182,7 +171,8 @@ def test_terms_of_an_activation() -> None:
         ("relu", np.maximum(X, 0), np.where(X > 0, 1.0, 0.0)),
     ):
         agree(
-            scale(activation.gradient, X, z, G, kind=kind), 3 * (size(z * G) + size(X * slope * G))
+            scale_of(activation.gradient, X, z, G, kind=kind),
+            3 * (size(z * G) + size(X * slope * G)),
         )
 
 
@@ -194,11 +184,11 @@ def test_terms_of_rotary() -> None:
     z = rotary.forward(x, cos=cos, sin=sin)
     s = r / away(z)
     agree(
-        scale(rotary.epsilon, x, z, r, cos=cos, sin=sin, eps=EPS),
+        scale_of(rotary.epsilon, x, z, r, cos=cos, sin=sin, eps=EPS),
         2 * (size(x * cos * s) + size(other * sin * s)) + size(r),
     )
     agree(
-        scale(rotary.gradient, x, z, r, cos=cos, sin=sin),
+        scale_of(rotary.gradient, x, z, r, cos=cos, sin=sin),
         2 * (size(x * cos * r) + size(other * sin * r)),
     )
 
@@ -209,11 +199,11 @@ def test_terms_of_pooling() -> None:
     r, whole = random.normal(size=(B, 1, N)), (X * counted).sum(axis=1, keepdims=True)
     z = whole / counted.sum(axis=1, keepdims=True)
     agree(
-        scale(pooling.epsilon, X, z, r, counted=counted, eps=EPS),
+        scale_of(pooling.epsilon, X, z, r, counted=counted, eps=EPS),
         2 * size(X * counted * r / away(whole)) + size(r),
     )
     agree(
-        scale(pooling.gradient, X, z, r, counted=counted),
+        scale_of(pooling.gradient, X, z, r, counted=counted),
         2 * size(X * counted * r / counted.sum(axis=1, keepdims=True)),
     )
 
@@ -221,5 +211,5 @@ def test_terms_of_pooling() -> None:
 def test_terms_of_renormalization() -> None:
     x = np.abs(X)
     z = x / x.sum(axis=-1, keepdims=True)
-    agree(scale(renormalize.epsilon, x, z, G, eps=EPS), 4 * size(z * G / away(z)) + size(G))
-    agree(scale(renormalize.gradient, x, z, G), 4 * size(z * G))
+    agree(scale_of(renormalize.epsilon, x, z, G, eps=EPS), 4 * size(z * G / away(z)) + size(G))
+    agree(scale_of(renormalize.gradient, x, z, G), 4 * size(z * G))

@@ -57,6 +57,7 @@ from exact_rules import (
 )
 from hypothesis import assume
 from hypothesis import strategies as st
+from rounding import scale_of
 
 from refl import arrays
 from refl.rules import (
@@ -1456,13 +1457,13 @@ def test_the_gap_of_the_books_is_rounding(backend: Backend, dtype: str) -> None:
         eps, kind = data.draw(st.sampled_from(EPS)), data.draw(st.sampled_from(KINDS))
         z = linear.forward(x, w, b)
         arguments = [None if a is None else backend.place(a) for a in (x, w, b, z, r)]
-        for passed in (
-            linear.epsilon(*arguments, eps=eps, stabilizer=kind),
-            linear.gamma(*arguments),
-            linear.alpha_beta(*arguments),
+        for rule, how in (
+            (linear.epsilon, {"eps": eps, "stabilizer": kind}),
+            (linear.gamma, {}),
+            (linear.alpha_beta, {}),
         ):
-            assert passed.rounding_scale is not None
-            held = backend.back(passed.rounding_scale())
+            passed = rule(*arguments, **how)
+            held = backend.back(scale_of(rule, *arguments, **how))
             for e in range(x.shape[0]):
                 given_on = sum(Fraction(float(v)) for v in backend.back(passed.inputs[0])[e].flat)
                 absorbed = sum(
