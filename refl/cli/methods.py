@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
     chosen = list(METHODS.values()) if args.name is None else [composite_named(args.name)]
     if args.json:
-        tables = [c.as_dict() | {"summary": c.summary, "score": c.score} for c in chosen]
+        tables = [c.as_dict() for c in chosen]
         print_json(tables if args.name is None else tables[0])
     else:
         print_lines([line for c in chosen for line in _lines(c, args.name is not None)], args)
