@@ -13,26 +13,9 @@ from dataclasses import dataclass, replace
 from refl.explanation import Explanation, Method
 from refl.ledger import Ledger
 from refl.rules.composites import Composite
+from refl.rules.operations import CAUSES
 from refl.show.numbers import adding_up, decimals, percent, strongest, total
 from refl.show.text import printable
-
-CAUSES = {
-    "softmax_offset": "the constant part of softmax's Taylor expansion",
-    "norm_offset": "the part of a norm that its rule hands to no input",
-    "activation_offset": "what an activation's slope at x does not account for",
-    "product_offset": "a product counted once for each factor",
-    "renormalization_offset": "what the derivative of weights made to sum to one hands to none",
-    "stabilizer": "the eps in the denominators",
-    "bias": "biases of linear maps",
-    "norm_bias": "biases of norms",
-    "position": "position embeddings",
-    "token_type": "token type embeddings",
-    "class_token": "the learned token that stands for the class",
-    "distillation_token": "the learned token that stands for the teacher's class",
-    "mask": "positions hidden by the mask",
-    "constant": "what arrived at something treated as a constant",
-}
-"""What absorbed relevance, in words."""
 
 ERROR = "conservation error"
 """The part of the account that is rounding, and nothing else."""
@@ -75,9 +58,16 @@ def account(ledger: Ledger) -> list[Row]:
     )
     notes = CAUSES | {
         ledger.destination: f"what reached the {ledger.destination}",
-        ERROR: f"{parts[ERROR]:.1e}, rounding (unit {ledger.roundoff:.0e})",
+        ERROR: f"{parts[ERROR]:.1e}, rounding ({_rounding(ledger)})",
     }
     return _rows(parts, total(ledger.explained), notes)
+
+
+def _rounding(ledger: Ledger) -> str:
+    """How much of it is expected: a bound where the sweep was audited, else the unit of all."""
+    if ledger.rounding_bound is None:
+        return f"unit {ledger.roundoff:.0e}"
+    return f"bound {total(ledger.rounding_bound):.0e}"
 
 
 def account_of(e: Explanation) -> list[Row]:

@@ -260,8 +260,8 @@ def _method(e: Explanation) -> str:
 
 def _rules(c: Composite) -> str:
     rows = [
-        (safe(operation), f"<code>{safe(site)}</code>", safe(rule), safe(options))
-        for operation, site, rule, options in composite_rows(c)
+        (safe(operation), safe(role), f"<code>{safe(site)}</code>", safe(rule), safe(options))
+        for operation, role, site, rule, options in composite_rows(c)
     ]
     return _hidden(
         "The table of rules, with every option; the first line that fits an operation gives its "

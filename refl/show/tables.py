@@ -17,7 +17,7 @@ from refl.show.text import printable
 
 LEDGER = ("site", "operation", "rule", "received", "passed on", "absorbed", ERROR, "by cause")
 TRACE = ("site", "operation", "shape", "rule", "received", "passed on", ERROR, "absorbed")
-COMPOSITE = ("operation", "site", "rule", "options")
+COMPOSITE = ("operation", "role", "site", "rule", "options")
 KEPT = ("kept site", "shape", "sum of relevance", "least", "most")
 
 
@@ -115,9 +115,10 @@ def _shape(shape: Sequence[int]) -> str:
 def composite_table(composite: Composite, width: int | None) -> list[Line]:
     """Every line of a composite's table, with every option."""
     rows: list[list[Span]] = [
-        list(zip(row, ("cyan", "", "", "dim"), strict=True)) for row in composite_rows(composite)
+        list(zip(row, ("cyan", "", "", "", "dim"), strict=True))
+        for row in composite_rows(composite)
     ]
-    return folded([_header(COMPOSITE), *rows], "llll", width, 3)
+    return folded([_header(COMPOSITE), *rows], "lllll", width, 4)
 
 
 def composite_rows(composite: Composite) -> list[list[str]]:

@@ -243,7 +243,7 @@ def test_a_methods_table_has_every_line_and_option(method: str, capsys: Capture)
     out = answer(capsys, "methods", method)
     told = json.loads(answer(capsys, "methods", method, "--json"))
     for line in told["rules"]:
-        assert line["operation"] in out
+        assert line["operation"] in out and line["role"] in out and line["site"] in out
         assert all(f"{key}={value}" in out for key, value in line["options"].items())
 
 

@@ -303,6 +303,14 @@ def test_shares_are_left_out_where_they_mean_nothing(explained: float) -> None:
     assert rows[-1].percent == ("" if explained == 0 else "100.0%")
 
 
+def test_a_conservation_error_comes_with_its_bound_where_that_is_known(model: Any) -> None:
+    audited = model.explain("the keys", keep=(), audit=True).ledger
+    bound = f"rounding (bound {float(audited.rounding_bound[0]):.0e})"
+    assert account(audited)[-2].note.endswith(bound)
+    plainly = model.explain("the keys", keep=()).ledger
+    assert account(plainly)[-2].note.endswith("rounding (unit 6e-08)")
+
+
 def test_tokens_with_their_own_blanks_are_joined_without_more() -> None:
     assert joiner([" the", " keys"]) == ""
     assert joiner(["the", "keys"]) == " "
