@@ -136,7 +136,7 @@ class Composite:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Composite:
-        """The composite that `as_dict` wrote down. Options at their defaults are left to the rules."""
+        """What `as_dict` wrote down; options at their defaults are left to the rules."""
         rules = tuple(_read(line, content["formulation"]) for line in content["rules"])
         facts = {key: content[key] for key in ("name", "formulation", "source", "summary", "score")}
         return cls(rules=rules, **facts)

@@ -1,7 +1,7 @@
 """Who checks the checker, and who checks others with it.
 
-to read first    definitions/by_hand_decoder, by_hand_encoder: one block each, forward and then upside
-                 down, in plain Python
+to read first    definitions/by_hand_decoder, by_hand_encoder: one block each, forward and then
+                 upside down, in plain Python
 definitions/     every rule as sums over messages, in rational numbers or 60 digits (exact,
                  exact_vision, exact_experts), on whole arrays (exact_answers) and whole models
                  (exact_sweep); numbers that count their own rounding (running_error); the frozen

@@ -381,7 +381,8 @@ def test_what_a_table_may_not_say() -> None:
         formulation="gradient_x_input",
     )
     refused(
-        "composite mine names the rule 'gamma' for *_norm; in relevance form there are: epsilon, identity",
+        "composite mine names the rule 'gamma' for *_norm; in relevance form there are: epsilon, "
+        "identity",
         Rule("*_norm", "gamma"),
     )
 
@@ -479,7 +480,8 @@ def test_a_composite_from_a_file(tmp_path: Path) -> None:
         "norm",
     )
     file.write_text(
-        'formulation = "gradient_x_input"\nsummary = "é"\n[[rule]]\noperation = "linear"\nrule = "epsilon"\n',
+        'formulation = "gradient_x_input"\nsummary = "é"\n'
+        '[[rule]]\noperation = "linear"\nrule = "epsilon"\n',
         "utf-8",
     )
     bare = from_toml(str(file))

@@ -1,5 +1,5 @@
-"""What the table of operations says of each rule: its defaults, what it absorbs relevance under, the
-names it goes by; and single values written out by hand.
+"""What the table of operations says of each rule: its defaults, what it absorbs relevance under,
+the names it goes by; and single values written out by hand.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def test_rows_are_gathered_where_asarray_knows_no_device(monkeypatch: Any) -> No
     fake = ModuleType("cupy")
     for name in ("reshape", "concat", "zeros_like", "take", "int64"):
         setattr(fake, name, getattr(np, name))
-    fake.asarray = lambda values, dtype: np.asarray(values, dtype=dtype)  # type: ignore[attr-defined]
+    fake.asarray = lambda values, dtype: np.asarray(values, dtype=dtype)
     monkeypatch.setitem(sys.modules, "cupy", fake)
     index = ((2, None), (0, 1))
     got = gather.rows(X.view(Elsewhere), index)

@@ -190,7 +190,7 @@ def test_absorbed_entries_are_held_against_the_vectors() -> None:
     def linear_epsilon(
         x: Any, w: Any, b: Any, r: Any, *, eps: float, stabilizer: str = "sign"
     ) -> Any:
-        answer = engine.linear_epsilon(x, w, b, r, eps=eps, stabilizer=stabilizer)  # type: ignore[attr-defined]
+        answer = engine.linear_epsilon(x, w, b, r, eps=eps, stabilizer=stabilizer)
         return {
             "relevance": answer["relevance"],
             "absorbed": {"stabilizer": answer["absorbed"]["stabilizer"]},
@@ -355,7 +355,7 @@ def test_an_adapter_cannot_spoil_the_vectors() -> None:
 
 def test_a_mean_that_depends_on_the_neighbors_is_named() -> None:
     def add_epsilon(a: Any, b: Any, r: Any, *, eps: float, stabilizer: str = "sign") -> Any:
-        parts = engine.add_epsilon(a, b, r, eps=eps, stabilizer=stabilizer)["relevance"]  # type: ignore[attr-defined]
+        parts = engine.add_epsilon(a, b, r, eps=eps, stabilizer=stabilizer)["relevance"]
         sizes = [abs(p.sum()) for p in parts]
         return [
             p / p.sum() * r.sum() * size / sum(sizes) for p, size in zip(parts, sizes, strict=True)

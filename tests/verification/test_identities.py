@@ -2,9 +2,10 @@
 which has its own file.
 
 The scale of every comparison is `rounding_bound(e)`: 8 u times the sum over all sites of the
-|terms| their rules added up, which the audited ledger holds. An attribution is a chain of such sums, so
-nothing finer than this is decided by float arithmetic. Two runs whose matrix products round
-differently (a batch and its members) come within an eighth of it, all others within a hundredth.
+|terms| their rules added up, which the audited ledger holds. An attribution is a chain of such
+sums, so nothing finer than this is decided by float arithmetic. Two runs whose matrix products
+round differently (a batch and its members) come within an eighth of it, all others within a
+hundredth.
 """
 
 from __future__ import annotations

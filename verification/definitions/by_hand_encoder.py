@@ -133,7 +133,9 @@ def block(
 
 
 def share(z: Any, r: Any, eps: Number) -> tuple[Any, Books]:
-    """s = R / (z + eps s(z)), the division in every line below, and what the stabilizer absorbs: eps s(z) s  (eq. 5)."""
+    """s = R / (z + eps s(z)), the division in every line below, and what the stabilizer absorbs:
+    eps s(z) s  (eq. 5).
+    """
     e = each(lambda z: eps if z >= 0 else -eps, z)
     s = each(lambda r, z, e: r / (z + e), r, z, e)
     return s, {"stabilizer": total(each(lambda e, s: e * s, e, s))}

@@ -325,8 +325,9 @@ def turns(
         [t * MP.mpf(rope.theta) ** (-MP.mpf(2 * i) / width) for i in range(width // 2)] * 2
         for t in range(length)
     ]
-    cos, sin = ([[f(a) for a in row] for row in angles] for f in (MP.cos, MP.sin))
-    return (_like((length, width), (v for row in table for v in row)) for table in (cos, sin))  # type: ignore[return-value]
+    flat = [a for row in angles for a in row]
+    shape = (length, width)
+    return _like(shape, map(MP.cos, flat)), _like(shape, map(MP.sin, flat))
 
 
 def _node(
@@ -415,7 +416,8 @@ def _each_product(of: Callable[[Node, tuple[int, ...], Any, Any, Any], Split]) -
 
     def rule(n: Node, r: Exact) -> Given:
         a, v = n.operands
-        r_a, r_v, absorbed = _zeros(a.shape), _zeros(v.shape), [{} for _ in range(len(r))]  # type: tuple[Exact, Exact, Absorbed]
+        r_a, r_v = _zeros(a.shape), _zeros(v.shape)
+        absorbed: Absorbed = [{} for _ in range(len(r))]
         for at in np.ndindex(*a.shape[:-2]):
             split = of(n, at, a[at].tolist(), v[at].tolist(), r[at].tolist())
             _book(absorbed, at[0], split)

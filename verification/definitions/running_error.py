@@ -3,10 +3,8 @@ may be from them.
 
 Any formula written for plain numbers (those of exact.py) can be run on these. What comes out is its
 value and its *condition*: the sum, to first order, of what one relative rounding of every factor,
-product, quotient and partial sum can move, in units of the unit
-roundoff u. An implementation that rounds each of its steps once is off by at most  units * u * condition
-                                                                                    with a small
-                                                                                    `units`.
+product, quotient and partial sum can move, in units of the unit roundoff u. An implementation that
+rounds each of its steps once is off by at most  units * u * condition  with a small `units`.
 (Running error analysis: Wilkinson 1963; Higham 2002, Accuracy and Stability of Numerical
 Algorithms, section 3.3.)
 

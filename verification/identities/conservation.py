@@ -1,5 +1,5 @@
-"""Identities 1, 3 and 12: what an operation receives it passes on or absorbs; the account of a whole
-net; and what the true derivative of a norm absorbs.
+"""Identities 1, 3 and 12: what an operation receives it passes on or absorbs; the account of a
+whole net; and what the true derivative of a norm absorbs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Identity 11: the net taken apart forwards, token by token, is CP-LRP.
 
-With attention, norms, gates and activation ratios frozen the net is affine in its input: the part of
-each token (or patch) in the output, computed forwards as f(that token alone) - f(nothing), is its
-CP-LRP relevance.
+With attention, norms, gates and activation ratios frozen the net is affine in its input: the part
+of each token (or patch) in the output, computed forwards as f(that token alone) - f(nothing), is
+its CP-LRP relevance.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Identities 5 and 10: how a product is split. The uniform rule gives the Shapley value, which is also
-the integral of the gradient along the path from 0; of three matrices the order of the products
+"""Identities 5 and 10: how a product is split. The uniform rule gives the Shapley value, which is
+also the integral of the gradient along the path from 0; of three matrices the order of the products
 decides.
 """
 

@@ -1,5 +1,5 @@
-"""Identities 4 and 6: where there is one right answer. A ReLU net, whose LRP-0 is gradient * input; a
-linear model, and one attention layer, whose relevance is what is missing when a part is left out.
+"""Identities 4 and 6: where there is one right answer. A ReLU net, whose LRP-0 is gradient * input;
+a linear model, and one attention layer, whose relevance is what is missing when a part is left out.
 """
 
 from __future__ import annotations
