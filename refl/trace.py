@@ -432,12 +432,14 @@ class Trace:
             queries = (Ellipsis, rows, slice(None))
             keys = (Ellipsis, slice(rows.stop if causal else every), slice(None))
             hidden = None if mask is None else mask[..., rows, keys[1]]
-            run = partial(self._attention_part, (q, k, v), (queries, keys, keys), hidden, causal)
-            parts.append(Part(run, (queries, keys, keys), queries))
+            indices = (queries, keys, keys)
+            run = partial(self._attention_part, self.path, (q, k, v), indices, hidden, causal)
+            parts.append(Part(run, indices, queries))
         return self._edited(self._in_parts(self.site("context"), (q, k, v), tuple(parts)))
 
     def _attention_part(
         self,
+        path: str,
         operands: tuple[Value, ...],
         indices: tuple[Any, ...],
         mask: Array | None,
@@ -445,7 +447,7 @@ class Trace:
         record: bool = True,
     ) -> tuple[Trace, tuple[Value, ...], Value]:
         inner = self._inner(record)
-        inner.plain, inner.path = True, self.path
+        inner.plain, inner.path = True, path
         pairs = zip(operands, indices, strict=True)
         q, k, v = (Value(o.array[index], o.site, o.constant) for o, index in pairs)
         return inner, (q, k, v), inner.attention(q, k, v, mask, causal=causal)

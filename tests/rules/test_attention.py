@@ -44,9 +44,8 @@ def attended(
             t.scale(name, Value(a, name.upper()), 1.0) for name, a in (("q", Q), ("k", K), ("v", V))
         )
         z = t.attention(q, k, v, mask, causal=causal)
-        swept = Sweep(
-            composite, audit=audit, keep=lambda names: names[0][-2:] in (".q", ".k", ".v")
-        ).run(t, z, np.cos(z.array))
+    sweep = Sweep(composite, audit=audit, keep=lambda names: names[0][-2:] in (".q", ".k", ".v"))
+    swept = sweep.run(t, z, np.cos(z.array))
     return swept.ledger, swept.propagated
 
 

@@ -433,12 +433,14 @@ def test_a_wrong_group_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_block_that_forgets_earlier_keys_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Trace._attention_part
 
-    def forgetful(t: Trace, operands: Any, indices: Any, mask: Any, *rest: Any, **how: Any) -> Any:
+    def forgetful(
+        t: Trace, path: str, operands: Any, indices: Any, mask: Any, *rest: Any, **how: Any
+    ) -> Any:
         """Of the keys it is given, a part looks at the first ones alone."""
         first = slice(min(indices[1][1].stop, QUERIES))
         keys = (..., first, slice(None))
         mask = None if mask is None else mask[..., first]
-        return right(t, operands, (indices[0], keys, keys), mask, *rest, **how)
+        return right(t, path, operands, (indices[0], keys, keys), mask, *rest, **how)
 
     assert "attention" not in ninth(net("LLAMA"))
     monkeypatch.setattr(Trace, "_attention_part", forgetful)
