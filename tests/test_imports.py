@@ -6,202 +6,161 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from importlib.abc import InspectLoader
-from pathlib import Path
 from types import FunctionType
 
 import pytest
 from checkpoints import ROOT
 
 from refl import rules
+from refl.verification.quality import import_graph
 
-LAYERS = (
-    {"refl.errors", "refl.arrays", "refl.io", "refl.io.format_1", "refl.version"},
-    {"refl.device", "refl.io.files"},
-    {"refl.io.config"},
-    {"refl.io.safetensors", "refl.io.oracle"},
-    {
-        "refl.rules",
-        "refl.rules.*",
-        "refl.ledger",
-        "refl.seeds",
-        "refl.io.weights",
-        "refl.io.text",
-        "refl.io.images",
-    },
-    {"refl.rules.composites", "refl.trace"},
-    {"refl.nets", "refl.nets.*", "refl.sweep", "refl.explanation"},
-    {"refl.network"},
-    {"refl.show", "refl.show.*"},
-    {"refl.explainer"},
-    {"refl.model"},
-)
-"""From the bottom up. A module imports from its own layer or from below; what stands in none is
-above all of them (the command line).
-"""
-OTHERS = {
-    "torch",
-    "transformers",
-    "lxt",
-    "zennit",
-    "captum",
-    "mpmath",
-    "tabulate",
-    "array_api_strict",
-}
+PATHS = import_graph.modules(ROOT)
+GRAPH = import_graph.module_graph(ROOT)
+
+NEEDED = {"numpy", "safetensors", "tokenizers", "rich"}
+"""What `pip install` brings."""
+WHEN_ASKED_FOR = {"cupy", "PIL"}
+"""Imported where a device or a picture is asked for: the extras `cuda12`, `cuda13`, `image`."""
 
 
-def module_of(path: Path) -> str:
-    folder = path.parent.name
-    name = path.stem if folder == "refl" else f"{folder}.{path.stem}"
-    return f"refl.{name}".removesuffix(".__init__")
+def everything_imported(module: str) -> set[str]:
+    return import_graph.imported(PATHS[module].read_text(encoding="utf-8"), PATHS)
 
 
-def sources(*folders: str) -> list[Path]:
-    return [path for folder in folders for path in sorted((ROOT / folder).glob("*.py"))]
-
-
-def imported(path: Path) -> set[str]:
-    """Modules that a file imports anywhere in it, `from refl.rules import add` as refl.rules.add;
-    not those for type checking alone.
-    """
-    found: set[str] = set()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    hidden = {
-        id(n)
-        for i in ast.walk(tree)
-        if isinstance(i, ast.If) and "TYPE_CHECKING" in ast.dump(i.test)
-        for n in ast.walk(i)
+def libraries(module: str) -> set[str]:
+    """What it imports that is neither refl nor Python's own."""
+    return {m.partition(".")[0] for m in everything_imported(module)} - {
+        "refl",
+        *sys.stdlib_module_names,
     }
-    for node in (n for n in ast.walk(tree) if id(n) not in hidden):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, (
-                f"{path.name} has a relative import: imports are written in full"
-            )
-            found |= {
-                f"{node.module}.{alias.name}" if is_package(node.module) else str(node.module)
-                for alias in node.names
-            }
-    return found
 
 
-def is_package(module: str | None) -> bool:
-    return module in ("refl", "refl.rules", "refl.nets", "refl.verification")
+def modules_of(*rooms: str) -> list[str]:
+    return [module for module in PATHS if import_graph.room_of(module) in rooms]
 
 
-def layer(module: str) -> int:
-    for number, members in reversed(
-        list(enumerate(LAYERS))
-    ):  # refl.rules.composites before refl.rules.*
-        if module in members or f"{module.rpartition('.')[0]}.*" in members:
-            return number
-    return len(LAYERS)
+def engine() -> list[str]:
+    return [module for module in PATHS if not module.startswith("refl.verification.")]
 
 
-@pytest.mark.parametrize("path", sources("refl", "rules", "nets"), ids=module_of)
-def test_imports_point_down(path: Path) -> None:
-    if path.name == "__init__.py" and path.parent.name == "refl":
-        return  # the face; it imports when it is first used
-    module, targets = (
-        module_of(path),
-        {m for m in imported(path) if m.startswith("refl.") and "__version__" not in m},
+# -- arrows ----------------------------------------------------------------------------------------
+
+
+def test_every_room_has_its_layer() -> None:
+    rooms = {import_graph.room_of(module) for module in PATHS}
+    named = [room for layer in import_graph.LAYERS for room in layer]
+    assert sorted(named) == sorted(rooms)
+
+
+def test_imports_point_down() -> None:
+    upward = import_graph.upward(GRAPH)
+    assert not upward, "\n".join(f"{module} imports {target}" for module, target in upward)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert not import_graph.circles(GRAPH)
+    assert not import_graph.circles(import_graph.room_graph(GRAPH))
+
+
+def test_a_circle_and_an_upward_arrow_are_seen() -> None:
+    graph = {
+        "refl.arrays": {"refl.model"},
+        "refl.model": {"refl.sweep"},
+        "refl.sweep": {"refl.arrays", "refl.errors"},
+        "refl.errors": set(),
+    }
+    assert import_graph.circles(graph) == [["refl.arrays", "refl.model", "refl.sweep"]]
+    assert import_graph.upward(graph) == [("refl.arrays", "refl.model")]
+
+
+def test_lazy_imports_and_those_for_type_checking_count() -> None:
+    source = (
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from refl.model import Model\n"
+        "def f():\n    from refl.rules import linear, RULES\n"
     )
-    upward = {m for m in targets if layer(m) > layer(module)}
-    assert not upward, f"{module} imports {sorted(upward)}, which stand above it"
+    known = {"refl.model", "refl.rules", "refl.rules.linear"}
+    assert import_graph.imported(source, known) == {"typing", *known}
+    with pytest.raises(ValueError, match="relative"):
+        import_graph.imported("from . import linear")
 
 
-@pytest.mark.parametrize("path", sources("nets"), ids=module_of)
-def test_nets_know_the_trace_alone(path: Path) -> None:
-    """Beside the trace's interface: arrays, errors, each other, and the names of activations."""
-    allowed = {"refl.trace", "refl.arrays", "refl.errors", "refl.rules.activation"}
-    assert {
-        m for m in imported(path) if m.startswith("refl.") and not m.startswith("refl.nets")
-    } <= allowed
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = {
-        a.name
-        for n in ast.walk(tree)
-        if isinstance(n, ast.ImportFrom) and n.module == "refl.rules.activation"
-        for a in n.names
-    }
-    assert names <= {"NAMES"}
+# -- rules and nets --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", sources("rules"), ids=module_of)
-def test_rules_know_arrays_and_each_other(path: Path) -> None:
-    allowed = {"refl.arrays"} | ({"refl.errors"} if path.name == "composites.py" else set())
-    assert {
-        m for m in imported(path) if m.startswith("refl.") and not m.startswith("refl.rules")
-    } <= allowed
+@pytest.mark.parametrize("module", modules_of("nets"))
+def test_nets_know_the_trace_alone(module: str) -> None:
+    """Beside the trace's interface: arrays, errors and each other."""
+    others = {m for m in GRAPH[module] if not m.startswith("refl.nets")}
+    assert others <= {"refl.trace", "refl.arrays", "refl.errors"}
 
 
-@pytest.mark.parametrize("path", sources("rules", "nets"), ids=module_of)
-def test_rules_and_nets_name_no_array_library(path: Path) -> None:
+@pytest.mark.parametrize("module", modules_of("rules"))
+def test_rules_know_arrays_and_each_other(module: str) -> None:
+    others = {m for m in GRAPH[module] if not m.startswith("refl.rules")}
+    allowed = {"refl.arrays"}
+    if module in ("refl.rules.composites", "refl.rules.published"):
+        allowed |= {"refl.errors"}
+    assert others <= allowed
+
+
+@pytest.mark.parametrize("module", modules_of("rules", "nets"))
+def test_rules_and_nets_name_no_array_library(module: str) -> None:
     """The namespace is the arrays' own: with NumPy by name a line would work on the host and fail
     on a device.
     """
-    assert not {m.partition(".")[0] for m in imported(path)} & {"numpy", "cupy"}
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert not {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} & {
-        "np",
-        "numpy",
-        "cp",
-        "cupy",
+    assert not libraries(module)
+    tree = ast.parse(PATHS[module].read_text(encoding="utf-8"))
+    names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    assert not names & {"np", "numpy", "cp", "cupy"}
+
+
+# -- what there has to be --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", engine())
+def test_the_engine_needs_no_other_framework(module: str) -> None:
+    assert libraries(module) <= NEEDED | WHEN_ASKED_FOR
+
+
+def test_what_users_run_needs_no_extra() -> None:
+    """The command line and all that it imports, directly or not; but for `refl dump-torch`, which
+    is there for torch.
+    """
+    graph = {
+        module: {t for t in targets if not t.startswith("refl.verification.peers")}
+        for module, targets in GRAPH.items()
     }
+    reached = set(modules_of("cli"))
+    while further := {t for module in reached for t in graph[module]} - reached:
+        reached |= further
+    wanting = {module: libraries(module) - NEEDED - WHEN_ASKED_FOR for module in reached}
+    assert not {module: extra for module, extra in wanting.items() if extra}
+    assert {"refl.verification.conformance.runner", "refl.verification.identities.report"} < reached
 
 
-@pytest.mark.parametrize("path", sources("refl", "rules", "nets"), ids=module_of)
-def test_the_engine_needs_no_other_framework(path: Path) -> None:
-    assert not {m.partition(".")[0] for m in imported(path)} & OTHERS
+# -- definitions -----------------------------------------------------------------------------------
+
+READS_RECORDS = {
+    "refl.verification.definitions.exact_sweep": {"refl.trace"},
+    "refl.verification.definitions.surrogate": {
+        "refl.arrays",
+        "refl.model",
+        "refl.rules.operations",
+        "refl.trace",
+    },
+}
+"""The sweep in 60 digits takes the graph from the engine, as data: its rules and its walk are its
+own. The surrogate differentiates the engine's forward, and has no rule at all.
+"""
 
 
-DEFINITIONS = (
-    "exact",
-    "exact_vision",
-    "exact_experts",
-    "running",
-    "exact_answers",
-    "by_hand_decoder",
-    "by_hand_encoder",
-)
-COMMANDS = (
-    "case",
-    "mistakes",
-    "conformance",
-    "conformance_models",
-    "model_vectors",
-    "report",
-    "compare",
-    "compare_page",
-    "suspects",
-    "identities",
-)
-"""What users run: it may need no more than refl itself does."""
-
-
-@pytest.mark.parametrize("name", DEFINITIONS)
-def test_exact_definitions_import_nothing_of_the_engine(name: str) -> None:
-    allowed = {f"refl.verification.{other}" for other in DEFINITIONS}
-    found = {m for m in imported(ROOT / "verification" / f"{name}.py") if m.startswith("refl")}
-    assert not {m for m in found if not any(m == a or m.startswith(f"{a}.") for a in allowed)}
-
-
-def test_the_exact_sweep_takes_the_graph_from_the_engine_and_nothing_else() -> None:
-    """Records, parameters and values are read as data: its rules and its walk are its own."""
-    found = {
-        m
-        for m in imported(ROOT / "verification" / "exact_sweep.py")
-        if m.startswith("refl.") and not m.startswith("refl.verification")
-    }
-    assert found <= {"refl.trace"}
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_what_users_run_needs_no_extra(name: str) -> None:
-    top = {m.partition(".")[0] for m in imported(ROOT / "verification" / f"{name}.py")}
-    assert not top & (OTHERS | {"hypothesis", "jsonschema", "captum", "matplotlib", "pytest"})
+@pytest.mark.parametrize("module", modules_of("verification.definitions"))
+def test_definitions_import_nothing_of_the_engine(module: str) -> None:
+    others = {m for m in GRAPH[module] if not m.startswith("refl.verification.definitions")}
+    assert others <= READS_RECORDS.get(module, set())
 
 
 def test_the_folder_of_rules_is_no_package_of_its_own() -> None:
