@@ -68,12 +68,16 @@ def _architectures() -> list[dict[str, Any]]:
     return [
         {
             "model_type": name,
-            "summary": (net.__doc__ or "").splitlines()[0],
+            "summary": _first_paragraph(net.__doc__ or ""),
             "checked": net.CHECKED,
             "options": _config_options(net.Config),
         }
         for name, net in NETS.items()
     ]
+
+
+def _first_paragraph(doc: str) -> str:
+    return " ".join(doc.split("\n\n")[0].split())
 
 
 def _config_options(config: Any) -> dict[str, Any]:

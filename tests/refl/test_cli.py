@@ -222,6 +222,7 @@ def test_models(capsys: Capture) -> None:
     assert "ships with refl" in out
     told = json.loads(answer(capsys, "models", "--json"))
     assert {net["model_type"] for net in told["architectures"]} >= {"llama", "gpt2"}
+    assert all(net["summary"].endswith(".") for net in told["architectures"])  # whole sentences
     assert told["shipped"]["parameters"] > 0
 
 
