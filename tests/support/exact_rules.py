@@ -1,35 +1,31 @@
-"""What the tests of rules against exact definitions share: drawn arrays, and the exact side of a
-batch with its bound (which rules/test_rules_exact.py derives).
+"""How tests hold the engine to the exact definitions: drawn cases (verification/quality/cases.py),
+every entry within the bound that is derived there, in any array library.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from fractions import Fraction
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from backends import Backend
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
-from refl.rules import linear
 from refl.rules.conservation import RuleOutput
-from refl.verification.definitions import exact
-from refl.verification.definitions.exact import MP, Number, Split
-
-EPS = (1e-12, 1e-9, 1e-6, 1e-2)
-KINDS = ("sign", "plain", "none")
+from refl.verification.definitions import lift
+from refl.verification.definitions.exact import MP, Number, to_mpf
+from refl.verification.definitions.lift import Call
+from refl.verification.quality.cases import Case, Draw, OutOfRange, Trial
 
 dtypes = pytest.mark.parametrize("dtype", ["float64", "float32"])
 
+Cases = Callable[[Draw, str], Case]
 
-# -- drawing ---------------------------------------------------------------------------------------
 
-
-def hold(backend: Backend, judge: Callable[[st.DataObject], None]) -> None:
+def on_examples(backend: Backend, judge: Callable[[st.DataObject], None]) -> None:
     """`judge` on many drawn examples; the strict backend is slow and checks the interface, so it
     gets fewer.
     """
@@ -41,296 +37,112 @@ def hold(backend: Backend, judge: Callable[[st.DataObject], None]) -> None:
     few(given(st.data())(judge))()
 
 
-def _numbers(dtype: str) -> st.SearchStrategy[float]:
-    """Small whole numbers, so that sums cancel and values tie; zeros of both signs; ordinary and
-    extreme magnitudes.
+def _drawn(draw_case: Cases, data: st.DataObject, dtype: str) -> Case:
+    with np.errstate(all="ignore"):  # a forward that overflows is thrown away
+        return draw_case(data.draw, dtype)
+
+
+# -- a rule ----------------------------------------------------------------------------------------
+
+
+def rule_agrees(backend: Backend, dtype: str, rule: str, draw_case: Cases) -> None:
+    """The engine's rule gives, on every drawn case, what the definition of that name gives; and the
+    definition loses nothing.
     """
-    f = np.finfo(dtype)
-    far = 1e300 if dtype == "float64" else 1e30
-    whole = [0.0, -0.0, 1.0, -1.0, 1.0, -1.0, 2.0, -2.0, 3.0, 0.5]
-    rare = [
-        float(f.smallest_subnormal),
-        -float(f.smallest_subnormal),
-        float(f.tiny),
-        1 / far,
-        -1 / far,
-        far,
-        1e-7,
-        -1e-7,
-    ]
-    ordinary = st.floats(-4, 4, width=64 if dtype == "float64" else 32)
-    return st.one_of(
-        st.sampled_from(whole),
-        ordinary,
-        st.sampled_from(whole),
-        ordinary,
-        st.sampled_from(whole * 2 + rare),
-    )
+
+    def judge(data: st.DataObject) -> None:
+        case = _drawn(draw_case, data, dtype)
+        try:
+            trial = case.rules[rule]()
+        except (OutOfRange, KeyError):  # KeyError: a rule for two operands, on three
+            reject()
+        output = trial.run(backend.place)
+        _check_form(backend, trial, output)
+        for entry in trial.expected.judged(output, backend.back):
+            near(entry.got, entry.exact, entry.bound, entry.where)
+        error, magnitude = trial.conservation_error()
+        assert abs(error) <= (0 if _is_rational(error) else MP.mpf(10) ** -45 * (1 + magnitude))
+
+    on_examples(backend, judge)
 
 
-NUMBERS = {dtype: _numbers(dtype) for dtype in ("float64", "float32")}
-ORDINARY = {
-    "float64": st.one_of(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0]), st.floats(-4, 4)),
-    "float32": st.one_of(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0]), st.floats(-4, 4, width=32)),
-}
+def _is_rational(n: Number) -> bool:
+    return not isinstance(n, type(MP.mpf(0)))
 
 
-def array(
-    data: st.DataObject,
+def _check_form(backend: Backend, trial: Trial, output: RuleOutput) -> None:
+    """Shapes and dtypes; None for parameters and for operands that a rule gives nothing."""
+    operands = trial.case.operands
+    assert len(output.inputs) == len(operands)
+    silent = _silent(trial)
+    for k, (operand, got) in enumerate(zip(operands, output.inputs, strict=True)):
+        received = any(where[0] == k for where in trial.expected.entries)
+        assert (got is None) if k in silent else (got is not None or not received)
+        if got is not None:
+            host = backend.back(got)
+            assert host.shape == operand.shape and host.dtype == trial.case.dtype
+    assert all(backend.back(a).dtype == np.float64 for a in output.absorbed.values())
+
+
+def _silent(trial: Trial) -> range:
+    if trial.case.name in ("linear", "rms_norm", "layer_norm"):
+        return range(1, len(trial.case.operands))
+    first = ("embedding", "multiply_second", "matmul_second", "softmax_constant")
+    return range(1 if trial.rule.startswith(first) else 0)
+
+
+# -- a forward -------------------------------------------------------------------------------------
+
+
+def forward_agrees(
+    backend: Backend,
     dtype: str,
-    shape: tuple[int, ...],
-    numbers: Any = None,
-    scales: Sequence[float] | None = None,
-) -> Any:
-    """An array of drawn numbers, as a whole now and then far up or down the range (by a power of
-    two: ties stay ties).
-    """
-    n = math.prod(shape)
-    values = data.draw(
-        st.lists(NUMBERS[dtype] if numbers is None else numbers, min_size=n, max_size=n)
-    )
-    far = 2.0**990 if dtype == "float64" else 2.0**99
-    factor = data.draw(
-        st.sampled_from([1.0, 1.0, 1.0, 1.0, 1 / far, far] if scales is None else scales)
-    )
-    with np.errstate(all="ignore"):
-        a = (np.asarray(values, dtype=dtype) * np.asarray(factor, dtype=dtype)).reshape(shape)
-    assume(bool(np.all(np.isfinite(a))))
-    return a
+    draw_case: Cases,
+    bound: Callable[[Case, Call, Any], Any],
+    exact_call: Callable[[Case], Call] = Case.call,
+) -> None:
+    """The engine's output is the exact one, within bound(case, exact call, exact output)."""
+
+    def judge(data: st.DataObject) -> None:
+        case = _drawn(draw_case, data, dtype)
+        call = exact_call(case)
+        wanted = lift.FORWARD[case.name](call)
+        try:
+            allowed = np.asarray(bound(case, call, wanted), dtype=object)
+        except OutOfRange:
+            reject()
+        operands = (None if a is None else backend.place(a) for a in case.operands)
+        attributes = case.placed_attributes(backend.place)
+        got = backend.back(case.operation.forward(*operands, **attributes))
+        assert got.shape == wanted.shape and got.dtype == dtype
+        for at in np.ndindex(*got.shape):
+            near(got[at], wanted[at], np.broadcast_to(allowed, got.shape)[at], at)
+
+    on_examples(backend, judge)
 
 
-def size(data: st.DataObject, most: int = 3) -> int:
-    return data.draw(st.integers(1, most))
+def magnitudes(case: Case, call: Call) -> Any:
+    """Sum of |terms| of every output: the forward of absolute values."""
+    options = {k: abs(v) if _is_exact_array(v) else v for k, v in call.options.items()}
+    operands = [None if o is None else abs(o) for o in call.operands]
+    return lift.FORWARD[case.name](Call(operands, options=options))
 
 
-def quiet(forward: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """The engine's forward in NumPy, thrown away where it overflows."""
-    with np.errstate(all="ignore"):
-        z = forward(*arguments, **options)
-    assume(bool(np.all(np.isfinite(z))))
-    return z
+def _is_exact_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == object
 
 
 # -- comparing -------------------------------------------------------------------------------------
 
 
-def exactly(a: Any) -> Any:
-    """Nested lists of Fractions; each is the value of its float."""
-    return Fraction(float(a)) if a.ndim == 0 else [exactly(each) for each in a]
-
-
-def rounded(value: float, dtype: str) -> Fraction:
-    """An option as the format holds it: 1e-6 is not 1e-6 in float32, and z + eps may cancel."""
-    return Fraction(float(np.asarray(value, dtype=dtype)))
-
-
-def u(dtype: str) -> Fraction:
-    return Fraction(float(np.finfo(dtype).eps)) / 2
-
-
-def eta(dtype: str) -> Fraction:
-    return Fraction(float(np.finfo(dtype).smallest_subnormal))
-
-
-def largest(*arrays_: Any) -> Fraction:
-    """1 + the largest magnitude, multiplied over the arrays: the factors an underflow may still
-    meet.
-    """
-    return math.prod(
-        (1 + Fraction(float(np.max(np.abs(a), initial=0))) for a in arrays_ if a is not None),
-        start=Fraction(1),
+def near(got: Any, wanted: Number, bound: Number, where: Any = "") -> None:
+    assert math.isfinite(got), f"{where}: {got}"
+    error = abs(MP.mpf(float(got)) - to_mpf(wanted))
+    assert error <= to_mpf(bound), (
+        f"{where}: got {got!r}, exact {float(wanted)!r}, error {float(error):.3g}, "
+        f"bound {float(bound):.3g}"
     )
 
 
-def top(a: Any) -> Fraction:
-    return Fraction(float(np.max(np.abs(a), initial=0)))
-
-
-def fits(dtype: str, *numbers: Number) -> None:
-    """Throw the example away where one of the numbers leaves the format."""
-    limit = Fraction(float(np.finfo(dtype).max)) / 64
-    assume(
-        all(
-            abs(n) < (limit if isinstance(n, (Fraction, int)) else exact.real(limit))
-            for n in numbers
-        )
-    )
-
-
-def no_underflow(dtype: str, products: Iterable[Number]) -> None:
-    low = Fraction(float(np.finfo(dtype).tiny)) * 1024
-    assume(all(p == 0 or abs(p) >= low for p in products))
-
-
-class Expected:
-    """The exact side of a batch: what each entry of each operand, and each cause in each example,
-    should receive.
-    """
-
-    def __init__(self, operands: int, dtype: str) -> None:
-        self.messages: list[dict[Any, list[Number]]] = [{} for _ in range(operands)]
-        self.absorbed: dict[tuple[str, int], list[Number]] = {}
-        self.shares: list[Number] = []
-        self.dtype = dtype
-
-    def add(
-        self, split: Split, lead: tuple[int, ...], place: Callable[[int, Any], Any] | None = None
-    ) -> None:
-        """Enter one row (or matrix) that stands at `lead`; `place` maps an entry of an operand to
-        its index in the array.
-        """
-        for k, messages in enumerate(split.messages):
-            for entry, each in messages.items():
-                index = (
-                    place(k, entry)
-                    if place
-                    else (*lead, *(entry if isinstance(entry, tuple) else (entry,)))
-                )
-                self.messages[k].setdefault(index, []).extend(each)
-        for cause, each in split.absorbed.items():
-            self.absorbed.setdefault((cause, lead[0]), []).extend(each)
-        self.shares += split.shares
-
-    def in_range(self, *factors: Any) -> None:
-        """Throw the example away where a share, a share times its factors but one, or a sum of
-        |messages| overflows.
-        """
-        s = max((abs(each) for each in self.shares), default=Fraction(0))
-        fits(self.dtype, s, *(16 * s * top(a) for a in factors if a is not None))
-        sums = [*self.absorbed.values(), *(m for each in self.messages for m in each.values())]
-        fits(self.dtype, *(sum(abs(m) for m in each) for each in sums))
-
-    def judge(
-        self,
-        backend: Backend,
-        passed: RuleOutput,
-        shapes: Sequence[tuple[int, ...] | None],
-        terms: int,
-        lever: Number = 1,
-        extra: Any = None,
-    ) -> None:
-        """Every relevance and every absorbed entry within its bound; `extra` (operand or cause,
-        index) adds to k.
-        """
-        under = eta(self.dtype) * lever * 4 * (terms + 4)
-        more = extra or (lambda where, index: 0)
-        for k, shape in enumerate(shapes):
-            got = passed.inputs[k]
-            if not self.messages[k]:
-                assert got is None or shape is not None
-            if got is None:
-                assert not self.messages[k], f"operand {k} got nothing"
-                continue
-            got = backend.back(got)
-            assert got.shape == shape and got.dtype == self.dtype
-            for index in np.ndindex(*shape):
-                self._near(
-                    got[index],
-                    self.messages[k].get(index, []),
-                    terms,
-                    under,
-                    more(k, index),
-                    (k, index),
-                )
-        self._books(backend, passed, terms, under, more)
-
-    def _books(
-        self, backend: Backend, passed: RuleOutput, terms: int, under: Number, more: Any
-    ) -> None:
-        got = {cause: backend.back(amount) for cause, amount in passed.absorbed.items()}
-        assert all(amount.dtype == np.float64 for amount in got.values())
-        entries = {
-            *self.absorbed,
-            *((name, b) for name, amount in got.items() for b in range(len(amount))),
-        }
-        for cause, b in sorted(entries):
-            value = got[cause][b] if cause in got else 0.0
-            self._near(
-                value, self.absorbed.get((cause, b), []), terms, under, more(cause, b), (cause, b)
-            )
-
-    def _near(
-        self, got: Any, messages: list[Number], terms: int, under: Number, extra: Number, where: Any
-    ) -> None:
-        assert math.isfinite(got), f"{where}: {got}"
-        wanted, scale_ = sum(messages), sum(abs(m) for m in messages)
-        k = 8 + terms + len(messages) + extra
-        bound = k * u(self.dtype) * scale_ + under
-        error = abs(number(got, wanted) - wanted)
-        assert error <= bound, (
-            f"{where}: got {got!r}, exact {float(wanted)!r}, error {float(error):.3g}, "
-            f"bound {float(bound):.3g}"
-        )
-
-
-def number(got: Any, like: Number) -> Number:
-    return MP.mpf(float(got)) if isinstance(like, type(MP.mpf(0))) else Fraction(float(got))
-
-
-def near(got: Any, wanted: Number, bound: Number) -> None:
-    assert math.isfinite(got)
-    error = abs(MP.mpf(float(got)) - exact.real(wanted))
-    assert error <= exact.real(bound), (
-        f"got {got!r}, exact {float(wanted)!r}, error {float(error):.3g}, bound {float(bound):.3g}"
-    )
-
-
-def closed(balance: Number, scale_: Number = 1) -> None:
-    """Fractions balance to zero; 60-digit numbers to their last digits."""
-    assert (
-        balance == 0
-        if isinstance(balance, (Fraction, int))
-        else abs(balance) <= MP.mpf(10) ** -45 * (1 + scale_)
-    )
-
-
-def magnitude(split: Split) -> Number:
-    return sum(abs(m) for each in split.messages for ms in each.values() for m in ms) + sum(
-        abs(m) for ms in split.absorbed.values() for m in ms
-    )
-
-
-class Linear:
-    """A drawn linear layer: x (lead, I), w (O, I), b (O,) or None, r (lead, O), z from the engine's
-    forward.
-    """
-
-    def __init__(self, data: st.DataObject, dtype: str) -> None:
-        lead = data.draw(st.sampled_from([(1,), (2,), (2, 2), (1, 3)]))
-        self.dtype, self.i, self.o = dtype, size(data, 4), size(data)
-        self.x = array(data, dtype, (*lead, self.i))
-        self.w = array(data, dtype, (self.o, self.i))
-        self.b = array(data, dtype, (self.o,)) if data.draw(st.booleans()) else None
-        self.r = array(data, dtype, (*lead, self.o))
-        self.z = quiet(linear.forward, self.x, self.w, self.b)
-        self.rounding_scale = self.i + self.o + 1
-
-    def placed(self, backend: Backend) -> list[Any]:
-        return [
-            None if a is None else backend.place(a)
-            for a in (self.x, self.w, self.b, self.z, self.r)
-        ]
-
-    def rows(self) -> Iterable[tuple[tuple[int, ...], Any, Any, Any, Any, Any]]:
-        w, b = exactly(self.w), None if self.b is None else exactly(self.b)
-        for lead in np.ndindex(self.x.shape[:-1]):
-            yield lead, exactly(self.x[lead]), w, b, exactly(self.z[lead]), exactly(self.r[lead])
-
-    def products(self) -> list[Number]:
-        found = [] if self.b is None else list(exactly(self.b))
-        for _, x, w, _, _, _ in self.rows():
-            found += [w[j][i] * x[i] for j in range(self.o) for i in range(self.i)]
-        return found
-
-    def judge(
-        self, backend: Backend, passed: RuleOutput, expected: Expected, gamma: float = 0.0
-    ) -> None:
-        """gamma multiplies sums in which a product may have underflowed."""
-        assert passed.inputs[1:] == (None, None)
-        expected.judge(
-            backend,
-            passed,
-            [self.x.shape],
-            self.rounding_scale,
-            largest(self.x, self.w, self.b) * self.i * (1 + Fraction(gamma)),
-        )
+def arrays_of(backend: Backend, *values: Any) -> list[Any]:
+    return [backend.place(np.asarray(v, dtype=np.float64)) for v in values]

@@ -26,7 +26,7 @@ from refl.verification.conformance.adapter import Adapter, NotCovered
 from refl.verification.conformance.adapters import engine
 from refl.verification.conformance.diagnosis import answers, distinguishes, mistakes_behind
 from refl.verification.conformance.mistakes import MISTAKES
-from refl.verification.definitions.running_error import Fragile, Running, given
+from refl.verification.definitions.running_error import RoundingDecides, TrackedNumber, tracked
 from refl.verification.vectors import FORMAT, make_vectors, rule_vectors
 from refl.verification.vectors.case import UNDERFLOW, UNITS, Case
 
@@ -36,7 +36,7 @@ KNOWN = {m.id: m for m in MISTAKES}
 
 
 def test_small_whole_numbers_round_nowhere() -> None:
-    x = sum((given(n, 53) for n in (3, -5, 0.5, 2)), start=given(0, 53))
+    x = sum((tracked(n, 53) for n in (3, -5, 0.5, 2)), start=tracked(0, 53))
     assert float(x) == 0.5 and x.error == 0
 
 
@@ -45,14 +45,14 @@ def test_the_condition_of_a_sum_covers_every_order(order: int) -> None:
     """|computed - exact| <= u * condition, for float sums in any order."""
     rng = random.Random(order)
     terms = [rng.uniform(-1, 1) * 10.0 ** rng.randint(-8, 8) for _ in range(12)]
-    running = sum((given(t, 53) for t in terms), start=given(0, 53))
+    running = sum((tracked(t, 53) for t in terms), start=tracked(0, 53))
     rng.shuffle(terms)
     assert abs(Fraction(sum(terms)) - sum(map(Fraction, terms))) <= Fraction(running.error) / 2**53
 
 
 def test_the_condition_of_a_quotient() -> None:
     """1/3 in float64 is off by one rounding, at most u/3."""
-    q = given(1, 53) / given(3, 53)
+    q = tracked(1, 53) / tracked(3, 53)
     assert (
         q.error == pytest.approx(1 / 3)
         and abs(Fraction(1 / 3) - Fraction(1, 3)) <= Fraction(q.error) / 2**53
@@ -60,11 +60,11 @@ def test_the_condition_of_a_quotient() -> None:
 
 
 def test_a_sign_that_rounding_decides_is_refused() -> None:
-    z = given(0.1, 53) * given(3, 53) - given(0.3, 53)
-    assert isinstance(z, Running) and z.error > 0
-    with pytest.raises(Fragile):
+    z = tracked(0.1, 53) * tracked(3, 53) - tracked(0.3, 53)
+    assert isinstance(z, TrackedNumber) and z.error > 0
+    with pytest.raises(RoundingDecides):
         _ = z < 0
-    assert not given(1, 53) - given(1, 53) < 0
+    assert not tracked(1, 53) - tracked(1, 53) < 0
 
 
 # -- the files -------------------------------------------------------------------------------------

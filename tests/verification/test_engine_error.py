@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ import pytest
 from refl.rules import linear, pooling, softmax
 from refl.rules.conservation import RuleOutput
 from refl.rules.operations import rules_in
-from refl.verification.definitions.exact import nothing_passed
+from refl.verification.definitions.exact import no_messages
+from refl.verification.definitions.lift import Piece
 from refl.verification.quality import engine_error
-from refl.verification.quality.engine_error import DTYPES, Tally, Wanted, measure, name, rules, run
+from refl.verification.quality.cases import DTYPES, Expected
+from refl.verification.quality.engine_error import Tally, identifier, measure, rules, run
 
 TABLE = Path(engine_error.__file__).with_suffix(".md")
 
@@ -29,7 +32,7 @@ def test_a_short_run_names_every_rule_and_keeps_to_the_bound(
 ) -> None:
     result = run(cases=12)
     known = {
-        name(rule)
+        identifier(rule)
         for table in (rules_in("relevance"), rules_in("gradient_x_input"))
         for operation, called in table.items()
         for rule in called.values()
@@ -42,7 +45,7 @@ def test_a_short_run_names_every_rule_and_keeps_to_the_bound(
             assert row["cases"] == 12 and row["entries"] > 0 and row["beyond_the_bound"] == 0
             assert row["worst_of_bound"] < 1, rule
     engine_error.show(result)
-    assert all(rule in capsys.readouterr().out for rule in ["linear.epsilon"])
+    assert all(rule in capsys.readouterr().out for rule in ["linear_epsilon"])
     assert all(
         f"| {rule} | {dtype} |" in engine_error.markdown(result)
         for rule in known
@@ -70,11 +73,12 @@ def test_the_table_beside_it_names_every_rule() -> None:
 
 
 def judged(got: float, messages: list[float], kappa: float = 0.0) -> Tally:
-    split, tally = nothing_passed(1), Tally()
+    sent, tally, expected = no_messages(1), Tally(), Expected("float64", terms=0)
     for m in messages:
-        split.send(0, 0, engine_error.Fraction(m))
-    wanted = Wanted("float64", terms=0).add(split, (0,), kappa=engine_error.Fraction(kappa))
-    tally.judge(RuleOutput((np.asarray([[got]]),), {}), wanted)
+        sent.send(0, 0, Fraction(m))
+    expected.add([Piece((0,), sent, lambda k, i: (0, i))], lambda at: Fraction(kappa))
+    for entry in expected.judged(RuleOutput((np.asarray([[got]]),), {})):
+        tally.add(entry)
     return tally
 
 
@@ -127,7 +131,7 @@ def _no_offset(p: RuleOutput) -> RuleOutput:
 
 
 def _nudged(p: RuleOutput) -> RuleOutput:
-    return p._replace(inputs=tuple(None if r is None else r * (1 + 2.0**-45) for r in p.relevance))
+    return p._replace(inputs=tuple(None if r is None else r * (1 + 2.0**-45) for r in p.inputs))
 
 
 def _ghost(p: RuleOutput) -> RuleOutput:
@@ -155,8 +159,8 @@ def test_a_wrong_rule_is_beyond_the_bound(
 
     monkeypatch.setattr(module, rule, wrong)
     tallies = measure(operation, "float64", 20)
-    assert tallies[name(right)].beyond > 0
-    assert all(tally.beyond == 0 for other, tally in tallies.items() if other != name(right))
+    assert tallies[identifier(right)].beyond > 0
+    assert all(tally.beyond == 0 for other, tally in tallies.items() if other != identifier(right))
 
 
 def test_the_command_line(
@@ -164,13 +168,13 @@ def test_the_command_line(
 ) -> None:
     files = ["--json", str(tmp_path / "e.json"), "--markdown", str(tmp_path / "e.md")]
     assert engine_error.main(["--cases", "5", "--only", "scale", "top_k", *files]) == 0
-    assert "scale.gradient" in capsys.readouterr().out
+    assert "scale_gradient" in capsys.readouterr().out
     result = json.loads((tmp_path / "e.json").read_text())
     assert (
-        set(result["rules"]) == {"scale.pass_through", "scale.gradient", "top_k.pass_through"}
+        set(result["rules"]) == {"scale_pass_through", "scale_gradient", "top_k_pass_through"}
         and result["cases"] == 5
     )
     assert set(result["versions"]) >= {"refl", "numpy", "python"}
-    assert "| scale.gradient | float32 |" in (tmp_path / "e.md").read_text()
-    monkeypatch.setattr(engine_error.Tally, "_one", lambda self, *rest: setattr(self, "beyond", 1))
+    assert "| scale_gradient | float32 |" in (tmp_path / "e.md").read_text()
+    monkeypatch.setattr(engine_error.Tally, "add", lambda self, entry: setattr(self, "beyond", 1))
     assert engine_error.main(["--cases", "2", "--only", "scale"]) == 1

@@ -41,8 +41,8 @@ def inputs(model: Model) -> tuple[list[Any], dict[str, Any]]:
     return [[3, 5, 3], [9, 2]], how
 
 
-class Held:
-    """An exact run of a model, with the engine's beside it: what parts them."""
+class Beside:
+    """An exact run of a model, with the engine's beside it."""
 
     def __init__(self, model: Model, methods: tuple[str, ...], runs: int = 3) -> None:
         self.model, (self.items, self.how) = model, inputs(model)
@@ -53,7 +53,7 @@ class Held:
 
     targets = (1, 0)
 
-    def parted(self, method: str, composite: Composite | None = None) -> list[str]:
+    def differences(self, method: str, composite: Composite | None = None) -> list[str]:
         """Sites, activations and ledger at which the engine is off by more than rounding."""
         answers = self.model.explain(
             self.items, composite or method, target=list(self.targets), **self.how
@@ -61,7 +61,7 @@ class Held:
         return [
             line
             for b, e in enumerate(answers)
-            for line in (*self._sites(b, e, method), *self._books(b, e, method))
+            for line in (*self._sites(b, e, method), *self._absorbed(b, e, method))
         ]
 
     def _sites(self, b: int, e: Any, method: str) -> list[str]:
@@ -82,18 +82,20 @@ class Held:
             )
         ]
 
-    def _books(self, b: int, e: Any, method: str) -> list[str]:
-        wanted = self.exact.books[method]
-        booked = {
+    def _absorbed(self, b: int, e: Any, method: str) -> list[str]:
+        wanted = self.exact.amounts[method]
+        recorded = {
             (entry.site, cause): float(amount[0])
             for entry in e.ledger
             for cause, amount in entry.absorbed.items()
         }
-        strange = [str(key) for key, amount in booked.items() if key not in wanted and amount != 0]
+        strange = [
+            str(key) for key, amount in recorded.items() if key not in wanted and amount != 0
+        ]
         return strange + [
             str(key)
             for key, (amounts, k) in wanted.items()
-            if _far(booked.get(key, 0.0), amounts[b], k)
+            if _far(recorded.get(key, 0.0), amounts[b], k)
         ]
 
 
@@ -110,12 +112,12 @@ def test_every_architecture_is_here() -> None:
 def test_engine_is_exact_but_for_rounding(kind: str) -> None:
     model = random_model(CONFIGS[kind], 11)
     methods = (*TEXT, "attnlrp-vit") if model.takes_images else TEXT
-    held = Held(model, methods)
-    assert held.exact.conservation_error < 1e-40
+    run = Beside(model, methods)
+    assert run.exact.conservation_error < 1e-40
     for method in methods:
-        assert held.parted(method) == []
-        total = sum(held.exact.absorbed[method].values())
-        assert math.isclose(total, held.exact.logits[0, 0, 1], rel_tol=1e-13)
+        assert run.differences(method) == []
+        total = sum(run.exact.absorbed[method].values())
+        assert math.isclose(total, run.exact.logits[0, 0, 1], rel_tol=1e-13)
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert", "qwen3_moe"])
@@ -130,8 +132,8 @@ def test_biases_and_other_options(kind: str) -> None:
         "bert": {"architectures": ["BertForSequenceClassification"], "hidden_act": "relu"},
         "qwen3_moe": {"norm_topk_prob": False},
     }
-    held = Held(random_model(CONFIGS[kind] | more[kind], 5), ("attnlrp", "cp-lrp"))
-    assert held.parted("attnlrp") == held.parted("cp-lrp") == []
+    run = Beside(random_model(CONFIGS[kind] | more[kind], 5), ("attnlrp", "cp-lrp"))
+    assert run.differences("attnlrp") == run.differences("cp-lrp") == []
 
 
 # -- faults, each of which has to be seen ----------------------------------------------------------
@@ -200,21 +202,21 @@ def _shifted(visible: Any) -> Any:
 def test_a_fault_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, method, plant = FAULTS[fault]
     model = random_model(CONFIGS[kind], 11)
-    assert Held(model, (method,)).parted(method) == []
+    assert Beside(model, (method,)).differences(method) == []
     plant(monkeypatch)
-    assert Held(model, (method,)).parted(method) != []
+    assert Beside(model, (method,)).differences(method) != []
 
 
 @pytest.mark.parametrize(
     "option", [{"eps": 1.0001e-6}, {"stabilizer": "plain"}], ids=["eps", "sign"]
 )
 def test_another_option_is_seen(option: dict[str, Any]) -> None:
-    held = Held(random_model(CONFIGS["gpt2"], 11), ("attnlrp",))
-    assert held.parted("attnlrp", METHODS["attnlrp"].with_options(**option)) != []
+    run = Beside(random_model(CONFIGS["gpt2"], 11), ("attnlrp",))
+    assert run.differences("attnlrp", METHODS["attnlrp"].with_options(**option)) != []
 
 
 def test_a_weight_off_by_a_little_is_seen() -> None:
     model = random_model(CONFIGS["phi"], 11)
-    held, name = Held(model, ("cp-lrp",)), "model.layers.0.self_attn.v_proj.weight"
-    held.model = replace(model, weights={**model.weights, name: model.weights[name] * (1 + 1e-12)})
-    assert held.parted("cp-lrp") != []
+    run, name = Beside(model, ("cp-lrp",)), "model.layers.0.self_attn.v_proj.weight"
+    run.model = replace(model, weights={**model.weights, name: model.weights[name] * (1 + 1e-12)})
+    assert run.differences("cp-lrp") != []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from refl.verification.definitions.exact import Matrix, Number, Split, Vector, nothing_passed
+from refl.verification.definitions.exact import Matrix, Messages, Number, Vector, no_messages
 
 Index = Sequence[int | None]
 
@@ -25,12 +25,12 @@ def top_k(p: Vector, k: int) -> list[int]:
     return [left.pop(left.index(max(left, key=lambda e: (p[e], -e)))) for _ in range(k)]
 
 
-def top_k_pass_through(chosen: Sequence[int], r: Vector) -> Split:
+def top_k_pass_through(chosen: Sequence[int], r: Vector) -> Messages:
     """R_(e<-k) = R_k for the e that was chosen k-th."""
-    split = nothing_passed(1)
+    out = no_messages(1)
     for k, e in enumerate(chosen):
-        split.send(0, e, r[k])
-    return split
+        out.send(0, e, r[k])
+    return out
 
 
 # -- gather
@@ -41,20 +41,20 @@ def gather(x: Matrix, index: Index) -> list[list[Number]]:
     return [[0 * v for v in x[0]] if m is None else list(x[m]) for m in index]
 
 
-def gather_pass_through(index: Index, r: Matrix) -> Split:
+def gather_pass_through(index: Index, r: Matrix) -> Messages:
     """R_(m<-n) = R_n for the row m that went to place n. At an empty place nothing may arrive: no
     row could get it.
     """
-    split = nothing_passed(1)
+    out = no_messages(1)
     for n, m in enumerate(index):
         for d, message in enumerate(r[n]):
             if m is not None:
-                split.send(0, (m, d), message)
-    return split
+                out.send(0, (m, d), message)
+    return out
 
 
-# -- sum over experts                                                                z_t = sum of
-# y_e[n] with index_e[n] = t
+# -- sum over experts
+# z_t = sum of y_e[n] with index_e[n] = t
 
 
 def combine(ys: Sequence[Matrix], index: Sequence[Index], length: int) -> list[list[Number]]:
@@ -71,26 +71,26 @@ def combine_epsilon(
     eps: Number,
     kind: str,
     z: Matrix | None = None,
-) -> Split:
+) -> Messages:
     """R_(e,n<-t) = y_e[n] R_t / (z_t + eps s(z_t)): all experts' terms are the terms of one sum
     (A eq. 8).
     """
-    split = nothing_passed(len(ys))
+    out = no_messages(len(ys))
     for t, row in enumerate(z or combine(ys, index, len(r))):
         for d, z_td in enumerate(row):
-            s = split.share(z_td, r[t][d], eps, kind)
+            s = out.stabilized_ratio(z_td, r[t][d], eps, kind)
             for e, n in _writers(index, t):
-                split.send(e, (n, d), ys[e][n][d] * s)
-    return split
+                out.send(e, (n, d), ys[e][n][d] * s)
+    return out
 
 
-def combine_gradient(count: int, index: Sequence[Index], g: Matrix) -> Split:
-    split = nothing_passed(count)
+def combine_gradient(count: int, index: Sequence[Index], g: Matrix) -> Messages:
+    out = no_messages(count)
     for t, row in enumerate(g):
         for d, message in enumerate(row):
             for e, n in _writers(index, t):
-                split.send(e, (n, d), message)
-    return split
+                out.send(e, (n, d), message)
+    return out
 
 
 def _writers(index: Sequence[Index], t: int) -> list[tuple[int, int]]:
@@ -110,34 +110,34 @@ def renormalize(x: Vector) -> list[Number]:
     return [each / sum(x) for each in x]
 
 
-def renormalize_identity_gxi(x: Vector, g: Vector) -> Split:
+def renormalize_identity_gxi(x: Vector, g: Vector) -> Messages:
     """1/S is a constant: g_i = g_i / S; x g is then R."""
-    split = nothing_passed(1)
+    out = no_messages(1)
     for i in range(len(x)):
-        split.send(0, i, g[i] / sum(x))
-    return split
+        out.send(0, i, g[i] / sum(x))
+    return out
 
 
 def renormalize_epsilon(
     x: Vector, r: Vector, eps: Number, kind: str, z: Vector | None = None
-) -> Split:
+) -> Messages:
     """R_(i<-j) = x_i J_ji R_j / (z_j + eps s(z_j))  (A eq. 8 on the Jacobian)."""
-    split, total = nothing_passed(1), sum(x)
+    out, total = no_messages(1), sum(x)
     for j, z_j in enumerate(z or renormalize(x)):
-        s = split.share(z_j, r[j], eps, kind)
-        split.send(0, j, x[j] / total * s)
+        s = out.stabilized_ratio(z_j, r[j], eps, kind)
+        out.send(0, j, x[j] / total * s)
         for i in range(len(x)):
-            split.send(0, i, -x[i] * x[j] / total**2 * s)
-        split.absorb("renormalization_offset", x[j] / total * s)
-    return split
+            out.send(0, i, -x[i] * x[j] / total**2 * s)
+        out.absorb("renormalization_offset", x[j] / total * s)
+    return out
 
 
-def renormalize_gradient(x: Vector, g: Vector) -> Split:
+def renormalize_gradient(x: Vector, g: Vector) -> Messages:
     """g_(i<-j) = J_ji g_j."""
-    split, total = nothing_passed(1), sum(x)
+    out, total = no_messages(1), sum(x)
     for j in range(len(x)):
-        split.send(0, j, g[j] / total)
+        out.send(0, j, g[j] / total)
         for i in range(len(x)):
-            split.send(0, i, -x[j] / total**2 * g[j])
-        split.absorb("renormalization_offset", x[j] / total * g[j])
-    return split
+            out.send(0, i, -x[j] / total**2 * g[j])
+        out.absorb("renormalization_offset", x[j] / total * g[j])
+    return out

@@ -1,8 +1,8 @@
 """What vision adds to the rules, from its definitions and in exact arithmetic: the z-box rule, and
 patches.
 
-The companion of exact.py, with its Split. M = Montavon et al. 2017 (Pattern Recognition 65). This
-file knows nothing of the engine.
+The companion of exact.py. M = Montavon et al. 2017 (Pattern Recognition 65). This file knows
+nothing of the engine.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from itertools import product
 from refl.verification.definitions.exact import (
     Index,
     Matrix,
+    Messages,
     Number,
-    Split,
     Vector,
     negative,
-    nothing_passed,
+    no_messages,
     positive,
 )
 
 
-def linear_z_box(x: Vector, w: Matrix, r: Vector, low: Vector, high: Vector) -> Split:
+def linear_z_box(x: Vector, w: Matrix, r: Vector, low: Vector, high: Vector) -> Messages:
     """R_(i<-j) = (W_ji x_i - W_ji^+ l_i - W_ji^- h_i) R_j / sum of the same
         (M, the z^B rule); no receiver where every term is zero.
 
     The bias has no part in it: b_j - b_j^+ - b_j^- = 0.
     """
-    split = nothing_passed(1)
+    out = no_messages(1)
     for j in range(len(w)):
         c: list[Number] = [
             w[j][i] * x[i] - positive(w[j][i]) * low[i] - negative(w[j][i]) * high[i]
             for i in range(len(x))
         ]
-        s = split.share(sum(c), r[j], Fraction(0), "none")
+        s = out.stabilized_ratio(sum(c), r[j], Fraction(0), "none")
         for i in range(len(x)):
-            split.send(0, i, c[i] * s)
-    return split
+            out.send(0, i, c[i] * s)
+    return out
 
 
 def patch_place(index: Index, size: tuple[int, int], shape: Index) -> Index | None:

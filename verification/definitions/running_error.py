@@ -25,7 +25,7 @@ from refl.verification.definitions.exact import MP
 SIGNIFICANT = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 """Bits of the significand; the unit roundoff is 2^-bits."""
 
-FAR = 8.0
+CLEARANCE = 8.0
 """A denominator, or the sign of a number, has to stand this many times its possible error away from
 zero.
 """
@@ -37,13 +37,13 @@ them digits, then the number are lost.
 """
 
 
-class Fragile(ArithmeticError):
+class RoundingDecides(ArithmeticError):
     """Rounding decides: two right implementations may differ by as much as they like on these
     numbers.
     """
 
 
-class Running:
+class TrackedNumber:
     """value: mpf. error: in units of u. size: sum of |terms| it was added up from. grid: log2 of
     the power of two it is a multiple of.
     """
@@ -64,12 +64,12 @@ class Running:
         self.size = abs(float(value)) if size is None else size
         self.grid = _grid(value) if grid is None else grid
 
-    def _other(self, other: Any) -> Running:
-        return other if isinstance(other, Running) else given(other, self.bits)
+    def _other(self, other: Any) -> TrackedNumber:
+        return other if isinstance(other, TrackedNumber) else tracked(other, self.bits)
 
     # -- arithmetic --------------------------------------------------------------------------------
 
-    def __add__(self, other: Any) -> Running:
+    def __add__(self, other: Any) -> TrackedNumber:
         b = self._other(other)
         for zero, rest in ((self, b), (b, self)):
             if not zero.size and not zero.error:
@@ -78,7 +78,7 @@ class Running:
         exact = (
             not self.error and not b.error and size <= math.ldexp(1.0, min(grid + self.bits, 1000))
         )
-        return Running(
+        return TrackedNumber(
             self.value + b.value,
             self.bits,
             0.0 if exact else self.error + b.error + size,
@@ -86,38 +86,38 @@ class Running:
             grid,
         )
 
-    def __neg__(self) -> Running:
-        return Running(-self.value, self.bits, self.error, self.size, self.grid)
+    def __neg__(self) -> TrackedNumber:
+        return TrackedNumber(-self.value, self.bits, self.error, self.size, self.grid)
 
-    def __sub__(self, other: Any) -> Running:
+    def __sub__(self, other: Any) -> TrackedNumber:
         return self.__add__(-self._other(other))
 
-    def __rsub__(self, other: Any) -> Running:
+    def __rsub__(self, other: Any) -> TrackedNumber:
         return (-self).__add__(other)
 
-    def __mul__(self, other: Any) -> Running:
+    def __mul__(self, other: Any) -> TrackedNumber:
         b = self._other(other)
         value = self.value * b.value
         error = abs(float(self.value)) * b.error + abs(float(b.value)) * self.error
-        return Running(value, self.bits, error + self._rounding(value, b))
+        return TrackedNumber(value, self.bits, error + self._rounding(value, b))
 
-    def __truediv__(self, other: Any) -> Running:
+    def __truediv__(self, other: Any) -> TrackedNumber:
         b = self._other(other)
         b.demand_sign()
         value = self.value / b.value
         error = (self.error + abs(float(value)) * b.error) / abs(float(b.value))
-        return Running(value, self.bits, error + self._rounding(value, b))
+        return TrackedNumber(value, self.bits, error + self._rounding(value, b))
 
-    def __rtruediv__(self, other: Any) -> Running:
+    def __rtruediv__(self, other: Any) -> TrackedNumber:
         return self._other(other) / self
 
-    def __pow__(self, n: int) -> Running:
-        power: Running = self if n == 1 else self * self.__pow__(n - 1)
+    def __pow__(self, n: int) -> TrackedNumber:
+        power: TrackedNumber = self if n == 1 else self * self.__pow__(n - 1)
         return power
 
     __radd__, __rmul__ = __add__, __mul__
 
-    def _rounding(self, value: Any, b: Running) -> float:
+    def _rounding(self, value: Any, b: TrackedNumber) -> float:
         """Of a product or quotient: none by a power of two, none of exact numbers whose result the
         format holds.
         """
@@ -128,10 +128,12 @@ class Running:
     # -- comparison: refused where rounding decides ------------------------------------------------
 
     def demand_sign(self) -> None:
-        if self.error and abs(float(self.value)) <= FAR * math.ldexp(self.error, -self.bits):
-            raise Fragile(f"{float(self.value)} may be off by {math.ldexp(self.error, -self.bits)}")
+        if self.error and abs(float(self.value)) <= CLEARANCE * math.ldexp(self.error, -self.bits):
+            raise RoundingDecides(
+                f"{float(self.value)} may be off by {math.ldexp(self.error, -self.bits)}"
+            )
         if self.error and 0 < abs(self.value) < (SMALLEST if self.bits == 53 else SMALLEST_SINGLE):
-            raise Fragile(f"{float(self.value)} underflows")
+            raise RoundingDecides(f"{float(self.value)} underflows")
 
     def _less(self, other: Any) -> Any:
         """The difference, whose sign is certain."""
@@ -160,13 +162,13 @@ class Running:
 
     # -- functions ---------------------------------------------------------------------------------
 
-    def function(self, name: str) -> Running:
+    def function(self, name: str) -> TrackedNumber:
         """exp, sqrt, erfc, tanh or cosh, with two roundings for the library that computes it."""
         value = getattr(MP, name)(self.value)
         if name == "exp" and not self.value and not self.error:
-            return Running(value, self.bits)  # exp(0) is 1 for everyone
+            return TrackedNumber(value, self.bits)  # exp(0) is 1 for everyone
         slope = abs(float(_SLOPES[name](self.value, value))) if self.error else 0.0
-        return Running(value, self.bits, slope * self.error + 2 * abs(float(value)))
+        return TrackedNumber(value, self.bits, slope * self.error + 2 * abs(float(value)))
 
 
 _SLOPES: dict[str, Any] = {
@@ -178,12 +180,12 @@ _SLOPES: dict[str, Any] = {
 }
 
 
-def given(x: Any, bits: int) -> Running:
+def tracked(x: Any, bits: int) -> TrackedNumber:
     """A number that the caller gives. A format that cannot hold it (eps = 1e-6 in float32) rounds
     it once.
     """
     value = MP.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else MP.mpf(x)
-    return Running(value, bits, 0.0 if _bits(value) <= bits else abs(float(value)))
+    return TrackedNumber(value, bits, 0.0 if _bits(value) <= bits else abs(float(value)))
 
 
 def _bits(value: Any) -> int:

@@ -61,7 +61,6 @@ class Outcome:
     said: str
 
 
-EXACT = "tests/rules/test_rules_exact.py::"
 BLOCKS = "tests/rules/test_attention.py::test_attention_in_blocks"
 COMPOSITES = "tests/rules/test_composites.py::"
 SWEEP = "tests/refl/test_sweep.py::"
@@ -70,16 +69,17 @@ FORWARDS = "tests/nets/test_forwards.py::"
 DECODERS = "tests/nets/test_decoders.py::"
 
 
-def exact(name: str, *parameters: str) -> str:
-    return f"{EXACT}{name}[{'-'.join(('numpy', *parameters, 'float64'))}]"
+def exact(file: str, name: str, *parameters: str) -> str:
+    """A test against the exact definitions, with NumPy in double precision."""
+    return f"tests/rules/test_{file}.py::{name}[{'-'.join(('numpy', *parameters, 'float64'))}]"
 
 
-EPSILON = exact("test_linear_epsilon")
-GAMMA = exact("test_linear_gamma")
-GAMMA_AT_ZERO = f"{EXACT}test_gamma_at_zero_takes_the_branch_below[numpy]"
-ALPHA_BETA = exact("test_linear_alpha_beta", "2.0", "1.0")
-TAYLOR = exact("test_softmax", "taylor")
-NORMS = exact("test_norms_forward")
+EPSILON = exact("linear", "test_rule", "epsilon")
+GAMMA = exact("linear", "test_rule", "gamma")
+GAMMA_AT_ZERO = "tests/rules/test_linear.py::test_gamma_at_zero_takes_the_branch_below[numpy]"
+ALPHA_BETA = exact("linear", "test_alpha_beta", "2.0", "1.0")
+TAYLOR = exact("softmax", "test_rule", "taylor")
+NORMS = exact("norms", "test_forward_of_layer_norm")
 
 SHARE = "rules/balance.py"
 LINEAR = "rules/linear.py"
@@ -115,7 +115,7 @@ FAULTS: tuple[Fault, ...] = (
         MATMUL,
         'eps / 2 if denominator == "2z+eps" else eps',
         "eps",
-        exact("test_matmul", "2z+eps"),
+        exact("matmul", "test_uniform", "2z+eps"),
         "2 (O + eps) where 2 O + eps is asked for",
     ),
     Fault(
@@ -139,7 +139,7 @@ FAULTS: tuple[Fault, ...] = (
         MATMUL,
         'eps / 2 if denominator == "2z+eps" else eps',
         "eps / 2",
-        exact("test_matmul", "2(z+eps)"),
+        exact("matmul", "test_uniform", "2(z+eps)"),
         "2 O + eps where 2 (O + eps) is asked for",
     ),
     # -- linear ------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ FAULTS: tuple[Fault, ...] = (
         LINEAR,
         'absorbed["stabilizer"] = absorbed["stabilizer"] + taken',
         "pass",
-        EXACT + "test_alpha_beta_creates_relevance_and_books_it[numpy]",
+        "tests/rules/test_linear.py::test_alpha_beta_creates_relevance_and_records_it[numpy]",
         "relevance created for want of a negative part is not recorded",
     ),
     Fault(
@@ -244,7 +244,7 @@ FAULTS: tuple[Fault, ...] = (
         LINEAR,
         "keepdims=True) / x.shape[-1]",
         "keepdims=True) / r.shape[-1]",
-        exact("test_linear_flat_and_w_square"),
+        exact("linear", "test_rule", "flat"),
         "shared by the number of outputs",
     ),
     Fault(
@@ -252,7 +252,7 @@ FAULTS: tuple[Fault, ...] = (
         LINEAR,
         "squares = w * w",
         "squares = abs(w)",
-        exact("test_linear_flat_and_w_square"),
+        exact("linear", "test_rule", "w_square"),
         "|W| in place of W^2",
     ),
     Fault(
@@ -260,7 +260,7 @@ FAULTS: tuple[Fault, ...] = (
         LINEAR,
         "RuleOutput((g @ w, None, None)",
         "RuleOutput((x * (g @ w), None, None)",
-        exact("test_linear_gradient"),
+        exact("linear", "test_rule", "gradient"),
         "relevance where a gradient is propagated",
     ),
     # -- add and multiply --------------------------------------------------------------------------
@@ -270,7 +270,7 @@ FAULTS: tuple[Fault, ...] = (
         "pieces = (fold(a * s, a.shape), fold(b * s, b.shape))",
         "m = xp.abs(a) + xp.abs(b) + 1e-30\n    pieces = (fold(xp.abs(a) * r / m, "
         "a.shape), fold(xp.abs(b) * r / m, b.shape))",
-        exact("test_add_epsilon"),
+        exact("add", "test_rule", "epsilon"),
         "a residual is split by |a| / (|a| + |b|)",
     ),
     Fault(
@@ -278,7 +278,7 @@ FAULTS: tuple[Fault, ...] = (
         "rules/add.py",
         "pieces = (fold(a * s, a.shape), fold(b * s, b.shape))",
         "pieces = (fold(a * s, a.shape), fold(xp.where(a == 0, xp.zeros_like(s), b * s), b.shape))",
-        exact("test_add_epsilon"),
+        exact("add", "test_rule", "epsilon"),
         "relevance beside an operand that is zero is lost",
     ),
     Fault(
@@ -286,7 +286,7 @@ FAULTS: tuple[Fault, ...] = (
         "rules/add.py",
         "xp.sum(r, axis=copied)",
         "xp.mean(r, axis=copied)",
-        exact("test_add_gradient"),
+        exact("add", "test_rule", "gradient"),
         "copies of a broadcast operand are averaged",
     ),
     Fault(
@@ -294,7 +294,7 @@ FAULTS: tuple[Fault, ...] = (
         MULTIPLY,
         "each = r / constant.count(False)",
         "each = r / len(constant)",
-        exact("test_multiply_uniform"),
+        exact("multiply", "test_rule", "uniform"),
         "a constant operand takes 1/N",
     ),
     Fault(
@@ -302,7 +302,7 @@ FAULTS: tuple[Fault, ...] = (
         MULTIPLY,
         "fold(each, a.shape)",
         "fold(r * abs(a) / (sum(map(abs, operands)) + 1e-30), a.shape)",
-        exact("test_multiply_uniform"),
+        exact("multiply", "test_rule", "uniform"),
         "a product is split by magnitude",
     ),
     Fault(
@@ -310,7 +310,7 @@ FAULTS: tuple[Fault, ...] = (
         MULTIPLY,
         "-created * total_product(z, g)",
         "0 * total_product(z, g)",
-        exact("test_multiply_in_gradient_form", "gradient"),
+        exact("multiply", "test_rule", "gradient"),
         "what the true derivative hands out twice is not recorded",
     ),
     Fault(
@@ -318,7 +318,7 @@ FAULTS: tuple[Fault, ...] = (
         MULTIPLY,
         "g / constant.count(False)",
         "g / 2",
-        exact("test_multiply_in_gradient_form", "uniform_gxi"),
+        exact("multiply", "test_rule", "uniform_gxi"),
         "1/2 whatever the number of operands",
     ),
     Fault(
@@ -326,7 +326,7 @@ FAULTS: tuple[Fault, ...] = (
         MULTIPLY,
         "return RuleOutput((None, fold(r, b.shape)), {})",
         "return RuleOutput((fold(r, a.shape), None), {})",
-        exact("test_multiply_second"),
+        exact("multiply", "test_rule", "second"),
         "the gate gets the relevance of the gated",
     ),
     # -- matmul ------------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ FAULTS: tuple[Fault, ...] = (
         MATMUL,
         "RuleOutput((None, v * (swap(a) @ s))",
         "RuleOutput((None, v * (swap(a) @ s) / 2)",
-        exact("test_matmul", "second"),
+        exact("matmul", "test_rule", "second"),
         "V gets half although A gets nothing",
     ),
     Fault(
@@ -343,7 +343,7 @@ FAULTS: tuple[Fault, ...] = (
         MATMUL,
         "h = v / 2",
         "h = v",
-        exact("test_matmul", "2z+eps"),
+        exact("matmul", "test_uniform", "2z+eps"),
         "both operands get the whole: factor 2",
     ),
     Fault(
@@ -351,7 +351,7 @@ FAULTS: tuple[Fault, ...] = (
         MATMUL,
         "h = g / 2",
         "h = g",
-        exact("test_matmul_in_gradient_form", "uniform_gxi"),
+        exact("matmul", "test_rule", "uniform_gxi"),
         "the 1/2 of the gradient x input form",
     ),
     Fault(
@@ -359,7 +359,7 @@ FAULTS: tuple[Fault, ...] = (
         MATMUL,
         '"product_offset": -total_product(z, g)',
         '"product_offset": total_product(z, g)',
-        exact("test_matmul_in_gradient_form", "gradient"),
+        exact("matmul", "test_rule", "gradient"),
         "the offset of the true derivative with the wrong sign",
     ),
     # -- softmax -----------------------------------------------------------------------------------
@@ -409,7 +409,7 @@ FAULTS: tuple[Fault, ...] = (
         SOFTMAX,
         'return RuleOutput((r - p * s,), {"softmax_offset": offset}',
         'return RuleOutput((r - p * s,), {"softmax_offset": 0 * offset}',
-        exact("test_softmax_gradient"),
+        exact("softmax", "test_rule", "gradient"),
         "the softmax offset is not recorded",
     ),
     Fault(
@@ -417,7 +417,7 @@ FAULTS: tuple[Fault, ...] = (
         SOFTMAX,
         "RuleOutput((r - p * s,)",
         "RuleOutput((r,)",
-        exact("test_softmax_gradient"),
+        exact("softmax", "test_rule", "gradient"),
         "only the Jacobian's diagonal",
     ),
     Fault(
@@ -425,7 +425,7 @@ FAULTS: tuple[Fault, ...] = (
         SOFTMAX,
         "(n + flags(n == 0, n))",
         "(0 * n + x.shape[-1])",
-        exact("test_softmax", "spread"),
+        exact("softmax", "test_rule", "spread"),
         "masked entries count among the N",
     ),
     Fault(
@@ -433,7 +433,7 @@ FAULTS: tuple[Fault, ...] = (
         SOFTMAX,
         "own + _others(cross)",
         "own + row_sum(cross)",
-        exact("test_softmax_z_plus"),
+        exact("softmax", "test_rule", "z_plus"),
         "a term stands twice in its own sum",
     ),
     # -- norms and activations ---------------------------------------------------------------------
@@ -458,7 +458,7 @@ FAULTS: tuple[Fault, ...] = (
         LAYER,
         "return c - namespace(c).mean(c, axis=-1, keepdims=True)",
         "return c",
-        exact("test_layer_norm"),
+        exact("norms", "test_layer_norm", "epsilon"),
         "the mean is no function of the input on the way back",
     ),
     Fault(
@@ -466,7 +466,7 @@ FAULTS: tuple[Fault, ...] = (
         LAYER,
         '{"norm_bias": total(s @ b)}',
         '{"norm_bias": 0 * total(s @ b)}',
-        exact("test_layer_norm"),
+        exact("norms", "test_layer_norm", "epsilon"),
         "what beta absorbs is not recorded",
     ),
     Fault(
@@ -474,7 +474,7 @@ FAULTS: tuple[Fault, ...] = (
         RMS,
         "RuleOutput((g * (offset + w) * _inverse(x, norm_eps)[0], None), {})",
         "RuleOutput((g * _inverse(x, norm_eps)[0], None), {})",
-        exact("test_rms_norm"),
+        exact("norms", "test_rms_norm", "identity_gxi"),
         "the gradient x input form without the norm's weight",
     ),
     Fault(
@@ -482,7 +482,7 @@ FAULTS: tuple[Fault, ...] = (
         RMS,
         "total(passed * mean_square)",
         "0 * total(passed * mean_square)",
-        exact("test_rms_norm"),
+        exact("norms", "test_rms_norm", "gradient"),
         "what a norm's Jacobian loses is not recorded",
     ),
     Fault(
@@ -490,7 +490,7 @@ FAULTS: tuple[Fault, ...] = (
         ACTIVATION,
         "-> Passed:\n    return RuleOutput((r,), {})",
         "-> Passed:\n    return ratio(x, z, r, kind=kind)",
-        exact("test_activation", "gelu"),
+        exact("activation", "test_rule", "identity", "gelu"),
         "f(x)/x where relevance is propagated",
     ),
     Fault(
@@ -498,7 +498,7 @@ FAULTS: tuple[Fault, ...] = (
         ACTIVATION,
         "-> Passed:\n    return RuleOutput((r,), {})",
         "-> Passed:\n    return RuleOutput((r * (z != 0),), {})",
-        exact("test_activation", "relu"),
+        exact("activation", "test_rule", "identity", "relu"),
         "identity gives nothing where the activation is 0",
     ),
     Fault(
@@ -506,7 +506,7 @@ FAULTS: tuple[Fault, ...] = (
         ACTIVATION,
         " + AT_ZERO[kind] * zero",
         "",
-        exact("test_activation", "silu"),
+        exact("activation", "test_rule", "identity_gxi", "silu"),
         "f(x)/x at 0 is taken as 0, not as f'(0)",
     ),
     Fault(
@@ -514,7 +514,7 @@ FAULTS: tuple[Fault, ...] = (
         ACTIVATION,
         'slope = 1 - z * z if kind == "tanh"',
         'slope = 1 - x * x if kind == "tanh"',
-        exact("test_activation_gradient", "tanh"),
+        exact("activation", "test_rule", "gradient", "tanh"),
         "1 - x^2 for 1 - tanh(x)^2",
     ),
     Fault(
@@ -522,7 +522,7 @@ FAULTS: tuple[Fault, ...] = (
         ACTIVATION,
         "total(g * (z - x * slope))",
         "total(g * (z + x * slope))",
-        exact("test_activation_gradient", "gelu"),
+        exact("activation", "test_rule", "gradient", "gelu"),
         "a sign in the activation's offset",
     ),
     Fault(
@@ -530,7 +530,7 @@ FAULTS: tuple[Fault, ...] = (
         ACTIVATION,
         "* x * (1 + 0.044715 * x * x)",
         "* x * (1 + 0.0044715 * x * x)",
-        exact("test_activation", "gelu_tanh"),
+        exact("activation", "test_forward", "gelu_tanh"),
         "a slip in the constant of gelu's tanh form",
     ),
     # -- rotary, pooling, movement, embedding, scale -----------------------------------------------
@@ -539,7 +539,7 @@ FAULTS: tuple[Fault, ...] = (
         "rules/rotary.py",
         "_rotate(g * sin, 1.0, -1.0)",
         "_rotate(g * sin, -1.0, 1.0)",
-        exact("test_rotary"),
+        exact("rotary", "test_rule", "gradient"),
         "turned on, not back",
     ),
     Fault(
@@ -548,7 +548,7 @@ FAULTS: tuple[Fault, ...] = (
         "namespace(x).concat((first * x[..., half:], second * x[..., :half]), axis=-1)",
         "namespace(x).reshape(namespace(x).stack((first * x[..., 1::2], second * x[..., "
         "::2]), axis=-1), x.shape) + 0 * half",
-        exact("test_rotary"),
+        exact("rotary", "test_forward"),
         "neighbors are turned in place of halves",
     ),
     Fault(
@@ -556,7 +556,7 @@ FAULTS: tuple[Fault, ...] = (
         "rules/pooling.py",
         "RuleOutput((x * counted * s,)",
         "RuleOutput((x * s,)",
-        exact("test_pooling"),
+        exact("pooling_and_scale", "test_pooling", "epsilon"),
         "padding gets relevance",
     ),
     Fault(
@@ -564,7 +564,7 @@ FAULTS: tuple[Fault, ...] = (
         MOVEMENT,
         "xp.sum(xp.reshape(r, (x.shape[0], x.shape[1], times, *x.shape[2:])), axis=2)",
         "xp.sum(xp.reshape(r, (x.shape[0], times, x.shape[1], *x.shape[2:])), axis=1)",
-        exact("test_movement", "repeat_heads"),
+        exact("movement", "test_rule", "repeat_heads"),
         "copies are summed over the wrong groups",
     ),
     Fault(
@@ -572,7 +572,7 @@ FAULTS: tuple[Fault, ...] = (
         MOVEMENT,
         "xp.sum(xp.reshape(r, (x.shape[0], x.shape[1], times, *x.shape[2:])), axis=2)",
         "xp.reshape(r, (x.shape[0], x.shape[1], times, *x.shape[2:]))[:, :, 0]",
-        exact("test_movement", "repeat_heads"),
+        exact("movement", "test_rule", "repeat_heads"),
         "one copy stands for all",
     ),
     Fault(
@@ -580,7 +580,7 @@ FAULTS: tuple[Fault, ...] = (
         MOVEMENT,
         "whole[..., start:stop] = r",
         "whole[..., : stop - start] = r",
-        exact("test_movement", "slice"),
+        exact("movement", "test_rule", "slice"),
         "a slice's relevance goes back to the wrong place",
     ),
     Fault(
@@ -588,7 +588,7 @@ FAULTS: tuple[Fault, ...] = (
         MOVEMENT,
         "whole[b, t, ...] = r[b, 0, ...]",
         "whole[b, 0, ...] = r[b, 0, ...]",
-        exact("test_movement", "rows"),
+        exact("movement", "test_rule", "rows"),
         "the explained row's relevance goes back to the first",
     ),
     Fault(
@@ -596,7 +596,7 @@ FAULTS: tuple[Fault, ...] = (
         "rules/embedding.py",
         "{role: total(r)}",
         '{"tokens": total(r)}',
-        exact("test_embedding", "position"),
+        exact("leaves", "test_embedding", "leaf", "position"),
         "the positions' share is counted as the tokens'",
     ),
     Fault(
@@ -604,7 +604,7 @@ FAULTS: tuple[Fault, ...] = (
         "rules/scale.py",
         "RuleOutput((g * factor,), {})",
         "RuleOutput((g,), {})",
-        exact("test_scale_and_embedding"),
+        exact("pooling_and_scale", "test_scale", "gradient"),
         "1/sqrt(d) is missing from the gradient",
     ),
     # -- the conservation ledger, the sweep, the seed ----------------------------------------------
@@ -613,7 +613,7 @@ FAULTS: tuple[Fault, ...] = (
         "refl/arrays.py",
         "return xp.sum(rows, axis=tuple(range(1, rows.ndim)), dtype=xp.float64)",
         "return 0 * xp.sum(rows, axis=tuple(range(1, rows.ndim)), dtype=xp.float64) + xp.sum(rows)",
-        exact("test_linear_epsilon"),
+        EPSILON,
         "an example's ledger depends on its neighbors",
     ),
     Fault(

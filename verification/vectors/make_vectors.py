@@ -27,8 +27,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from refl.io.files import atomic_write
-from refl.verification.definitions.exact_answers import ANSWERS, MASKS, Call, numbers
-from refl.verification.definitions.running_error import Fragile, Running
+from refl.verification.definitions.exact_answers import MASKS, answer, numbers
+from refl.verification.definitions.running_error import RoundingDecides, TrackedNumber
 from refl.verification.vectors import FORMAT, handwritten, make_model_vectors
 from refl.verification.vectors.case import NETWORK, SIGNATURES, Case, Signature
 from refl.verification.vectors.catalogue import notes
@@ -54,22 +54,21 @@ def answered(
     flags: tuple[str, ...],
     note: str,
 ) -> Case:
-    """The case with its answer. Raises Fragile where rounding decides it."""
-    call = Call(_running(inputs, dtype) | _visible(rule, inputs, dtype), options, dtype)
-    answer = ANSWERS[rule](call)
+    """The case with its answer. Raises RoundingDecides where rounding decides it."""
+    found = answer(rule, _tracked(inputs, dtype) | _visible(rule, inputs, dtype), options, dtype)
     formulation = signature(rule).formulation
     empty = Case("", rule, formulation, dtype, flags, note, inputs, options, {}, units=UNITS)
-    named = dict(zip(empty.returns, answer, strict=True))
+    named = dict(zip(empty.returns, found.outputs, strict=True))
     return replace(
         empty,
         expected={name: None if a is None else _values(a) for name, a in named.items()},
         condition={name: None if a is None else _conditions(a) for name, a in named.items()},
         absorbed={
-            name: _values(np.array(a, dtype=object)) for name, a in sorted(call.absorbed.items())
+            name: _values(np.array(a, dtype=object)) for name, a in sorted(found.absorbed.items())
         },
         absorbed_condition={
             name: _conditions(np.array(a, dtype=object))
-            for name, a in sorted(call.absorbed.items())
+            for name, a in sorted(found.absorbed.items())
         },
     ).identified()
 
@@ -78,16 +77,16 @@ def signature(rule: str) -> Signature:
     return NETWORK if rule == "network" else SIGNATURES[rule]
 
 
-def _running(value: Any, dtype: str) -> Any:
+def _tracked(value: Any, dtype: str) -> Any:
     if isinstance(value, Mapping):
-        return {key: _running(each, dtype) for key, each in value.items()}
+        return {key: _tracked(each, dtype) for key, each in value.items()}
     if isinstance(value, list):
-        return [_running(each, dtype) for each in value]
+        return [_tracked(each, dtype) for each in value]
     return numbers(value, dtype) if isinstance(value, np.ndarray) else value
 
 
 def _visible(rule: str, inputs: Mapping[str, Any], dtype: str) -> dict[str, Array]:
-    return {"seen": inputs["x"] > MASKS[dtype]} if rule.startswith("softmax") else {}
+    return {"visible": inputs["x"] > MASKS[dtype]} if rule.startswith("softmax") else {}
 
 
 def _values(a: Array) -> Array:
@@ -101,7 +100,7 @@ def _conditions(a: Array) -> Array:
     return _each(a, lambda n: _rounded_up(n.error + abs(float(n.value))))
 
 
-def _each(a: Array, f: Callable[[Running], float]) -> Array:
+def _each(a: Array, f: Callable[[TrackedNumber], float]) -> Array:
     out = np.zeros(a.shape)
     for at in np.ndindex(a.shape):
         out[at] = f(a[at])
@@ -438,7 +437,7 @@ def _one(rule: str, how: Callable[[Draw, str], Drawn], seed: str, dtype: str) ->
                 (),
                 "drawn: awkward numbers" if d.awkward else "drawn: ordinary numbers",
             )
-        except Fragile:
+        except RoundingDecides:
             continue
         if _moderate(case):
             return case
