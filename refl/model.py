@@ -11,7 +11,7 @@ from refl.device import placer
 from refl.errors import ReflError
 from refl.explainer import Explainer, Progress, Target
 from refl.explanation import Explanation
-from refl.io.composites import from_toml
+from refl.io import composites
 from refl.io.config import decoder_start_id, eos_ids, labels, read_config
 from refl.io.images import Preparation, is_one, read_preparation
 from refl.io.text import Text
@@ -20,7 +20,6 @@ from refl.nets import NETS
 from refl.nets.config import parse
 from refl.network import Input, Net, Network, is_single
 from refl.rules.composites import Composite
-from refl.rules.published import method
 
 SHIPPED = Path(__file__).parent / "shipped"
 """The small model that comes with refl."""
@@ -207,7 +206,7 @@ class Model(Network):
 
 def _composite(chosen: str | Composite, eps: float | None, stabilizer: str | None) -> Composite:
     if isinstance(chosen, str):
-        chosen = from_toml(chosen) if chosen.endswith(".toml") else method(chosen)
+        chosen = composites.named(chosen)
     options = {"eps": eps, "stabilizer": stabilizer}
     asked = {key: value for key, value in options.items() if value is not None}
     return chosen.with_options(**asked) if asked else chosen

@@ -10,16 +10,10 @@ from typing import Any
 
 from refl.errors import ReflError
 from refl.explanation import Explanation
-from refl.io.composites import from_toml
+from refl.io import composites
 from refl.model import Model, load
 from refl.network import CLASSIFIES
 from refl.rules.composites import Composite
-from refl.rules.published import method
-
-
-def composite_named(name: str) -> Composite:
-    """A method by its name, or from its file."""
-    return from_toml(name) if name.endswith(".toml") else method(name)
 
 
 def composite_asked(args: argparse.Namespace) -> Composite:
@@ -28,7 +22,7 @@ def composite_asked(args: argparse.Namespace) -> Composite:
     changed = {
         key: value for key in ("eps", "stabilizer") if (value := getattr(args, key)) is not None
     }
-    composite = composite_named(args.method)
+    composite = composites.named(args.method)
     return composite.with_options(**changed) if changed else composite
 
 

@@ -81,7 +81,7 @@ def add(commands: Any) -> None:
 
 
 def _more() -> str:
-    from refl.rules.published import METHODS
+    from refl.methods import METHODS
 
     return _MORE.format(methods="\n".join(_named(c.name, c.summary) for c in METHODS.values()))
 

@@ -25,10 +25,10 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from refl.cli.asked import composite_named
-    from refl.rules.published import METHODS
+    from refl.io import composites
+    from refl.methods import METHODS
 
-    chosen = list(METHODS.values()) if args.name is None else [composite_named(args.name)]
+    chosen = list(METHODS.values()) if args.name is None else [composites.named(args.name)]
     if args.json:
         tables = [c.as_dict() for c in chosen]
         print_json(tables if args.name is None else tables[0])

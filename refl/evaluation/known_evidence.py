@@ -13,8 +13,8 @@ import json
 from collections import defaultdict
 from typing import Any
 
+from refl.methods import METHODS
 from refl.model import SHIPPED, Model, load
-from refl.rules.published import METHODS
 
 CHOSEN = tuple(name for name in METHODS if not name.endswith(("-vit", "-vit-box")))
 

@@ -22,6 +22,11 @@ from refl.rules.published import method
 KEYS = ("name", "base", "formulation", "source", "summary")
 
 
+def named(name: str) -> Composite:
+    """A published method by its name, or a composite of one's own by the path of its .toml file."""
+    return from_toml(name) if name.endswith(".toml") else method(name)
+
+
 def from_toml(path: str | Path) -> Composite:
     """The composite of a file. Raises ReflError for a file that cannot be read, an unknown key,
     operation, rule or option.
