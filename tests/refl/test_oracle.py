@@ -29,13 +29,13 @@ PROSE = {"source", "summary", "refl", "fingerprint"}
 
 def text() -> Explanation:
     model = refl.load(dtype="float64")
-    return model.explain("the keys", "attnlrp", keep="model.layers.1")
+    return model.explain("the", "attnlrp", keep=("model.layers.1", "none.*"))
 
 
 def experts() -> Explanation:
     model = random_model(MIXTRAL | {"num_hidden_layers": 1, "num_local_experts": 2}, 0)
     method = METHODS["attnlrp-gradient"].override(Rule("renormalize", "epsilon"))
-    return model.explain([1, 2, 3], method, contrast=(4, 5), keep="model.norm")
+    return model.explain([1, 2, 3], method, contrast=(4, 5), keep=("model.norm", "none.*"))
 
 
 BOTH = pytest.mark.parametrize(("name", "today"), [("text", text), ("experts", experts)])
@@ -102,7 +102,7 @@ def test_compare_reads_both(
     old, new = FOLDER / f"{name}.safetensors", tmp_path / "new.safetensors"
     today().save(new)
     c = compare(old, new)
-    assert c.equal and len(c.errors) == len(c.forward) > 1 and not c.misfits, str(c)
+    assert c.equal and len(c.errors) == len(c.forward) > 1, str(c)
     assert main(["compare", str(old), str(new)]) == 0
     assert main(["compare", str(new), str(old)]) == 0
     capsys.readouterr()
