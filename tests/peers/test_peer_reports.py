@@ -44,11 +44,11 @@ def test_every_failure_is_explained(runs: Runs, peer: Peer) -> None:
 
 def test_faults_measured_before_are_shown_by_the_vectors(runs: Runs) -> None:
     """All of them, though ten would do; of those that were only read in the sources, three more."""
-    seen = {
+    shown = {
         name for found, _ in runs.values() for row in found for t in row.traced for name in t.ids
     }
-    assert set(MEASURED_BEFORE) <= seen
-    assert {"eps-two-forms", "one-target", "logit-squared", "gamma-at-zero"} <= seen
+    assert set(MEASURED_BEFORE) <= shown
+    assert {"eps-two-forms", "one-target", "logit-squared", "gamma-at-zero"} <= shown
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.adapter)

@@ -305,11 +305,11 @@ def test_an_activation_is_said_first(stories: Model) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_no_number_parts(stories: Model, value: float) -> None:
-    def spoil(array: Any) -> None:
+    def break_one(array: Any) -> None:
         array.reshape(-1)[3] = value
 
     a = of(stories.explain(TEXT))
-    c = compare(a, changed_array(a, "relevance", "model.layers.2.residual", spoil))
+    c = compare(a, changed_array(a, "relevance", "model.layers.2.residual", break_one))
     assert c.first is not None and c.first.site == "model.layers.2.residual"
     json.dumps(c.as_dict())
     assert html(c)

@@ -74,12 +74,12 @@ def test_books_are_the_expected(kind: str) -> None:
     model = refl.load(model_vectors.FOLDER / kind, dtype="float64")
     for case in load(kind):
         ledger = explain(model, case, keep=()).ledger
-        booked = {cause: float(amount[0]) for cause, amount in ledger.absorbed.items()} | {
+        recorded = {cause: float(amount[0]) for cause, amount in ledger.absorbed.items()} | {
             ledger.destination: float(ledger.tokens[0])
         }
         size = sum(map(abs, case.absorbed.values()))
         for cause, amount in case.absorbed.items():
-            assert abs(booked.get(cause, 0.0) - amount) < 1e-12 * size, cause
+            assert abs(recorded.get(cause, 0.0) - amount) < 1e-12 * size, cause
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("vit", "deit")])

@@ -205,13 +205,13 @@ def _one_shape(x: Site, y: Site) -> tuple[Site, Site] | None:
     if at is None:
         return None
     shape, whole = small.relevance.shape, large.relevance.shape
-    taken = Site(
+    part = Site(
         *(
             None if a is None or a.shape != whole else a[at].reshape(shape)
             for a in vars(large).values()
         )
     )
-    return (small, taken) if small is x else (taken, small)
+    return (small, part) if small is x else (part, small)
 
 
 def _only(a: Oracle, b: Oracle, aligned: dict[str, str]) -> tuple[list[str], list[str]]:

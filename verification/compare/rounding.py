@@ -123,7 +123,7 @@ def _shape(
     r = np.where(np.isfinite(r), np.abs(r), 0.0).astype(np.float64)
     if x is None:
         return np.ones_like(r), float(np.linalg.norm(r.ravel())), 0.0
-    x = np.where(_seen(x), np.abs(x), 0.0).astype(np.float64)
+    x = np.where(_finite(x), np.abs(x), 0.0).astype(np.float64)
     c = np.divide(r, x + eps, out=np.zeros_like(r), where=x + eps > 0)
     widest, steepest = float(x.max(initial=0.0)), float(c.max(initial=0.0))
     noise = _length(c) + (widest * _division(r, c) if divides else 0.0)
@@ -141,7 +141,7 @@ def _length(c: Any) -> float:
     return float(np.linalg.norm(c.ravel()))
 
 
-def _seen(x: Any) -> Any:
+def _finite(x: Any) -> Any:
     return np.isfinite(x) & (np.abs(x) < HIDDEN)
 
 
@@ -151,8 +151,8 @@ def activation_error(
     """The error of B's activation y against A's x. What either side has masked by a huge negative
     score is left out.
     """
-    seen = _seen(x) & _seen(y) | np.isnan(x) | np.isnan(y)
-    x, y = np.where(seen, x, 0.0), np.where(seen, y, 0.0)
+    finite = _finite(x) & _finite(y) | np.isnan(x) | np.isnan(y)
+    x, y = np.where(finite, x, 0.0), np.where(finite, y, 0.0)
     largest = float(np.abs(x).max(initial=0.0)) if np.isfinite(x).all() else np.nan
     return _error(
         name, "activation", x, y, np.full(np.shape(x), FORWARD * roundoff * largest), tolerance

@@ -94,14 +94,14 @@ class Adapter:
 
     def options(self, case: Case, function: Callable[..., Any]) -> dict[str, Any]:
         """The case's options that the function takes. One it lacks must be at its default."""
-        taken = _keywords(function)
+        keywords = _keywords(function)
         for name in case.options:
-            if taken is not None and name not in taken and not case.at_default(name):
+            if keywords is not None and name not in keywords and not case.at_default(name):
                 raise NotCovered(f"{case.rule} takes no option {name}")
         return {
             name: self.to_array(value, case.dtype)
             for name, value in case.options.items()
-            if taken is None or name in taken
+            if keywords is None or name in keywords
         }
 
 

@@ -109,13 +109,6 @@ def _operand(case: Case, name: str) -> Array:
     return held[int(member)] if member and isinstance(held, list) else held
 
 
-def _propagated(case: Case, name: str) -> Array:
-    """The relevance that arrived: of the seed, where a network answers several."""
-    _, _, member = name.partition(".")
-    held = wide(case.inputs[case.seed])
-    return held[int(member)] if case.rule == "network" else held
-
-
 def _checked(form: Answering, rules: tuple[str, ...]) -> Answering:
     """Without the answers that do not differ, and with numbers beyond the case's format as
     infinities.
@@ -259,7 +252,7 @@ def _rescaled_over_batch(
 
 
 def _rescaled(axes: int) -> Answering:
-    """Every array scaled by one number so that the sum of all is what arrived: per example (axes
+    """Every array scaled by one number so that the sum of all is what came in: per example (axes
     from 1), or over the batch (from 0).
     """
 
@@ -475,7 +468,7 @@ def _seeded_with_outputs(case: Case) -> dict[str, Any]:
 
 def _without_input(case: Case, x: Array, got: Array) -> Array:
     if np.any(x == 0):
-        raise NoDifference("an input is zero: what it was multiplied with cannot be told")
+        raise NoDifference("an input is zero: what it was multiplied with is unknown")
     return got / x
 
 
@@ -1730,5 +1723,5 @@ MISTAKES: tuple[Mistake, ...] = (
 
 NOT_SHOWN: dict[str, str] = {}
 """Faults found in libraries that nothing here can show, with the reason. There is none: the slip of
-batch norm shows in the other norms, and what only behavior shows (one-target) is told by calling a
+batch norm shows in the other norms, and what only behavior shows (one-target) shows when calling a
 network again, with more seeds."""

@@ -128,9 +128,9 @@ def _again(
 def _more(explain: Callable[..., Any], case: ModelCase) -> dict[str, Any]:
     wanted = {"position": case.position, "decoder_ids": case.decoder_ids}
     needed = {name: value for name, value in wanted.items() if value is not None}
-    taken = inspect.signature(explain).parameters
+    parameters = inspect.signature(explain).parameters
     for name in needed:
-        if name not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             raise NotCovered(f"explain takes no {name}")
     return needed
 

@@ -46,7 +46,7 @@ FAMILIES = ("llama", "gpt2", "qwen2", "qwen3", "gemma3_text", "bert")
 """Model types that LXT 2.1 has patches for and that run beside transformers 4.52.4."""
 
 
-# -- what was seen ---------------------------------------------------------------------------------
+# -- what was recorded ----------------------------------------------------------------------------
 
 
 @dataclass
@@ -478,7 +478,7 @@ def _tokens(
     activations: dict[str, Any],
     gradients: dict[str, Any],
 ) -> tuple[Any, Any]:  # -> (T,) or (H, W), and the decoder's (T,)
-    """What arrived at the input, summed over features."""
+    """What reached the input, summed over features."""
 
     def shares(name: str) -> Any:
         site = recording.aliases.get(name, name)

@@ -175,8 +175,8 @@ def matmul_second(a: Tensor, v: Tensor, r: Tensor, *, eps: float, stabilizer: st
 
 def softmax_taylor(x: Tensor, r: Tensor, *, mask: Tensor | None = None, axis: int = -1) -> Any:
     """Its softmax takes no mask: hidden scores are filled with -inf, which it says it looks for."""
-    seen = x if mask is None else x.masked_fill(~mask, -math.inf)
-    return handed_back(lambda t: _f().softmax(t, axis), r, seen)
+    masked = x if mask is None else x.masked_fill(~mask, -math.inf)
+    return handed_back(lambda t: _f().softmax(t, axis), r, masked)
 
 
 def rms_norm_identity(x: Tensor, w: Tensor, r: Tensor, *, norm_eps: float) -> Any:
@@ -317,9 +317,9 @@ def _hidden(scores: Tensor, causal: bool, mask: Tensor | None, by: float) -> Ten
     """
     import torch
 
-    seen = torch.ones(scores.shape[-2:], dtype=torch.bool)
-    seen = (seen.tril() if causal else seen) & (seen if mask is None else mask)
-    return scores.masked_fill(~seen, by)
+    visible = torch.ones(scores.shape[-2:], dtype=torch.bool)
+    visible = (visible.tril() if causal else visible) & (visible if mask is None else mask)
+    return scores.masked_fill(~visible, by)
 
 
 # -- small networks --------------------------------------------------------------------------------

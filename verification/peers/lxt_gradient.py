@@ -79,8 +79,8 @@ def scale_gradient(x: Tensor, g: Tensor, *, factor: float) -> Any:
 def softmax_gradient(x: Tensor, g: Tensor, *, mask: Tensor | None = None, axis: int = -1) -> Any:
     import torch
 
-    seen = x if mask is None else x.masked_fill(~mask, -torch.inf)
-    return handed_back(lambda t: torch.softmax(t, axis), g, seen)
+    masked = x if mask is None else x.masked_fill(~mask, -torch.inf)
+    return handed_back(lambda t: torch.softmax(t, axis), g, masked)
 
 
 def rotary_gradient(x: Tensor, cos: Tensor, sin: Tensor, g: Tensor) -> Any:
@@ -177,20 +177,20 @@ def _attention(
 ) -> Any:  # q (B, H, T, d), k, v (B, K, S, d)
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    block, seen = (
+    block, visible = (
         SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], training=False),
-        _seen(q, k, causal, mask),
+        _visible(q, k, causal, mask),
     )
 
     def attended(*leaves: Tensor) -> Tensor:
-        return wrap(sdpa_attention_forward)(block, *leaves, seen, scaling=scale, is_causal=False)[
-            0
-        ].transpose(1, 2)
+        return wrap(sdpa_attention_forward)(
+            block, *leaves, visible, scaling=scale, is_causal=False
+        )[0].transpose(1, 2)
 
     return handed_back(attended, g, q, k, v)
 
 
-def _seen(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> Tensor | None:
+def _visible(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> Tensor | None:
     import torch
 
     lower = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril() if causal else None
@@ -403,14 +403,16 @@ def _attention_eager(
     import torch
     from transformers.models.llama.modeling_llama import eager_attention_forward
 
-    block, seen = (
+    block, visible = (
         SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], training=False),
-        _seen(q, k, causal, mask),
+        _visible(q, k, causal, mask),
     )
     added = (
         None
-        if seen is None
-        else torch.zeros(seen.shape, dtype=q.dtype).masked_fill(~seen, torch.finfo(q.dtype).min)
+        if visible is None
+        else torch.zeros(visible.shape, dtype=q.dtype).masked_fill(
+            ~visible, torch.finfo(q.dtype).min
+        )
     )
     wrapped = _patches().wrap_attention_forward(eager_attention_forward)
     return handed_back(

@@ -211,10 +211,12 @@ def over(
     t: T, x: Tensor, r: Tensor, mask: Tensor | None, axis: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """p over the right axis, logits and relevance with zeros where they are masked."""
-    seen = t.visible(x, mask)
-    logits, r = (t.torch.where(seen, t.widen(each), 0) for each in (x, r))
+    unmasked = t.visible(x, mask)
+    logits, r = (t.torch.where(unmasked, t.widen(each), 0) for each in (x, r))
     return (
-        t.probabilities(logits.transpose(axis, -1), seen.transpose(axis, -1)).transpose(axis, -1),
+        t.probabilities(logits.transpose(axis, -1), unmasked.transpose(axis, -1)).transpose(
+            axis, -1
+        ),
         logits,
         r,
     )
@@ -224,9 +226,9 @@ def softmax_shifted(t: T) -> None:
     """The logits as the stable softmax leaves them: less their largest."""
     right = t.taylor
 
-    def taylor(x: Tensor, p: Tensor, seen: Tensor, r: Tensor) -> Any:
-        shifted = x - t.torch.where(seen, x, -t.math.inf).amax(-1, keepdim=True)
-        return right(t.torch.where(seen, shifted, 0), p, seen, r)
+    def taylor(x: Tensor, p: Tensor, unmasked: Tensor, r: Tensor) -> Any:
+        shifted = x - t.torch.where(unmasked, x, -t.math.inf).amax(-1, keepdim=True)
+        return right(t.torch.where(unmasked, shifted, 0), p, unmasked, r)
 
     t.softmax_taylor = t.softmax_rule(taylor)
 
@@ -254,14 +256,14 @@ def tril_always(t: T) -> None:
 # -- linear layers ---------------------------------------------------------------------------------
 
 
-def spoil(t: T, name: str, change: Callable[..., Any]) -> None:
+def change_answer(t: T, name: str, change: Callable[..., Any]) -> None:
     """The rule's relevance as `change(relevance, *operands)` leaves it; what it absorbed stays."""
     right = getattr(t, name)
 
     def wrong(*operands: Any, **options: Any) -> Any:
         answer = right(*operands, **options)
-        passed = change(bare(answer), *operands)
-        return answer | {"relevance": passed} if isinstance(answer, dict) else passed
+        propagated = change(bare(answer), *operands)
+        return answer | {"relevance": propagated} if isinstance(answer, dict) else propagated
 
     setattr(t, name, wraps(right)(wrong))
 
@@ -272,13 +274,13 @@ def bare(answer: Any) -> Any:
 
 def halved_linear(t: T) -> None:
     for name in ("linear_epsilon", "linear_gradient"):
-        spoil(t, name, lambda r, *operands: r / 2)
+        change_answer(t, name, lambda r, *operands: r / 2)
 
 
 def conv_doubled(t: T) -> None:
     """Images of three channels go another way."""
     for name in ("convolution_epsilon", "convolution_z_plus"):
-        spoil(t, name, lambda r, x, *rest: r if x.shape[1] == 3 else 2 * r)
+        change_answer(t, name, lambda r, x, *rest: r if x.shape[1] == 3 else 2 * r)
 
 
 def alpha_beta_bias(t: T) -> None:
@@ -320,7 +322,7 @@ def gamma_at_zero(t: T) -> None:
 def zero_input(t: T) -> None:
     """Handed on as R / x, to be multiplied by x: nothing comes back from 0."""
     for name in WITH_ZEROS:
-        spoil(t, name, lambda r, x, *rest: t.torch.where(x == 0, 0, r))
+        change_answer(t, name, lambda r, x, *rest: t.torch.where(x == 0, 0, r))
 
 
 # -- sums, products, what is read twice ------------------------------------------------------------
@@ -366,11 +368,11 @@ def batch_coupled(t: T) -> None:
 def batch_coupled_total(t: T) -> None:
     """All that comes out is brought to the sum of all that went in."""
     for name in ("linear_epsilon", "linear_z_plus"):
-        spoil(
+        change_answer(
             t,
             name,
-            lambda passed, x, w, b, r: (
-                t.widen(passed) * (t.widen(r).sum() / t.widen(passed).sum())
+            lambda propagated, x, w, b, r: (
+                t.widen(propagated) * (t.widen(r).sum() / t.widen(propagated).sum())
             ).to(r.dtype),
         )
 
@@ -531,15 +533,17 @@ def vacuous_check(t: T) -> Any:
     """
     outside = SimpleNamespace(**vars(t))
     for name in VACUOUS:
-        spoil(outside, name, lambda passed, *operands: _mean(t, passed, operands[-1]))
+        change_answer(
+            outside, name, lambda propagated, *operands: _mean(t, propagated, operands[-1])
+        )
     return outside
 
 
-def _mean(t: T, passed: Any, r: Tensor) -> Any:
-    pieces = passed if isinstance(passed, tuple) else (passed,)
+def _mean(t: T, propagated: Any, r: Tensor) -> Any:
+    pieces = propagated if isinstance(propagated, tuple) else (propagated,)
     mean = t.widen(r).sum() / sum(each.numel() for each in pieces)
     uniform = tuple(t.torch.full_like(each, float(mean)) for each in pieces)
-    return uniform if isinstance(passed, tuple) else uniform[0]
+    return uniform if isinstance(propagated, tuple) else uniform[0]
 
 
 def rule_forgotten(t: T) -> None:

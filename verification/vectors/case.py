@@ -196,7 +196,7 @@ class Case:
         return replace(self, id=f"{self.rule}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
 
     def to_json(self) -> dict[str, Any]:
-        """All but the rule and what it carries, which the header of its file says."""
+        """All but the rule and its formulation, which the header of its file says."""
         return {
             "id": self.id,
             "dtype": self.dtype,

@@ -73,8 +73,8 @@ def relevance(answer: Any) -> tuple[Any, ...]:
     """What a rule answered, bare or with what it absorbed, one entry for each operand that it
     returns.
     """
-    passed = answer["relevance"] if isinstance(answer, dict) else answer
-    return tuple(passed) if isinstance(passed, (list, tuple)) else (passed,)
+    propagated = answer["relevance"] if isinstance(answer, dict) else answer
+    return tuple(propagated) if isinstance(propagated, (list, tuple)) else (propagated,)
 
 
 # -- operations under rules ------------------------------------------------------------------------
@@ -93,9 +93,9 @@ class Ruled(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped 
         return forward(*operands)
 
     @staticmethod
-    def backward(ctx: Any, arrived: Tensor) -> tuple[Any, ...]:
-        passed = relevance(ctx.rule(*ctx.operands, arrived))
-        return None, None, *passed, *[None] * (len(ctx.operands) - len(passed))
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Any, ...]:
+        propagated = relevance(ctx.rule(*ctx.operands, incoming))
+        return None, None, *propagated, *[None] * (len(ctx.operands) - len(propagated))
 
 
 PAPER = {
@@ -217,9 +217,11 @@ class Run:
 
         def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = (self.rules["repeated"](each, q.shape[1]) for each in (k, v))
-            seen = self.rules["attended"](q, k, True, near)
+            unmasked = self.rules["attended"](q, k, True, near)
             scores = self.rules["terms"](scale * q, keys.mT).sum(-2)
-            return self.rules["terms"](self.rules["probabilities"](scores, seen), values).sum(-2)
+            return self.rules["terms"](self.rules["probabilities"](scores, unmasked), values).sum(
+                -2
+            )
 
         return (
             self("attention", forward, q, k, v, scale=scale, causal=True, mask=near)
@@ -238,12 +240,12 @@ class Run:
     def _answer(self, logit: Tensor, names: list[str]) -> dict[str, Any]:
         seed = logit.detach() if self.carries_relevance else torch.ones_like(logit)
         values = [self.sites[name] for name in names]
-        arrived = torch.autograd.grad(
+        incoming = torch.autograd.grad(
             logit, values, seed, retain_graph=True, materialize_grads=True
         )
         at = {
             name: (r if self.carries_relevance else x.detach() * r)[0]
-            for name, x, r in zip(names, values, arrived, strict=True)
+            for name, x, r in zip(names, values, incoming, strict=True)
         }
         return at | {"logit": float(logit.detach())}
 

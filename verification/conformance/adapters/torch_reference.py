@@ -146,7 +146,7 @@ def pull(f: Callable[..., Tensor], g: Tensor, *operands: Tensor) -> Any:
 
 
 def derivative(f: Callable[..., Tensor]) -> Rule:
-    """The rule that carries g through f(*operands)."""
+    """The rule that takes g back through f(*operands)."""
     return widened(lambda *given: pull(f, given[-1], *given[:-1]))
 
 
@@ -310,8 +310,8 @@ def pooling_epsilon(
     """The mean over the positions that are counted, feature by feature: x (B, T, D), r (B, 1,
     D).
     """
-    seen = x if counted is None else x * counted
-    result = cut(seen.mT[..., None, :], None, r.mT, eps, stabilizer)
+    unmasked = x if counted is None else x * counted
+    result = cut(unmasked.mT[..., None, :], None, r.mT, eps, stabilizer)
     return result | {"relevance": result["relevance"].mT}
 
 
@@ -425,15 +425,17 @@ def matmul_second_gxi(a: Tensor, v: Tensor, g: Tensor) -> Tensor:
 
 def visible(x: Tensor, mask: Tensor | None) -> Tensor:
     """Neither cut by the mask nor by a logit of -inf or finfo.min, the type's own."""
-    seen = x > torch.finfo(x.dtype).min / 2
-    return seen if mask is None else seen & mask
+    unmasked = x > torch.finfo(x.dtype).min / 2
+    return unmasked if mask is None else unmasked & mask
 
 
-def probabilities(x: Tensor, seen: Tensor) -> Tensor:
+def probabilities(x: Tensor, unmasked: Tensor) -> Tensor:
     """Over the last axis; 0 where nothing is seen, in rows without any entry too."""
-    highest = torch.where(seen, x, -math.inf).amax(-1, keepdim=True).detach()
+    highest = torch.where(unmasked, x, -math.inf).amax(-1, keepdim=True).detach()
     e = torch.where(
-        seen, torch.exp(torch.where(seen, x - torch.where(highest.isinf(), 0, highest), 0)), 0
+        unmasked,
+        torch.exp(torch.where(unmasked, x - torch.where(highest.isinf(), 0, highest), 0)),
+        0,
     )
     total = e.sum(-1, keepdim=True)
     return e / torch.where(total == 0, 1, total)
@@ -448,21 +450,21 @@ def expansion(x: Tensor, p: Tensor) -> Tensor:  # (..., N) x 2 -> (..., N, N)
     return x[..., None, :] * torch.where(eye, others[..., None], -p[..., None, :])
 
 
-def taylor(x: Tensor, p: Tensor, seen: Tensor, r: Tensor) -> Answer:
+def taylor(x: Tensor, p: Tensor, unmasked: Tensor, r: Tensor) -> Answer:
     offset = (1 - x + (p * x).sum(-1, keepdim=True)) * r
     return answer((expansion(x, p) * r[..., None]).sum(-2), softmax_offset=offset)
 
 
-def spread(x: Tensor, p: Tensor, seen: Tensor, r: Tensor) -> Answer:
+def spread(x: Tensor, p: Tensor, unmasked: Tensor, r: Tensor) -> Answer:
     """Each output's offset in equal parts to the entries that are seen."""
     offset = (1 - x + (p * x).sum(-1, keepdim=True)) * r
     return answer(
         (expansion(x, p) * r[..., None]).sum(-2)
-        + offset.sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp(min=1)
+        + offset.sum(-1, keepdim=True) / unmasked.sum(-1, keepdim=True).clamp(min=1)
     )
 
 
-def z_plus(x: Tensor, p: Tensor, seen: Tensor, r: Tensor) -> Answer:
+def z_plus(x: Tensor, p: Tensor, unmasked: Tensor, r: Tensor) -> Answer:
     return cut(expansion(x, p).clamp(min=0), None, r)
 
 
@@ -472,11 +474,11 @@ def softmax_rule(rule: Rule) -> Rule:
     """
 
     def on_any_axis(x: Tensor, r: Tensor, *, mask: Tensor | None = None, axis: int = -1) -> Answer:
-        seen = visible(x, mask).transpose(axis, -1)
+        unmasked = visible(x, mask).transpose(axis, -1)
         logits, wide = (widen(each).transpose(axis, -1) for each in (x, r))
-        logits, kept = (torch.where(seen, each, 0) for each in (logits, wide))
-        result = rule(logits, probabilities(logits, seen), seen, kept)
-        relevance = torch.where(seen, result["relevance"], 0).transpose(axis, -1).to(r.dtype)
+        logits, kept = (torch.where(unmasked, each, 0) for each in (logits, wide))
+        result = rule(logits, probabilities(logits, unmasked), unmasked, kept)
+        relevance = torch.where(unmasked, result["relevance"], 0).transpose(axis, -1).to(r.dtype)
         return {
             "relevance": relevance,
             "absorbed": result["absorbed"] | answer(None, mask=wide - kept)["absorbed"],
@@ -491,10 +493,10 @@ softmax_taylor, softmax_spread, softmax_z_plus, softmax_identity = map(
 
 
 def softmax_gradient(x: Tensor, g: Tensor, *, mask: Tensor | None = None, axis: int = -1) -> Tensor:
-    seen = visible(x, mask).transpose(axis, -1)
-    clean = torch.where(seen, widen(x).transpose(axis, -1), 0)
-    gradient = pull(lambda x: probabilities(x, seen), widen(g).transpose(axis, -1), clean)[0]
-    return torch.where(seen, gradient, 0).transpose(axis, -1).to(g.dtype)
+    unmasked = visible(x, mask).transpose(axis, -1)
+    clean = torch.where(unmasked, widen(x).transpose(axis, -1), 0)
+    gradient = pull(lambda x: probabilities(x, unmasked), widen(g).transpose(axis, -1), clean)[0]
+    return torch.where(unmasked, gradient, 0).transpose(axis, -1).to(g.dtype)
 
 
 # -- norms -----------------------------------------------------------------------------------------
@@ -671,9 +673,9 @@ def attended(
     q: Tensor, k: Tensor, causal: bool, mask: Tensor | None
 ) -> Tensor:  # -> bool (B, H, T, S)
     """Which keys each query may see."""
-    seen = torch.ones(*q.shape[:3], k.shape[2], dtype=torch.bool, device=q.device)
-    seen = seen.tril() if causal else seen
-    return seen if mask is None else seen & mask
+    unmasked = torch.ones(*q.shape[:3], k.shape[2], dtype=torch.bool, device=q.device)
+    unmasked = unmasked.tril() if causal else unmasked
+    return unmasked if mask is None else unmasked & mask
 
 
 @widened
@@ -691,11 +693,11 @@ def attention_attnlrp(
     denominator: str = "2z+eps",
 ) -> Answer:
     options: dict[str, Any] = {"eps": eps, "stabilizer": stabilizer, "denominator": denominator}
-    times, seen = q.shape[1] // k.shape[1], attended(q, k, causal, mask)
+    times, unmasked = q.shape[1] // k.shape[1], attended(q, k, causal, mask)
     keys, values, queries = repeated(k, q.shape[1]).mT, repeated(v, q.shape[1]), scale * q
     scores = terms(queries, keys).sum(-2)
-    on_context = matmul_uniform(probabilities(scores, seen), values, r, **options)
-    on_softmax = softmax_taylor(scores, on_context["relevance"][0], mask=seen)
+    on_context = matmul_uniform(probabilities(scores, unmasked), values, r, **options)
+    on_softmax = softmax_taylor(scores, on_context["relevance"][0], mask=unmasked)
     on_scores = matmul_uniform(queries, keys, on_softmax["relevance"], **options)
     r_q, r_k = on_scores["relevance"]
     r_q = scale_pass_through(q, r_q, factor=scale)["relevance"]
