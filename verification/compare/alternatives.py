@@ -132,7 +132,7 @@ def _digits(eps: float) -> str:
     return f"{eps:.0e}" if eps in EPS else f"{eps:.4g}"
 
 
-_CONSTANT = (Rule("matmul", "second", "*context"), Rule("softmax", "constant"))
+_CONSTANT = (Rule("matmul", "second", role="attention.context"), Rule("softmax", "constant"))
 _GATE = Rule("multiply", "second")
 
 
@@ -178,28 +178,28 @@ Change = Callable[[Step, bool], Step]
 
 @dataclass(frozen=True)
 class Altered(Composite):
-    """A composite whose rules are changed on their way out of the table: (operation, names, rule)
-    -> rule.
-    """
+    """A composite whose rules are changed on their way out of the table."""
 
-    change: Callable[[str, Sequence[str], Chosen], Chosen] = lambda operation, names, chosen: chosen
+    change: Callable[[str, Sequence[str], str, Chosen], Chosen] = (
+        lambda operation, names, role, chosen: chosen
+    )
 
     def rule(self, operation: str, names: Sequence[str], role: str = "") -> Chosen:
-        return self.change(operation, names, super().rule(operation, names, role))
+        return self.change(operation, names, role, super().rule(operation, names, role))
 
 
 def _planted(c: Composite) -> Iterator[Alternative]:
-    for mistake, where, operation, pattern, change in PLANTED:
-        yield Alternative(altered(c, operation, pattern, change), (mistake,), where)
-    halved = altered(c.override(*_CONSTANT), "matmul", "*context", _scaled(0.5))
+    for mistake, where, operation, role, change in PLANTED:
+        yield Alternative(altered(c, operation, role, change), (mistake,), where)
+    halved = altered(c.override(*_CONSTANT), "matmul", "attention.context", _scaled(0.5))
     yield Alternative(halved, ("probabilities-constant", "cp-half"))
 
 
-def altered(c: Composite, operation: str, pattern: str, change: Change) -> Composite:
-    """The composite with a mistake in its rules for an operation, at the sites of a pattern."""
+def altered(c: Composite, operation: str, role: str, change: Change) -> Composite:
+    """The composite with a mistake in its rules for operations of a role (a pattern)."""
 
-    def changed(found: str, names: Sequence[str], chosen: Chosen) -> Chosen:
-        if not Rule(operation, chosen.name, pattern).fits(found, names):
+    def changed(found: str, names: Sequence[str], of: str, chosen: Chosen) -> Chosen:
+        if not Rule(operation, chosen.name, role=role).fits(found, names, of):
             return chosen
         gxi = c.formulation == "gradient_x_input"
         return replace(chosen, function=change(chosen.function, gxi))
@@ -379,10 +379,10 @@ PLANTED: tuple[tuple[str, str, str, str, Change], ...] = (
     ),
     ("halved-linear", "", "linear", "*", _scaled(0.5)),
     ("bias-ignored", "", "linear", "*", _without_bias),
-    ("cp-half", "", "matmul", "*context", _scaled(1.0, 0.5)),
+    ("cp-half", "", "matmul", "attention.context", _scaled(1.0, 0.5)),
     ("product-doubled", "every matrix product", "matmul", "*", _derivative("matmul")),
-    ("product-doubled", "q k^T alone", "matmul", "*scores", _derivative("matmul")),
-    ("product-doubled", "p v alone", "matmul", "*context", _derivative("matmul")),
+    ("product-doubled", "q k^T alone", "matmul", "attention.scores", _derivative("matmul")),
+    ("product-doubled", "p v alone", "matmul", "attention.context", _derivative("matmul")),
     ("product-doubled", "gates", "multiply", "*", _derivative("multiply")),
     ("product-proportional", "", "multiply", "*", _split(_by_magnitude)),
     ("residual-absolute", "", "add", "*", _split(_by_magnitude)),
@@ -401,4 +401,4 @@ PLANTED: tuple[tuple[str, str, str, str, Change], ...] = (
     ("gqa-repeat", "averaged, not summed", "movement", "*", _copies(lambda r: r.mean(axis=2))),
     ("gqa-repeat", "summed over the wrong groups", "movement", "*", _copies(_wrong_groups)),
 )
-"""Mistake, in which of its forms, for which operation and sites, and how it is planted."""
+"""Mistake, in which of its forms, for which operation and role, and how it is planted."""

@@ -314,16 +314,19 @@ def _options(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Iterat
         return
     differ: dict[str, list[str]] = {}
     for x, y in zip(ours, theirs, strict=True):
-        if (x["operation"], x["site"], x["rule"]) != (y["operation"], y["site"], y["rule"]):
-            words = f"rule {x['rule']} in A, {y['rule']} in B"
+        for words in _line_differs(x, y):
             differ.setdefault(words, []).append(x["operation"])
-        for key in x["options"].keys() & y["options"].keys():
-            if x["options"][key] != y["options"][key]:
-                differ.setdefault(
-                    f"{key} {x['options'][key]} in A, {y['options'][key]} in B", []
-                ).append(x["operation"])
     if differ:
         yield "; ".join(f"{words} ({', '.join(where)})" for words, where in differ.items())
+
+
+def _line_differs(x: dict[str, Any], y: dict[str, Any]) -> Iterator[str]:
+    """In what two lines of a method's table differ."""
+    if any(x[key] != y[key] for key in ("operation", "role", "site", "rule")):
+        yield f"rule {x['rule']} in A, {y['rule']} in B"
+    for key in x["options"].keys() & y["options"].keys():
+        if x["options"][key] != y["options"][key]:
+            yield f"{key} {x['options'][key]} in A, {y['options'][key]} in B"
 
 
 def _ratio(
