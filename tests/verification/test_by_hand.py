@@ -141,17 +141,19 @@ class Engine:
         length: int,
         eps: float,
         seed: int,
-        real: Any = None,
+        attention_mask: Any = None,
     ) -> None:
         self.model, random = (
             random_model(config | {"num_hidden_layers": 1}, seed),
             np.random.default_rng(seed),
         )
-        self.real = real
-        ids = random.integers(0, 17, (1 if real is None else len(real), length))
+        self.attention_mask = attention_mask
+        ids = random.integers(0, 17, (1 if attention_mask is None else len(attention_mask), length))
         self.block, trace = block, Trace(self.model.weights)
         self.model.net.forward(
-            trace, self.model.config, Batch(ids, None if real is None else np.asarray(real))
+            trace,
+            self.model.config,
+            Batch(ids, None if attention_mask is None else np.asarray(attention_mask)),
         )
         self.r_y = random.standard_normal(trace.values[block].array.shape)
         self.swept = Sweep(ATTNLRP.with_options(eps=eps), keep=lambda names: True).run(
@@ -191,9 +193,16 @@ class Engine:
                 "theta": kind(c.rope.theta),
             }
             return by_hand_decoder.block(x, lambda y: r_y, self.weights(kind), **how)
-        real = [True] * len(x) if self.real is None else self.real[example]
+        attention_mask = (
+            [True] * len(x) if self.attention_mask is None else self.attention_mask[example]
+        )
         return by_hand_encoder.block(
-            x, lambda y: r_y, self.weights(kind), real, **how, norm_eps=kind(c.layer_norm_eps)
+            x,
+            lambda y: r_y,
+            self.weights(kind),
+            attention_mask,
+            **how,
+            norm_eps=kind(c.layer_norm_eps),
         )
 
 
@@ -252,7 +261,7 @@ PROJECTIONS = {
     DECODER: {f"self_attn.{name}_proj": name for name in "qkv"},
     ENCODER: {f"attention.self.{name}": name[0] for name in ("query", "key", "value")},
 }
-"""Sites that the file by hand has only cut into heads; the conservation ledger call them by these
+"""Sites that the file by hand has only cut into heads; the conservation ledger calls them by these
 names.
 """
 
@@ -261,10 +270,10 @@ def compare(engine: Engine, example: int = 0) -> float:
     """Every site's activation and relevance, every absorbed entry: within the bound. Returns the
     most conditions that the engine was off.
     """
-    (exact, exact_books), (plain, plain_books) = (
+    (exact, exact_absorbed), (plain, plain_absorbed) = (
         engine.by_hand(*kind, example) for kind in ((MP.mpf, MP), (float, math))
     )
-    noisy, noisy_books = engine.by_hand(sampled, NOISY, example)
+    noisy, noisy_absorbed = engine.by_hand(sampled, NOISY, example)
     used, seen = [], set()
     for site, name in (SITES[engine.block] | PROJECTIONS[engine.block]).items():
         at = engine.swept.aliases.get(engine.site(site), engine.site(site))
@@ -281,10 +290,10 @@ def compare(engine: Engine, example: int = 0) -> float:
     assert {site.removeprefix(f"{engine.block}.self_attn.") for site in left} <= {"key.repeated"}, (
         "kk has its numbers"
     )
-    return max(used + _books(engine, exact_books, plain_books, noisy_books, example))
+    return max(used + _absorbed(engine, exact_absorbed, plain_absorbed, noisy_absorbed, example))
 
 
-def _books(engine: Engine, exact: Any, plain: Any, noisy: Any, example: int) -> list[float]:
+def _absorbed(engine: Engine, exact: Any, plain: Any, noisy: Any, example: int) -> list[float]:
     lines = {
         name: engine.site(site)
         for sites in (SITES, PROJECTIONS)
@@ -307,7 +316,7 @@ def _books(engine: Engine, exact: Any, plain: Any, noisy: Any, example: int) -> 
         if (
             at,
             cause,
-        ) in got or cause != "mask":  # the engine ledger a mask only where there is one
+        ) in got or cause != "mask":  # the engine records a mask only where there is one
             used.append(near(got.pop((at, cause))[example], wanted, condition, (at, cause)))
     assert not got, "absorbed by the engine alone"
     return used
@@ -363,9 +372,9 @@ def test_decoder_at_every_site(name: str, eps: float) -> None:
 @pytest.mark.parametrize("eps", EPS)
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoder_at_every_site(name: str, eps: float) -> None:
-    changed, length, real = ENCODERS[name]
-    engine = Engine(BERT | SMALL | changed, ENCODER, length, eps, 1, real)
-    for example in range(1 if real is None else len(real)):
+    changed, length, attention_mask = ENCODERS[name]
+    engine = Engine(BERT | SMALL | changed, ENCODER, length, eps, 1, attention_mask)
+    for example in range(1 if attention_mask is None else len(attention_mask)):
         compare(engine, example)
 
 
@@ -398,15 +407,15 @@ def test_any_decoder(
     st.sampled_from(EPS),
     st.integers(0, 2**31),
 )
-def test_any_encoder(heads: int, real: list[bool], eps: float, seed: int) -> None:
+def test_any_encoder(heads: int, attention_mask: list[bool], eps: float, seed: int) -> None:
     compare(
         Engine(
             BERT | SMALL | {"num_attention_heads": heads},
             ENCODER,
-            1 + len(real),
+            1 + len(attention_mask),
             eps,
             seed,
-            [[True, *real]],
+            [[True, *attention_mask]],
         )
     )
 
@@ -418,12 +427,12 @@ def test_a_difference_in_the_eleventh_digit_is_seen(block: str) -> None:
     """
     engine = Engine((LLAMA if block == DECODER else BERT) | SMALL, block, 3, 1e-6, seed=1)
     compare(engine)
-    propagated, books = engine.swept.propagated, engine.swept.ledger
+    propagated, ledger = engine.swept.propagated, engine.swept.ledger
     site = f"{block}.{'self_attn' if block == DECODER else 'attention.self'}.probabilities"
     propagated[site] = propagated[site] * (1 + 1e-11)
     _refused(engine, site)
     propagated[site] = propagated[site] / (1 + 1e-11)
-    absorbed = books[site].absorbed
+    absorbed = ledger[site].absorbed
     for change in (
         {"softmax_offset": absorbed["softmax_offset"] * (1 + 1e-11)},
         {"bias": absorbed["softmax_offset"]},
@@ -451,7 +460,7 @@ def _refused(engine: Engine, words: str) -> None:
 
 @pytest.mark.parametrize("eps", [*EPS, 0.0])
 @pytest.mark.parametrize("block", [DECODER, ENCODER])
-def test_the_books_close_to_the_last_digits(block: str, eps: float) -> None:
+def test_the_ledger_closes_to_the_last_digits(block: str, eps: float) -> None:
     """In 50 digits, without eps too: what came in = what reached x + what was absorbed, to
     1e-40.
     """
@@ -460,39 +469,41 @@ def test_the_books_close_to_the_last_digits(block: str, eps: float) -> None:
         config | SMALL, block, 4, 1e-6, 2, [[True, True, True, False]] if block == ENCODER else None
     )
     engine.eps = eps
-    values, books = engine.by_hand(MP.mpf, MP)
-    absorbed = sum(amount for causes in books.values() for amount in causes.values())
+    values, ledger = engine.by_hand(MP.mpf, MP)
+    absorbed = sum(amount for causes in ledger.values() for amount in causes.values())
     received, reached = total(values["y"][1]), total(values["x"][1])
     assert abs(received - reached - absorbed) <= MP.mpf(10) ** -40
     assert abs(received - reached) > 1e-3, "the account would be empty"
     assert all(
-        abs(causes["stabilizer"]) > 0 for causes in books.values() if "stabilizer" in causes
+        abs(causes["stabilizer"]) > 0 for causes in ledger.values() if "stabilizer" in causes
     ) == (eps > 0)
 
 
-@pytest.mark.parametrize("real", [None, [True, False, True, True]])
-def test_relevance_at_masked_entries_is_absorbed(real: list[bool] | None) -> None:
+@pytest.mark.parametrize("attention_mask", [None, [True, False, True, True]])
+def test_relevance_at_masked_entries_is_absorbed(attention_mask: list[bool] | None) -> None:
     """In a block none arrives there, since p = 0; were there any, mask would take it, as in the
     engine.
     """
     random = np.random.default_rng(3)
     scores, r = (random.standard_normal((2, 4, 4)) for _ in range(2))
-    mask = np.broadcast_to(np.tri(4, dtype=bool) if real is None else np.asarray(real), (4, 4))
+    mask = np.broadcast_to(
+        np.tri(4, dtype=bool) if attention_mask is None else np.asarray(attention_mask), (4, 4)
+    )
     sides = []
     for kind, f in ((MP.mpf, MP), (sampled, NOISY)):
         x, arrived, file = (
             numbers(scores, kind),
             numbers(r, kind),
-            by_hand_decoder if real is None else by_hand_encoder,
+            by_hand_decoder if attention_mask is None else by_hand_encoder,
         )
-        seen: list[Any] = [] if real is None else [real]
-        sides.append(file.undo_softmax(x, *seen, file.softmax(x, *seen, f), arrived))
-    (exact, books), (noisy, noisy_books) = sides
+        given_mask: list[Any] = [] if attention_mask is None else [attention_mask]
+        sides.append(file.undo_softmax(x, *given_mask, file.softmax(x, *given_mask, f), arrived))
+    (exact, ledger), (noisy, noisy_absorbed) = sides
     passed = softmax.taylor(scores, softmax.forward(scores, mask=mask), r, mask=mask)
     near(passed.inputs[0], exact, noisy, "scores")
-    assert set(books) == set(passed.absorbed) and abs(books["mask"]) > 0.1
-    for cause, amount in books.items():
-        near(passed.absorbed[cause].sum(), amount, noisy_books[cause], cause)
+    assert set(ledger) == set(passed.absorbed) and abs(ledger["mask"]) > 0.1
+    for cause, amount in ledger.items():
+        near(passed.absorbed[cause].sum(), amount, noisy_absorbed[cause], cause)
     assert not passed.inputs[0][:, ~mask].any()
 
 

@@ -7,7 +7,7 @@ in loops over plain lists.
 upside down: each quotes the forward line it undoes, and hands the relevance that arrived at that
 line's output to its inputs. What cannot be handed on (to a bias, to eps, to the constant part of a
 softmax) is absorbed, and recorded under its cause from a formula of its own, never as what is
-missing. So the conservation ledger close only if every line is right:
+missing. So the conservation ledger closes only if every line is right:
 
     sum of the relevance that comes in at y  =  sum of the relevance that reaches x  +
                                              everything absorbed
@@ -27,14 +27,14 @@ Number = Any
 Row = list[Number]
 Rows = list[Row]
 Heads = list[Rows]
-Books = dict[str, Number]
+Absorbed = dict[str, Number]
 """Cause -> what was absorbed."""
 
 
 def block(
     x: Rows, seed: Callable[[Rows], Rows], w: dict[str, Any], *,
     heads: int, kv_heads: int, norm_eps: Number, theta: Number, eps: Number, f: Any = math,
-) -> tuple[dict[str, tuple[Any, Any]], dict[str, Books]]:  # fmt: skip
+) -> tuple[dict[str, tuple[Any, Any]], dict[str, Absorbed]]:  # fmt: skip
     """name -> (activation, relevance), and the conservation ledger of each line by the name of its
     output.
 
@@ -80,36 +80,36 @@ def block(
 
     # -- and back: the last line first -------------------------------------------------------------
 
-    books: dict[str, Books] = {}
+    ledger: dict[str, Absorbed] = {}
     r_y = seed(y)
     # y = h1 + down
-    h1_by_y, r_down, books["y"] = undo_add(h1, down, y, r_y, eps)
+    h1_by_y, r_down, ledger["y"] = undo_add(h1, down, y, r_y, eps)
     # down = linear(gated)
-    r_gated, books["down"] = undo_linear(gated, *wb("mlp.down_proj"), down, r_down, eps)
+    r_gated, ledger["down"] = undo_linear(gated, *wb("mlp.down_proj"), down, r_down, eps)
     # gated = act * up: half each (prop. 3.2)
     r_act = r_up = each(lambda r: r / 2, r_gated)
     # act = silu(gate): identity (eq. 9)
     r_gate = r_act
     # gate = linear(n2),  up = linear(n2): two readers of n2, whose shares add up
-    n2_by_gate, books["gate"] = undo_linear(n2, *wb("mlp.gate_proj"), gate, r_gate, eps)
-    n2_by_up, books["up"] = undo_linear(n2, *wb("mlp.up_proj"), up, r_up, eps)
+    n2_by_gate, ledger["gate"] = undo_linear(n2, *wb("mlp.gate_proj"), gate, r_gate, eps)
+    n2_by_up, ledger["up"] = undo_linear(n2, *wb("mlp.up_proj"), up, r_up, eps)
     r_n2 = add(n2_by_gate, n2_by_up)
     # n2 = rms_norm(h1): identity (prop. 3.4); h1 has a second reader, y = h1 + down
     r_h1 = add(h1_by_y, r_n2)
     # h1 = x + o
-    x_by_h1, r_o, books["h1"] = undo_add(x, o, h1, r_h1, eps)
+    x_by_h1, r_o, ledger["h1"] = undo_add(x, o, h1, r_h1, eps)
     # o = linear(merged)
-    r_merged, books["o"] = undo_linear(merged, *wb("self_attn.o_proj"), o, r_o, eps)
+    r_merged, ledger["o"] = undo_linear(merged, *wb("self_attn.o_proj"), o, r_o, eps)
     # merged = the heads of context side by side
     r_context = split(r_merged, heads)
     # context = p vv
-    r_p, r_vv, books["context"] = undo_matmul(p, vv, context, r_context, eps)
+    r_p, r_vv, ledger["context"] = undo_matmul(p, vv, context, r_context, eps)
     # p = softmax(scores)
-    r_scores, books["p"] = undo_softmax(scores, p, r_p)
+    r_scores, ledger["p"] = undo_softmax(scores, p, r_p)
     # scores = qs kk
-    r_qs, r_kk, books["scores"] = undo_matmul(qs, kk, scores, r_scores, eps)
+    r_qs, r_kk, ledger["scores"] = undo_matmul(qs, kk, scores, r_scores, eps)
     # kk, vv = the transposed kr, and v, each for every query head of its group: copies, whose
-    # shares add up
+    # relevance adds up
     r_kr, r_v = (
         groups_summed([transposed(head) for head in r_kk], group),
         groups_summed(r_vv, group),
@@ -117,12 +117,12 @@ def block(
     # qs = qr / sqrt(d): one input and no bias, so it gets all
     r_qr = r_qs
     # qr = rotate(q),  kr = rotate(k)
-    r_q, books["qr"] = undo_rotate(q, cos, sin, qr, r_qr, eps)
-    r_k, books["kr"] = undo_rotate(k, cos, sin, kr, r_kr, eps)
+    r_q, ledger["qr"] = undo_rotate(q, cos, sin, qr, r_qr, eps)
+    r_k, ledger["kr"] = undo_rotate(k, cos, sin, kr, r_kr, eps)
     # q1, k1, v1 = linear(n1), and q, k, v are these cut into heads: three readers of n1
-    n1_by_q, books["q"] = undo_linear(n1, *wb("self_attn.q_proj"), q1, merge(r_q), eps)
-    n1_by_k, books["k"] = undo_linear(n1, *wb("self_attn.k_proj"), k1, merge(r_k), eps)
-    n1_by_v, books["v"] = undo_linear(n1, *wb("self_attn.v_proj"), v1, merge(r_v), eps)
+    n1_by_q, ledger["q"] = undo_linear(n1, *wb("self_attn.q_proj"), q1, merge(r_q), eps)
+    n1_by_k, ledger["k"] = undo_linear(n1, *wb("self_attn.k_proj"), k1, merge(r_k), eps)
+    n1_by_v, ledger["v"] = undo_linear(n1, *wb("self_attn.v_proj"), v1, merge(r_v), eps)
     r_n1 = add(add(n1_by_q, n1_by_k), n1_by_v)
     # n1 = rms_norm(x): identity (prop. 3.4); x has a second reader, h1 = x + o
     r_x = add(x_by_h1, r_n1)
@@ -151,13 +151,13 @@ def block(
         "gated": (gated, r_gated),
         "down": (down, r_down),
         "y": (y, r_y),
-    }, books
+    }, ledger
 
 
 # -- each operation, and what undoes it ------------------------------------------------------------
 
 
-def share(z: Any, r: Any, eps: Number) -> tuple[Any, Books]:
+def stabilized_ratio(z: Any, r: Any, eps: Number) -> tuple[Any, Absorbed]:
     """s = R / (z + eps s(z)), the division in every line below, and what the stabilizer absorbs:
     eps s(z) s  (eq. 5).
     """
@@ -174,18 +174,18 @@ def linear(x: Rows, w: Rows, b: Row | None) -> Rows:  # (T, I), (O, I), (O,) -> 
 
 def undo_linear(
     x: Rows, w: Rows, b: Row | None, z: Rows, r: Rows, eps: Number
-) -> tuple[Rows, Books]:  # r (T, O) -> (T, I)
+) -> tuple[Rows, Absorbed]:  # r (T, O) -> (T, I)
     """R_i = x_i sum_j W_ji s_j,  s_j = R_j / (z_j + eps s(z_j))  (eq. 8).
     The bias absorbs b_j s_j.
     """
-    s, books = share(z, r, eps)
+    s, absorbed = stabilized_ratio(z, r, eps)
     by_x = [
         [sum(w_j[i] * s_j for w_j, s_j in zip(w, s_t, strict=True)) for i in range(len(w[0]))]
         for s_t in s
     ]
     if b:
-        books["bias"] = sum(b_j * s_j for s_t in s for b_j, s_j in zip(b, s_t, strict=True))
-    return each(lambda x, g: x * g, x, by_x), books
+        absorbed["bias"] = sum(b_j * s_j for s_t in s for b_j, s_j in zip(b, s_t, strict=True))
+    return each(lambda x, g: x * g, x, by_x), absorbed
 
 
 def add(a: Any, b: Any) -> Any:  # (T, D), (T, D) -> (T, D)
@@ -194,10 +194,10 @@ def add(a: Any, b: Any) -> Any:  # (T, D), (T, D) -> (T, D)
 
 def undo_add(
     a: Rows, b: Rows, z: Rows, r: Rows, eps: Number
-) -> tuple[Rows, Rows, Books]:  # r (T, D) -> (T, D), (T, D)
+) -> tuple[Rows, Rows, Absorbed]:  # r (T, D) -> (T, D), (T, D)
     """R_a = a s,  R_b = b s,  s = R / (z + eps s(z))  (eq. 8)."""
-    s, books = share(z, r, eps)
-    return each(lambda a, s: a * s, a, s), each(lambda b, s: b * s, b, s), books
+    s, absorbed = stabilized_ratio(z, r, eps)
+    return each(lambda a, s: a * s, a, s), each(lambda b, s: b * s, b, s), absorbed
 
 
 def rms_norm(x: Rows, weight: Row, norm_eps: Number, f: Any) -> Rows:  # (T, D) -> (T, D)
@@ -214,14 +214,16 @@ def matmul(a: Heads, v: Heads) -> Heads:  # (H, J, I), (H, I, P) -> (H, J, P)
     return [linear(a_h, transposed(v_h), None) for a_h, v_h in zip(a, v, strict=True)]
 
 
-def undo_matmul(a: Heads, v: Heads, o: Heads, r: Heads, eps: Number) -> tuple[Heads, Heads, Books]:
+def undo_matmul(
+    a: Heads, v: Heads, o: Heads, r: Heads, eps: Number
+) -> tuple[Heads, Heads, Absorbed]:
     """R_A[j,i] = A_ji sum_p V_ip s_jp,  R_V[i,p] = V_ip sum_j A_ji s_jp,  s = R / (2 O + eps s(O))
     (prop. 3.3, eq. 15).
     """
-    s, books = share(each(lambda o: 2 * o, o), r, eps)
+    s, absorbed = stabilized_ratio(each(lambda o: 2 * o, o), r, eps)
     by_a = matmul(s, [transposed(head) for head in v])  # sum_p V_ip s_jp
     by_v = matmul([transposed(head) for head in a], s)  # sum_j A_ji s_jp
-    return each(lambda a, g: a * g, a, by_a), each(lambda v, g: v * g, v, by_v), books
+    return each(lambda a, g: a * g, a, by_a), each(lambda v, g: v * g, v, by_v), absorbed
 
 
 def softmax(scores: Heads, f: Any) -> Heads:  # (H, T, T) -> (H, T, T)
@@ -241,7 +243,7 @@ def softmax(scores: Heads, f: Any) -> Heads:  # (H, T, T) -> (H, T, T)
 
 def undo_softmax(
     scores: Heads, p: Heads, r: Heads
-) -> tuple[Heads, Books]:  # r (H, T, T) -> (H, T, T)
+) -> tuple[Heads, Absorbed]:  # r (H, T, T) -> (H, T, T)
     """R_i = x_i (R_i - p_i sum_j R_j)  (prop. 3.1), x the scores as they are; 0 at masked entries.
 
     p_j is not linear in x: around x it is sum_i p_j (delta_ij - p_i) x_i plus a constant, whose
@@ -273,14 +275,14 @@ def rotate(x: Heads, cos: Rows, sin: Rows) -> Heads:  # (H, T, d) -> (H, T, d)
 
 def undo_rotate(
     x: Heads, cos: Rows, sin: Rows, z: Heads, r: Heads, eps: Number
-) -> tuple[Heads, Books]:  # r (H, T, d) -> (H, T, d)
+) -> tuple[Heads, Absorbed]:  # r (H, T, d) -> (H, T, d)
     """A linear map without a bias: R_x1 = x1 (cos s_1 + sin s_2),  R_x2 = x2 (cos s_2 - sin s_1),
     s = R / (z + eps s(z))
     (eq. 8).
     """
-    s, books = share(z, r, eps)
+    s, absorbed = stabilized_ratio(z, r, eps)
     by_x = rotate(s, cos, each(lambda v: -v, sin))  # the transposed map turns the other way
-    return each(lambda x, g: x * g, x, by_x), books
+    return each(lambda x, g: x * g, x, by_x), absorbed
 
 
 # -- lists of lists --------------------------------------------------------------------------------
@@ -338,7 +340,7 @@ def main() -> None:
         "input_layernorm.weight": drawn(4),
         "post_attention_layernorm.weight": drawn(4),
     }
-    values, books = block(
+    values, ledger = block(
         drawn(3, 4), lambda y: [[0.0] * 4, [0.0] * 4, [y[2][0], 0.0, 0.0, 0.0]], w,
         heads=2, kv_heads=1, norm_eps=1e-6, theta=10000.0, eps=1e-6,
     )  # fmt: skip
@@ -349,7 +351,7 @@ def main() -> None:
     )
     account |= {
         f"absorbed at {line}: {cause}": amount
-        for line, causes in books.items()
+        for line, causes in ledger.items()
         for cause, amount in causes.items()
     }
     for what, amount in [

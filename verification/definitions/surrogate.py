@@ -148,27 +148,27 @@ def _linear(x: Array, w: Array, b: Array | None) -> Array:
     return z if b is None else z + b
 
 
-# -- the operations that are not linear: (the record of the real run, operands) -> the surrogate's o
+# -- what is not linear: (the record of the real run, operands) -> the surrogate's output ----------
 
 
-def _first(real: Record) -> Array:
+def _first(run: Record) -> Array:
     """The first operand of the real run."""
-    return real.arrays[0]
+    return run.arrays[0]
 
 
-def _rms_norm(real: Record, x: Array, w: Array, *, norm_eps: float, offset: float = 0.0) -> Array:
-    x0 = _first(real)
+def _rms_norm(run: Record, x: Array, w: Array, *, norm_eps: float, offset: float = 0.0) -> Array:
+    x0 = _first(run)
     return x / np.sqrt(np.mean(x0 * x0, axis=-1, keepdims=True) + norm_eps) * (offset + w)
 
 
-def _layer_norm(real: Record, x: Array, w: Array, b: Array | None, *, norm_eps: float) -> Array:
-    std = np.sqrt(np.var(_first(real), axis=-1, keepdims=True) + norm_eps)
+def _layer_norm(run: Record, x: Array, w: Array, b: Array | None, *, norm_eps: float) -> Array:
+    std = np.sqrt(np.var(_first(run), axis=-1, keepdims=True) + norm_eps)
     z = (x - np.mean(x, axis=-1, keepdims=True)) / std * w
     return z if b is None else z + b
 
 
-def _activation(real: Record, x: Array, *, kind: str) -> Array:
-    x0, z0 = _first(real), real.output.array
+def _activation(run: Record, x: Array, *, kind: str) -> Array:
+    x0, z0 = _first(run), run.output.array
     zero = x0 == 0
     return x * np.where(zero, AT_ZERO.get(kind, 0.5), z0 / np.where(zero, 1.0, x0))
 
@@ -177,10 +177,10 @@ AT_ZERO = {"relu": 0.0, "tanh": 1.0}
 """f'(0), where f(x)/x has no value; 1/2 for every x times a symmetric gate."""
 
 
-def _multiply(real: Record, *operands: Array, constant: tuple[bool, ...]) -> Array:
+def _multiply(run: Record, *operands: Array, constant: tuple[bool, ...]) -> Array:
     """The mean over the operands that are no constants of (this one live, the rest as recorded)."""
     live = [k for k, c in enumerate(constant) if not c]
-    frozen: tuple[Array, ...] = real.arrays
+    frozen: tuple[Array, ...] = run.arrays
 
     def alive(k: int) -> Array:
         return reduce(
@@ -190,16 +190,16 @@ def _multiply(real: Record, *operands: Array, constant: tuple[bool, ...]) -> Arr
     return sum(map(alive, live)) / len(live)
 
 
-def _matmul(real: Record, a: Array, b: Array) -> Array:
-    a0, b0 = real.arrays
+def _matmul(run: Record, a: Array, b: Array) -> Array:
+    a0, b0 = run.arrays
     return (a @ b0 + a0 @ b) / 2
 
 
-def _renormalize(real: Record, r: Array) -> Array:
-    return r / np.sum(_first(real), axis=-1, keepdims=True)
+def _renormalize(run: Record, r: Array) -> Array:
+    return r / np.sum(_first(run), axis=-1, keepdims=True)
 
 
-def _softmax(real: Record, x: Array, *, mask: Array | None = None) -> Array:
+def _softmax(run: Record, x: Array, *, mask: Array | None = None) -> Array:
     """The true one, for complex x: shifted by the greatest real part, which is a constant of the
     row.
     """
@@ -212,19 +212,19 @@ def _softmax(real: Record, x: Array, *, mask: Array | None = None) -> Array:
     return e / np.where(total == 0, 1.0, total)
 
 
-def _second_matmul(real: Record, a: Array, b: Array) -> Array:
+def _second_matmul(run: Record, a: Array, b: Array) -> Array:
     """Attention with constant probabilities: the values alone are live. (What makes the scores
     feeds nothing and may be anything.)
     """
-    return _first(real) @ b
+    return _first(run) @ b
 
 
-def _second_product(real: Record, gate: Array, x: Array, *, constant: tuple[bool, ...]) -> Array:
-    return x * _first(real)
+def _second_product(run: Record, gate: Array, x: Array, *, constant: tuple[bool, ...]) -> Array:
+    return x * _first(run)
 
 
-def _recorded(real: Record, x: Array, *, mask: Array | None = None) -> Array:
-    return real.output.array
+def _recorded(run: Record, x: Array, *, mask: Array | None = None) -> Array:
+    return run.output.array
 
 
 FROZEN: dict[str, Callable[..., Array]] = {
@@ -247,24 +247,22 @@ CONSTANT_ATTENTION: dict[str, Callable[..., Array]] = {
 
 
 def _true_rms_norm(
-    real: Record, x: Array, w: Array, *, norm_eps: float, offset: float = 0.0
+    run: Record, x: Array, w: Array, *, norm_eps: float, offset: float = 0.0
 ) -> Array:
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + norm_eps) * (offset + w)
 
 
-def _true_layer_norm(
-    real: Record, x: Array, w: Array, b: Array | None, *, norm_eps: float
-) -> Array:
+def _true_layer_norm(run: Record, x: Array, w: Array, b: Array | None, *, norm_eps: float) -> Array:
     c = x - np.mean(x, axis=-1, keepdims=True)
     z = c / np.sqrt(np.mean(c * c, axis=-1, keepdims=True) + norm_eps) * w
     return z if b is None else z + b
 
 
-def _true_renormalize(real: Record, r: Array) -> Array:
+def _true_renormalize(run: Record, r: Array) -> Array:
     return r / np.sum(r, axis=-1, keepdims=True)
 
 
-def _true_activation(real: Record, x: Array, *, kind: str) -> Array:
+def _true_activation(run: Record, x: Array, *, kind: str) -> Array:
     return np.tanh(x) if kind == "tanh" else x * GATES[kind](x)
 
 
@@ -279,8 +277,8 @@ def _normal_cdf(x: Array) -> Array:
     """Phi(x) + i y phi(x) at x + i y: the expansion in y, whose next term is y^2 and so nothing at
     a complex step.
     """
-    real = np.vectorize(lambda v: math.erfc(-v / math.sqrt(2)) / 2, otypes=[float])(x.real)
-    return real + 1j * x.imag * np.exp(-(x.real**2) / 2) / math.sqrt(2 * math.pi)
+    cdf = np.vectorize(lambda v: math.erfc(-v / math.sqrt(2)) / 2, otypes=[float])(x.real)
+    return cdf + 1j * x.imag * np.exp(-(x.real**2) / 2) / math.sqrt(2 * math.pi)
 
 
 GATES: dict[str, Callable[[Array], Array]] = {
