@@ -80,7 +80,7 @@ class Composite:
         """
         for line in self.rules:
             if line.fits(operation, names, role):
-                function = OPERATIONS[operation].rules_in(self.formulation)[line.rule]
+                function = getattr(OPERATIONS[operation].rules[line.rule], self.formulation)
                 return Chosen(line.rule, function, dict(line.options))
         raise ReflError(
             f"composite {self.name} has no rule for {operation} at {names[0]}: add a line for it "

@@ -25,7 +25,7 @@ from refl.model import Model
 from refl.nets import NETS, masks
 from refl.rules import linear, matmul, multiply, rms_norm, softmax
 from refl.rules.conservation import RuleOutput
-from refl.rules.operations import rules_in
+from refl.rules.operations import OPERATIONS
 from refl.show.lines import plain
 from refl.show.text import cells
 from refl.trace import QUERIES, Trace
@@ -234,7 +234,6 @@ def without_row_sum(x: Any, p: Any, r: Any, *, mask: Any = None) -> RuleOutput:
     return RuleOutput(
         (x * r,),
         {"softmax_offset": (r - x * r).reshape(len(x), -1).sum(axis=1)},
-        softmax.taylor(x, p, r, mask=mask).rounding_scale,
     )
 
 
@@ -247,7 +246,7 @@ def shifted_softmax(x: Any, p: Any, r: Any, *, mask: Any = None) -> RuleOutput:
 def doubled(a: Any, v: Any, z: Any, r: Any, **how: Any) -> RuleOutput:
     """Each operand of a matrix product in full."""
     passed = matmul.uniform(a, v, z, r, **how)
-    return RuleOutput(tuple(2 * p for p in passed.inputs), passed.absorbed, passed.rounding_scale)
+    return RuleOutput(tuple(2 * p for p in passed.inputs), passed.absorbed)
 
 
 @wraps(matmul.uniform)
@@ -255,7 +254,7 @@ def lopsided(a: Any, v: Any, z: Any, r: Any, **how: Any) -> RuleOutput:
     """Conserving, but 3 : 1."""
     passed = matmul.uniform(a, v, z, r, **how)
     r_a, r_v = passed.inputs
-    return RuleOutput((1.5 * r_a, 0.5 * r_v), passed.absorbed, passed.rounding_scale)
+    return RuleOutput((1.5 * r_a, 0.5 * r_v), passed.absorbed)
 
 
 @wraps(linear.epsilon)
@@ -266,7 +265,6 @@ def bias_on_inputs(x: Any, w: Any, b: Any, z: Any, r: Any, **how: Any) -> RuleOu
     return RuleOutput(
         (passed.inputs[0] + s, None, None),
         passed.absorbed | {"bias": np.zeros(len(x))},
-        passed.rounding_scale,
     )
 
 
@@ -274,18 +272,14 @@ def forgetful(x: Any, w: Any, z: Any, g: Any, **how: Any) -> RuleOutput:
     """A Jacobian without the part that normalizes."""
     return rms_norm.identity_gxi(x, w, z, g, **how)._replace(
         absorbed={"norm_offset": np.zeros(len(x))},
-        rounding_scale=rms_norm.gradient(x, w, z, g, **how).rounding_scale,
     )
 
 
-SOFTMAX, MULTIPLY, MATMUL, LINEAR = (
-    rules_in("relevance")[name] for name in ("softmax", "multiply", "matmul", "linear")
-)
-FAULTS: list[tuple[str, str, dict[str, Any], str, Callable[..., Any], set[int], set[int]]] = [
+FAULTS: list[tuple[str, str, str, str, Callable[..., Any], set[int], set[int]]] = [
     (
         "a product all to one",
         "LLAMA",
-        MULTIPLY,
+        "multiply",
         "uniform",
         all_to_one,
         {2, 5},
@@ -294,7 +288,7 @@ FAULTS: list[tuple[str, str, dict[str, Any], str, Callable[..., Any], set[int], 
     (
         "softmax without its offset",
         "GPT2",
-        SOFTMAX,
+        "softmax",
         "taylor",
         without_offset,
         {1, 3},
@@ -303,7 +297,7 @@ FAULTS: list[tuple[str, str, dict[str, Any], str, Callable[..., Any], set[int], 
     (
         "softmax without the row sum",
         "GPT2",
-        SOFTMAX,
+        "softmax",
         "taylor",
         without_row_sum,
         {2, 7},
@@ -312,7 +306,7 @@ FAULTS: list[tuple[str, str, dict[str, Any], str, Callable[..., Any], set[int], 
     (
         "softmax on shifted logits",
         "GPT2",
-        SOFTMAX,
+        "softmax",
         "taylor",
         shifted_softmax,
         {2, 7},
@@ -321,7 +315,7 @@ FAULTS: list[tuple[str, str, dict[str, Any], str, Callable[..., Any], set[int], 
     (
         "a matrix product doubled",
         "LLAMA",
-        MATMUL,
+        "matmul",
         "uniform",
         doubled,
         {1, 2, 3, 5, 10},
@@ -330,7 +324,7 @@ FAULTS: list[tuple[str, str, dict[str, Any], str, Callable[..., Any], set[int], 
     (
         "a matrix product split 3 : 1",
         "LLAMA",
-        MATMUL,
+        "matmul",
         "uniform",
         lopsided,
         {2, 5, 10},
@@ -339,7 +333,7 @@ FAULTS: list[tuple[str, str, dict[str, Any], str, Callable[..., Any], set[int], 
     (
         "the bias spread over the inputs",
         "GPT2",
-        LINEAR,
+        "linear",
         "epsilon",
         bias_on_inputs,
         {2, 4},
@@ -348,7 +342,7 @@ FAULTS: list[tuple[str, str, dict[str, Any], str, Callable[..., Any], set[int], 
     (
         "CP-LRP with the gate live",
         "LLAMA",
-        rules_in("gradient_x_input")["multiply"],
+        "multiply",
         "second",
         multiply.uniform_gxi,
         {2, 11},
@@ -357,35 +351,39 @@ FAULTS: list[tuple[str, str, dict[str, Any], str, Callable[..., Any], set[int], 
     (
         "a Jacobian that does not normalize",
         "LLAMA",
-        rules_in("gradient_x_input")["rms_norm"],
+        "rms_norm",
         "gradient",
         forgetful,
         {2, 12},
         {4, 5, 6, 8, 10, 11},
     ),
 ]
-"""Fault, net, table of rules, rule, what stands in its place, the identities that have to fail,
-those that must not.
+"""Fault, net, operation, rule, what stands in its place, the identities that have to fail, those
+that must not.
 """
+IN_GRADIENT_FORM = ("CP-LRP with the gate live", "a Jacobian that does not normalize")
+"""Faults of the gradient x input form; the others are of the relevance form."""
 
 
 @pytest.mark.parametrize(
-    ("fault", "name", "table", "rule", "wrong", "caught", "unmoved"),
+    ("fault", "name", "operation", "rule", "wrong", "caught", "unmoved"),
     FAULTS,
     ids=[f[0] for f in FAULTS],
 )
 def test_a_wrong_rule_fails_its_identities(
     fault: str,
     name: str,
-    table: dict[str, Any],
+    operation: str,
     rule: str,
     wrong: Any,
     caught: set[int],
     unmoved: set[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    form = "gradient_x_input" if fault in IN_GRADIENT_FORM else "relevance"
+    rules = OPERATIONS[operation].rules
     with monkeypatch.context() as m:
-        m.setitem(table, rule, wrong)
+        m.setitem(rules, rule, rules[rule]._replace(**{form: wrong}))
         found = failing(net(name), sorted(caught | unmoved))
     assert caught <= found and not found & unmoved, f"{fault}: {sorted(found)} fail"
 
@@ -400,8 +398,8 @@ def test_a_leak_of_causality_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         masks,
         "causal",
-        lambda ids, real=None, window=None: (
-            right(ids, real, window) | (np.eye(ids.shape[-1], k=1) > 0)
+        lambda ids, attention_mask=None, window=None: (
+            right(ids, attention_mask, window) | (np.eye(ids.shape[-1], k=1) > 0)
         ),
     )
     assert {"no", "a"} <= ninth(net("GPT2"))
@@ -436,11 +434,9 @@ def test_a_block_that_forgets_earlier_keys_fails(monkeypatch: pytest.MonkeyPatch
     def forgetful(
         t: Trace, path: str, operands: Any, indices: Any, mask: Any, *rest: Any, **how: Any
     ) -> Any:
-        """Of the keys it is given, a part looks at the first ones alone."""
-        first = slice(min(indices[1][1].stop, QUERIES))
-        keys = (..., first, slice(None))
-        mask = None if mask is None else mask[..., first]
-        return right(t, path, operands, (indices[0], keys, keys), mask, *rest, **how)
+        """Of the keys that a part may see, the first ones alone."""
+        first = np.arange(mask.shape[-1]) < QUERIES
+        return right(t, path, operands, indices, mask & first, *rest, **how)
 
     assert "attention" not in ninth(net("LLAMA"))
     monkeypatch.setattr(Trace, "_attention_part", forgetful)
@@ -565,7 +561,8 @@ def test_json(capsys: Capture) -> None:
 
 
 def test_a_failure_is_said(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MATMUL, "uniform", lopsided)
+    rules = OPERATIONS["matmul"].rules
+    monkeypatch.setitem(rules, "uniform", rules["uniform"]._replace(relevance=lopsided))
     status, out, _ = command(capsys, "--only", "5", "12")
     assert status == 1
     assert "FAILS" in out and "1 of 4 FAIL (identity 5); 1 do not apply" in out
