@@ -3,9 +3,9 @@
 to read first    definitions/by_hand_decoder, by_hand_encoder: one block each, forward and then
                  upside down, in plain Python
 definitions/     every rule as sums over messages, in rational numbers or 60 digits (exact,
-                 exact_vision, exact_experts), on whole arrays (exact_answers) and whole models
-                 (exact_sweep); numbers that count their own rounding (running_error); the frozen
-                 function whose gradient AttnLRP is (surrogate)
+                 exact_vision, exact_experts), on whole arrays (lift, exact_answers) and whole
+                 models (exact_sweep); numbers that track their rounding (running_error); the
+                 frozen function whose gradient AttnLRP is (surrogate)
 vectors/         numbers to call a rule with, and the answers: rules/, models/; the catalogue of
                  known mistakes; how cases are made and read
 conformance/     anyone's rules held against the vectors (runner), what known mistakes answer

@@ -1,5 +1,5 @@
 """Who checks the checks: faults planted in the engine, mutation testing, false alarms, the engine's
-error, benchmarks. Not in the wheel.
+error, benchmarks; and the hard cases that rules are tried on (cases). Not in the wheel.
 """
 
 if __name__ != "refl.verification.quality":
