@@ -82,8 +82,12 @@ SLOW = (
     "tests/verification/test_verify.py::test_everything_holds[ALBERT]",
     "tests/verification/test_verify.py::test_everything_holds[DEIT]",
     "tests/verification/test_verify.py::test_everything_holds[GEMMA2]",
+    "tests/verification/test_verify.py::test_everything_holds[GEMMA3]",
+    "tests/verification/test_verify.py::test_everything_holds[MISTRAL]",
     "tests/verification/test_verify.py::test_everything_holds[OLMO2]",
+    "tests/verification/test_verify.py::test_everything_holds[QWEN2]",
     "tests/verification/test_verify.py::test_everything_holds[QWEN3_MOE]",
+    "tests/verification/test_verify.py::test_everything_holds[ROBERTA]",
     "tests/verification/test_verify.py::test_everything_holds[T5, gated]",
     "tests/verification/test_verify.py::test_everything_holds_in_float32[T5]",
 )

@@ -93,8 +93,8 @@ def module_graph(project: Path) -> dict[str, set[str]]:
 
 
 def room_of(module: str) -> str:
-    """refl.rules.linear -> rules, refl.verification.vectors.case -> verification.vectors, refl.trace
-    -> trace, refl itself and the face of verification -> themselves.
+    """refl.rules.linear -> rules, refl.verification.vectors.case -> verification.vectors,
+    refl.trace -> trace, refl itself and the face of verification -> themselves.
     """
     parts = module.split(".")[1:]
     depth = 2 if parts[:1] == ["verification"] else 1
