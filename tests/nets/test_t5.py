@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 from itertools import count
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from refl.show.colors import LEVELS, level
 from refl.show.notebook import fragment
 from refl.show.page import html
 from refl.verification.definitions import surrogate
+from refl.verification.identities.conditioning import RunComparison
+from refl.verification.identities.rows import WorstDeviation
 from refl.verification.random_models import FLAN, LLAMA, T5, moved, random_model
 
 NETS = {
@@ -366,8 +369,11 @@ def test_a_padded_batch_is_its_members(name: str, method: str, keep: Any) -> Non
             alone.decoder_tokens,
             decoder,
         )
-        close(e.relevance, alone.relevance, rounding(alone))
-        close(e.decoder_relevance, alone.decoder_relevance, rounding(alone))
+        worst = WorstDeviation()
+        explain = partial(_explain, read, method, decoder=decoder, keep=keep)
+        compare = RunComparison(model, alone, explain, worst).compare
+        compare(e.relevance, lambda x: x.relevance, "relevance")
+        compare(e.decoder_relevance, lambda x: x.decoder_relevance, "decoder's relevance")
         for site in (s for s in e if e[s].ndim == 2 and e[s].shape[0] > 1 and ".bias." not in s):
             unpadded = len(
                 decoder
@@ -376,18 +382,28 @@ def test_a_padded_batch_is_its_members(name: str, method: str, keep: Any) -> Non
                 else read
             )
             assert not e[site][unpadded:].any(), site
-            close(e[site][:unpadded], alone[site], rounding(alone))
+            compare(e[site][:unpadded], itemgetter(site), site)
         for site, n in (
             ("encoder.block.0.layer.0.SelfAttention.bias", len(read)),
             ("decoder.block.0.layer.0.SelfAttention.bias", len(decoder)),
         ):
             if site in set(e):
-                close(e[site][:, :n, :n], alone[site], rounding(alone))
+                compare(e[site][:, :n, :n], itemgetter(site), site)
                 assert not e[site][:, n:].any() and not e[site][:, :, n:].any()
         for got, want in zip(e.ledger, alone.ledger, strict=True):
             assert got.site == want.site
-            assert abs(got.received - want.received) <= rounding(alone)
+            compare(got.received, partial(_received, got.site), got.site)
             assert got.absorbed.keys() <= want.absorbed.keys() | {"mask"}
+        assert worst.ratio <= 1, f"{worst.measured:.1e} > {worst.bound:.1e} at {worst.where}"
+
+
+def _explain(item: list[int], method: str, model: Model, **how: Any) -> Explanation:
+    e: Explanation = model.explain(item, method, audit=True, **how)
+    return e
+
+
+def _received(site: str, e: Explanation) -> Any:
+    return e.ledger[site].received
 
 
 @pytest.mark.parametrize("keep", ["*", ()])
