@@ -129,11 +129,11 @@ def test_cp_lrp_without_biases_conserves(name: str) -> None:
     assert abs(e.relevance.sum() - e.logit) <= 1e-12 * abs(e.logit)
 
 
-# -- small nets written on a trace: the machinery, and its arithmetic by hand, are verification/iden
+# -- small nets, measured by verification/identities/small_nets.py ---------------------------------
 
 
 @pytest.mark.parametrize(
-    ("measure", "compared", "bound"),
+    ("small_net", "compared", "bound"),
     [
         (small_nets.small_relu_net, 3, 1e-12),
         (small_nets.small_product, 6, 1e-15),
@@ -151,9 +151,9 @@ def test_cp_lrp_without_biases_conserves(name: str) -> None:
         "12_norms",
     ],
 )
-def test_rules_on_small_nets(measure: Any, compared: int, bound: float) -> None:
+def test_rules_on_small_nets(small_net: Any, compared: int, bound: float) -> None:
     worst = WorstDeviation()
-    measure(worst)
+    small_net(worst)
     assert worst.count == compared
     assert worst.measured <= min(bound, worst.bound)
 
@@ -473,14 +473,14 @@ def test_9_fast_attention_is_plain_attention(name: str, length: int) -> None:
         plain, fast = (model.explain(texts, method, keep=keep, audit=True) for keep in ("*", ()))
         for p, f in zip(plain, fast, strict=True):
             close(f.relevance, p.relevance, rounding_bound(p))
-            books = {entry.site: entry for entry in p.ledger}
+            entries = {entry.site: entry for entry in p.ledger}
             for entry in f.ledger:
-                assert abs(entry.received - books[entry.site].received) <= rounding_bound(p), (
+                assert abs(entry.received - entries[entry.site].received) <= rounding_bound(p), (
                     entry.site
                 )
-                assert entry.absorbed.keys() == books[entry.site].absorbed.keys()
+                assert entry.absorbed.keys() == entries[entry.site].absorbed.keys()
                 assert all(
-                    abs(entry.absorbed[c] - books[entry.site].absorbed[c]) <= rounding_bound(p)
+                    abs(entry.absorbed[c] - entries[entry.site].absorbed[c]) <= rounding_bound(p)
                     for c in entry.absorbed
                 ), entry.site
 

@@ -230,7 +230,7 @@ def without_offset(x: Any, p: Any, r: Any, *, mask: Any = None) -> RuleOutput:
 
 
 def without_row_sum(x: Any, p: Any, r: Any, *, mask: Any = None) -> RuleOutput:
-    """Off the diagonal of its Jacobian nothing; the conservation ledger made to close."""
+    """Off the diagonal of its Jacobian nothing; what is absorbed made to fit."""
     return RuleOutput(
         (x * r,),
         {"softmax_offset": (r - x * r).reshape(len(x), -1).sum(axis=1)},
@@ -245,26 +245,26 @@ def shifted_softmax(x: Any, p: Any, r: Any, *, mask: Any = None) -> RuleOutput:
 @wraps(matmul.uniform)
 def doubled(a: Any, v: Any, z: Any, r: Any, **how: Any) -> RuleOutput:
     """Each operand of a matrix product in full."""
-    passed = matmul.uniform(a, v, z, r, **how)
-    return RuleOutput(tuple(2 * p for p in passed.inputs), passed.absorbed)
+    output = matmul.uniform(a, v, z, r, **how)
+    return RuleOutput(tuple(2 * p for p in output.inputs), output.absorbed)
 
 
 @wraps(matmul.uniform)
 def lopsided(a: Any, v: Any, z: Any, r: Any, **how: Any) -> RuleOutput:
     """Conserving, but 3 : 1."""
-    passed = matmul.uniform(a, v, z, r, **how)
-    r_a, r_v = passed.inputs
-    return RuleOutput((1.5 * r_a, 0.5 * r_v), passed.absorbed)
+    output = matmul.uniform(a, v, z, r, **how)
+    r_a, r_v = output.inputs
+    return RuleOutput((1.5 * r_a, 0.5 * r_v), output.absorbed)
 
 
 @wraps(linear.epsilon)
 def bias_on_inputs(x: Any, w: Any, b: Any, z: Any, r: Any, **how: Any) -> RuleOutput:
-    """The share of the bias spread evenly over the inputs, as classic code has it."""
-    passed = linear.epsilon(x, w, b, z, r, **how)
+    """What the bias gets spread evenly over the inputs, as classic code has it."""
+    output = linear.epsilon(x, w, b, z, r, **how)
     s = 0 if b is None else (r / z * b).sum(axis=-1, keepdims=True) / x.shape[-1]
     return RuleOutput(
-        (passed.inputs[0] + s, None, None),
-        passed.absorbed | {"bias": np.zeros(len(x))},
+        (output.inputs[0] + s, None, None),
+        output.absorbed | {"bias": np.zeros(len(x))},
     )
 
 
@@ -410,7 +410,9 @@ def test_a_leak_of_padding_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         masks,
         "causal",
-        lambda ids, real=None, window=None: right(ids, None, window) | (real is not None),
+        lambda ids, attention_mask=None, window=None: (
+            right(ids, None, window) | (attention_mask is not None)
+        ),
     )
     assert {"together", "padding"} <= ninth(net("GPT2"))
 
