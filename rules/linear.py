@@ -70,7 +70,7 @@ def gamma(
 ) -> RuleOutput:  # r: (..., O) -> (..., I)
     (x_pos, x_neg), (w_pos, w_neg), (b_pos, b_neg) = parts = signed(x), signed(w), signed(b)
     up = flags(z > 0, z)
-    s, absorbed = ratio(gamma_denominator(parts, z, gamma), r, eps)
+    s, absorbed = quotient(gamma_denominator(parts, z, gamma), r, eps)
     s_up, s_down = up * s, (1 - up) * s
     amplified = x_pos * (s_up @ w_pos + s_down @ w_neg) + x_neg * (s_up @ w_neg + s_down @ w_pos)
     causes = {"stabilizer": absorbed}
@@ -106,11 +106,11 @@ def alpha_beta(
     receiver: it is absorbed.
     """
     (x_pos, x_neg), (w_pos, w_neg), (b_pos, b_neg) = parts = signed(x), signed(w), signed(b)
-    s, absorbed = ratio(positive_sum(parts), alpha * r, eps)
+    s, absorbed = quotient(positive_sum(parts), alpha * r, eps)
     r_x = x_pos * (s @ w_pos) + x_neg * (s @ w_neg)
     causes = {"stabilizer": absorbed} | ({} if b is None else {"bias": total(s @ b_pos)})
     if beta:
-        s, absorbed = ratio(negative_sum(parts), -beta * r, eps)
+        s, absorbed = quotient(negative_sum(parts), -beta * r, eps)
         r_x = r_x + x_pos * (s @ w_neg) + x_neg * (s @ w_pos)
         causes["stabilizer"] = causes["stabilizer"] + absorbed
         if b is not None:
@@ -132,7 +132,7 @@ def w_square(
     """A row of zero weights has no receiver: its relevance is absorbed."""
     xp = namespace(x, w, r)
     squares = w * w
-    s, absorbed = ratio(xp.sum(squares, axis=-1) + xp.zeros_like(r), r)
+    s, absorbed = quotient(xp.sum(squares, axis=-1) + xp.zeros_like(r), r)
     return RuleOutput((s @ squares, None, None), {"stabilizer": absorbed})
 
 
@@ -153,7 +153,7 @@ def z_box(
     channels of a patch).
     """
     (w_pos, w_neg), above, below = signed(w), x - bound(low, x), x - bound(high, x)
-    s, absorbed = ratio(above @ w_pos.T + below @ w_neg.T, r)
+    s, absorbed = quotient(above @ w_pos.T + below @ w_neg.T, r)
     return RuleOutput(
         (above * (s @ w_pos) + below * (s @ w_neg), None, None), {"stabilizer": absorbed}
     )
@@ -192,7 +192,7 @@ def negative_sum(parts: Parts) -> Array:  # -> (..., O)
     return x_pos @ w_neg.T + forward(x_neg, w_pos, b_neg)
 
 
-def ratio(d: Array, r: Array, eps: float = 0.0) -> tuple[Array, Array]:
+def quotient(d: Array, r: Array, eps: float = 0.0) -> tuple[Array, Array]:
     """r / d, stabilized only where an eps is asked for."""
     return stabilized_ratio(d, r, eps, "sign" if eps else "none")
 

@@ -43,7 +43,7 @@ def _sum(a: Array) -> Array:  # (B, ...) -> (B,)
     return total(namespace(a).abs(a))
 
 
-def _ratio(z: Array, r: Array, how: How) -> Array:
+def _stabilized(z: Array, r: Array, how: How) -> Array:
     return stabilized_ratio(z, r, how["eps"], how["stabilizer"])[0]
 
 
@@ -112,20 +112,20 @@ def _softmax(operands: Operands, p: Array, r: Array, mask: Array | None) -> Arra
 
 
 def _linear_epsilon(operands: Operands, z: Array, r: Array, how: How) -> Array:
-    return _linear(operands, _ratio(z, r, how)) + _sum(r)
+    return _linear(operands, _stabilized(z, r, how)) + _sum(r)
 
 
 def _linear_gamma(operands: Operands, z: Array, r: Array, how: How) -> Array:
     parts = tuple(map(linear.signed, operands))
-    s = linear.ratio(linear.gamma_denominator(parts, z, how["gamma"]), r, how["eps"])[0]
+    s = linear.quotient(linear.gamma_denominator(parts, z, how["gamma"]), r, how["eps"])[0]
     return (1 + how["gamma"]) * _linear(operands, s)
 
 
 def _linear_alpha_beta(operands: Operands, z: Array, r: Array, how: How) -> Array:
     parts, alpha, beta = tuple(map(linear.signed, operands)), how["alpha"], how["beta"]
-    scale = _linear(operands, linear.ratio(linear.positive_sum(parts), alpha * r, how["eps"])[0])
+    scale = _linear(operands, linear.quotient(linear.positive_sum(parts), alpha * r, how["eps"])[0])
     if beta:
-        s = linear.ratio(linear.negative_sum(parts), -beta * r, how["eps"])[0]
+        s = linear.quotient(linear.negative_sum(parts), -beta * r, how["eps"])[0]
         scale = scale + _linear(operands, s)
     return scale
 
@@ -138,7 +138,7 @@ def _linear_z_box(operands: Operands, z: Array, r: Array, how: How) -> Array:
     x, w, _ = operands
     above, below = x - linear.bound(how["low"], x), x - linear.bound(how["high"], x)
     w_pos, w_neg = linear.signed(w)
-    s = linear.ratio(above @ w_pos.T + below @ w_neg.T, r)[0]
+    s = linear.quotient(above @ w_pos.T + below @ w_neg.T, r)[0]
     return _linear((above, w_pos, None), s) + _linear((below, w_neg, None), s)
 
 
@@ -153,7 +153,7 @@ def _matmul_uniform(operands: Operands, z: Array, r: Array, how: How) -> Array:
 
 
 def _matmul_second(operands: Operands, z: Array, r: Array, how: How) -> Array:
-    return _matmul(operands, _ratio(z, r, how)) + _sum(r)
+    return _matmul(operands, _stabilized(z, r, how)) + _sum(r)
 
 
 def _softmax_z_plus(operands: Operands, z: Array, r: Array, how: How) -> Array:
@@ -176,12 +176,12 @@ def _pooling_gradient(operands: Operands, z: Array, g: Array, how: How) -> Array
 
 
 RELEVANCE: dict[tuple[str, str], Callable[[Operands, Array, Array, How], Array]] = {
-    ("add", "epsilon"): lambda o, z, r, how: _add(o, _ratio(z, r, how)) + _sum(r),
+    ("add", "epsilon"): lambda o, z, r, how: _add(o, _stabilized(z, r, how)) + _sum(r),
     ("combine", "epsilon"): lambda o, z, r, how: (
-        _combine(o, _ratio(z, r, how), how["index"]) + _sum(r)
+        _combine(o, _stabilized(z, r, how), how["index"]) + _sum(r)
     ),
     ("layer_norm", "epsilon"): lambda o, z, r, how: (
-        _layer_norm(o, _ratio(z, r, how), how["norm_eps"]) + _sum(r)
+        _layer_norm(o, _stabilized(z, r, how), how["norm_eps"]) + _sum(r)
     ),
     ("linear", "epsilon"): _linear_epsilon,
     ("linear", "gamma"): _linear_gamma,
@@ -193,10 +193,10 @@ RELEVANCE: dict[tuple[str, str], Callable[[Operands, Array, Array, How], Array]]
     ("matmul", "uniform"): _matmul_uniform,
     ("matmul", "second"): _matmul_second,
     ("pooling", "epsilon"): lambda o, z, r, how: (
-        _pooling(o, _ratio(_counted_sum(o, how), r, how), how["counted"]) + _sum(r)
+        _pooling(o, _stabilized(_counted_sum(o, how), r, how), how["counted"]) + _sum(r)
     ),
-    ("renormalize", "epsilon"): lambda o, z, r, how: 4 * _sum(z * _ratio(z, r, how)) + _sum(r),
-    ("rotary", "epsilon"): lambda o, z, r, how: _rotary(o, _ratio(z, r, how), how) + _sum(r),
+    ("renormalize", "epsilon"): lambda o, z, r, how: 4 * _sum(z * _stabilized(z, r, how)) + _sum(r),
+    ("rotary", "epsilon"): lambda o, z, r, how: _rotary(o, _stabilized(z, r, how), how) + _sum(r),
     ("softmax", "taylor"): lambda o, z, r, how: _softmax(o, z, r, how["mask"]),
     ("softmax", "spread"): lambda o, z, r, how: 2 * _softmax(o, z, r, how["mask"]),
     ("softmax", "z_plus"): _softmax_z_plus,

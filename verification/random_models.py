@@ -287,7 +287,7 @@ def random_model(config: dict[str, Any], seed: int, dtype: str = "float64") -> M
     parsed = parse(net.Config, config)
     random = np.random.default_rng(seed)
     weights = {
-        name: _frozen(_draw(random, name, shape).astype(dtype))
+        name: _read_only(_draw(random, name, shape).astype(dtype))
         for name, shape, _ in net.shapes(parsed)
     }
     return Model(
@@ -306,7 +306,10 @@ def with_weights(model: Model, **changed: Any) -> Model:
     """The same model with some tensors replaced, by name."""
     return replace(
         model,
-        weights={**model.weights, **{name: _frozen(np.asarray(w)) for name, w in changed.items()}},
+        weights={
+            **model.weights,
+            **{name: _read_only(np.asarray(w)) for name, w in changed.items()},
+        },
     )
 
 
@@ -339,6 +342,6 @@ def _is_conv1d(name: str) -> bool:
     return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
 
 
-def _frozen(array: Array) -> Array:
+def _read_only(array: Array) -> Array:
     array.flags.writeable = False
     return array

@@ -196,7 +196,7 @@ def _patch(value: float, most: float) -> str:
 def _account(e: Explanation) -> str:
     rows = account_of(e)
     cells = [(safe(r.name), r.shown, r.percent, safe(r.note or quantity(e))) for r in rows]
-    head = ("part", e.seed if e.against is None else "logits", "share", "")
+    head = ("part", e.seed if e.against is None else "logits", "percent", "")
     return (
         f"<section><h2>The account</h2>{_account_bars(rows)}"
         f"{table(head, cells, (1, 2), 'account')}</section>"

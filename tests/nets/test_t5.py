@@ -146,7 +146,7 @@ def defined(n: int, each: int, farthest: int) -> int:
 # -- the forward -----------------------------------------------------------------------------------
 
 
-def plain_t5(w: Any, c: dict[str, Any], read: list[int], written: list[int]) -> Any:  # -> (U, V)
+def plain_t5(w: Any, c: dict[str, Any], read: list[int], prefix: list[int]) -> Any:  # -> (U, V)
     """The paper's model, one text, one loop over heads at a time."""
     act = {
         "relu": lambda x: np.maximum(x, 0),
@@ -198,7 +198,7 @@ def plain_t5(w: Any, c: dict[str, Any], read: list[int], written: list[int]) -> 
     h, read_out = None, None
     for stack, ids, layers in (
         ("encoder", read, c["num_layers"]),
-        ("decoder", written, c["num_decoder_layers"]),
+        ("decoder", prefix, c["num_decoder_layers"]),
     ):
         h = w["shared.weight"][ids]
         for b in (f"{stack}.block.{i}.layer" for i in range(layers)):
@@ -394,7 +394,7 @@ def test_a_padded_batch_is_its_members(name: str, method: str, keep: Any) -> Non
             assert got.site == want.site
             compare(got.received, partial(_received, got.site), got.site)
             assert got.absorbed.keys() <= want.absorbed.keys() | {"mask"}
-        assert worst.ratio <= 1, f"{worst.measured:.1e} > {worst.bound:.1e} at {worst.where}"
+        assert worst.of_bound <= 1, f"{worst.measured:.1e} > {worst.bound:.1e} at {worst.where}"
 
 
 def _explain(item: list[int], method: str, model: Model, **how: Any) -> Explanation:

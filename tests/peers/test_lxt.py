@@ -89,8 +89,8 @@ def distance(ours: Any, theirs: Any) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(ours).max())
 
 
-def show(case: str, *, ours: Any, theirs: Any, right: str) -> None:
-    print(f"\n{case}: refl {ours}, LXT {theirs}; {right}")
+def show(case: str, *, ours: Any, theirs: Any, correct: str) -> None:
+    print(f"\n{case}: refl {ours}, LXT {theirs}; {correct}")
 
 
 # -- gradient x input form -------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_fault_logit_squared() -> None:
         "logit-squared",
         ours=e.relevance.sum(),
         theirs=theirs,
-        right=f"the logit is {e.logit}: refl is right",
+        correct=f"the logit is {e.logit}: refl is right",
     )
     assert e.relevance.sum() == pytest.approx(e.logit, rel=ROUNDING)
     assert theirs == pytest.approx(e.logit**2, rel=ROUNDING)
@@ -197,7 +197,7 @@ def test_fault_reordered_attention_is_not_patched(make: Make) -> None:
         "reordered",
         ours=again.relevance.sum(),
         theirs=theirs.relevance.sum(),
-        right=f"without the option both give {e.relevance.sum()}",
+        correct=f"without the option both give {e.relevance.sum()}",
     )
     assert theirs.logit == pytest.approx(e.logit, rel=ROUNDING)
     assert (again.relevance == e.relevance).all()
@@ -205,11 +205,11 @@ def test_fault_reordered_attention_is_not_patched(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("x", "right", "wrong"),
+    ("x", "correct", "wrong"),
     [(0.0, 0.5, 0.0), (-2e-10, 0.5, 1.0), (1.0, 0.7310585786, 0.7310585786)],
     ids=["zero", "near-minus-eps", "elsewhere"],
 )
-def test_fault_identity_near_zero(x: float, right: float, wrong: float) -> None:
+def test_fault_identity_near_zero(x: float, correct: float, wrong: float) -> None:
     """The factor of the identity rule is f(x)/x, with the limit f'(0) = 1/2 for SiLU. LXT's f(x)/(x
     + 1e-10) gives 0 at 0, and has a pole at -1e-10. A unit that happens to stand at 0 has inputs
     that cancel, and each of those has relevance to receive."""
@@ -221,8 +221,8 @@ def test_fault_identity_near_zero(x: float, right: float, wrong: float) -> None:
     a = np.asarray([x])
     z = activation.forward(a, kind="silu")
     ours = activation.identity_gxi(a, z, np.ones(1), kind="silu").inputs[0][0]
-    show("identity-at-zero", ours=ours, theirs=t.grad.item(), right=f"the factor is {right}")
-    assert ours == pytest.approx(right, rel=1e-9)
+    show("identity-at-zero", ours=ours, theirs=t.grad.item(), correct=f"the factor is {correct}")
+    assert ours == pytest.approx(correct, rel=1e-9)
     assert t.grad.item() == pytest.approx(wrong, rel=1e-6)
 
 
@@ -419,7 +419,7 @@ def test_fault_eps_unsigned() -> None:
     other = theirs(lambda t: functional.linear_epsilon(t, torch.tensor(w), None, 1e-6), r, x)[
         1
     ].sum()
-    show("eps-unsigned", ours=ours, theirs=other, right="0.5 by eq. 5: refl is right")
+    show("eps-unsigned", ours=ours, theirs=other, correct="0.5 by eq. 5: refl is right")
     assert ours == pytest.approx(0.5, rel=1e-9)
     assert other == pytest.approx(-1.2155602502e10, rel=1e-6)
     plain = linear.epsilon(x, w, None, z, r, eps=1e-6, stabilizer="plain").inputs[0].sum()
@@ -442,7 +442,7 @@ def test_fault_softmax_dim() -> None:
         "softmax-dim",
         ours=distance(by_hand, ours),
         theirs=distance(by_hand, other),
-        right="distance from prop. 3.1: refl is right",
+        correct="distance from prop. 3.1: refl is right",
     )
     assert distance(by_hand, ours) < ROUNDING
     assert distance(by_hand, other) > 0.1
@@ -459,7 +459,7 @@ def test_fault_mask_finfo() -> None:
     )
     ours = softmax.taylor(x, softmax.forward(x), r).inputs[0][0, 2]
     other = lxt_softmax(x, r)[0, 2]
-    show("mask-finfo", ours=ours, theirs=other, right="0: refl is right")
+    show("mask-finfo", ours=ours, theirs=other, correct="0: refl is right")
     assert ours == 0.0
     assert other == pytest.approx(-3.4028e8, rel=1e-4)
 
@@ -476,7 +476,7 @@ def test_fault_row_masked_whole(hidden: float) -> None:
     mask = np.zeros((1, 3), dtype=bool)
     ours = softmax.taylor(x, softmax.forward(x, mask=mask), r, mask=mask).inputs[0]
     other = lxt_softmax(x, r)
-    show("row masked whole", ours=ours, theirs=other, right="0, 0, 0: refl is right")
+    show("row masked whole", ours=ours, theirs=other, correct="0, 0, 0: refl is right")
     assert (ours == 0).all()
     assert np.isnan(other).all() or np.abs(other).max() > 1e37
 
@@ -499,7 +499,7 @@ def test_fault_constant_eats_share() -> None:
     ours = multiply.uniform(x, c, x * c, r, constant=(False, True)).inputs
     assert ours[1] is None
     other = theirs(lambda t: explicit.uniform_rule_fn.apply(torch.mul, t, torch.tensor(c)), r, x)[1]
-    show("constant-eats-share", ours=ours[0].sum(), theirs=other.sum(), right="6: refl is right")
+    show("constant-eats-share", ours=ours[0].sum(), theirs=other.sum(), correct="6: refl is right")
     assert ours[0].sum() == 6.0
     assert other.sum() == 3.0
 
@@ -527,7 +527,7 @@ def test_fault_vacuous_check(monkeypatch: pytest.MonkeyPatch) -> None:
         "vacuous-check",
         ours=conservation_errors,
         theirs=f"sum {checked.sum()} of 6",
-        right="refl sees it",
+        correct="refl sees it",
     )
     assert checked.sum() == 6.0
     assert unchecked.sum() == 1000 * 6 - 7 * 3

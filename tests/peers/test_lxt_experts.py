@@ -140,7 +140,7 @@ def gradient_form(folder: Path, target: int, scale: Callable[[Any], Any]) -> lxt
 LIVE: Callable[[Any], Any] = partial(lambda s: s)
 
 
-def frozen(s: Any) -> Any:
+def without_gradient(s: Any) -> Any:
     return s.detach()
 
 
@@ -178,7 +178,9 @@ def test_fault_moe_degree_0(make: Make) -> None:
     folder = make("qwen3_moe", norm_topk_prob=True)
     model = refl.load(folder, dtype="float64")
     e, lost = model.explain(IDS, "attnlrp-gradient"), model.explain(IDS, AS_LXT)
-    live, detached = (gradient_form(folder, e.target_id, scale) for scale in (LIVE, frozen))
+    live, detached = (
+        gradient_form(folder, e.target_id, scale) for scale in (LIVE, without_gradient)
+    )
     assert live.logit == detached.logit == pytest.approx(e.logit, rel=ROUNDING)
     assert apart(lost, live) < ROUNDING
     assert apart(e, detached) < ROUNDING

@@ -55,7 +55,7 @@ def widened(model: Any) -> Any:
     return twin.eval()
 
 
-def given(case: ModelCase, dtype: Any) -> dict[str, Any]:
+def model_inputs(case: ModelCase, dtype: Any) -> dict[str, Any]:
     if case.pixels is not None:
         return {"pixel_values": torch.tensor(case.pixels, dtype=dtype)[None]}
     ids = torch.tensor([case.ids])
@@ -74,7 +74,7 @@ class Modules:
     """The outputs of modules whose names are sites."""
 
     def __init__(self, model: Any, case: ModelCase) -> None:
-        self.seen: dict[str, Any] = {}
+        self.captured: dict[str, Any] = {}
         names = set(case.sites) | set(case.aliases)
         self.hooks = [
             m.register_forward_hook(self._keep(name))
@@ -86,7 +86,7 @@ class Modules:
         def hook(module: Any, args: Any, output: Any) -> None:
             first = output[0] if isinstance(output, tuple) else output
             if isinstance(first, torch.Tensor):
-                self.seen[name] = first.numpy()
+                self.captured[name] = first.numpy()
 
         return hook
 
@@ -94,14 +94,16 @@ class Modules:
         """Those that are laid out as refl has them: transformers runs its head at every token, and
         a convolution gives a grid.
         """
-        shapes = {name: case.activations[case.aliases.get(name, name)].shape for name in self.seen}
-        return {name: x for name, x in self.seen.items() if x.shape == (1, *shapes[name])}
+        shapes = {
+            name: case.activations[case.aliases.get(name, name)].shape for name in self.captured
+        }
+        return {name: x for name, x in self.captured.items() if x.shape == (1, *shapes[name])}
 
 
 def run(model: Any, case: ModelCase, dtype: Any) -> tuple[Any, dict[str, Any]]:
     modules = Modules(model, case)
     with torch.no_grad():
-        logits = explained(case, model(**given(case, dtype)).logits)
+        logits = explained(case, model(**model_inputs(case, dtype)).logits)
     for hook in modules.hooks:
         hook.remove()
     return logits, modules.fitting(case)

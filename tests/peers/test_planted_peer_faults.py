@@ -55,7 +55,7 @@ def test_every_fault_of_the_peers_is_planted() -> None:
 def test_a_planted_fault_is_caught_and_named(plant: faults.Plant) -> None:
     outcomes = faults.try_plant(plant)
     assert outcomes
-    assert all(outcome.right for outcome in outcomes), faults.show(outcomes)
+    assert all(outcome.as_expected for outcome in outcomes), faults.show(outcomes)
 
 
 @pytest.mark.parametrize("rule", rules())

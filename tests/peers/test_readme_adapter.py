@@ -24,7 +24,7 @@ ADAPTER = next(
 SHOWN = next(text for language, text in FENCED if not language and text.startswith("my LRP"))
 
 
-def written(tmp_path: Path, code: str) -> str:
+def adapter_file(tmp_path: Path, code: str) -> str:
     (tmp_path / "my_adapter.py").write_text(code)
     return str(tmp_path / "my_adapter.py")
 
@@ -33,7 +33,7 @@ def test_the_output_is_the_program_s_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    assert main(["conform", written(tmp_path, ADAPTER)]) == 1
+    assert main(["conform", adapter_file(tmp_path, ADAPTER)]) == 1
     assert capsys.readouterr().out.startswith(SHOWN)
 
 
@@ -49,7 +49,7 @@ def test_the_repair_passes_and_the_other_does_not(
 ) -> None:
     assert "(z + eps)" in ADAPTER and denominator in README
     found = run(
-        written(tmp_path, ADAPTER.replace("(z + eps)", f"({denominator})")), "linear_epsilon"
+        adapter_file(tmp_path, ADAPTER.replace("(z + eps)", f"({denominator})")), "linear_epsilon"
     )["linear_epsilon"]
     assert [m.id for m in found.mistakes[:1]] == ([] if mistake is None else [mistake])
     assert (found.status == PASSED) == (mistake is None)

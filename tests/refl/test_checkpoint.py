@@ -289,14 +289,14 @@ NO_NAMES: list[Any] = [7, None, ["a"], {}]
     ],
 )
 def test_an_index_names_plain_files_only(tmp_path: Path, name: Any, says: str) -> None:
-    index, _ = sharded(tmp_path / "here")
+    index, _ = sharded(tmp_path / "folder")
     sharded(tmp_path / "other")
     (tmp_path / "other" / "model-00001-of-00002.safetensors").rename(
         tmp_path / "other" / "model.safetensors"
     )
     index.write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(ReflError, match=says) as caught:
-        opened(tmp_path / "here")
+        opened(tmp_path / "folder")
     assert str(caught.value).isprintable()
 
 
@@ -1062,14 +1062,14 @@ def test_where_nothing_can_be_written(tmp_path: Path, open_place: Path) -> None:
 
 
 def test_links_are_followed_and_the_umask_holds(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "link").symlink_to("target")
     before = os.umask(0o027)
     try:
         atomic_write(tmp_path / "link", b"data")
     finally:
         os.umask(before)
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_bytes() == b"data"
-    assert stat.S_IMODE((tmp_path / "real").stat().st_mode) == 0o640
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_bytes() == b"data"
+    assert stat.S_IMODE((tmp_path / "target").stat().st_mode) == 0o640
     atomic_write(
         tmp_path / ("n" * 250), b""
     )  # the temporary's name is short, whatever the target's

@@ -23,7 +23,7 @@ from refl.trace import Trace, Value
 def tripled(dtype: str = "float64") -> tuple[Trace, Value, Value]:
     """z = 3 x, and the values x and z."""
     t = Trace({})
-    x = t.scale("x", Value(np.asarray([[1.0, -2.0], [4.0, 0.5]], dtype=dtype), "given"), 1.0)
+    x = t.scale("x", Value(np.asarray([[1.0, -2.0], [4.0, 0.5]], dtype=dtype), "leaf"), 1.0)
     return t, x, t.scale("z", x, 3.0)
 
 
@@ -43,9 +43,9 @@ def test_a_sweep_that_releases_leaves_no_activation() -> None:
 
 def test_a_sweep_reports_each_record() -> None:
     t, _, z = tripled()
-    seen: list[int] = []
-    Sweep(ATTNLRP, progress=lambda: seen.append(1)).run(t, z, z.array)
-    assert len(seen) == len(t.records) == 2
+    visits: list[int] = []
+    Sweep(ATTNLRP, progress=lambda: visits.append(1)).run(t, z, z.array)
+    assert len(visits) == len(t.records) == 2
 
 
 @pytest.mark.parametrize(("dtype", "u"), [("float64", 2.0**-53), ("float32", 2.0**-24)])
@@ -85,7 +85,7 @@ def test_shares_meet_in_one_order_with_blocks_and_without(recompute: bool) -> No
         return t.add("y", t.add("u", x, t.scale("one", h, first)), t.scale("two", h, second))
 
     t = Trace({}, recompute=recompute)
-    x, h = (t.scale(name, Value(np.ones((1, 1), dtype="float32"), "given"), 1.0) for name in "xh")
+    x, h = (t.scale(name, Value(np.ones((1, 1), dtype="float32"), "leaf"), 1.0) for name in "xh")
     y = t.block("b", block, t.block("a", block, x, h, 2.0**-24, 2.0**-24), h, 1.0, 2.0**-40)
     swept = Sweep(ATTNLRP_GRADIENT, keep=lambda names: "h" in names).run(
         t, y, np.ones((1, 1), dtype="float32")
@@ -108,7 +108,7 @@ def test_a_value_read_twice_gets_both_shares() -> None:
     """z = 3 x + x and y = x + x: all of the seed comes back to x, and is recorded."""
     for twice in (False, True):
         t = Trace({})
-        x = t.scale("x", Value(np.asarray([[1.0, -2.0]]), "given"), 1.0)
+        x = t.scale("x", Value(np.asarray([[1.0, -2.0]]), "leaf"), 1.0)
         z = t.add("z", x if twice else t.scale("three", x, 3.0), x)
         swept = Sweep(LRP_0, keep=lambda names: "x" in names).run(t, z, z.array)
         assert np.array_equal(swept.propagated["x"], z.array)

@@ -497,9 +497,9 @@ def test_a_composite_from_a_file(tmp_path: Path) -> None:
 
 
 def test_a_composite_without_lines() -> None:
-    assert from_table({}, "here") == Composite("here", ())
-    assert from_table({"base": "cp-lrp", "summary": 3}, "here") == Composite(
-        "here", CP_LRP.rules, "gradient_x_input", CP_LRP.source, "3"
+    assert from_table({}, "mine") == Composite("mine", ())
+    assert from_table({"base": "cp-lrp", "summary": 3}, "mine") == Composite(
+        "mine", CP_LRP.rules, "gradient_x_input", CP_LRP.source, "3"
     )
 
 
@@ -509,24 +509,24 @@ def test_a_composite_without_lines() -> None:
         (
             {"nam": 1, "z": 2},
             (
-                "here has the unknown key 'nam'; a composite has name, base, formulation, source, "
+                "mine has the unknown key 'nam'; a composite has name, base, formulation, source, "
                 "summary, [[rule]]"
             ),
         ),
-        ({"rule": 3}, "here: expected [[rule]] tables, got 3"),
-        ({"rule": [3]}, "here: expected [[rule]] tables, got [3]"),
+        ({"rule": 3}, "mine: expected [[rule]] tables, got 3"),
+        ({"rule": [3]}, "mine: expected [[rule]] tables, got [3]"),
         (
             {"rule": [{"operation": "linear"}]},
-            "here: every [[rule]] needs an operation and a rule, got {'operation': 'linear'}",
+            "mine: every [[rule]] needs an operation and a rule, got {'operation': 'linear'}",
         ),
         (
             {"rule": [{"rule": "flat"}]},
-            "here: every [[rule]] needs an operation and a rule, got {'rule': 'flat'}",
+            "mine: every [[rule]] needs an operation and a rule, got {'rule': 'flat'}",
         ),
         (
             {"rule": [{"operation": "linear", "rule": 1}]},
             (
-                "here: every [[rule]] needs an operation and a rule, got {'operation': 'linear', "
+                "mine: every [[rule]] needs an operation and a rule, got {'operation': 'linear', "
                 "'rule': 1}"
             ),
         ),
@@ -534,7 +534,7 @@ def test_a_composite_without_lines() -> None:
 )
 def test_what_a_file_may_not_say(content: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ReflError, match=exactly(sentence)):
-        from_table(content, "here")
+        from_table(content, "mine")
 
 
 @pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe", None])

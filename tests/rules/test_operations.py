@@ -67,7 +67,7 @@ def test_defaults(function: Callable[..., RuleOutput]) -> None:
     assert said == DEFAULTS[function]
 
 
-def test_the_words_of_the_books() -> None:
+def test_the_words_of_the_causes() -> None:
     """What each rule ledger what it absorbs under."""
     random = np.random.default_rng(13)
     z, w, sums = X @ W.T + BIAS, random.normal(size=N), X + Y

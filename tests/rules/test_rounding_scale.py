@@ -151,7 +151,7 @@ def test_terms_of_norms() -> None:
     for bias in (b, None):
         z = w * (X - X.mean(axis=-1, keepdims=True)) / std + (0 if bias is None else bias)
 
-        def terms(s: Any, bias: Any = bias) -> Any:
+        def summed(s: Any, bias: Any = bias) -> Any:
             c = np.abs(w * s / std)
             return 4 * (size(c * X) + size(c * np.abs(X).mean(axis=-1, keepdims=True))) + (
                 0 if bias is None else 2 * size(bias * s)
@@ -159,10 +159,10 @@ def test_terms_of_norms() -> None:
 
         agree(
             scale_of(layer_norm.epsilon, X, w, bias, z, G, norm_eps=norm_eps, eps=EPS),
-            terms(G / away(z)) + size(G),
+            summed(G / away(z)) + size(G),
         )
-        agree(scale_of(layer_norm.epsilon_gxi, X, w, bias, z, G, norm_eps=norm_eps), terms(G))
-        agree(scale_of(layer_norm.gradient, X, w, bias, z, G, norm_eps=norm_eps), 2 * terms(G))
+        agree(scale_of(layer_norm.epsilon_gxi, X, w, bias, z, G, norm_eps=norm_eps), summed(G))
+        agree(scale_of(layer_norm.gradient, X, w, bias, z, G, norm_eps=norm_eps), 2 * summed(G))
 
 
 def test_terms_of_an_activation() -> None:

@@ -58,6 +58,7 @@ QUICK = (
     "tests/verification/test_mistakes.py::test_without_a_mistake_the_answer_is_the_exact_one*",
     "tests/verification/test_model_vectors.py::test_refl_finds_every_number[*-float64]",
     "tests/verification/test_surrogate.py::test_random_nets_at_every_site[llama*",
+    "tests/verification/test_retired_words.py::*",
     "tests/verification/test_verify.py::test_the_table",
 )
 """Every part once, in under half a minute on two cores."""

@@ -26,7 +26,7 @@ IDS = [3, 1, 5, 16, 2]
 SITE, BIAS, FEATURE = "transformer.h.0", "transformer.h.0.mlp.c_proj.bias", 5
 
 
-def cancelling(z: float) -> Model:
+def canceling(z: float) -> Model:
     """GPT-2 with a residual sum that cancels down to z, in one feature of the last token."""
     model = random_model(GPT2, 1, "float64")
     trace, _ = model.trace([IDS])
@@ -57,7 +57,7 @@ def test_a_sum_that_cancels_needs_the_second_part() -> None:
     """A residual sum as small as eps: the quotient feels the forward pass's rounding, of which the
     terms of the sweep say nothing.
     """
-    model = cancelling(1e-6)
+    model = canceling(1e-6)
     run = compared(model, last_digit(model), eps=1e-6)
     assert run.worst.measured > 10 * rounding_bound(run.e)
     assert run.worst.measured <= run.worst.bound <= 1e-6 * np.abs(run.e.relevance).max()
@@ -68,7 +68,7 @@ def test_elsewhere_the_first_part_is_enough(z: float, options: dict[str, Any]) -
     """Where nothing cancels, or no stabilizer stands in the quotient; the second part is not even
     looked at.
     """
-    model = cancelling(z)
+    model = canceling(z)
     run = compared(model, last_digit(model), **options)
     assert 0 < run.worst.measured <= run.worst.bound == rounding_bound(run.e)
     assert not run.others
@@ -80,7 +80,7 @@ def test_sensitivity_follows_the_derivative(eps: float) -> None:
     on eps.
     """
     z = 1e-6
-    model = cancelling(z)
+    model = canceling(z)
     m = model_under_test(model, IDS)
 
     def sensitivity(eps: float) -> float:
@@ -97,7 +97,7 @@ def test_a_wrong_net_is_far_outside() -> None:
     """The second part is no excuse: it is what last digits move, however ill the sum is
     conditioned.
     """
-    model = cancelling(1e-6)
+    model = canceling(1e-6)
     name = "transformer.h.0.attn.c_attn.weight"
     run = compared(model, with_weights(model, **{name: 1.0001 * model.weights[name]}))
     assert run.worst.measured > 100 * run.worst.bound

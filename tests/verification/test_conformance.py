@@ -214,7 +214,7 @@ def plain_linear(stabilize: Callable[[Any, float], Any]) -> Callable[..., Any]:
     return linear_epsilon
 
 
-def right(z: Any, eps: float) -> Any:
+def correct(z: Any, eps: float) -> Any:
     return z.astype(np.float64) + np.where(z >= 0, eps, -eps)
 
 
@@ -238,7 +238,7 @@ def test_a_planted_mistake_is_named(stabilize: Any, name: str) -> None:
 
 
 def test_the_same_code_without_the_mistake_passes() -> None:
-    found = runner.run({"linear_epsilon": plain_linear(right)}, "linear_epsilon")
+    found = runner.run({"linear_epsilon": plain_linear(correct)}, "linear_epsilon")
     assert found["linear_epsilon"].status == results.PASSED and found.passed
 
 
@@ -415,7 +415,7 @@ def test_a_second_target_that_raises_is_named() -> None:
 
 def test_check_says_what_is_wrong() -> None:
     case = rule_vectors.cases("linear_epsilon", flags="eps-unsigned")[0]
-    runner.check(plain_linear(right), case)
+    runner.check(plain_linear(correct), case)
     with pytest.raises(AssertionError, match="looks like eps-unsigned"):
         runner.check(plain_linear(lambda z, eps: z + eps), case)
     with pytest.raises(NotCovered):

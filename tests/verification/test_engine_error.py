@@ -22,7 +22,7 @@ from refl.verification.definitions.exact import no_messages
 from refl.verification.definitions.lift import Piece
 from refl.verification.quality import engine_error
 from refl.verification.quality.cases import DTYPES, Expected
-from refl.verification.quality.engine_error import Tally, identifier, measure, rules, run
+from refl.verification.quality.engine_error import Tally, identifier, rules, run, tallied
 
 TABLE = Path(engine_error.__file__).with_suffix(".md")
 
@@ -73,7 +73,7 @@ def test_the_table_beside_it_names_every_rule() -> None:
 
 
 def judged(got: float, messages: list[float], kappa: float = 0.0) -> Tally:
-    sent, tally, expected = no_messages(1), Tally(), Expected("float64", terms=0)
+    sent, tally, expected = no_messages(1), Tally(), Expected("float64", summands=0)
     for m in messages:
         sent.send(0, 0, Fraction(m))
     expected.add([Piece((0,), sent, lambda k, i: (0, i))], lambda at: Fraction(kappa))
@@ -158,7 +158,7 @@ def test_a_wrong_rule_is_beyond_the_bound(
         return change(right(*arrays, **options))
 
     monkeypatch.setattr(module, rule, wrong)
-    tallies = measure(operation, "float64", 20)
+    tallies = tallied(operation, "float64", 20)
     assert tallies[identifier(right)].beyond > 0
     assert all(tally.beyond == 0 for other, tally in tallies.items() if other != identifier(right))
 

@@ -142,12 +142,12 @@ FAULTS: dict[str, tuple[str, str, Callable[[pytest.MonkeyPatch], None]]] = {
     "the last reader's share alone": (
         "llama",
         "attnlrp",
-        lambda m: m.setattr(refl.sweep, "_meet", lambda before, share: share),
+        lambda m: m.setattr(refl.sweep, "_accumulate", lambda sums, at, r: sums.update({at: r})),
     ),
     "the first reader's share alone": (
         "t5",
         "cp-lrp",
-        lambda m: m.setattr(refl.sweep, "_meet", lambda before, share: before or share),
+        lambda m: m.setattr(refl.sweep, "_accumulate", lambda sums, at, r: sums.setdefault(at, r)),
     ),
     "copies of a key averaged": (
         "llama",
@@ -175,7 +175,7 @@ FAULTS: dict[str, tuple[str, str, Callable[[pytest.MonkeyPatch], None]]] = {
     "logits shifted by their maximum": (
         "bert",
         "attnlrp",
-        lambda m: m.setattr(softmax, "_visible", _shifted(softmax._visible)),
+        lambda m: m.setattr(softmax, "visible", _shifted(softmax.visible)),
     ),
 }
 

@@ -97,12 +97,12 @@ def wrong(id: str, on: Case, form: int = 0) -> tuple[Any, ...]:
 # -- the right parts -------------------------------------------------------------------------------
 
 
-def deviation(right: ReferenceRules, on: Case) -> float:
+def deviation(reference: ReferenceRules, on: Case) -> float:
     """From the exact answer, in units of float64's roundoff times the condition: infinite where
     something else is wrong.
     """
     worst = 0.0
-    for name, got in zip(on.returns, right.answer(on), strict=True):
+    for name, got in zip(on.returns, reference.answer(on), strict=True):
         expected = on.expected[name]
         if (got is None) != (expected is None) or (got is not None and got.shape != expected.shape):
             return np.inf

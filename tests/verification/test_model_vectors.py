@@ -116,18 +116,18 @@ def case() -> ModelCase:
     return load("llama", ["attnlrp"])[0]
 
 
-def right(case: ModelCase) -> dict[str, Any]:
+def correct(case: ModelCase) -> dict[str, Any]:
     return {site: r.copy() for site, r in case.expected.items()} | {"logit": case.logit}
 
 
 def test_the_expected_passes(case: ModelCase) -> None:
-    assert check(case, right(case)) == check(case, right(case), "float32") == []
+    assert check(case, correct(case)) == check(case, correct(case), "float32") == []
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_every_single_site_counts(case: ModelCase, dtype: str) -> None:
     for site in case.sites:
-        got = right(case)
+        got = correct(case)
         got[site].flat[-1] += 20 * model_vectors.ROUNDOFF[dtype] * case.condition[site]
         assert [found.site for found in check(case, got, dtype)] == (
             [site] if case.condition[site] else []
@@ -135,7 +135,7 @@ def test_every_single_site_counts(case: ModelCase, dtype: str) -> None:
 
 
 def test_sites_come_in_the_order_of_the_sweep(case: ModelCase) -> None:
-    got = right(case)
+    got = correct(case)
     for site in ("model.embed_tokens", "model.layers.1", "model.layers.0.mlp.down_proj"):
         got[site] = 1.1 * got[site]
     found = check(case, got)
@@ -172,7 +172,7 @@ def test_answers_that_cannot_be_compared(case: ModelCase) -> None:
     with pytest.raises(ReflError, match="no site of llama-0-attnlrp"):
         check(case, {"layers.0": case.expected[site]})
     with pytest.raises(ReflError, match="unknown dtype"):
-        check(case, right(case), "float8")
+        check(case, correct(case), "float8")
 
 
 def test_unknown_architecture() -> None:

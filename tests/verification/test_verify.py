@@ -463,10 +463,10 @@ def test_what_is_no_number_fails() -> None:
     worst = WorstDeviation()
     worst.compare(np.zeros(2), np.asarray([0.0, 1e-20]), 1e-12)
     assert worst.row(1, "", "").holds
-    worst.compare(np.asarray([np.nan, 0.0]), np.zeros(2), 1e-12, "here")
+    worst.compare(np.asarray([np.nan, 0.0]), np.zeros(2), 1e-12, "a site")
     worst.compare(np.zeros(2), np.asarray([0.0, 1e-20]), 1e-12)
     row = worst.row(1, "", "")
-    assert not row.holds and row.verdict == "FAILS" and row.found.endswith("worst at here")
+    assert not row.holds and row.result == "FAILS" and row.found.endswith("worst at a site")
 
 
 def test_another_shape_fails() -> None:
@@ -553,7 +553,7 @@ def test_json(capsys: Capture) -> None:
         and content["dtype"] == "float32"
         and content["input_ids"] == [2, 150, 87]
     )
-    assert [(r["number"], r["verdict"], r["on"]) for r in content["identities"]] == [
+    assert [(r["number"], r["result"], r["on"]) for r in content["identities"]] == [
         (4, "does not apply", "the model"), (10, "holds", "the model"), (10, "holds", "the model"),
         (4, "holds", "a small net"), (10, "holds", "a small net"),
     ]  # fmt: skip

@@ -291,7 +291,7 @@ def _closed_form(
     tolerance: float | None,
 ) -> list[str]:
     """What can be seen without a model."""
-    return [*_methods(a, b), *_ratio(a, pairs, roundoff, tolerance)]
+    return [*_methods(a, b), *_multiple_of(a, pairs, roundoff, tolerance)]
 
 
 def _methods(a: Oracle, b: Oracle) -> list[str]:
@@ -329,7 +329,7 @@ def _line_differs(x: dict[str, Any], y: dict[str, Any]) -> Iterator[str]:
             yield f"{key} {x['options'][key]} in A, {y['options'][key]} in B"
 
 
-def _ratio(
+def _multiple_of(
     a: Oracle, pairs: list[tuple[str, Site, Site]], roundoff: float, tolerance: float | None
 ) -> list[str]:
     """Is B a multiple of A?"""

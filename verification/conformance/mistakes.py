@@ -88,10 +88,10 @@ def changed_answer(change: Callable[[Case, Array, Array], Array | None]) -> Answ
     """The right answer, each array changed: change(case, the operand it belongs to, the array)."""
 
     def form(case: Case) -> Answer:
-        right = reference_answer(case)
+        reference = reference_answer(case)
         return tuple(
             got if name == "z" or got is None else change(case, _operand(case, name), got)
-            for name, got in zip(case.returns, right, strict=True)
+            for name, got in zip(case.returns, reference, strict=True)
         )
 
     return form
@@ -117,10 +117,12 @@ def _checked(form: Answering, rules: tuple[str, ...]) -> Answering:
     def wrong(case: Case) -> Answer:
         if case.rule not in rules:
             raise NoDifference(f"it is not a mistake of {case.rule}")
-        right = reference_answer(case)
+        reference = reference_answer(case)
         with np.errstate(all="ignore"):
             got = tuple(None if a is None else _overflowed(a, case.dtype) for a in form(case))
-        if not any(_differs(case, *each) for each in zip(case.returns, right, got, strict=True)):
+        if not any(
+            _differs(case, *each) for each in zip(case.returns, reference, got, strict=True)
+        ):
             raise NoDifference("it makes no difference here")
         return got
 
@@ -131,22 +133,24 @@ def _overflowed(a: Array, dtype: str) -> Array:
     return np.where(np.abs(a) > GREATEST[dtype], np.copysign(np.inf, a), a)
 
 
-def _differs(case: Case, name: str, right: Array | None, got: Array | None) -> bool:
+def _differs(case: Case, name: str, reference: Array | None, got: Array | None) -> bool:
     """By more than the case's tolerance where it has one, and than rounding in float64."""
-    if right is None or got is None:
-        return bool(np.any(got if right is None else right)) and (right is None) != (got is None)
-    if right.shape != got.shape:
+    if reference is None or got is None:
+        return bool(np.any(got if reference is None else reference)) and (reference is None) != (
+            got is None
+        )
+    if reference.shape != got.shape:
         return True
     condition = case.condition.get(name)
-    allowed = 1e-12 * np.abs(right) + (
+    allowed = 1e-12 * np.abs(reference) + (
         0.0 if condition is None else case.units * case.u * condition
     )
     with np.errstate(all="ignore"):
         return not bool(
             np.all(
-                (np.abs(got - right) <= allowed)
-                | (got == right)
-                | (np.isnan(got) & np.isnan(right))
+                (np.abs(got - reference) <= allowed)
+                | (got == reference)
+                | (np.isnan(got) & np.isnan(reference))
             )
         )
 
@@ -257,15 +261,15 @@ def _rescaled(axes: int) -> Answering:
     """
 
     def form(case: Case) -> Answer:
-        right = reference_answer(case)
+        reference = reference_answer(case)
         if case.rule == "network":
             incoming = wide(case.inputs["seeds"])
-            return right[0], *(
+            return reference[0], *(
                 _scaled((a,), r, axes)[0]
-                for a, r in zip(right[1:], incoming, strict=True)
+                for a, r in zip(reference[1:], incoming, strict=True)
                 if a is not None
             )
-        return _scaled(right, wide(case.inputs[case.seed]), axes)
+        return _scaled(reference, wide(case.inputs[case.seed]), axes)
 
     return form
 
@@ -285,13 +289,13 @@ def _total(a: Array, axes: int) -> Array:
 
 def _uniform_mean(axes: int) -> Answering:
     def form(case: Case) -> Answer:
-        right = reference_answer(case)
+        reference = reference_answer(case)
         if case.rule == "network":
-            return right[0], *(
+            return reference[0], *(
                 _mean_of((a,), r, axes)[0]
-                for a, r in zip(right[1:], wide(case.inputs["seeds"]), strict=True)
+                for a, r in zip(reference[1:], wide(case.inputs["seeds"]), strict=True)
             )
-        return _mean_of(right, wide(case.inputs[case.seed]), axes)
+        return _mean_of(reference, wide(case.inputs[case.seed]), axes)
 
     return form
 
@@ -404,29 +408,31 @@ def _input_times_gradient(case: Case) -> Answer:
 def _outputs(case: Case) -> Array:
     """What the operation of a gradient-carrying rule computes."""
     *operands, _ = wide(case.arguments)
-    options, right = wide(dict(case.options)), ReferenceRules(case.dtype)
+    options, reference = wide(dict(case.options)), ReferenceRules(case.dtype)
     forward: dict[str, Callable[[], Array]] = {
-        "linear": lambda: right.linear_sum(*operands),
+        "linear": lambda: reference.linear_sum(*operands),
         "convolution": lambda: _convolved(*operands),
         "add": lambda: summed(operands),
         "multiply": lambda: math.prod(operands[0] if isinstance(operands[0], list) else operands),
         "matmul": lambda: operands[0] @ operands[1],
-        "softmax": lambda: right.probabilities(
-            right.filled(operands[0], options.get("mask")), options.get("axis", -1)
+        "softmax": lambda: reference.probabilities(
+            reference.filled(operands[0], options.get("mask")), options.get("axis", -1)
         ),
         "rms": lambda: (
             operands[0]
-            * right.rms_norm_identity_gxi(operands[0], operands[1], np.ones(1), **options)
+            * reference.rms_norm_identity_gxi(operands[0], operands[1], np.ones(1), **options)
         ),
-        "layer": lambda: _normed(right, *operands, **options),
+        "layer": lambda: _normed(reference, *operands, **options),
         "activation": lambda: activation(operands[0], options["kind"]),
-        "rotary": lambda: operands[0] * operands[1] + right.rotated(operands[0], -1) * operands[2],
+        "rotary": lambda: (
+            operands[0] * operands[1] + reference.rotated(operands[0], -1) * operands[2]
+        ),
         "pooling": lambda: (
-            operands[0] * right.pooling_gradient(operands[0], np.ones(1), **options)
+            operands[0] * reference.pooling_gradient(operands[0], np.ones(1), **options)
         ).sum(-2, keepdims=True),
         "scale": lambda: operands[0] * options["factor"],
         "renormalize": lambda: operands[0] / operands[0].sum(-1, keepdims=True),
-        "attention": lambda: _context(right, *operands, **options),
+        "attention": lambda: _context(reference, *operands, **options),
     }
     return forward[case.rule.partition("_")[0]]()
 
@@ -439,14 +445,14 @@ def _convolved(x: Array, w: Array, b: Array | None) -> Array:
 
 
 def _normed(
-    right: ReferenceRules, x: Array, w: Array, b: Array | None, *, norm_eps: float
+    reference: ReferenceRules, x: Array, w: Array, b: Array | None, *, norm_eps: float
 ) -> Array:
-    z = centered(x) / right.std(x, norm_eps) * w
+    z = centered(x) / reference.std(x, norm_eps) * w
     return z if b is None else z + b
 
 
 def _context(
-    right: ReferenceRules,
+    reference: ReferenceRules,
     q: Array,
     k: Array,
     v: Array,
@@ -455,7 +461,7 @@ def _context(
     causal: bool = False,
     mask: Array | None = None,
 ) -> Array:
-    _, _, values, _, _, p = right.attended(q, k, v, scale, causal, mask)
+    _, _, values, _, _, p = reference.attended(q, k, v, scale, causal, mask)
     return p @ values
 
 

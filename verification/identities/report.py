@@ -33,7 +33,7 @@ def lines(m: ModelUnderTest, rows: Sequence[Row], width: int) -> list[Line]:
         [],
         *paragraph(NOTE, width, "dim", indent=""),
         [],
-        _verdict(rows),
+        _summary(rows),
     ]
 
 
@@ -71,7 +71,7 @@ def _cells(r: Row) -> list[Span]:
         (r.identity, ""),
         (f"{r.measured:.2g}", ""),
         (f"{r.bound:.2g}", ""),
-        (r.verdict, STYLES[r.verdict]),
+        (r.result, STYLES[r.result]),
     ]
 
 
@@ -84,7 +84,7 @@ def _below(r: Row, width: int) -> list[Line]:
     ]
 
 
-def _verdict(rows: Sequence[Row]) -> Line:
+def _summary(rows: Sequence[Row]) -> Line:
     failed = [r for r in rows if not r.holds]
     count = sum(r.measured is not None for r in rows)
     rest = f"; {len(rows) - count} do not apply" if len(rows) > count else ""

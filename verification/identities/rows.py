@@ -33,14 +33,14 @@ class Row:
         return self.measured is None or self.bound is None or self.measured <= self.bound
 
     @property
-    def verdict(self) -> str:
+    def result(self) -> str:
         return "does not apply" if self.measured is None else "holds" if self.holds else "FAILS"
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "number": self.number,
             "identity": self.identity,
-            "verdict": self.verdict,
+            "result": self.result,
             "measured": self.measured,
             "bound": self.bound,
             "found": self.found,
@@ -58,7 +58,7 @@ class WorstDeviation:
     bound: float = 0.0
     where: str = ""
     count: int = 0
-    ratio: float = -1.0
+    of_bound: float = -1.0
     """measured / bound."""
 
     def compare(self, got: Any, want: Any, bound: float, where: str = "") -> None:
@@ -67,9 +67,9 @@ class WorstDeviation:
 
     def add(self, measured: float, bound: float, where: str = "") -> None:
         self.count += 1
-        ratio = _ratio(measured, bound)
-        if ratio > self.ratio:
-            self.measured, self.bound, self.where, self.ratio = measured, bound, where, ratio
+        of_bound = _of_bound(measured, bound)
+        if of_bound > self.of_bound:
+            self.measured, self.bound, self.where, self.of_bound = measured, bound, where, of_bound
 
     def row(self, number: int, identity: str, means: str, found: str = "", **how: Any) -> Row:
         at = f"; worst at {self.where}" if self.where and self.measured != 0 else ""
@@ -83,7 +83,7 @@ def deviation(got: Any, want: Any) -> float:
     return float(np.abs(got - want).max(initial=0.0)) if same else math.inf
 
 
-def _ratio(measured: float, bound: float) -> float:
+def _of_bound(measured: float, bound: float) -> float:
     if measured == 0:
         return 0.0
     return measured / bound if bound > 0 and not math.isnan(measured) else math.inf

@@ -230,17 +230,17 @@ def rotary_epsilon(
     return handed_back(rotated, r, x)
 
 
-def _share(x: Tensor) -> Tensor:
+def _normed_by_sum(x: Tensor) -> Tensor:
     return x / x.sum(-1, keepdim=True)
 
 
 def renormalize_epsilon(x: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
-    return _generic(_share, r, eps, stabilizer, x)
+    return _generic(_normed_by_sum, r, eps, stabilizer, x)
 
 
 def renormalize_identity(x: Tensor, r: Tensor) -> Any:
     """What its Mixtral does with the chosen gate weights: the epsilon rule around r / sum(r)."""
-    return handed_back(lambda t: _rules().epsilon_lrp(_share, 1e-8, t), r, x)
+    return handed_back(lambda t: _rules().epsilon_lrp(_normed_by_sum, 1e-8, t), r, x)
 
 
 # -- attention -------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ LXT = ("LXT forward + backward", "LXT, logits of every token")
 def report(folder: Path, tokens: int, options: argparse.Namespace) -> bool:
     """One length: the table, printed. True where both sides agree, or there is one side only."""
     ids = measuring.ids_of(tokens, options.vocabulary)
-    times, ours, theirs = measure(folder, ids, options)
+    times, ours, theirs = measured_run(folder, ids, options)
     print(
         f"\n{tokens} tokens                     median      min   (seconds, {options.repeat} runs)"
     )
@@ -222,7 +222,7 @@ def _print_ratios(times: dict[str, list[float]]) -> None:
         print(f"  {label:26} {medians:8.2f} {least:8.2f}")
 
 
-def measure(
+def measured_run(
     folder: Path, ids: list[int], options: argparse.Namespace
 ) -> tuple[dict[str, list[float]], Any, Any]:
     """Alternating runs -> seconds by name, and the relevance of each side."""

@@ -1,7 +1,7 @@
 """How long an encoder-decoder takes to explain, and how much memory: by default one of
 Flan-T5-base's shape with random weights.
 
-    python -m refl.verification.quality.benchmark_t5 --tokens 64 --written 16 --threads 2 --repeat 3
+    python -m refl.verification.quality.benchmark_t5 --tokens 64 --prefix 16 --threads 2 --repeat 3
 
 A random checkpoint is written to a temporary folder and loaded, in float32. Measured are the
 forward pass alone, an explanation with nothing kept, the same with blocks run again (`recompute`),
@@ -31,7 +31,7 @@ SIZES = {
     "intermediate": 2048,
     "vocabulary": 32128,
     "tokens": 64,
-    "written": 16,
+    "prefix": 16,
     "threads": 2,
     "repeat": 3,
 }
@@ -92,7 +92,7 @@ def report(folder: Path, numbers: int, options: argparse.Namespace) -> int:
         f"{options.heads} heads, intermediate {options.intermediate}, vocabulary "
         f"{options.vocabulary}: {numbers / 1e6:.0f} million random weights, float32; "
         f"{options.method}\n"
-        f"{options.tokens} tokens read, {options.written} written\n"
+        f"{options.tokens} tokens read, {options.prefix} written\n"
         f"{measuring.machine()}, {options.threads} threads asked for; "
         f"load at the start {measuring.load()}"
     )
@@ -113,7 +113,7 @@ NOTHING = "explain, nothing kept"
 def ways(model: Any, options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     read, written = (
         measuring.ids_of(options.tokens, options.vocabulary),
-        [0, *measuring.ids_of(options.written - 1, options.vocabulary)],
+        [0, *measuring.ids_of(options.prefix - 1, options.vocabulary)],
     )
     explain = partial(model.explain, read, options.method, decoder=written)
     return {
@@ -134,7 +134,7 @@ def peak(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 
 
 def _peak_in_words(name: str, folder: Path, options: argparse.Namespace) -> str:
-    sizes = ("vocabulary", "tokens", "written", "threads", "method")
+    sizes = ("vocabulary", "tokens", "prefix", "threads", "method")
     asked = [f"--{key}={getattr(options, key)}" for key in sizes]
     found = measuring.in_a_process("benchmark_t5", "--peak", name, "--folder", folder, *asked)
     return measuring.peak_in_words(found, 6, "held with its weights mapped")

@@ -228,7 +228,7 @@ class Expected:
     """The exact side of one call."""
 
     dtype: str
-    terms: int
+    summands: int
     """Of the longest inner sums."""
     amplified: Number = 1
     """The factors an underflow may still be multiplied by."""
@@ -239,7 +239,7 @@ class Expected:
 
     @property
     def underflow(self) -> Number:
-        return to_mpf(ETA[self.dtype] * self.amplified * 4 * (self.terms + 4))
+        return to_mpf(ETA[self.dtype] * self.amplified * 4 * (self.summands + 4))
 
     def add(
         self,
@@ -303,7 +303,7 @@ class Expected:
         error = abs(to_mpf(Fraction(got)) - to_mpf(entry.exact))
         if entry.condition == 0:
             return Judged(where, got, entry.exact, error, MP.mpf(0), MP.mpf(0), MP.mpf(0))
-        k = 8 + self.terms + entry.messages if self.rounds else 0
+        k = 8 + self.summands + entry.messages if self.rounds else 0
         u, under = to_mpf(U[self.dtype]), self.underflow
         bound = u * (k * to_mpf(entry.magnitude) + to_mpf(entry.extra)) + under
         return Judged(where, got, entry.exact, error, u * to_mpf(entry.condition), bound, under)
@@ -425,7 +425,7 @@ class Case:
     def trial(
         self,
         rule: str,
-        terms: int,
+        summands: int,
         amplified: Number = 1,
         in_range: Sequence[Any] | None = (),
         kappa: Callable[[Index], Number] = lambda at: 0,
@@ -436,7 +436,7 @@ class Case:
     ) -> Trial:
         """`in_range`: the factors a ratio is multiplied by; None: nothing can overflow."""
         identifier, call = f"{self.name}_{rule}", self.call(options)
-        expected = Expected(self.dtype, terms, amplified, rounds)
+        expected = Expected(self.dtype, summands, amplified, rounds)
         expected.add(lift.RULES[identifier](call), kappa, steps, causes)
         if in_range is not None:
             expected.in_range(*in_range)
@@ -565,13 +565,13 @@ def multiply_case(draw: Draw, dtype: str) -> Case:
         multiply, dtype, list(operands), z, array(draw, dtype, z.shape), {"constant": constant}
     )
 
-    def trial(rule: str, terms: int = 2 * n, amplified: Number | None = None) -> Trial:
+    def trial(rule: str, summands: int = 2 * n, amplified: Number | None = None) -> Trial:
         """No product of some of the factors may overflow, in whatever order they are taken."""
         tops = (max(top(a), Fraction(1)) for a in (*operands, case.r))
         fits(dtype, math.prod(tops, start=Fraction(8)))
         if amplified is None:
             amplified = amplification(*operands, case.r)
-        return case.trial(rule, terms, amplified)
+        return case.trial(rule, summands, amplified)
 
     case.offer(
         uniform=lambda: case.trial("uniform", 2),

@@ -119,7 +119,7 @@ ROUND = 500
 """Cases drawn by one run of Hypothesis, which starts each run with its simplest."""
 
 
-def measure(operation: str, dtype: str, cases: int) -> dict[str, Tally]:
+def tallied(operation: str, dtype: str, cases: int) -> dict[str, Tally]:
     """Rule -> the errors of so many cases."""
     tallies: dict[str, Tally] = {}
     for number in range(20 + 20 * cases // ROUND):
@@ -182,7 +182,7 @@ def run(
     rows: dict[str, dict[str, Any]] = {}
     for operation, dtype in product(operations, DTYPES):
         progress(f"{operation}, {dtype}")
-        for rule, tally in measure(operation, dtype, cases).items():
+        for rule, tally in tallied(operation, dtype, cases).items():
             rows.setdefault(rule, {})[dtype] = tally.row()
     versions = {
         "refl": refl.__version__,

@@ -126,7 +126,7 @@ class Fate:
     """
 
     mutant: Mutant
-    verdict: str
+    outcome: str
     by: str = ""
     rounds: int = 1
     seconds: float = 0.0
@@ -653,7 +653,7 @@ def _settled(mutant: Mutant, before: Fate | None, round_: int) -> bool:
     new.
     """
     hopeless = (round_ > 1 and reason(mutant)) or (round_ > 2 and mutant.kind == "wording")
-    return bool(hopeless or (before and (before.verdict != "survived" or before.rounds >= round_)))
+    return bool(hopeless or (before and (before.outcome != "survived" or before.rounds >= round_)))
 
 
 def run(
@@ -669,7 +669,7 @@ def run(
                 kept.write(json.dumps(asdict(fate)) + "\n")
                 kept.flush()
             done = ", ".join(
-                f"{n} {what}" for what, n in Counter(f.verdict for f in mine.values()).items()
+                f"{n} {what}" for what, n in Counter(f.outcome for f in mine.values()).items()
             )
             print(
                 f"{time.strftime('%H:%M:%S')} round {round_} {file}: {done}",
@@ -697,8 +697,8 @@ def _round(
             continue
         start, seconds = cpu(), ROUNDS[0 if mutant == control else round_ - 1]
         fate = show(mutant, mutated, upto(witnesses(mutant, functions, tests), seconds, killers))
-        if mutant == control and fate.verdict != "survived":
-            raise RuntimeError(f"{file}, unchanged, is {fate.verdict} by {fate.by}")
+        if mutant == control and fate.outcome != "survived":
+            raise RuntimeError(f"{file}, unchanged, is {fate.outcome} by {fate.by}")
         killers[fate.by] += 1
         yield replace(fate, rounds=round_, seconds=round(cpu() - start, 2))
 
@@ -770,8 +770,8 @@ def page(folder: Path) -> str:
         raise SystemExit(
             f"{len(missing)} mutants have not been run, {missing[0]} first: run without --page"
         )
-    verdicts = {m.id: verdict(m, fates.get(m.id)) for m in made_}
-    count = Counter(verdicts.values())
+    outcomes = {m.id: outcome(m, fates.get(m.id)) for m in made_}
+    count = Counter(outcomes.values())
     killed = count["killed"] + count["timed out"]
     return PAGE.format(
         date=time.strftime("%Y-%m-%d"),
@@ -786,16 +786,16 @@ def page(folder: Path) -> str:
         score=killed / (len(made_) - count["equivalent"]),
         least=killed / len(made_),
         rows="\n".join(
-            _row(file, [verdicts[m.id] for m in made_ if m.file == file]) for file in FILES
+            _row(file, [outcomes[m.id] for m in made_ if m.file == file]) for file in FILES
         )
         + "\n"
-        + _row("all", list(verdicts.values())),
-        equivalents="\n".join(_reasons([m for m in made_ if verdicts[m.id] == "equivalent"])),
+        + _row("all", list(outcomes.values())),
+        equivalents="\n".join(_reasons([m for m in made_ if outcomes[m.id] == "equivalent"])),
         wording=_wording(count["wording"], sum(m.kind == "wording" for m in made_)),
         survivors="\n".join(
             f"- `{m.file}`, line {m.line}: {_shown(m)}"
             for m in made_
-            if verdicts[m.id] == "survivors"
+            if outcomes[m.id] == "survivors"
         )
         or "None.",
     )
@@ -804,19 +804,19 @@ def page(folder: Path) -> str:
 COLUMNS = ("killed", "timed out", "equivalent", "wording", "survivors")
 
 
-def verdict(mutant: Mutant, fate: Fate | None) -> str:
+def outcome(mutant: Mutant, fate: Fate | None) -> str:
     """A column of the table. What is killed is no equivalent, whatever was thought of it."""
-    if fate is not None and fate.verdict != "survived":
-        return "timed out" if fate.verdict == "timeout" else "killed"
+    if fate is not None and fate.outcome != "survived":
+        return "timed out" if fate.outcome == "timeout" else "killed"
     return (
         "equivalent" if reason(mutant) else "wording" if mutant.kind == "wording" else "survivors"
     )
 
 
-def _row(file: str, verdicts: list[str]) -> str:
+def _row(file: str, outcomes: list[str]) -> str:
     return (
-        f"| {file} | {len(verdicts)} | "
-        + " | ".join(str(verdicts.count(column)) for column in COLUMNS)
+        f"| {file} | {len(outcomes)} | "
+        + " | ".join(str(outcomes.count(column)) for column in COLUMNS)
         + " |"
     )
 

@@ -186,8 +186,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "gamma-branch",
         LINEAR,
-        "    up = flags(z > 0, z)\n    s, absorbed = ratio(gamma",
-        "    up = flags(z >= 0, z)\n    s, absorbed = ratio(gamma",
+        "    up = flags(z > 0, z)\n    s, absorbed = quotient(gamma",
+        "    up = flags(z >= 0, z)\n    s, absorbed = quotient(gamma",
         GAMMA_AT_ZERO,
         "z = 0 goes to the wrong branch",
     ),
@@ -210,17 +210,17 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "alpha-beta-bias",
         LINEAR,
-        "    s, absorbed = ratio(positive_sum(parts), alpha * r, eps)",
+        "    s, absorbed = quotient(positive_sum(parts), alpha * r, eps)",
         "    parts = (parts[0], parts[1], (b, b_neg))\n"
-        "    s, absorbed = ratio(positive_sum(parts), alpha * r, eps)",
+        "    s, absorbed = quotient(positive_sum(parts), alpha * r, eps)",
         ALPHA_BETA,
         "both parts of the bias enter the positive denominator",
     ),
     Fault(
         "alpha-index",
         LINEAR,
-        "ratio(positive_sum(parts), alpha * r, eps)",
-        "ratio(positive_sum(parts), r, eps)",
+        "quotient(positive_sum(parts), alpha * r, eps)",
+        "quotient(positive_sum(parts), r, eps)",
         ALPHA_BETA,
         "alpha is never used",
     ),
@@ -894,8 +894,8 @@ def show(outcomes: Sequence[Outcome]) -> str:
     """The table: id, where, fault, test that caught it; and the score."""
     lines = []
     for o in outcomes:
-        verdict = o.said if o.caught else f"MISSED: {o.said}"
-        lines.append(f"{o.fault.id:24} {o.fault.file:22} {o.fault.what:76} {verdict}")
+        result = o.said if o.caught else f"MISSED: {o.said}"
+        lines.append(f"{o.fault.id:24} {o.fault.file:22} {o.fault.what:76} {result}")
     caught = sum(o.caught for o in outcomes)
     return "\n".join([*lines, "", f"{caught} of {len(outcomes)} planted faults caught"])
 

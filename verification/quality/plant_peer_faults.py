@@ -93,7 +93,7 @@ class Outcome:
     """The id of the smallest failing case, and its flags."""
 
     @property
-    def right(self) -> bool:
+    def as_expected(self) -> bool:
         return self.caught and self.named[:1] == (self.plant.fault,)
 
 
@@ -108,9 +108,9 @@ def eps_unsigned(t: T) -> None:
 
 
 def eps_zero_sign(t: T) -> None:
-    right = t.stabilize
+    unplanted = t.stabilize
     t.stabilize = lambda z, eps, stabilizer: (
-        eps * t.torch.sign(z) if stabilizer == "sign" else right(z, eps, stabilizer)
+        eps * t.torch.sign(z) if stabilizer == "sign" else unplanted(z, eps, stabilizer)
     )
 
 
@@ -155,8 +155,8 @@ def eps_two_forms(t: T) -> None:
 
 
 def eps_two_forms_matmul(t: T) -> None:
-    right = t.matmul_uniform
-    t.matmul_uniform = lambda a, v, r, *, eps, stabilizer="sign", denominator="2z+eps": right(
+    unplanted = t.matmul_uniform
+    t.matmul_uniform = lambda a, v, r, *, eps, stabilizer="sign", denominator="2z+eps": unplanted(
         a, v, r, eps=eps, stabilizer=stabilizer, denominator="2(z+eps)"
     )
 
@@ -224,11 +224,11 @@ def over(
 
 def softmax_shifted(t: T) -> None:
     """The logits as the stable softmax leaves them: less their largest."""
-    right = t.taylor
+    unplanted = t.taylor
 
     def taylor(x: Tensor, p: Tensor, unmasked: Tensor, r: Tensor) -> Any:
         shifted = x - t.torch.where(unmasked, x, -t.math.inf).amax(-1, keepdim=True)
-        return right(t.torch.where(unmasked, shifted, 0), p, unmasked, r)
+        return unplanted(t.torch.where(unmasked, shifted, 0), p, unmasked, r)
 
     t.softmax_taylor = t.softmax_rule(taylor)
 
@@ -249,8 +249,8 @@ def mask_finfo(t: T) -> None:
 
 
 def tril_always(t: T) -> None:
-    right = t.attended
-    t.attended = lambda q, k, causal, mask: right(q, k, True, mask)
+    unplanted = t.attended
+    t.attended = lambda q, k, causal, mask: unplanted(q, k, True, mask)
 
 
 # -- linear layers ---------------------------------------------------------------------------------
@@ -258,14 +258,14 @@ def tril_always(t: T) -> None:
 
 def change_answer(t: T, name: str, change: Callable[..., Any]) -> None:
     """The rule's relevance as `change(relevance, *operands)` leaves it; what it absorbed stays."""
-    right = getattr(t, name)
+    unplanted = getattr(t, name)
 
     def wrong(*operands: Any, **options: Any) -> Any:
-        answer = right(*operands, **options)
+        answer = unplanted(*operands, **options)
         propagated = change(bare(answer), *operands)
         return answer | {"relevance": propagated} if isinstance(answer, dict) else propagated
 
-    setattr(t, name, wraps(right)(wrong))
+    setattr(t, name, wraps(unplanted)(wrong))
 
 
 def bare(answer: Any) -> Any:
@@ -299,22 +299,22 @@ def alpha_beta_bias(t: T) -> None:
 
 
 def alpha_index(t: T) -> None:
-    right = t.linear_alpha_beta
+    unplanted = t.linear_alpha_beta
 
     def linear_alpha_beta(
         x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float
     ) -> Tensor:
-        return bare(right(x, w, b, r, alpha=1.0, beta=beta))
+        return bare(unplanted(x, w, b, r, alpha=1.0, beta=beta))
 
     t.linear_alpha_beta = linear_alpha_beta
 
 
 def gamma_at_zero(t: T) -> None:
-    right = t.linear_gamma
+    unplanted = t.linear_gamma
 
     def linear_gamma(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, gamma: float) -> Tensor:
         z = t.functional.linear(*map(t.widen, (x, w, b)))
-        return bare(right(x, w, b, t.torch.where(z == 0, 0, r), gamma=gamma))
+        return bare(unplanted(x, w, b, t.torch.where(z == 0, 0, r), gamma=gamma))
 
     t.linear_gamma = linear_gamma
 
@@ -350,12 +350,12 @@ def residual_absolute_stabilized(t: T) -> None:
 
 def batch_coupled(t: T) -> None:
     """Each branch is brought to its part of all that arrived, and all means every example."""
-    right = t.add_epsilon
+    unplanted = t.add_epsilon
 
     def add_epsilon(
         a: Tensor, b: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign"
     ) -> Any:
-        a, b = right(a, b, r, eps=eps, stabilizer=stabilizer)["relevance"]
+        a, b = unplanted(a, b, r, eps=eps, stabilizer=stabilizer)["relevance"]
         a_sum, b_sum = a.sum(), b.sum()
         size = a_sum.abs() + b_sum.abs()
         return a * (a_sum.abs() / size * r.sum() / a_sum), b * (
@@ -434,12 +434,12 @@ def cp_half(t: T) -> None:
         r_v = t.matmul_second(p, t.repeated(v, q.shape[1]), r, **options)
         return None, None, bare(t.repeat_heads_pass_through(v, r_v, times=q.shape[1] // k.shape[1]))
 
-    right = t.attention_cp_gxi
+    unplanted = t.attention_cp_gxi
     t.attention_cp = t.widened(attention_cp)
     t.attention_cp_gxi = lambda *operands, **options: (
         None,
         None,
-        right(*operands, **options)[2] / 2,
+        unplanted(*operands, **options)[2] / 2,
     )
 
 
@@ -465,10 +465,10 @@ def moe_degree_0(t: T) -> None:
 
 def bn_variance(t: T) -> None:
     def layer_norm(
-        x: Tensor, w: Tensor, b: Tensor | None, norm_eps: float, frozen: bool = False
+        x: Tensor, w: Tensor, b: Tensor | None, norm_eps: float, constant_scale: bool = False
     ) -> Tensor:
         scale = (x.var(-1, unbiased=False, keepdim=True) ** 2 + norm_eps) ** 0.5
-        z = (x - x.mean(-1, keepdim=True)) / (scale.detach() if frozen else scale) * w
+        z = (x - x.mean(-1, keepdim=True)) / (scale.detach() if constant_scale else scale) * w
         return z if b is None else z + b
 
     t.layer_norm = layer_norm
@@ -476,10 +476,10 @@ def bn_variance(t: T) -> None:
 
 def ln_unbiased(t: T) -> None:
     def layer_norm(
-        x: Tensor, w: Tensor, b: Tensor | None, norm_eps: float, frozen: bool = False
+        x: Tensor, w: Tensor, b: Tensor | None, norm_eps: float, constant_scale: bool = False
     ) -> Tensor:
         std = (x.var(-1, keepdim=True) + norm_eps).sqrt()
-        z = (x - x.mean(-1, keepdim=True)) / (std.detach() if frozen else std) * w
+        z = (x - x.mean(-1, keepdim=True)) / (std.detach() if constant_scale else std) * w
         return z if b is None else z + b
 
     t.layer_norm = layer_norm
@@ -491,9 +491,9 @@ def identity_in_wrong_form(t: T) -> None:
 
 
 def relu_identity_lost(t: T) -> None:
-    right = t.activation_identity
+    unplanted = t.activation_identity
     t.activation_identity = lambda x, r, *, kind: (
-        {"relevance": t.torch.zeros_like(r)} if kind == "relu" else right(x, r, kind=kind)
+        {"relevance": t.torch.zeros_like(r)} if kind == "relu" else unplanted(x, r, kind=kind)
     )
 
 
@@ -548,10 +548,10 @@ def _mean(t: T, propagated: Any, r: Tensor) -> Any:
 
 def rule_forgotten(t: T) -> None:
     """The layers' rules are taken off after a call; the next finds none and takes the default."""
-    right = t.network
+    unplanted = t.network
 
     def network(layers: Sequence[dict[str, Any]]) -> Any:
-        ways = [right(layers), right([plain(layer) for layer in layers])]
+        ways = [unplanted(layers), unplanted([plain(layer) for layer in layers])]
         return lambda x, seeds: ways.pop(0)(x, seeds) if len(ways) > 1 else ways[0](x, seeds)
 
     def plain(layer: dict[str, Any]) -> dict[str, Any]:
@@ -567,7 +567,7 @@ def rule_forgotten(t: T) -> None:
 
 def gamma_forward(t: T) -> None:
     """The layer itself gets the weights W + gamma W^+, and z is theirs."""
-    right = t.network
+    unplanted = t.network
 
     def amplified(p: Tensor, gamma: float) -> Tensor:
         return p if p is None else p + gamma * p.clamp(min=0)
@@ -578,17 +578,17 @@ def gamma_forward(t: T) -> None:
         weights = {name: amplified(layer[name], layer["gamma"]) for name in ("w", "b")}
         return {"operation": "linear", "rule": "epsilon", "eps": 1e-9, **weights}
 
-    t.network = lambda layers: right([loud(layer) for layer in layers])
+    t.network = lambda layers: unplanted([loud(layer) for layer in layers])
 
 
 def one_target(t: T) -> None:
     """One graph, and it is freed by the first way back."""
-    right = t.network
+    unplanted = t.network
 
     def network(layers: Sequence[dict[str, Any]]) -> Any:
         def explain(x: Tensor, seeds: Sequence[Tensor]) -> Any:
             graph = t.torch.ones((), requires_grad=True)
-            z, relevance = right(layers)(x, seeds)
+            z, relevance = unplanted(layers)(x, seeds)
             freed = (graph * graph).sum()
             for _ in seeds:
                 freed.backward()
@@ -601,10 +601,10 @@ def one_target(t: T) -> None:
 
 def logit_squared(t: T) -> None:
     """A gradient's seed is 1, not the logit."""
-    right = t.model
+    unplanted = t.model
 
     def model(folder: Any) -> Any:
-        explain = right(folder)
+        explain = unplanted(folder)
 
         def wrong(ids: Any, targets: Any, method: str) -> Any:
             answers = explain(ids, targets, method)
@@ -744,7 +744,7 @@ def show(outcomes: Sequence[Outcome]) -> str:
     for o in outcomes:
         said = (
             "named"
-            if o.right
+            if o.as_expected
             else f"CALLED {', '.join(o.named) or 'nothing'}"
             if o.caught
             else "MISSED"
@@ -753,7 +753,7 @@ def show(outcomes: Sequence[Outcome]) -> str:
             f"{o.plant.fault:24} {o.plant.plant.__name__:30} {o.rule:26} {said:10} {o.case}"
         )
     faults = {o.plant.fault for o in outcomes}
-    wrong = {o.plant.fault for o in outcomes if not o.right}
+    wrong = {o.plant.fault for o in outcomes if not o.as_expected}
     return "\n".join(
         [*lines, "", f"{len(faults - wrong)} of {len(faults)} faults caught and named"]
     )
@@ -764,7 +764,7 @@ def main() -> int:
     outcomes = run_all()
     print(show(outcomes))
     print(f"{time.monotonic() - start:.0f} s")
-    return 0 if all(o.right for o in outcomes) else 1
+    return 0 if all(o.as_expected for o in outcomes) else 1
 
 
 if __name__ == "__main__":

@@ -23,19 +23,19 @@ from typing import NamedTuple
 from refl.verification.quality.import_graph import PROJECT
 
 ANYWHERE = re.compile(
-    r"\b(booked|\w*_books|books\b(?=[\[.,:=) ]*(?:=|\[|:))|unbooked|second_gradient|_meet|Kin|worlds|"
-    r"Passed|Suspects?|suspects?|aimed|verdicts?|right_answer|Inapplicable|"
-    r"carries|carried(?! out| over)|gaps?(?=\W*(?:of the ledger|and bound))|"
-    r"[a-z]*(?:stabilis|normalis|linearis|parametris|standardis|initialis|generalis|summaris|"
-    r"optimis|minimis|maximis|recognis|organis|factoris|quantis|memoris|penalis|serialis)"
-    r"(?:e|ed|er|ers|es|ing|ation|ations)|"
-    r"(?:colour|neighbour|behaviour|favour|honour)\w*|\w*cancelling|\w*cancelled|labelled|labelling|"
-    r"modelled|modelling|centre|centred|grey|analyse|artefacts?|judgements?|Judgement)\b"
+    r"\b(booked|unbooked|\w*_books|books(?= *[\[.,:=)])|second_gradient|_meet|Kin|worlds|Passed|"
+    r"Suspects?|suspects?|aimed|verdicts?|right_answer|Inapplicable|"
+    r"carries|carried(?! out| over)|gaps?(?= of the ledger)|"
+    r"[a-z]*(?:stabil|normal|linear|parametr|standard|initial|general|summar|optim|minim|maxim|"
+    r"recogn|organ|factor|quant|memor|penal|serial)is(?:e|ed|er|ers|es|ing|ation|ations)|"
+    r"(?:colour|neighbour|behaviour|favour|honour)\w*|\w*cancelling|\w*cancelled|labelled|"
+    r"labelling|modelled|modelling|centre|centred|grey|analyse|artefacts?|judgements?|Judgement)\b"
 )
-AS_NAMES = frozenset(
-    "real given half share taken follow stop turn feed seen ends right measure terms written ratio "
-    "frozen here arrived gap carries lever misfits lone suspects verdict sees".split()
-)
+AS_NAMES = {
+    *("real", "given", "half", "share", "taken", "follow", "stop", "turn", "feed", "seen", "ends"),
+    *("right", "measure", "terms", "written", "ratio", "frozen", "here", "arrived"),
+    *("gap", "carries", "lever", "misfits", "lone", "suspects", "verdict", "sees"),
+}
 
 EXCEPT: tuple[tuple[str, str, str], ...] = (
     ("CHANGELOG.md", "*", "says what was renamed"),
@@ -45,7 +45,12 @@ EXCEPT: tuple[tuple[str, str, str], ...] = (
     ("verification/vectors/streams.json", "*", "old names of rules, from which seeds are derived"),
     ("verification/vectors/README.md", "carries", "says what format 1 was"),
     ("verification/quality/retired_words.py", "*", "this list"),
+    ("tests/verification/test_retired_words.py", "*", "its test"),
     ("*", "stop", "the end of a slice, as Python's own slice and range call it"),
+    ("verification/quality/mutation.md", "Passed", "quotes what a run of hours found"),
+    ("verification/quality/engine_error.py", "right", "a side of a column, as rich calls it"),
+    ("verification/training/train_shipped.py", "right", "a side, as config.json calls it"),
+    ("verification/training/grammar.py", "here", "a word of the grammar"),
     ("*.json", "*", "vocabularies and data"),
     ("*.jsonl", "*", "texts"),
 )

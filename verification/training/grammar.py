@@ -446,7 +446,7 @@ class Fact:
         return "person_first" if self.person_first else "thing_first"
 
     def part(self, asked: bool) -> Part:
-        """The words of the fact; the one that is asked about carries the evidence."""
+        """The words of the fact; the one that is asked about holds the evidence."""
         person_first, thing_first = "{} has the {} .", "the {1} is with {0} ."
         words = _list(
             (person_first if self.person_first else thing_first).format(self.person, self.thing)

@@ -333,7 +333,7 @@ def _step(model: LlamaForCausalLM, batch: Batch, optimizer: torch.optim.Optimize
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judged:
     """What the model says of one sentence: if it prefers the target to the foil, and its first
     choice.
     """
@@ -343,7 +343,7 @@ class Judgement:
     choice: str
 
     @property
-    def right(self) -> bool:
+    def correct(self) -> bool:
         """Whether the first choice among all words is the person, or any verb of the right
         number.
         """
@@ -362,23 +362,21 @@ def last_logits(model: LlamaForCausalLM, tokenizer: Tokenizer, prefix: str) -> T
     return logits[0, -1]
 
 
-def judge(model: LlamaForCausalLM, tokenizer: Tokenizer, sentence: Sentence) -> Judgement:
+def judge(model: LlamaForCausalLM, tokenizer: Tokenizer, sentence: Sentence) -> Judged:
     logits = last_logits(model, tokenizer, sentence.prefix)
     target, foil = (
         logits[tokenizer.token_to_id(word)] for word in (sentence.target, sentence.foil)
     )
-    return Judgement(
-        sentence, bool(target > foil), str(tokenizer.id_to_token(int(logits.argmax())))
-    )
+    return Judged(sentence, bool(target > foil), str(tokenizer.id_to_token(int(logits.argmax()))))
 
 
 def held_out(seed: int, count: int) -> list[Sentence]:
     return held_out_agreement(seed, count) + held_out_questions(seed, count)
 
 
-def _row(name: str, judged: Sequence[Judgement]) -> str:
-    preferred = sum(judgement.preferred for judgement in judged) / len(judged)
-    right = sum(judgement.right for judgement in judged) / len(judged)
+def _row(name: str, judged: Sequence[Judged]) -> str:
+    preferred = sum(each.preferred for each in judged) / len(judged)
+    right = sum(each.correct for each in judged) / len(judged)
     return f"| {name} | {len(judged)} | {preferred:.2%} | {right:.2%} |"
 
 
@@ -391,12 +389,12 @@ def _groups(sentence: Sentence) -> tuple[str, ...]:
     return ("agreement", f"agreement, {sentence.construction}", f"agreement, {numbers}")
 
 
-def table(judged: Sequence[Judgement]) -> str:
+def table(judged: Sequence[Judged]) -> str:
     """The held-out accuracies in Markdown, by construction and by number of distractors."""
-    groups: dict[str, list[Judgement]] = {}
-    for judgement in judged:
-        for name in _groups(judgement.sentence):
-            groups.setdefault(name, []).append(judgement)
+    groups: dict[str, list[Judged]] = {}
+    for each in judged:
+        for name in _groups(each.sentence):
+            groups.setdefault(name, []).append(each)
     head = "| sentences | number | right over wrong | first choice right |\n|---|---|---|---|\n"
     return head + "\n".join(_row(name, groups[name]) for name in sorted(groups))
 

@@ -242,7 +242,7 @@ def encode(value: Any, dtype: str = "") -> Any:
     """
     if isinstance(value, np.ndarray):
         name = "bfloat16" if dtype == "bfloat16" and value.dtype == np.float32 else value.dtype.name
-        return {"shape": list(value.shape), "dtype": name, "data": _written(value)}
+        return {"shape": list(value.shape), "dtype": name, "data": _as_json(value)}
     if isinstance(value, Mapping):
         return {key: encode(each, dtype) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -266,9 +266,9 @@ def decode(value: Any) -> Any:
     return float(value) if value in ("inf", "-inf", "nan") else value
 
 
-def _written(a: np.ndarray[Any, Any]) -> Any:
+def _as_json(a: np.ndarray[Any, Any]) -> Any:
     if a.ndim:
-        return [_written(each) for each in a]
+        return [_as_json(each) for each in a]
     return a.item() if a.dtype.kind in "biu" else _number(float(str(a[()])))
 
 

@@ -384,12 +384,12 @@ def _pixels(draw: random.Random, shape: tuple[int, ...]) -> Any:
 
 
 def answer(
-    model: Model, given: Input, methods: Sequence[str], runs: int = RUNS
+    model: Model, model_input: Input, methods: Sequence[str], runs: int = RUNS
 ) -> tuple[exact_sweep.Conditioned, int, dict[str, str]]:
     """The exact answer for one input, the target (the largest logit), and the aliases of its
     sites.
     """
-    trace, logits = model.trace([given.item], given.position, given.decoder_ids)
+    trace, logits = model.trace([model_input.item], model_input.position, model_input.decoder_ids)
     target = int(logits.array[0, 0].argmax())
     found = exact_sweep.run(trace.records, logits, [target], methods, model.config, runs)
     if found.conservation_error > 1e-40:
@@ -406,12 +406,12 @@ def answer(
 
 
 def expected(
-    number: int, given: Input, found: exact_sweep.Conditioned, sites: list[str]
+    number: int, model_input: Input, found: exact_sweep.Conditioned, sites: list[str]
 ) -> Iterator[tuple[str, Any]]:  # without the batch axis
     """Name of a tensor -> its numbers, for one input."""
     yield f"{number}/logits", found.logits[0, 0]
-    if given.pixels is not None:
-        yield f"{number}/pixels", given.pixels
+    if model_input.pixels is not None:
+        yield f"{number}/pixels", model_input.pixels
     for site in sites:
         yield f"{number}/activation/{site}", found.values[site][0]
     for method, relevance in found.relevance.items():
@@ -422,7 +422,7 @@ def expected(
 
 
 def described(
-    given: Input,
+    model_input: Input,
     found: exact_sweep.Conditioned,
     target: int,
     sites: list[str],
@@ -432,7 +432,7 @@ def described(
     about |= {
         name: value
         for name in ("ids", "decoder_ids", "position")
-        if (value := getattr(given, name)) is not None
+        if (value := getattr(model_input, name)) is not None
     }
     return about | {"absorbed": found.absorbed, "sites": sites, "aliases": aliases}
 
@@ -468,11 +468,11 @@ def answers(kind: str, folder: Path, runs: int = RUNS) -> tuple[dict[str, Any], 
     arrays: dict[str, Any] = {}
     methods, about = METHODS.get(kind, TEXT_METHODS), []
     model = refl.load(folder, dtype="float64")
-    for number, given in enumerate(inputs(CONFIGS[kind], SEEDS[kind])):
-        found, target, aliases = answer(model, given, methods, runs)
+    for number, model_input in enumerate(inputs(CONFIGS[kind], SEEDS[kind])):
+        found, target, aliases = answer(model, model_input, methods, runs)
         sites = list(next(iter(found.relevance.values())))
-        arrays |= dict(expected(number, given, found, sites))
-        about.append(described(given, found, target, sites, aliases))
+        arrays |= dict(expected(number, model_input, found, sites))
+        about.append(described(model_input, found, target, sites, aliases))
     said = {
         "format": FORMAT,
         "architecture": kind,
@@ -501,8 +501,8 @@ def search(kind: str, count: int = 12) -> list[tuple[float, int]]:
         found.append(
             (
                 max(
-                    _strain(answer(model, given, METHODS.get(kind, TEXT_METHODS), 1)[0])
-                    for given in inputs(config, seed)
+                    _strain(answer(model, model_input, METHODS.get(kind, TEXT_METHODS), 1)[0])
+                    for model_input in inputs(config, seed)
                 ),
                 seed,
             )

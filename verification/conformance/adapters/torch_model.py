@@ -218,10 +218,10 @@ class Run:
         def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = (self.rules["repeated"](each, q.shape[1]) for each in (k, v))
             unmasked = self.rules["attended"](q, k, True, near)
-            scores = self.rules["terms"](scale * q, keys.mT).sum(-2)
-            return self.rules["terms"](self.rules["probabilities"](scores, unmasked), values).sum(
-                -2
-            )
+            scores = self.rules["products"](scale * q, keys.mT).sum(-2)
+            return self.rules["products"](
+                self.rules["probabilities"](scores, unmasked), values
+            ).sum(-2)
 
         return (
             self("attention", forward, q, k, v, scale=scale, causal=True, mask=near)

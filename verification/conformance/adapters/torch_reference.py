@@ -147,7 +147,7 @@ def pull(f: Callable[..., Tensor], g: Tensor, *operands: Tensor) -> Any:
 
 def derivative(f: Callable[..., Tensor]) -> Rule:
     """The rule that takes g back through f(*operands)."""
-    return widened(lambda *given: pull(f, given[-1], *given[:-1]))
+    return widened(lambda *arguments: pull(f, arguments[-1], *arguments[:-1]))
 
 
 # -- where the identity is the rule ----------------------------------------------------------------
@@ -370,7 +370,7 @@ def multiply_second_gxi(a: Tensor, b: Tensor, g: Tensor) -> Tensor:
     return pull(lambda b: a * b, g, b)[0]
 
 
-def terms(a: Tensor, v: Tensor) -> Tensor:  # (..., J, I), (..., I, P) -> (..., J, I, P)
+def products(a: Tensor, v: Tensor) -> Tensor:  # (..., J, I), (..., I, P) -> (..., J, I, P)
     """c_jip = A_ji V_ip"""
     return a[..., :, :, None] * v[..., None, :, :]
 
@@ -386,7 +386,7 @@ def matmul_uniform(
     denominator: str = "2z+eps",
 ) -> Answer:
     """R_(A_ji<-jp) = R_(V_ip<-jp) = A_ji V_ip R_jp / (2 O_jp + e)."""
-    c = terms(a, v)
+    c = products(a, v)
     o = c.sum(-2)
     s, absorbed_by_eps = (
         stabilized_ratio(r, 2 * o, eps, stabilizer)
@@ -402,17 +402,17 @@ def matmul_second(
     a: Tensor, v: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign"
 ) -> Answer:
     """A is a constant: V receives all."""
-    c = terms(a, v)
+    c = products(a, v)
     s, absorbed_by_eps = stabilized_ratio(r, c.sum(-2), eps, stabilizer)
     return answer((c * s[..., None, :]).sum(-3), stabilizer=absorbed_by_eps)
 
 
-def half(a: Tensor, v: Tensor) -> Tensor:
+def halved(a: Tensor, v: Tensor) -> Tensor:
     """The value of A V, and half its gradient to either side."""
     return (a @ v.detach() + a.detach() @ v) / 2
 
 
-matmul_uniform_gxi, matmul_gradient = derivative(half), derivative(torch.matmul)
+matmul_uniform_gxi, matmul_gradient = derivative(halved), derivative(torch.matmul)
 
 
 @widened
@@ -502,23 +502,23 @@ def softmax_gradient(x: Tensor, g: Tensor, *, mask: Tensor | None = None, axis: 
 # -- norms -----------------------------------------------------------------------------------------
 
 
-def rms_norm(x: Tensor, w: Tensor, norm_eps: float, frozen: bool = False) -> Tensor:
+def rms_norm(x: Tensor, w: Tensor, norm_eps: float, constant_scale: bool = False) -> Tensor:
     scale = torch.rsqrt((x * x).mean(-1, keepdim=True) + norm_eps)
-    return w * x * (scale.detach() if frozen else scale)
+    return w * x * (scale.detach() if constant_scale else scale)
 
 
 def layer_norm(
-    x: Tensor, w: Tensor, b: Tensor | None, norm_eps: float, frozen: bool = False
+    x: Tensor, w: Tensor, b: Tensor | None, norm_eps: float, constant_scale: bool = False
 ) -> Tensor:
     c = x - x.mean(-1, keepdim=True)
     scale = torch.rsqrt((c * c).mean(-1, keepdim=True) + norm_eps)
-    z = w * c * (scale.detach() if frozen else scale)
+    z = w * c * (scale.detach() if constant_scale else scale)
     return z if b is None else z + b
 
 
 @widened
 def rms_norm_identity_gxi(x: Tensor, w: Tensor, g: Tensor, *, norm_eps: float) -> Tensor:
-    return pull(lambda x: rms_norm(x, w, norm_eps, frozen=True), g, x)[0]
+    return pull(lambda x: rms_norm(x, w, norm_eps, constant_scale=True), g, x)[0]
 
 
 @widened
@@ -539,7 +539,7 @@ def layer_norm_epsilon(
 ) -> Answer:
     """With 1/std held fixed the layer is z = J x + b, and R_x = x J^T s."""
     s, absorbed_by_eps = stabilized_ratio(r, layer_norm(x, w, b, norm_eps), eps, stabilizer)
-    r_x = x * pull(lambda x: layer_norm(x, w, b, norm_eps, frozen=True), s, x)[0]
+    r_x = x * pull(lambda x: layer_norm(x, w, b, norm_eps, constant_scale=True), s, x)[0]
     return answer(r_x, stabilizer=absorbed_by_eps, **{} if b is None else {"norm_bias": b * s})
 
 
@@ -547,7 +547,7 @@ def layer_norm_epsilon(
 def layer_norm_epsilon_gxi(
     x: Tensor, w: Tensor, b: Tensor | None, g: Tensor, *, norm_eps: float
 ) -> Tensor:
-    return pull(lambda x: layer_norm(x, w, b, norm_eps, frozen=True), g, x)[0]
+    return pull(lambda x: layer_norm(x, w, b, norm_eps, constant_scale=True), g, x)[0]
 
 
 @widened
@@ -695,7 +695,7 @@ def attention_attnlrp(
     options: dict[str, Any] = {"eps": eps, "stabilizer": stabilizer, "denominator": denominator}
     times, unmasked = q.shape[1] // k.shape[1], attended(q, k, causal, mask)
     keys, values, queries = repeated(k, q.shape[1]).mT, repeated(v, q.shape[1]), scale * q
-    scores = terms(queries, keys).sum(-2)
+    scores = products(queries, keys).sum(-2)
     on_context = matmul_uniform(probabilities(scores, unmasked), values, r, **options)
     on_softmax = softmax_taylor(scores, on_context["relevance"][0], mask=unmasked)
     on_scores = matmul_uniform(queries, keys, on_softmax["relevance"], **options)
@@ -740,8 +740,10 @@ def attention_attnlrp_gxi(
     mask: Tensor | None = None,
 ) -> Any:
     def surrogate(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        p = probabilities(half(scale * q, repeated(k, q.shape[1]).mT), attended(q, k, causal, mask))
-        return half(p, repeated(v, q.shape[1]))
+        p = probabilities(
+            halved(scale * q, repeated(k, q.shape[1]).mT), attended(q, k, causal, mask)
+        )
+        return halved(p, repeated(v, q.shape[1]))
 
     return pull(surrogate, g, q, k, v)
 
