@@ -235,8 +235,10 @@ class Trace:
         self.name(x, f"{path}.input")
         outside = tuple(dict.fromkeys(v for v in (x, *rest) if isinstance(v, Value)))
 
+        alike = self._alike(self.plain)
+
         def run(record: bool = True) -> tuple[Trace, tuple[Value, ...], Value]:
-            inner = self._inner(record)
+            inner = alike(record=record)
             stand_ins = {v: Value(v.array, v.site, v.constant) for v in outside}
             inputs = [stand_ins[v] if isinstance(v, Value) else v for v in (x, *rest)]
             return inner, tuple(stand_ins.values()), inner.module(path, function, *inputs)
@@ -252,8 +254,11 @@ class Trace:
         output = Value(array, ends[0].site if parts[0].whole else site)
         return self._keep(Record("recomputed", operands, output, {}, parts=parts))
 
-    def _inner(self, record: bool) -> Trace:
-        return type(self)(self.weights, record=record, plain=self.plain)
+    def _alike(self, plain: bool) -> Callable[..., Trace]:
+        """What makes a trace like this one. It does not hold this one, whose records it is part of:
+        activations have to go when the last name for a trace does, not at a garbage collection.
+        """
+        return partial(type(self), self.weights, plain=plain)
 
     # -- operations, in the order of a textbook ----------------------------------------------------
 
@@ -426,29 +431,27 @@ class Trace:
     ) -> Value:
         """The same for some queries after others, on the keys that they can see."""
         length, every = q.array.shape[-2], k.array.shape[-2]
-        parts = []
+        alike, parts = partial(_at, self._alike(plain=True), self.path), []
         for start in range(0, length, QUERIES):
             rows = slice(start, min(start + QUERIES, length))
             queries = (Ellipsis, rows, slice(None))
             keys = (Ellipsis, slice(rows.stop if causal else every), slice(None))
             hidden = None if mask is None else mask[..., rows, keys[1]]
             indices = (queries, keys, keys)
-            run = partial(self._attention_part, self.path, (q, k, v), indices, hidden, causal)
+            run = partial(self._attention_part, alike, (q, k, v), indices, hidden, causal)
             parts.append(Part(run, indices, queries))
         return self._edited(self._in_parts(self.site("context"), (q, k, v), tuple(parts)))
 
+    @staticmethod
     def _attention_part(
-        self,
-        path: str,
+        alike: Callable[..., Trace],
         operands: tuple[Value, ...],
         indices: tuple[Any, ...],
         mask: Array | None,
         causal: bool,
         record: bool = True,
     ) -> tuple[Trace, tuple[Value, ...], Value]:
-        inner = self._inner(record)
-        inner.plain, inner.path = True, path
-        pairs = zip(operands, indices, strict=True)
+        inner, pairs = alike(record=record), zip(operands, indices, strict=True)
         q, k, v = (Value(o.array[index], o.site, o.constant) for o, index in pairs)
         return inner, (q, k, v), inner.attention(q, k, v, mask, causal=causal)
 
@@ -494,3 +497,9 @@ class Trace:
             self.values[record.output.site] = record.output
             self.records.append(record)
         return record.output
+
+
+def _at(make: Callable[..., Trace], path: str, *, record: bool) -> Trace:
+    t = make(record=record)
+    t.path = path
+    return t

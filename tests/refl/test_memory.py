@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import tracemalloc
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -186,3 +187,19 @@ def test_weights_that_fit_are_kept(folder: Path) -> None:
         tracemalloc.stop()
     uncached = widened(folder, cache_bytes=0)[0].explain([1, 2, 3])
     assert np.array_equal(first.relevance, uncached.relevance)
+
+
+@pytest.mark.parametrize("how", [{}, {"plain": False}, {"plain": False, "recompute": True}])
+def test_a_trace_goes_with_its_last_name(how: dict[str, bool]) -> None:
+    """No record holds the trace that it is part of: activations are freed at once, not at the next
+    garbage collection.
+    """
+    model = random_model(LLAMA, 1)
+    trace, _ = model.trace([[1, 2, 3]], **how)
+    seen = weakref.ref(trace)
+    gc.disable()
+    try:
+        del trace
+        assert seen() is None
+    finally:
+        gc.enable()

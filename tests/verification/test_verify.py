@@ -434,14 +434,14 @@ def test_a_block_that_forgets_earlier_keys_fails(monkeypatch: pytest.MonkeyPatch
     right = Trace._attention_part
 
     def forgetful(
-        t: Trace, path: str, operands: Any, indices: Any, mask: Any, *rest: Any, **how: Any
+        alike: Any, operands: Any, indices: Any, mask: Any, *rest: Any, **how: Any
     ) -> Any:
         """Of the keys that a part may see, the first ones alone."""
         first = np.arange(mask.shape[-1]) < QUERIES
-        return right(t, path, operands, indices, mask & first, *rest, **how)
+        return right(alike, operands, indices, mask & first, *rest, **how)
 
     assert "attention" not in ninth(net("LLAMA"))
-    monkeypatch.setattr(Trace, "_attention_part", forgetful)
+    monkeypatch.setattr(Trace, "_attention_part", staticmethod(forgetful))
     assert ninth(net("LLAMA")) == {"attention"}
 
 
