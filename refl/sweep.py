@@ -176,23 +176,17 @@ class Sweep:
         swept: Swept,
     ) -> list[Incoming | None]:
         """`received` by the inputs before -> the same with what this part passes on to them."""
-        trace, stand_ins, end = part.run()
+        trace, stand_ins, end = part.run(output=record.output.array[part.output])
         _share_names(end, record.output)
         incoming = {end: relevance}
-        for stand_in, value, before, index in zip(
-            stand_ins, values, received, part.inputs, strict=True
-        ):
+        for stand_in, value, before in zip(stand_ins, values, received, strict=True):
             _share_names(stand_in, value)
-            if before is not None:
-                incoming[stand_in] = (before[0][index], before[1])
+            if before is not None and part.whole:
+                incoming[stand_in] = before
         keep = self.keep if part.whole else _nothing  # of a part of a site nothing can be kept
         replace(self, keep=keep, progress=lambda: None)._walk(trace, incoming, swept)
-        return [
-            _placed(incoming.get(stand_in), value, before, index)
-            for stand_in, value, before, index in zip(
-                stand_ins, values, received, part.inputs, strict=True
-            )
-        ]
+        passed = [incoming.get(stand_in) for stand_in in stand_ins]
+        return list(map(_placed, passed, values, received, part.inputs))
 
     def _keep(self, value: Value, relevance: Incoming | None, swept: Swept) -> None:
         if not self.keep(value.names):
@@ -219,14 +213,14 @@ def _accumulate(incoming: dict[Value, Incoming], value: Value, received: Incomin
 
 
 def _placed(
-    received: Incoming | None, value: Value, before: Incoming | None, index: Any
+    passed: Incoming | None, value: Value, before: Incoming | None, index: Any
 ) -> Incoming | None:
-    """What a part passed on, in its place within what the whole input receives."""
-    if received is None or index is Ellipsis:
-        return received
-    whole = namespace(value.array).zeros_like(value.array) if before is None else before[0]
-    whole[index] = received[0]
-    return whole, received[1]
+    """What a part passed on, added in its place to what the whole input has received before."""
+    if index is Ellipsis or passed is None:
+        return passed if index is Ellipsis else before
+    whole, amount = before or (namespace(value.array).zeros_like(value.array), 0.0)
+    whole[index] += passed[0]
+    return whole, amount + passed[1]
 
 
 def _share_names(a: Value, b: Value) -> None:

@@ -106,7 +106,8 @@ class Part(NamedTuple):
     """A part of a record that is run again when the sweep reaches it, as a trace of its own."""
 
     run: Callable[..., tuple[Trace, tuple[Value, ...], Value]]
-    """run(record=...) -> the trace, stand-ins for the record's operands, and the output."""
+    """run(record=...) -> the trace, stand-ins for the record's operands, and the output. With
+    `output=...`, what it is known to be is not computed again."""
     inputs: tuple[Any, ...]
     """For each operand where in it the part's own lies: an index, or ... for all of it."""
     output: Any
@@ -177,6 +178,8 @@ class Trace:
         self.edits = dict(edits or {})
         self.records: list[Record] = []
         self.values: dict[str, Value] = {}
+        self.known: dict[str, Array] = {}
+        """Site -> its array, where that has been computed before."""
         self.path = ""
 
     # -- names -------------------------------------------------------------------------------------
@@ -237,7 +240,9 @@ class Trace:
 
         alike = self._alike(self.plain)
 
-        def run(record: bool = True) -> tuple[Trace, tuple[Value, ...], Value]:
+        def run(
+            record: bool = True, output: Array | None = None
+        ) -> tuple[Trace, tuple[Value, ...], Value]:
             inner = alike(record=record)
             stand_ins = {v: Value(v.array, v.site, v.constant) for v in outside}
             inputs = [stand_ins[v] if isinstance(v, Value) else v for v in (x, *rest)]
@@ -450,8 +455,10 @@ class Trace:
         mask: Array | None,
         causal: bool,
         record: bool = True,
+        output: Array | None = None,
     ) -> tuple[Trace, tuple[Value, ...], Value]:
         inner, pairs = alike(record=record), zip(operands, indices, strict=True)
+        inner.known = {} if output is None else {inner.site("context"): output}
         q, k, v = (Value(o.array[index], o.site, o.constant) for o, index in pairs)
         return inner, (q, k, v), inner.attention(q, k, v, mask, causal=causal)
 
@@ -470,8 +477,10 @@ class Trace:
         arrays = tuple(None if o is None else o.array for o in operands)
         values = [o for o in operands if isinstance(o, Value)]
         constant = bool(values) and all(v.constant for v in values)
-        output = Value(self.compute(operation, site, arrays, attributes), site, constant)
-        return self._keep(Record(operation, operands, self._edited(output), attributes, role))
+        known = site in self.known
+        array = self.known[site] if known else self.compute(operation, site, arrays, attributes)
+        output = self._edited(Value(array, site, constant))
+        return self._keep(Record(operation, operands, output, attributes, role))
 
     def compute(
         self,
