@@ -179,11 +179,11 @@ class Explanation:
         return self.sites.one(self.sites.activations[self.sites.canonical(site)])
 
     def gradient(self, site: str) -> Any:
-        """The g of R = x g at a site; only for composites that carry it."""
+        """The g of R = x g at a site; only for methods in gradient x input form."""
         if self.sites.formulation != "gradient_x_input":
             raise ReflError(
-                f"method {self.method.name} is in relevance form, not gradients: take "
-                "one that does, such as attnlrp-gradient"
+                f"method {self.method.name} is in relevance form, which has no gradients: take "
+                "one in gradient x input form, such as attnlrp-gradient"
             )
         return self.sites.one(self.sites.propagated[self.sites.canonical(site)])
 

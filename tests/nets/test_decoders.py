@@ -1,6 +1,6 @@
 """Relevance on Mistral, Qwen 2, Qwen 3, OLMo 2, Phi, Gemma 2 and Gemma 3, on random models of
 each: the surrogate's gradient, the conservation ledger, conservation, batches, and the faster ways.
-(What they compute is held against transformers in peers/test_decoders.py.)
+(What they compute is held against transformers in tests/peers/test_decoders.py.)
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ def test_the_ledger_closes(name: str, method: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_what_positions_and_token_types_take_is_booked_by_name(name: str) -> None:
+def test_what_positions_and_token_types_absorb_is_recorded_by_name(name: str) -> None:
     e = model_of(name).explain(TEXT)
     for role in ("position", "token_type"):
         entry = next(entry for entry in e.ledger if entry.site.endswith(f"{role}_embeddings"))

@@ -354,7 +354,7 @@ def test_the_ledger_closes(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["t5", "flan"])
 def test_a_padded_batch_is_its_members(name: str, method: str, keep: Any) -> None:
-    """Each with its own lengths on both sides; padding holds nothing, and no example's ledger hear
+    """Each with its own lengths on both sides; padding holds nothing, and no example's ledger knows
     of another's.
     """
     model, numbers = net(name), np.random.default_rng(3)

@@ -1,5 +1,5 @@
-"""Vision transformers without another library: stored outputs, the frozen surrogate, ledger, a net
-swept by hand, pictures, the views.
+"""Vision transformers without another library: stored outputs, the frozen surrogate, the
+conservation ledger, a net swept by hand, pictures, the views.
 """
 
 from __future__ import annotations

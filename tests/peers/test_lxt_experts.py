@@ -80,7 +80,7 @@ def test_the_epsilon_rule_through_a_quotient_of_degree_0() -> None:
     assert np.abs(theirs.sum(axis=-1)).max() < 1e-15, "every token's relevance is lost"
     assert kept.sum() == relevance.sum()
     assert ours.absorbed["renormalization_offset"][0] == pytest.approx(relevance.sum(), rel=1e-6), (
-        "refl ledger what the rule loses"
+        "refl records what the rule loses"
     )
 
 
@@ -173,7 +173,7 @@ def test_without_renormalization_lxt_agrees(make: Make, options: dict[str, Any])
 
 def test_fault_moe_degree_0(make: Make) -> None:
     """refl with the rule `gradient` for the renormalization is LXT to rounding; refl's default is
-    LXT with the sum detached, as LXT does in every norm. The conservation ledger tell which is
+    LXT with the sum detached, as LXT does in every norm. The conservation ledger tells which is
     right: under LXT's reading what the gates receive is absorbed whole."""
     folder = make("qwen3_moe", norm_topk_prob=True)
     model = refl.load(folder, dtype="float64")

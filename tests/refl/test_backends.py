@@ -105,7 +105,7 @@ def test_logits_and_generation_in_every_backend(name: str, backend: Backend) -> 
 @pytest.mark.parametrize("name", NETS)
 def test_dtype_is_kept_everywhere(name: str, dtype: str, backend: Backend) -> None:
     """No operation and no rule widens or narrows what it was given; only the conservation ledger
-    are float64 throughout.
+    is float64 throughout.
     """
     model = moved(random_model(NETS[name], 1, dtype), backend.place)
     for composite in COMPOSITES:

@@ -58,7 +58,7 @@ def test_one_example_of_a_batch() -> None:
     assert list(body.absorbed["tokens"]) == [9]
 
 
-def test_the_whole_ledger_of() -> None:
+def test_the_sums_of_the_whole_ledger() -> None:
     ledger = ledger_of()
     assert list(ledger["head"].conservation_error) == [1, 0, 0]
     assert list(ledger.tokens) == [6, 9, 40] and ledger.destination == "tokens"

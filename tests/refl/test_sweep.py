@@ -49,7 +49,7 @@ def test_a_sweep_reports_each_record() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "u"), [("float64", 2.0**-53), ("float32", 2.0**-24)])
-def test_the_books_know_the_unit_roundoff(dtype: str, u: float) -> None:
+def test_the_ledger_knows_the_unit_roundoff(dtype: str, u: float) -> None:
     t, _, z = tripled(dtype)
     assert Sweep(ATTNLRP).run(t, z, z.array).ledger.roundoff == u
 
@@ -57,7 +57,9 @@ def test_the_books_know_the_unit_roundoff(dtype: str, u: float) -> None:
 @pytest.mark.parametrize(
     ("composite", "explained"), [(ATTNLRP, [5.0, 7.0]), (ATTNLRP_GRADIENT, [-1.0, 20.5])]
 )
-def test_what_is_explained_is_what_is_carried(composite: Composite, explained: list[float]) -> None:
+def test_what_is_explained_is_what_is_propagated(
+    composite: Composite, explained: list[float]
+) -> None:
     """Relevance is summed; a gradient g stands for z g. Audited, a rule that only hands on has the
     sum of absolute values.
     """
@@ -115,7 +117,7 @@ def test_a_value_read_twice_gets_both_shares() -> None:
         assert all(entry.conservation_error[0] == 0 for entry in swept.ledger)
 
 
-def test_a_wrong_rule_leaves_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_rule_leaves_a_conservation_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """1000 R - 7 in place of R must show."""
     t = Trace({"w.weight": np.asarray([[1.0, 2.0]])})
     z = t.linear("w", Value(np.asarray([[1.0, 1.0]]), "x"))

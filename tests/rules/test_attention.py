@@ -62,7 +62,7 @@ def test_attention_in_parts_has_the_ledger_of_the_plain_operations(
     absorbed, and its terms.
     """
     monkeypatch.setattr(trace, "QUERIES", 2)
-    (plain, propagated), (fast, fast_carried) = (
+    (plain, propagated), (fast, fast_propagated) = (
         attended(composite, MASKS[mask], how, mask == "causal") for how in (True, False)
     )
     sites = [entry.site for entry in fast]
@@ -87,7 +87,9 @@ def test_attention_in_parts_has_the_ledger_of_the_plain_operations(
         else:
             assert np.abs(more).max() <= 1e-12 * wanted.rounding_scale.max(), entry.site
     for site, relevance in propagated.items():
-        assert np.abs(fast_carried[site] - relevance).max() <= 1e-12 * (1 + np.abs(relevance).max())
+        assert np.abs(fast_propagated[site] - relevance).max() <= 1e-12 * (
+            1 + np.abs(relevance).max()
+        )
 
 
 def test_attention_in_parts_is_audited_only_on_demand() -> None:

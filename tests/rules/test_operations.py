@@ -68,7 +68,7 @@ def test_defaults(function: Callable[..., RuleOutput]) -> None:
 
 
 def test_the_words_of_the_causes() -> None:
-    """What each rule ledger what it absorbs under."""
+    """Under which cause each rule records what it absorbs."""
     random = np.random.default_rng(13)
     z, w, sums = X @ W.T + BIAS, random.normal(size=N), X + Y
     a, v, r = (

@@ -54,7 +54,7 @@ class Beside:
     targets = (1, 0)
 
     def differences(self, method: str, composite: Composite | None = None) -> list[str]:
-        """Sites, activations and ledger at which the engine is off by more than rounding."""
+        """Sites, activations and entries of the ledger that are off by more than rounding."""
         answers = self.model.explain(
             self.items, composite or method, target=list(self.targets), **self.how
         )

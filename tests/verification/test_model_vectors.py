@@ -70,7 +70,7 @@ def test_refl_finds_every_number(kind: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_books_are_the_expected(kind: str) -> None:
+def test_the_ledger_is_the_expected_one(kind: str) -> None:
     model = refl.load(model_vectors.FOLDER / kind, dtype="float64")
     for case in load(kind):
         ledger = explain(model, case, keep=()).ledger

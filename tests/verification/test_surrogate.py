@@ -1,8 +1,8 @@
 """Identity 2: AttnLRP at eps -> 0 is activation times the gradient of the frozen surrogate; the
 same for CP-LRP and the plain gradient.
 
-The other side of every comparison comes from `verification/surrogate.py`, where no rule of the
-engine takes part. Deviations are relative to the largest relevance at the site.
+The other side of every comparison comes from `verification/definitions/surrogate.py`, where no
+rule of the engine takes part. Deviations are relative to the largest relevance at the site.
 """
 
 from __future__ import annotations

@@ -213,7 +213,7 @@ def _relevance(r: Array, z: Array, gxi: bool) -> Array:
 
 
 def _propagated(r: Array, x: Array, gxi: bool) -> Array:
-    """What is propagated of an input's relevance."""
+    """What is propagated to an input, given its relevance: its g in gradient x input form."""
     return _quotient(r, x) if gxi else r
 
 

@@ -350,8 +350,8 @@ def _multiple(k: float, logit: Any) -> str:
         return ""
     if abs(k / logit - 1) < 1e-4:
         return (
-            ". That is the logit: a gradient x input form that starts from the logit in place "
-            "of 1 gives the logit squared"
+            ". That is the logit: in gradient x input form, a sweep that starts from the logit in "
+            "place of 1 gives the logit squared"
         )
     return (
         ". That is one over the logit: a relevance form that starts from 1 in place of the logit"
@@ -363,7 +363,7 @@ def _multiple(k: float, logit: Any) -> str:
 def _explained(
     a: Oracle, b: Oracle, tolerance: float | None, model: Model | str | Path | None
 ) -> tuple[list[Diagnosis], list[str]]:
-    """Diagnosiss, and what kept them from being looked for."""
+    """Diagnoses, and what kept them from being looked for."""
     base, ours, theirs, swapped = (
         (a.composite, a, b, False) if a.composite is not None else (b.composite, b, a, True)
     )

@@ -406,7 +406,7 @@ def _input_times_gradient(case: Case) -> Answer:
 
 
 def _outputs(case: Case) -> Array:
-    """What the operation of a gradient-carrying rule computes."""
+    """What the operation of a rule in gradient x input form computes."""
     *operands, _ = wide(case.arguments)
     options, reference = wide(dict(case.options)), ReferenceRules(case.dtype)
     forward: dict[str, Callable[[], Array]] = {
@@ -680,7 +680,7 @@ def _bridged(case: Case) -> Answer:
     and multiplied by x again.
     """
     if case.formulation == "gradient_x_input":
-        raise NoDifference("it is a bridge for rules that carry relevance")
+        raise NoDifference("it is a bridge for rules in relevance form")
     relevance = wide(case.inputs["r"])
     if case.rule.startswith(("linear", "convolution")):
         relevance = relevance * (_outputs(case) != 0)

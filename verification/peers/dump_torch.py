@@ -7,7 +7,7 @@ Forward hooks and pre-hooks on every module keep its output and its input with t
 file has, for each site (a module's path, or `<path>.input`), the activation x, the gradient g, and
 the relevance x g. `refl compare` and `Explanation.load` read it.
 
-    attnlrp             AttnLRP by LXT 2.1's gradient x input form (verification/lxt.py), for the
+    attnlrp             AttnLRP by LXT 2.1's gradient x input form (lxt.py beside this), for the
                         model types it has patches for
     cp-lrp              CP-LRP by the same
     input-x-gradient    transformers as it is, for any model

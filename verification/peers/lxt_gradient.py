@@ -6,8 +6,8 @@ LXT leaves an operation to autograd, as its documentation explains for linear on
 is asked. Attention is transformers' function for scaled dot-product attention under LXT's wrapper.
 
 The classic rules of linear layers it takes from zennit, through a bridge that divides the relevance
-by the input and multiplies by the output. They carry relevance in the vectors: a function here
-seeds R / z and multiplies what comes back by the input, as LXT's vision example does.
+by the input and multiplies by the output. In the vectors they are in relevance form: a function
+here seeds R / z and multiplies what comes back by the input, as LXT's vision example does.
 
 `model` runs transformers under LXT's patches, in float64 throughout: LXT's norm computes in float32
 whatever the model's format is, which would hide everything else.

@@ -624,7 +624,7 @@ PEERS = (
         "gradient_x_input",
         "lxt.efficient, the gradient x input form: patches of transformers after which x "
         "times gradient is relevance. What LXT leaves to autograd is "
-        "asked of autograd. The rules of linear layers that carry relevance (gamma, z+, "
+        "asked of autograd. The rules of linear layers in relevance form (gamma, z+, "
         "flat, ...) it takes from zennit through a bridge.",
         ("torch", "transformers", "zennit"),
     ),

@@ -696,7 +696,7 @@ def fresh() -> T:
 
 
 def planted(plant: Plant) -> Adapter:
-    """The adapter with the fault, and without ledger: no library keeps any."""
+    """The adapter with the fault, and without a ledger: no library keeps one."""
     module = fresh()
     faulty = plant.plant(module) or module
     without_ledger = {

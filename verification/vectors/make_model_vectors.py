@@ -394,7 +394,7 @@ def answer(
     found = exact_sweep.run(trace.records, logits, [target], methods, model.config, runs)
     if found.conservation_error > 1e-40:
         raise ValueError(
-            f"the an exact conservation ledger of {model.name} miss {found.conservation_error}"
+            f"the exact conservation ledger of {model.name} misses {found.conservation_error}"
         )
     aliases = {
         name: value.site

@@ -1,10 +1,10 @@
-"""Whole networks for the torch adapter: a chain of layers, Llama and its kin, GPT-2. Every
+"""Whole networks for the torch adapter: a chain of layers, Llama and its relatives, GPT-2. Every
 operation is an autograd function whose way back is a rule.
 
 `rules` is the adapter's namespace, functions `<operation>_<rule>` by name. torch.autograd then does
 what an attribution library does by hand: it walks the operations backwards and sums where a value
-is used more than once. What arrives at a value is its relevance or, for the methods that carry a
-gradient, g with R = x g.
+is used more than once. What arrives at a value is its relevance or, for methods in gradient x
+input form, g with R = x g.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Run:
         if method not in METHODS:
             raise NotImplementedError(method)
         self.weights, self.rules, self.method, self.table = weights, rules, method, METHODS[method]
-        self.carries_relevance = method == "attnlrp"
+        self.in_relevance_form = method == "attnlrp"
         self.sites: dict[str, Tensor] = {}
 
     def site(self, name: str, x: Tensor) -> Tensor:
@@ -238,13 +238,13 @@ class Run:
         return [self._answer(logits[target], list(self.sites)) for target in targets]
 
     def _answer(self, logit: Tensor, names: list[str]) -> dict[str, Any]:
-        seed = logit.detach() if self.carries_relevance else torch.ones_like(logit)
+        seed = logit.detach() if self.in_relevance_form else torch.ones_like(logit)
         values = [self.sites[name] for name in names]
         incoming = torch.autograd.grad(
             logit, values, seed, retain_graph=True, materialize_grads=True
         )
         at = {
-            name: (r if self.carries_relevance else x.detach() * r)[0]
+            name: (r if self.in_relevance_form else x.detach() * r)[0]
             for name, x, r in zip(names, values, incoming, strict=True)
         }
         return at | {"logit": float(logit.detach())}
