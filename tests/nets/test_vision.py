@@ -340,9 +340,9 @@ def test_rules_where_the_paper_puts_them(name: str, inner: str, method: str) -> 
     assert used[f"{inner}.embeddings.patch_embeddings.projection"] == (
         "z_box" if method.endswith("box") else "gamma"
     )
-    for linear in ("intermediate.dense", "output.dense"):
+    for linear, role in (("intermediate.dense", "mlp.up"), ("output.dense", "mlp.down")):
         assert used[f"{block}.{linear}"] == "gamma"
-        assert dict(table.rule("linear", [f"{block}.{linear}"]).options) == {"gamma": 0.05}
+        assert table.rule("linear", [f"{block}.{linear}"], role).options == {"gamma": 0.05}
     passing = ("value",) if method == "cp-lrp-vit" else ("query", "key", "value")
     assert (
         {used[f"{block}.attention.attention.{part}"] for part in passing}
@@ -352,9 +352,8 @@ def test_rules_where_the_paper_puts_them(name: str, inner: str, method: str) -> 
     assert used.get(f"{block}.attention.attention.probabilities") == (
         None if method == "cp-lrp-vit" else "z_plus"
     )  # None: nothing comes
-    gamma = METHODS["attnlrp-vit"].rule(
-        "linear", [f"{inner}.embeddings.patch_embeddings.projection"]
-    )
+    patches = f"{inner}.embeddings.patch_embeddings.projection"
+    gamma = METHODS["attnlrp-vit"].rule("linear", [patches], "patch_embedding")
     assert (gamma.name, gamma.options) == ("gamma", {"gamma": 0.25})
 
 
