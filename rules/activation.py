@@ -3,7 +3,7 @@
     identity    R_x = R                                                          (AttnLRP eq. 9)
     gradient    g_x = g f'(x): the true derivative
 
-In gradient x input form identity is `identity_gxi`: g_x = g f(x)/x, at x = 0 its limit g f'(0).
+In gradient x input form, identity is `identity_gxi`: g_x = g f(x)/x, at x = 0 its limit g f'(0).
 
 Absorbs nothing, except the true derivative: `activation_offset` = sum g (f(x) - x f'(x)).
 

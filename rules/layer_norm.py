@@ -6,7 +6,7 @@
     gradient    g_x = c - mean(c) - x_hat mean(w g x_hat) / std,  c = w g / std,
                 x_hat = (x - mean(x)) / std: the full Jacobian
 
-In gradient x input form epsilon is the Jacobian with std constant, `epsilon_gxi`: c - mean(c).
+In gradient x input form, epsilon is the Jacobian with std constant, `epsilon_gxi`: c - mean(c).
 
 Absorbs: norm_bias sum b s; stabilizer sum eps s(z) s; the full Jacobian `norm_offset` =
 sum w g x_hat times var / std^2.

@@ -5,7 +5,7 @@
     second      R_V alone, s = R / (O + eps s(O)): A is taken as constant         (Ali et al. 2022)
     gradient    g_A = g V^T,  g_V = A^T g: the true derivative
 
-In gradient x input form `uniform_gxi` is 1/2 of the true derivative to each operand, `second_gxi`
+In gradient x input form, `uniform_gxi` is 1/2 of the true derivative to each operand, `second_gxi`
 the whole of it to V. `denominator="2(z+eps)"` is the other form in use: s = R / (2 (O + eps s(O))).
 
 Absorbs: stabilizer sum eps s(O) s. The true derivative hands the whole of R to both operands, so

@@ -5,7 +5,7 @@
                                                              (Ali et al. 2022 on gated units)
     gradient    g_k = g z / a_k: the true derivative
 
-In gradient x input form uniform is 1/N of the true derivative, `uniform_gxi`, and second all of it
+In gradient x input form, uniform is 1/N of the true derivative, `uniform_gxi`, and second all of it
 to the second operand, `second_gxi`.
 
 Operands that are constants receive nothing; the rest split it. Absorbs nothing, except the true

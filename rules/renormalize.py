@@ -7,7 +7,7 @@
                                                                (AttnLRP eq. 8 on the Jacobian)
     gradient    g_i = (g_i - sum_j z_j g_j) / S: the Jacobian, and epsilon in gradient x input form
 
-In gradient x input form identity is `identity_gxi`: g_x = g / S.
+In gradient x input form, identity is `identity_gxi`: g_x = g / S.
 
 z does not change when x is multiplied by a number (it is homogeneous of degree 0), so sum_i J_ji
 x_i = 0: epsilon and gradient pass on nothing in sum, and absorb `renormalization_offset` =

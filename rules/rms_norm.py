@@ -3,7 +3,7 @@
     identity    R_x = R: the scale 1/rms is no function of the input         (AttnLRP prop. 3.4)
     gradient    g_x = (w g - x mean(w g x) / rms^2) / rms: the full Jacobian
 
-In gradient x input form identity is `identity_gxi`: g_x = w g / rms. Gemma stores what its weight
+In gradient x input form, identity is `identity_gxi`: g_x = w g / rms. Gemma stores what its weight
 differs from 1 by: w stands for `offset` + the stored weight everywhere.
 
 Absorbs nothing, except the full Jacobian: `norm_offset` = sum R mean(x^2) / rms^2, almost all of R.
