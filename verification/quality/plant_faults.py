@@ -678,8 +678,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "block-overwrites",
         "refl/sweep.py",
-        "incoming[stand_in] = (before[0][index], before[1])",
-        "pass",
+        "whole[index] += passed[0]",
+        "whole[index] = passed[0]",
         f"{PARTS}[True]",
         "later queries overwrite what earlier ones gave to a key",
     ),
