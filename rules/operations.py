@@ -1,8 +1,8 @@
 """The table of operations: what a net is made of, and what relevance may do at each.
 
 An operation is a file of this folder with `forward`, `RULES` (a name -> the rule in its two forms)
-and, where it absorbs something of its own kind, `CAUSES`. A new operation is its file and a line
-here; a new rule is its function and a line in its file's RULES.
+and, where it absorbs something of its own kind, `CAUSES`. A new operation is its file and its name
+here, imported and listed; a new rule is its function and a line in its file's RULES.
 """
 
 from __future__ import annotations

@@ -2,14 +2,18 @@
 (Su et al. 2021). A linear map without a bias; cos and sin are constants.
 
     epsilon     R_x = x J^T s,  s = R / (z + eps s(z))
+    uniform     half of that: x cos and rot(x) sin are products, and the angle is a factor as x is
+                                                            (PA-LRP, Bakish et al. 2025; AttnLRP
+                                                            prop. 3.2 for each product)
     gradient    g_x = J^T g,  J^T g = g cos + rot^T(g sin)
 
-Absorbs: stabilizer sum eps s(z) s.
+Absorbs: stabilizer sum eps s(z) s. `uniform` leaves the other half, sum z s / 2, at the angles: it
+is absorbed as `position`.
 """
 
 from __future__ import annotations
 
-from refl.arrays import Array, namespace
+from refl.arrays import Array, namespace, total_product
 from refl.rules.conservation import Forms, RuleOutput, stabilized_ratio
 
 
@@ -33,6 +37,26 @@ def epsilon(
     return RuleOutput((x * _transposed(s, cos, sin),), {"stabilizer": absorbed})
 
 
+def uniform(
+    x: Array,
+    z: Array,
+    r: Array,
+    *,
+    cos: Array,
+    sin: Array,
+    eps: float = 1e-6,
+    stabilizer: str = "sign",
+) -> RuleOutput:
+    s, absorbed = stabilized_ratio(z, r, eps, stabilizer)
+    (inputs,), position = uniform_gxi(x, z, s, cos=cos, sin=sin)
+    return RuleOutput((x * inputs,), position | {"stabilizer": absorbed})
+
+
+def uniform_gxi(x: Array, z: Array, g: Array, *, cos: Array, sin: Array) -> RuleOutput:
+    h = g / 2
+    return RuleOutput((_transposed(h, cos, sin),), {"position": total_product(z, h)})
+
+
 def gradient(x: Array, z: Array, g: Array, *, cos: Array, sin: Array) -> RuleOutput:
     return RuleOutput((_transposed(g, cos, sin),), {})
 
@@ -48,4 +72,8 @@ def halves_exchanged(x: Array, first: float, second: float) -> Array:
     return namespace(x).concat((first * x[..., half:], second * x[..., :half]), axis=-1)
 
 
-RULES = {"epsilon": Forms(epsilon, gradient), "gradient": Forms(None, gradient)}
+RULES = {
+    "epsilon": Forms(epsilon, gradient),
+    "uniform": Forms(uniform, uniform_gxi),
+    "gradient": Forms(None, gradient),
+}

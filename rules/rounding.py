@@ -197,6 +197,7 @@ RELEVANCE: dict[tuple[str, str], Callable[[Operands, Array, Array, How], Array]]
     ),
     ("renormalize", "epsilon"): lambda o, z, r, how: 4 * _sum(z * _stabilized(z, r, how)) + _sum(r),
     ("rotary", "epsilon"): lambda o, z, r, how: _rotary(o, _stabilized(z, r, how), how) + _sum(r),
+    ("rotary", "uniform"): lambda o, z, r, how: _rotary(o, _stabilized(z, r, how), how) + _sum(r),
     ("softmax", "taylor"): lambda o, z, r, how: _softmax(o, z, r, how["mask"]),
     ("softmax", "spread"): lambda o, z, r, how: 2 * _softmax(o, z, r, how["mask"]),
     ("softmax", "z_plus"): _softmax_z_plus,
@@ -222,6 +223,7 @@ GRADIENT_X_INPUT: dict[tuple[str, str], Callable[[Operands, Array, Array, How], 
     ("renormalize", "epsilon"): lambda o, z, g, how: 4 * _sum(z * g),
     ("rms_norm", "gradient"): lambda o, z, g, how: 4 * _sum(z * g),
     ("rotary", "epsilon"): lambda o, z, g, how: _rotary(o, g, how),
+    ("rotary", "uniform"): lambda o, z, g, how: _rotary(o, g, how),
     ("softmax", "taylor"): lambda o, z, g, how: _softmax(o, z, z * g, how["mask"]),
 }
 GRADIENT_X_INPUT |= {

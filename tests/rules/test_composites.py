@@ -187,6 +187,7 @@ def test_every_rule_goes_by_its_name() -> None:
         "matmul": {"uniform", "second"},
         "multiply": {"uniform", "second"},
         "renormalize": {"identity", "epsilon"},
+        "rotary": {"epsilon", "uniform"},
         "softmax": {"taylor", "spread", "z_plus", "identity", "constant"},
     }  # fmt: skip
     assert all(
@@ -202,6 +203,7 @@ def test_every_rule_goes_by_its_name() -> None:
         "multiply": {"second"},
         "softmax": {"constant"},
         "renormalize": {"epsilon"},
+        "rotary": {"uniform"},
     }
     assert {op: set(rules) for op, rules in rules_in("gradient_x_input").items()} == {
         op: names | more.get(op, set()) for op, names in in_gradient_form.items()

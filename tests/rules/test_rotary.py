@@ -1,4 +1,4 @@
-"""Rotary embeddings: z and both rules against their definitions."""
+"""Rotary embeddings: z and every rule against its definition."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import pytest
 from backends import Backend
 from exact_rules import dtypes, forward_agrees, rule_agrees
 
+from refl.rules.composites import Rule
+from refl.rules.published import method
 from refl.verification.definitions.lift import Call
 from refl.verification.quality.cases import ETA, Case, U, rotary_case
+from refl.verification.random_models import LLAMA, random_model
 
 
 @dtypes
-@pytest.mark.parametrize("rule", ["epsilon", "gradient"])
+@pytest.mark.parametrize("rule", ["epsilon", "uniform", "uniform_gxi", "gradient"])
 def test_rule(backend: Backend, dtype: str, rule: str) -> None:
     rule_agrees(backend, dtype, f"rotary_{rule}", rotary_case)
 
@@ -30,3 +33,19 @@ def test_forward(backend: Backend, dtype: str) -> None:
         return 3 * (U[dtype] * terms + ETA[dtype])
 
     forward_agrees(backend, dtype, rotary_case, bound)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("lrp-0", (("stabilizer", "none"),)), ("attnlrp-gradient", ())]
+)
+def test_in_a_net_the_angles_keep_half(name: str, options: tuple[tuple[str, Any], ...]) -> None:
+    """What arrives at a rotation goes on in equal parts to x and to the ledger's position."""
+    composite = method(name).override(Rule("rotary", "uniform", options=options))
+    e = random_model(LLAMA, seed=2).explain([3, 1, 4, 1, 5], composite)
+    entries = [entry for entry in e.ledger if entry.operation == "rotary"]
+    assert len(entries) == 2 * LLAMA["num_hidden_layers"]
+    for entry in entries:
+        (passed,), kept = entry.passed.values(), entry.absorbed["position"]
+        assert abs(kept - entry.received / 2) <= 1e-14 < abs(kept)
+        assert abs(passed - kept) <= 1e-14
+    assert e.ledger.absorbed["position"] == sum(entry.absorbed["position"] for entry in entries)

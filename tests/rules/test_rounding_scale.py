@@ -183,14 +183,16 @@ def test_terms_of_rotary() -> None:
     other = np.concatenate([x[..., N // 2 :], x[..., : N // 2]], axis=-1)
     z = rotary.forward(x, cos=cos, sin=sin)
     s = r / away(z)
-    agree(
-        scale_of(rotary.epsilon, x, z, r, cos=cos, sin=sin, eps=EPS),
-        2 * (size(x * cos * s) + size(other * sin * s)) + size(r),
-    )
-    agree(
-        scale_of(rotary.gradient, x, z, r, cos=cos, sin=sin),
-        2 * (size(x * cos * r) + size(other * sin * r)),
-    )
+    for rule in (rotary.epsilon, rotary.uniform):
+        agree(
+            scale_of(rule, x, z, r, cos=cos, sin=sin, eps=EPS),
+            2 * (size(x * cos * s) + size(other * sin * s)) + size(r),
+        )
+    for rule in (rotary.uniform_gxi, rotary.gradient):
+        agree(
+            scale_of(rule, x, z, r, cos=cos, sin=sin),
+            2 * (size(x * cos * r) + size(other * sin * r)),
+        )
 
 
 def test_terms_of_pooling() -> None:

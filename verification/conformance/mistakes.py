@@ -1153,7 +1153,7 @@ MISTAKES: tuple[Mistake, ...] = (
     ),
     mistake(
         "rope-interleave",
-        "rotary_epsilon rotary_gradient",
+        "rotary_epsilon rotary_uniform rotary_uniform_gxi rotary_gradient",
         planted(rotated=_interleaved),
         lambda case: planted(rotated=_interleaved)(_changed(case, _angles_of_pairs(case))),
     ),
@@ -1299,24 +1299,26 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "product-doubled",
         "multiply_uniform multiply_uniform_gxi matmul_uniform matmul_uniform_gxi "
-        "attention_attnlrp attention_attnlrp_gxi",
+        "attention_attnlrp attention_attnlrp_gxi rotary_uniform rotary_uniform_gxi",
         planted(
             fractions=lambda self, operands, fixed: [1.0] * len(operands),
             matmul_uniform=_times(2, ReferenceRules.matmul_uniform),
             matmul_uniform_gxi=ReferenceRules.matmul_gradient,
+            rotary_uniform_gxi=ReferenceRules.rotary_gradient,
         ),
         planted(matmul_uniform=_doubled_matmul),
     ),
     mistake(
         "product-quartered",
         "multiply_uniform multiply_uniform_gxi matmul_uniform matmul_uniform_gxi "
-        "attention_attnlrp attention_attnlrp_gxi",
+        "attention_attnlrp attention_attnlrp_gxi rotary_uniform rotary_uniform_gxi",
         planted(
             fractions=lambda self, operands, fixed: [
                 part / 2 for part in ReferenceRules.fractions(self, operands, fixed)
             ],
             matmul_uniform=_times(0.5, ReferenceRules.matmul_uniform),
             matmul_uniform_gxi=_times(0.5, ReferenceRules.matmul_uniform_gxi),
+            rotary_uniform_gxi=_halved(ReferenceRules.rotary_uniform_gxi),
         ),
     ),
     mistake(
@@ -1456,14 +1458,15 @@ MISTAKES: tuple[Mistake, ...] = (
     ),
     mistake(
         "rotary-transposed",
-        "rotary_epsilon rotary_gradient",
+        "rotary_epsilon rotary_uniform rotary_uniform_gxi rotary_gradient",
         planted(rotary_gradient=lambda self, x, cos, sin, g: g * cos + self.rotated(g, -1) * sin),
     ),
     mistake(
         "rotary-skipped",
-        "rotary_epsilon rotary_gradient",
+        "rotary_epsilon rotary_uniform rotary_uniform_gxi rotary_gradient",
         planted(
             rotary_epsilon=lambda self, x, cos, sin, r, **o: r,
+            rotary_uniform=lambda self, x, cos, sin, r, **o: r / 2,
             rotary_gradient=lambda self, x, cos, sin, g: g,
         ),
     ),

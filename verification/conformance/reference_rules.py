@@ -397,6 +397,16 @@ class ReferenceRules:
         z = x * cos + self.rotated(x, -1) * sin
         return x * self.rotary_gradient(x, cos, sin, self.stabilized_ratio(z, r, eps, stabilizer))
 
+    def rotary_uniform(
+        self, x: Array, cos: Array, sin: Array, r: Array, *, eps: float, stabilizer: str = "sign"
+    ) -> Array:
+        z = x * cos + self.rotated(x, -1) * sin
+        s = self.stabilized_ratio(z, r, eps, stabilizer)
+        return x * self.rotary_uniform_gxi(x, cos, sin, s)
+
+    def rotary_uniform_gxi(self, x: Array, cos: Array, sin: Array, g: Array) -> Array:
+        return self.rotary_gradient(x, cos, sin, g) / 2
+
     def rotary_gradient(self, x: Array, cos: Array, sin: Array, g: Array) -> Array:
         return g * cos + self.rotated(g * sin, 1)
 

@@ -718,6 +718,32 @@ def rotary_epsilon(
     return linear_epsilon(x, rotation(cos, sin), None, r, eps, kind, z)
 
 
+def rotary_uniform(
+    x: Vector, cos: Vector, sin: Vector, r: Vector, eps: Number, kind: str, z: Vector | None = None
+) -> Messages:
+    """z_j is a sum of two products, x_j cos_j and one of x_j's partner with sin_j. Each product
+    gets its part of R_j by the epsilon rule and hands half to x, half to the angle (prop. 3.2).
+    """
+    m, out = rotation(cos, sin), no_messages(1)
+    for j in range(len(x)):
+        terms = {i: m[j][i] * x[i] for i in (j, (j + len(x) // 2) % len(x))}
+        s = out.stabilized_ratio(z[j] if z else sum(terms.values()), r[j], eps, kind)
+        for i, term in terms.items():
+            out.send(0, i, term * s / 2)
+            out.absorb("position", term * s / 2)
+    return out
+
+
+def rotary_uniform_gxi(x: Vector, cos: Vector, sin: Vector, g: Vector) -> Messages:
+    """g_(i<-j) = M_ji g_j / 2, and as much at the angle: M_ji x_i g_j / 2."""
+    m, out = rotation(cos, sin), no_messages(1)
+    for j in range(len(x)):
+        for i in (j, (j + len(x) // 2) % len(x)):
+            out.send(0, i, m[j][i] * g[j] / 2)
+            out.absorb("position", m[j][i] * x[i] * g[j] / 2)
+    return out
+
+
 def rotary_gradient(x: Vector, cos: Vector, sin: Vector, g: Vector) -> Messages:
     return linear_gradient(x, rotation(cos, sin), None, g)
 

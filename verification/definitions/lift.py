@@ -465,6 +465,12 @@ RULES: dict[str, Rule] = {
             x, c.row("cos", at), c.row("sin", at), r, z=z, **c.stabilized
         )
     ),
+    "rotary_uniform": by_rows(
+        lambda c, at, x, z, r: exact.rotary_uniform(x, *_tables(c, at), r, z=z, **c.stabilized)
+    ),
+    "rotary_uniform_gxi": by_rows(
+        lambda c, at, x, z, g: exact.rotary_uniform_gxi(x, *_tables(c, at), g)
+    ),
     "rotary_gradient": by_rows(lambda c, at, x, z, g: exact.rotary_gradient(x, *_tables(c, at), g)),
     "pooling_epsilon": by_columns(
         lambda c, x, m, r: exact.pooling_epsilon(x, m, r, **c.stabilized)

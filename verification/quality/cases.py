@@ -823,6 +823,10 @@ def rotary_case(draw: Draw, dtype: str) -> Case:
         epsilon=lambda: case.trial(
             "epsilon", 4, tables * amplification(x), (cos, sin), **stabilized
         ),
+        uniform=lambda: case.trial(
+            "uniform", 4, tables * amplification(x), (cos, sin, z), **stabilized
+        ),
+        uniform_gxi=lambda: case.trial("uniform_gxi", 4, tables * amplification(x)),
         gradient=lambda: case.trial("gradient", 4, tables),
     )
 

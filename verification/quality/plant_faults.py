@@ -545,6 +545,14 @@ FAULTS: tuple[Fault, ...] = (
         "turned on, not back",
     ),
     Fault(
+        "rope-position",
+        "rules/rotary.py",
+        '{"position": total_product(z, h)}',
+        '{"position": total_product(x, h)}',
+        exact("rotary", "test_rule", "uniform"),
+        "the angle's half is taken before the rotation",
+    ),
+    Fault(
         "rope-interleave",
         "rules/rotary.py",
         "namespace(x).concat((first * x[..., half:], second * x[..., :half]), axis=-1)",

@@ -39,6 +39,7 @@ STABILIZED = (
     "matmul_second",
     "layer_norm_epsilon",
     "rotary_epsilon",
+    "rotary_uniform",
     "pooling_epsilon",
     "fan_out_epsilon",
     "attention_attnlrp",
@@ -55,6 +56,7 @@ WITH_DEAD_UNITS = (
 )
 """Those whose vectors have terms that cancel to an exact zero."""
 ATTENTION = ("attention_attnlrp", "attention_cp", "attention_attnlrp_gxi", "attention_cp_gxi")
+ROTARY = ("rotary_epsilon", "rotary_uniform", "rotary_uniform_gxi", "rotary_gradient")
 GROUPED = ("repeat_heads_pass_through", "attention_attnlrp", "attention_cp")
 WITH_ZEROS = (
     "linear_flat",
@@ -505,11 +507,11 @@ def rope_interleave(t: T) -> None:
 
     def rotary_epsilon(
         x: Tensor, cos: Tensor, sin: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign"
-    ) -> Tensor:
-        own, partners = t.sum_epsilon(
-            [x * cos, turned(x) * sin], r, eps=eps, stabilizer=stabilizer
-        )["relevance"]
-        return own + partners.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    ) -> dict[str, Any]:
+        found = t.sum_epsilon([x * cos, turned(x) * sin], r, eps=eps, stabilizer=stabilizer)
+        own, partners = found["relevance"]
+        found["relevance"] = own + partners.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        return dict(found)
 
     t.turned, t.rotary_epsilon = turned, t.widened(rotary_epsilon)
 
@@ -679,7 +681,7 @@ PLANTS: tuple[Plant, ...] = (
     Plant("halved-linear", MODEL, halved_linear),
     Plant("residual-absolute", MODEL, residual_absolute),
     Plant("gqa-repeat", MODEL, gqa_first_copy),
-    Plant("rope-interleave", ("rotary_epsilon", "rotary_gradient"), rope_interleave),
+    Plant("rope-interleave", ROTARY, rope_interleave),
 )
 
 

@@ -273,7 +273,7 @@ def _rotary(d: Draw, rule: str) -> Drawn:
     shape = (d.batch, d.size(2), t, width)
     return {"x": d(*shape), "cos": cos, "sin": sin, _propagated(rule): d(*shape)}, _eps(
         d
-    ) if rule == "rotary_epsilon" else {}
+    ) if "eps" in signature(rule).options else {}
 
 
 def _pooling(d: Draw, rule: str) -> Drawn:

@@ -150,7 +150,8 @@ def _rotary(rule: str) -> Callable[..., Answer]:
     return call
 
 
-rotary_epsilon, rotary_gradient = _rotary("epsilon"), _rotary("gradient")
+for _rule in ("epsilon", "uniform", "uniform_gxi", "gradient"):
+    globals()[f"rotary_{_rule}"] = _rotary(_rule)
 
 
 def _pooling(rule: str) -> Callable[..., Answer]:

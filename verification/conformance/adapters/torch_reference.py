@@ -618,6 +618,25 @@ def rotary_epsilon(
 
 
 @widened
+def rotary_uniform(
+    x: Tensor, cos: Tensor, sin: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Answer:
+    """What the angle gets is of the same products, so both halves have the same sum."""
+    result: Answer = rotary_epsilon(x, cos, sin, r, eps=eps, stabilizer=stabilizer)
+    half = result["relevance"] / 2
+    return {
+        "relevance": half,
+        "absorbed": result["absorbed"] | {"position": half.flatten(1).sum(1)},
+    }
+
+
+@widened
+def rotary_uniform_gxi(x: Tensor, cos: Tensor, sin: Tensor, g: Tensor) -> Answer:
+    half = pull(lambda x: x * cos + turned(x) * sin, g, x)[0] / 2
+    return {"relevance": half, "absorbed": {"position": (x * half).flatten(1).sum(1)}}
+
+
+@widened
 def rotary_gradient(x: Tensor, cos: Tensor, sin: Tensor, g: Tensor) -> Tensor:
     return pull(lambda x: x * cos + turned(x) * sin, g, x)[0]
 
