@@ -55,8 +55,8 @@ CODES = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "U8": "B"}
 
 
 def file_of(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file, or something like one: header length (true unless given), header,
-    data.
+    """A safetensors file, or something like one: header length (the true one unless given),
+    header, data.
     """
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
@@ -383,19 +383,13 @@ def test_every_finite_half_through_a_file(tmp_path: Path, tag: str, top: int, dt
 
 @pytest.mark.parametrize("tag, width", [("F64", 8), ("F32", 4), ("F16", 2), ("BF16", 2)])
 def test_odd_headers_leave_numbers_unaligned(tmp_path: Path, tag: str, width: int) -> None:
-    data = random.Random(6).randbytes(8 * 40).replace(b"\x7f", b"\x3f").replace(b"\xff", b"\xbf")
+    """An exponent lacks one bit throughout, so that no pattern is infinite or NaN in any format."""
+    data = bytes(byte & 0b1111_1011 for byte in random.Random(6).randbytes(8 * 40))
     for pad in range(8):
         text = (
             json.dumps({"x": entry(tag, [len(data) // width], 0, len(data))}).encode() + b" " * pad
         )
-        weights = opened(folder_with(tmp_path, file_of(text, data)))
-        try:
-            values = weights["x"]
-        except ReflError as error:
-            assert tag == "F16" and "infinite" in str(
-                error
-            )  # its exponent of ones may have come up
-            continue
+        values = opened(folder_with(tmp_path, file_of(text, data)))["x"]
         assert values.flags.aligned and values.tolist() == decoded(tag, data)
 
 
@@ -625,7 +619,7 @@ HOSTILE: dict[str, bytes] = {
     "partial overlap": file_of(
         {"a": entry("F32", [2], 0, 8), "b": entry("F32", [2], 4, 12)}, ZERO * 3
     ),
-    "conservation_error": file_of(
+    "hole between tensors": file_of(
         {"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 8, 12)}, ZERO * 3
     ),
     "data left over": file_of(ONE, ZERO * 2),
