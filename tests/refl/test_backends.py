@@ -1,10 +1,8 @@
-"""The engine runs unchanged wherever arrays live, and its parts lean on each other in one direction
-only.
+"""The engine runs unchanged wherever arrays live.
 
 Whole explanations under array-api-strict on a second fake device (where a call outside the
-standard, or a host array that slips in, raises) and under CuPy where there is a GPU; every call of
-a namespace function held against CuPy's own signatures, which needs no GPU; and the imports, read
-from the source.
+standard, or a host array that slips in, raises) and under CuPy where there is a GPU; and every call
+of a namespace function held against CuPy's own signatures, which needs no GPU.
 """
 
 from __future__ import annotations
@@ -118,7 +116,7 @@ def test_dtype_is_kept_everywhere(name: str, dtype: str, backend: Backend) -> No
             ), (composite.name, site)
 
 
-def test_read_only_weights_and_inputs_stay_as_they_are() -> None:
+def test_read_only_weights_stay_as_they_are() -> None:
     """Nothing is computed in place on what belongs to the caller: the weights of a random model
     cannot be written to.
     """

@@ -246,19 +246,20 @@ def test_signs_can_be_read_without_color(long: Explanation) -> None:
 def test_no_line_is_wider_than_the_terminal(
     which: str, width: int, request: pytest.FixtureRequest
 ) -> None:
+    """Nor than 56 columns where the terminal is narrower: the tables take as many."""
     e = request.getfixturevalue(which)
     wide = [line for line in terminal.text(e, width).splitlines() if cells(line) > max(width, 56)]
     assert wide == []
 
 
 def test_no_token_is_left_out_of_a_long_view(long: Explanation) -> None:
-    numbers = [
+    numbered = [
         word
         for line in terminal.text(long, 120).splitlines()
         for word in line.split()
         if word.isdecimal()
     ]
-    assert {str(i) for i in range(len(long.tokens))} <= set(numbers)
+    assert {str(i) for i in range(len(long.tokens))} <= set(numbered)
 
 
 def test_hostile_tokens_are_escaped(hostile: Explanation) -> None:
@@ -384,7 +385,7 @@ def test_pages_are_well_formed_and_need_nothing_else(
 ) -> None:
     shown = form(request.getfixturevalue(which))
     page = read(shown)
-    assert page.tags.isdisjoint({"script", "link", "img", "iframe", "object", "form", "b><", "i>"})
+    assert page.tags.isdisjoint({"script", "link", "img", "iframe", "object", "form"})
     names = {name for name, _ in page.attributes}
     assert names.isdisjoint({"src", "href", "onload", "onclick", "onerror"})
     assert "url(" not in shown
@@ -408,7 +409,7 @@ def test_hostile_tokens_are_text_on_the_page(hostile: Explanation) -> None:
     page = read(html(hostile))
     for token in HOSTILE:
         assert printable(token) in page.text
-    assert "<b>mine</b>" in page.text
+    assert "<b>mine</b>" in page.text and "<i>s</i>" in page.text
 
 
 def test_a_page_can_be_written_as_utf8(hostile: Explanation) -> None:

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refl.rules import (
-    linear,
-)
+from refl.rules import linear
 from refl.rules.composites import Composite
 from refl.rules.conservation import Forms, RuleOutput
 from refl.rules.operations import OPERATIONS
@@ -60,8 +58,8 @@ def test_the_ledger_knows_the_unit_roundoff(dtype: str, u: float) -> None:
 def test_what_is_explained_is_what_is_propagated(
     composite: Composite, explained: list[float]
 ) -> None:
-    """Relevance is summed; a gradient g stands for z g. Audited, a rule that only hands on has the
-    sum of absolute values.
+    """Relevance is summed; a gradient g stands for z g. Audited, a rule that only passes on has
+    the sum of absolute values.
     """
     t, _, z = tripled()
     z.array = np.asarray([[1.0, -2.0], [4.0, 0.5]])
@@ -95,7 +93,7 @@ def test_shares_meet_in_one_order_with_blocks_and_without(recompute: bool) -> No
     assert swept.propagated["h"].dtype == np.float32 and swept.propagated["h"].tolist() == [[1.0]]
 
 
-def test_terms_are_the_rules_own_where_it_names_them() -> None:
+def test_the_rounding_scale_is_the_rules_own_where_it_has_one() -> None:
     t, x, z = tripled()
     y = t.add("y", x, z)
     swept = Sweep(LRP_0, audit=True).run(t, y, y.array)
@@ -103,11 +101,11 @@ def test_terms_are_the_rules_own_where_it_names_them() -> None:
         (2 * 4 + 4) * 3,
         (2 * 4 + 4) * 4.5,
     ]  # s = 1: twice |x| + |z| = 4 |x|, and the relevance 4 |x| itself
-    assert list(swept.ledger["z"].rounding_scale) == [3 * 3, 3 * 4.5]  # hands on: what arrived
+    assert list(swept.ledger["z"].rounding_scale) == [3 * 3, 3 * 4.5]  # passes on what arrived
 
 
 def test_a_value_read_twice_gets_both_shares() -> None:
-    """z = 3 x + x and y = x + x: all of the seed comes back to x, and is recorded."""
+    """z = 3 x + x, and z = x + x: all of the seed comes back to x, and is recorded."""
     for twice in (False, True):
         t = Trace({})
         x = t.scale("x", Value(np.asarray([[1.0, -2.0]]), "leaf"), 1.0)
