@@ -3,9 +3,9 @@ which of them is right.
 
     gradient x input form     attnlrp-gradient and cp-lrp equal LXT's patches of transformers, at
                               the embeddings and at every block
-    relevance form    every operation of lxt.explicit equals refl's rule, and a Llama made of them
-                      equals the composite lxt-explicit
-    known faults      reproduced, each beside the definition it breaks
+    relevance form            every operation of lxt.explicit equals refl's rule, and a Llama made
+                              of them equals the composite lxt-explicit
+    known faults              reproduced, each beside the definition it breaks
 
 Run with `-s` to see the numbers.
 """
@@ -522,10 +522,9 @@ def test_fault_vacuous_check(monkeypatch: pytest.MonkeyPatch) -> None:
     sound = abs(model.explain(text(folder), keep=()).ledger["lm_head"].conservation_error[0])
     monkeypatch.setitem(OPERATIONS["linear"].rules, "epsilon", Forms(wrong))
     broken = abs(model.explain(text(folder), keep=()).ledger["lm_head"].conservation_error[0])
-    conservation_errors = f"conservation error {sound:.0e}, with the wrong rule {broken:.0f}"
     show(
         "vacuous-check",
-        ours=conservation_errors,
+        ours=f"conservation error {sound:.0e}, with the wrong rule {broken:.0f}",
         theirs=f"sum {checked.sum()} of 6",
         correct="refl sees it",
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Found:
     logit: float
     relevance: Any
     blocks: dict[str, Any]
-    entered: list[float] = field(default_factory=list)
+    entered: list[float]
     """The least |x| that entered an activation, for each of them."""
 
 
@@ -71,21 +71,12 @@ def patched(identity_eps: float) -> Iterator[None]:
     with ExitStack() as stack:
         for target, patch in bert.attnLRP.items():
             if isinstance(target, type):
-                stack.enter_context(restored(target, "forward"))
+                stack.enter_context(lxt.restored(target, "forward"))
                 patch(target)
         forward = rules.identity_rule_implicit_fn.forward
-        stack.enter_context(restored(forward, "__defaults__"))
+        stack.enter_context(lxt.restored(forward, "__defaults__"))
         forward.__defaults__ = (identity_eps,)
         yield
-
-
-@contextmanager
-def restored(owner: Any, name: str) -> Iterator[None]:
-    before = getattr(owner, name)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 def gradient_form(
@@ -115,10 +106,9 @@ def gradient_form(
         logit.backward()
     for hook in hooks:
         hook.remove()
-    shares = {name: (x * x.grad)[0].detach().numpy() for name, x in blocks.items()}
-    return Found(
-        logit.item(), (embedded * embedded.grad)[0].sum(-1).detach().numpy(), shares, entered
-    )
+    relevance = (embedded * embedded.grad)[0].sum(-1).detach().numpy()
+    at_blocks = {name: (x * x.grad)[0].detach().numpy() for name, x in blocks.items()}
+    return Found(logit.item(), relevance, at_blocks, entered)
 
 
 def _keep(blocks: dict[str, Any], name: str) -> Any:
@@ -187,8 +177,8 @@ def surrogate_relevance(model: Any, target: int) -> Any:
 
 
 def test_there_is_no_cp_lrp_for_bert() -> None:
-    """What can be compared is AttnLRP alone; were there more, this file would have to look at
-    it.
+    """AttnLRP alone can be compared; were there more, it would have to be held against refl's
+    here.
     """
     assert [name for name in vars(bert) if "lrp" in name.lower() and name != "lxt"] == ["attnLRP"]
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ AS_LXT = ATTNLRP_GRADIENT.override(
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def blocks_of_qwen3_moe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(lxt.BLOCKS, "qwen3_moe", "model.layers.{}")
 
 
@@ -137,7 +136,8 @@ def gradient_form(folder: Path, target: int, scale: Callable[[Any], Any]) -> lxt
         return lxt.backward(lxt.widened(loaded), "qwen3_moe", IDS, target)
 
 
-LIVE: Callable[[Any], Any] = partial(lambda s: s)
+def with_gradient(s: Any) -> Any:
+    return s
 
 
 def without_gradient(s: Any) -> Any:
@@ -161,12 +161,12 @@ def apart(e: refl.explanation.Explanation, found: lxt.Found) -> float:
     ids=["plain", "dense-block-and-biases"],
 )
 def test_without_renormalization_lxt_agrees(make: Make, options: dict[str, Any]) -> None:
-    """Router, experts, gates: where the config does not divide by the sum, nothing is left to
-    differ.
+    """Router, experts, gate weights: where the config does not divide by their sum, nothing is left
+    to differ.
     """
     folder = make("qwen3_moe", norm_topk_prob=False, **options)
     e = refl.load(folder, dtype="float64").explain(IDS, "attnlrp-gradient")
-    found = gradient_form(folder, e.target_id, LIVE)
+    found = gradient_form(folder, e.target_id, with_gradient)
     assert found.logit == pytest.approx(e.logit, rel=ROUNDING)
     assert apart(e, found) < ROUNDING
 
@@ -179,12 +179,14 @@ def test_fault_moe_degree_0(make: Make) -> None:
     model = refl.load(folder, dtype="float64")
     e, lost = model.explain(IDS, "attnlrp-gradient"), model.explain(IDS, AS_LXT)
     live, detached = (
-        gradient_form(folder, e.target_id, scale) for scale in (LIVE, without_gradient)
+        gradient_form(folder, e.target_id, scale) for scale in (with_gradient, without_gradient)
     )
     assert live.logit == detached.logit == pytest.approx(e.logit, rel=ROUNDING)
     assert apart(lost, live) < ROUNDING
     assert apart(e, detached) < ROUNDING
-    for site in (s for s in e if s.endswith(".routing_weights")):
+    sites = [site for site in e if site.endswith(".routing_weights")]
+    assert sites
+    for site in sites:
         kept, gone = e.ledger[site], lost.ledger[site]
         print(
             f"\nmoe-degree-0, {site}: received {kept.received[0]:.6f}, refl passes on "
