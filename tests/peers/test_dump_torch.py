@@ -229,9 +229,8 @@ def test_a_model_refl_does_not_know(tmp_path: Path, kind: str) -> None:
         0, -1, 3
     ].backward()
     expected = (x * x.grad)[0].sum(-1).detach().numpy()
-    np.testing.assert_allclose(
-        e.relevance, expected, rtol=0, atol=1e-6 * np.abs(expected).max()
-    )  # float32 islands stand there
+    # float32 islands stand there
+    np.testing.assert_allclose(e.relevance, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
     e.save(tmp_path / "e.safetensors")
     back = Explanation.load(tmp_path / "e.safetensors")
     assert back.as_dict() == e.as_dict() and list(back) == list(e) != []

@@ -295,9 +295,8 @@ def test_uniform_epsilon(eps: float) -> None:
         ),
     )
     other = matmul.uniform(a, v, z, r, eps=eps, **EPS).inputs
-    assert (
-        distance(other[1], ours[1]) > 1e-2 * eps
-    )  # eps-two-forms: the two denominators are not the same rule
+    # eps-two-forms: the two denominators are not the same rule
+    assert distance(other[1], ours[1]) > 1e-2 * eps
 
 
 def test_softmax() -> None:

@@ -234,10 +234,8 @@ def test_refused_by_name(make: Make, options: dict[str, Any], named: str) -> Non
     folder = make()
     refl.load(folder)
     config = json.loads((folder / "config.json").read_text())
-    derived = (
-        "dense_act_fn",
-        "is_gated_act",
-    )  # written beside feed_forward_proj, and read in preference to it
+    # written beside feed_forward_proj, and read in preference to it
+    derived = ("dense_act_fn", "is_gated_act")
     config = {key: value for key, value in config.items() if key not in derived} | options
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ReflError, match=named):

@@ -43,7 +43,7 @@ VARIED = (
     ATTNLRP.override(Rule("linear", "flat"), Rule("softmax", "identity"), name="flat"),
     ATTNLRP.override(Rule("linear", "w_square"), Rule("layer_norm", "identity"), name="w-square"),
 )
-"""Rules that no published method of the table uses."""
+"""Rules that no published method uses, or only those for pictures."""
 COMPOSITES = (*METHODS.values(), *VARIED)
 
 TEXTS = [[3, 1, 16, 1, 8], [2, 0], [7, 7, 4]]

@@ -810,10 +810,9 @@ def judge(bad: bytes, folder: Path) -> str:
     """Reads a damaged file; any answer that is neither a ReflError nor exactly what the file says
     fails.
     """
-    (
-        folder / "model.safetensors"
-    ).unlink()  # written anew: some file systems flush a file that is cut and refilled
-    (folder / "model.safetensors").write_bytes(bad)
+    path = folder / "model.safetensors"
+    path.unlink()  # written anew: some file systems flush a file that is cut and refilled
+    path.write_bytes(bad)
     try:
         weights = opened(folder)
     except ReflError:
@@ -1064,9 +1063,8 @@ def test_links_are_followed_and_the_umask_holds(tmp_path: Path) -> None:
         os.umask(before)
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_bytes() == b"data"
     assert stat.S_IMODE((tmp_path / "target").stat().st_mode) == 0o640
-    atomic_write(
-        tmp_path / ("n" * 250), b""
-    )  # the temporary's name is short, whatever the target's
+    # the temporary file's name is short, whatever the target's
+    atomic_write(tmp_path / ("n" * 250), b"")
 
 
 if __name__ == "__main__":  # the child of test_fuzz_in_bounded_memory

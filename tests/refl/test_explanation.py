@@ -37,9 +37,8 @@ def test_an_oracle_file_read_back_is_the_same_explanation(
         )
         if e.composite.formulation == "gradient_x_input":
             assert np.array_equal(f.gradient(site), e.gradient(site))
-    assert np.array_equal(
-        f["model.layers.0.mlp"], f["model.layers.0.mlp.down_proj"]
-    )  # aliases survive
+    # aliases survive
+    assert np.array_equal(f["model.layers.0.mlp"], f["model.layers.0.mlp.down_proj"])
 
 
 def test_a_method_read_back_explains_the_same(model: refl.Model, tmp_path: Path) -> None:

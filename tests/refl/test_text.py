@@ -483,7 +483,7 @@ def test_a_tokenizer_that_is_no_file(tmp_path: Path) -> None:
 
 
 def test_fuzz(tmp_path: Path) -> None:
-    """400 damaged tokenizers: refused, or one that answers every question or raises ReflError."""
+    """400 damaged tokenizers: each is refused, or answers every question or raises ReflError."""
     good, rng, read = (
         saved(metaspace(), tmp_path).joinpath("tokenizer.json").read_bytes(),
         random.Random(1),
