@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +53,6 @@ def distance(ours: Any, theirs: Any) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(ours).max())
 
 
-@dataclass
-class Found:
-    """LXT's answer: x times gradient at the words' embeddings, summed over features, and at each
-    block.
-    """
-
-    logit: float
-    relevance: Any
-    blocks: dict[str, Any]
-    entered: list[float]
-    """The least |x| that entered an activation, for each of them."""
-
-
 @contextmanager
 def patched(identity_eps: float) -> Iterator[None]:
     with ExitStack() as stack:
@@ -81,7 +68,8 @@ def patched(identity_eps: float) -> Iterator[None]:
 
 def gradient_form(
     folder: Path, target: int, *, identity_eps: float = lxt.IDENTITY_EPS, attention: str = "sdpa"
-) -> Found:
+) -> lxt.Found:
+    """As lxt.gradient_form for decoders; the logit is that of POSITION, or of a class."""
     kind = bert.BertConfig.from_pretrained(folder).architectures[0]
     tokens = torch.tensor([IDS])
     blocks: dict[str, Any] = {}
@@ -108,7 +96,7 @@ def gradient_form(
         hook.remove()
     relevance = (embedded * embedded.grad)[0].sum(-1).detach().numpy()
     at_blocks = {name: (x * x.grad)[0].detach().numpy() for name, x in blocks.items()}
-    return Found(logit.item(), relevance, at_blocks, entered)
+    return lxt.Found(logit.item(), relevance, at_blocks, min(entered))
 
 
 def _keep(blocks: dict[str, Any], name: str) -> Any:
@@ -138,7 +126,7 @@ def test_gradient_form(tmp_path: Path, case: str) -> None:
     e = model.explain(IDS, "attnlrp-gradient", position=None if model.task == "class" else POSITION)
     for eps in (lxt.IDENTITY_EPS, 0.0):
         found = gradient_form(folder, e.target_id, identity_eps=eps)
-        bound = ROUNDING + (len(found.blocks) + 1) * eps / min(found.entered)
+        bound = ROUNDING + (len(found.blocks) + 1) * eps / found.smallest
         assert found.logit == pytest.approx(e.logit, rel=ROUNDING)
         apart = [
             distance(e.relevance, found.relevance),

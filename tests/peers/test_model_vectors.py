@@ -46,7 +46,7 @@ def loaded(kind: str) -> Any:
 
 
 def widened(model: Any) -> Any:
-    """Its float64 twin, to be called inside `wide`."""
+    """The float64 twin of a model; to be called inside `wide`."""
     twin = type(model)._from_config(
         model.config, torch_dtype=torch.float64, attn_implementation="eager"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,8 +92,6 @@ def test_tokens_of_evidence_carry_the_contrast(model: refl.Model) -> None:
     """The shipped model's evidence: under AttnLRP the subject noun leads in most agreement
     sentences of its own data file.
     """
-    import json
-
     lines = [
         json.loads(line)
         for line in (Path(refl.__file__).parent / "shipped" / "evidence.jsonl")

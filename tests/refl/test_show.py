@@ -299,7 +299,7 @@ def test_blanks_of_a_target_are_all_shown(keys: Explanation) -> None:
 
 
 @pytest.mark.parametrize("explained", [0.0, -1.5e-8, 12.5])
-def test_shares_are_left_out_where_they_mean_nothing(explained: float) -> None:
+def test_percentages_are_left_out_where_they_mean_nothing(explained: float) -> None:
     rows = account(Ledger(np.array([explained]), 1e-16))
     assert rows[-1].percent == ("" if explained == 0 else "100.0%")
 
