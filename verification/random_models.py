@@ -20,14 +20,17 @@ from refl.io.config import labels
 from refl.model import Model, architecture
 from refl.nets.config import parse
 
-LLAMA: dict[str, Any] = {
-    "model_type": "llama",
+_DECODER: dict[str, Any] = {
     "vocab_size": 17,
     "hidden_size": 16,
     "intermediate_size": 20,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+}
+
+LLAMA: dict[str, Any] = _DECODER | {
+    "model_type": "llama",
     "head_dim": 4,
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-5,
@@ -53,30 +56,15 @@ GPT2: dict[str, Any] = {
 }
 """A GPT-2; biases everywhere, as always there."""
 
-MISTRAL: dict[str, Any] = {
+MISTRAL: dict[str, Any] = _DECODER | {
     "model_type": "mistral",
-    "vocab_size": 17,
-    "hidden_size": 16,
-    "intermediate_size": 20,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "head_dim": 6,
     "rms_norm_eps": 1e-5,
     "sliding_window": 3,
 }
 """A bias-free Mistral with a window of three tokens."""
 
-QWEN2: dict[str, Any] = {
-    "model_type": "qwen2",
-    "vocab_size": 17,
-    "hidden_size": 16,
-    "intermediate_size": 20,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-5,
-}
+QWEN2: dict[str, Any] = _DECODER | {"model_type": "qwen2", "rms_norm_eps": 1e-5}
 """A Qwen 2; biases on queries, keys and values, as always there."""
 
 QWEN3: dict[str, Any] = QWEN2 | {
@@ -102,14 +90,8 @@ PHI: dict[str, Any] = {
 }
 """A Phi that turns four of a head's six features; biases everywhere, as always there."""
 
-GEMMA2: dict[str, Any] = {
+GEMMA2: dict[str, Any] = _DECODER | {
     "model_type": "gemma2",
-    "vocab_size": 17,
-    "hidden_size": 16,
-    "intermediate_size": 20,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "head_dim": 6,
     "sliding_window": 3,
     "query_pre_attn_scalar": 5,
@@ -127,14 +109,9 @@ GEMMA3: dict[str, Any] = GEMMA2 | {
 }
 """A bias-free Gemma 3: a window in the first block, with rotary positions of its own."""
 
-MIXTRAL: dict[str, Any] = {
+MIXTRAL: dict[str, Any] = _DECODER | {
     "model_type": "mixtral",
-    "vocab_size": 17,
-    "hidden_size": 16,
     "intermediate_size": 12,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
@@ -146,14 +123,9 @@ MIXTRAL: dict[str, Any] = {
 }
 """A Mixtral; bias-free, as always there."""
 
-QWEN3_MOE: dict[str, Any] = {
+QWEN3_MOE: dict[str, Any] = _DECODER | {
     "model_type": "qwen3_moe",
-    "vocab_size": 17,
-    "hidden_size": 16,
-    "intermediate_size": 20,
     "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "head_dim": 6,
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-5,
@@ -168,8 +140,7 @@ QWEN3_MOE: dict[str, Any] = {
     "decoder_sparse_step": 1,
     "mlp_only_layers": [1],
 }
-"""A bias-free Qwen 3 of experts, with one block that has none."""
-
+"""A bias-free Qwen 3-MoE; one block has no experts."""
 
 BERT: dict[str, Any] = {
     "model_type": "bert",
@@ -204,7 +175,6 @@ ALBERT: dict[str, Any] = BERT | {
     "inner_group_num": 2,
 }
 """Six inner layers from four sets of weights."""
-
 
 T5: dict[str, Any] = {
     "model_type": "t5",
@@ -241,7 +211,7 @@ VIT: dict[str, Any] = {
     "num_channels": 3,
     "num_labels": 5,
 }
-"""Eight patches that are no squares of an image that is none."""
+"""Eight patches, not square, of an image that is not square."""
 
 DEIT: dict[str, Any] = VIT | {
     "model_type": "deit",
