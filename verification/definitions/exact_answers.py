@@ -3,7 +3,7 @@ lift.py, run on numbers that track their rounding, so every answer comes with it
 
     answer(rule, inputs, options, dtype)    inputs by their names in the conformance vectors
 
-Here stands also what is made of several rules: attention, a fan-out, a small network. Nothing of
+What is made of several rules stands here too: attention, a fan-out, a small network. Nothing of
 the engine is imported.
 """
 
@@ -95,7 +95,6 @@ OPERANDS = {
 """Beginning of a rule's name -> its operands; elsewhere they are `x` alone, or the list
 `operands`.
 """
-PARAMETERS = ("w", "b")
 SECOND = ("multiply_second", "multiply_second_gxi", "matmul_second", "matmul_second_gxi")
 """Rules that give the first operand nothing."""
 

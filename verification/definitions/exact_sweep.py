@@ -7,9 +7,9 @@ forward is computed again, cosines and sines included; then the records are walk
 the first, each by the definition (lift.py) that the table of the method (METHODS, written from the
 papers once more) names; what meets at a value is summed here.
 
-    forward(records, config)                  value -> its entries
-    sweep(records, values, at, seed, method)  site -> relevance, rule and absorbed entries;
-                                              explained = tokens + absorbed, to 1e-40
+    forward(records, config)                           value -> its entries
+    sweep(records, values, at, start, method, config)  site -> relevance, rule and what is absorbed,
+                                                       which adds up to the output, to 1e-40
 
 A condition number comes from running the same again with `Noise`: every number that is read or
 formed is multiplied by (1 + d xi), xi in [-1, 1] and d = 1e-20. What moves, over d, is how many
@@ -210,13 +210,10 @@ the rule's identifier, where that is another.
 
 
 def _table(options: dict[str, Any] | None = None, **rules: str) -> tuple[Line, ...]:
-    return tuple(
-        (operation, "*", rule, dict(options or {}) if rule in ("epsilon", "uniform") else {})
-        for operation, rule in rules.items()
-    )
+    return tuple((operation, "*", rule, dict(options or {})) for operation, rule in rules.items())
 
 
-def _paper(eps: str, kind: str, **changed: str) -> tuple[Line, ...]:
+def _paper(eps: str, kind: str) -> tuple[Line, ...]:
     """A eqs. 8, 9, 15 and props. 3.1 to 3.4."""
     options = {"eps": MP.mpf(float(eps)), "kind": kind}
     dividing = _table(
@@ -243,10 +240,7 @@ def _paper(eps: str, kind: str, **changed: str) -> tuple[Line, ...]:
         source="leaf",
         top_k="pass_through",
     )
-    return tuple(
-        line[:3] + ({},) if line[:3] == ("multiply", "*", "uniform") else line
-        for line in (*dividing, *rest)
-    )
+    return (*dividing, *rest)
 
 
 _GRADIENT = _table(
@@ -439,7 +433,7 @@ def _record(
     received: list[tuple[Value, Exact]],
     absorbed: Absorbed,
 ) -> None:
-    """Relevance - what operands received - absorbed, for each example."""
+    """Keeps what is absorbed and, for each example, what relevance - received - absorbed leaves."""
     site, worth = record.output.site, _worth(table, values[record.output], r)
     swept.absorbed[site] = absorbed
     errors = [

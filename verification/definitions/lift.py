@@ -62,7 +62,7 @@ class Call:
 
     @cached_property
     def norm_weight(self) -> Row:
-        """Gemma stores what differs from `offset`."""
+        """Gemma stores the weight less `offset`."""
         offset = self.options.get("offset")
         w: Array = self.operands[1]
         return [each + offset if offset else each for each in w]
@@ -72,8 +72,8 @@ class Call:
         return {"eps": self.options["eps"], "kind": self.options.get("stabilizer", "sign")}
 
     @property
-    def small_eps(self) -> Number:
-        """Of a rule that needs none."""
+    def optional_eps(self) -> Number:
+        """eps of a rule that needs none: 0 where it is not given."""
         return self.options.get("eps", Fraction(0))
 
     @cached_property
@@ -276,7 +276,7 @@ def _z_box(c: Call, at: Index, x: Row, z: Row | None, r: Row) -> Messages:
 
 def _alpha_beta(c: Call, at: Index, x: Row, z: Row | None, r: Row) -> Messages:
     alpha, beta = c.options["alpha"], c.options["beta"]
-    return exact.linear_alpha_beta(x, c.w, c.b, r, alpha, beta, c.small_eps)
+    return exact.linear_alpha_beta(x, c.w, c.b, r, alpha, beta, c.optional_eps)
 
 
 def _sum(c: Call, operands: Sequence[Row], z: Row | None, r: Row) -> Messages:
@@ -408,9 +408,9 @@ def _layer_norm(define: Callable[..., Messages]) -> Rule:
 LINEAR: dict[str, Callable[..., Messages]] = {
     "epsilon": lambda c, at, x, z, r: exact.linear_epsilon(x, c.w, c.b, r, z=z, **c.stabilized),
     "gamma": lambda c, at, x, z, r: exact.linear_gamma(
-        x, c.w, c.b, r, c.options["gamma"], c.small_eps, z
+        x, c.w, c.b, r, c.options["gamma"], c.optional_eps, z
     ),
-    "z_plus": lambda c, at, x, z, r: exact.linear_alpha_beta(x, c.w, c.b, r, 1, 0, c.small_eps),
+    "z_plus": lambda c, at, x, z, r: exact.linear_alpha_beta(x, c.w, c.b, r, 1, 0, c.optional_eps),
     "alpha_beta": _alpha_beta,
     "flat": lambda c, at, x, z, r: exact.linear_flat(x, c.w, r),
     "w_square": lambda c, at, x, z, r: exact.linear_w_square(x, c.w, r),
@@ -461,9 +461,7 @@ RULES: dict[str, Rule] = {
         lambda c, at, x, z, g: exact.activation_gradient(c.options["kind"], x, g)
     ),
     "rotary_epsilon": by_rows(
-        lambda c, at, x, z, r: exact.rotary_epsilon(
-            x, c.row("cos", at), c.row("sin", at), r, z=z, **c.stabilized
-        )
+        lambda c, at, x, z, r: exact.rotary_epsilon(x, *_tables(c, at), r, z=z, **c.stabilized)
     ),
     "rotary_uniform": by_rows(
         lambda c, at, x, z, r: exact.rotary_uniform(x, *_tables(c, at), r, z=z, **c.stabilized)
