@@ -54,17 +54,12 @@ def block(
     q1, k1, v1 = (
         linear(n1, *wb(f"self_attn.{name}_proj")) for name in "qkv"
     )  # (T, H d), (T, K d), (T, K d)
-    q, k, v = (
-        split(q1, heads),
-        split(k1, kv_heads),
-        split(v1, kv_heads),
-    )  # (H, T, d), (K, T, d), (K, T, d)
+    q = split(q1, heads)  # (H, T, d)
+    k, v = split(k1, kv_heads), split(v1, kv_heads)  # (K, T, d) x 2
     qr, kr = rotate(q, cos, sin), rotate(k, cos, sin)  # (H, T, d), (K, T, d)
     qs = each(lambda z: z * (1 / f.sqrt(d)), qr)  # (H, T, d)
-    kk, vv = (
-        [transposed(kr[h // group]) for h in range(heads)],
-        [v[h // group] for h in range(heads)],
-    )  # (H, d, T), (H, T, d)
+    kk = [transposed(kr[h // group]) for h in range(heads)]  # (H, d, T)
+    vv = [v[h // group] for h in range(heads)]  # (H, T, d)
     scores = matmul(qs, kk)  # (H, T, T)
     p = softmax(scores, f)  # (H, T, T)
     context = matmul(p, vv)  # (H, T, d)
@@ -110,10 +105,8 @@ def block(
     r_qs, r_kk, ledger["scores"] = undo_matmul(qs, kk, scores, r_scores, eps)
     # kk, vv = the transposed kr, and v, each for every query head of its group: copies, whose
     # relevance adds up
-    r_kr, r_v = (
-        groups_summed([transposed(head) for head in r_kk], group),
-        groups_summed(r_vv, group),
-    )
+    r_kr = groups_summed([transposed(head) for head in r_kk], group)
+    r_v = groups_summed(r_vv, group)
     # qs = qr / sqrt(d): one input and no bias, so it gets all
     r_qr = r_qs
     # qr = rotate(q),  kr = rotate(k)
@@ -202,8 +195,7 @@ def undo_add(
 
 def rms_norm(x: Rows, weight: Row, norm_eps: Number, f: Any) -> Rows:  # (T, D) -> (T, D)
     """z = w x / sqrt(mean(x^2) + norm_eps).  Nothing undoes it: the scale counts as a constant, so
-    R_x = R
-    (prop. 3.4).
+    R_x = R  (prop. 3.4).
     """
     rms = [f.sqrt(sum(v * v for v in x_t) / len(x_t) + norm_eps) for x_t in x]
     return [[weight[i] * v / rms[t] for i, v in enumerate(x_t)] for t, x_t in enumerate(x)]
@@ -248,7 +240,7 @@ def undo_softmax(
 
     p_j is not linear in x: around x it is sum_i p_j (delta_ij - p_i) x_i plus a constant, whose
     share is absorbed as softmax_offset, sum_j R_j (1 - x_j + sum_i p_i x_i) in all. What may have
-    stood at a masked entry is absorbed as mask.
+    arrived at a masked entry is absorbed as mask.
     """
     r_x, offset, mask = each(lambda x: 0 * x, scores), 0 * total(r), 0 * total(r)
     for h in range(len(scores)):
@@ -277,8 +269,7 @@ def undo_rotate(
     x: Heads, cos: Rows, sin: Rows, z: Heads, r: Heads, eps: Number
 ) -> tuple[Heads, Absorbed]:  # r (H, T, d) -> (H, T, d)
     """A linear map without a bias: R_x1 = x1 (cos s_1 + sin s_2),  R_x2 = x2 (cos s_2 - sin s_1),
-    s = R / (z + eps s(z))
-    (eq. 8).
+    s = R / (z + eps s(z))  (eq. 8).
     """
     s, absorbed = stabilized_ratio(z, r, eps)
     by_x = rotate(s, cos, each(lambda v: -v, sin))  # the transposed map turns the other way
@@ -345,10 +336,8 @@ def main() -> None:
         heads=2, kv_heads=1, norm_eps=1e-6, theta=10000.0, eps=1e-6,
     )  # fmt: skip
 
-    explained, account = (
-        values["y"][0][2][0],
-        {f"token {t}": sum(r) for t, r in enumerate(values["x"][1])},
-    )
+    explained = values["y"][0][2][0]
+    account = {f"token {t}": sum(r) for t, r in enumerate(values["x"][1])}
     account |= {
         f"absorbed at {line}: {cause}": amount
         for line, causes in ledger.items()

@@ -262,7 +262,7 @@ def undo_softmax(
 
     p_j is not linear in x: around x it is sum_i p_j (delta_ij - p_i) x_i plus a constant, whose
     share is absorbed as softmax_offset, sum_j R_j (1 - x_j + sum_i p_i x_i) in all. What may have
-    stood at a masked entry is absorbed as mask.
+    arrived at a masked entry is absorbed as mask.
     """
     r_x, offset, mask = each(lambda x: 0 * x, scores), 0 * total(r), 0 * total(r)
     seen = [i for i in range(len(attention_mask)) if attention_mask[i]]
@@ -337,10 +337,8 @@ def main() -> None:
         eps=1e-6,
     )
 
-    explained, account = (
-        values["y"][0][2][0],
-        {f"token {t}": sum(r) for t, r in enumerate(values["x"][1])},
-    )
+    explained = values["y"][0][2][0]
+    account = {f"token {t}": sum(r) for t, r in enumerate(values["x"][1])}
     account |= {
         f"absorbed at {line}: {cause}": amount
         for line, causes in ledger.items()

@@ -173,8 +173,8 @@ def linear_gamma(
 def linear_alpha_beta(
     x: Vector, w: Matrix, b: Vector | None, r: Vector, alpha: Number, beta: Number, eps: Number
 ) -> Messages:
-    """R_(i<-j) = (alpha c_ij^+ / sum c^+  -  beta c_ij^- / sum c^-) R_j
-                                           (B eq. 60); alpha 1, beta 0 is z+ (A eq. 25).
+    """R_(i<-j) = (alpha c_ij^+ / sum c^+  -  beta c_ij^- / sum c^-) R_j  (B eq. 60);
+    alpha 1, beta 0 is z+ (A eq. 25).
 
     A sum that is empty has no receiver for its part, alpha R_j or -beta R_j: that part is absorbed.
     """

@@ -23,8 +23,8 @@ from refl.verification.definitions.exact import (
 
 
 def linear_z_box(x: Vector, w: Matrix, r: Vector, low: Vector, high: Vector) -> Messages:
-    """R_(i<-j) = (W_ji x_i - W_ji^+ l_i - W_ji^- h_i) R_j / sum of the same
-        (M, the z^B rule); no receiver where every term is zero.
+    """R_(i<-j) = (W_ji x_i - W_ji^+ l_i - W_ji^- h_i) R_j / sum of the same  (M, the z^B rule);
+    no receiver where every term is zero.
 
     The bias has no part in it: b_j - b_j^+ - b_j^- = 0.
     """

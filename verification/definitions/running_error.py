@@ -30,10 +30,9 @@ CLEARANCE = 8.0
 zero.
 """
 
-
 SMALLEST, SMALLEST_SINGLE = 2.0**-1022, 2.0**-126
 """The least normal numbers of float64 and float32 (in which half precision is worked out): below
-them digits, then the number are lost.
+them digits are lost, and then the number.
 """
 
 

@@ -1,8 +1,8 @@
 """The frozen surrogate whose gradient checks the sweep (identity 2): no rule of the engine takes
 part.
 
-At eps -> 0 AttnLRP at any site is  activation * gradient  of a function that agrees with the net at
-                                                           the input and in which
+At eps -> 0 AttnLRP at any site is activation * gradient of a function that agrees with the net at
+the input and in which
 
     norms             have their scale 1/rms or 1/std frozen; the subtraction of the mean is live
     gate weights      are divided by the frozen sum of the chosen ones; which experts are chosen is
@@ -82,9 +82,8 @@ class FrozenTrace(Trace):
             return self.forms[operation](self.around[site], *arrays, **attributes)
         if operation == "linear":
             return _linear(*arrays)
-        if (
-            attributes.get("kind") == "rows"
-        ):  # the net knows of one example, an edit may have made a batch of it
+        # the net knows of one example, an edit may have made a batch of it
+        if attributes.get("kind") == "rows":
             attributes = attributes | {"index": attributes["index"] * _batch(*arrays)}
         if attributes.get("kind") == "concat":  # what the edit did not reach is one example still
             arrays = tuple(
@@ -311,7 +310,8 @@ def record(
 ) -> tuple[dict[str, Record], Array]:
     """The real run of one text: output site -> record, and the logits that are explained, (V,):
     after its last token, at its mask token, or of the classes. `decoder`: the ids a decoder has
-    written."""
+    written.
+    """
     trace, logits = model.trace([_input(model, ids)], decoder=decoder)
     return {r.output.site: r for r in trace.records}, logits.array[0, 0]
 
