@@ -32,8 +32,8 @@ def conservation_at_every_operation(m: ModelUnderTest) -> Iterator[Row]:
     """sum R = sum over operands of sum R_operand + absorbed, at every operation, under every rule,
     for every eps, in either dtype.
 
-    Measured in units of u sum|terms|, the incoming R counted among the terms. (The two forms of
-    attention have ledgers of their own.)
+    Measured in units of u sum|terms|, the incoming R counted among the terms. Each method is
+    swept twice, with attention in one piece and in blocks.
     """
     for n, dtype in enumerate(DTYPES):
         worst, runs, sums = WorstDeviation(), 0, dict[str, float]()

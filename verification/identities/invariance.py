@@ -90,7 +90,7 @@ def _logit(e: Explanation) -> Any:
 
 
 def _moved_at_large_eps(m: ModelUnderTest, other: Model) -> str:
-    """How much a stabilizer breaks it: the comparison is sharp."""
+    """How far a stabilizer breaks it, which shows that the comparison notices."""
     runs = (m.explain("attnlrp", model, eps=1e-2, keep=()) for model in (m.model, other))
     one, two = map(input_scores, runs)
     moved = float(np.abs(one - two).max() / np.abs(one).max())

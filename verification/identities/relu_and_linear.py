@@ -73,7 +73,7 @@ def _parameters(r: Record) -> Layer:
 def relu_net(
     layers: Sequence[Layer], x: Any, worst: WorstDeviation, where: str = "", seed: Any = None
 ) -> None:
-    """R = x df/dx, biases included (Shrikumar et al. 2016),  f = seed . z,  the gradient by hand
+    """R = x df/dx, biases included (Shrikumar et al. 2016),  f = seed . z,  the gradient by hand;
     f - sum R = sum over layers of b . df/dz
     """
     t, z = _relu_trace(layers, x)

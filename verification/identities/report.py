@@ -22,7 +22,7 @@ SMALL_HEAD = "the rules themselves, on small nets (not this model)"
 
 
 def lines(m: ModelUnderTest, rows: Sequence[Row], width: int) -> list[Line]:
-    """The table, the rows of small nets apart, and the sum of it."""
+    """The table, the rows of small nets apart, and a summary."""
     here, small = [r for r in rows if not r.small], [r for r in rows if r.small]
     apart = [[], [(SMALL_HEAD, "bold")], *_table(small, width)] if small else []
     return [

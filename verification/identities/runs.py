@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, cast
 
 import numpy as np
@@ -77,7 +77,7 @@ def _compare_prefix(
     alone = short.explain(method, keep=(), target=None)
     explain = partial(short.explain, method, keep=(), target=alone.target_id)
     e = m.explain(method, position=end - 1, target=alone.target_id, keep=())
-    read = _decoder_scores if m.decoder is not None else _token_scores
+    read = attrgetter("relevance" if m.decoder is None else "decoder_relevance")
     r = read(e)
     after.compare(r[end:], np.zeros_like(r[end:]), 0.0, method)
     RunComparison(m.model, alone, explain, prefix).compare(r[:end], read, method, e)
@@ -85,14 +85,6 @@ def _compare_prefix(
 
 def _cut(m: ModelUnderTest, ids: list[int]) -> ModelUnderTest:
     return replace(m, item=ids) if m.decoder is None else replace(m, decoder=ids)
-
-
-def _token_scores(e: Explanation) -> Any:
-    return e.relevance
-
-
-def _decoder_scores(e: Explanation) -> Any:
-    return e.decoder_relevance
 
 
 # -- batches and padding ---------------------------------------------------------------------------

@@ -3,8 +3,8 @@
     R(eps -> 0) = x * df/dx,   f the net with norms' scales and activation ratios frozen and every
                                product split evenly
 
-The gradient is taken by complex step, in float64, along random directions x * (+-1, ..., +-1): all
-of them see any difference.
+The gradient is taken by complex step, in float64, along random directions x * (+-1, ..., +-1): each
+of them shows any difference.
 """
 
 from __future__ import annotations
