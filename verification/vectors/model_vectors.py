@@ -3,9 +3,9 @@ implementation finds at every site.
 
     for case in load("llama"):                       # one for each input and method
         got = {...}                                  # site -> relevance, from the implementation
-                                                     under test, run on case.folder
+                                                     # under test, run on case.folder
         check(case, got, "float32")                  # the sites that part, the one nearest to the
-                                                     output first
+                                                     # output first
 
 The numbers come from exact arithmetic (make_model_vectors.py makes the files); nothing here
 computes, and nothing but NumPy and safetensors is needed. Allowed at a site is units * u *
@@ -68,7 +68,7 @@ class ModelCase:
     activations: dict[str, Any]
     activation_condition: dict[str, float]
     absorbed: dict[str, float]
-    """Cause -> amount over all sites; with what reached the input it makes up the logit."""
+    """Cause -> amount over all sites, what reached the input included: together the logit."""
     aliases: dict[str, str]
     """A site's further name -> the site."""
     rules: list[dict[str, Any]] = field(repr=False)
@@ -188,17 +188,7 @@ def check(
     Names may be aliases, shapes may have a batch axis of one in front, and "logit" is compared if
     it is there. Raises ReflError for a dtype that is none, and where nothing can be compared.
     """
-    if dtype not in ROUNDOFF:
-        raise ReflError(f"unknown dtype {dtype!r}: expected one of {', '.join(ROUNDOFF)}")
-    known, u = (
-        {case.aliases.get(name, name): (name, value) for name, value in got.items()},
-        ROUNDOFF[dtype],
-    )
-    if not any(site in known for site in case.expected):
-        raise ReflError(
-            f"no site of {case.id} is among {', '.join(list(got)[:5]) or 'nothing'}: "
-            f"expected names like {case.sites[len(case.sites) // 2]}"
-        )
+    u, known = _roundoff(dtype), _known(case, got)
     parted = list(_logit(case, got, units * u))
     for site, wanted in case.expected.items():
         if site in known:
@@ -222,10 +212,7 @@ def check_activations(
     """The same for activations, in the order of the forward: where it parts there, relevance cannot
     be right.
     """
-    known, u = (
-        {case.aliases.get(name, name): (name, value) for name, value in got.items()},
-        ROUNDOFF[dtype],
-    )
+    u, known = _roundoff(dtype), _known(case, got)
     parted: list[SiteDeviation] = []
     for site in reversed(case.sites):
         if site in known:
@@ -237,6 +224,23 @@ def check_activations(
                 units * u * case.activation_condition[site] + FLOOR,
             )
     return parted
+
+
+def _roundoff(dtype: str) -> float:
+    if dtype not in ROUNDOFF:
+        raise ReflError(f"unknown dtype {dtype!r}: expected one of {', '.join(ROUNDOFF)}")
+    return ROUNDOFF[dtype]
+
+
+def _known(case: ModelCase, got: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Site -> the name it came under, and its numbers."""
+    known = {case.aliases.get(name, name): (name, value) for name, value in got.items()}
+    if not any(site in known for site in case.expected):
+        raise ReflError(
+            f"no site of {case.id} is among {', '.join(list(got)[:5]) or 'nothing'}: "
+            f"expected names like {case.sites[len(case.sites) // 2]}"
+        )
+    return known
 
 
 def _logit(case: ModelCase, got: Mapping[str, Any], scale: float) -> Iterator[SiteDeviation]:
@@ -302,7 +306,7 @@ def lint(architecture: str) -> list[str]:
     names = {
         name
         for number in range(len(said["inputs"]))
-        for name in _names(said, number, "pixels" in str(arrays.keys()))
+        for name in _names(said, number, "image_size" in config)
     }
     found += [f"{name} is missing" for name in sorted(names - set(arrays))]
     found += [f"{name} belongs to nothing" for name in sorted(set(arrays) - names)]
