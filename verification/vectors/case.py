@@ -108,6 +108,10 @@ seed, x.0, x.1, ...
 """
 
 
+def signature(rule: str) -> Signature:
+    return NETWORK if rule == "network" else SIGNATURES[rule]
+
+
 # -- a case ----------------------------------------------------------------------------------------
 
 
@@ -128,7 +132,7 @@ class Case:
     expected: Mapping[str, Any]
     """What is returned -> float64 array, or None where nothing is passed."""
     absorbed: Mapping[str, Any] = field(default_factory=dict)
-    """Entry -> (B,)."""
+    """Cause -> what it absorbs of each example, (B,)."""
     condition: Mapping[str, Any] = field(default_factory=dict)
     """What is returned -> how much one relative rounding of every factor can move each entry."""
     absorbed_condition: Mapping[str, Any] = field(default_factory=dict)
@@ -148,7 +152,7 @@ class Case:
 
     @property
     def signature(self) -> Signature:
-        return NETWORK if self.rule == "network" else SIGNATURES[self.rule]
+        return signature(self.rule)
 
     @property
     def batch(self) -> int:
@@ -219,7 +223,7 @@ class Case:
         return Case(
             data["id"],
             rule,
-            (NETWORK if rule == "network" else SIGNATURES[rule]).formulation,
+            signature(rule).formulation,
             data["dtype"],
             tuple(data["flags"]),
             data["note"],
@@ -247,13 +251,9 @@ def encode(value: Any, dtype: str = "") -> Any:
         return {key: encode(each, dtype) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [encode(each, dtype) for each in value]
-    return (
-        _number(value)
-        if isinstance(value, float)
-        else value.item()
-        if isinstance(value, np.generic)
-        else value
-    )
+    if isinstance(value, float):
+        return _number(value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def decode(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from refl.verification.vectors.case import NETWORK, SIGNATURES, Signature
+from refl.verification.vectors.case import Signature, signature
 
 ARRAYS = {"mask": bool, "counted": float}
 """Options that are arrays, and of what; `index` and `constant` stay lists."""
@@ -31,26 +31,26 @@ class Handwritten:
 
 def read(rule: str) -> Iterator[Handwritten]:
     """The cases of a rule, in their order."""
-    signature = NETWORK if rule == "network" else SIGNATURES[rule]
+    called = signature(rule)
     for case in _FILE.get(rule, ()):
         dtype = case.get("dtype", "float64")
-        options = _absent(signature) | case.get("options", {})
+        options = _absent(called) | case.get("options", {})
         for name, kind in ARRAYS.items():
             if options.get(name) is not None:
                 options[name] = np.array(options[name], dtype=kind)
-        options = {name: options[name] for name in signature.options if name in options}
+        options = {name: options[name] for name in called.options if name in options}
         flags = tuple(case.get("flags", "").split())
-        inputs = _inputs(case, signature, dtype)
+        inputs = _inputs(case, called, dtype)
         yield Handwritten(flags, case["note"], dtype, inputs, options)
 
 
-def _absent(signature: Signature) -> dict[str, Any]:
-    """The options that need not be there: no mask, nothing counted, no constants."""
-    required, options = signature.required, signature.options
+def _absent(called: Signature) -> dict[str, Any]:
+    """The options that need not be there: no mask, no padding, no constants."""
+    required, options = called.required, called.options
     return {k: None for k, default in options.items() if default is None and k not in required}
 
 
-def _inputs(case: dict[str, Any], signature: Signature, dtype: str) -> dict[str, Any]:
+def _inputs(case: dict[str, Any], called: Signature, dtype: str) -> dict[str, Any]:
     given = case["inputs"]
     if "layers" in case:
         layers = [_layer(each, dtype) for each in case["layers"]]
@@ -60,7 +60,7 @@ def _inputs(case: dict[str, Any], signature: Signature, dtype: str) -> dict[str,
         name: [_array(each, dtype) for each in given[name]]
         if name == "operands"
         else _array(given.get(name), dtype)
-        for name in (*signature.operands, signature.propagated)
+        for name in (*called.operands, called.propagated)
     }
 
 

@@ -1,5 +1,6 @@
-"""Makes the model-level conformance vectors: `python -m
-refl.verification.vectors.make_model_vectors [ARCHITECTURE ...]`.
+"""Makes the model-level conformance vectors.
+
+    python -m refl.verification.vectors.make_model_vectors [ARCHITECTURE ...]
 
 For every architecture a folder as Hugging Face's transformers write them (config.json,
 model.safetensors) with a small random model, and beside it expected.safetensors: the logits, every
@@ -162,7 +163,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
     },
-    "mixtral": {name: value for name, value in _DECODER.items() if name != "attention_bias"}
+    "mixtral": _DECODER
     | {
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",
@@ -270,9 +271,8 @@ NOTES = {
     "qwen3": "RMSNorm on every head's queries and keys",
     "olmo2": "RMSNorm behind attention and MLP, and on the queries of all heads together",
     "phi": "attention and MLP side by side, half of each head turned, biases everywhere",
-    "gemma2": "norm weights stored as what differs from 1, soft caps "
-    "on scores and logits, a window "
-    "of 3 tokens in the first block",
+    "gemma2": "norm weights stored as what differs from 1, soft caps on scores and logits, a "
+    "window of 3 tokens in the first block",
     "gemma3_text": "norms on queries and keys, a window and rotary positions "
     "of its own in the first block",
     "mixtral": "4 experts of which 2 are chosen, their weights made to sum to one",
@@ -302,7 +302,7 @@ SOURCE = (
 
 
 def _grid(draw: random.Random, size: float, step: float, center: float = 0.0) -> float:
-    """A multiple of `step`, never 0, from the even distribution about `center` with standard
+    """A multiple of `step`, never 0, from the uniform distribution about `center` with standard
     deviation `size`.
     """
     while True:

@@ -1,5 +1,6 @@
-"""Makes the conformance vectors:
-python -m refl.verification.vectors.make_vectors [FOLDER] [--rules]
+"""Makes the conformance vectors.
+
+    python -m refl.verification.vectors.make_vectors [FOLDER] [--rules]
 
 Whole models are made by make_model_vectors.py. Here stand the rules: every case is a rule, numbers
 to call it with, and the answer by the definitions (exact.py, by way of exact_answers.py), with its
@@ -30,13 +31,14 @@ from refl.io.files import atomic_write
 from refl.verification.definitions.exact_answers import MASKS, answer, numbers
 from refl.verification.definitions.running_error import RoundingDecides, TrackedNumber
 from refl.verification.vectors import FORMAT, handwritten, make_model_vectors
-from refl.verification.vectors.case import NETWORK, SIGNATURES, Case, Signature
+from refl.verification.vectors.case import Case, signature
 from refl.verification.vectors.catalogue import notes
+from refl.verification.vectors.rule_vectors import rules
 
 FOLDER = Path(__file__).parent
 UNITS = 8
-"""What an implementation may be off by, in u times condition: rounds its own way, and once more on
-the way out.
+"""What an implementation may be off by, in u times condition: it rounds in its own way, and once
+more on the way out.
 """
 
 Array: TypeAlias = Any
@@ -57,24 +59,16 @@ def answered(
     """The case with its answer. Raises RoundingDecides where rounding decides it."""
     found = answer(rule, _tracked(inputs, dtype) | _visible(rule, inputs, dtype), options, dtype)
     formulation = signature(rule).formulation
+    absorbed = {name: np.array(a, dtype=object) for name, a in sorted(found.absorbed.items())}
     empty = Case("", rule, formulation, dtype, flags, note, inputs, options, {}, units=UNITS)
     named = dict(zip(empty.returns, found.outputs, strict=True))
     return replace(
         empty,
         expected={name: None if a is None else _values(a) for name, a in named.items()},
         condition={name: None if a is None else _conditions(a) for name, a in named.items()},
-        absorbed={
-            name: _values(np.array(a, dtype=object)) for name, a in sorted(found.absorbed.items())
-        },
-        absorbed_condition={
-            name: _conditions(np.array(a, dtype=object))
-            for name, a in sorted(found.absorbed.items())
-        },
+        absorbed={name: _values(a) for name, a in absorbed.items()},
+        absorbed_condition={name: _conditions(a) for name, a in absorbed.items()},
     ).identified()
-
-
-def signature(rule: str) -> Signature:
-    return NETWORK if rule == "network" else SIGNATURES[rule]
 
 
 def _tracked(value: Any, dtype: str) -> Any:
@@ -168,17 +162,18 @@ def rounded(a: Array, dtype: str) -> Array:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
 
-def _eps(d: Draw) -> dict[str, Any]:
+def _eps(d: Draw, rule: str) -> dict[str, Any]:
+    """eps and the form of the stabilizer, for a rule that takes them."""
+    if "eps" not in signature(rule).options:
+        return {}
     eps = d.one_of(1e-9, 1e-6, 1e-2) if d.dtype in ("float64", "float32") else d.one_of(1e-6, 1e-2)
     return {"eps": eps, "stabilizer": d.one_of("sign", "sign", "sign", "plain", "none")}
 
 
 def _linear(d: Draw, rule: str) -> Drawn:
     i, o, lead = d.size(), d.size(), d.leading()
-    extra: dict[str, Any] = {}
-    if rule == "epsilon":
-        extra = _eps(d)
-    elif rule == "gamma":
+    extra = _eps(d, f"linear_{rule}")
+    if rule == "gamma":
         extra = {"gamma": d.one_of(0.05, 0.25, 1.0, 100.0)}
     elif rule == "alpha_beta":
         extra = d.one_of(
@@ -199,12 +194,8 @@ def _convolution(d: Draw, rule: str) -> Drawn:
     rows, columns = d.size(2), d.size(2)
     x = d(d.batch, c, rows * h, columns * w)
     r = d(d.batch, o, rows, columns)
-    return {
-        "x": x,
-        "w": d(o, c, h, w),
-        "b": d.bias(o),
-        _propagated(f"convolution_{rule}"): r,
-    }, _eps(d) if rule == "epsilon" else {}
+    inputs = {"x": x, "w": d(o, c, h, w), "b": d.bias(o), _propagated(rule): r}
+    return inputs, _eps(d, rule)
 
 
 def _propagated(rule: str) -> str:
@@ -213,15 +204,13 @@ def _propagated(rule: str) -> str:
 
 def _pair(d: Draw, rule: str) -> Drawn:
     shape = (*d.leading(), d.size())
-    return {"a": d(*shape), "b": d(*shape), _propagated(rule): d(*shape)}, _eps(
-        d
-    ) if rule == "add_epsilon" else {}
+    return {"a": d(*shape), "b": d(*shape), _propagated(rule): d(*shape)}, _eps(d, rule)
 
 
 def _list(d: Draw, rule: str) -> Drawn:
     shape, n = (d.batch, d.size()), d.one_of(2, 3)
     options = (
-        _eps(d)
+        _eps(d, rule)
         if rule == "sum_epsilon"
         else {"constant": d.one_of([False] * n, [True] + [False] * (n - 1))}
     )
@@ -230,7 +219,7 @@ def _list(d: Draw, rule: str) -> Drawn:
 
 def _matmul(d: Draw, rule: str) -> Drawn:
     lead, j, i, p = d.leading(), d.size(3), d.size(3), d.size(3)
-    options = _eps(d) if rule in ("matmul_uniform", "matmul_second") else {}
+    options = _eps(d, rule)
     if rule == "matmul_uniform":
         options |= {"denominator": d.one_of("2z+eps", "2z+eps", "2(z+eps)")}
     return {"a": d(*lead, j, i), "v": d(*lead, i, p), _propagated(rule): d(*lead, j, p)}, options
@@ -253,7 +242,7 @@ def _norm(d: Draw, rule: str) -> Drawn:
     inputs: dict[str, Any] = {"x": d(*lead, n), "w": d(n)}
     if rule.startswith("layer"):
         inputs["b"] = d.bias(n)
-    options = {"norm_eps": d.one_of(1e-5, 1e-2)} | (_eps(d) if rule == "layer_norm_epsilon" else {})
+    options = {"norm_eps": d.one_of(1e-5, 1e-2)} | _eps(d, rule)
     return inputs | {_propagated(rule): d(*lead, n)}, options
 
 
@@ -271,9 +260,8 @@ def _rotary(d: Draw, rule: str) -> Drawn:
         for f in (math.cos, math.sin)
     )
     shape = (d.batch, d.size(2), t, width)
-    return {"x": d(*shape), "cos": cos, "sin": sin, _propagated(rule): d(*shape)}, _eps(
-        d
-    ) if "eps" in signature(rule).options else {}
+    inputs = {"x": d(*shape), "cos": cos, "sin": sin, _propagated(rule): d(*shape)}
+    return inputs, _eps(d, rule)
 
 
 def _pooling(d: Draw, rule: str) -> Drawn:
@@ -284,9 +272,8 @@ def _pooling(d: Draw, rule: str) -> Drawn:
         counted = rounded(
             np.array([[[1.0] if i < n else [0.0] for i in range(t)] for n in kept]), d.dtype
         )
-    return {"x": d(b, t, width), _propagated(rule): d(b, 1, width)}, {"counted": counted} | (
-        _eps(d) if rule == "pooling_epsilon" else {}
-    )
+    inputs = {"x": d(b, t, width), _propagated(rule): d(b, 1, width)}
+    return inputs, {"counted": counted} | _eps(d, rule)
 
 
 def _scale(d: Draw, rule: str) -> Drawn:
@@ -319,14 +306,12 @@ def _top_k(d: Draw, rule: str) -> Drawn:
 
 def _renormalize(d: Draw, rule: str) -> Drawn:
     shape = (d.batch, d.size())
-    return {"x": d.positive(*shape), _propagated(rule): d(*shape)}, _eps(
-        d
-    ) if rule == "renormalize_epsilon" else {}
+    return {"x": d.positive(*shape), _propagated(rule): d(*shape)}, _eps(d, rule)
 
 
 def _fan_out(d: Draw, rule: str) -> Drawn:
     i, o = d.size(3), d.size(3)
-    return {"x": d(d.batch, i), "w1": d(o, i), "w2": d(o, i), "r": d(d.batch, o)}, _eps(d)
+    return {"x": d(d.batch, i), "w1": d(o, i), "w2": d(o, i), "r": d(d.batch, o)}, _eps(d, rule)
 
 
 def _attention(d: Draw, rule: str) -> Drawn:
@@ -346,14 +331,10 @@ def _attention(d: Draw, rule: str) -> Drawn:
         "v": d(b, k, t, width),
         _propagated(rule): d(b, k * group, t, width),
     }
-    options: dict[str, Any] = {"scale": width**-0.5, "causal": causal, "mask": mask}
-    if not rule.endswith("gxi"):
-        options |= _eps(d)
-    return inputs, options | (
-        {"denominator": d.one_of("2z+eps", "2z+eps", "2(z+eps)")}
-        if rule == "attention_attnlrp"
-        else {}
-    )
+    options = {"scale": width**-0.5, "causal": causal, "mask": mask} | _eps(d, rule)
+    if rule == "attention_attnlrp":
+        options |= {"denominator": d.one_of("2z+eps", "2z+eps", "2(z+eps)")}
+    return inputs, options
 
 
 def _network(d: Draw, rule: str) -> Drawn:
@@ -385,7 +366,7 @@ def _layer(d: Draw, before: int, after: int) -> dict[str, Any]:
 
 DRAWN: dict[str, Callable[[Draw, str], Drawn]] = {
     "linear": lambda d, rule: _linear(d, rule.removeprefix("linear_")),
-    "convolution": lambda d, rule: _convolution(d, rule.removeprefix("convolution_")),
+    "convolution": _convolution,
     "add": _pair,
     "sum": _list,
     "multiply": _list,
@@ -441,7 +422,9 @@ def _one(rule: str, how: Callable[[Draw, str], Drawn], seed: str, dtype: str) ->
             continue
         if _moderate(case):
             return case
-    raise RuntimeError(f"{rule} in {dtype}: {TRIES} draws and rounding decides each")
+    raise RuntimeError(
+        f"{rule} in {dtype}: in each of {TRIES} draws rounding decides, or the answer is too large"
+    )
 
 
 def _moderate(case: Case) -> bool:
@@ -458,10 +441,6 @@ def _moderate(case: Case) -> bool:
 
 
 # -- all of it -------------------------------------------------------------------------------------
-
-
-def rules() -> list[str]:
-    return [*SIGNATURES, "network"]
 
 
 SEEDS = range(3)
@@ -501,9 +480,8 @@ def page(rule: str, cases: list[Case]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Make the conformance vectors: every rule in seconds, "
-        "then every architecture in "
-        "two minutes."
+        description="Make the conformance vectors: every rule in seconds, then every architecture "
+        "in two minutes."
     )
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
     parser.add_argument("--rules", action="store_true", help="leave the models as they are")

@@ -3,7 +3,7 @@
     for case in cases("softmax_taylor"):
         ...                                          # a Case: what to call, what must come back
 
-whole models have theirs in model_vectors.py.
+Whole models have theirs in model_vectors.py.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def load(rule: str) -> tuple[Case, ...]:
         if data["format"] != FORMAT or data["rule"] != rule or data["count"] != len(data["cases"]):
             raise ReflError(
                 f"{path.name} says format {data['format']}, rule {data['rule']}, "
-                f"{data['count']} cases: it was changed by hand"
+                f"{data['count']} cases, and holds {len(data['cases'])}: it was changed by hand"
             )
         return tuple(Case.from_json(each, rule) for each in data["cases"])
     except FileNotFoundError as missing:
