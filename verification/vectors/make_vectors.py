@@ -172,20 +172,20 @@ def _eps(d: Draw, rule: str) -> dict[str, Any]:
 
 def _linear(d: Draw, rule: str) -> Drawn:
     i, o, lead = d.size(), d.size(), d.leading()
-    extra = _eps(d, f"linear_{rule}")
-    if rule == "gamma":
+    extra = _eps(d, rule)
+    if rule == "linear_gamma":
         extra = {"gamma": d.one_of(0.05, 0.25, 1.0, 100.0)}
-    elif rule == "alpha_beta":
+    elif rule == "linear_alpha_beta":
         extra = d.one_of(
             {"alpha": 2.0, "beta": 1.0}, {"alpha": 1.0, "beta": 0.0}, {"alpha": 1.5, "beta": 0.5}
         )
-    elif rule == "z_box":
+    elif rule == "linear_z_box":
         extra = {"low": -20.0 if d.awkward else -2.0, "high": 64.0 if d.awkward else 2.0}
     return {
         "x": d(*lead, i),
         "w": d(o, i),
         "b": d.bias(o),
-        _propagated(f"linear_{rule}"): d(*lead, o),
+        _propagated(rule): d(*lead, o),
     }, extra
 
 
@@ -297,9 +297,8 @@ def _gather(d: Draw, rule: str) -> Drawn:
 
 def _top_k(d: Draw, rule: str) -> Drawn:
     b, t, e = d.batch, d.size(2), d.size()
-    x = [
-        [d.random.sample(range(1, 9), e) for _ in range(t)] for _ in range(b)
-    ]  # no ties: which of two equals is chosen is nobody's mistake
+    # no ties: which of two equals is chosen is nobody's mistake
+    x = [[d.random.sample(range(1, 9), e) for _ in range(t)] for _ in range(b)]
     k = d.random.randint(1, e)
     return {"x": rounded(np.array(x) / 8, d.dtype), "r": d(b, t, k)}, {"k": k}
 
@@ -365,7 +364,7 @@ def _layer(d: Draw, before: int, after: int) -> dict[str, Any]:
 
 
 DRAWN: dict[str, Callable[[Draw, str], Drawn]] = {
-    "linear": lambda d, rule: _linear(d, rule.removeprefix("linear_")),
+    "linear": _linear,
     "convolution": _convolution,
     "add": _pair,
     "sum": _list,
