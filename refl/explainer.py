@@ -287,7 +287,7 @@ def _example(swept: Swept, site: str, b: int) -> tuple[Any, Any]:
 def _fits_attention(pattern: str) -> bool:
     """Whether a pattern may name a site that only the plain form of attention has."""
     last = pattern.rpartition(".")[2]
-    return "*" in last or "[" in last or last in ("scores", "probabilities", "transposed")
+    return not set("*?[]").isdisjoint(last) or last in ("scores", "probabilities", "transposed")
 
 
 def with_pixel_bounds(
