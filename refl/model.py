@@ -180,7 +180,13 @@ class Model(Network):
         seed: str = "logit",
         **how: Any,
     ) -> list[Explanation]:
-        """Several targets of one text from a single forward pass: one Explanation each."""
+        """Several targets of one input from a single forward pass: one Explanation each. `how`:
+        other options of `explain`.
+        """
+        if how.get("at") is not None:
+            raise ReflError("at= says what is explained: it cannot be combined with targets")
+        if how.get("types") is not None:
+            how["types"] = [how["types"]]
         composite = _composite(method, how.pop("eps", None), how.pop("stabilizer", None))
         wanted = [[(self.output_id(t), None)] for t in targets]
         return [one for (one,) in Explainer(self, [item], composite, **how).run(wanted, seed)]
