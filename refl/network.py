@@ -305,14 +305,19 @@ class Network:
         return Trace(self.weights, record=False, plain=False)
 
     def trace(
-        self, items: Sequence[Input], position: int | None = None, decoder: Any = None, **how: Any
+        self,
+        items: Sequence[Input],
+        position: int | None = None,
+        decoder: Any = None,
+        every: bool = False,
+        **how: Any,
     ) -> tuple[Trace, Value]:
         """The recorded forward of a batch, and the logits at each input's explained position, (B,
-        1, V).
+        1, V), or at `every` one.
         """
         read = [self.read(item) for item in items]
         prefixes = self.decoder_prefixes(len(items), decoder)
-        batch = self.batch(read, position, decoder_prefix=prefixes)
+        batch = self.batch(read, position, every, prefixes)
         t = Trace(self.weights, **how)
         return t, self.forward(t, batch)
 

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         model = model_asked(args)
         # scores are kept so that attention runs in its plain form, operation by operation
         e = explained(model, args, composite, "*.scores", progress)
-        rows = _operations(model, e, 0 if args.at else args.position)
+        rows = _operations(model, e, args.position, every=args.at is not None)
     if args.json:
         print_json(e.as_dict() | {"operations": rows})
     else:
@@ -54,13 +54,15 @@ _UNREACHED: dict[str, Any] = {
 }
 
 
-def _operations(model: Model, e: Explanation, position: int | None) -> list[dict[str, Any]]:
+def _operations(
+    model: Model, e: Explanation, position: int | None, every: bool
+) -> list[dict[str, Any]]:
     """Every operation in forward order with its entry in the ledger; those that no relevance
     reached have none.
     """
     entries = {entry["site"]: entry for entry in e.ledger.as_dict()["sites"]}
     item = e.input_ids if e.picture is None else model.blank()
-    records = model.trace([item], position, decoder=e.decoder_ids)[0].records
+    records = model.trace([item], position, e.decoder_ids, every)[0].records
     return [
         {
             "site": r.output.site,
