@@ -87,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
     from refl.verification.conformance import formats, report, runner
 
     if args.list:
+        if args.json or args.html or args.junit:
+            args.parser.error("--list prints text alone: leave --json, --html and --junit out")
         print_lines(report.signatures(args.rule, width()), args)
         return 0
     if args.adapter is None:
