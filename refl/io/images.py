@@ -201,8 +201,8 @@ def _preparation(c: dict[str, Any]) -> Preparation:
     mean, std = (
         _numbers(key, c[key]) if c["do_normalize"] else None for key in ("image_mean", "image_std")
     )
-    if std is not None and 0.0 in std:
-        raise ReflError(f"{PREPARATION} has a zero in image_std: expected numbers above 0")
+    if std is not None and min(std) <= 0:
+        raise ReflError(f"{PREPARATION} has {min(std):g} in image_std: expected numbers above 0")
     return Preparation(
         size=_size("size", c["size"]) if c["do_resize"] else None,
         resample=c["resample"],
