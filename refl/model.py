@@ -158,7 +158,7 @@ class Model(Network):
         explainer = Explainer(
             network=self,
             items=items,
-            composite=_composite(method, eps, stabilizer),
+            composite=composites.chosen(method, eps, stabilizer),
             keep=keep,
             recompute=recompute,
             audit=audit,
@@ -187,7 +187,7 @@ class Model(Network):
             raise ReflError("at= says what is explained: it cannot be combined with targets")
         if how.get("types") is not None:
             how["types"] = [how["types"]]
-        composite = _composite(method, how.pop("eps", None), how.pop("stabilizer", None))
+        composite = composites.chosen(method, how.pop("eps", None), how.pop("stabilizer", None))
         wanted = [[(self.output_id(t), None)] for t in targets]
         return [one for (one,) in Explainer(self, [item], composite, **how).run(wanted, seed)]
 
@@ -208,11 +208,3 @@ class Model(Network):
                 "one for all"
             )
         return [(self.output_id(token), None) for token in target]
-
-
-def _composite(chosen: str | Composite, eps: float | None, stabilizer: str | None) -> Composite:
-    if isinstance(chosen, str):
-        chosen = composites.named(chosen)
-    options = {"eps": eps, "stabilizer": stabilizer}
-    asked = {key: value for key, value in options.items() if value is not None}
-    return chosen.with_options(**asked) if asked else chosen

@@ -19,11 +19,7 @@ from refl.rules.composites import Composite
 def composite_asked(args: argparse.Namespace) -> Composite:
     """The method with its options; refuses what no model could make sense of."""
     _refuse_contradictions(args)
-    changed = {
-        key: value for key in ("eps", "stabilizer") if (value := getattr(args, key)) is not None
-    }
-    composite = composites.named(args.method)
-    return composite.with_options(**changed) if changed else composite
+    return composites.chosen(args.method, args.eps, args.stabilizer)
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:

@@ -45,14 +45,8 @@ def add(commands: Any) -> None:
     p.add_argument("folder", metavar="FOLDER", help="a Hugging Face checkpoint")
     p.add_argument("text", nargs="?", metavar="TEXT", help="the input; needs a tokenizer.json")
     options.ids(p)
-    p.add_argument(
-        "--decoder-ids",
-        nargs="+",
-        type=int,
-        metavar="ID",
-        help="the decoder prefix of an encoder-decoder, its start token first",
-    )
-    p.add_argument("--types", nargs="+", type=int, metavar="N", help="token type ids")
+    options.decoder_ids(p, "the decoder prefix of an encoder-decoder, its start token first")
+    options.types(p)
     p.add_argument("--out", required=True, metavar="FILE", help="the oracle file to write")
     p.add_argument(
         "--method",
@@ -71,9 +65,7 @@ def add(commands: Any) -> None:
         metavar="N",
         help="explain the output at this token (default: the mask, or the last)",
     )
-    p.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float64", help="default: %(default)s"
-    )
+    options.dtype(p, "of the computation", "float64")
     p.add_argument(
         "--identity-eps",
         type=float,

@@ -23,7 +23,20 @@ def explaining(p: argparse.ArgumentParser) -> None:
 
 
 def ids(p: Any) -> None:
-    p.add_argument("--ids", nargs="+", type=int, metavar="ID", help="token ids in place of TEXT")
+    _numbers(p, "--ids", "ID", "token ids in place of TEXT")
+
+
+def types(p: Any) -> None:
+    what = "token type ids, for models that tell two sentences apart (default: all 0)"
+    _numbers(p, "--types", "N", what)
+
+
+def decoder_ids(p: Any, what: str) -> None:
+    _numbers(p, "--decoder-ids", "ID", what)
+
+
+def _numbers(p: Any, name: str, metavar: str, what: str) -> None:
+    p.add_argument(name, nargs="+", type=int, metavar=metavar, help=what)
 
 
 def model(p: Any) -> None:
@@ -59,26 +72,14 @@ def _input(p: argparse.ArgumentParser) -> None:
         help="the input; - reads it from standard input; for a model of images, an image file",
     )
     ids(p)
-    p.add_argument(
-        "--types",
-        nargs="+",
-        type=int,
-        metavar="N",
-        help="token type ids, for models that tell two sentences apart (default: all 0)",
-    )
+    types(p)
     p.add_argument(
         "--decoder",
         metavar="TEXT",
         help="the decoder prefix of an encoder-decoder: what it has said so far; its next token is "
         "explained",
     )
-    p.add_argument(
-        "--decoder-ids",
-        nargs="+",
-        type=int,
-        metavar="ID",
-        help="token ids in place of that, the start token first",
-    )
+    decoder_ids(p, "token ids in place of that, the start token first")
 
 
 def _device(g: Any) -> None:

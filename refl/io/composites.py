@@ -27,6 +27,16 @@ def named(name: str) -> Composite:
     return from_toml(name) if name.endswith(".toml") else method(name)
 
 
+def chosen(
+    method: str | Composite, eps: float | None = None, stabilizer: str | None = None
+) -> Composite:
+    """A method, by its name or as it is, with these options set in every rule that has them."""
+    composite = named(method) if isinstance(method, str) else method
+    options = {"eps": eps, "stabilizer": stabilizer}
+    asked = {key: value for key, value in options.items() if value is not None}
+    return composite.with_options(**asked) if asked else composite
+
+
 def from_toml(path: str | Path) -> Composite:
     """The composite of a file. Raises ReflError for a file that cannot be read, an unknown key,
     operation, rule or option.
