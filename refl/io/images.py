@@ -66,6 +66,7 @@ _HARMLESS = {
     "_valid_processor_keys",
     "auto_map",
 }
+_KNOWN = {*_COMMON, *_HARMLESS, "size", "resample", "crop_size", "image_mean", "image_std"}
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class Preparation:
     std: tuple[float, ...] | None
 
     def __call__(self, pixels: Any, channels: int) -> tuple[Any, Any]:
-        """uint8 (H, W, C) -> float64 (C, H, W) as the net reads it, and uint8 (H, W, C), the
-        picture that is.
+        """uint8 (H, W, C) -> float64 (C, H, W) as the net reads it, and the picture that this is,
+        uint8 (H, W, C).
         """
         picture = self._cropped(self._resized(pixels))
         x = np.moveaxis(picture, -1, 0).astype(np.float64)
@@ -173,14 +174,7 @@ def read_preparation(folder: Path, model_type: str) -> Preparation | None:
 
 def _preparation(c: dict[str, Any]) -> Preparation:
     for key, value in c.items():
-        if key not in _HARMLESS | {
-            *_COMMON,
-            "size",
-            "resample",
-            "crop_size",
-            "image_mean",
-            "image_std",
-        } and value not in (None, False):
+        if key not in _KNOWN and value not in (None, False):
             raise ReflError(
                 f"{PREPARATION} sets {key} = {str(value)[:60]!r}, which refl does not know"
             )
@@ -268,11 +262,11 @@ def prepared(
     if isinstance(item, Image):
         return item
     if isinstance(item, (str, Path)):
-        pixels, picture = _unprepared(_read(Path(item), channels), preparation, channels)
+        pixels, picture = _from_levels(_read(Path(item), channels), preparation, channels)
     else:
         array = np.asarray(item)
         if array.dtype == np.uint8:
-            pixels, picture = _unprepared(_levels(array, channels), preparation, channels)
+            pixels, picture = _from_levels(_levels(array, channels), preparation, channels)
         else:
             pixels = _floats(array, channels)
             picture = _stretched(pixels) if preparation is None else preparation.undone(pixels)
@@ -280,8 +274,8 @@ def prepared(
         height, width = pixels.shape[1:]
         raise ReflError(
             f"the image is {height} x {width} once prepared, the model takes {size[0]} x "
-            f"{size[1]} (height x width): "
-            "resize it; positions are not interpolated (interpolate_pos_encoding)"
+            f"{size[1]} (height x width): resize it; positions are not interpolated "
+            "(interpolate_pos_encoding)"
         )
     return Image(pixels.astype(dtype), picture)
 
@@ -295,12 +289,11 @@ def is_one(item: Any) -> bool:
     return bool(getattr(item, "ndim", 0) <= 3)
 
 
-def _unprepared(levels: Any, preparation: Preparation | None, channels: int) -> tuple[Any, Any]:
+def _from_levels(levels: Any, preparation: Preparation | None, channels: int) -> tuple[Any, Any]:
     if preparation is None:
         raise ReflError(
             f"there is no {PREPARATION} beside the checkpoint to say how a picture is "
-            "normalized: give an array of floats, "
-            "channels first, that is"
+            "normalized: give floats (channels, height, width) that are normalized already"
         )
     return preparation(levels, channels)
 
@@ -324,8 +317,8 @@ def _floats(array: Any, channels: int) -> Any:  # (C, H, W)
     if array.ndim != 3 or array.size == 0 or array.dtype.kind != "f":
         raise ReflError(
             f"the image has shape {array.shape} and dtype {array.dtype}: expected uint8 "
-            "(height, width) or (height, width, channels), "
-            "or floats (channels, height, width) that are normalized already"
+            "(height, width) or (height, width, channels), or floats (channels, height, width) "
+            "that are normalized already"
         )
     if array.shape[0] != channels:
         raise ReflError(
