@@ -29,11 +29,13 @@ def namespace(*arrays: Array) -> Namespace:
 
 
 def _library(array: Array) -> Namespace:
-    if (
-        type(array).__module__.partition(".")[0] == "cupy"
-    ):  # cupy.ndarray (14.2) has no __array_namespace__
+    if _is_cupy(array):  # cupy.ndarray (14.2) has no __array_namespace__
         return sys.modules["cupy"]
     return array.__array_namespace__()
+
+
+def _is_cupy(array: Array) -> bool:
+    return type(array).__module__.partition(".")[0] == "cupy"
 
 
 def asnumpy(array: Array) -> Any:
@@ -42,13 +44,11 @@ def asnumpy(array: Array) -> Any:
     """
     import numpy
 
-    if type(array).__module__.partition(".")[0] == "cupy":
+    if _is_cupy(array):
         return array.get()
-    return (
-        array
-        if isinstance(array, numpy.ndarray)
-        else numpy.asarray(numpy.from_dlpack(array, device="cpu"))
-    )
+    if isinstance(array, numpy.ndarray):
+        return array
+    return numpy.asarray(numpy.from_dlpack(array, device="cpu"))
 
 
 def like(values: Array, other: Array) -> Array:
@@ -56,9 +56,8 @@ def like(values: Array, other: Array) -> Array:
     `other`.
     """
     xp = namespace(other)
-    device = (
-        {} if xp.__name__ == "cupy" else {"device": other.device}
-    )  # cupy.asarray takes no device
+    # cupy.asarray takes no device
+    device = {} if xp.__name__ == "cupy" else {"device": other.device}
     return xp.asarray(values, dtype=other.dtype, **device)
 
 

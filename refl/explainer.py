@@ -126,10 +126,9 @@ class Explainer:
     def _refuse_headless(self) -> None:
         if self.network.task == "features":
             raise ReflError(
-                f"{self.network.name or 'the model'} is a checkpoint without a head, so "
-                "there is no output to explain: "
-                "take one with a head, or explain a neuron with at=(site, index), on the "
-                "command line --at SITE INDEX ..."
+                f"{self.network.name or 'the model'} is a checkpoint without a head, so there is "
+                "no output to explain: take one with a head, or explain a neuron with "
+                "at=(site, index), on the command line --at SITE N ..."
             )
 
     def _value(self, trace: Trace, site: str) -> Value:

@@ -24,7 +24,7 @@ from refl.errors import ReflError, shown
 from refl.io.config import once_each, parse_json
 from refl.io.files import atomic_write, regular_size
 
-_HEADER_LIMIT = 100_000_000  # the safetensors library reads no longer header
+_HEADER_LIMIT = 100_000_000  # the safetensors library reads none that is longer
 _MOST_DIMENSIONS = 64  # NumPy's limit
 
 FLOATS = {
@@ -91,9 +91,8 @@ def _validated_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _entry(path: Path, name: str, fields: Any, base: int) -> Entry:
-    if not isinstance(
-        fields, dict
-    ):  # the library also takes ["F32", [2], [0, 8]]; no writer makes that
+    # the library also takes ["F32", [2], [0, 8]]; no writer makes that
+    if not isinstance(fields, dict):
         raise ReflError(
             f"{shown(path)} has no object for {shown(name)} but a {type(fields).__name__}"
         )
@@ -164,9 +163,8 @@ def write_safetensors(
     hold and for a place that cannot be written.
     """
     stored = {name: _storable(name, array) for name, array in arrays.items()}
-    order = sorted(
-        stored, key=lambda name: (-stored[name].itemsize, name)
-    )  # widest first: all stay aligned
+    # widest first: all stay aligned
+    order = sorted(stored, key=lambda name: (-stored[name].itemsize, name))
     header = _header_bytes({name: stored[name] for name in order}, metadata)
     atomic_write(path, header, *(stored[name].reshape(-1).view(numpy.uint8).data for name in order))
 

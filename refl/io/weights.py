@@ -22,9 +22,8 @@ from refl.io.config import once_each, read_json
 from refl.io.files import NO_PICKLES, PICKLES, checkpoint_folder, list_folder, sha256
 from refl.io.safetensors import FLOATS, Entry, map_bytes, read_header, view, widen_bfloat16
 
-_INDEX_LIMIT = (
-    64 << 20
-)  # the largest published indexes, mixtures of hundreds of experts, are near 10 MiB
+# the largest published indexes, mixtures of hundreds of experts, are near 10 MiB
+_INDEX_LIMIT = 64 << 20
 
 
 class Weights(Mapping[str, Array]):
@@ -94,11 +93,9 @@ class Weights(Mapping[str, Array]):
         if name not in self._checked and not _is_finite(values):
             nan, infinite = int(numpy.isnan(values).sum()), int(numpy.isinf(values).sum())
             raise ReflError(
-                f"{shown(name)} holds {nan} NaN and {infinite} infinite of {values.size} "
-                "numbers, stored as "
-                f"{self.dtype_of(name)} in {shown(self._entries[name].file.name)}, read "
-                f"as {self.dtype}: "
-                "the checkpoint is damaged, or float64 is needed"
+                f"{shown(name)} holds {nan} NaN and {infinite} infinite of {values.size} numbers, "
+                f"stored as {self.dtype_of(name)} in {shown(self._entries[name].file.name)}, "
+                f"read as {self.dtype}: the checkpoint is damaged, or float64 is needed"
             )
         self._checked.add(name)
 
@@ -178,9 +175,8 @@ def _as_float(stored: NDArray[Any], tag: str, dtype: str) -> NDArray[Any]:
     values = widen_bfloat16(stored) if tag == "BF16" else stored
     with numpy.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by name
         values = values.astype(dtype, copy=False)
-    return numpy.require(
-        values, requirements="A"
-    )  # a header of odd length leaves the numbers unaligned
+    # a header of odd length leaves the numbers unaligned
+    return numpy.require(values, requirements="A")
 
 
 def _is_finite(values: NDArray[Any]) -> bool:
