@@ -56,7 +56,6 @@ def ledger_rows(ledger: Ledger) -> list[list[str]]:
 
 def _entry(entry: Entry, places: int) -> list[str]:
     causes = {cause: total(a) for cause, a in entry.absorbed.items()}
-    causes = {cause: a for cause, a in causes.items() if a != 0}
     numbers = (
         total(entry.received),
         math.fsum(total(p) for p in entry.passed.values()),
