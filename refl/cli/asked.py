@@ -1,5 +1,5 @@
-"""What the options ask for: the method, the model, the input, the explanation. Anything that can be
-refused before a model is loaded is.
+"""What the options ask for: the method, the model, the input, the explanation. Options that
+contradict each other are refused before a model is loaded.
 """
 
 from __future__ import annotations

@@ -45,9 +45,7 @@ def add(commands: Any) -> None:
         metavar="T",
         help="let deviations up to T times the largest at a site pass, beside rounding",
     )
-    p.add_argument(
-        "--all", action="store_true", help="every site in the table, not only those that matter"
-    )
+    p.add_argument("--all", action="store_true", help="list every site, not only those that matter")
     p.add_argument(
         "--html",
         metavar="FILE",

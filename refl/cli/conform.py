@@ -63,9 +63,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="how each rule is called, with its equation; no adapter is needed",
     )
-    p.add_argument(
-        "--all", action="store_true", help="rules that are not covered in the table, too"
-    )
+    p.add_argument("--all", action="store_true", help="list the rules that are not covered, too")
     p.add_argument("--html", metavar="FILE", help="write the report as one HTML page")
     p.add_argument(
         "--junit", metavar="FILE", help="write the report as JUnit XML, for build servers"

@@ -141,7 +141,7 @@ def _answer(e: Explanation, args: argparse.Namespace) -> None:
 
 def _refuse_strange_patterns(model: Model, patterns: Iterable[str]) -> None:
     """A pattern that names no site of the model is a mistake. The names come from a forward pass of
-    one token.
+    one token, or of a blank picture.
     """
     names = list(model.sites()) if patterns else []
     for pattern in patterns:

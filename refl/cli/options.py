@@ -130,18 +130,18 @@ def _target(g: Any) -> None:
         "--position",
         type=int,
         metavar="N",
-        help="explain the output at this token, from 0 or from the end (default: the mask, or "
-        "the last)",
+        help="explain the output at this token, counted from 0, or from the end if negative "
+        "(default: the mask, or the last)",
     )
     g.add_argument(
         "--at",
         nargs="+",
-        metavar="SITE N",
+        metavar=("SITE", "N"),
         help="explain the activation of a neuron: its site, and its index there",
     )
     g.add_argument(
         "--seed",
         choices=SEEDS,
         default="logit",
-        help="what the target is explained by (default: %(default)s)",
+        help="what of the target is explained (default: %(default)s)",
     )

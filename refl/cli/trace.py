@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from refl.model import Model
 
 _ABOUT = """\
-Every operation of the forward pass, in its order: site, operation, shape of the output (without
+Every operation of the forward pass, in order: site, operation, shape of the output (without
 the batch axis), the rule that was applied, and its entry in the conservation ledger:
 received = passed on + absorbed + conservation error.
 """

@@ -13,7 +13,7 @@ from refl.cli.progress import Progress
 _ABOUT = """\
 Measure on a checkpoint the identities that its relevance has to obey, each against an answer found
 another way: the balance of every operation, a gradient by complex step, the Shapley value, the same
-function written with other weights, a decomposition that runs forwards. Every number comes from the
+function written with other weights, a decomposition that runs forward. Every number comes from the
 weights at hand. What does not apply to the net is named, with the reason.
 """
 
@@ -24,12 +24,13 @@ the identities, by number:
    3  output = relevance on the input + everything absorbed
    4  LRP-0 of a ReLU net = gradient * input; what is missing are the biases
    5  the uniform rule = the Shapley value = integrated gradients, on a product
-   6  linear model, and one attention layer: relevance = what is missing when a part is left out
+   6  linear models, and one attention layer: relevance = what is missing when a part is left out
    7  the same function written with other weights has the same relevance; a shift of softmax logits
+      moves it and leaves its sum
    8  relevance is linear in what is explained
    9  nothing from later tokens, other inputs, padding, or the way it is run
   10  how a triple product is split
-  11  the net taken apart forwards, token by token = CP-LRP
+  11  the net taken apart forward, token by token = CP-LRP
   12  what the true derivative of a norm absorbs
 
 How far a number may be off follows from its conditioning: 8 u times the sum of |terms| that the
