@@ -82,8 +82,8 @@ class Explainer:
         self.patterns = (self.keep,) if isinstance(self.keep, str) else tuple(self.keep)
 
     def run(self, wanted: Sequence[Sequence[Target]], kind: str) -> list[list[Explanation]]:
-        """For each list of targets, one per input: an Explanation per input. A neuron is a target
-        of its own.
+        """An Explanation per input for each list of targets, which has one per input. Where a
+        neuron is explained, it stands in their place.
         """
         forward = self._forward()
         if self.at is not None:

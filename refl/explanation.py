@@ -20,7 +20,7 @@ from refl.rules.composites import Composite
 
 @dataclass(frozen=True)
 class Method:
-    """What made an attribution without a table of rules of refl's: another library, say."""
+    """What made an attribution without one of refl's tables of rules: another library, say."""
 
     name: str
     formulation: str = "relevance"
@@ -188,8 +188,8 @@ class Explanation:
         return self.sites.one(self.sites.propagated[self.sites.canonical(site)])
 
     def experts(self) -> dict[str, float]:
-        """Module path of each expert that ran -> the relevance it propagated, in the order of the
-        net: its output times its gate weight.
+        """Module path of each expert that ran -> the relevance of its term in the sum over experts,
+        output times gate weight; in the order of the net.
         """
         return {
             site: float(amount[0])

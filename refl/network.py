@@ -119,12 +119,14 @@ class Network:
 
     def _tokenizer(self) -> Text:
         if self.text is None:
-            raise ReflError(f"{self.name} has no tokenizer.json: give token ids in place of text")
+            raise ReflError(
+                f"{self.name or 'the model'} has no tokenizer.json: give token ids in place of text"
+            )
         return self.text
 
     @property
     def task(self) -> str:
-        """next-token, masked-token, class or sequence-to-sequence."""
+        """What its output is: one of TASKS."""
         return self.net.task(self.config)
 
     @property
@@ -332,6 +334,7 @@ class Network:
 
 
 def is_single(item: Any) -> bool:
+    """Whether it is one text or one list of token ids, not a batch of them."""
     if isinstance(item, str):
         return True
     if len(item) == 0:

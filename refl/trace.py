@@ -7,7 +7,7 @@ sweep.
 
 Roles. A record says what it is in the architecture's own terms, whatever its site is called
 (`attention.query`, `mlp.up`, `patch_embedding`, `head`, `residual`, ...): what composites match.
-Nets give them; attention's own three are given here.
+Nets give them; those inside attention are given here.
 
 Sites. A value is named by the module whose output it is (`model.layers.3.mlp.act_fn`), in the
 checkpoint's own module paths. Inside `t.module(name, ...)` names are relative to that module, and
@@ -434,7 +434,7 @@ class Trace:
     def _attention_in_parts(
         self, q: Value, k: Value, v: Value, mask: Array | None, causal: bool
     ) -> Value:
-        """The same for some queries after others, on the keys that they can see."""
+        """The same some queries at a time, on the keys that they can see."""
         length, every = q.array.shape[-2], k.array.shape[-2]
         alike, parts = partial(_at, self._alike(plain=True), self.path), []
         for start in range(0, length, QUERIES):

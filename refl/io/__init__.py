@@ -1,4 +1,4 @@
 """What comes from disk and goes to it: checkpoints, tokenizers, pictures, oracle files."""
 
 ORACLE_FORMAT = 2
-"""Version of the oracle file; version 1 is read too."""
+"""Format of the oracle files that are written; files of format 1 are read too."""

@@ -1,4 +1,5 @@
-"""Oracle files of format 1, which refl 0.1 wrote, in today's words. Only words have changed since.
+"""Oracle files of format 1, which refl 0.1 wrote, in today's words. Only words have changed since,
+and lines of composites have got a role.
 
 What is of another type than refl writes is left as it is: whoever reads it next refuses it.
 """

@@ -34,7 +34,7 @@ class Oracle:
     facts: dict[str, Any]
     """What JSON can hold."""
     arrays: dict[str, Array]
-    """The input's ids and relevance."""
+    """Those of no site: the input's ids and relevance, a decoder's, the picture."""
     sites: dict[str, dict[str, Array]]
     """Group -> site -> array, sites from the output down."""
 

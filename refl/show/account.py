@@ -64,7 +64,7 @@ def account(ledger: Ledger) -> list[Row]:
 
 
 def _rounding(ledger: Ledger) -> str:
-    """How much of it is expected: a bound where the sweep was audited, else the unit of all."""
+    """How much of it is expected: a bound where the sweep was audited, else the unit roundoff."""
     if ledger.rounding_bound is None:
         return f"unit {ledger.roundoff:.0e}"
     return f"bound {total(ledger.rounding_bound):.0e}"
