@@ -12,9 +12,9 @@ from refl.cli.progress import Progress
 
 _ABOUT = """\
 Measure on a checkpoint the identities that its relevance has to obey, each against an answer found
-another way: the balance of every operation, a gradient by complex step, the Shapley value, the same
-function written with other weights, a decomposition that runs forward. Every number comes from the
-weights at hand. What does not apply to the net is named, with the reason.
+another way: conservation at every operation, a gradient by complex step, the Shapley value, the
+same function written with other weights, a decomposition that runs forward. Every number comes from
+the weights at hand. What does not apply to the net is named, with the reason.
 """
 
 _MORE = """\
