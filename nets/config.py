@@ -209,6 +209,7 @@ def _describe(hint: Any) -> str:
         float: "a number",
         bool: "true or false",
         str: "a string",
+        list: "a list",
         dict: "an object",
     }
     return " or ".join(names.get(k, str(k)) for k in _kinds(hint))

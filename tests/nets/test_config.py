@@ -7,8 +7,9 @@ from __future__ import annotations
 import pytest
 
 from refl.errors import ReflError
-from refl.nets import config
+from refl.nets import config, qwen2, vit
 from refl.rules import activation
+from refl.verification.random_models import QWEN2, VIT
 
 
 def test_the_names_of_activations() -> None:
@@ -30,6 +31,13 @@ def test_an_activation_that_there_is_none_of_is_refused_by_name() -> None:
     assert config.activation_kind("hidden_act", "swish") == "silu"
     with pytest.raises(ReflError, match="asks for hidden_act 'mish'.*gelu_pytorch_tanh"):
         config.activation_kind("hidden_act", "mish")
+
+
+def test_a_malformed_option_is_told_what_was_expected() -> None:
+    with pytest.raises(ReflError, match="layer_types = 'full_attention': expected a list$"):
+        config.parse(qwen2.Config, QWEN2 | {"layer_types": "full_attention"})
+    with pytest.raises(ReflError, match="image_size = '9': expected a whole number or a list$"):
+        config.parse(vit.Config, VIT | {"image_size": "9"})
 
 
 def test_every_key_without_effect_stands_in_one_group_in_order() -> None:
