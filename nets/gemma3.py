@@ -44,6 +44,10 @@ class Config(gemma.GemmaConfig):
     _sliding_window_pattern: int | None = None
     """The same, as later files spell it."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.local_rope
+
     @property
     def windows(self) -> tuple[int | None, ...]:
         pattern = self._sliding_window_pattern or self.sliding_window_pattern
@@ -52,20 +56,20 @@ class Config(gemma.GemmaConfig):
 
     @property
     def rope(self) -> Rope:
-        return self.positions(self.rope_theta, FULL)
+        return self.rope_of(FULL, self.rope_theta)
 
     @property
     def local_rope(self) -> Rope:
-        return self.positions(self.rope_local_base_freq, SLIDING)
+        return self.rope_of(SLIDING, self.rope_local_base_freq)
 
-    def positions(self, theta: float | None, kind: str) -> Rope:
+    def rope_of(self, kind: str, theta: float | None) -> Rope:
         """By rope_theta, rope_scaling and rope_local_base_freq, or by rope_parameters, which has
         both kinds of block apart.
         """
         parameters = self.rope_parameters or {}
-        if set(parameters) - {FULL, SLIDING}:
+        if unknown := set(parameters) - {FULL, SLIDING}:
             raise ReflError(
-                f"config.json has rope_parameters with {min(parameters)}: expected "
+                f"config.json has rope_parameters with {min(unknown)}: expected "
                 f"{FULL} and {SLIDING}"
             )
         scaling = self.rope_scaling if kind == FULL else None

@@ -13,6 +13,7 @@ import pytest
 from backends import BESIDE_NUMPY, Backend
 from surrogate_truth import EXACT, Truth, close, text, turnover, u
 
+from refl.errors import ReflError
 from refl.explanation import Explanation
 from refl.model import Model, architecture
 from refl.nets import masks
@@ -254,6 +255,19 @@ def test_null_switches_off_and_silence_leaves_the_default() -> None:
     assert random_model(config, 0).config.windows == (4096, 4096)
     assert random_model(config | {"sliding_window": None}, 0).config.windows == (None, None)
     assert random_model(GEMMA2 | CAPS, 0).config.final_logit_softcapping is None
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named"),
+    [
+        ({"full_attention": {}, "rope_theta": 1e4}, "rope_parameters with rope_theta: expected"),
+        ({"full_attention": {}, "sliding_attention": {"rope_type": "su"}}, "rope_type 'su'"),
+    ],
+)
+def test_rotary_positions_of_both_kinds_of_block(parameters: dict[str, Any], named: str) -> None:
+    """Gemma 3's: what is wrong with either is said when config.json is read."""
+    with pytest.raises(ReflError, match=named):
+        random_model(GEMMA3 | {"rope_parameters": parameters}, 0)
 
 
 # -- against the surrogate -------------------------------------------------------------------------
