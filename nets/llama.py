@@ -144,7 +144,7 @@ def shapes(c: DecoderConfig) -> Tensors:
         yield from tensors.norm(f"model.layers.{i}.input_layernorm", c.hidden_size)
         yield from attention_shapes(f"model.layers.{i}.self_attn", c)
         yield from tensors.norm(f"model.layers.{i}.post_attention_layernorm", c.hidden_size)
-        yield from mlp_shapes(f"model.layers.{i}.mlp", c, c.intermediate_size)
+        yield from mlp_shapes(f"model.layers.{i}.mlp", c)
 
 
 def embedding_and_head_shapes(c: DecoderConfig) -> Tensors:
@@ -164,9 +164,9 @@ def attention_shapes(path: str, c: DecoderConfig, out: str = "o_proj") -> Tensor
     yield from tensors.linear(f"{path}.{out}", c.hidden_size, q, why, bias=out in c.biased)
 
 
-def mlp_shapes(path: str, c: DecoderConfig, inner: int) -> Tensors:
-    """`inner`: how many features the MLP has between its layers."""
-    d, why = c.hidden_size, "hidden_size and intermediate_size"
+def mlp_shapes(path: str, c: DecoderConfig, option: str = "intermediate_size") -> Tensors:
+    """`option` says how many features the MLP has between its layers."""
+    d, inner, why = c.hidden_size, getattr(c, option), f"hidden_size and {option}"
     for name, out, into in zip(MLP, (inner, inner, d), (d, d, inner), strict=True):
         yield from tensors.linear(f"{path}.{name}", out, into, why, bias=name in c.biased)
 

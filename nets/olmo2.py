@@ -55,7 +55,7 @@ def _block_shapes(block: str, c: Config) -> Tensors:
     ):
         yield from tensors.norm(f"{block}.self_attn.{name}", heads * c.width, option)
     yield from tensors.norm(f"{block}.post_attention_layernorm", c.hidden_size)
-    yield from llama.mlp_shapes(f"{block}.mlp", c, c.intermediate_size)
+    yield from llama.mlp_shapes(f"{block}.mlp", c)
     yield from tensors.norm(f"{block}.post_feedforward_layernorm", c.hidden_size)
 
 

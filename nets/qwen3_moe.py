@@ -71,14 +71,14 @@ def shapes(c: Config) -> Tensors:
         if c.sparse(i):
             yield from _mixture_shapes(f"model.layers.{i}.mlp", c)
         else:
-            yield from llama.mlp_shapes(f"model.layers.{i}.mlp", c, c.intermediate_size)
+            yield from llama.mlp_shapes(f"model.layers.{i}.mlp", c)
 
 
 def _mixture_shapes(path: str, c: Config) -> Tensors:
     why = "hidden_size and num_experts"
     yield from tensors.linear(f"{path}.gate", c.num_experts, c.hidden_size, why)
     for e in range(c.num_experts):
-        yield from llama.mlp_shapes(f"{path}.experts.{e}", c, c.moe_intermediate_size)
+        yield from llama.mlp_shapes(f"{path}.experts.{e}", c, "moe_intermediate_size")
 
 
 task = llama.task

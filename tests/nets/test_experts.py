@@ -363,6 +363,13 @@ def test_more_choices_than_experts_are_refused() -> None:
             random_model(config | {"num_experts_per_tok": 9, name: 3}, 0)
 
 
+def test_an_expert_of_another_width_is_told_by_its_own_option() -> None:
+    model = net("qwen3-moe")
+    shapes = {name: why for name, _, why in model.net.shapes(model.config)}
+    assert shapes["model.layers.0.mlp.experts.0.up_proj.weight"].endswith("moe_intermediate_size")
+    assert shapes["model.layers.1.mlp.up_proj.weight"] == "hidden_size and intermediate_size"
+
+
 def test_switching_an_expert_off_changes_the_logits() -> None:
     """The account names experts; an edited run shows what one of them does: its output at its
     site.
