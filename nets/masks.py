@@ -81,4 +81,6 @@ def _check_kind(kind: str, window: int | None) -> None:
             f"there are {FULL} and {SLIDING}"
         )
     if kind == SLIDING and window is None:
-        raise ReflError(f"config.json has {SLIDING} among layer_types and no sliding_window")
+        raise ReflError(
+            f"config.json has {SLIDING} among layer_types, but no sliding_window in use"
+        )
