@@ -93,7 +93,6 @@ def read(
     """
     options = dict(parameters or scaling or {})
     kind = options.pop("rope_type", options.pop("type", None)) or "default"
-    options.pop("type", None)
     base = options.pop("rope_theta", None) or theta or 10000.0
     if kind not in ACCEPTED:
         raise ReflError(
