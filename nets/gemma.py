@@ -9,9 +9,11 @@ one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from refl.arrays import Array
 from refl.nets import llama, tensors
 from refl.nets.batch import Batch
 from refl.nets.config import activation_kind
@@ -49,6 +51,7 @@ class GemmaConfig(llama.DecoderConfig):
 
 
 def shapes(c: GemmaConfig) -> Tensors:
+    """Those of Llama, and two norms more in each block."""
     yield from llama.shapes(c)
     for i in range(c.num_hidden_layers):
         for name in ("pre_feedforward_layernorm", "post_feedforward_layernorm"):
@@ -60,10 +63,16 @@ def norm(t: Trace, name: str, x: Value, c: GemmaConfig) -> Value:  # (..., N) ->
 
 
 def block(
-    t: Trace, h: Value, c: GemmaConfig, attention: llama.Block, *positions_and_mask: Any
+    t: Trace,
+    h: Value,
+    c: GemmaConfig,
+    attention: Callable[..., Value],
+    cos: Array,
+    sin: Array,
+    mask: Array,
 ) -> Value:  # (B, T, D) -> (B, T, D)
     n = norm(t, "input_layernorm", h, c)
-    a = t.module("self_attn", attention, n, c, *positions_and_mask)
+    a = t.module("self_attn", attention, n, c, cos, sin, mask)
     h = t.add("residual", h, norm(t, "post_attention_layernorm", a, c), role="residual")
     m = t.module("mlp", llama.mlp, norm(t, "pre_feedforward_layernorm", h, c), c)
     return t.add("", h, norm(t, "post_feedforward_layernorm", m, c), role="residual")
