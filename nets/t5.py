@@ -122,42 +122,39 @@ class Config:
 def shapes(c: Config) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
     yield "shared.weight", (c.vocab_size, c.d_model), "vocab_size and d_model"
-    for stack, layers in (("encoder", c.num_layers), ("decoder", c.decoder_layers)):
-        attentions = ("SelfAttention", "EncDecAttention")[: 1 + (stack == "decoder")]
-        for i in range(layers):
-            for j, name in enumerate((*attentions, "DenseReluDense")):
-                layer = f"{stack}.block.{i}.layer.{j}"
-                yield from (
-                    _mlp(f"{layer}.{name}", c)
-                    if name == "DenseReluDense"
-                    else _attention(f"{layer}.{name}", c)
-                )
-                yield from tensors.norm(f"{layer}.layer_norm", c.d_model, "d_model")
-        buckets = (c.relative_attention_num_buckets, c.num_heads)
-        yield (
-            f"{stack}.{FIRST}.relative_attention_bias.weight",
-            buckets,
-            "relative_attention_num_buckets and num_heads",
-        )
-        yield from tensors.norm(f"{stack}.final_layer_norm", c.d_model, "d_model")
+    yield from _stack_shapes("encoder", c, c.num_layers, "SelfAttention")
+    yield from _stack_shapes("decoder", c, c.decoder_layers, "SelfAttention", "EncDecAttention")
     if not c.tie_word_embeddings:
         yield "lm_head.weight", (c.vocab_size, c.d_model), "vocab_size and d_model"
 
 
-def _attention(name: str, c: Config) -> Tensors:
-    for part in ("q", "k", "v"):
-        yield from tensors.linear(
-            f"{name}.{part}", c.num_heads * c.d_kv, c.d_model, "d_model, num_heads and d_kv"
-        )
-    yield from tensors.linear(
-        f"{name}.o", c.d_model, c.num_heads * c.d_kv, "d_model, num_heads and d_kv"
+def _stack_shapes(stack: str, c: Config, layers: int, *attentions: str) -> Tensors:
+    for i in range(layers):
+        layer = f"{stack}.block.{i}.layer"
+        for j, name in enumerate(attentions):
+            yield from _attention_shapes(f"{layer}.{j}.{name}", c)
+            yield from tensors.norm(f"{layer}.{j}.layer_norm", c.d_model, "d_model")
+        yield from _mlp_shapes(f"{layer}.{len(attentions)}.DenseReluDense", c)
+        yield from tensors.norm(f"{layer}.{len(attentions)}.layer_norm", c.d_model, "d_model")
+    yield (
+        f"{stack}.{FIRST}.relative_attention_bias.weight",
+        (c.relative_attention_num_buckets, c.num_heads),
+        "relative_attention_num_buckets and num_heads",
     )
+    yield from tensors.norm(f"{stack}.final_layer_norm", c.d_model, "d_model")
 
 
-def _mlp(name: str, c: Config) -> Tensors:
-    for part in ("wi_0", "wi_1") if c.gated else ("wi",):
-        yield from tensors.linear(f"{name}.{part}", c.d_ff, c.d_model, "d_ff and d_model")
-    yield from tensors.linear(f"{name}.wo", c.d_model, c.d_ff, "d_ff and d_model")
+def _attention_shapes(path: str, c: Config) -> Tensors:
+    inner, why = c.num_heads * c.d_kv, "d_model, num_heads and d_kv"
+    for name in ("q", "k", "v"):
+        yield from tensors.linear(f"{path}.{name}", inner, c.d_model, why)
+    yield from tensors.linear(f"{path}.o", c.d_model, inner, why)
+
+
+def _mlp_shapes(path: str, c: Config) -> Tensors:
+    for name in ("wi_0", "wi_1") if c.gated else ("wi",):
+        yield from tensors.linear(f"{path}.{name}", c.d_ff, c.d_model, "d_ff and d_model")
+    yield from tensors.linear(f"{path}.wo", c.d_model, c.d_ff, "d_ff and d_model")
 
 
 FIRST = "block.0.layer.0.SelfAttention"
