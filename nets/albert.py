@@ -2,15 +2,15 @@
 their weights.
 
     h = mapping(norm(word[ids] + type[types] + position[0..T-1]))
-    for each layer i:    of group i G // L, its inner layers:  h = norm(h + attention(h)),
-                         h = norm(h + ffn_output(act(ffn(h))))
-    masked token:        logits = decoder(norm(act(dense(h))))
-    class:               logits = classifier(tanh(pooler(h_0)))
+    for each layer i, for each inner layer of group i G // L:
+                       h = norm(h + attention(h)),    h = norm(h + ffn_output(act(ffn(h))))
+    masked token:      logits = decoder(norm(act(dense(h))))
+    class:             logits = classifier(tanh(pooler(h_0)))
 
-Names are those of Hugging Face's AlbertForMaskedLM, AlbertForSequenceClassification and
-AlbertModel. A group is run by several layers, so its sites are named by the layer: weights
-`albert.encoder.albert_layer_groups.0.albert_layers.0.ffn` make the sites
-`albert.encoder.layer.3.albert_layers.0.ffn`.
+There are L layers and G groups. Names are those of Hugging Face's AlbertForMaskedLM,
+AlbertForSequenceClassification and AlbertModel. A group is run by several layers, so its sites are
+named by the layer: weights `albert.encoder.albert_layer_groups.0.albert_layers.0.ffn` make the
+sites `albert.encoder.layer.3.albert_layers.0.ffn`.
 """
 
 from __future__ import annotations

@@ -2,11 +2,10 @@
 
     h = [class, distillation, patches] + positions;  pre-LN blocks (nets/vision.py)
     logits = classifier(norm(h)[0]),  or with a teacher
-                                      (cls_classifier(norm(h)[0]) +
-                                      distillation_classifier(norm(h)[1])) / 2
+             (cls_classifier(norm(h)[0]) + distillation_classifier(norm(h)[1])) / 2
 
 Names are those of Hugging Face's DeiTForImageClassification and
-DeiTForImageClassificationWithTeacher.
+DeiTForImageClassificationWithTeacher; DeiTModel has its pooler in place of the classifier.
 """
 
 from __future__ import annotations
@@ -44,6 +43,7 @@ def task(c: Config) -> str:
 
 
 def shapes(c: Config) -> Tensors:
+    """Every tensor: name, shape, and the options that ask for it."""
     yield from vision.shapes(c, "deit", ("cls_token", "distillation_token"))
     for name in CLASSIFIERS[c.head]:
         yield from tensors.linear(

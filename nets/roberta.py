@@ -1,14 +1,13 @@
 """RoBERTa (Liu et al. 2019, arXiv 1907.11692), XLM-R and CamemBERT: BERT with other positions and
 heads.
 
-    h = norm(word[ids] + type[types] + position[p + 1, p + 2, ...]),  p the id of padding, which
-                                                                      keeps position p
+    h = norm(word[ids] + type[types] + position[p + 1, p + 2, ...])
     for each block:    h = norm(h + attention(h)),    h = norm(h + output(act(intermediate(h))))
     masked token:      logits = decoder(norm(gelu(dense(h))))
     class:             logits = out_proj(tanh(dense(h_0)))
 
-Names are those of Hugging Face's RobertaForMaskedLM, RobertaForSequenceClassification and
-RobertaModel.
+p is the id of the padding token, which has position p wherever it stands. Names are those of
+Hugging Face's RobertaForMaskedLM, RobertaForSequenceClassification and RobertaModel.
 """
 
 from __future__ import annotations

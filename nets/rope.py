@@ -1,16 +1,16 @@
 """Rotary position embedding: the frequencies of a config, and the tables of cosines and sines they
 give.
 
-angle[t, i] = t f_i,   f_i = theta^(-2i/d),   scaled as `rope_type` says:
+    angle[t, i] = t f_i,   f_i = theta^(-2i/d),   scaled as `rope_type` says:
 
-default    f_i  (Su et al. 2021, arXiv 2104.09864)
-linear     f_i / factor  (Chen et al. 2023, arXiv 2306.15595)
-dynamic    theta grows with the length once it exceeds max_position_embeddings
-           (NTK-aware scaling; as transformers codes it)
-llama3     long waves divided by factor, short ones kept, a ramp between
-           (Llama 3.1; as transformers codes it)
-yarn       the same with a ramp over dimensions, and cos, sin times an attention factor
-           (Peng et al. 2023, arXiv 2309.00071)
+    default    f_i  (Su et al. 2021, arXiv 2104.09864)
+    linear     f_i / factor  (Chen et al. 2023, arXiv 2306.15595)
+    dynamic    theta grows with the length once it exceeds max_position_embeddings
+               (NTK-aware scaling; as transformers codes it)
+    llama3     long waves divided by factor, short ones kept, a ramp between
+               (Llama 3.1; as transformers codes it)
+    yarn       the same with a ramp over dimensions, and cos, sin times an attention factor
+               (Peng et al. 2023, arXiv 2309.00071)
 """
 
 from __future__ import annotations

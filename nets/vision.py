@@ -1,9 +1,9 @@
 """What the vision transformers share: patches and learned tokens as a sequence, pre-LN blocks on
 it, their options.
 
-h = [tokens, kernel * patch_1 + b, ..., kernel * patch_N + b] + positions
-for each block:    h = h + attention(norm(h)),    h = h + dense(act(dense(norm(h))))
-logits = head(norm(h)[first])
+    h = [tokens, kernel * patch_1 + b, ..., kernel * patch_N + b] + positions
+    for each block:    h = h + attention(norm(h)),    h = h + dense(act(dense(norm(h))))
+    logits = head(norm(h)[first])
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """ViT (Dosovitskiy et al. 2021): an image as a sequence of patches, behind a class token.
 
-    h = [class, patches] + positions;  pre-LN blocks (nets/vision.py);
-                                       logits = classifier(norm(h)[0])
+    h = [class, patches] + positions;  pre-LN blocks (nets/vision.py)
+    logits = classifier(norm(h)[0])
 
 Names are those of Hugging Face's ViTForImageClassification; ViTModel has its pooler in place of the
 classifier. A state dict of torchvision's vit_b_16 and its sisters is read through `renamed`, beside
 a config.json like
 
-    {"model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "intermediate_size": 3072,
-     "image_size": 224, "patch_size": 16, "layer_norm_eps": 1e-6, "num_labels": 1000}
+    {"model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12,
+     "num_attention_heads": 12, "intermediate_size": 3072, "image_size": 224,
+     "patch_size": 16, "layer_norm_eps": 1e-6, "num_labels": 1000}
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def task(c: Config) -> str:
 
 
 def shapes(c: Config) -> Tensors:
+    """Every tensor: name, shape, and the options that ask for it."""
     yield from vision.shapes(c, "vit", ("cls_token",))
     if c.head == "ForImageClassification":
         yield from tensors.linear(
