@@ -7,8 +7,8 @@ embeddings of a text, their options.
                    (Vaswani et al. 2017; BERT)
     pre-LN         h = h + dense(attention(norm(h))),    h = h + dense(act(dense(norm(h))))  (ViT)
 
-The half-blocks are apart, so that each net norms where it does. `self_attention` and
-`intermediate` are functions of the module they run as.
+The half-blocks are apart, so that each net norms where its paper does. `self_attention` and
+`intermediate` run inside the module that their caller opens.
 """
 
 from __future__ import annotations

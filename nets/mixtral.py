@@ -69,9 +69,9 @@ def _mixture_shapes(path: str, c: Config) -> Tensors:
     d, inner = c.hidden_size, c.intermediate_size
     why = "hidden_size and num_local_experts"
     yield from tensors.linear(f"{path}.gate", c.num_local_experts, d, why)
+    why = "hidden_size and intermediate_size"
     for e in range(c.num_local_experts):
         for name, out, into in (("w1", inner, d), ("w2", d, inner), ("w3", inner, d)):
-            why = "hidden_size and intermediate_size"
             yield from tensors.linear(f"{path}.experts.{e}.{name}", out, into, why)
 
 

@@ -8,7 +8,7 @@ Llama's up_proj. Operations that only rearrange, rotate or scale have none.
 from __future__ import annotations
 
 ROLES = {
-    # inputs: under these names what reaches them stands in the conservation ledger
+    # inputs: the conservation ledger records what reaches them under these names
     "tokens": "embedding of the words",
     "position": "embedding of positions, or of distances",
     "token_type": "embedding of sentence A or B",
