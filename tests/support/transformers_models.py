@@ -13,35 +13,50 @@ import pytest
 Make = Callable[..., Path]
 """Writes a random model of a kind, with options, and returns its folder."""
 
+
+def _transformers() -> Any:
+    return pytest.importorskip(
+        "transformers", reason="transformers is not installed (the extra 'peers')"
+    )
+
+
+def _drawn(model: Any, scaled: Callable[[str, Any], Any], seed: int = 20240501) -> Any:
+    """The model, each parameter replaced by noise as `scaled(name, noise)` scales it."""
+    import torch
+
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(scaled(name, torch.randn(p.shape, generator=draw)))
+    return model.eval()
+
+
+_TEXT: dict[str, Any] = {
+    "vocab_size": 29,
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+}
+
 # -- decoders --------------------------------------------------------------------------------------
 
 SMALL: dict[str, dict[str, Any]] = {
-    "llama": {
-        "vocab_size": 29,
-        "hidden_size": 24,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 32,
-    },
+    "llama": _TEXT,
     "gpt2": {"vocab_size": 29, "n_positions": 32, "n_embd": 24, "n_layer": 3, "n_head": 4},
 }
 
-_DECODER: dict[str, Any] = SMALL["llama"] | {"num_key_value_heads": 4}
+_DECODER: dict[str, Any] = _TEXT | {"num_key_value_heads": 4}
 _GEMMA: dict[str, Any] = _DECODER | {
     "head_dim": 6,
     "num_key_value_heads": 2,
     "query_pre_attn_scalar": 7,
     "sliding_window": 3,
 }
-_EXPERTS: dict[str, Any] = {
-    "vocab_size": 29,
-    "hidden_size": 24,
+_EXPERTS: dict[str, Any] = _TEXT | {
     "intermediate_size": 20,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 32,
     "num_experts_per_tok": 2,
 }
 EXPERTS: dict[str, dict[str, Any]] = {
@@ -61,20 +76,11 @@ SMALL |= EXPERTS | {
 
 
 def random_model(kind: str, **options: Any) -> Any:
-    """transformers starts biases at 0 and norm weights at 1, which hides them; here everything is
-    drawn, at a scale that keeps activations near 1."""
-    transformers = pytest.importorskip(
-        "transformers", reason="transformers is not installed (the extra 'peers')"
-    )
-    import torch
-
+    """A causal language model, at a scale that keeps activations near 1."""
+    transformers = _transformers()
     config = transformers.AutoConfig.for_model(kind, **(SMALL[kind] | options))
     model = transformers.AutoModelForCausalLM.from_config(config)
-    draw = torch.Generator().manual_seed(20240501)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(_scaled(name, torch.randn(p.shape, generator=draw)))
-    return model.eval()
+    return _drawn(model, _scaled)
 
 
 def _scaled(name: str, noise: Any) -> Any:
@@ -88,15 +94,6 @@ def _scaled(name: str, noise: Any) -> Any:
 
 
 # -- encoders --------------------------------------------------------------------------------------
-
-ENCODER: dict[str, Any] = {
-    "vocab_size": 29,
-    "hidden_size": 24,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 32,
-}
 
 LABELS = {"id2label": {0: "no", 1: "yes", 2: "maybe"}, "label2id": {"no": 0, "yes": 1, "maybe": 2}}
 
@@ -168,21 +165,11 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def write_encoder(folder: Path, kind: str, options: dict[str, Any]) -> Path:
-    """A checkpoint whose every tensor is drawn: transformers starts biases at 0 and norm weights at
-    1, which would hide them.
-    """
-    transformers = pytest.importorskip(
-        "transformers", reason="transformers is not installed (the extra 'peers')"
-    )
-    import torch
-
+    """A checkpoint of the class `kind`."""
+    transformers = _transformers()
     cls = getattr(transformers, kind)
-    model = cls(cls.config_class(**ENCODER | options))
-    draw = torch.Generator().manual_seed(20240501)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(_scaled_encoder(name, torch.randn(p.shape, generator=draw)))
-    model.save_pretrained(folder)
+    model = cls(cls.config_class(**_TEXT | options))
+    _drawn(model, _scaled_encoder).save_pretrained(folder)
     return folder
 
 
@@ -208,17 +195,9 @@ T5: dict[str, Any] = {
 
 
 def random_t5(cls: str = "T5ForConditionalGeneration", **options: Any) -> Any:
-    transformers = pytest.importorskip(
-        "transformers", reason="transformers is not installed (the extra 'peers')"
-    )
-    import torch
-
+    transformers = _transformers()
     model = getattr(transformers, cls)(transformers.T5Config(**(T5 | options)))
-    draw = torch.Generator().manual_seed(20240501)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(_scaled(name, torch.randn(p.shape, generator=draw)))
-    return model.eval()
+    return _drawn(model, _scaled)
 
 
 # -- vision ----------------------------------------------------------------------------------------
@@ -236,25 +215,15 @@ VISION: dict[str, Any] = {
 
 
 def random_vision(kind: str, head: str, **options: Any) -> Any:
-    """Every parameter drawn, norms, tokens and positions included."""
-    transformers = pytest.importorskip(
-        "transformers", reason="transformers is not installed (the extra 'peers')"
-    )
-    import torch
-
+    """Tokens and positions are drawn too."""
+    transformers = _transformers()
     config = transformers.AutoConfig.for_model(kind, **(VISION | options))
     model = getattr(transformers, {"vit": "ViT", "deit": "DeiT"}[kind] + head)(config)
-    draw = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            noise = torch.randn(p.shape, generator=draw)
-            norm = name.endswith("weight") and "layernorm" in name
-            wide_map = noise.ndim in (2, 4) and "token" not in name
-            p.copy_(
-                1 + 0.3 * noise
-                if norm
-                else noise * p[0].numel() ** -0.5
-                if wide_map
-                else 0.3 * noise
-            )
-    return model.eval()
+    return _drawn(model, _scaled_vision, seed=7)
+
+
+def _scaled_vision(name: str, noise: Any) -> Any:
+    if name.endswith("weight") and "layernorm" in name:
+        return 1 + 0.3 * noise
+    wide = noise.ndim in (2, 4) and "token" not in name
+    return noise * noise[0].numel() ** -0.5 if wide else 0.3 * noise
