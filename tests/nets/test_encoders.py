@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from backends import Backend
 from checkpoints import checkpoint
+from surrogate_truth import EXACT, VARIANT, Truth, apart
 
 import refl
 from refl.cli import main
@@ -75,11 +76,6 @@ def model_of(name: str, seed: int = 3, dtype: str = "float64") -> Model:
     return replace(random_model(NETS[name], seed, dtype), mask_id=MASK)
 
 
-def apart(got: Any, truth: Any) -> float:
-    assert got.shape == truth.shape and got.dtype == truth.dtype == np.float64
-    return float(np.abs(got - truth).max() / (np.abs(truth).max() or 1.0))
-
-
 # -- a real checkpoint -----------------------------------------------------------------------------
 
 
@@ -121,18 +117,17 @@ def test_rxnmapper_guesses_a_masked_atom() -> None:
 # -- relevance against the surrogate ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["lrp-0", "attnlrp-gradient", "cp-lrp", "input-x-gradient"])
+@pytest.mark.parametrize("method", EXACT)
 @pytest.mark.parametrize("name", NETS)
 def test_relevance_is_activation_times_surrogate_gradient(name: str, method: str) -> None:
     """At every operation: the embeddings, each block, scores and probabilities."""
-    variant = {"cp-lrp": "cp-lrp", "input-x-gradient": "gradient"}.get(method, "attnlrp")
-    assert deviation(model_of(name), lambda site: True, method, variant) < 1e-12
+    assert deviation(model_of(name), lambda site: True, method) < 1e-12
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_attnlrp_tends_to_the_surrogate(name: str) -> None:
     """The paper's form at eps = 1e-14, at the embeddings and at every block."""
-    assert deviation(model_of(name), is_stage, "attnlrp", "attnlrp", eps=1e-14) < 1e-9
+    assert deviation(model_of(name), is_stage, "attnlrp", eps=1e-14) < 1e-9
 
 
 def is_stage(site: str) -> bool:
@@ -147,22 +142,13 @@ def is_stage(site: str) -> bool:
     )
 
 
-def deviation(
-    model: Model, wanted: Callable[[str], bool], method: str, variant: str, **how: Any
-) -> float:
+def deviation(model: Model, wanted: Callable[[str], bool], method: str, **how: Any) -> float:
     """The largest over the sites of |R - activation * gradient| / max |...|."""
-    around, logits = surrogate.record(model, TEXT)
-    target = int(logits.argmax())
-    unmoved = surrogate.logits(model, TEXT, around, variant=variant)[0]
-    assert apart(unmoved.real, logits) < 1e-12
-    e = model.explain(TEXT, method, target=target, **how)
-    sites = [site for site in around if wanted(site)]
-    assert len(sites) >= 5
-    found = []
-    for site in sites:
-        g = surrogate.gradient(model, TEXT, site, target, variant=variant, around=around)
-        found.append(apart(e[site], around[site].output.array[0] * g))
-    return max(found)
+    truth = Truth(model, TEXT)
+    unmoved = surrogate.logits(model, TEXT, truth.around, variant=VARIANT[method])[0]
+    assert apart(unmoved.real, truth.logits) < 1e-12
+    assert len(truth.sites(wanted)) >= 5
+    return truth.deviation(method, wanted, **how)
 
 
 # -- the conservation ledger -----------------------------------------------------------------------

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from backends import BESIDE_NUMPY, Backend, Recorder, refusal
-from surrogate_truth import EXACT, Truth, is_stage
+from surrogate_truth import EXACT, Truth, is_stage, turnover, u
 
 from refl.cli import main
 from refl.errors import ReflError
 from refl.io.safetensors import write_safetensors
-from refl.ledger import Ledger
 from refl.model import Model
 from refl.nets import moe
 from refl.rules.composites import Rule
@@ -111,23 +110,18 @@ def test_the_ledger_closes(name: str, dtype: str) -> None:
     """Every site within 8 u sum|terms|, the whole account to 1e-12 (float32: 1e-5) of what is
     explained.
     """
-    model, u = net(name, dtype), float(np.finfo(dtype).eps) / 2
+    model = net(name, dtype)
     for method, composite in METHODS.items():
         for keep in ("*", ()):
             e = model.explain(IDS, composite, keep=keep, audit=True)
             for entry in e.ledger:
-                assert abs(entry.conservation_error[0]) <= 8 * u * entry.rounding_scale[0], (
+                assert abs(entry.conservation_error[0]) <= 8 * u(dtype) * entry.rounding_scale[0], (
                     f"{method}: {entry.site}"
                 )
             bound = {"float32": 1e-5, "float64": 1e-12}[dtype]
             assert abs(e.ledger.conservation_error[0]) <= bound * max(
                 turnover(e.ledger), abs(e.explained)
             ), method
-
-
-def turnover(ledger: Ledger) -> float:
-    """Gamma through many layers absorbs and gives back more than there is to explain."""
-    return float(sum(abs(amount[0]) for entry in ledger for amount in entry.absorbed.values()))
 
 
 @pytest.mark.parametrize("name", BIAS_FREE)

@@ -19,7 +19,9 @@ from typing import Any
 import mpmath
 import numpy as np
 import pytest
+import surrogate_truth
 from backends import BESIDE_NUMPY, Backend
+from surrogate_truth import EXACT, Truth, close
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import refl
@@ -37,7 +39,7 @@ from refl.show.colors import LEVELS, level
 from refl.show.notebook import fragment
 from refl.show.page import html
 from refl.verification.definitions import surrogate
-from refl.verification.identities.conditioning import RunComparison
+from refl.verification.identities.conditioning import RunComparison, rounding_bound
 from refl.verification.identities.rows import WorstDeviation
 from refl.verification.random_models import FLAN, LLAMA, T5, moved, random_model
 
@@ -55,33 +57,11 @@ NETS = {
     },
 }
 READ, WRITTEN = [3, 1, 16, 1, 8, 9], [0, 5, 11, 2]
-WITHOUT_EPS = {
-    "attnlrp-gradient": "attnlrp",
-    "lrp-0": "attnlrp",
-    "cp-lrp": "cp-lrp",
-    "input-x-gradient": "gradient",
-}
-"""Method -> the surrogate whose gradient it is."""
 
 
 @cache
 def net(name: str, dtype: str = "float64") -> Model:
     return random_model(NETS[name], 6, dtype)
-
-
-def rounding(*explanations: Explanation) -> float:
-    return float(
-        max(
-            8 * e.ledger.roundoff * sum(float(entry.rounding_scale[0]) for entry in e.ledger)
-            for e in explanations
-        )
-    )
-
-
-def close(got: Any, want: Any, bound: float) -> None:
-    assert got.shape == want.shape
-    apart = float(np.abs(got - want).max(initial=0.0))
-    assert apart <= bound, f"{apart:.2e} apart, {bound:.2e} allowed"
 
 
 # -- buckets ---------------------------------------------------------------------------------------
@@ -232,46 +212,14 @@ def test_in_plain_numpy(name: str) -> None:
 # -- relevance -------------------------------------------------------------------------------------
 
 
-class Truth:
-    """The recorded real run, and activation * surrogate gradient at its sites."""
-
-    def __init__(self, name: str) -> None:
-        self.model = net(name)
-        self.around, logits = surrogate.record(self.model, READ, WRITTEN)
-        self.target = int(logits.argmax())
-        self.known: dict[tuple[str, str], Any] = {}
-
-    def relevance(self, site: str, variant: str) -> Any:
-        if (site, variant) not in self.known:
-            how: dict[str, Any] = {"variant": variant, "around": self.around, "decoder": WRITTEN}
-            g = surrogate.gradient(self.model, READ, site, self.target, **how)
-            self.known[site, variant] = self.around[site].output.array[0] * g
-        return self.known[site, variant]
-
-    def deviation(self, method: str, variant: str, sites: list[str], **how: Any) -> float:
-        e = self.model.explain(READ, method, target=self.target, decoder=WRITTEN, **how)
-        return max(apart(e[site], self.relevance(site, variant)) for site in sites)
-
-    def stages(self) -> list[str]:
-        """Both embeddings, both last norms, what comes of every half-block and every block."""
-        found = [
-            s
-            for s in self.around
-            if s.endswith(("embed_tokens", "final_layer_norm")) or s.rpartition(".")[2].isdigit()
-        ]
-        c = self.model.config
-        assert len(found) == 4 + 2 * c.num_layers + 3 * c.decoder_layers
-        return found
-
-
-def apart(got: Any, truth: Any) -> float:
-    assert got.shape == truth.shape and got.dtype == truth.dtype == np.float64
-    return float(np.abs(got - truth).max() / (np.abs(truth).max() or 1.0))
+def is_stage(site: str) -> bool:
+    """Both embeddings, both last norms, what comes of every half-block and every block."""
+    return surrogate_truth.is_stage(site) or site.endswith("final_layer_norm")
 
 
 @cache
 def truth(name: str) -> Truth:
-    return Truth(name)
+    return Truth(net(name), READ, WRITTEN)
 
 
 @pytest.mark.parametrize("variant", surrogate.VARIANTS)
@@ -284,19 +232,18 @@ def test_surrogate_is_the_net_at_the_input(name: str, variant: str) -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_attnlrp_tends_to_the_surrogate_linearly_in_eps(name: str) -> None:
-    small, large = (
-        truth(name).deviation("attnlrp", "attnlrp", truth(name).stages(), eps=eps)
-        for eps in (1e-14, 1e-12)
-    )
+    small, large = (truth(name).deviation("attnlrp", is_stage, eps=eps) for eps in (1e-14, 1e-12))
     assert small < 1e-9
     assert large == pytest.approx(100 * small, rel=0.1)
 
 
-@pytest.mark.parametrize("method", WITHOUT_EPS)
+@pytest.mark.parametrize("method", EXACT)
 @pytest.mark.parametrize("name", NETS)
 def test_relevance_is_activation_times_surrogate_gradient(name: str, method: str) -> None:
     """At every half-block and block of both stacks, and at both embeddings."""
-    assert truth(name).deviation(method, WITHOUT_EPS[method], truth(name).stages()) < 1e-12
+    c = net(name).config
+    assert len(truth(name).sites(is_stage)) == 4 + 2 * c.num_layers + 3 * c.decoder_layers
+    assert truth(name).deviation(method, is_stage) < 1e-12
 
 
 @pytest.mark.parametrize("method", ["attnlrp-gradient", "cp-lrp"])
@@ -305,11 +252,12 @@ def test_the_same_inside_the_attentions(name: str, method: str) -> None:
     """At every operation of one attention of each kind: bias and table, scores with it, keys and
     values that were read.
     """
-    inside = [
-        s for s in truth(name).around if fnmatchcase(s, "*coder.block.0.layer.[01].*Attention.*")
-    ]
-    assert len(inside) > 30
-    assert truth(name).deviation(method, WITHOUT_EPS[method], inside) < 1e-12
+
+    def inside(site: str) -> bool:
+        return fnmatchcase(site, "*coder.block.0.layer.[01].*Attention.*")
+
+    assert len(truth(name).sites(inside)) > 30
+    assert truth(name).deviation(method, inside) < 1e-12
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -334,11 +282,11 @@ def test_the_ledger_closes(name: str, dtype: str) -> None:
                     abs(entry.conservation_error[0])
                     <= 8 * e.ledger.roundoff * entry.rounding_scale[0]
                 ), f"{method}: {entry.site}"
-            assert abs(e.ledger.conservation_error[0]) <= rounding(e)
+            assert abs(e.ledger.conservation_error[0]) <= rounding_bound(e)
             if composite.score == "sum":
                 assert abs(
                     e.relevance.sum() + e.decoder_relevance.sum() - e.ledger.tokens[0]
-                ) <= rounding(e)
+                ) <= rounding_bound(e)
             if method == "attnlrp":
                 assert e.ledger.absorbed["position"][0] != 0
                 at_tables = [
@@ -452,8 +400,8 @@ def test_nothing_is_behind_the_explained_position(method: str) -> None:
         for d in (WRITTEN, WRITTEN[:2])
     )
     assert not e.decoder_relevance[2:].any()
-    close(e.decoder_relevance[:2], alone.decoder_relevance, rounding(alone))
-    close(e.relevance, alone.relevance, rounding(alone))
+    close(e.decoder_relevance[:2], alone.decoder_relevance, rounding_bound(alone))
+    close(e.relevance, alone.relevance, rounding_bound(alone))
 
 
 @pytest.mark.parametrize("backend", BESIDE_NUMPY, indirect=True)
@@ -469,8 +417,8 @@ def test_every_backend(name: str, backend: Backend) -> None:
             ),
             strict=True,
         ):
-            close(other.relevance, one.relevance, rounding(one))
-            close(other.decoder_relevance, one.decoder_relevance, rounding(one))
+            close(other.relevance, one.relevance, rounding_bound(one))
+            close(other.decoder_relevance, one.decoder_relevance, rounding_bound(one))
 
 
 # -- what is asked and what is answered ------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 from backends import BESIDE_NUMPY, Backend
 from checkpoints import checkpoint
 from safetensors.numpy import load_file
+from surrogate_truth import Truth
 
 import refl
 from refl import cli
@@ -31,7 +32,6 @@ from refl.show.colors import DRAWING
 from refl.show.notebook import fragment
 from refl.show.page import html
 from refl.show.text import cells
-from refl.verification.definitions import surrogate
 from refl.verification.random_models import DEIT, VIT, moved, random_model
 
 REAL = ("vit_455_hf", "vit_mnist_012_hf")
@@ -138,62 +138,35 @@ def test_every_output_has_one_name() -> None:
 
 # -- relevance -------------------------------------------------------------------------------------
 
-VARIANT = {
-    "attnlrp": "attnlrp",
-    "attnlrp-gradient": "attnlrp",
-    "cp-lrp": "cp-lrp",
-    "input-x-gradient": "gradient",
-}
 SMALL = ("vit_455_hf", *RANDOM)
 
 
-class Truth:
-    """The recorded real run of one picture, and activation * surrogate gradient at its sites."""
-
-    def __init__(self, name: str) -> None:
-        self.model, self.picture = net(name), pictures(name)[0]
-        self.around, self.logits = surrogate.record(self.model, self.picture)
-        self.target = int(self.logits.argmax())
-
-    def relevance(self, site: str, variant: str) -> Any:
-        g = surrogate.gradient(
-            self.model, self.picture, site, self.target, variant=variant, around=self.around
-        )
-        return self.around[site].output.array[0] * g
-
-    def stages(self) -> list[str]:
-        """The pixels, the patches, their sum with the positions, and every block's output."""
-        last = ("pixel_values", "embeddings.dropout", "projection", "joined")
-        return [
-            s
-            for s in self.around
-            if s.endswith(last) or s.endswith(".output") and s.count(".") == 4
-        ]
+def is_stage(site: str) -> bool:
+    """The pixels, the patches, their sum with the positions, and every block's output."""
+    first = ("pixel_values", "embeddings.dropout", "projection", "joined")
+    return site.endswith(first) or (site.endswith(".output") and site.count(".") == 4)
 
 
 @cache
 def truth(name: str) -> Truth:
-    return Truth(name)
+    return Truth(net(name), pictures(name)[0])
 
 
-@pytest.mark.parametrize("method", VARIANT)
+@pytest.mark.parametrize("method", ["attnlrp", "attnlrp-gradient", "cp-lrp", "input-x-gradient"])
 @pytest.mark.parametrize("name", SMALL)
 def test_relevance_is_activation_times_surrogate_gradient(name: str, method: str) -> None:
     """At the pixels, at the patches and behind every block."""
-    t = truth(name)
     how = {"eps": 1e-14} if method == "attnlrp" else {}
-    e = t.model.explain(t.picture, method, target=t.target, **how)
-    assert len(t.stages()) == 4 + t.model.config.num_hidden_layers
-    for site in t.stages():
-        near(e[site], t.relevance(site, VARIANT[method]), 1e-9)
+    assert len(truth(name).sites(is_stage)) == 4 + net(name).config.num_hidden_layers
+    assert truth(name).deviation(method, is_stage, **how) <= 1e-9
 
 
 def test_relevance_of_a_larger_net() -> None:
-    """The real one of four blocks, at its pixels and behind each block."""
+    """The real one of four blocks, at its pixels and behind the second and the last of them."""
+    sites = ("pixel_values", "vit.encoder.layer.1.output", "vit.encoder.layer.3.output")
     t = truth("vit_mnist_012_hf")
-    e = t.model.explain(t.picture, "attnlrp-gradient", target=t.target)
-    for site in ("pixel_values", "vit.encoder.layer.1.output", "vit.encoder.layer.3.output"):
-        near(e[site], t.relevance(site, "attnlrp"), 1e-9)
+    assert len(t.sites(sites.__contains__)) == len(sites)
+    assert t.deviation("attnlrp-gradient", sites.__contains__) <= 1e-9
 
 
 def configured() -> list[tuple[str, dict[str, Any]]]:

@@ -32,11 +32,13 @@ def is_stage(site: str) -> bool:
 
 
 class Truth:
-    """The recorded real run of one text, and activation * surrogate gradient at its sites."""
+    """The recorded real run of one text or picture, and activation * surrogate gradient at its
+    sites. `decoder`: the ids a decoder has written.
+    """
 
-    def __init__(self, model: Model, ids: list[int]) -> None:
-        self.model, self.ids = model, ids
-        self.around, self.logits = surrogate.record(model, ids)
+    def __init__(self, model: Model, ids: Any, decoder: list[int] | None = None) -> None:
+        self.model, self.ids, self.decoder = model, ids, decoder
+        self.around, self.logits = surrogate.record(model, ids, decoder)
         self.target = int(self.logits.argmax())
         self.known: dict[tuple[str, str], Any] = {}
 
@@ -45,15 +47,15 @@ class Truth:
 
     def relevance(self, site: str, variant: str) -> Any:
         if (site, variant) not in self.known:
-            g = surrogate.gradient(
-                self.model, self.ids, site, self.target, variant=variant, around=self.around
-            )
+            how: dict[str, Any] = {"around": self.around, "decoder": self.decoder}
+            g = surrogate.gradient(self.model, self.ids, site, self.target, variant=variant, **how)
             self.known[site, variant] = self.around[site].output.array[0] * g
         return self.known[site, variant]
 
     def deviation(self, method: str, wanted: Callable[[str], bool] = is_stage, **how: Any) -> float:
         """The largest over the sites of |R - truth| / max |truth|."""
-        e = self.model.explain(self.ids, method, target=self.target, **how)
+        how |= {"target": self.target, "decoder": self.decoder}
+        e = self.model.explain(self.ids, method, **how)
         return max(
             apart(e[site], self.relevance(site, VARIANT[method])) for site in self.sites(wanted)
         )
@@ -65,6 +67,7 @@ def apart(got: Any, truth: Any) -> float:
 
 
 def text(model: Model, length: int, seed: int = 0) -> list[int]:
+    """Random token ids."""
     return [
         int(i) for i in np.random.default_rng(seed).integers(0, model.config.vocab_size, length)
     ]
@@ -73,8 +76,8 @@ def text(model: Model, length: int, seed: int = 0) -> list[int]:
 def close(got: Any, want: Any, bound: float) -> None:
     """The same shape, and nowhere further apart than `bound`."""
     assert got.shape == want.shape
-    apart = float(np.abs(got - want).max(initial=0.0))
-    assert apart <= bound, f"{apart:.2e} apart, {bound:.2e} allowed"
+    worst = float(np.abs(got - want).max(initial=0.0))
+    assert worst <= bound, f"{worst:.2e} apart, {bound:.2e} allowed"
 
 
 def u(dtype: str) -> float:
@@ -82,4 +85,7 @@ def u(dtype: str) -> float:
 
 
 def turnover(ledger: Ledger) -> float:
+    """All that is absorbed: gamma through many layers absorbs and gives back more than there is to
+    explain.
+    """
     return float(sum(abs(amount[0]) for entry in ledger for amount in entry.absorbed.values()))
