@@ -1,5 +1,5 @@
-"""What the table of operations says of each rule: its defaults, what it absorbs relevance under,
-the names it goes by; and single values written out by hand.
+"""What each rule has by default and what it absorbs relevance under; and single values written out
+by hand.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from refl.rules import (
     softmax,
 )
 from refl.rules.conservation import RuleOutput, stabilized_ratio
+from refl.rules.operations import FORMULATIONS, OPERATIONS
 
 PAPER = {"eps": 1e-6, "stabilizer": "sign"}
 DEFAULTS: dict[Callable[..., RuleOutput], dict[str, Any]] = {
@@ -68,6 +69,17 @@ def test_defaults(function: Callable[..., RuleOutput]) -> None:
     assert said == DEFAULTS[function]
 
 
+def test_no_rule_with_an_option_is_left_out() -> None:
+    found = {
+        function
+        for operation in OPERATIONS.values()
+        for formulation in FORMULATIONS
+        for function in operation.rules_in(formulation).values()
+        if operation.options(function)
+    }
+    assert found <= set(DEFAULTS)
+
+
 def test_the_words_of_the_causes() -> None:
     """Under which cause each rule records what it absorbs."""
     random = np.random.default_rng(13)
@@ -82,7 +94,7 @@ def test_the_words_of_the_causes() -> None:
     hidden[..., 0] = -np.inf
     q = softmax.forward(hidden)
     stabilized = {"stabilizer"}
-    for passed, words in (
+    for output, words in (
         (linear.epsilon(X, W, BIAS, z, R), {"bias", "stabilizer"}),
         (linear.epsilon(X, W, None, z, R), stabilized),
         (linear.gamma(X, W, BIAS, z, R), {"bias", "stabilizer"}),
@@ -122,7 +134,7 @@ def test_the_words_of_the_causes() -> None:
         (renormalize.gradient(X, X, G), {"renormalization_offset"}),
         (combine.epsilon(X, Y, sums, G, index=((range(T),) * B,) * 2, length=T), stabilized),
     ):  # fmt: skip
-        assert set(passed.absorbed) == words
+        assert set(output.absorbed) == words
 
 
 def test_the_unsigned_stabilizer_may_meet_its_own_zero() -> None:
