@@ -8,12 +8,12 @@ import ast
 import re
 import sys
 from importlib.abc import InspectLoader
+from importlib.util import find_spec
 from types import FunctionType
 
 import pytest
 from checkpoints import ROOT
 
-from refl import rules
 from refl.verification.quality import import_graph
 
 PATHS = import_graph.modules(ROOT)
@@ -163,15 +163,19 @@ def test_definitions_import_nothing_of_the_engine(module: str) -> None:
     assert others <= READS_RECORDS.get(module, set())
 
 
-def test_the_folder_of_rules_is_no_package_of_its_own() -> None:
-    spec = rules.__spec__
+# -- folders beside the package --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["rules", "nets"])
+def test_a_folder_is_no_package_of_its_own(folder: str) -> None:
+    spec = find_spec(f"refl.{folder}")
     assert spec is not None and isinstance(spec.loader, InspectLoader)
     code = spec.loader.get_code(spec.name)
     assert code is not None
-    FunctionType(code, {"__name__": "refl.rules"})()
+    FunctionType(code, {"__name__": spec.name})()
     sentence = (
-        "this folder is the package refl.rules; install the project (pip install -e .) and "
+        f"this folder is the package {spec.name}; install the project (pip install -e .) and "
         "import that name"
     )
     with pytest.raises(ImportError, match=re.escape(sentence)):
-        FunctionType(code, {"__name__": "rules"})()
+        FunctionType(code, {"__name__": folder})()
