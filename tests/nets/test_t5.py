@@ -127,7 +127,7 @@ def defined(n: int, each: int, farthest: int) -> int:
 
 
 def plain_t5(w: Any, c: dict[str, Any], read: list[int], prefix: list[int]) -> Any:  # -> (U, V)
-    """The paper's model, one text, one loop over heads at a time."""
+    """The paper's model, one text, by loops over heads and queries."""
     act = {
         "relu": lambda x: np.maximum(x, 0),
         "gated-gelu": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
@@ -175,7 +175,7 @@ def plain_t5(w: Any, c: dict[str, Any], read: list[int], prefix: list[int]) -> A
         )
         return h @ w[f"{name}.wo.weight"].T
 
-    h, read_out = None, None
+    h, encoded = None, None
     for stack, ids, layers in (
         ("encoder", read, c["num_layers"]),
         ("decoder", prefix, c["num_decoder_layers"]),
@@ -192,12 +192,12 @@ def plain_t5(w: Any, c: dict[str, Any], read: list[int], prefix: list[int]) -> A
             )
             if stack == "decoder":
                 h = h + attend(
-                    f"{b}.1.EncDecAttention", norm(f"{b}.1.layer_norm", h), read_out, None, False
+                    f"{b}.1.EncDecAttention", norm(f"{b}.1.layer_norm", h), encoded, None, False
                 )
             last = f"{b}.{1 if stack == 'encoder' else 2}"
             h = h + mlp(f"{last}.DenseReluDense", norm(f"{last}.layer_norm", h))
         h = norm(f"{stack}.final_layer_norm", h)
-        read_out = h if stack == "encoder" else read_out
+        encoded = h if stack == "encoder" else encoded
     tied = c["tie_word_embeddings"]
     return (h * c["d_model"] ** -0.5) @ w["shared.weight"].T if tied else h @ w["lm_head.weight"].T
 

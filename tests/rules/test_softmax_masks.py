@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refl.rules import (
-    softmax,
-)
+from refl.rules import softmax
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -22,15 +20,15 @@ def test_half_the_lowest_number_is_a_mask(dtype: str) -> None:
         for beside in ([], [-np.inf]):
             x = np.asarray([[0.0, lowest, *beside]], dtype=dtype)
             r = np.asarray([[0.0, 2.0**-100, *(4.0 for _ in beside)]], dtype=dtype)
-            p, taken = softmax.forward(x), 2.0**-100 * hidden + 4.0 * len(beside)
-            passed = softmax.taylor(x, p, r)
-            assert p[0, :2].tolist() == [1.0, 0.0] and passed.inputs[0] is not None
-            assert passed.inputs[0][0, :2].tolist() == [
+            p, absorbed = softmax.forward(x), 2.0**-100 * hidden + 4.0 * len(beside)
+            output = softmax.taylor(x, p, r)
+            assert p[0, :2].tolist() == [1.0, 0.0] and output.inputs[0] is not None
+            assert output.inputs[0][0, :2].tolist() == [
                 0.0,
                 0.0 if hidden else float(lowest) * 2.0**-100,
             ]
-            assert {k: list(v) for k, v in passed.absorbed.items() if k == "mask"} == (
-                {"mask": [taken]} if taken else {}
+            assert {k: list(v) for k, v in output.absorbed.items() if k == "mask"} == (
+                {"mask": [absorbed]} if absorbed else {}
             )
 
 
@@ -44,6 +42,6 @@ def test_two_kinds_of_mask_at_once() -> None:
     e = np.exp(-2.0)
     assert np.abs(p - np.asarray([[e, 0, 0, 1]]) / (1 + e)).max() <= 1e-15
     for rule in (softmax.taylor, softmax.identity, softmax.z_plus, softmax.spread):
-        passed = rule(x, p, r, mask=mask)
-        assert passed.inputs[0] is not None and passed.inputs[0][0, 1:3].tolist() == [0.0, 0.0]
-        assert passed.absorbed["mask"].tolist() == [12.0]
+        output = rule(x, p, r, mask=mask)
+        assert output.inputs[0] is not None and output.inputs[0][0, 1:3].tolist() == [0.0, 0.0]
+        assert output.absorbed["mask"].tolist() == [12.0]
