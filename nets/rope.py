@@ -88,13 +88,18 @@ def read(
     """Rope from `rope_theta` and `rope_scaling`, or from `rope_parameters`, where newer files hold
     both.
 
-    Raises ReflError for a type that is not implemented, an option missing from it, or one it does
-    not have.
+    Raises ReflError for a type that is not implemented, an option missing from it, one it does not
+    have, or a value that makes no angles.
     """
-    options = dict(parameters or scaling or {})
+    given = parameters or scaling or {}
+    if not isinstance(given, dict):
+        raise ReflError(f"config.json has {given!r} for rotary positions: expected an object")
+    options = dict(given)
     kind = options.pop("rope_type", options.pop("type", None)) or "default"
-    base = options.pop("rope_theta", None) or theta or 10000.0
-    if kind not in ACCEPTED:
+    base = options.pop("rope_theta", None)
+    if base is None:
+        base = 10000.0 if theta is None else theta
+    if kind not in tuple(ACCEPTED):  # a tuple, for the file may have a list there
         raise ReflError(
             f"config.json asks for rope_type {kind!r}, which is not implemented: there are "
             f"{', '.join(ACCEPTED)}"
@@ -104,6 +109,9 @@ def read(
     missing = sorted(REQUIRED[kind] - {key for key, value in options.items() if value is not None})
     if missing:
         raise ReflError(f"config.json asks for rope_type {kind!r} without its option {missing[0]}")
+    _check_number(kind, "rope_theta", base)
+    if kind == "llama3" and options["high_freq_factor"] <= options["low_freq_factor"]:
+        raise ReflError("config.json has a high_freq_factor that is not above low_freq_factor")
     if width % 2:
         raise ReflError(f"rotary embedding needs an even head_dim, got {width}")
     return Rope(
@@ -120,9 +128,13 @@ def _check_option(kind: str, key: str, value: Any) -> None:
         raise ReflError(
             f"config.json gives rope_type {kind!r} the option {key}, which is not implemented"
         )
-    if value is not None and (
-        isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0
-    ):
+    if value is not None:
+        _check_number(kind, key, value)
+
+
+def _check_number(kind: str, key: str, value: Any) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and 0 < value < math.inf):
         raise ReflError(
             f"config.json has {key} = {value!r} for rope_type {kind!r}: expected a number above 0"
         )

@@ -261,6 +261,10 @@ def test_null_switches_off_and_silence_leaves_the_default() -> None:
     [
         ({"full_attention": {}, "rope_theta": 1e4}, "rope_parameters with rope_theta: expected"),
         ({"full_attention": {}, "sliding_attention": {"rope_type": "su"}}, "rope_type 'su'"),
+        (
+            {"full_attention": {}, "sliding_attention": 3},
+            "3 for rotary positions: expected an object",
+        ),
     ],
 )
 def test_rotary_positions_of_both_kinds_of_block(parameters: dict[str, Any], named: str) -> None:
