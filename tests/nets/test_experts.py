@@ -67,6 +67,16 @@ def chosen(model: Model, ids: list[int]) -> dict[str, Any]:
     }
 
 
+def experts_of(model: Model, ids: list[int]) -> set[str]:
+    """The modules of the experts that serve a text."""
+    return {
+        f"{site.removesuffix('.chosen')}.experts.{e}"
+        for site, rows in chosen(model, ids).items()
+        for row in rows
+        for e in row
+    }
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_routing_is_spread(name: str) -> None:
     """Otherwise nothing below would test much: at every router more experts serve the text than
@@ -302,36 +312,22 @@ class Recorded(Mapping[str, Any]):
 @pytest.mark.parametrize("recompute", [False, True])
 def test_only_chosen_experts_are_fetched(name: str, recompute: bool) -> None:
     """In the forward pass and in the sweep; padding chooses none."""
-    ids, expected = [2, 7], set()
-    for site, rows in chosen(net(name), ids).items():
-        expected |= {f"{site.removesuffix('.chosen')}.experts.{e}" for row in rows for e in row}
-    weights = Recorded(net(name).weights)
+    ids, weights = [2, 7], Recorded(net(name).weights)
     model = replace(net(name), weights=weights)
     model.explain([ids, [2]], "attnlrp", recompute=recompute)
-    fetched = {
-        tensor.rpartition(".")[0].rpartition(".")[0]
-        for tensor in weights.fetched
-        if ".experts." in tensor
-    }
-    everyone = {
-        tensor.rpartition(".")[0].rpartition(".")[0] for tensor in weights if ".experts." in tensor
-    }
-    assert fetched == expected < everyone
+    fetched, everyone = (
+        {tensor.rsplit(".", 2)[0] for tensor in tensors if ".experts." in tensor}
+        for tensors in (weights.fetched, weights)
+    )
+    assert fetched == experts_of(net(name), ids) < everyone
 
 
 def test_an_expert_that_nobody_chose_may_be_anything() -> None:
     """NaN in its weights is never seen."""
     model = net("mixtral")
-    used = {
-        f"{site.removesuffix('.chosen')}.experts.{e}."
-        for site, rows in chosen(model, [2, 7]).items()
-        for row in rows
-        for e in row
-    }
+    used = tuple(f"{expert}." for expert in experts_of(model, [2, 7]))
     poisoned = {
-        name: np.full_like(w, np.nan)
-        if ".experts." in name and not name.startswith(tuple(used))
-        else w
+        name: np.full_like(w, np.nan) if ".experts." in name and not name.startswith(used) else w
         for name, w in model.weights.items()
     }
     e, clean = replace(model, weights=poisoned).explain([2, 7]), model.explain([2, 7])
