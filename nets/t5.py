@@ -65,6 +65,7 @@ class Config:
         "T5WithLMHeadModel",
         "T5Model",
     )
+    """Classes with an encoder and a decoder."""
 
     def __post_init__(self) -> None:
         strange = [name for name in self.architectures or () if name not in self.WHOLE]
@@ -116,6 +117,7 @@ class Config:
 
     @property
     def longest(self) -> int:
+        """No table of positions runs out: distances have no end."""
         return 1 << 31
 
 
