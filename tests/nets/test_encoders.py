@@ -306,6 +306,14 @@ def test_a_class_by_name_or_number(name: str) -> None:
     )
     each = model.explain_each(TEXT, ["no", "yes", "maybe"])
     assert np.array_equal(each[2].relevance, by_name.relevance)
+    if model.config.type_vocab_size > 1:
+        types = [i % 2 for i in range(len(TEXT))]
+        (of_types,) = model.explain_each(TEXT, ["maybe"], types=types)
+        alone = model.explain(TEXT, target="maybe", types=types)
+        assert np.array_equal(of_types.relevance, alone.relevance)
+        assert not np.array_equal(of_types.relevance, by_name.relevance)
+    with pytest.raises(ReflError, match="at= says what is explained"):
+        model.explain_each(TEXT, ["maybe"], at=(list(by_name)[0], 0))
     with pytest.raises(ReflError, match="unknown class 'perhaps': the model has no, yes, maybe"):
         model.explain(TEXT, target="perhaps")
 

@@ -574,6 +574,7 @@ PREPARATIONS: list[tuple[dict[str, Any], str]] = [
     ({"do_center_crop": True, "crop_size": {"shortest_edge": 3}}, "shortest_edge"),
     ({"resample": 9}, "resample"),
     ({"image_std": [0.5, 0.0, 0.5]}, "image_std"),
+    ({"image_std": [0.5, -1, 0.5]}, "image_std"),
     ({"image_mean": "gray"}, "image_mean"),
     ({"rescale_factor": None, "image_mean": []}, "image_mean"),
 ]

@@ -226,6 +226,13 @@ def test_trace_shows_shapes_and_causes(capsys: Capture) -> None:
     assert "6×64" in out
 
 
+def test_trace_of_a_neuron_shows_the_pass_that_was_explained(capsys: Capture) -> None:
+    """A neuron may lie at any token, so the head ran at all six."""
+    told = json.loads(answer(capsys, "trace", TEXT, "--at", "lm_head", "2", "17", "--json"))
+    (head,) = (row for row in told["operations"] if row["site"] == "lm_head")
+    assert head["shape"] == [6, 169]
+
+
 def test_models(capsys: Capture) -> None:
     out = answer(capsys, "models")
     assert "llama" in out
@@ -334,6 +341,8 @@ def test_bad_options_are_refused_in_one_line(case: str, command: str, capsys: Ca
         (["explain", "--ids", "one"], "invalid int"),
         (["explain", "the " * 500], "shorten it"),
         (["nonsense"], "invalid choice"),
+        *((["conform", "--list", f"--{kind}", "x"], "text alone") for kind in ("html", "junit")),
+        (["conform", "--list", "--json"], "text alone"),
         (["methods", "nonsense"], "unknown method"),
         (["methods", "no-such.toml"], "no-such.toml"),
     ],
