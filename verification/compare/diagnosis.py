@@ -19,7 +19,7 @@ from refl.model import Model
 from refl.rules.composites import Composite
 from refl.verification.compare.alignment import known_sites
 from refl.verification.compare.alternatives import Alternative, alternatives, unsigned, with_eps
-from refl.verification.compare.forward import ExplainedOutput, RecordedForward, least_eps
+from refl.verification.compare.forward import ExplainedOutput, RecordedForward
 from refl.verification.compare.rounding import Site, SiteError, relevance_errors, unit_roundoff
 
 
@@ -185,17 +185,18 @@ def _searched(trials: Trials, composite: Composite, found: list[Diagnosis]) -> l
         ]
         if not grid or any(d.equal for d in found):
             continue
-        best = min(grid, key=lambda d: d.distance).alternative.composite
+        best = min(grid, key=lambda d: d.distance).alternative
         sites = list(itertools.islice(trials.parting(Alternative(composite)), FIRST_SITES))
-        eps = _nearest_eps(trials, best, sites, least_eps(best))
-        results += _rounded(trials, best, form, eps)
+        assert best.eps is not None
+        eps = _nearest_eps(trials, best.composite, sites, best.eps)
+        results += _rounded(trials, best.composite, form, eps)
         if results and results[-1].equal:
             break
     return results
 
 
 def _nearest_eps(trials: Trials, composite: Composite, sites: list[str], start: float) -> float:
-    """Gauss and Newton on log eps, at most a decade a step: relevance is smooth in eps, and near 0
+    """Gauss-Newton on log eps, at most a decade a step: relevance is smooth in eps, and near 0
     linear.
     """
     log = math.log(start)
