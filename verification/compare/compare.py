@@ -61,8 +61,8 @@ def compare(
 
     tolerance    let a deviation of this part of the largest at a site pass, beside rounding
     model        the checkpoint that both were made with, or its folder: then options and known
-                 mistakes are tried. The model that ships
-                 with refl is tried by itself where a file's fingerprint is its own
+                 mistakes are tried. The model that ships with refl is tried by itself where a
+                 file's fingerprint is its own
 
     Raises ReflError for a file that is no oracle file, two that share no site, and a model that is
     not the files'.
@@ -150,20 +150,18 @@ def _aligned(a: Oracle, b: Oracle) -> dict[str, str]:
 
 def _ordered(a: Oracle, b: Oracle, aligned: dict[str, str]) -> tuple[dict[str, str], str]:
     """The pairs from the output down, and how that order was found."""
-    ours = {site: at for site, at in aligned.items()}
     theirs = {at: site for site, at in aligned.items()}
-    for side, known in ((a, {site: site for site in ours}), (b, theirs)):
+    for side, known in ((a, {site: site for site in aligned}), (b, theirs)):
         for listed, words in (
             (side.order, "the order of sites that {} gives"),
             (_from_ledger(side), "the order of {}'s ledger"),
         ):
             sites = list(dict.fromkeys(known[s] for s in listed if s in known))
             if len(sites) > len(aligned) / 2:
-                rest = sorted((s for s in ours if s not in set(sites)), key=_later_first)
-                return {s: ours[s] for s in (*sites, *rest)}, words.format(side.name)
-    return {
-        s: ours[s] for s in sorted(ours, key=_later_first)
-    }, "neither file says in which order sites follow: by name, later blocks first"
+                rest = sorted((s for s in aligned if s not in set(sites)), key=_later_first)
+                return {s: aligned[s] for s in (*sites, *rest)}, words.format(side.name)
+    by_name = {s: aligned[s] for s in sorted(aligned, key=_later_first)}
+    return by_name, "neither file says in which order sites follow: by name, later blocks first"
 
 
 def _from_ledger(side: Oracle) -> list[str]:
@@ -305,10 +303,11 @@ def _methods(a: Oracle, b: Oracle) -> list[str]:
     return [
         f"the files give their methods other options: {d}"
         for d in _options(ours["rules"], theirs["rules"])
-    ][:1]
+    ]
 
 
 def _options(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Iterator[str]:
+    """In what the tables differ, in one sentence; none where they do not."""
     if len(ours) != len(theirs):
         yield f"{len(ours)} lines in A's table, {len(theirs)} in B's"
         return
@@ -377,18 +376,16 @@ def _explained(
         return [], [why]
     known = known_sites(forward.names, forward.activations, theirs.relevance)
     listed = diagnose(forward, base, known, tolerance)
-    return listed, [
-        *_none_is_equal(listed),
-        *(
-            [f"A says no method: the options are those of {b.name}, tried until they give A"]
-            if swapped
-            else []
-        ),
-    ]
+    notes = _none_is_equal(listed)
+    if swapped:
+        notes.append(
+            f"A says no method: the options are those of {b.name}, tried until they give A"
+        )
+    return listed, notes
 
 
 def _none_is_equal(listed: list[Diagnosis]) -> list[str]:
-    if any(s.equal for s in listed):
+    if any(d.equal for d in listed):
         return []
     return [
         "no option and no known mistake that was tried makes the two equal"
@@ -399,18 +396,18 @@ def _none_is_equal(listed: list[Diagnosis]) -> list[str]:
 def _model(side: Oracle, model: Model | str | Path | None) -> Model | None:
     """The model that a file was made with: as given, or the one that ships where it is that."""
     dtype = "float64" if side.about.get("dtype") != "float32" else "float32"
-    print_ = side.about.get("fingerprint")
+    fingerprint = side.about.get("fingerprint")
     if isinstance(model, Model):
         return model
     found = load(model, dtype=dtype)
-    if print_ and found.fingerprint() != print_:
+    if fingerprint and found.fingerprint() != fingerprint:
         if model is None:
             return None
         raise ReflError(
             f"{side.name} was made with another checkpoint than {model}: fingerprint "
-            f"{str(print_)[:12]}, not {found.fingerprint()[:12]}"
+            f"{str(fingerprint)[:12]}, not {found.fingerprint()[:12]}"
         )
-    return found if print_ or model is not None else None
+    return found if fingerprint or model is not None else None
 
 
 def _forward(model: Model, side: Oracle) -> tuple[RecordedForward | None, str]:

@@ -100,9 +100,9 @@ def headline(c: Comparison) -> str:
     if c.first_forward:
         e = c.first_forward
         return (
-            f"The forward passes differ, first at {e.site}: by {e.relative:.1e} of the "
-            "largest activation there, where rounding allows "
-            f"{e.level:.1e}. Relevance can only agree where activations do."
+            f"The forward passes differ, first at {e.site}: by {e.relative:.1e} of the largest "
+            f"activation there, where rounding allows {e.level:.1e}. Relevance can only agree "
+            "where activations do."
         )
     if c.first:
         return f"Relevance parts first at {c.first.site}, {_deviation(c.first)}; {_above(c)}."
@@ -114,8 +114,7 @@ def headline(c: Comparison) -> str:
         return f"Relevance is the same to the last bit at all {len(c.errors)} shared sites."
     return (
         f"Relevance agrees at all {len(c.errors)} shared sites; the largest deviation is "
-        f"{worst.relative:.1e} of the largest "
-        f"at {worst.site}."
+        f"{worst.relative:.1e} of the largest at {worst.site}."
     )
 
 

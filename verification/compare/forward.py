@@ -99,10 +99,8 @@ class RecordedForward:
         return {site: c * asnumpy(swept.activations[site])[0] for site, c in propagated.items()}
 
 
-def least_eps(composite: Composite | None) -> float:
+def least_eps(composite: Composite) -> float:
     """The least stabilizer of a composite; 0 where a rule has none."""
-    if composite is None or composite.formulation == "gradient_x_input":
-        return 0.0
     options = [
         line["options"] for line in composite.as_dict()["rules"] if "stabilizer" in line["options"]
     ]
@@ -119,9 +117,7 @@ def picture_of(activations: Mapping[str, Any], picture: Any) -> Image | None:
     return None if pixels is None else Image(pixels, picture)
 
 
-def same_forward(
-    forward: RecordedForward, activations: Mapping[str, Any], tolerance: float | None = None
-) -> SiteError | None:
+def same_forward(forward: RecordedForward, activations: Mapping[str, Any]) -> SiteError | None:
     """The first site, in forward order, where refl's activations are others than these; None where
     there is none.
     """
@@ -129,9 +125,8 @@ def same_forward(
     theirs = {names[name]: x for name, x in activations.items() if names.get(name) in ours}
     for site, x in ours.items():
         if site in theirs and x.shape == theirs[site].shape:
-            error = activation_error(
-                site, x, theirs[site], max(unit_roundoff(x), unit_roundoff(theirs[site])), tolerance
-            )
+            roundoff = max(unit_roundoff(x), unit_roundoff(theirs[site]))
+            error = activation_error(site, x, theirs[site], roundoff)
             if error.parts:
                 return error
     return None

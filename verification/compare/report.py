@@ -122,8 +122,8 @@ def html(c: Comparison) -> str:
 def _html_words(c: Comparison) -> str:
     items = "".join(f"<li>{safe(text)}</li>" for text in reasons(c))
     return (
-        "<section><p "
-        f'class="headline">{safe(headline(c))}</p>{f"<ul>{items}</ul>" if items else ""}</section>'
+        f'<section><p class="headline">{safe(headline(c))}</p>'
+        f"{f'<ul>{items}</ul>' if items else ''}</section>"
     )
 
 
@@ -134,9 +134,8 @@ def _html_sites(c: Comparison) -> str:
         "there. Allowed: what rounding explains of it."
     )
     return (
-        "<section><h2>Where it matters</h2><p "
-        f'class="note">{columns}</p>{few}<details><summary>All {len(c.errors)} sites, from '
-        f"the output down</summary>{every}"
+        f'<section><h2>Where it matters</h2><p class="note">{columns}</p>{few}<details>'
+        f"<summary>All {len(c.errors)} sites, from the output down</summary>{every}"
         "</details></section>"
     )
 
@@ -174,9 +173,8 @@ def _html_picture(c: Comparison) -> str:
     low, high = _decades(errors)
     legend = (
         '<p class="note">Each stem is a site, from the output (left) down to the input '
-        "(right): its largest deviation in units of the "
-        "largest relevance there. The line is what rounding allows. <span class='key "
-        "parts'>parts</span> "
+        "(right): its largest deviation in units of the largest relevance there. The line is "
+        "what rounding allows. <span class='key parts'>parts</span> "
         "<span class='key agrees'>agrees</span></p>"
     )
     drawn = _axis(low, high) + _stems(errors, low, high) + _level(errors, low, high) + _first(c)

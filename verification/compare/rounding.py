@@ -99,7 +99,7 @@ def relevance_errors(
     after the other.
 
     pairs        site, A, B in sweep order: what is above a site comes before it
-    how          where relevance is divided by an activation, and by how much more
+    how          where relevance is divided by an activation, and the eps that is added there
     tolerance    a deviation of this part of the largest at a site is let pass beside rounding
     """
     above = 0.0
@@ -119,7 +119,7 @@ def relevance_errors(
 
 def _shape(
     r: Any, x: Any, eps: float, divides: bool
-) -> tuple[Any, float, float]:  # -> |x|/max|x| + |c|/max|c|, N, max|x|
+) -> tuple[Any, float, float]:  # -> |x|/max|x| + |c|/max|c|, n, max|x|
     r = np.where(np.isfinite(r), np.abs(r), 0.0).astype(np.float64)
     if x is None:
         return np.ones_like(r), float(np.linalg.norm(r.ravel())), 0.0
