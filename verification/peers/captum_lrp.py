@@ -1,7 +1,7 @@
 """captum 0.9.0 under the conformance vectors:  refl conform refl.verification.peers.captum_lrp
 
 captum.attr.LRP explains one score of a model. To start from any relevance r at the output z, the
-model is given a score whose value is 1 and whose gradient at z is r (`_Scored`): captum multiplies
+model is given a score whose value is 1 and whose gradient at z is r (`_scored`): captum multiplies
 by the score's value, which then changes nothing.
 
 Rules are set as its documentation says, as an attribute of the layer, once, when the network is

@@ -46,7 +46,7 @@ FAMILIES = ("llama", "gpt2", "qwen2", "qwen3", "gemma3_text", "bert")
 """Model types that LXT 2.1 has patches for and that run beside transformers 4.52.4."""
 
 
-# -- what was recorded ----------------------------------------------------------------------------
+# -- what was recorded -----------------------------------------------------------------------------
 
 
 @dataclass
@@ -480,21 +480,19 @@ def _tokens(
 ) -> tuple[Any, Any]:  # -> (T,) or (H, W), and the decoder's (T,)
     """What reached the input, summed over features."""
 
-    def shares(name: str) -> Any:
+    def relevance(name: str) -> Any:
         site = recording.aliases.get(name, name)
         return activations[site] * gradients[site]
 
     if inputs.pixels is not None:
         site = next(name for name, x in activations.items() if x.shape == np.shape(inputs.pixels))
-        return shares(site).sum(axis=0), None
+        return relevance(site).sum(axis=0), None
     if inputs.decoder is not None:
-        return shares("encoder.embed_tokens").sum(axis=-1), shares("decoder.embed_tokens").sum(
-            axis=-1
-        )
+        encoder, decoder = (relevance(f"{side}.embed_tokens") for side in ("encoder", "decoder"))
+        return encoder.sum(axis=-1), decoder.sum(axis=-1)
     table = model.get_input_embeddings()
-    return shares(next(name for name, module in model.named_modules() if module is table)).sum(
-        axis=-1
-    ), None
+    embedding = next(name for name, module in model.named_modules() if module is table)
+    return relevance(embedding).sum(axis=-1), None
 
 
 def _names(model: Any, text: Text | None) -> Callable[[int], str]:

@@ -132,19 +132,14 @@ def widened(loaded: Any) -> Any:
     """The float64 twin of a transformers model of any dtype. To be called inside `wide`; the file
     is read outside.
     """
+    import torch
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_config(
-        loaded.config, torch_dtype=_float64(), attn_implementation="eager"
+        loaded.config, torch_dtype=torch.float64, attn_implementation="eager"
     )
     model.load_state_dict(loaded.state_dict())
     return model.eval()
-
-
-def _float64() -> Any:
-    import torch
-
-    return torch.float64
 
 
 # -- gradient x input form -------------------------------------------------------------------------
@@ -257,9 +252,9 @@ def backward(
     finally:
         for hook in hooks:
             hook.remove()
-    shares = {name: (x * x.grad)[0].detach().numpy() for name, x in blocks.items()}
+    at_blocks = {name: (x * x.grad)[0].detach().numpy() for name, x in blocks.items()}
     relevance = (embedded * embedded.grad)[0].sum(-1).detach().numpy()
-    return Found(logit.item(), relevance, shares, min(entered, default=math.inf))
+    return Found(logit.item(), relevance, at_blocks, min(entered, default=math.inf))
 
 
 def _blocks(model: Any, kind: str) -> list[str]:

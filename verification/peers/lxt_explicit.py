@@ -36,9 +36,8 @@ needs("torch", "transformers", "lxt")
 NAME = "LXT, relevance form"
 VERSION = "2.1"
 CONVENTIONS = {
-    "eps-unsigned": "documentation, 'How does LXT work under the hood?': "
-    "the rule is written R / (z + "
-    "eps), without the sign of z",
+    "eps-unsigned": "documentation, 'How does LXT work under the hood?': the rule is written "
+    "R / (z + eps), without the sign of z",
 }
 
 
@@ -122,17 +121,14 @@ def multiply_uniform(
     operands: Sequence[Tensor], r: Tensor, *, constant: Sequence[bool] | None = None
 ) -> Any:
     """mul2 for two operands; LXT's rule for more is UniformRule."""
+    product = _f().mul2 if len(operands) == 2 else _product_by_rule
+    return except_constants(constant, operands, lambda leaves: product(*leaves).backward(r))
+
+
+def _product_by_rule(*leaves: Tensor) -> Tensor:
     import torch
 
-    def product(leaves: list[Tensor]) -> None:
-        two = len(leaves) == 2
-        (
-            _f().mul2(*leaves)
-            if two
-            else _rules().uniform_rule_fn.apply(lambda *each: torch.stack(each).prod(0), *leaves)
-        ).backward(r)
-
-    return except_constants(constant, operands, product)
+    return _rules().uniform_rule_fn.apply(lambda *each: torch.stack(each).prod(0), *leaves)
 
 
 def multiply_second(a: Tensor, b: Tensor, r: Tensor) -> Any:
@@ -259,19 +255,17 @@ def attention_attnlrp(
     stabilizer: str = "sign",
     denominator: str = "2z+eps",
 ) -> Any:
-    """LXT has one form, whichever denominator is asked for: 2 z + eps in q k^T, 2 (z + eps) in p
-    v.
+    """LXT has one form, whichever denominator is asked for: q k^T divides by 2 z + eps, p v by
+    2 (z + eps).
     """
     import torch
 
     _stabilized(stabilizer)
-    f, rules = _f(), _rules()
 
     def attended(*leaves: Tensor) -> Tensor:
         queries, keys, values = _copied(*leaves)
-        scores = f.matmul(f.mul2(queries, scale), keys.transpose(-1, -2), False, eps)
-        hidden = _hidden(scores, causal, mask, torch.finfo(scores.dtype).min)
-        return rules.uniform_epsilon_lrp_fn.apply(torch.matmul, eps, f.softmax(hidden, -1), values)
+        p = _f().softmax(_scores(queries, keys, scale, eps, causal, mask), -1)
+        return _rules().uniform_epsilon_lrp_fn.apply(torch.matmul, eps, p, values)
 
     return handed_back(attended, r, q, k, v)
 
@@ -309,6 +303,17 @@ def _copied(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Keys and values once for each query head of their group."""
     times = q.shape[1] // k.shape[1]
     return q, k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1)
+
+
+def _scores(
+    q: Tensor, k: Tensor, scale: float, eps: float, causal: bool, mask: Tensor | None
+) -> Tensor:
+    """q k^T by its operations, hidden as in its language models."""
+    import torch
+
+    f = _f()
+    scores = f.matmul(f.mul2(q, scale), k.transpose(-1, -2), False, eps)
+    return _hidden(scores, causal, mask, torch.finfo(scores.dtype).min)
 
 
 def _hidden(scores: Tensor, causal: bool, mask: Tensor | None, by: float) -> Tensor:
@@ -364,13 +369,8 @@ def _linear_by_rule(
 def _multiply_by_rule(
     operands: Sequence[Tensor], r: Tensor, *, constant: Sequence[bool] | None = None
 ) -> Any:
-    import torch
-
-    rule = _rules().uniform_rule_fn
     return except_constants(
-        constant,
-        operands,
-        lambda leaves: rule.apply(lambda *each: torch.stack(each).prod(0), *leaves).backward(r),
+        constant, operands, lambda leaves: _product_by_rule(*leaves).backward(r)
     )
 
 
@@ -404,14 +404,12 @@ def _cp_of_gpt2(
     import torch
 
     _stabilized(stabilizer)
-    f, stop = _f(), _rules().StopRelevanceRule(torch.nn.Softmax(dim=-1))
+    stop = _rules().StopRelevanceRule(torch.nn.Softmax(dim=-1))
 
     def attended(*leaves: Tensor) -> Tensor:
         queries, keys, values = _copied(*leaves)
-        scores = f.matmul(f.mul2(queries, scale), keys.transpose(-1, -2), False, eps)
-        return f.matmul(
-            stop(_hidden(scores, causal, mask, torch.finfo(scores.dtype).min)), values, False, eps
-        )
+        p = stop(_scores(queries, keys, scale, eps, causal, mask))
+        return _f().matmul(p, values, False, eps)
 
     return handed_back(attended, r, q, k, v)
 

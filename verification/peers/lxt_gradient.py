@@ -15,8 +15,9 @@ whatever the model's format is, which would hide everything else.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from refl.verification.peers.tensors import (
     activations,
     except_constants,
     handed_back,
+    least_stabilizer,
     linear_module,
     needs,
     patches_module,
@@ -39,9 +41,8 @@ needs("torch", "transformers", "lxt", "zennit")
 NAME = "LXT, gradient x input form"
 VERSION = "2.1"
 CONVENTIONS = {
-    "ratio-eps": "documentation, 'How does the Input*Gradient Framework "
-    "work?': the factor is written "
-    "f(x) / (x + eps), with 1e-10 as eps",
+    "ratio-eps": "documentation, 'How does the Input*Gradient Framework work?': the factor is "
+    "written f(x) / (x + eps), with 1e-10 as eps",
 }
 
 
@@ -149,7 +150,8 @@ def attention_attnlrp_gxi(
     causal: bool = False,
     mask: Tensor | None = None,
 ) -> Any:
-    return _attention(_patches().wrap_attention_forward, q, k, v, g, scale, causal, mask)
+    wrapped = _patches().wrap_attention_forward(_sdpa())
+    return _attention(wrapped, q, k, v, g, scale, _visible(q, k, causal, mask))
 
 
 def attention_cp_gxi(
@@ -162,45 +164,38 @@ def attention_cp_gxi(
     causal: bool = False,
     mask: Tensor | None = None,
 ) -> Any:
-    return _attention(_patches().cp_wrap_attention_forward, q, k, v, g, scale, causal, mask)
+    wrapped = _patches().cp_wrap_attention_forward(_sdpa())
+    return _attention(wrapped, q, k, v, g, scale, _visible(q, k, causal, mask))
+
+
+def _sdpa() -> Callable[..., Any]:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return functools.partial(sdpa_attention_forward, is_causal=False)
 
 
 def _attention(
-    wrap: Callable[..., Any],
+    wrapped: Callable[..., Any],
     q: Tensor,
     k: Tensor,
     v: Tensor,
     g: Tensor,
     scale: float,
-    causal: bool,
     mask: Tensor | None,
 ) -> Any:  # q (B, H, T, d), k, v (B, K, S, d)
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    block, visible = (
-        SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], training=False),
-        _visible(q, k, causal, mask),
+    block = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], training=False)
+    return handed_back(
+        lambda *leaves: wrapped(block, *leaves, mask, scaling=scale)[0].transpose(1, 2), g, q, k, v
     )
-
-    def attended(*leaves: Tensor) -> Tensor:
-        return wrap(sdpa_attention_forward)(
-            block, *leaves, visible, scaling=scale, is_causal=False
-        )[0].transpose(1, 2)
-
-    return handed_back(attended, g, q, k, v)
 
 
 def _visible(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> Tensor | None:
     import torch
 
-    lower = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril() if causal else None
-    return (
-        lower[None, None]
-        if lower is not None and mask is None
-        else mask
-        if lower is None
-        else lower & mask
-    )
+    if not causal:
+        return mask
+    lower = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
+    return lower[None, None] if mask is None else lower & mask
 
 
 # -- the bridge to zennit --------------------------------------------------------------------------
@@ -209,13 +204,9 @@ def _visible(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> Tensor 
 @contextmanager
 def bridge() -> Iterator[None]:
     """zennit's hooks under LXT's patch; they are as before afterwards."""
-    hook, patch = (
-        lxt.load_zennit("zennit.core").BasicHook,
-        lxt.load("lxt.efficient").monkey_patch_zennit,
-    )
-    with ExitStack() as stack:
-        for name in ("forward", "backward"):
-            stack.enter_context(lxt.restored(hook, name))
+    hook = lxt.load_zennit("zennit.core").BasicHook
+    patch = lxt.load("lxt.efficient").monkey_patch_zennit
+    with lxt.restored(hook, "forward"), lxt.restored(hook, "backward"):
         patch()
         yield
 
@@ -243,45 +234,49 @@ def linear_epsilon(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: fl
 
 
 def linear_gamma(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, gamma: float) -> Any:
-    return _bridged(lambda z: z.Gamma(gamma, stabilizer=_least(x)), linear_module(w, b), r, x)
+    return _bridged(
+        lambda z: z.Gamma(gamma, stabilizer=least_stabilizer(x)), linear_module(w, b), r, x
+    )
 
 
 def linear_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    return _bridged(lambda z: z.ZPlus(stabilizer=_least(x)), linear_module(w, b), r, x)
+    return _bridged(lambda z: z.ZPlus(stabilizer=least_stabilizer(x)), linear_module(w, b), r, x)
 
 
 def linear_alpha_beta(
     x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float
 ) -> Any:
     return _bridged(
-        lambda z: z.AlphaBeta(alpha, beta, stabilizer=_least(x)), linear_module(w, b), r, x
+        lambda z: z.AlphaBeta(alpha, beta, stabilizer=least_stabilizer(x)),
+        linear_module(w, b),
+        r,
+        x,
     )
 
 
 def linear_flat(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    return _bridged(lambda z: z.Flat(stabilizer=_least(x)), linear_module(w, b), r, x)
+    return _bridged(lambda z: z.Flat(stabilizer=least_stabilizer(x)), linear_module(w, b), r, x)
 
 
 def linear_w_square(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
     return _bridged(
-        lambda z: z.WSquare(stabilizer=_least(x), zero_params="bias"), linear_module(w, b), r, x
+        lambda z: z.WSquare(stabilizer=least_stabilizer(x), zero_params="bias"),
+        linear_module(w, b),
+        r,
+        x,
     )
 
 
 def linear_z_box(
     x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, low: float, high: float
 ) -> Any:
-    return _bridged(lambda z: z.ZBox(low, high, stabilizer=_least(x)), linear_module(w, b), r, x)
+    return _bridged(
+        lambda z: z.ZBox(low, high, stabilizer=least_stabilizer(x)), linear_module(w, b), r, x
+    )
 
 
 def convolution_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    return _bridged(lambda z: z.ZPlus(stabilizer=_least(x)), patches_module(w, b), r, x)
-
-
-def _least(x: Tensor) -> float:
-    from refl.verification.peers.zennit_rules import _least
-
-    return _least(x)
+    return _bridged(lambda z: z.ZPlus(stabilizer=least_stabilizer(x)), patches_module(w, b), r, x)
 
 
 # -- whole models ----------------------------------------------------------------------------------
@@ -313,7 +308,7 @@ def _model(folder: str | Path, identity_eps: float) -> Callable[..., Any]:
             )
         return [
             {
-                name: _heads_first(a) if (kind, name[-6:]) in TOKENS_FIRST else a
+                name: a.swapaxes(0, 1) if (kind, name[-6:]) in TOKENS_FIRST else a
                 for name, a in each.items()
             }
             for each in found
@@ -326,10 +321,6 @@ TOKENS_FIRST = {("qwen3", "q_norm"), ("qwen3", "k_norm")}
 """Where transformers norms heads before it brings them in front of the tokens: (T, H, d), refl's
 sites are (H, T, d).
 """
-
-
-def _heads_first(a: Any) -> Any:
-    return a.swapaxes(0, 1)
 
 
 def _targets(
@@ -375,16 +366,16 @@ def _keeping(outputs: dict[str, Tensor], name: str) -> Callable[..., None]:
 
 
 def _at_every_site(logit: Tensor, outputs: dict[str, Tensor]) -> dict[str, Any]:
-    """Of the head, the row with the logit alone."""
+    """x times gradient wherever a gradient arrives; of the head, the row with the logit alone."""
     import torch
 
     found = torch.autograd.grad(logit, list(outputs.values()), retain_graph=True, allow_unused=True)
-    shares = {
+    relevance = {
         name: to_numpy((x * g)[0])
         for (name, x), g in zip(outputs.items(), found, strict=True)
         if g is not None
     }
-    return shares | {name: a[a.any(-1)] for name, a in shares.items() if name == "lm_head"}
+    return relevance | {name: a[a.any(-1)] for name, a in relevance.items() if name == "lm_head"}
 
 
 # -- other ways to the same rules ------------------------------------------------------------------
@@ -403,10 +394,7 @@ def _attention_eager(
     import torch
     from transformers.models.llama.modeling_llama import eager_attention_forward
 
-    block, visible = (
-        SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], training=False),
-        _visible(q, k, causal, mask),
-    )
+    visible = _visible(q, k, causal, mask)
     added = (
         None
         if visible is None
@@ -415,9 +403,7 @@ def _attention_eager(
         )
     )
     wrapped = _patches().wrap_attention_forward(eager_attention_forward)
-    return handed_back(
-        lambda *leaves: wrapped(block, *leaves, added, scaling=scale)[0].transpose(1, 2), g, q, k, v
-    )
+    return _attention(wrapped, q, k, v, g, scale, added)
 
 
 def _linear_seeded_with_output(x: Tensor, w: Tensor, b: Tensor | None, g: Tensor) -> Any:

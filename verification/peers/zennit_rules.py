@@ -3,7 +3,7 @@
 Each function puts the rule on a torch module of the right weights and reads relevance off the
 backward pass, as zennit is meant to be used. zennit's stabilizers are given by the caller. The
 definitions of gamma, z+, alpha-beta, w^2, flat and z^B have none; zennit always adds one, so it is
-given one that does not show (`_least`). Sums are its Sum layer under its Norm rule.
+given one that does not show (`least_stabilizer`). Sums are its Sum layer under its Norm rule.
 
 `VARIANTS` holds further settings of the same rules.
 """
@@ -19,6 +19,7 @@ from refl.verification.peers.tensors import (
     Tensor,
     activation_modules,
     handed_back,
+    least_stabilizer,
     linear_module,
     needs,
     patches_module,
@@ -46,15 +47,6 @@ def _stabilizer(eps: float, stabilizer: str) -> Any:
     return {"sign": eps, "none": 0.0, "plain": lambda z: z + eps}[stabilizer]
 
 
-def _least(x: Tensor) -> float:
-    """Vanishes beside any sum of contributions that is not zero, and divides a zero without an
-    overflow. float16 has no such number.
-    """
-    import torch
-
-    return 1e-6 if x.dtype == torch.float16 else float(torch.finfo(x.dtype).tiny) ** 0.5
-
-
 def _under(rule: Any, module: Any, r: Tensor, x: Tensor) -> Any:
     handles = rule.register(module)
     try:
@@ -73,31 +65,33 @@ def linear_epsilon(
 
 
 def linear_gamma(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, gamma: float) -> Any:
-    return _under(_z().Gamma(gamma, stabilizer=_least(x)), linear_module(w, b), r, x)
+    return _under(_z().Gamma(gamma, stabilizer=least_stabilizer(x)), linear_module(w, b), r, x)
 
 
 def linear_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    return _under(_z().ZPlus(stabilizer=_least(x)), linear_module(w, b), r, x)
+    return _under(_z().ZPlus(stabilizer=least_stabilizer(x)), linear_module(w, b), r, x)
 
 
 def linear_alpha_beta(
     x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float
 ) -> Any:
-    return _under(_z().AlphaBeta(alpha, beta, stabilizer=_least(x)), linear_module(w, b), r, x)
+    return _under(
+        _z().AlphaBeta(alpha, beta, stabilizer=least_stabilizer(x)), linear_module(w, b), r, x
+    )
 
 
 def linear_flat(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    return _under(_z().Flat(stabilizer=_least(x)), linear_module(w, b), r, x)
+    return _under(_z().Flat(stabilizer=least_stabilizer(x)), linear_module(w, b), r, x)
 
 
 def linear_w_square(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    return _under(_z().WSquare(stabilizer=_least(x)), linear_module(w, b), r, x)
+    return _under(_z().WSquare(stabilizer=least_stabilizer(x)), linear_module(w, b), r, x)
 
 
 def linear_z_box(
     x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, low: float, high: float
 ) -> Any:
-    return _under(_z().ZBox(low, high, stabilizer=_least(x)), linear_module(w, b), r, x)
+    return _under(_z().ZBox(low, high, stabilizer=least_stabilizer(x)), linear_module(w, b), r, x)
 
 
 def convolution_epsilon(
@@ -107,7 +101,7 @@ def convolution_epsilon(
 
 
 def convolution_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    return _under(_z().ZPlus(stabilizer=_least(x)), patches_module(w, b), r, x)
+    return _under(_z().ZPlus(stabilizer=least_stabilizer(x)), patches_module(w, b), r, x)
 
 
 # -- sums, activations -----------------------------------------------------------------------------
@@ -186,7 +180,7 @@ def _rule_of(layer: dict[str, Any]) -> Any:
     z = _z()
     if layer["operation"] == "activation":
         return z.Pass()
-    least = _least(layer["w"])
+    least = least_stabilizer(layer["w"])
     return {
         "epsilon": lambda: z.Epsilon(layer["eps"]),
         "gamma": lambda: z.Gamma(layer["gamma"], stabilizer=least),
@@ -199,7 +193,9 @@ def _rule_of(layer: dict[str, Any]) -> Any:
 
 
 def _w_square_without_bias(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    return _under(_z().WSquare(stabilizer=_least(x), zero_params="bias"), linear_module(w, b), r, x)
+    return _under(
+        _z().WSquare(stabilizer=least_stabilizer(x), zero_params="bias"), linear_module(w, b), r, x
+    )
 
 
 VARIANTS = {"zero_params='bias'": SimpleNamespace(linear_w_square=_w_square_without_bias)}
