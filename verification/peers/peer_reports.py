@@ -517,7 +517,7 @@ EXPLAINED: Mapping[tuple[str, str], tuple[Cause, ...]] = {
         Cause(
             ("rule-forgotten",),
             FORGOTTEN,
-            lambda v: v.behavior == "rule-forgotten" or raised("has no rule defined")(v),
+            lambda v: v.behavior == "again",
         ),
         Cause(("relu-identity-lost",), LOST, reproduces(_identity_behind_relu)),
         Cause(
