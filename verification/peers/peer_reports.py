@@ -219,7 +219,7 @@ LXT_RENORMALIZE = planted(
 
 
 def _uniform_mean(case: Case) -> tuple[Any, ...]:
-    """Of all relevance that arrived, in float32, over everything that is handed something."""
+    """The mean of all relevance that arrived over everything that is handed something."""
     shapes = [case.inputs[name].shape for name in case.returns]
     return tuple(
         np.full(s, case.inputs["r"].astype(np.float64).sum() / sum(map(math.prod, shapes)))
@@ -274,7 +274,8 @@ def _forward_of_torch(self: ReferenceRules, layer: dict[str, Any], x: Array) -> 
 
 # what captum computes
 
-NINE = 1e-9
+CAPTUM_EPS = 1e-9
+"""What it adds to denominators by itself."""
 
 
 def _captum(weights: Callable[..., Array]) -> Callable[..., Array]:
@@ -284,7 +285,7 @@ def _captum(weights: Callable[..., Array]) -> Callable[..., Array]:
         self: ReferenceRules, x: Array, w: Array, b: Array | None, r: Array, **options: Any
     ) -> Array:
         changed = weights(w, **options)
-        return self.linear_epsilon(x, changed, b, r, eps=NINE)
+        return self.linear_epsilon(x, changed, b, r, eps=CAPTUM_EPS)
 
     return rule
 
@@ -295,7 +296,7 @@ CAPTUM_PARTS: dict[str, Any] = {
     "linear_alpha_beta": _captum(lambda w, **o: np.maximum(w, 0)),
 }
 CAPTUM = planted(**CAPTUM_PARTS)
-FIXED_EPS = planted(divided=lambda self, r, d: r / (d + np.where(d >= 0, NINE, -NINE)))
+FIXED_EPS = planted(divided=lambda self, r, d: r / (d + np.where(d >= 0, CAPTUM_EPS, -CAPTUM_EPS)))
 
 
 def _identity_behind_relu(case: Case) -> tuple[Any, ...]:
@@ -323,7 +324,7 @@ def _identity_behind_relu(case: Case) -> tuple[Any, ...]:
         def lost(self, layer: dict[str, Any], x: Array, r: Array) -> Array:
             f = self.forward(layer, x)
             return self.activation_gradient(
-                x, r / (f + np.where(f >= 0, NINE, -NINE)), kind=layer["kind"]
+                x, r / (f + np.where(f >= 0, CAPTUM_EPS, -CAPTUM_EPS)), kind=layer["kind"]
             )
 
     return Lost(case.dtype).answer(case)
@@ -334,49 +335,44 @@ def _has(case: Case, rule: str) -> bool:
 
 
 BOTH_FORMS = (
-    "Scores divide by 2 z + eps, contexts by 2 (z + eps), each without the sign of z; "
-    "whichever denominator is asked for, one of the two is "
-    "the other."
+    "Scores divide by 2 z + eps, contexts by 2 (z + eps), each without the sign of z; whichever "
+    "denominator is asked for, one of the two is the other."
 )
 BRIDGE = (
-    "Relevance is divided by x + 1e-10 s(x) on the way through the bridge, and multiplied "
-    "by x at the end: what lands on an input near 0 "
-    "loses 1e-10 / |x| of itself, in float16, where 1e-10 is 0, all."
+    "Relevance is divided by x + 1e-10 s(x) on the way through the bridge, and multiplied by x at "
+    "the end: what lands on an input near 0 loses 1e-10 / |x| of itself, in float16, where 1e-10 "
+    "is 0, all."
 )
 COUNTED = (
-    "Relevance that stands at masked entries enters the row's sum, where the definition "
-    "records it as absorbed by the mask. In a model it does not "
-    "arise: a masked probability is 0, and the product below hands it none."
+    "Relevance that stands at masked entries enters the row's sum, where the definition records it "
+    "as absorbed by the mask. In a model it does not arise: a masked probability is 0, and the "
+    "product below hands it none."
 )
 ROW_HIDDEN = (
-    "A query that sees no key attends to all of them alike, for what hides them is the "
-    "lowest finite number: values that it does not see get "
-    "its relevance."
+    "A query that sees no key attends to all of them alike, for what hides them is the lowest "
+    "finite number: values that it does not see get its relevance."
 )
 WHOLE_ROW = (
     "The softmax is left to torch, for which a row that is masked whole is NaN, and so is its "
     "gradient."
 )
 INSIDE = (
-    "A float64 model's value is computed in float32 on the way, as transformers does it: "
-    "right to float32's digits and no further. In float32 "
-    "and half precision it is right."
+    "A float64 model's value is computed in float32 on the way, as transformers does it: right to "
+    "float32's digits and no further. In float32 and half precision it is right."
 )
 AS_WEIGHTS = (
-    "Weights are cut or amplified by their sign where the rule goes by the sign of "
-    "contributions: the same only where no input is negative "
-    "(for z+ reported as captum issue 1234). The bias stays whole, gamma amplifies below "
-    "negative outputs too, and z is stabilized with 1e-9."
+    "Weights are cut or amplified by their sign where the rule goes by the sign of contributions: "
+    "the same only where no input is negative (for z+ reported as captum issue 1234). The bias "
+    "stays whole, gamma amplifies below negative outputs too, and z is stabilized with 1e-9."
 )
 FORGOTTEN = (
-    "Rules set by the user are deleted after the first call: the second answers with "
-    "default rules, or raises where a layer has none "
-    "(captum issue 1059)."
+    "Rules set by the user are deleted after the first call: the second answers with default "
+    "rules, or raises where a layer has none (captum issue 1059)."
 )
 LOST = (
-    "An identity rule on the layer right behind a ReLU is passed over: what arrives at the "
-    "ReLU as relevance is the layer's own gradient of R "
-    "divided by its output. Behind a LayerNorm that sums to 0."
+    "An identity rule on the layer right behind a ReLU is passed over: what arrives at the ReLU as "
+    "relevance is the layer's own gradient of R divided by its output. Behind a LayerNorm that "
+    "sums to 0."
 )
 ITS_DEFAULT = (
     "eps = 1e-8, LXT's own default for sums and matrix products, is 0 in float16: where an "
@@ -389,9 +385,9 @@ UNDERFLOWS = (
 
 OVERFLOW = Cause(
     ("fp16-overflow",),
-    "A sum of contributions that is empty is divided by the stabilizer alone, 1e-6: in "
-    "float16 the quotient is infinite, and 0 times it is NaN. "
-    "float16 has no stabilizer that is small and safe at once.",
+    "A sum of contributions that is empty is divided by the stabilizer alone, 1e-6: in float16 "
+    "the quotient is infinite, and 0 times it is NaN. float16 has no stabilizer that is small and "
+    "safe at once.",
     no_number,
 )
 FIXED = Cause(
@@ -407,10 +403,9 @@ EXPLAINED: Mapping[tuple[str, str], tuple[Cause, ...]] = {
     ("lxt_explicit", "sum_epsilon"): (
         Cause(
             ("shared-gradient",),
-            "The epsilon rule multiplies the gradients by the operands in place. Those of "
-            "a sum are one and the same array in torch, so each "
-            "operand gets s times the product of all operands: 1 + 2 gets 2 and 2 of 3. "
-            "Its add2 for two operands is right.",
+            "The epsilon rule multiplies the gradients by the operands in place. Those of a sum "
+            "are one and the same array in torch, so each operand gets s times the product of all "
+            "operands: 1 + 2 gets 2 and 2 of 3. Its add2 for two operands is right.",
             reproduces(_shared_buffer),
         ),
     ),
@@ -418,8 +413,8 @@ EXPLAINED: Mapping[tuple[str, str], tuple[Cause, ...]] = {
         Cause(
             ("constant-first",),
             "Documented to give a constant operand nothing, the uniform epsilon rule looks "
-            "gradients up by the operand's place among all, and "
-            "finds none where a constant comes first: it raises.",
+            "gradients up by the operand's place among all, and finds none where a constant comes "
+            "first: it raises.",
             raised("IndexError"),
         ),
     ),
@@ -550,6 +545,8 @@ EXPLAINED: Mapping[tuple[str, str], tuple[Cause, ...]] = {
     ("lxt_gradient", "*"): (OVERFLOW,),
 }
 """(Adapter, rules) -> what may be behind a failure, the first that explains it counts."""
+
+
 # -- tracing ---------------------------------------------------------------------------------------
 
 
@@ -610,10 +607,9 @@ PEERS = (
         "lxt-explicit-2.1.md",
         "LXT 2.1, relevance form",
         "relevance",
-        "lxt.explicit, the relevance form: autograd functions that hand relevance down. "
-        "Attention is put together of them as its models do. "
-        "Those models (lxt.explicit.models) are not in the wheel: what is called theirs "
-        "here is their operations, placed where the repository "
+        "lxt.explicit, the relevance form: autograd functions that hand relevance down. Attention "
+        "is put together of them as its models do. Those models (lxt.explicit.models) are not in "
+        "the wheel: what is called theirs here is their operations, placed where the repository "
         "places them.",
         ("torch", "transformers"),
     ),
@@ -622,10 +618,10 @@ PEERS = (
         "lxt-gradient-2.1.md",
         "LXT 2.1, gradient x input form",
         "gradient_x_input",
-        "lxt.efficient, the gradient x input form: patches of transformers after which x "
-        "times gradient is relevance. What LXT leaves to autograd is "
-        "asked of autograd. The rules of linear layers in relevance form (gamma, z+, "
-        "flat, ...) it takes from zennit through a bridge.",
+        "lxt.efficient, the gradient x input form: patches of transformers after which x times "
+        "gradient is relevance. What LXT leaves to autograd is asked of autograd. The rules of "
+        "linear layers in relevance form (gamma, z+, flat, ...) it takes from zennit through a "
+        "bridge.",
         ("torch", "transformers", "zennit"),
     ),
     Peer(
@@ -640,9 +636,8 @@ PEERS = (
         "captum-0.9.0.md",
         "captum 0.9.0",
         "relevance",
-        "captum.attr.LRP with rules set as attributes of the layers. It explains one "
-        "score: relevance r at the output is asked for by a score "
-        "whose gradient there is r.",
+        "captum.attr.LRP with rules set as attributes of the layers. It explains one score: "
+        "relevance r at the output is asked for by a score whose gradient there is r.",
     ),
 )
 
@@ -802,10 +797,8 @@ def _head(peer: Peer, module: Any, date: str) -> list[tuple[str, str]]:
 
 
 def _short(covered: Sequence[Row], conventions: Mapping[str, str]) -> str:
-    main, traced = (
-        [row for row in covered if not row.way],
-        [t for row in covered for t in row.traced],
-    )
+    main = [row for row in covered if not row.way]
+    traced = [t for row in covered for t in row.traced]
     right = sum(not row.traced for row in main)
     meant = sum(bool(row.traced) and not row.count(FAILED) for row in main)
     but = f", {meant} but for conventions that it documents" if meant else ""
@@ -835,9 +828,9 @@ def _line(row: Row) -> tuple[str, ...]:
 
 
 WHOLE = (
-    "Small models of random weights under LXT's patches, in float64: x times gradient at "
-    "the output of every module, held against exact "
-    "arithmetic. What parts because of ratio-eps agrees at every site when that eps is set to 0."
+    "Small models of random weights under LXT's patches, in float64: x times gradient at the "
+    "output of every module, held against exact arithmetic. What parts because of ratio-eps agrees "
+    "at every site when that eps is set to 0."
 )
 
 
@@ -927,7 +920,7 @@ def _entries(v: CaseResult) -> Iterator[tuple[str, str, str]]:
         arrays = (v.case.expected[name], v.case.condition[name], v.got[name])
         shape = next(np.shape(a) for a in arrays if a is not None)
         right, condition, got = (np.zeros(shape) if a is None else np.asarray(a) for a in arrays)
-        allowed = v.case.units * v.case.u * condition + UNDERFLOW[v.case.dtype]
+        allowed = v.case.allowed(condition)
         for at in np.ndindex(shape):
             if not abs(got[at] - right[at]) <= allowed[at]:
                 yield (
@@ -959,8 +952,8 @@ def write(peer: Peer, folder: Path = FOLDER, date: str = "") -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Run LXT, zennit and captum on the conformance "
-        "vectors and write a page on each."
+        description="Run LXT, zennit and captum on the conformance vectors and write a page on "
+        "each."
     )
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
     folder = parser.parse_args().folder
