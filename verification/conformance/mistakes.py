@@ -210,6 +210,14 @@ def _other_eps(eps: float) -> Answering:
     )
 
 
+def _eps_times(size: Callable[[Array], Any]) -> Answering:
+    return planted(
+        stabilized=lambda self, z, eps, kind: ReferenceRules.stabilized(
+            self, z, eps * size(z), kind
+        )
+    )
+
+
 def _proportional(
     self: ReferenceRules, operands: Sequence[Array], fixed: Sequence[bool]
 ) -> list[Any]:
@@ -245,70 +253,53 @@ def _rescaled_over_batch(
     """Each branch scaled to its part |sum a| / sum of |sum a| of all the relevance there is, sums
     over the whole batch.
     """
-    shares = ReferenceRules.sum_epsilon(self, operands, r, eps=eps, stabilizer=stabilizer)
-    sums: list[Any] = [a.sum() for a in shares if a is not None]
+    parts = ReferenceRules.sum_epsilon(self, operands, r, eps=eps, stabilizer=stabilizer)
+    sums: list[Any] = [a.sum() for a in parts if a is not None]
     total = sum(np.abs(each) for each in sums)
     return tuple(
         np.sign(each) * a * (r.sum() / total)
-        for a, each in zip(shares, sums, strict=True)
+        for a, each in zip(parts, sums, strict=True)
         if a is not None
     )
 
 
-def _rescaled(axes: int) -> Answering:
-    """Every array scaled by one number so that the sum of all is what came in: per example (axes
-    from 1), or over the batch (from 0).
+def _as_a_whole(change: Callable[[Answer, Array, int], Answer], axes: int) -> Answering:
+    """What one seed gives changed as a whole: change(its arrays, what came in, axes). Sums are
+    taken per example (axes from 1), or over the batch (from 0).
     """
 
     def form(case: Case) -> Answer:
         reference = reference_answer(case)
-        if case.rule == "network":
-            incoming = wide(case.inputs["seeds"])
-            return reference[0], *(
-                _scaled((a,), r, axes)[0]
-                for a, r in zip(reference[1:], incoming, strict=True)
-                if a is not None
-            )
-        return _scaled(reference, wide(case.inputs[case.seed]), axes)
+        if case.rule != "network":
+            return change(reference, wide(case.inputs[case.seed]), axes)
+        incoming = wide(case.inputs["seeds"])
+        return reference[0], *(
+            change((a,), r, axes)[0] for a, r in zip(reference[1:], incoming, strict=True)
+        )
 
     return form
 
 
-def _scaled(answer: Answer, r: Array, axes: int) -> Answer:
-    sums = sum(_total(a, axes) for a in answer if a is not None)
-    factor = np.asarray(_total(r, axes) / sums)
-    return tuple(
-        None if a is None else a * factor.reshape(factor.shape + (1,) * (a.ndim - factor.ndim))
-        for a in answer
-    )
+def _rescaled(answer: Answer, r: Array, axes: int) -> Answer:
+    """Every array scaled by one number so that the sum of all is what came in."""
+    factor = np.asarray(_total(r, axes) / sum(_total(a, axes) for a in answer if a is not None))
+    return tuple(None if a is None else a * _broadcast(factor, a) for a in answer)
+
+
+def _uniform_mean(answer: Answer, r: Array, axes: int) -> Answer:
+    """The same to all."""
+    count = sum(math.prod(a.shape[axes:]) for a in answer if a is not None)
+    mean = np.asarray(_total(r, axes) / count)
+    return tuple(None if a is None else np.zeros(a.shape) + _broadcast(mean, a) for a in answer)
 
 
 def _total(a: Array, axes: int) -> Array:
     return a.sum(tuple(range(axes, a.ndim)))
 
 
-def _uniform_mean(axes: int) -> Answering:
-    def form(case: Case) -> Answer:
-        reference = reference_answer(case)
-        if case.rule == "network":
-            return reference[0], *(
-                _mean_of((a,), r, axes)[0]
-                for a, r in zip(reference[1:], wide(case.inputs["seeds"]), strict=True)
-            )
-        return _mean_of(reference, wide(case.inputs[case.seed]), axes)
-
-    return form
-
-
-def _mean_of(answer: Answer, r: Array, axes: int) -> Answer:
-    count = sum(math.prod(a.shape[axes:]) for a in answer if a is not None)
-    mean = np.asarray(_total(r, axes) / count)
-    return tuple(
-        None
-        if a is None
-        else np.zeros(a.shape) + mean.reshape(mean.shape + (1,) * (a.ndim - mean.ndim))
-        for a in answer
-    )
+def _broadcast(numbers: Array, a: Array) -> Array:
+    """One number for all of a, or one for each of its examples, with a's axes."""
+    return numbers.reshape(numbers.shape + (1,) * (a.ndim - numbers.ndim))
 
 
 def _half_precision(eps: float | None) -> Answering:
@@ -509,21 +500,6 @@ def _angles_of_pairs(case: Case) -> dict[str, Any]:
     return {name: np.repeat(case.inputs[name][..., :half], 2, axis=-1) for name in ("cos", "sin")}
 
 
-def _full_jacobian(
-    self: ReferenceRules,
-    x: Array,
-    w: Array,
-    b: Array | None,
-    r: Array,
-    *,
-    norm_eps: float,
-    **options: Any,
-) -> Array:
-    return x * self.layer_norm_gradient(
-        x, w, b, _norm_share(self, x, w, b, r, norm_eps, **options), norm_eps=norm_eps
-    )
-
-
 def _bias_spread(
     self: ReferenceRules,
     x: Array,
@@ -575,6 +551,10 @@ def _halved(rule: Callable[..., Array]) -> Callable[..., Array]:
     return lambda *arguments, **options: rule(*arguments, **options) / 2
 
 
+def _lower_triangle(rule: Callable[..., Array]) -> Callable[..., Array]:
+    return lambda *arguments, **options: np.tril(rule(*arguments, **options))
+
+
 def _relu_at_zero(rule: Callable[..., Array], at: float) -> Callable[..., Array]:
     return lambda self, x, g, *, kind: np.where(
         (x == 0) & (kind == "relu"), at * g, rule(self, x, g, kind=kind)
@@ -585,50 +565,48 @@ def _copies(r: Array, times: int) -> Array:  # (B, K times, T, d) -> (B, K, time
     return r.reshape(r.shape[0], -1, times, *r.shape[2:])
 
 
-def _norm_share(
-    self: ReferenceRules,
-    x: Array,
-    w: Array,
-    b: Array | None,
-    r: Array,
-    norm_eps: float,
-    eps: float,
-    stabilizer: str = "sign",
-) -> Array:
-    return self.stabilized_ratio(_normed(self, x, w, b, norm_eps=norm_eps), r, eps, stabilizer)
+def _wrong_groups(self: ReferenceRules, x: Array, r: Array, *, times: int) -> Array:
+    return r.reshape(r.shape[0], times, -1, *r.shape[2:]).sum(1)
 
 
-def _centered_times(
-    self: ReferenceRules,
-    x: Array,
-    w: Array,
-    b: Array | None,
-    r: Array,
-    *,
-    norm_eps: float,
-    **options: Any,
-) -> Array:
-    return (
-        centered(x) * w * _norm_share(self, x, w, b, r, norm_eps, **options) / self.std(x, norm_eps)
+def _tiled(self: ReferenceRules, x: Array, times: int) -> Array:
+    """1, 2, 1, 2 in place of 1, 1, 2, 2."""
+    return np.tile(x, (1, times, 1, 1))
+
+
+def _on_norm_ratio(relevance: Callable[..., Array]) -> Callable[..., Array]:
+    """A rule of LayerNorm: relevance(self, x, w, b, s, norm_eps) of s = R / (z + eps)."""
+
+    def rule(
+        self: ReferenceRules,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        r: Array,
+        *,
+        norm_eps: float,
+        eps: float,
+        stabilizer: str = "sign",
+    ) -> Array:
+        z = _normed(self, x, w, b, norm_eps=norm_eps)
+        s = self.stabilized_ratio(z, r, eps, stabilizer)
+        return relevance(self, x, w, b, s, norm_eps)
+
+    return rule
+
+
+_full_jacobian = _on_norm_ratio(
+    lambda self, x, w, b, s, norm_eps: x * self.layer_norm_gradient(x, w, b, s, norm_eps=norm_eps)
+)
+_centered_times = _on_norm_ratio(
+    lambda self, x, w, b, s, norm_eps: centered(x) * w * s / self.std(x, norm_eps)
+)
+_beta_kept = _on_norm_ratio(
+    lambda self, x, w, b, s, norm_eps: (
+        x * self.layer_norm_epsilon_gxi(x, w, b, s, norm_eps=norm_eps)
+        + (0.0 if b is None else b * s)
     )
-
-
-def _beta_kept(
-    self: ReferenceRules,
-    x: Array,
-    w: Array,
-    b: Array | None,
-    r: Array,
-    *,
-    norm_eps: float,
-    **options: Any,
-) -> Array:
-    relevance = ReferenceRules.layer_norm_epsilon(self, x, w, b, r, norm_eps=norm_eps, **options)
-    return (
-        relevance
-        if b is None
-        else relevance + b * _norm_share(self, x, w, b, r, norm_eps, **options)
-    )
+)
 
 
 def _gamma_unbalanced(
@@ -662,8 +640,8 @@ def _unbiased_scale_alone(
 ) -> Array:
     """The other scale in a derivative that takes it for the right one."""
     n, c = x.shape[-1], centered(x)
-    h = c / self.root((c**2).sum(-1, keepdims=True) / (n - 1), norm_eps)
     std = self.root((c**2).sum(-1, keepdims=True) / (n - 1), norm_eps)
+    h = c / std
     return (centered(w * g) - h * (w * g * h).mean(-1, keepdims=True)) / std
 
 
@@ -917,21 +895,7 @@ MISTAKES: tuple[Mistake, ...] = (
             )
         ),
         planted(
-            softmax_taylor=lambda self, x, r, **o: np.tril(
-                ReferenceRules.softmax_taylor(self, x, r, **o)
-            ),
-            softmax_spread=lambda self, x, r, **o: np.tril(
-                ReferenceRules.softmax_spread(self, x, r, **o)
-            ),
-            softmax_z_plus=lambda self, x, r, **o: np.tril(
-                ReferenceRules.softmax_z_plus(self, x, r, **o)
-            ),
-            softmax_identity=lambda self, x, r, **o: np.tril(
-                ReferenceRules.softmax_identity(self, x, r, **o)
-            ),
-            softmax_gradient=lambda self, x, g, **o: np.tril(
-                ReferenceRules.softmax_gradient(self, x, g, **o)
-            ),
+            **{rule: _lower_triangle(getattr(ReferenceRules, rule)) for rule in _SOFTMAX.split()}
         ),
         planted(
             softmax_taylor=lambda self, x, r, **o: ReferenceRules.softmax_taylor(
@@ -1037,7 +1001,7 @@ MISTAKES: tuple[Mistake, ...] = (
         "batch-coupled",
         f"{_ABSORBING} network",
         planted(sum_epsilon=_rescaled_over_batch),
-        _rescaled(0),
+        _as_a_whole(_rescaled, 0),
     ),
     mistake(
         "bn-variance",
@@ -1110,8 +1074,8 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "vacuous-check",
         f"{_RELEVANCE} network",
-        _uniform_mean(0),
-        _uniform_mean(1),
+        _as_a_whole(_uniform_mean, 0),
+        _as_a_whole(_uniform_mean, 1),
     ),
     mistake(
         "fp16-nan",
@@ -1135,21 +1099,12 @@ MISTAKES: tuple[Mistake, ...] = (
         "gqa-repeat",
         "repeat_heads_pass_through attention_attnlrp attention_cp attention_attnlrp_gxi "
         "attention_cp_gxi",
-        planted(
-            repeat_heads_pass_through=lambda self, x, r, *, times: r.reshape(
-                r.shape[0], times, -1, *r.shape[2:]
-            ).sum(1)
-        ),
+        planted(repeat_heads_pass_through=_wrong_groups),
         planted(repeat_heads_pass_through=lambda self, x, r, *, times: _copies(r, times)[:, :, 0]),
         planted(repeat_heads_pass_through=lambda self, x, r, *, times: _copies(r, times)[:, :, -1]),
         planted(repeat_heads_pass_through=lambda self, x, r, *, times: _copies(r, times).mean(2)),
-        planted(
-            repeated=lambda self, x, times: np.tile(x, (1, times, 1, 1)),
-            repeat_heads_pass_through=lambda self, x, r, *, times: r.reshape(
-                r.shape[0], times, -1, *r.shape[2:]
-            ).sum(1),
-        ),
-        planted(repeated=lambda self, x, times: np.tile(x, (1, times, 1, 1))),
+        planted(repeated=_tiled, repeat_heads_pass_through=_wrong_groups),
+        planted(repeated=_tiled),
     ),
     mistake(
         "rope-interleave",
@@ -1193,9 +1148,7 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "eps-doubled",
         _BY_EPSILON,
-        planted(
-            stabilized=lambda self, z, eps, kind: ReferenceRules.stabilized(self, z, 2 * eps, kind)
-        ),
+        _eps_times(lambda z: 2),
     ),
     mistake(
         "abs-stabilizer",
@@ -1245,7 +1198,7 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "forced-conservation",
         f"{_ABSORBING} network",
-        _rescaled(1),
+        _as_a_whole(_rescaled, 1),
     ),
     mistake(
         "relevance-clamped",
@@ -1641,26 +1594,10 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "eps-relative",
         _BY_EPSILON,
-        planted(
-            stabilized=lambda self, z, eps, kind: ReferenceRules.stabilized(
-                self, z, eps * _root_mean_square(z, 0), kind
-            )
-        ),
-        planted(
-            stabilized=lambda self, z, eps, kind: ReferenceRules.stabilized(
-                self, z, eps * _root_mean_square(z, 1), kind
-            )
-        ),
-        planted(
-            stabilized=lambda self, z, eps, kind: ReferenceRules.stabilized(
-                self, z, eps * _root_mean_square(z, z.ndim - 1), kind
-            )
-        ),
-        planted(
-            stabilized=lambda self, z, eps, kind: ReferenceRules.stabilized(
-                self, z, eps * np.abs(z).max(), kind
-            )
-        ),
+        _eps_times(lambda z: _root_mean_square(z, 0)),
+        _eps_times(lambda z: _root_mean_square(z, 1)),
+        _eps_times(lambda z: _root_mean_square(z, z.ndim - 1)),
+        _eps_times(lambda z: np.abs(z).max()),
     ),
     mistake(
         "layer-norm-reading",

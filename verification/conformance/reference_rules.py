@@ -319,10 +319,10 @@ class ReferenceRules:
 
     def rms_norm_gradient(self, x: Array, w: Array, g: Array, *, norm_eps: float) -> Array:
         square = _mean_square(x)
-        sum_along = (w * g * x).sum(-1, keepdims=True) / self.root(square, norm_eps) ** 2
+        projection = (w * g * x).sum(-1, keepdims=True) / self.root(square, norm_eps) ** 2
         return (
             w * g / self.root(square, norm_eps)
-            - sum_along * self.root_derivative(square, norm_eps) * 2 * x / x.shape[-1]
+            - projection * self.root_derivative(square, norm_eps) * 2 * x / x.shape[-1]
         )
 
     def layer_norm_epsilon(
@@ -354,8 +354,8 @@ class ReferenceRules:
         self, x: Array, w: Array, b: Array | None, g: Array, *, norm_eps: float
     ) -> Array:
         c, std = centered(x), self.std(x, norm_eps)
-        sum_along = (w * g * c).sum(-1, keepdims=True) / std**2
-        return self.pulled_through_mean(w * g / std) - sum_along * self.root_derivative(
+        projection = (w * g * c).sum(-1, keepdims=True) / std**2
+        return self.pulled_through_mean(w * g / std) - projection * self.root_derivative(
             self.variance(x), norm_eps
         ) * 2 * c / self.variance_divisor(x)
 
@@ -375,7 +375,7 @@ class ReferenceRules:
         return np.sqrt(square + norm_eps)
 
     def root_derivative(self, square: Array, norm_eps: float) -> Array:
-        """Its derivative."""
+        """The derivative of `root`."""
         return 0.5 / self.root(square, norm_eps)
 
     # activations
