@@ -15,7 +15,8 @@ from typing import TypeAlias
 import numpy as np
 
 from refl.verification.conformance.deviation import Answer, Array, deviations, furthest, is_right
-from refl.verification.conformance.mistakes import MISTAKES, Mistake, NoDifference
+from refl.verification.conformance.mistakes import MISTAKES
+from refl.verification.conformance.planting import Mistake, NoDifference
 from refl.verification.vectors.case import UNDERFLOW, Case
 
 Diagnosis: TypeAlias = tuple[Mistake, int]
@@ -54,7 +55,7 @@ def diagnoses(case: Case, got: Answer) -> list[Diagnosis]:
 
 
 def shown_by(behavior: str) -> list[Diagnosis]:
-    """The mistakes that a behavior shows (mistakes.py)."""
+    """The mistakes that a behavior shows (planting.py)."""
     return [(m, 0) for m in MISTAKES if m.behavior == behavior]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from refl.show.markup import document, safe, table
-from refl.verification.conformance.mistakes import Mistake
+from refl.verification.conformance.planting import Mistake
 from refl.verification.conformance.report import (
     MOST_ENTRIES,
     Report,

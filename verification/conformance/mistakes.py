@@ -2,167 +2,40 @@
 
 A mistake replaces one part of the rules as reference_rules.py has them, or calls a rule with
 something other than what was asked, or changes the answer afterwards. So a wrong answer can be laid
-beside the answers that the known mistakes give, and the one that reproduces it is named. `MISTAKES`
-is the table; it stands at the end. What each is called, what it does and where it was met is in
-the catalogue (vectors/mistakes.toml).
+beside the answers that the known mistakes give, and the one that reproduces it is named. What each
+is called, what it does and where it was met is in the catalogue (vectors/mistakes.toml); the parts
+that take more than a line are in wrong_parts.py.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
-from functools import lru_cache
-from typing import Any, TypeAlias
-
 import numpy as np
 
-from refl.arrays import Array
+from refl.verification.conformance import wrong_parts as wrong
+from refl.verification.conformance.planting import (
+    Mistake,
+    NoDifference,
+    called_with,
+    changed,
+    changed_answer,
+    mistake,
+    planted,
+)
 from refl.verification.conformance.reference_rules import (
-    GREATEST,
-    Answer,
-    Layer,
     ReferenceRules,
     activation,
-    centered,
     contributions,
-    derivative,
     folded,
     identity_factor,
     minus_part,
-    patches_of,
     plus_part,
     rounded,
-    summed,
-    summed_messages,
-    wide,
 )
-from refl.verification.vectors.case import SIGNATURES, Case
-from refl.verification.vectors.catalogue import CATALOGUE, KnownMistake
+from refl.verification.vectors.case import SIGNATURES
 
-Answering: TypeAlias = Callable[[Case], Answer]
-"""What an implementation, right or wrong, answers to a case."""
+__all__ = ["MISTAKES", "NOT_SHOWN", "Mistake", "NoDifference"]
 
-
-class NoDifference(Exception):
-    """The mistake makes no difference on this case, or is not defined there."""
-
-
-# -- ways to be wrong ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Mistake(KnownMistake):
-    """A known mistake, with what shows it in a rule or a small network."""
-
-    rules: tuple[str, ...]
-    """Rules that can show it; `network` for small networks."""
-    forms: tuple[Answering, ...]
-    """What an implementation with this mistake answers, in each of the forms in which it is met;
-    NoDifference where it is no different. None at all where only behavior shows it.
-    """
-    behavior: str
-    """What shows it. For networks `again` (a second call differs), `targets` (several seeds),
-    `forward` (z is changed); `narrowed` (right to the digits of float32) for all."""
-
-
-@lru_cache(maxsize=512)
-def reference_answer(case: Case) -> Answer:
-    """One case is asked about under every mistake."""
-    return ReferenceRules(case.dtype).answer(case)
-
-
-def planted(**parts: Any) -> Answering:
-    """The right rules with some of their functions replaced."""
-    kind = type("Planted", (ReferenceRules,), parts)
-    return lambda case: kind(case.dtype).answer(case)
-
-
-def called_with(change: Callable[[Case], dict[str, Any]]) -> Answering:
-    """The right rule, called with other operands or options than it was asked for."""
-    return lambda case: ReferenceRules(case.dtype).answer(_changed(case, change(case)))
-
-
-def changed_answer(change: Callable[[Case, Array, Array], Array | None]) -> Answering:
-    """The right answer, each array changed: change(case, the operand it belongs to, the array)."""
-
-    def form(case: Case) -> Answer:
-        reference = reference_answer(case)
-        return tuple(
-            got if name == "z" or got is None else change(case, _operand(case, name), got)
-            for name, got in zip(case.returns, reference, strict=True)
-        )
-
-    return form
-
-
-def _changed(case: Case, new: dict[str, Any]) -> Case:
-    inputs = {name: value for name, value in new.items() if name in case.inputs}
-    known = {name: value for name, value in new.items() if name in case.signature.options}
-    return replace(case, inputs={**case.inputs, **inputs}, options={**case.options, **known})
-
-
-def _operand(case: Case, name: str) -> Array:
-    name, _, member = name.partition(".")
-    held = wide(case.inputs[name])
-    return held[int(member)] if member and isinstance(held, list) else held
-
-
-def _checked(form: Answering, rules: tuple[str, ...]) -> Answering:
-    """Without the answers that do not differ, and with numbers beyond the case's format as
-    infinities.
-    """
-
-    def wrong(case: Case) -> Answer:
-        if case.rule not in rules:
-            raise NoDifference(f"it is not a mistake of {case.rule}")
-        reference = reference_answer(case)
-        with np.errstate(all="ignore"):
-            got = tuple(None if a is None else _overflowed(a, case.dtype) for a in form(case))
-        if not any(
-            _differs(case, *each) for each in zip(case.returns, reference, got, strict=True)
-        ):
-            raise NoDifference("it makes no difference here")
-        return got
-
-    return wrong
-
-
-def _overflowed(a: Array, dtype: str) -> Array:
-    return np.where(np.abs(a) > GREATEST[dtype], np.copysign(np.inf, a), a)
-
-
-def _differs(case: Case, name: str, reference: Array | None, got: Array | None) -> bool:
-    """By more than the case's tolerance where it has one, and than rounding in float64."""
-    if reference is None or got is None:
-        return bool(np.any(got if reference is None else reference)) and (reference is None) != (
-            got is None
-        )
-    if reference.shape != got.shape:
-        return True
-    condition = case.condition.get(name)
-    allowed = 1e-12 * np.abs(reference) + (
-        0.0 if condition is None else case.units * case.u * condition
-    )
-    with np.errstate(all="ignore"):
-        return not bool(
-            np.all(
-                (np.abs(got - reference) <= allowed)
-                | (got == reference)
-                | (np.isnan(got) & np.isnan(reference))
-            )
-        )
-
-
-def matching(patterns: str) -> tuple[str, ...]:
-    """The rules that match any of the patterns, in the order of SIGNATURES; `network` last."""
-    return tuple(
-        rule
-        for rule in (*SIGNATURES, "network")
-        if any(fnmatchcase(rule, each) for each in patterns.split())
-    )
-
+# -- rules by what they have in common -------------------------------------------------------------
 
 _RELEVANCE = " ".join(rule for rule, each in SIGNATURES.items() if each.formulation == "relevance")
 _CONSERVING = (
@@ -182,646 +55,6 @@ _ATTENTION = "attention_attnlrp attention_cp attention_attnlrp_gxi attention_cp_
 _BY_EPSILON = f"{_EPSILON} network"
 
 
-def mistake(id: str, rules: str, *forms: Answering, behavior: str = "") -> Mistake:
-    """Of the catalogue, shown by the rules that match the patterns."""
-    names = matching(rules)
-    checked = tuple(_checked(form, names) for form in forms)
-    return Mistake(**vars(CATALOGUE[id]), rules=names, forms=checked, behavior=behavior)
-
-
-# -- the wrong parts that take more than a line ----------------------------------------------------
-
-
-def _with_denominator(denominator: str) -> Callable[..., Answer]:
-    return lambda self, a, v, r, **options: self.matmul_uniform(
-        a, v, r, **{**options, "denominator": denominator}
-    )
-
-
-def _sign_of_zero(self: ReferenceRules, z: Array, eps: float, kind: str) -> Array:
-    return z + eps * np.sign(z) if kind == "sign" else ReferenceRules.stabilized(self, z, eps, kind)
-
-
-def _other_eps(eps: float) -> Answering:
-    return planted(
-        stabilized_ratio=lambda self, z, r, _, kind: ReferenceRules.stabilized_ratio(
-            self, z, r, eps, kind
-        )
-    )
-
-
-def _eps_times(size: Callable[[Array], Any]) -> Answering:
-    return planted(
-        stabilized=lambda self, z, eps, kind: ReferenceRules.stabilized(
-            self, z, eps * size(z), kind
-        )
-    )
-
-
-def _proportional(
-    self: ReferenceRules, operands: Sequence[Array], fixed: Sequence[bool]
-) -> list[Any]:
-    total = summed([np.abs(a) for a, c in zip(operands, fixed, strict=True) if not c])
-    return [np.abs(a) / total for a in operands]
-
-
-def _by_size(floor: float) -> Callable[..., Answer]:
-    """|a| / (sum of |a| + floor eps); 0 where all are 0."""
-
-    def sum_epsilon(
-        self: ReferenceRules,
-        operands: Sequence[Array],
-        r: Array,
-        *,
-        eps: float,
-        stabilizer: str = "sign",
-    ) -> Answer:
-        s = self.divided(r, summed([np.abs(a) for a in operands]) + floor * eps)
-        return tuple(folded(np.abs(a) * s, a) for a in operands)
-
-    return sum_epsilon
-
-
-def _rescaled_over_batch(
-    self: ReferenceRules,
-    operands: Sequence[Array],
-    r: Array,
-    *,
-    eps: float,
-    stabilizer: str = "sign",
-) -> Answer:
-    """Each branch scaled to its part |sum a| / sum of |sum a| of all the relevance there is, sums
-    over the whole batch.
-    """
-    parts = ReferenceRules.sum_epsilon(self, operands, r, eps=eps, stabilizer=stabilizer)
-    sums: list[Any] = [a.sum() for a in parts if a is not None]
-    total = sum(np.abs(each) for each in sums)
-    return tuple(
-        np.sign(each) * a * (r.sum() / total)
-        for a, each in zip(parts, sums, strict=True)
-        if a is not None
-    )
-
-
-def _as_a_whole(change: Callable[[Answer, Array, int], Answer], axes: int) -> Answering:
-    """What one seed gives changed as a whole: change(its arrays, what came in, axes). Sums are
-    taken per example (axes from 1), or over the batch (from 0).
-    """
-
-    def form(case: Case) -> Answer:
-        reference = reference_answer(case)
-        if case.rule != "network":
-            return change(reference, wide(case.inputs[case.seed]), axes)
-        incoming = wide(case.inputs["seeds"])
-        return reference[0], *(
-            change((a,), r, axes)[0] for a, r in zip(reference[1:], incoming, strict=True)
-        )
-
-    return form
-
-
-def _rescaled(answer: Answer, r: Array, axes: int) -> Answer:
-    """Every array scaled by one number so that the sum of all is what came in."""
-    factor = np.asarray(_total(r, axes) / sum(_total(a, axes) for a in answer if a is not None))
-    return tuple(None if a is None else a * _broadcast(factor, a) for a in answer)
-
-
-def _uniform_mean(answer: Answer, r: Array, axes: int) -> Answer:
-    """The same to all."""
-    count = sum(math.prod(a.shape[axes:]) for a in answer if a is not None)
-    mean = np.asarray(_total(r, axes) / count)
-    return tuple(None if a is None else np.zeros(a.shape) + _broadcast(mean, a) for a in answer)
-
-
-def _total(a: Array, axes: int) -> Array:
-    return a.sum(tuple(range(axes, a.ndim)))
-
-
-def _broadcast(numbers: Array, a: Array) -> Array:
-    """One number for all of a, or one for each of its examples, with a's axes."""
-    return numbers.reshape(numbers.shape + (1,) * (a.ndim - numbers.ndim))
-
-
-def _half_precision(eps: float | None) -> Answering:
-    """z, z + eps and R / (z + eps) each rounded to the 16-bit format, and eps itself; nothing
-    guards 0 / 0.
-    """
-
-    def stabilized_ratio(
-        self: ReferenceRules, z: Array, r: Array, asked: float, kind: str
-    ) -> Array:
-        d = self.stabilized(
-            rounded(z, self.dtype),
-            float(rounded(np.asarray(asked if eps is None else eps), self.dtype)),
-            kind,
-        )
-        return rounded(r / rounded(d, self.dtype), self.dtype)
-
-    return _in_half(planted(stabilized_ratio=stabilized_ratio))
-
-
-def _in_half(form: Answering) -> Answering:
-    def wrong(case: Case) -> Answer:
-        if case.dtype not in ("float16", "bfloat16"):
-            raise NoDifference("it is a mistake of the 16-bit formats")
-        return form(case)
-
-    return wrong
-
-
-def _clamped_divide(fixed: float | None) -> Answering:
-    """r / (max(z, c) + min(z, c)), which is z + c whatever the sign of z, and c where that is zero;
-    0 where z is.
-    """
-
-    def stabilized_ratio(self: ReferenceRules, z: Array, r: Array, eps: float, kind: str) -> Array:
-        c = fixed or eps
-        d = np.maximum(z, c) + np.minimum(z, c)
-        return r / np.where(d == 0, c, d) * (z != 0)
-
-    return planted(
-        stabilized_ratio=stabilized_ratio,
-        divided=lambda self, r, d: stabilized_ratio(self, d, r, fixed or 1e-9, "plain"),
-    )
-
-
-def _weights_amplified(case: Case) -> Answer:
-    """The forward itself runs with w + gamma w^+, and the sweep with it."""
-    if case.rule != "network":
-        raise NoDifference("it shows in a network's forward")
-    layers = [_amplified(layer) for layer in wide(case.inputs["layers"])]
-    return ReferenceRules(case.dtype).answer(
-        replace(case, inputs={**case.inputs, "layers": layers})
-    )
-
-
-def _amplified(layer: Layer) -> Layer:
-    if layer.get("rule") != "gamma":
-        return layer
-    return {
-        "operation": "linear",
-        "w": layer["w"] + layer["gamma"] * plus_part(layer["w"]),
-        "b": layer["b"],
-        "rule": "epsilon",
-        "eps": 1e-9,
-    }
-
-
-def _default_rules(case: Case) -> dict[str, Any]:
-    default = {"rule": "epsilon", "eps": 1e-9}
-    linear = [layer["operation"] == "linear" for layer in case.inputs["layers"]]
-    bare = [
-        {key: layer[key] for key in ("operation", "w", "b", "kind") if key in layer}
-        for layer in case.inputs["layers"]
-    ]
-    return {
-        "layers": [
-            layer | default if each else layer for layer, each in zip(bare, linear, strict=True)
-        ]
-    }
-
-
-def _input_times_gradient(case: Case) -> Answer:
-    """Seeded with R / z, as a gradient is."""
-    form = planted(
-        layer_backward=lambda self, layer, x, g: (
-            g * derivative(x, layer["kind"])
-            if layer["operation"] == "activation"
-            else self.linear_gradient(x, layer["w"], layer["b"], g)
-        ),
-        backward=lambda self, layers, xs, r: (
-            xs[0] * ReferenceRules.backward(self, layers, xs, self.divided(r, xs[-1]))
-        ),
-    )
-    return form(case)
-
-
-def _outputs(case: Case) -> Array:
-    """What the operation of a rule in gradient x input form computes."""
-    *operands, _ = wide(case.arguments)
-    options, reference = wide(dict(case.options)), ReferenceRules(case.dtype)
-    forward: dict[str, Callable[[], Array]] = {
-        "linear": lambda: reference.linear_sum(*operands),
-        "convolution": lambda: _convolved(*operands),
-        "add": lambda: summed(operands),
-        "multiply": lambda: math.prod(operands[0] if isinstance(operands[0], list) else operands),
-        "matmul": lambda: operands[0] @ operands[1],
-        "softmax": lambda: reference.probabilities(
-            reference.filled(operands[0], options.get("mask")), options.get("axis", -1)
-        ),
-        "rms": lambda: (
-            operands[0]
-            * reference.rms_norm_identity_gxi(operands[0], operands[1], np.ones(1), **options)
-        ),
-        "layer": lambda: _normed(reference, *operands, **options),
-        "activation": lambda: activation(operands[0], options["kind"]),
-        "rotary": lambda: (
-            operands[0] * operands[1] + reference.rotated(operands[0], -1) * operands[2]
-        ),
-        "pooling": lambda: (
-            operands[0] * reference.pooling_gradient(operands[0], np.ones(1), **options)
-        ).sum(-2, keepdims=True),
-        "scale": lambda: operands[0] * options["factor"],
-        "renormalize": lambda: operands[0] / operands[0].sum(-1, keepdims=True),
-        "attention": lambda: _context(reference, *operands, **options),
-    }
-    return forward[case.rule.partition("_")[0]]()
-
-
-def _convolved(x: Array, w: Array, b: Array | None) -> Array:
-    z = ReferenceRules().linear_sum(patches_of(x, w.shape[2:]), w.reshape(len(w), -1), b)
-    return z.swapaxes(1, 2).reshape(
-        len(x), len(w), x.shape[2] // w.shape[2], x.shape[3] // w.shape[3]
-    )
-
-
-def _normed(
-    reference: ReferenceRules, x: Array, w: Array, b: Array | None, *, norm_eps: float
-) -> Array:
-    z = centered(x) / reference.std(x, norm_eps) * w
-    return z if b is None else z + b
-
-
-def _context(
-    reference: ReferenceRules,
-    q: Array,
-    k: Array,
-    v: Array,
-    *,
-    scale: float,
-    causal: bool = False,
-    mask: Array | None = None,
-) -> Array:
-    _, _, values, _, _, p = reference.attended(q, k, v, scale, causal, mask)
-    return p @ values
-
-
-def _seeded_with_outputs(case: Case) -> dict[str, Any]:
-    if case.rule == "network":
-        z = ReferenceRules().answer(case)[0]
-        return {"seeds": [r * z for r in wide(case.inputs["seeds"])]}
-    return {"g": wide(case.inputs["g"]) * _outputs(case)}
-
-
-def _without_input(case: Case, x: Array, got: Array) -> Array:
-    if np.any(x == 0):
-        raise NoDifference("an input is zero: what it was multiplied with is unknown")
-    return got / x
-
-
-def _chained(
-    self: ReferenceRules,
-    operands: Sequence[Array],
-    r: Array,
-    *,
-    eps: float,
-    stabilizer: str = "sign",
-) -> Answer:
-    """((a + b) + c) + ..., each sum with a stabilizer of its own."""
-    given: list[Array] = []
-    for k in range(len(operands) - 1, 0, -1):
-        r, last = ReferenceRules.sum_epsilon(
-            self, [summed(operands[:k]), operands[k]], r, eps=eps, stabilizer=stabilizer
-        )
-        given.insert(0, last)
-    return (r, *given)
-
-
-def _interleaved(self: ReferenceRules, x: Array, sign: int) -> Array:
-    """Neighbors as pairs: [-x1, x0, -x3, x2, ...] for sign -1."""
-    z = np.empty_like(x)
-    z[..., ::2], z[..., 1::2] = sign * x[..., 1::2], -sign * x[..., ::2]
-    return z
-
-
-def _angles_of_pairs(case: Case) -> dict[str, Any]:
-    """cos and sin laid out for neighboring pairs."""
-    half = case.inputs["cos"].shape[-1] // 2
-    return {name: np.repeat(case.inputs[name][..., :half], 2, axis=-1) for name in ("cos", "sin")}
-
-
-def _bias_spread(
-    self: ReferenceRules,
-    x: Array,
-    w: Array,
-    b: Array | None,
-    r: Array,
-    *,
-    eps: float,
-    stabilizer: str = "sign",
-) -> Array:
-    relevance = ReferenceRules.linear_epsilon(self, x, w, b, r, eps=eps, stabilizer=stabilizer)
-    s = self.stabilized_ratio(self.linear_sum(x, w, b), r, eps, stabilizer)
-    return relevance if b is None else relevance + (s @ b)[..., None] / x.shape[-1]
-
-
-def _all_spread(
-    self: ReferenceRules,
-    x: Array,
-    w: Array,
-    b: Array | None,
-    r: Array,
-    *,
-    eps: float,
-    stabilizer: str = "sign",
-) -> Array:
-    """Bias and stabilizer both."""
-    relevance = ReferenceRules.linear_epsilon(self, x, w, b, r, eps=eps, stabilizer=stabilizer)
-    return relevance + (r.sum(-1, keepdims=True) - relevance.sum(-1, keepdims=True)) / x.shape[-1]
-
-
-def _naive_probabilities(self: ReferenceRules, filled: Array, axis: int) -> Array:
-    e = np.exp(filled - filled.max(axis, keepdims=True))
-    return e / e.sum(axis, keepdims=True)
-
-
-def _absolute_gradient(a: Array, b: Array, g: Array) -> Answer:
-    """(a + b) g split by |a| and |b|, each part over its operand: the sign of a, not a, decides."""
-    each = (a + b) * g / (np.abs(a) + np.abs(b))
-    return folded(np.sign(a) * each, a), folded(np.sign(b) * each, b)
-
-
-def _times(factor: float, rule: Callable[..., Answer]) -> Callable[..., Answer]:
-    return lambda *arguments, **options: tuple(
-        None if each is None else factor * each for each in rule(*arguments, **options)
-    )
-
-
-def _halved(rule: Callable[..., Array]) -> Callable[..., Array]:
-    return lambda *arguments, **options: rule(*arguments, **options) / 2
-
-
-def _lower_triangle(rule: Callable[..., Array]) -> Callable[..., Array]:
-    return lambda *arguments, **options: np.tril(rule(*arguments, **options))
-
-
-def _relu_at_zero(rule: Callable[..., Array], at: float) -> Callable[..., Array]:
-    return lambda self, x, g, *, kind: np.where(
-        (x == 0) & (kind == "relu"), at * g, rule(self, x, g, kind=kind)
-    )
-
-
-def _copies(r: Array, times: int) -> Array:  # (B, K times, T, d) -> (B, K, times, T, d)
-    return r.reshape(r.shape[0], -1, times, *r.shape[2:])
-
-
-def _wrong_groups(self: ReferenceRules, x: Array, r: Array, *, times: int) -> Array:
-    return r.reshape(r.shape[0], times, -1, *r.shape[2:]).sum(1)
-
-
-def _tiled(self: ReferenceRules, x: Array, times: int) -> Array:
-    """1, 2, 1, 2 in place of 1, 1, 2, 2."""
-    return np.tile(x, (1, times, 1, 1))
-
-
-def _on_norm_ratio(relevance: Callable[..., Array]) -> Callable[..., Array]:
-    """A rule of LayerNorm: relevance(self, x, w, b, s, norm_eps) of s = R / (z + eps)."""
-
-    def rule(
-        self: ReferenceRules,
-        x: Array,
-        w: Array,
-        b: Array | None,
-        r: Array,
-        *,
-        norm_eps: float,
-        eps: float,
-        stabilizer: str = "sign",
-    ) -> Array:
-        z = _normed(self, x, w, b, norm_eps=norm_eps)
-        s = self.stabilized_ratio(z, r, eps, stabilizer)
-        return relevance(self, x, w, b, s, norm_eps)
-
-    return rule
-
-
-_full_jacobian = _on_norm_ratio(
-    lambda self, x, w, b, s, norm_eps: x * self.layer_norm_gradient(x, w, b, s, norm_eps=norm_eps)
-)
-_centered_times = _on_norm_ratio(
-    lambda self, x, w, b, s, norm_eps: centered(x) * w * s / self.std(x, norm_eps)
-)
-_beta_kept = _on_norm_ratio(
-    lambda self, x, w, b, s, norm_eps: (
-        x * self.layer_norm_epsilon_gxi(x, w, b, s, norm_eps=norm_eps)
-        + (0.0 if b is None else b * s)
-    )
-)
-
-
-def _gamma_unbalanced(
-    self: ReferenceRules, x: Array, w: Array, b: Array | None, r: Array, *, gamma: float
-) -> Array:
-    """Amplified contributions over a sum that is not amplified."""
-    z = self.linear_sum(x, w, b)
-    c = contributions(x, w)
-    return summed_messages(c + gamma * self.amplified(c, z[..., None], x, w), self.divided(r, z))
-
-
-def _biased_box(
-    self: ReferenceRules, x: Array, w: Array, b: Array | None, r: Array, *, low: float, high: float
-) -> Array:
-    c = plus_part(w) * (x - low)[..., None, :] + minus_part(w) * (x - high)[..., None, :]
-    return summed_messages(c, self.divided(r, c.sum(-1) + (0.0 if b is None else b)))
-
-
-def _averaged(self: ReferenceRules, x: Array, r: Array, *, index: Sequence[Sequence[int]]) -> Array:
-    counts = ReferenceRules.gather_pass_through(self, x, np.ones_like(r), index=index)
-    return ReferenceRules.gather_pass_through(self, x, r, index=index) / np.maximum(counts, 1)
-
-
-def _values_alone(case: Case) -> Answer:
-    """Nothing to queries and keys, and still only half to the values."""
-    return None, None, reference_answer(case)[2]
-
-
-def _unbiased_scale_alone(
-    self: ReferenceRules, x: Array, w: Array, b: Array | None, g: Array, *, norm_eps: float
-) -> Array:
-    """The other scale in a derivative that takes it for the right one."""
-    n, c = x.shape[-1], centered(x)
-    std = self.root((c**2).sum(-1, keepdims=True) / (n - 1), norm_eps)
-    h = c / std
-    return (centered(w * g) - h * (w * g * h).mean(-1, keepdims=True)) / std
-
-
-def _root_of_square(self: ReferenceRules, square: Array, norm_eps: float) -> Array:
-    return np.sqrt(square**2 + norm_eps)
-
-
-def _sign_up(z: Array, eps: float) -> Array:
-    return np.where(z >= 0, eps, -eps)
-
-
-def _bridged(case: Case) -> Answer:
-    """R / z goes in, is multiplied by z, and what the rule makes of it is divided by x + 1e-10 s(x)
-    and multiplied by x again.
-    """
-    if case.formulation == "gradient_x_input":
-        raise NoDifference("it is a bridge for rules in relevance form")
-    relevance = wide(case.inputs["r"])
-    if case.rule.startswith(("linear", "convolution")):
-        relevance = relevance * (_outputs(case) != 0)
-    small = 0.0 if case.dtype == "float16" else 1e-10
-    form = changed_answer(lambda case, x, got: got / (x + _sign_up(x, small)) * x)
-    return form(_changed(case, {"r": relevance}))
-
-
-def _stabilized_by(eps: float, **parts: Any) -> Answering:
-    """A stabilizer in a rule that has none."""
-    return planted(divided=lambda self, r, d: r / (d + _sign_up(d, eps)), **parts)
-
-
-def _multiplied_in_place(kind: str) -> Answering:
-    """One gradient for all operands, and each multiplies it by itself in turn."""
-
-    def sum_epsilon(
-        self: ReferenceRules,
-        operands: Sequence[Array],
-        r: Array,
-        *,
-        eps: float,
-        stabilizer: str = "sign",
-    ) -> Answer:
-        product = self.stabilized_ratio(summed(operands), r, eps, kind or stabilizer) * math.prod(
-            operands
-        )
-        return tuple(folded(product, a) for a in operands)
-
-    return planted(sum_epsilon=sum_epsilon)
-
-
-def _signed_weights(self: ReferenceRules, x: Array, w: Array) -> tuple[Array, Array]:
-    return contributions(x, plus_part(w)), contributions(x, minus_part(w))
-
-
-def _spread_offset(
-    self: ReferenceRules, x: Array, r: Array, *, mask: Array | None = None, axis: int = -1
-) -> Array:
-    return ReferenceRules(self.dtype).softmax_spread(x, r, mask=mask, axis=axis)
-
-
-class _MaskedAfter(ReferenceRules):
-    """The mask strikes out probabilities that hidden entries have had a part in."""
-
-    def filled(self, x: Array, mask: Array | None) -> Array:
-        self.hidden = np.isneginf(ReferenceRules.filled(self, x, mask))
-        return x
-
-    def unmasked(self, filled: Array) -> Array:
-        return ~self.hidden
-
-    def logits(self, filled: Array, axis: int) -> Array:
-        return np.where(self.hidden, 0.0, filled)
-
-    def probabilities(self, filled: Array, axis: int) -> Array:
-        return np.where(self.hidden, 0.0, ReferenceRules.probabilities(self, filled, axis))
-
-
-def _transposed(case: Case) -> dict[str, Any]:
-    new = {name: case.inputs[name].T for name in ("w", "w1", "w2") if name in case.inputs}
-    if any(w.shape != case.inputs[name].shape for name, w in new.items()):
-        raise NoDifference("the weight is not square")
-    return new
-
-
-def _gamma_weights(
-    self: ReferenceRules, x: Array, w: Array, b: Array | None, r: Array, *, gamma: float
-) -> Array:
-    w = w + gamma * plus_part(w)
-    return self.divided(r, self.linear_sum(x, w, b)) @ w * x
-
-
-def _gamma_weights_and_bias(
-    self: ReferenceRules, x: Array, w: Array, b: Array | None, r: Array, *, gamma: float
-) -> Array:
-    return _gamma_weights(
-        self, x, w, None if b is None else b + gamma * plus_part(b), r, gamma=gamma
-    )
-
-
-def _with_factors(change: Callable[[float, float], tuple[float, float]]) -> Answering:
-    def linear_alpha_beta(
-        self: ReferenceRules,
-        x: Array,
-        w: Array,
-        b: Array | None,
-        r: Array,
-        *,
-        alpha: float,
-        beta: float,
-    ) -> Array:
-        alpha, beta = change(alpha, beta)
-        return ReferenceRules.linear_alpha_beta(self, x, w, b, r, alpha=alpha, beta=beta)
-
-    return planted(linear_alpha_beta=linear_alpha_beta)
-
-
-def _gamma_not_at_zero(
-    self: ReferenceRules, x: Array, w: Array, b: Array | None, r: Array, *, gamma: float
-) -> Array:
-    return ReferenceRules.linear_gamma(
-        self, x, w, b, r * (self.linear_sum(x, w, b) != 0), gamma=gamma
-    )
-
-
-def _constants_among_three(
-    self: ReferenceRules, operands: Sequence[Array], fixed: Sequence[bool]
-) -> list[Any]:
-    """A product of two has a function of its own, which is right."""
-    return (
-        [1 / len(operands)] * len(operands)
-        if len(operands) > 2
-        else ReferenceRules.fractions(self, operands, fixed)
-    )
-
-
-def _doubled_matmul(self: ReferenceRules, a: Array, v: Array, r: Array, **options: Any) -> Answer:
-    """R / (O + eps) to each."""
-    return _times(2, ReferenceRules.matmul_uniform)(
-        self, a, v, r, **{**options, "denominator": "2(z+eps)"}
-    )
-
-
-def _by_mean(
-    self: ReferenceRules,
-    x: Array,
-    r: Array,
-    *,
-    counted: Array | None = None,
-    eps: float,
-    stabilizer: str = "sign",
-) -> Array:
-    count = x.shape[-2] if counted is None else counted.sum(-2, keepdims=True)
-    return ReferenceRules.pooling_epsilon(
-        self, x, r, counted=counted, stabilizer=stabilizer, eps=eps * count
-    )
-
-
-def _as_epsilon(eps: float) -> Callable[..., Array]:
-    return lambda self, x, w, b, r, *, norm_eps: self.layer_norm_epsilon(
-        x, w, b, r, norm_eps=norm_eps, eps=eps
-    )
-
-
-def _counted_but_not_in_number(
-    self: ReferenceRules, x: Array, g: Array, *, counted: Array | None = None
-) -> Array:
-    return ReferenceRules.pooling_gradient(self, x, g) * (1.0 if counted is None else counted)
-
-
-def _bias_squared(self: ReferenceRules, x: Array, w: Array, b: Array | None, r: Array) -> Array:
-    return self.divided(r, (w * w).sum(-1) + (0.0 if b is None else b * b)) @ (w * w)
-
-
-def _root_mean_square(z: Array, axes: int) -> Array:
-    return np.sqrt((z * z).mean(tuple(range(axes, z.ndim)), keepdims=True))
-
-
-def _kind_for(asked: str, used: str) -> Answering:
-    return called_with(lambda case: {"kind": used} if case.options["kind"] == asked else {})
-
-
 # -- the table: faults found in libraries, then slips that are easily made, then choices -----------
 
 MISTAKES: tuple[Mistake, ...] = (
@@ -838,8 +71,8 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "eps-zero-sign",
         _BY_EPSILON,
-        planted(stabilized=_sign_of_zero, divided=lambda self, r, d: r / d),
-        planted(stabilized=_sign_of_zero),
+        planted(stabilized=wrong.sign_of_zero, divided=lambda self, r, d: r / d),
+        planted(stabilized=wrong.sign_of_zero),
         planted(
             stabilized=lambda self, z, eps, kind: z + eps * np.sign(z),
             divided=lambda self, r, d: r / d,
@@ -852,8 +85,8 @@ MISTAKES: tuple[Mistake, ...] = (
         called_with(lambda case: {"denominator": "2z+eps"}),
         *(
             planted(
-                context_product=_with_denominator(context),
-                score_product=_with_denominator(scores),
+                context_product=wrong.with_denominator(context),
+                score_product=wrong.with_denominator(scores),
                 **parts,
             )
             for context, scores in (("2(z+eps)", "2z+eps"), ("2z+eps", "2(z+eps)"))
@@ -879,11 +112,11 @@ MISTAKES: tuple[Mistake, ...] = (
         f"{_SOFTMAX} {_ATTENTION}",
         planted(
             filled=lambda self, x, mask: x if mask is None else np.where(mask, x, self.lowest),
-            probabilities=_naive_probabilities,
+            probabilities=wrong.naive_probabilities,
         ),
         planted(
             filled=lambda self, x, mask: x if mask is None else np.where(mask, x, -np.inf),
-            probabilities=_naive_probabilities,
+            probabilities=wrong.naive_probabilities,
         ),
     ),
     mistake(
@@ -895,7 +128,10 @@ MISTAKES: tuple[Mistake, ...] = (
             )
         ),
         planted(
-            **{rule: _lower_triangle(getattr(ReferenceRules, rule)) for rule in _SOFTMAX.split()}
+            **{
+                rule: wrong.lower_triangle(getattr(ReferenceRules, rule))
+                for rule in _SOFTMAX.split()
+            }
         ),
         planted(
             softmax_taylor=lambda self, x, r, **o: ReferenceRules.softmax_taylor(
@@ -915,7 +151,7 @@ MISTAKES: tuple[Mistake, ...] = (
         "linear_* convolution_* fan_out_epsilon network",
         planted(
             **{
-                rule: _halved(getattr(ReferenceRules, rule))
+                rule: wrong.halved(getattr(ReferenceRules, rule))
                 for rule in SIGNATURES
                 if rule.startswith("linear_") and rule != "linear_z_plus"
             }
@@ -955,22 +191,22 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "product-proportional",
         "multiply_uniform multiply_uniform_gxi",
-        planted(fractions=_proportional),
+        planted(fractions=wrong.proportional),
     ),
     mistake(
         "residual-absolute",
         "add_epsilon sum_epsilon add_gradient fan_out_epsilon",
         planted(
-            sum_epsilon=_by_size(0.0),
-            add_gradient=lambda self, a, b, g: _absolute_gradient(a, b, g),
+            sum_epsilon=wrong.by_size(0.0),
+            add_gradient=lambda self, a, b, g: wrong.absolute_gradient(a, b, g),
         ),
-        planted(sum_epsilon=_by_size(1.0)),
+        planted(sum_epsilon=wrong.by_size(1.0)),
     ),
     mistake(
         "constant-eats-share",
         "multiply_uniform multiply_uniform_gxi",
         planted(fractions=lambda self, operands, fixed: [1 / len(operands)] * len(operands)),
-        planted(fractions=_constants_among_three),
+        planted(fractions=wrong.constants_among_three),
         called_with(lambda case: {"constant": None}),
     ),
     mistake(
@@ -981,8 +217,8 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "rule-forgotten",
         "network",
-        called_with(_default_rules),
-        _input_times_gradient,
+        called_with(wrong.default_rules),
+        wrong.input_times_gradient,
         behavior="again",
     ),
     mistake(
@@ -994,26 +230,26 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "safe-divide",
         f"{_BY_EPSILON} linear_z_plus linear_alpha_beta linear_gamma convolution_z_plus",
-        _clamped_divide(1e-9),
-        _clamped_divide(None),
+        wrong.clamped_divide(1e-9),
+        wrong.clamped_divide(None),
     ),
     mistake(
         "batch-coupled",
         f"{_ABSORBING} network",
-        planted(sum_epsilon=_rescaled_over_batch),
-        _as_a_whole(_rescaled, 0),
+        planted(sum_epsilon=wrong.rescaled_over_batch),
+        wrong.as_a_whole(wrong.rescaled, 0),
     ),
     mistake(
         "bn-variance",
         "layer_norm_epsilon layer_norm_epsilon_gxi layer_norm_gradient "
         "rms_norm_identity_gxi rms_norm_gradient",
         planted(
-            root=_root_of_square,
+            root=wrong.root_of_square,
             root_derivative=lambda self, square, norm_eps: (
-                square / _root_of_square(self, square, norm_eps)
+                square / wrong.root_of_square(self, square, norm_eps)
             ),
         ),
-        planted(root=_root_of_square),
+        planted(root=wrong.root_of_square),
     ),
     mistake(
         "alpha-beta-bias",
@@ -1023,34 +259,34 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "alpha-index",
         "linear_alpha_beta",
-        _with_factors(lambda alpha, beta: (1.0, beta)),
-        _with_factors(lambda alpha, beta: (alpha, alpha)),
-        _with_factors(lambda alpha, beta: (beta, beta)),
-        _with_factors(lambda alpha, beta: (alpha, 1.0)),
+        wrong.with_factors(lambda alpha, beta: (1.0, beta)),
+        wrong.with_factors(lambda alpha, beta: (alpha, alpha)),
+        wrong.with_factors(lambda alpha, beta: (beta, beta)),
+        wrong.with_factors(lambda alpha, beta: (alpha, 1.0)),
     ),
     mistake(
         "gamma-forward",
         "network",
-        _weights_amplified,
+        wrong.weights_amplified,
         behavior="forward",
     ),
     mistake(
         "ln-unbiased",
         "layer_norm_epsilon layer_norm_epsilon_gxi layer_norm_gradient",
         planted(variance_divisor=lambda self, x: x.shape[-1] - 1),
-        planted(layer_norm_gradient=_unbiased_scale_alone),
+        planted(layer_norm_gradient=wrong.unbiased_scale_alone),
     ),
     mistake(
         "gamma-at-zero",
         "linear_gamma",
-        planted(linear_gamma=_gamma_not_at_zero),
+        planted(linear_gamma=wrong.gamma_not_at_zero),
     ),
     mistake(
         "zero-input",
         f"{_RELEVANCE} activation_identity_gxi",
         changed_answer(lambda case, x, got: np.where(x == 0, 0.0, got)),
         changed_answer(lambda case, x, got: np.where(x == 0, np.nan, got)),
-        _bridged,
+        wrong.bridged,
     ),
     mistake(
         "leaf-twice",
@@ -1069,23 +305,23 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "logit-squared",
         f"{_GRADIENT} network",
-        called_with(_seeded_with_outputs),
+        called_with(wrong.seeded_with_outputs),
     ),
     mistake(
         "vacuous-check",
         f"{_RELEVANCE} network",
-        _as_a_whole(_uniform_mean, 0),
-        _as_a_whole(_uniform_mean, 1),
+        wrong.as_a_whole(wrong.uniform_mean, 0),
+        wrong.as_a_whole(wrong.uniform_mean, 1),
     ),
     mistake(
         "fp16-nan",
         f"{_EPSILON} linear_alpha_beta",
-        _half_precision(None),
-        _half_precision(1e-8),
-        _in_half(
+        wrong.half_precision(None),
+        wrong.half_precision(1e-8),
+        wrong.in_half(
             planted(
                 divided=lambda self, r, d: rounded(
-                    r / rounded(d + _sign_up(d, 6e-8), self.dtype), self.dtype
+                    r / rounded(d + wrong.sign_up(d, 6e-8), self.dtype), self.dtype
                 )
             )
         ),
@@ -1099,30 +335,30 @@ MISTAKES: tuple[Mistake, ...] = (
         "gqa-repeat",
         "repeat_heads_pass_through attention_attnlrp attention_cp attention_attnlrp_gxi "
         "attention_cp_gxi",
-        planted(repeat_heads_pass_through=_wrong_groups),
-        planted(repeat_heads_pass_through=lambda self, x, r, *, times: _copies(r, times)[:, :, 0]),
-        planted(repeat_heads_pass_through=lambda self, x, r, *, times: _copies(r, times)[:, :, -1]),
-        planted(repeat_heads_pass_through=lambda self, x, r, *, times: _copies(r, times).mean(2)),
-        planted(repeated=_tiled, repeat_heads_pass_through=_wrong_groups),
-        planted(repeated=_tiled),
+        planted(repeat_heads_pass_through=wrong.wrong_groups),
+        planted(repeat_heads_pass_through=wrong.from_copies(lambda c: c[:, :, 0])),
+        planted(repeat_heads_pass_through=wrong.from_copies(lambda c: c[:, :, -1])),
+        planted(repeat_heads_pass_through=wrong.from_copies(lambda c: c.mean(2))),
+        planted(repeated=wrong.tiled, repeat_heads_pass_through=wrong.wrong_groups),
+        planted(repeated=wrong.tiled),
     ),
     mistake(
         "rope-interleave",
         "rotary_epsilon rotary_uniform rotary_uniform_gxi rotary_gradient",
-        planted(rotated=_interleaved),
-        lambda case: planted(rotated=_interleaved)(_changed(case, _angles_of_pairs(case))),
+        planted(rotated=wrong.interleaved),
+        lambda case: planted(rotated=wrong.interleaved)(changed(case, wrong.angles_of_pairs(case))),
     ),
     mistake(
         "shared-gradient",
         "sum_epsilon add_epsilon",
-        _multiplied_in_place(""),
-        _multiplied_in_place("plain"),
+        wrong.multiplied_in_place(""),
+        wrong.multiplied_in_place("plain"),
     ),
     # what is easily got wrong
     mistake(
         "weight-transposed",
         "linear_epsilon linear_g* linear_z* linear_a* linear_w* fan_out_epsilon",
-        called_with(_transposed),
+        called_with(wrong.transposed),
     ),
     mistake(
         "narrowed",
@@ -1148,7 +384,7 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "eps-doubled",
         _BY_EPSILON,
-        _eps_times(lambda z: 2),
+        wrong.eps_times(lambda z: 2),
     ),
     mistake(
         "abs-stabilizer",
@@ -1167,7 +403,7 @@ MISTAKES: tuple[Mistake, ...] = (
         "other-eps",
         _BY_EPSILON,
         *(
-            _other_eps(eps)
+            wrong.other_eps(eps)
             for eps in (
                 0.0,
                 1e-12,
@@ -1188,7 +424,7 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "gradient-for-relevance",
         "*_epsilon matmul_uniform matmul_second softmax_taylor",
-        changed_answer(_without_input),
+        changed_answer(wrong.without_input),
     ),
     mistake(
         "relevance-for-gradient",
@@ -1198,7 +434,7 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "forced-conservation",
         f"{_ABSORBING} network",
-        _as_a_whole(_rescaled, 1),
+        wrong.as_a_whole(wrong.rescaled, 1),
     ),
     mistake(
         "relevance-clamped",
@@ -1231,7 +467,7 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "mask-after",
         f"softmax_taylor softmax_spread softmax_gradient {_ATTENTION}",
-        lambda case: _MaskedAfter(case.dtype).answer(case),
+        lambda case: wrong.MaskedAfter(case.dtype).answer(case),
     ),
     mistake(
         "mask-counted",
@@ -1255,11 +491,11 @@ MISTAKES: tuple[Mistake, ...] = (
         "attention_attnlrp attention_attnlrp_gxi rotary_uniform rotary_uniform_gxi",
         planted(
             fractions=lambda self, operands, fixed: [1.0] * len(operands),
-            matmul_uniform=_times(2, ReferenceRules.matmul_uniform),
+            matmul_uniform=wrong.multiplied(2, ReferenceRules.matmul_uniform),
             matmul_uniform_gxi=ReferenceRules.matmul_gradient,
             rotary_uniform_gxi=ReferenceRules.rotary_gradient,
         ),
-        planted(matmul_uniform=_doubled_matmul),
+        planted(matmul_uniform=wrong.doubled_matmul),
     ),
     mistake(
         "product-quartered",
@@ -1269,9 +505,9 @@ MISTAKES: tuple[Mistake, ...] = (
             fractions=lambda self, operands, fixed: [
                 part / 2 for part in ReferenceRules.fractions(self, operands, fixed)
             ],
-            matmul_uniform=_times(0.5, ReferenceRules.matmul_uniform),
-            matmul_uniform_gxi=_times(0.5, ReferenceRules.matmul_uniform_gxi),
-            rotary_uniform_gxi=_halved(ReferenceRules.rotary_uniform_gxi),
+            matmul_uniform=wrong.multiplied(0.5, ReferenceRules.matmul_uniform),
+            matmul_uniform_gxi=wrong.multiplied(0.5, ReferenceRules.matmul_uniform_gxi),
+            rotary_uniform_gxi=wrong.halved(ReferenceRules.rotary_uniform_gxi),
         ),
     ),
     mistake(
@@ -1297,7 +533,7 @@ MISTAKES: tuple[Mistake, ...] = (
             ),
             attention_attnlrp_gxi=ReferenceRules.attention_cp_gxi,
         ),
-        _values_alone,
+        wrong.values_alone,
     ),
     mistake(
         "mean-not-centered",
@@ -1307,12 +543,12 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "ln-centered-input",
         "layer_norm_epsilon",
-        planted(layer_norm_epsilon=_centered_times),
+        planted(layer_norm_epsilon=wrong.centered_times),
     ),
     mistake(
         "ln-beta-in-numerator",
         "layer_norm_epsilon",
-        planted(layer_norm_epsilon=_beta_kept),
+        planted(layer_norm_epsilon=wrong.beta_kept),
     ),
     mistake(
         "norm-eps-missing",
@@ -1341,8 +577,8 @@ MISTAKES: tuple[Mistake, ...] = (
                 )
             ),
             rms_norm_identity_gxi=ReferenceRules.rms_norm_gradient,
-            layer_norm_epsilon=_full_jacobian,
-            layer_norm_identity=lambda self, x, w, b, r, *, norm_eps: _full_jacobian(
+            layer_norm_epsilon=wrong.full_jacobian,
+            layer_norm_identity=lambda self, x, w, b, r, *, norm_eps: wrong.full_jacobian(
                 self, x, w, b, r, norm_eps=norm_eps, eps=0.0, stabilizer="none"
             ),
             layer_norm_epsilon_gxi=ReferenceRules.layer_norm_gradient,
@@ -1372,7 +608,7 @@ MISTAKES: tuple[Mistake, ...] = (
         "gelu-other",
         "activation_identity_gxi activation_gradient",
         *(
-            _kind_for(*pair)
+            wrong.kind_for(*pair)
             for pair in (
                 ("gelu", "gelu_tanh"),
                 ("gelu_tanh", "gelu"),
@@ -1427,7 +663,7 @@ MISTAKES: tuple[Mistake, ...] = (
         "counted-ignored",
         "pooling_epsilon pooling_gradient",
         called_with(lambda case: {"counted": None}),
-        planted(pooling_gradient=_counted_but_not_in_number),
+        planted(pooling_gradient=wrong.counted_but_not_in_number),
     ),
     mistake(
         "pooling-sum",
@@ -1468,7 +704,7 @@ MISTAKES: tuple[Mistake, ...] = (
                 self, x, w, b, r, gamma=0.0
             )
         ),
-        planted(linear_gamma=_gamma_unbalanced),
+        planted(linear_gamma=wrong.gamma_unbalanced),
     ),
     mistake(
         "plus-half",
@@ -1483,14 +719,14 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "plus-weights",
         "linear_z_plus linear_alpha_beta convolution_z_plus network",
-        planted(signed=_signed_weights),
-        planted(signed=_signed_weights, signed_bias=lambda self, b, sign: b),
-        _stabilized_by(1e-9, signed=_signed_weights, signed_bias=lambda self, b, sign: b),
+        planted(signed=wrong.signed_weights),
+        planted(signed=wrong.signed_weights, signed_bias=lambda self, b, sign: b),
+        wrong.stabilized_by(1e-9, signed=wrong.signed_weights, signed_bias=lambda self, b, sign: b),
     ),
     mistake(
         "alpha-beta-sign",
         "linear_alpha_beta network",
-        _with_factors(lambda alpha, beta: (alpha, -beta)),
+        wrong.with_factors(lambda alpha, beta: (alpha, -beta)),
     ),
     mistake(
         "flat-weighted",
@@ -1523,7 +759,7 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "z-box-bias",
         "linear_z_box",
-        planted(linear_z_box=_biased_box),
+        planted(linear_z_box=wrong.biased_box),
     ),
     mistake(
         "kernel-flipped",
@@ -1549,33 +785,33 @@ MISTAKES: tuple[Mistake, ...] = (
         "fan_out_epsilon gather_pass_through",
         planted(
             accumulated=lambda self, first, second: (first + second) / 2,
-            gather_pass_through=_averaged,
+            gather_pass_through=wrong.averaged,
         ),
     ),
     # choices that are made on purpose
     mistake(
         "bias-redistributed",
         "linear_epsilon convolution_epsilon network",
-        planted(linear_epsilon=_bias_spread),
-        planted(linear_epsilon=_all_spread),
+        planted(linear_epsilon=wrong.bias_spread),
+        planted(linear_epsilon=wrong.all_spread),
     ),
     mistake(
         "bias-counted",
         "linear_w_square",
-        planted(linear_w_square=_bias_squared),
+        planted(linear_w_square=wrong.bias_squared),
     ),
     mistake(
         "stabilizer-added",
         "linear_gamma linear_z_plus linear_alpha_beta linear_w_square linear_z_box "
         "convolution_z_plus",
-        *(_stabilized_by(eps) for eps in (1e-12, 1e-9, 1e-8, 1e-7, 1e-6)),
+        *(wrong.stabilized_by(eps) for eps in (1e-12, 1e-9, 1e-8, 1e-7, 1e-6)),
     ),
     mistake(
         "eps-clamped",
         _BY_EPSILON,
         planted(
             stabilized=lambda self, z, eps, kind: (
-                z if kind == "none" else np.where(np.abs(z) < eps, _sign_up(z, eps), z)
+                z if kind == "none" else np.where(np.abs(z) < eps, wrong.sign_up(z, eps), z)
             )
         ),
     ),
@@ -1587,23 +823,23 @@ MISTAKES: tuple[Mistake, ...] = (
             softmax_spread=ReferenceRules.softmax_identity,
             softmax_identity=ReferenceRules.softmax_taylor,
         ),
-        planted(softmax_taylor=_spread_offset),
+        planted(softmax_taylor=wrong.spread_offset),
         planted(softmax_spread=ReferenceRules.softmax_taylor),
         planted(softmax_taylor=ReferenceRules.softmax_z_plus),
     ),
     mistake(
         "eps-relative",
         _BY_EPSILON,
-        _eps_times(lambda z: _root_mean_square(z, 0)),
-        _eps_times(lambda z: _root_mean_square(z, 1)),
-        _eps_times(lambda z: _root_mean_square(z, z.ndim - 1)),
-        _eps_times(lambda z: np.abs(z).max()),
+        wrong.eps_times(lambda z: wrong.root_mean_square(z, 0)),
+        wrong.eps_times(lambda z: wrong.root_mean_square(z, 1)),
+        wrong.eps_times(lambda z: wrong.root_mean_square(z, z.ndim - 1)),
+        wrong.eps_times(lambda z: np.abs(z).max()),
     ),
     mistake(
         "layer-norm-reading",
         "layer_norm_epsilon layer_norm_identity",
         planted(layer_norm_epsilon=lambda self, x, w, b, r, *, norm_eps, **o: r),
-        *(planted(layer_norm_identity=_as_epsilon(eps)) for eps in (1e-6, 1e-9, 1e-12)),
+        *(planted(layer_norm_identity=wrong.as_epsilon(eps)) for eps in (1e-6, 1e-9, 1e-12)),
     ),
     mistake(
         "renormalize-identity",
@@ -1616,19 +852,19 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "gamma-weights",
         "linear_gamma network",
-        planted(linear_gamma=_gamma_weights),
-        planted(linear_gamma=_gamma_weights_and_bias),
-        _stabilized_by(1e-9, linear_gamma=_gamma_weights),
+        planted(linear_gamma=wrong.gamma_weights),
+        planted(linear_gamma=wrong.gamma_weights_and_bias),
+        wrong.stabilized_by(1e-9, linear_gamma=wrong.gamma_weights),
     ),
     mistake(
         "pooling-mean-eps",
         "pooling_epsilon",
-        planted(pooling_epsilon=_by_mean),
+        planted(pooling_epsilon=wrong.by_mean),
     ),
     mistake(
         "sum-chained",
         "sum_epsilon",
-        planted(sum_epsilon=_chained),
+        planted(sum_epsilon=wrong.chained),
     ),
     mistake(
         "fan-out-fused",
@@ -1658,7 +894,7 @@ MISTAKES: tuple[Mistake, ...] = (
         *(
             planted(
                 **{
-                    rule: _relu_at_zero(getattr(ReferenceRules, rule), at)
+                    rule: wrong.relu_at_zero(getattr(ReferenceRules, rule), at)
                     for rule in ("activation_identity_gxi", "activation_gradient")
                 }
             )

@@ -10,7 +10,7 @@ import numpy as np
 
 from refl.verification.conformance.deviation import Array, Deviation
 from refl.verification.conformance.diagnosis import Diagnosis
-from refl.verification.conformance.mistakes import Mistake
+from refl.verification.conformance.planting import Mistake
 from refl.verification.vectors.case import Case
 from refl.verification.vectors.model_vectors import SiteDeviation
 

@@ -49,7 +49,7 @@ from refl.verification.conformance import report, whole_models
 from refl.verification.conformance.adapter import Adapter, Array, NotCovered
 from refl.verification.conformance.deviation import Answer, deviations
 from refl.verification.conformance.diagnosis import diagnoses, most_telling, shown_by
-from refl.verification.conformance.mistakes import Mistake
+from refl.verification.conformance.planting import Mistake
 from refl.verification.conformance.report import Report
 from refl.verification.conformance.results import (
     CONVENTION,
@@ -237,7 +237,7 @@ def _first_seeds(case: Case, count: int) -> Case:
 
 
 def _misbehaved(result: CaseResult, behavior: str, message: str) -> CaseResult:
-    """behavior: `again` or `targets`, as mistakes.py calls what they show."""
+    """behavior: `again` or `targets`, as planting.py calls them."""
     known = tuple(shown_by(behavior))
     return replace(result, status=FAILED, message=message, behavior=behavior, diagnoses=known)
 

@@ -30,7 +30,7 @@ from refl.io.files import atomic_write
 from refl.verification.conformance import report
 from refl.verification.conformance.adapter import Adapter
 from refl.verification.conformance.diagnosis import mistakes_behind
-from refl.verification.conformance.mistakes import Answering, planted
+from refl.verification.conformance.planting import Answering, planted
 from refl.verification.conformance.reference_rules import ReferenceRules
 from refl.verification.conformance.results import (
     CONVENTION,
@@ -41,6 +41,7 @@ from refl.verification.conformance.results import (
     size,
 )
 from refl.verification.conformance.runner import about, rule_result, run_case
+from refl.verification.conformance.wrong_parts import naive_probabilities
 from refl.verification.vectors import model_vectors
 from refl.verification.vectors.case import UNDERFLOW, UNITS, Case
 from refl.verification.vectors.catalogue import CATALOGUE
@@ -178,16 +179,11 @@ def _shared_buffer(case: Case) -> tuple[Any, ...]:
     return tuple(s * product for _ in operands)
 
 
-def _naive(self: ReferenceRules, filled: Array, axis: int) -> Array:
-    e = np.exp(filled - filled.max(axis, keepdims=True))
-    return e / e.sum(axis, keepdims=True)
-
-
 LXT_SOFTMAX = planted(
     filled=lambda self, x, mask: x if mask is None else np.where(mask, x, -np.inf),
     unmasked=lambda self, filled: np.ones_like(filled),
     sum_along=lambda self, r, axis: r.sum(-1, keepdims=True),
-    probabilities=_naive,
+    probabilities=naive_probabilities,
 )
 """Sums over the last axis, whatever stands there; only -inf counts as masked."""
 
@@ -201,7 +197,7 @@ TWO_FORMS: dict[str, Any] = {
 }
 LOWEST: dict[str, Any] = {
     "filled": lambda self, x, mask: np.where(mask, x, self.lowest),
-    "probabilities": _naive,
+    "probabilities": naive_probabilities,
     "softmax_taylor": lambda self, x, r, *, mask: np.where(
         mask, ReferenceRules.softmax_taylor(self, x, r, mask=mask), 0.0
     ),
