@@ -20,7 +20,7 @@ from refl.verification.conformance.planting import Mistake, NoDifference
 from refl.verification.vectors.case import UNDERFLOW, Case
 
 Diagnosis: TypeAlias = tuple[Mistake, int]
-"""A mistake, and in which of the forms it is met in."""
+"""A mistake, and the number of the form in which it is met."""
 
 CLEARLY = 64
 """A mistake changes an answer clearly where it moves it by this many times what rounding may."""

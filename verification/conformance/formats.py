@@ -227,10 +227,8 @@ def _html_models(report: Report) -> str:
         )
         for m in tried
     ]
-    return (
-        "<section><h2>Whole "
-        f"models</h2>{table(('model, input, method', 'result', ''), rows)}</section>"
-    )
+    found = table(("model, input, method", "result", ""), rows)
+    return f"<section><h2>Whole models</h2>{found}</section>"
 
 
 def _html_failures(report: Report) -> Iterator[str]:
@@ -238,8 +236,8 @@ def _html_failures(report: Report) -> Iterator[str]:
         v = r.smallest
         if r.status in (FAILED, CONVENTION) and v is not None:
             yield (
-                "<section><h2 "
-                f"class='{_class(r.status)}'>{safe(r.rule)}</h2>{_html_failure(r, v)}</section>"
+                f"<section><h2 class='{_class(r.status)}'>{safe(r.rule)}</h2>"
+                f"{_html_failure(r, v)}</section>"
             )
 
 
@@ -284,12 +282,10 @@ def _html_about(report: Report) -> str:
         f"<dt>{safe(key)}</dt><dd>{safe(value)}</dd>" for key, value in report.about.items()
     )
     return (
-        "<section><h2>How to read this</h2><p>An answer is right where it deviates from "
-        "the expected one by no more than "
-        "units times u times condition: u is the unit roundoff of the case's format, "
-        "condition the sum of what one rounding of every factor "
-        "can move. Expected numbers come from the definitions of the rules in 60-digit "
-        "arithmetic. For a wrong answer every known mistake is "
-        "worked out on the same case, and those that give the same wrong numbers are "
-        f"named.</p><dl>{rows}</dl></section>"
+        "<section><h2>How to read this</h2><p>An answer is right where it deviates from the "
+        "expected one by no more than units times u times condition: u is the unit roundoff of "
+        "the case's format, condition the sum of what one rounding of every factor can move. "
+        "Expected numbers come from the definitions of the rules in 60-digit arithmetic. For a "
+        "wrong answer every known mistake is worked out on the same case, and those that give the "
+        f"same wrong numbers are named.</p><dl>{rows}</dl></section>"
     )

@@ -209,12 +209,11 @@ def lines(report: Report, width: int = 100, every: bool = False) -> list[Line]:
 
 
 def _row(r: RuleResult) -> Line:
-    named_ = ", ".join(m.id for m in r.mistakes[:3])
     return [
         (r.rule, ""),
         (r.status, STYLES[r.status]),
         (f"{r.count(PASSED)}/{r.tried}" if r.tried else "", ""),
-        (named_, ""),
+        (", ".join(m.id for m in r.mistakes[:3]), ""),
     ]
 
 
@@ -229,8 +228,8 @@ def rule_lines(r: RuleResult, width: int) -> list[Line]:
         also = f" Documented: {r.conventions[m.id]}" if m.id in r.conventions else ""
         count = sum(m in x.mistakes for x in r.cases if x.failed)
         out += paragraph(
-            f"looks like {m} (gives the same wrong numbers in {count} of {failing} "
-            f"cases; met in: {m.met_in}){also}",
+            f"looks like {m} (gives the same wrong numbers in {count} of {failing} cases; met in: "
+            f"{m.met_in}){also}",
             width,
         )
     raised = Counter(x.message for x in r.cases if x.failed and x.message and not x.behavior)

@@ -29,11 +29,13 @@ class CaseResult:
     deviations: tuple[Deviation, ...] = ()
     """The worst of each operand and entry that is wrong, worst first."""
     message: str = ""
-    """What went wrong where it is not a number: an exception, a shape; or why the case is not
+    """What went wrong where it is not a number (an exception, a shape), or why the case is not
     covered.
     """
     behavior: str = ""
-    """Of a function that kept something from call to call: what shows the mistake."""
+    """Of a network that does not answer the same again, or no second seed: what shows the mistake
+    (planting.py).
+    """
     diagnoses: tuple[Diagnosis, ...] = ()
     """Known mistakes, in the forms that give these same wrong numbers."""
 
@@ -115,6 +117,7 @@ class ModelResult:
     reasons: tuple[str, ...] = ()
     """The same, and options, in words."""
     said: str = ""
+    """The message, where it is not made of the deviations."""
     rule: str = "model"
 
     @property

@@ -6,9 +6,7 @@
     def test_my_rule(case):
         conformance.check(my_linear_epsilon, case)
 
-    report = conformance.run("my_adapter.py")            # all rules at once; `refl conform
-                                                         my_adapter.py` on the command line
-    print(report)
+    print(conformance.run("my_adapter.py"))     # all rules at once: `refl conform my_adapter.py`
 
 An adapter is a Python file, a module, a class instance or a dict with functions named like the
 rules (`refl conform --list` says how each is called); what it lacks is not covered. It takes and

@@ -235,17 +235,16 @@ class Run:
         """Every target's relevance at every site, all from this one forward. The seed is the
         logit's value, or 1 for a gradient.
         """
-        return [self._answer(logits[target], list(self.sites)) for target in targets]
+        return [self._answer(logits[target]) for target in targets]
 
-    def _answer(self, logit: Tensor, names: list[str]) -> dict[str, Any]:
+    def _answer(self, logit: Tensor) -> dict[str, Any]:
         seed = logit.detach() if self.in_relevance_form else torch.ones_like(logit)
-        values = [self.sites[name] for name in names]
         incoming = torch.autograd.grad(
-            logit, values, seed, retain_graph=True, materialize_grads=True
+            logit, list(self.sites.values()), seed, retain_graph=True, materialize_grads=True
         )
         at = {
             name: (r if self.in_relevance_form else x.detach() * r)[0]
-            for name, x, r in zip(names, values, incoming, strict=True)
+            for (name, x), r in zip(self.sites.items(), incoming, strict=True)
         }
         return at | {"logit": float(logit.detach())}
 

@@ -424,13 +424,13 @@ def matmul_second_gxi(a: Tensor, v: Tensor, g: Tensor) -> Tensor:
 
 
 def visible(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Neither cut by the mask nor by a logit of -inf or finfo.min, the type's own."""
+    """Masked neither by the mask nor by a logit of -inf or finfo.min, the type's own."""
     unmasked = x > torch.finfo(x.dtype).min / 2
     return unmasked if mask is None else unmasked & mask
 
 
 def probabilities(x: Tensor, unmasked: Tensor) -> Tensor:
-    """Over the last axis; 0 where nothing is seen, in rows without any entry too."""
+    """Over the last axis; 0 at masked entries, in rows that are masked whole too."""
     highest = torch.where(unmasked, x, -math.inf).amax(-1, keepdim=True).detach()
     e = torch.where(
         unmasked,
@@ -456,7 +456,7 @@ def taylor(x: Tensor, p: Tensor, unmasked: Tensor, r: Tensor) -> Answer:
 
 
 def spread(x: Tensor, p: Tensor, unmasked: Tensor, r: Tensor) -> Answer:
-    """Each output's offset in equal parts to the entries that are seen."""
+    """Each output's offset in equal parts to the unmasked entries."""
     offset = (1 - x + (p * x).sum(-1, keepdim=True)) * r
     return answer(
         (expansion(x, p) * r[..., None]).sum(-2)
@@ -469,7 +469,7 @@ def z_plus(x: Tensor, p: Tensor, unmasked: Tensor, r: Tensor) -> Answer:
 
 
 def softmax_rule(rule: Rule) -> Rule:
-    """From a rule f(x, p, seen, r) of the last axis. What is not seen enters it as zeros, and its
+    """From a rule f(x, p, unmasked, r) of the last axis. What is masked enters it as zeros, and its
     relevance is absorbed.
     """
 
