@@ -15,7 +15,7 @@ covered.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from refl.errors import ReflError
@@ -32,7 +32,7 @@ from refl.verification.conformance.results import (
 )
 from refl.verification.vectors import model_vectors
 from refl.verification.vectors.catalogue import CATALOGUE
-from refl.verification.vectors.model_vectors import ModelCase
+from refl.verification.vectors.model_vectors import ModelCase, SiteDeviation
 
 MOST_REASONS = 2
 
@@ -71,17 +71,25 @@ def _run_case(adapter: Adapter, explain: Callable[..., Any], case: ModelCase) ->
     try:
         more = _more(explain, case)
         (got,) = explain(case.item, [case.target], case.method, **more)
-        arrays = {site: adapter.to_numpy(a) for site, a in got.items()}
-        return _compared(adapter, case, arrays) or _again(explain, case, more, len(arrays))
+        arrays = _arrays(adapter, got)
+        return _compared(adapter, case, arrays) or _again(adapter, explain, case, more, len(arrays))
     except (NotCovered, NotImplementedError) as reason:
         return ModelResult(case.id, NOT_COVERED, said=str(reason))
     except Exception as reason:  # noqa: BLE001
         return ModelResult(case.id, FAILED, said=f"raised {type(reason).__name__}: {reason}")
 
 
+def _arrays(adapter: Adapter, got: Mapping[str, Any]) -> dict[str, Any]:
+    return {site: adapter.to_numpy(a) for site, a in got.items()}
+
+
+def _parting(case: ModelCase, arrays: dict[str, Any]) -> tuple[SiteDeviation, ...]:
+    return tuple(model_vectors.check(case, arrays, "float64" if _wide(arrays) else "float32"))
+
+
 def _compared(adapter: Adapter, case: ModelCase, arrays: dict[str, Any]) -> ModelResult | None:
     """None where all is right."""
-    wrong = tuple(model_vectors.check(case, arrays, "float64" if _wide(arrays) else "float32"))
+    wrong = _parting(case, arrays)
     if not wrong:
         return None
     if wrong[0].site == "logit":
@@ -111,17 +119,28 @@ def _diagnosed(case: ModelCase, theirs: dict[str, Any]) -> list[Diagnosis]:
 
 
 def _again(
-    explain: Callable[..., Any], case: ModelCase, more: dict[str, Any], compared: int
+    adapter: Adapter,
+    explain: Callable[..., Any],
+    case: ModelCase,
+    more: dict[str, Any],
+    compared: int,
 ) -> ModelResult:
     """The first target was right: now two from one forward."""
     try:
-        explain(case.item, [case.target, case.target], case.method, **more)
+        answers = list(explain(case.item, [case.target, case.target], case.method, **more))
     except NotImplementedError:
-        pass
+        return ModelResult(case.id, PASSED, compared)
     except Exception as reason:  # noqa: BLE001
         one = CATALOGUE["one-target"]
         said = f"{one} It raised {type(reason).__name__}: {reason}"
         return ModelResult(case.id, FAILED, compared, mistakes=(one.id,), said=said)
+    if len(answers) != 2:
+        said = f"answers to two targets from one forward: {len(answers)}, expected 2"
+        return ModelResult(case.id, FAILED, compared, said=said)
+    for got in answers:
+        if wrong := _parting(case, _arrays(adapter, got)):
+            said = f"right for one target; of two from one forward, relevance parts at {wrong[0]}"
+            return ModelResult(case.id, FAILED, compared, wrong, said=said)
     return ModelResult(case.id, PASSED, compared)
 
 
