@@ -1,8 +1,8 @@
 """Every rule once more, in plain float64 NumPy: slow, short, and cut into parts.
 
-mistakes.py replaces one part, or calls a rule with something other than what was asked, and so has
-the answers of implementations that are wrong. Nothing else computes with this file: expected
-numbers come from exact.py, refl's own from rules/.
+The known mistakes replace one part, or call a rule with something other than what was asked
+(planting.py): so there are the answers of implementations that are wrong. Nothing else computes
+with this file: expected numbers come from exact.py, refl's own from rules/.
 """
 
 from __future__ import annotations

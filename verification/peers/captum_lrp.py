@@ -71,13 +71,7 @@ def _ruled(module: Any, rule: Any) -> Any:
 
 
 def _one(module: Any, rule: Any, r: Tensor, x: Tensor) -> Tensor:
-    return _explained(
-        stacked(
-            lambda layer: _ruled(layer["module"], layer["rule"]), [{"module": module, "rule": rule}]
-        ),
-        r,
-        x,
-    )
+    return _explained(stacked(lambda layer: _ruled(module, rule), [{}]), r, x)
 
 
 def _signed(stabilizer: str) -> None:
@@ -123,7 +117,7 @@ def convolution_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any
 
 
 def activation_identity(x: Tensor, r: Tensor, *, kind: str) -> Any:
-    return _explained(stacked(lambda layer: _activation(layer["kind"]), [{"kind": kind}]), r, x)
+    return _explained(stacked(lambda layer: _activation(kind), [{}]), r, x)
 
 
 def _activation(kind: str) -> Any:
