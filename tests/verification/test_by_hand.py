@@ -294,10 +294,10 @@ def compare(engine: Engine, example: int = 0) -> float:
 
 
 def _absorbed(engine: Engine, exact: Any, plain: Any, noisy: Any, example: int) -> list[float]:
-    lines = {
+    sites = {
         name: engine.site(site)
-        for sites in (SITES, PROJECTIONS)
-        for site, name in sites[engine.block].items()
+        for table in (SITES, PROJECTIONS)
+        for site, name in table[engine.block].items()
     }
     got = {
         (e.site, cause): v
@@ -306,18 +306,12 @@ def _absorbed(engine: Engine, exact: Any, plain: Any, noisy: Any, example: int) 
         for cause, v in e.absorbed.items()
     }
     used = []
-    for line, cause in ((line, cause) for line, causes in exact.items() for cause in causes):
-        wanted, condition, at = (
-            exact[line][cause],
-            noisy[line][cause],
-            engine.swept.aliases.get(lines[line], lines[line]),
-        )
-        near(np.asarray(plain[line][cause]), wanted, condition, f"{line} {cause} in plain floats")
-        if (
-            at,
-            cause,
-        ) in got or cause != "mask":  # the engine records a mask only where there is one
-            used.append(near(got.pop((at, cause))[example], wanted, condition, (at, cause)))
+    for name, cause in ((name, cause) for name, causes in exact.items() for cause in causes):
+        wanted, condition = exact[name][cause], noisy[name][cause]
+        near(np.asarray(plain[name][cause]), wanted, condition, f"{name} {cause} in plain floats")
+        at = (engine.swept.aliases.get(sites[name], sites[name]), cause)
+        if at in got or cause != "mask":  # the engine records a mask only where there is one
+            used.append(near(got.pop(at)[example], wanted, condition, at))
     assert not got, "absorbed by the engine alone"
     return used
 
@@ -474,9 +468,8 @@ def test_the_ledger_closes_to_the_last_digits(block: str, eps: float) -> None:
     received, reached = total(values["y"][1]), total(values["x"][1])
     assert abs(received - reached - absorbed) <= MP.mpf(10) ** -40
     assert abs(received - reached) > 1e-3, "the account would be empty"
-    assert all(
-        abs(causes["stabilizer"]) > 0 for causes in ledger.values() if "stabilizer" in causes
-    ) == (eps > 0)
+    stabilizers = [causes["stabilizer"] for causes in ledger.values() if "stabilizer" in causes]
+    assert {abs(amount) > 0 for amount in stabilizers} == {eps > 0}
 
 
 @pytest.mark.parametrize("attention_mask", [None, [True, False, True, True]])
