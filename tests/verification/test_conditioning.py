@@ -105,11 +105,13 @@ def test_a_wrong_net_is_far_outside() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_other_digits(dtype: str) -> None:
-    """w (1 +- sqrt(n) u), drawn anew for every tensor and draw."""
+    """w (1 +- sqrt(n) u), with signs of their own for every tensor and draw."""
     model = random_model(LLAMA, 1, dtype)
-    name = "model.layers.0.mlp.down_proj.weight"
+    name, next_one = (f"model.layers.{i}.mlp.down_proj.weight" for i in range(2))
     w = model.weights[name]
     one, again, two = (other_digits(model, draw).weights[name] for draw in (0, 0, 1))
     assert one.dtype == w.dtype and np.array_equal(one, again) and not np.array_equal(one, two)
     steps = (one - w) / (w * roundoff(w) * np.sqrt(w.shape[1]))
     assert np.allclose(np.abs(steps), 1, atol=0.4) and {-1.0, 1.0} == set(np.sign(steps).ravel())
+    other = other_digits(model, 0).weights[next_one] - model.weights[next_one]
+    assert not np.array_equal(np.sign(other / model.weights[next_one]), np.sign(steps))

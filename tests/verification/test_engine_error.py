@@ -45,12 +45,10 @@ def test_a_short_run_names_every_rule_and_keeps_to_the_bound(
             assert row["cases"] == 12 and row["entries"] > 0 and row["beyond_the_bound"] == 0
             assert row["worst_of_bound"] < 1, rule
     engine_error.show(result)
-    assert all(rule in capsys.readouterr().out for rule in ["linear_epsilon"])
-    assert all(
-        f"| {rule} | {dtype} |" in engine_error.markdown(result)
-        for rule in known
-        for dtype in DTYPES
-    )
+    shown, page = capsys.readouterr().out, engine_error.markdown(result)
+    for rule in known:
+        assert rule in shown
+        assert all(f"| {rule} | {dtype} |" in page for dtype in DTYPES)
 
 
 def test_the_table_beside_it_names_every_rule() -> None:
