@@ -1,8 +1,8 @@
 """The engine's sweep against the same model in exact arithmetic, at every site of every
 architecture: relevance, activations, ledger.
 
-The bound at a site is that site's own condition times the unit roundoff: what moving every number
-of the run by one unit may do to it.
+The bound at a site is UNITS times that site's own condition times the unit roundoff. The condition
+is what moving every number of the run by one unit may do to it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from refl.verification.definitions import exact_sweep
 from refl.verification.random_models import random_model
 from refl.verification.vectors.make_model_vectors import CONFIGS
 
-TEXT = ("attnlrp", "attnlrp-gradient", "cp-lrp", "lrp-0", "input-x-gradient", "lxt-explicit")
+FOR_ANY_NET = ("attnlrp", "attnlrp-gradient", "cp-lrp", "lrp-0", "input-x-gradient", "lxt-explicit")
 UNITS = 16
 U = 2.0**-53
 
@@ -111,7 +111,7 @@ def test_every_architecture_is_here() -> None:
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_engine_is_exact_but_for_rounding(kind: str) -> None:
     model = random_model(CONFIGS[kind], 11)
-    methods = (*TEXT, "attnlrp-vit") if model.takes_images else TEXT
+    methods = (*FOR_ANY_NET, "attnlrp-vit") if model.takes_images else FOR_ANY_NET
     run = Beside(model, methods)
     assert run.exact.conservation_error < 1e-40
     for method in methods:
@@ -155,17 +155,16 @@ FAULTS: dict[str, tuple[str, str, Callable[[pytest.MonkeyPatch], None]]] = {
         lambda m: m.setitem(
             movement.MOVES,
             "repeat_heads",
-            (movement._repeat_heads, lambda r, x, times: _back(r, x, times) / times),
+            (
+                movement._repeat_heads,
+                lambda r, x, times: movement._unrepeat_heads(r, x, times=times) / times,
+            ),
         ),
     ),
     "copies of a key taken from other groups": (
         "llama",
         "cp-lrp",
-        lambda m: m.setitem(
-            movement.MOVES,
-            "repeat_heads",
-            (movement._repeat_heads, lambda r, x, times: _strided(r, x, times)),
-        ),
+        lambda m: m.setitem(movement.MOVES, "repeat_heads", (movement._repeat_heads, _strided)),
     ),
     "positions counted from one": (
         "llama",
@@ -178,10 +177,6 @@ FAULTS: dict[str, tuple[str, str, Callable[[pytest.MonkeyPatch], None]]] = {
         lambda m: m.setattr(softmax, "visible", _shifted(softmax.visible)),
     ),
 }
-
-
-def _back(r: Any, x: Any, times: int) -> Any:
-    return movement._unrepeat_heads(r, x, times=times)
 
 
 def _strided(r: Any, x: Any, times: int) -> Any:
