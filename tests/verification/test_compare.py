@@ -50,24 +50,11 @@ from refl.verification.compare.rounding import Divides, Site, relevance_errors
 
 TEXT = "Once upon a time there was a"
 IDS = [3, 7, 5, 12, 9, 3, 8]
-KINDS = (
-    "LLAMA",
-    "GPT2",
-    "MISTRAL",
-    "QWEN2",
-    "QWEN3",
-    "OLMO2",
-    "PHI",
-    "GEMMA2",
-    "GEMMA3",
-    "MIXTRAL",
-    "QWEN3_MOE",
-    "BERT",
-    "ROBERTA",
-    "ALBERT",
-    "T5",
-    "VIT",
-)
+KINDS = [
+    name
+    for name, config in vars(rm).items()
+    if config in rm.ARCHITECTURES.values() and name != "DEIT"  # a ViT with one more token
+]
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +120,7 @@ class Noisy(Trace):
         )
 
 
-METHODS_THERE_ARE = (
+FOR_ANY_NET = (
     "attnlrp",
     "attnlrp-gradient",
     "cp-lrp",
@@ -153,7 +140,7 @@ def test_another_rounding(monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str
     monkeypatch.setattr(Noisy, "draw", np.random.default_rng(1))  # whatever ran before
     model = random(kind, 2, dtype)
     identity = METHODS["attnlrp"].override(Rule("layer_norm", "identity"))
-    for method in (*METHODS_THERE_ARE, METHODS["attnlrp"].with_options(eps=1e-3), identity):
+    for method in (*FOR_ANY_NET, METHODS["attnlrp"].with_options(eps=1e-3), identity):
         e = explained(model, method)
         with monkeypatch.context() as noise:
             noise.setattr("refl.explainer.Trace", Noisy)
@@ -164,11 +151,11 @@ def test_another_rounding(monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str
         assert worst.excess < (0.8 if method is identity else 0.3), worst
 
 
-def test_the_bound_is_no_blank_cheque(stories: Model) -> None:
+def test_the_bound_is_no_blank_check(stories: Model) -> None:
     """What rounding may explain stays small: a millionth of an element is seen (below), and no site
     is let off with more than 1e-8.
     """
-    for method in METHODS_THERE_ARE:
+    for method in FOR_ANY_NET:
         e = stories.explain(TEXT, method)
         assert max(x.level for x in compare(e, e).errors if np.isfinite(x.level)) < 1e-8
 
@@ -254,8 +241,8 @@ def test_every_single_site(stories: Model, method: str, change: Callable[[Any], 
 
 
 def test_a_small_element_has_a_small_allowance() -> None:
-    """x and c of a ten-thousandth of the largest: a ten-millionth of that element is seen, of which
-    the largest would let pass tens.
+    """Where x and c are a ten-thousandth of the largest, a ten-millionth of the element is seen; at
+    the largest element the same deviation passes.
     """
     x, r = np.array([1.0, 1e-4]), np.array([1.0, 1e-8])
     for index, parts in ((0, False), (1, True)):
@@ -371,11 +358,8 @@ def test_another_eps(stories: Model) -> None:
     for eps in (3.2e-5, 1.2345e-7, 4e-2):
         c = compare(e, stories.explain(TEXT, eps=eps), model=stories)
         (found,) = (d for d in c.diagnoses if d.equal)
-        assert (
-            found.alternative.eps == pytest.approx(eps, rel=1e-6)
-            and found.says == f"eps: {eps:.4g}"
-            or eps == 1.2345e-7
-        )
+        assert found.alternative.eps == pytest.approx(eps, rel=1e-6)
+        assert found.says == f"eps: {found.alternative.eps:.4g}"
         assert found.parting == 0 and found.sites > 130
 
 
@@ -386,7 +370,7 @@ def test_an_eps_without_sign_between_the_steps(stories: Model) -> None:
     assert named(c) == ["eps-unsigned: eps 2.5e-07"]
 
 
-def test_another_stabilizer(stories: Model) -> None:
+def test_another_stabilizer_or_method(stories: Model) -> None:
     e = stories.explain(TEXT)
     plain = stories.explain(TEXT, stabilizer="plain")
     assert named(compare(e, plain, model=stories))[0] == "eps-unsigned"
@@ -587,14 +571,14 @@ def test_the_shipped_model_is_known_by_its_fingerprint(tmp_path: Path) -> None:
 
 def test_another_quantity(stories: Model) -> None:
     e = stories.explain(TEXT)
-    for other, named in (
+    for other, what in (
         (stories.explain("Once upon a time there is a"), "input ids"),
         (stories.explain(TEXT, target=7), "target"),
         (stories.explain(TEXT, contrast=(e.target_id, 9)), "contrast"),
         (stories.explain(TEXT, target=e.target_id, seed="log-probability"), "seed"),
     ):
         c = compare(e, other, model=stories)
-        assert not c.equal and any(said.startswith(named) for said in c.quantity)
+        assert not c.equal and any(said.startswith(what) for said in c.quantity)
         assert str(c).startswith("The two are about different things") and not c.diagnoses
 
 
@@ -635,20 +619,20 @@ def test_sites_by_any_of_their_names(tmp_path: Path, stories: Model) -> None:
     """One side calls a value by the module that gives it, the other by the one that reads it."""
     e = stories.explain(TEXT)
     e.save(tmp_path / "a.safetensors")
-    named = {
+    aliases = {
         "model.layers.1.self_attn": "model.layers.1.self_attn.o_proj",
         "model.layers.3.input": "model.layers.2",
         "model.norm.input": "model.layers.4",
     }
     write_safetensors(
         tmp_path / "b.safetensors",
-        {f"relevance/{alias}": e[site] for alias, site in named.items()},
+        {f"relevance/{alias}": e[site] for alias, site in aliases.items()},
         {},
     )
     for pair in (("a", "b"), ("b", "a")):
         c = compare(*(tmp_path / f"{name}.safetensors" for name in pair))
         assert c.equal and len(c.errors) == 3 and not c.only["ab".index(pair[1])]
-    assert {x.site for x in c.errors} == set(named)
+    assert {x.site for x in c.errors} == set(aliases)
 
 
 def test_masked_scores_stand_for_no_number(stories: Model) -> None:
@@ -694,7 +678,7 @@ STRANGE = {
 
 @pytest.mark.parametrize("key", STRANGE)
 def test_strange_metadata(tmp_path: Path, key: str) -> None:
-    """What a file says wrongly is as if it had not said it."""
+    """An entry that cannot be read stops nothing: the site that differs is found all the same."""
     model = random("LLAMA")
     e = explained(model)
     e.save(tmp_path / "a.safetensors")
@@ -703,11 +687,8 @@ def test_strange_metadata(tmp_path: Path, key: str) -> None:
     wide["relevance/lm_head.row"] *= 1.5
     write_safetensors(tmp_path / "b.safetensors", wide, metadata | {key: STRANGE[key]})
     for pair in (("a", "b"), ("b", "a")):
-        try:
-            c = compare(*(tmp_path / f"{name}.safetensors" for name in pair), model=model)
-        except ReflError:
-            continue
-        assert not c.equal
+        c = compare(*(tmp_path / f"{name}.safetensors" for name in pair), model=model)
+        assert c.first is not None and c.first.site == "lm_head.row" and c.alone
         assert html(c) and str(c)
 
 
