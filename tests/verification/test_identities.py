@@ -1,5 +1,5 @@
-"""The identities that hold for whole nets, numbered as in the project's page of rules: all but 2,
-which has its own file.
+"""The identities that hold for whole nets, numbered as `refl verify` numbers them: all but 2, which
+has its own file (test_surrogate.py).
 
 The scale of every comparison is `rounding_bound(e)`: 8 u times the sum over all sites of the
 |terms| their rules added up, which the audited ledger holds. An attribution is a chain of such
