@@ -413,7 +413,7 @@ def test_a_wrong_group_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_attention_that_forgets_later_keys_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Trace._attention_part
 
-    def forgetful(
+    def first_keys_alone(
         alike: Any, operands: Any, indices: Any, mask: Any, *rest: Any, **how: Any
     ) -> Any:
         """Of the keys that a part may see, the first ones alone."""
@@ -421,7 +421,7 @@ def test_attention_that_forgets_later_keys_fails(monkeypatch: pytest.MonkeyPatch
         return right(alike, operands, indices, mask & first, *rest, **how)
 
     assert "attention" not in ninth(net("LLAMA"))
-    monkeypatch.setattr(Trace, "_attention_part", staticmethod(forgetful))
+    monkeypatch.setattr(Trace, "_attention_part", staticmethod(first_keys_alone))
     assert ninth(net("LLAMA")) == {"attention"}
 
 
