@@ -35,5 +35,6 @@ complaints = [
     *(f"holds {name}" for name in names if name.startswith(UNWANTED)),
     *(f"lacks {name}" for name in NEEDED if name not in names),
 ]
+if complaints:
+    sys.exit("\n".join(f"{wheel.name} {each}" for each in complaints))
 print(f"{wheel.name}: {len(names)} files, all under refl")
-sys.exit("\n".join(f"{wheel.name} {each}" for each in complaints) or 0)
