@@ -1,13 +1,13 @@
-"""The faults found in published libraries, planted one at a time in a right adapter:
-python -m refl.verification.quality.plant_peer_faults
+"""The faults found in published libraries, planted one at a time in a right adapter.
+
+    python -m refl.verification.quality.plant_peer_faults
 
 Is the conformance suite worth its name? It is when it catches each of these faults and says which
 one it is. A plant takes a fresh copy of the torch adapter and puts a function with the fault in
 place of the right one, written the way the library writes it. It shares nothing but ids with
 `conformance/mistakes.py`, from which the diagnosis is formed: two people's accounts of a fault have
-to agree. A fault
-counts as caught when every rule named in its line fails, and as named when the diagnosis of each
-puts it first.
+to agree. A fault counts as caught when every rule named in its line fails, and as named when the
+diagnosis of each puts it first.
 """
 
 from __future__ import annotations
@@ -119,12 +119,18 @@ def eps_zero_sign(t: T) -> None:
 def eps_zero_sign_divided(t: T) -> None:
     """The same, and nobody looks whether the denominator is zero."""
     eps_zero_sign(t)
+    divide_unguarded(t)
+
+
+def divide_unguarded(t: T) -> None:
+    """By whatever the denominator is, zero too."""
 
     def stabilized_ratio(
         r: Tensor, z: Tensor, eps: float = 0.0, stabilizer: str = "none", factor: int = 1
     ) -> tuple[Tensor, Tensor]:
-        s = r / (factor * (z + t.stabilize(z, eps, stabilizer)))
-        return s, factor * t.stabilize(z, eps, stabilizer) * s
+        e = t.stabilize(z, eps, stabilizer)
+        s = r / (factor * (z + e))
+        return s, factor * e * s
 
     t.stabilized_ratio = stabilized_ratio
 
@@ -133,25 +139,13 @@ def eps_two_forms(t: T) -> None:
     """2 (O + eps) for the product with the values, 2 O + eps for the scores, and no choice."""
     attention, uniform = t.attention_attnlrp, t.matmul_uniform
 
-    def attention_attnlrp(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        r: Tensor,
-        *,
-        scale: float,
-        causal: bool,
-        mask: Any,
-        eps: float,
-        stabilizer: str = "sign",
-    ) -> Any:
+    @wraps(attention)
+    def attention_attnlrp(*operands: Tensor, **options: Any) -> Any:
         forms = iter(("2(z+eps)", "2z+eps"))
         t.matmul_uniform = lambda a, v, r, **each: uniform(
             a, v, r, **each | {"denominator": next(forms)}
         )
-        return attention(
-            q, k, v, r, scale=scale, causal=causal, mask=mask, eps=eps, stabilizer=stabilizer
-        )
+        return attention(*operands, **options)
 
     t.attention_attnlrp = attention_attnlrp
 
@@ -179,15 +173,8 @@ def safe_divide(t: T) -> None:
 
 def half_precision(t: T) -> None:
     """Everything in the format it came in; an eps of 1e-8 is 0 in float16."""
-
-    def stabilized_ratio(
-        r: Tensor, z: Tensor, eps: float = 0.0, stabilizer: str = "none", factor: int = 1
-    ) -> tuple[Tensor, Tensor]:
-        e = t.stabilize(z, eps, stabilizer)
-        s = r / (factor * (z + e))
-        return s, factor * e * s
-
-    t.widen, t.stabilized_ratio = lambda x: x, stabilized_ratio
+    t.widen = lambda x: x
+    divide_unguarded(t)
 
 
 # -- softmax ---------------------------------------------------------------------------------------
@@ -330,24 +317,18 @@ def zero_input(t: T) -> None:
 # -- sums, products, what is read twice ------------------------------------------------------------
 
 
-def residual_absolute(t: T) -> None:
+def residual_absolute(t: T, stabilized: bool = False) -> None:
     def add_epsilon(
         a: Tensor, b: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign"
     ) -> Any:
-        size = a.abs() + b.abs()
+        size = a.abs() + b.abs() + (eps if stabilized else 0)
         return {"relevance": (a.abs() / size * r, b.abs() / size * r)}
 
     t.add_epsilon = t.widened(add_epsilon)
 
 
 def residual_absolute_stabilized(t: T) -> None:
-    def add_epsilon(
-        a: Tensor, b: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign"
-    ) -> Any:
-        size = a.abs() + b.abs() + eps
-        return {"relevance": (a.abs() / size * r, b.abs() / size * r)}
-
-    t.add_epsilon = t.widened(add_epsilon)
+    residual_absolute(t, stabilized=True)
 
 
 def batch_coupled(t: T) -> None:
@@ -466,21 +447,20 @@ def moe_degree_0(t: T) -> None:
 
 
 def bn_variance(t: T) -> None:
-    def layer_norm(
-        x: Tensor, w: Tensor, b: Tensor | None, norm_eps: float, constant_scale: bool = False
-    ) -> Tensor:
-        scale = (x.var(-1, unbiased=False, keepdim=True) ** 2 + norm_eps) ** 0.5
-        z = (x - x.mean(-1, keepdim=True)) / (scale.detach() if constant_scale else scale) * w
-        return z if b is None else z + b
-
-    t.layer_norm = layer_norm
+    change_std(t, lambda x, eps: (x.var(-1, unbiased=False, keepdim=True) ** 2 + eps) ** 0.5)
 
 
 def ln_unbiased(t: T) -> None:
+    change_std(t, lambda x, eps: (x.var(-1, keepdim=True) + eps).sqrt())
+
+
+def change_std(t: T, std_of: Callable[[Tensor, float], Tensor]) -> None:
+    """LayerNorm divides by `std_of(x, norm_eps)`."""
+
     def layer_norm(
         x: Tensor, w: Tensor, b: Tensor | None, norm_eps: float, constant_scale: bool = False
     ) -> Tensor:
-        std = (x.var(-1, keepdim=True) + norm_eps).sqrt()
+        std = std_of(x, norm_eps)
         z = (x - x.mean(-1, keepdim=True)) / (std.detach() if constant_scale else std) * w
         return z if b is None else z + b
 
