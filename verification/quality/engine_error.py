@@ -1,7 +1,7 @@
 """How far the engine's rules are from their exact definitions, in units of u times condition:
 
     python -m refl.verification.quality.engine_error [--cases N] [--json FILE] [--markdown FILE]
-    [--only OPERATION ...]
+                                                     [--only OPERATION ...]
 
 cases.py draws the cases, says what the definitions answer, and derives the bound. An error is
 counted in units of
@@ -46,9 +46,9 @@ from refl.rules.operations import FORMULATIONS, rules_in
 from refl.verification.quality.cases import CASES, DTYPES, Case, Draw, Judged, OutOfRange, Trial
 
 LEAVES = ("embedding", "learned", "source")
-"""Operations where the way ends: nothing is computed but a sum."""
+"""Leaves, where a sweep ends: nothing is computed but a sum."""
 OPERATIONS = {name: draw for name, draw in CASES.items() if name not in LEAVES}
-"""What draws a case -> the rules that are tried on it."""
+"""What a case is drawn for -> how."""
 
 
 def identifier(rule: Callable[..., RuleOutput]) -> str:

@@ -1,5 +1,6 @@
 """Does the conformance suite leave right implementations alone?
-python -m refl.verification.quality.false_alarms [--seeds N] [--rule PATTERN] [ADAPTER]
+
+    python -m refl.verification.quality.false_alarms [--seeds N] [--rule PATTERN] [ADAPTER]
 
 The published vectors are those of one seed, and a tolerance that happens to fit them proves little.
 Here every rule's vectors are drawn anew for each of N seeds, in memory, and put to an adapter that

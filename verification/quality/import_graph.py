@@ -1,4 +1,4 @@
-"""Who imports whom, read from the sources: lines per room, arrows between rooms, circles, and
+"""Who imports whom, read from the sources: lines per folder, arrows between rooms, circles, and
 arrows that point up.
 
     python -m refl.verification.quality.import_graph
@@ -147,7 +147,7 @@ def _reachable(graph: Graph, start: str) -> set[str]:
 
 
 def lines(project: Path) -> dict[str, tuple[int, int]]:
-    """Folder -> files and lines of Python in it, with those of tests."""
+    """Folder -> files and lines of Python in it, folders of tests included."""
     found: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     paths = [*modules(project).values(), *sorted((project / "tests").rglob("*.py"))]
     for path in paths:
@@ -181,7 +181,7 @@ def main() -> int:
 
 
 def _print_lines(found: Mapping[str, tuple[int, int]]) -> None:
-    print("Lines of Python per room")
+    print("Lines of Python per folder")
     totals: dict[str, int] = defaultdict(int)
     for folder, (files, count) in sorted(found.items()):
         print(f"  {folder:42s} {files:3d} files {count:6d} lines")

@@ -548,8 +548,8 @@ def training_document(rng: random.Random, questions: float = 0.7) -> Document:
 def echo_document(rng: random.Random) -> Document:
     """A first lesson: a list of names, or of things, said twice.
 
-    Who has learnt to repeat a list looks up what came after a word when it was last seen; questions
-    are learnt soon after that, and hardly ever without it.
+    Who has learned to repeat a list looks up what came after a word when it was last seen;
+    questions are learned soon after that, and hardly ever without it.
     """
     words = tuple(rng.choices(rng.choice((PEOPLE, OBJECTS)), k=rng.randint(6, 14)))
     return Document(words + words, tuple(range(len(words) + 1, 2 * len(words))))

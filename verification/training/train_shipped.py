@@ -334,7 +334,7 @@ def _step(model: LlamaForCausalLM, batch: Batch, optimizer: torch.optim.Optimize
 
 @dataclass(frozen=True)
 class Judged:
-    """What the model says of one sentence: if it prefers the target to the foil, and its first
+    """What the model says of one sentence: whether it prefers the target to the foil, and its first
     choice.
     """
 
@@ -526,7 +526,7 @@ def report_on(model: LlamaForCausalLM, tokenizer: Tokenizer) -> str:
 
 
 def show_examples(tokenizer: Tokenizer, count: int = 5) -> None:
-    """A few held-out sentences with their evidence, so that a reader sees what is learnt."""
+    """A few held-out sentences with their evidence, so that a reader sees what is learned."""
     for sentence in held_out(EXAMPLE_SEED, count):
         record = evidence_record(tokenizer, sentence)
         words = sentence.prefix.split()
