@@ -81,7 +81,7 @@ ALPHA_BETA = exact("linear", "test_alpha_beta", "2.0", "1.0")
 TAYLOR = exact("softmax", "test_rule", "taylor")
 NORMS = exact("norms", "test_forward_of_layer_norm")
 
-RATIO = "rules/conservation.py"
+CONSERVATION = "rules/conservation.py"
 LINEAR = "rules/linear.py"
 SOFTMAX = "rules/softmax.py"
 MATMUL = "rules/matmul.py"
@@ -96,7 +96,7 @@ FAULTS: tuple[Fault, ...] = (
     # -- the stabilizer ----------------------------------------------------------------------------
     Fault(
         "eps-unsigned",
-        RATIO,
+        CONSERVATION,
         'sign_up(eps, z) if stabilizer == "sign" else xp.zeros_like(z) + eps',
         "xp.zeros_like(z) + eps",
         EPSILON,
@@ -120,7 +120,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "stabilizer-forgotten",
-        RATIO,
+        CONSERVATION,
         "return s, total_product(s, e)",
         "return s, 0 * total_product(s, e)",
         EPSILON,
@@ -128,7 +128,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "dead-forgotten",
-        RATIO,
+        CONSERVATION,
         "absorbed = total(xp.where(dead, r, xp.zeros_like(r)))",
         "absorbed = total(xp.zeros_like(r))",
         EPSILON,
@@ -205,7 +205,7 @@ FAULTS: tuple[Fault, ...] = (
         "x_pos * (s_up @ w_pos + s_down @ w_neg)",
         "x_pos * (s_up @ w_pos + s_down @ w_pos)",
         GAMMA,
-        "below zero, ^+ is amplified",
+        "below zero W^+ is amplified, not W^-",
     ),
     Fault(
         "alpha-beta-bias",
@@ -354,7 +354,7 @@ FAULTS: tuple[Fault, ...] = (
         "h = g / 2",
         "h = g",
         exact("matmul", "test_rule", "uniform_gxi"),
-        "the 1/2 of the gradient x input form",
+        "the 1/2 of the gradient x input form is missing",
     ),
     Fault(
         "matmul-offset-sign",
@@ -542,7 +542,7 @@ FAULTS: tuple[Fault, ...] = (
         "halves_exchanged(s * sin, 1.0, -1.0)",
         "halves_exchanged(s * sin, -1.0, 1.0)",
         exact("rotary", "test_rule", "gradient"),
-        "turned on, not back",
+        "turned further on, not back",
     ),
     Fault(
         "rope-position",
@@ -827,7 +827,7 @@ def run_tests(project: Path, tests: Sequence[str]) -> subprocess.CompletedProces
 
 def check_copy(project: Path, faults: Sequence[Fault]) -> None:
     """Without a fault the copy is what is tested, and every named test passes."""
-    where = "import refl.rules.conservation as b, refl.sweep as s; print(b.__file__, s.__file__)"
+    where = "import refl.rules.conservation as c, refl.sweep as s; print(c.__file__, s.__file__)"
     environment = os.environ | {"PYTHONPATH": str(project)}
     found = subprocess.run(
         [sys.executable, "-c", where],
