@@ -42,7 +42,6 @@ EXCEPT: tuple[tuple[str, str, str], ...] = (
     ("refl/io/format_1.py", "*", "reads files of format 1"),
     ("tests/refl/test_oracle.py", "*", "holds the reader of format 1 to that format's words"),
     ("tests/refl/data/format_1/*", "*", "files of format 1"),
-    ("verification/vectors/streams.json", "*", "old names of rules, from which seeds are derived"),
     ("verification/vectors/README.md", "carries", "says what format 1 was"),
     ("verification/quality/retired_words.py", "*", "this list"),
     ("tests/verification/test_retired_words.py", "*", "its test"),
@@ -51,8 +50,6 @@ EXCEPT: tuple[tuple[str, str, str], ...] = (
     ("verification/quality/engine_error.py", "right", "a side of a column, as rich calls it"),
     ("verification/training/train_shipped.py", "right", "a side, as config.json calls it"),
     ("verification/training/grammar.py", "here", "a word of the grammar"),
-    ("*.json", "*", "vocabularies and data"),
-    ("*.jsonl", "*", "texts"),
 )
 """File, word, why it may stand there."""
 
