@@ -23,9 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 
-PROJECT = Path(__file__).resolve().parents[2]
-if not (PROJECT / "tests").is_dir():  # reached through the link refl/verification
-    PROJECT = PROJECT.parent
+from refl.verification.quality.import_graph import PROJECT
 
 WORKERS = 2
 
