@@ -819,14 +819,20 @@ def rotary_case(draw: Draw, dtype: str) -> Case:
     z, stabilized = finite(rotary.forward(x, cos=cos, sin=sin)), _stabilized(draw)
     case = Case(rotary, dtype, [x], z, r, {"cos": cos, "sin": sin})
     tables = amplification(cos, sin)
+
+    def uniform() -> Trial:
+        factors = (cos, sin, z)
+        trial = case.trial("uniform", 4, tables * amplification(x), factors, **stabilized)
+        # a product in z may underflow before it meets s
+        trial.expected.amplified += max((abs(s) for s in trial.expected.ratios), default=0)
+        return trial
+
     return case.offer(
         epsilon=lambda: case.trial(
             "epsilon", 4, tables * amplification(x), (cos, sin), **stabilized
         ),
-        uniform=lambda: case.trial(
-            "uniform", 4, tables * amplification(x), (cos, sin, z), **stabilized
-        ),
-        uniform_gxi=lambda: case.trial("uniform_gxi", 4, tables * amplification(x)),
+        uniform=uniform,
+        uniform_gxi=lambda: case.trial("uniform_gxi", 4, tables * amplification(x, r)),
         gradient=lambda: case.trial("gradient", 4, tables),
     )
 
