@@ -1,5 +1,5 @@
-"""One file per architecture, forward only, top to bottom like its paper; shared half-blocks beside
-them.
+"""One file per architecture, forward only, top to bottom like its paper;
+shared half-blocks beside them.
 """
 
 if __name__ != "refl.nets":

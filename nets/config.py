@@ -134,8 +134,8 @@ REFUSED = {
     "sliding_window": "sliding-window attention is not implemented for this architecture",
     "use_sliding_window": "sliding-window attention is not implemented for this architecture",
 }
-"""Keys that change the computation, refused unless they are off (null, false, empty), with what to
-say.
+"""Keys that change the computation, refused unless they are off
+(null, false, empty), with what to say.
 """
 
 
@@ -216,8 +216,8 @@ def _describe(hint: Any) -> str:
 
 
 def activation_kind(option: str, name: str) -> str:
-    """The kind of activation that config.json asks for as `name`. Raises ReflError for one there
-    is none of.
+    """The kind of activation that config.json asks for as `name`.
+    Raises ReflError for one there is none of.
     """
     if name not in ACTIVATIONS:
         raise ReflError(

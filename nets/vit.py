@@ -104,8 +104,8 @@ _TORCHVISION = (
     (r"encoder\.ln\.(weight|bias)", (r"vit.layernorm.\1",)),
     (r"heads\.head\.(weight|bias)", (r"classifier.\1",)),
 )
-"""torchvision's name -> ours; three where one tensor holds query, key and value, one below the
-other.
+"""torchvision's name -> ours; three where one tensor holds query,
+key and value, one below the other.
 """
 
 

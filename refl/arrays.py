@@ -39,8 +39,8 @@ def _is_cupy(array: Array) -> bool:
 
 
 def asnumpy(array: Array) -> Any:
-    """The same numbers as a NumPy array on the host; a copy only where the array lives
-    elsewhere.
+    """The same numbers as a NumPy array on the host;
+    a copy only where the array lives elsewhere.
     """
     import numpy
 
@@ -52,8 +52,8 @@ def asnumpy(array: Array) -> Any:
 
 
 def like(values: Array, other: Array) -> Array:
-    """`values` (anything a NumPy array can be made of) in the library, dtype and on the device of
-    `other`.
+    """`values` (anything a NumPy array can be made of) in the library,
+    dtype and on the device of `other`.
     """
     xp = namespace(other)
     # cupy.asarray takes no device
@@ -62,8 +62,8 @@ def like(values: Array, other: Array) -> Array:
 
 
 def total(x: Array) -> Array:  # (B, ...) -> (B,)
-    """The sum over everything but the first axis: along the last in the array's own dtype, then in
-    float64.
+    """The sum over everything but the first axis:
+    along the last in the array's own dtype, then in float64.
     """
     return _sum_rows(row_sum(x) if x.ndim > 1 else x[:, None])
 
@@ -74,8 +74,8 @@ def total_product(x: Array, y: Array) -> Array:  # (B, ..., N), (B, ..., N) -> (
 
 
 def row_sum(x: Array) -> Array:  # (..., N) -> (..., 1)
-    """The sum over the last axis, as a matrix product: BLAS is twice as fast at it as a
-    reduction.
+    """The sum over the last axis, as a matrix product:
+    BLAS is twice as fast at it as a reduction.
     """
     xp = namespace(x)
     return x @ xp.ones_like(x[(0,) * (x.ndim - 1) + (slice(None), None)])

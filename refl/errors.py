@@ -12,8 +12,8 @@ from collections.abc import Iterable
 
 
 class ReflError(Exception):
-    """Input that refl cannot work with. Its text is one sentence, meant to be shown to the user as
-    it stands.
+    """Input that refl cannot work with. Its text is one sentence,
+    meant to be shown to the user as it stands.
     """
 
 

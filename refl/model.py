@@ -82,8 +82,8 @@ def architecture(raw: dict[str, Any]) -> Net:
 
 
 def _output_names(raw: dict[str, Any], config: Any) -> dict[int, str]:
-    """The names of the outputs; features of a picture, where a checkpoint has no classifier, have
-    numbers.
+    """The names of the outputs; features of a picture,
+    where a checkpoint has no classifier, have numbers.
     """
     if getattr(config, "head", None) == "Model":
         return {i: str(i) for i in range(config.labels)}

@@ -16,8 +16,8 @@ from refl.nets.batch import Batch
 from refl.trace import Trace, Value
 
 TASKS = ("next-token", "masked-token", "class", "features", "sequence-to-sequence", "image-class")
-"""What a net's output is; `features` are those of its last layer, where a checkpoint has no
-head.
+"""What a net's output is; `features` are those of its last layer,
+where a checkpoint has no head.
 """
 
 CLASSIFIES = ("class", "image-class")
@@ -40,8 +40,8 @@ class Net(Protocol):
         """Every tensor it needs: name, shape, and the options of config.json that ask for it."""
 
     def forward(self, t: Trace, c: Any, batch: Batch) -> Value:
-        """Logits: (B, T, V), or (B, 1, V) at the rows the batch wants; (B, 1, classes) for a
-        classifier.
+        """Logits: (B, T, V), or (B, 1, V) at the rows the batch wants;
+        (B, 1, classes) for a classifier.
         """
 
 
@@ -106,8 +106,8 @@ class Network:
         return self.text.tokens(ids) if self.text else [str(i) for i in ids]
 
     def token_id(self, token: str | int) -> int:
-        """The id of a target given as text or as id. Raises ReflError for one that is no single
-        token.
+        """The id of a target given as text or as id.
+        Raises ReflError for one that is no single token.
         """
         if isinstance(token, str):
             return self._tokenizer().id_of(token)
@@ -152,8 +152,8 @@ class Network:
         )
 
     def output_id(self, name: str | int) -> int:
-        """The number of an output given by name or number. Raises ReflError for one that is
-        none.
+        """The number of an output given by name or number.
+        Raises ReflError for one that is none.
         """
         if self.task not in CLASSIFIES:
             return self.token_id(name)
@@ -324,8 +324,8 @@ class Network:
         return t, self.forward(t, batch)
 
     def sites(self) -> dict[str, str]:
-        """Every name a value has, and its site: what keep patterns, composites and `e[...]` can
-        name.
+        """Every name a value has, and its site: what keep patterns,
+        composites and `e[...]` can name.
         """
         t, _ = self.trace([self.blank()], position=0)
         return {

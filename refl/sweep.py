@@ -224,7 +224,7 @@ def _placed(
 
 
 def _share_names(a: Value, b: Value) -> None:
-    """Two stand-ins of one value learn each other's names: composites and keep patterns may use any
-    of them.
+    """Two stand-ins of one value learn each other's names:
+    composites and keep patterns may use any of them.
     """
     a.names = b.names = list(dict.fromkeys([*b.names, *a.names]))

@@ -38,8 +38,8 @@ efficient matrix products."""
 
 
 class Value:
-    """An activation: its array, the site it is named by, and whether it is a constant of the
-    net.
+    """An activation: its array, the site it is named by,
+    and whether it is a constant of the net.
     """
 
     __slots__ = ("array", "constant", "names", "site")
@@ -79,8 +79,8 @@ class Parameter:
 
 
 class Shared(Mapping[str, Array]):
-    """Weights in which one module's tensors are also found under the path of a site that shares
-    them.
+    """Weights in which one module's tensors are also found under
+    the path of a site that shares them.
     """
 
     def __init__(self, weights: Mapping[str, Array], path: str, stored: str) -> None:
@@ -400,8 +400,8 @@ class Trace:
         *,
         role: str = "",
     ) -> Value:
-        """The rows of every y back at the places among `length` that `index` took them from,
-        summed.
+        """The rows of every y back at the places among `length`
+        that `index` took them from, summed.
         """
         return self._run("combine", name, tuple(ys), role, index=index, length=length)
 

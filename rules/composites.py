@@ -62,8 +62,8 @@ class Composite:
     source: str = ""
     summary: str = ""
     score: str = "sum"
-    """How a token's features become one number: the `sum` of their relevance, or the `norm` of what
-    is propagated."""
+    """How a token's features become one number: the `sum` of their relevance,
+    or the `norm` of what is propagated."""
 
     def __post_init__(self) -> None:
         if self.formulation not in FORMULATIONS:
@@ -92,8 +92,8 @@ class Composite:
         return replace(self, name=name or f"{self.name} (changed)", rules=(*lines, *self.rules))
 
     def with_options(self, **options: Any) -> Composite:
-        """The same composite with options (eps, stabilizer, ...) set in every line whose rule takes
-        them.
+        """The same composite with options (eps, stabilizer, ...) set
+        in every line whose rule takes them.
         """
         if self.formulation == "gradient_x_input" and "eps" in options:
             raise ReflError(

@@ -25,8 +25,8 @@ class RuleOutput(NamedTuple):
     """What a rule makes of r."""
 
     inputs: tuple[Array | None, ...]
-    """For each operand what it receives, in its shape; None for parameters and for operands that
-    get nothing."""
+    """For each operand what it receives, in its shape;
+    None for parameters and for operands that get nothing."""
     absorbed: dict[str, Array]
     """Cause -> (B,) float64, each from its closed form, never as the difference of two sides."""
 

@@ -107,8 +107,8 @@ def _offset(
 
 
 def others(a: Array) -> Array:  # (..., I) -> (..., I)
-    """The sum of all other entries of the row: those before plus those behind, for a subtraction
-    would cancel.
+    """The sum of all other entries of the row:
+    those before plus those behind, for a subtraction would cancel.
     """
     xp = namespace(a)
     before = xp.cumulative_sum(a, axis=-1, include_initial=True)[..., :-1]

@@ -21,8 +21,8 @@ Choice: TypeAlias = tuple[tuple[tuple[int, ...], ...], ...]
 
 
 def choose(p: Array, k: int) -> Choice:  # (B, T, E) -> B times T times k
-    """The k largest of each row; of equal ones the first. On the host: what follows is decided by
-    it.
+    """The k largest of each row; of equal ones the first.
+    On the host: what follows is decided by it.
     """
     best = (-asnumpy(p)).argsort(axis=-1, kind="stable")[..., :k]
     return tuple(tuple(tuple(row) for row in example) for example in best.tolist())

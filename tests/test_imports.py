@@ -108,8 +108,8 @@ def test_rules_know_arrays_and_each_other(module: str) -> None:
 
 @pytest.mark.parametrize("module", modules_of("rules", "nets"))
 def test_rules_and_nets_name_no_array_library(module: str) -> None:
-    """The namespace is the arrays' own: with NumPy by name a line would work on the host and fail
-    on a device.
+    """The namespace is the arrays' own: with NumPy by name a line would
+    work on the host and fail on a device.
     """
     assert not libraries(module)
     tree = ast.parse(PATHS[module].read_text(encoding="utf-8"))

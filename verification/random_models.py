@@ -194,8 +194,8 @@ T5: dict[str, Any] = {
     "pad_token_id": 0,
     "tie_word_embeddings": True,
 }
-"""A T5 as first published; bias-free but for its tables of distances. `FLAN` on top makes it a
-Flan-T5.
+"""A T5 as first published; bias-free but for its tables of distances.
+`FLAN` on top makes it a Flan-T5.
 """
 
 VIT: dict[str, Any] = {
@@ -284,8 +284,8 @@ def with_weights(model: Model, **changed: Any) -> Model:
 
 
 def moved(model: Model, place: Callable[[Any], Array]) -> Model:
-    """The same model in another array library or on another device; `place` takes a NumPy array
-    there.
+    """The same model in another array library or on another device;
+    `place` takes a NumPy array there.
     """
     return replace(
         model,

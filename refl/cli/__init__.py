@@ -87,8 +87,8 @@ def _parser() -> Parser:
 
 
 def _let_go() -> None:
-    """The reader is gone: what is still buffered must not be flushed into the closed pipe at
-    exit.
+    """The reader is gone: what is still buffered must not be
+    flushed into the closed pipe at exit.
     """
     with suppress(OSError, ValueError):  # a stream that is no file has nothing to let go of
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -66,8 +66,8 @@ def input_asked(args: argparse.Namespace) -> str | list[int] | None:
 
 
 def _target(model: Model, token: str) -> str | int:
-    """A token as it was typed; its id where the model has no tokenizer, the number of a class that
-    is no label.
+    """A token as it was typed; its id where the model has no tokenizer,
+    the number of a class that is no label.
     """
     numbered = (
         model.text is None if model.task not in CLASSIFIES else token not in model.labels.values()

@@ -51,8 +51,8 @@ def parse_json(path: Path, data: bytes, hook: Hook | None) -> Any:
 
 
 def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A hook that refuses a tensor named twice: two readers of the file could take different
-    ones.
+    """A hook that refuses a tensor named twice:
+    two readers of the file could take different ones.
     """
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -45,8 +45,8 @@ def _stat(path: Path) -> os.stat_result:
 
 
 def regular_size(path: Path) -> int:
-    """The size of a regular file. Anything else is refused unopened: opening a FIFO waits
-    forever.
+    """The size of a regular file. Anything else is refused unopened:
+    opening a FIFO waits forever.
     """
     found = _stat(path)
     if not stat.S_ISREG(found.st_mode):
@@ -55,8 +55,8 @@ def regular_size(path: Path) -> int:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file. Raises ReflError where there is none, or more than `limit`
-    bytes.
+    """The bytes of a regular file. Raises ReflError where there is none,
+    or more than `limit` bytes.
     """
     size = regular_size(path)
     if size > limit:

@@ -46,8 +46,8 @@ _TAGS[numpy.dtype(bool)] = "BOOL"
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies: `shape` numbers of safetensors dtype `tag`, from byte `start` of
-    `file`.
+    """Where a tensor lies: `shape` numbers of safetensors dtype `tag`,
+    from byte `start` of `file`.
     """
 
     file: Path
@@ -72,8 +72,8 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def _validated_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The JSON header and the offset of the first number, once the safetensors library accepts the
-    file.
+    """The JSON header and the offset of the first number,
+    once the safetensors library accepts the file.
     """
     size = regular_size(path)
     try:
@@ -121,8 +121,8 @@ def view(entry: Entry, raw: NDArray[numpy.uint8]) -> NDArray[Any]:
 
 
 def widen_bfloat16(bits: NDArray[numpy.uint16]) -> NDArray[numpy.float32]:
-    """The float32 numbers whose upper halves are `bits`; exact, for bfloat16 is float32 cut to 16
-    bits.
+    """The float32 numbers whose upper halves are `bits`;
+    exact, for bfloat16 is float32 cut to 16 bits.
     """
     wide = numpy.array(bits, dtype=numpy.uint32)
     wide <<= 16

@@ -115,8 +115,8 @@ class Text:
             raise ReflError(f"the tokenizer cannot encode {text[:40]!r}: {error}") from None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, without special tokens. Raises ReflError for an id outside the
-        vocabulary.
+        """The text of `ids`, without special tokens.
+        Raises ReflError for an id outside the vocabulary.
         """
         return str(self._tokenizer.decode([self._check(i) for i in ids], skip_special_tokens=True))
 
@@ -151,8 +151,8 @@ class Text:
 
     @cached_property
     def _by_piece(self) -> dict[str, int]:
-        """Piece to id; where two read the same, an entry of text wins over a lone byte, then the
-        lower id.
+        """Piece to id; where two read the same, an entry of text wins
+        over a lone byte, then the lower id.
         """
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         order = sorted(
@@ -206,8 +206,8 @@ class Text:
 
 
 def _checked(text: str) -> str:
-    """`text` itself. Raises ReflError where it is empty, or no Unicode (an argument of undecodable
-    bytes).
+    """`text` itself. Raises ReflError where it is empty,
+    or no Unicode (an argument of undecodable bytes).
     """
     if not text:
         raise ReflError("expected text, got an empty string: to start from nothing, give token ids")
@@ -236,8 +236,8 @@ def _kinds(part: Any) -> set[str]:
 def _special_ids_around(
     tokenizer: Tokenizer, config: dict[str, Any]
 ) -> tuple[list[int], list[int]] | None:
-    """The ids around a text where tokenizer_config.json decides them, None where tokenizer.json
-    does.
+    """The ids around a text where tokenizer_config.json decides them,
+    None where tokenizer.json does.
     """
     named = config.get("tokenizer_class") or ("Llama" if config.get("add_bos_token") else None)
     kind = str(named).removesuffix("Fast").removesuffix("Tokenizer")
@@ -270,8 +270,8 @@ def _readable(raw: bytes) -> str:
 
 
 def _gpt2_bytes() -> dict[str, int]:
-    """GPT-2's alphabet: the printable bytes stand for themselves, the others follow from U+0100
-    on.
+    """GPT-2's alphabet: the printable bytes stand for themselves,
+    the others follow from U+0100 on.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

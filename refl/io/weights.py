@@ -65,8 +65,8 @@ class Weights(Mapping[str, Array]):
         return sum(entry.count * width for entry in self._entries.values() if entry.tag in FLOATS)
 
     def __getitem__(self, name: str) -> Array:
-        """The tensor, placed. Raises ReflError where it is missing, of no float dtype, or not
-        finite.
+        """The tensor, placed. Raises ReflError where it is missing,
+        of no float dtype, or not finite.
         """
         if name in self._kept:
             return self._kept[name]
@@ -115,14 +115,14 @@ class Weights(Mapping[str, Array]):
         return self._entry(name).shape
 
     def dtype_of(self, name: str) -> str:
-        """The dtype in the file as safetensors spells it: F32, BF16. Raises ReflError where there
-        is none.
+        """The dtype in the file as safetensors spells it: F32, BF16.
+        Raises ReflError where there is none.
         """
         return self._entry(name).tag
 
     def expect(self, name: str, shape: tuple[int, ...], why: str) -> None:
-        """Raises ReflError unless there is a tensor `name` of this shape; `why` says what it
-        follows from.
+        """Raises ReflError unless there is a tensor `name` of this shape;
+        `why` says what it follows from.
         """
         expect(self, name, shape, why)
 
@@ -169,8 +169,8 @@ def _missing(name: str, weights: Iterable[str], source: Path | None) -> ReflErro
 
 
 def _as_float(stored: NDArray[Any], tag: str, dtype: str) -> NDArray[Any]:
-    """`stored` as float32 or float64: exact but for F64 asked for as float32, which is rounded to
-    nearest.
+    """`stored` as float32 or float64: exact but for F64 asked for as float32,
+    which is rounded to nearest.
     """
     values = widen_bfloat16(stored) if tag == "BF16" else stored
     with numpy.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by name
@@ -180,8 +180,8 @@ def _as_float(stored: NDArray[Any], tag: str, dtype: str) -> NDArray[Any]:
 
 
 def _is_finite(values: NDArray[Any]) -> bool:
-    """Whether every number is finite. The extremes carry NaN and inf, without the temporary of
-    isfinite.
+    """Whether every number is finite. The extremes carry NaN and inf,
+    without the temporary of isfinite.
     """
     with numpy.errstate(invalid="ignore"):
         return math.isfinite(values.min(initial=0)) and math.isfinite(values.max(initial=0))
@@ -191,8 +191,8 @@ def _is_finite(values: NDArray[Any]) -> bool:
 
 
 def _find(folder: Path) -> tuple[Path, dict[str, Entry]]:
-    """The file that speaks for the weights (the single file or the index), and where each tensor
-    lies.
+    """The file that speaks for the weights (the single file or the index),
+    and where each tensor lies.
     """
     names = list_folder(folder)
     if "model.safetensors" in names:
@@ -293,8 +293,8 @@ _OTHER_NAMES = {
 
 
 class Prefixed(Mapping[str, Array]):
-    """Weights under the names of the whole model, also where the file holds the bare model without
-    its prefix.
+    """Weights under the names of the whole model, also where the file
+    holds the bare model without its prefix.
     """
 
     def __init__(self, weights: Mapping[str, Array], prefix: str) -> None:
@@ -343,8 +343,8 @@ _BUFFERS = (
     "*predictions.decoder.bias",
     "lm_head.decoder.bias",
 )
-"""Tables that older files carry although the net makes them itself, and second names of one
-tensor.
+"""Tables that older files carry although the net makes them itself,
+and second names of one tensor.
 """
 
 

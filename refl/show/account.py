@@ -123,8 +123,8 @@ ENCODER, DECODER = "read by the encoder", "written by the decoder"
 
 
 def rows_of_tokens(e: Explanation) -> list[tuple[str, Explanation]]:
-    """The rows of tokens there are, each as an explanation whose tokens they are, and a name where
-    there are two.
+    """The rows of tokens there are, each as an explanation whose tokens they are,
+    and a name where there are two.
     """
     if e.decoder_tokens is None or e.decoder_ids is None:
         return [("", e)]

@@ -19,8 +19,8 @@ LARGE = 560
 LIGHTEST, DARKEST = 255.0, 165.0
 """Grays of the picture's white and black: light enough that both colors stand out from them."""
 QUANTILE = 0.995
-"""Of all pixels: what is stronger is drawn in the full color. A few hot pixels would leave all
-others pale.
+"""Of all pixels: what is stronger is drawn in the full color.
+A few hot pixels would leave all others pale.
 """
 
 
@@ -57,8 +57,8 @@ def _gray(picture: Any) -> Any:  # uint8 (H, W, C) -> float (H, W)
 
 
 def png(relevance: Any, picture: Any, *, legend: bool = True) -> bytes:
-    """The drawing as a PNG file, with the scale of its colors below. Raises ReflError where Pillow
-    is missing.
+    """The drawing as a PNG file, with the scale of its colors below.
+    Raises ReflError where Pillow is missing.
     """
     image = pillow().fromarray(drawn(relevance, picture))
     file = io.BytesIO()

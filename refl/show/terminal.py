@@ -131,8 +131,8 @@ def _token_style(step: int) -> str:
 
 
 def _bars(e: Explanation, width: int) -> list[Line]:
-    """Every token with its number and a bar to the right (for) or to the left (against) of the
-    axis.
+    """Every token with its number and a bar to the right (for)
+    or to the left (against) of the axis.
     """
     values = [float(r) for r in e.relevance]
     compact = len(values) > COMPACT
@@ -178,8 +178,8 @@ def _side_by_side(lines: list[Line], width: int) -> list[Line]:
 
 
 def _patches(e: Explanation, width: int) -> list[Line]:
-    """The patches of a picture where they lie, each with its relevance in ninths of the strongest
-    patch.
+    """The patches of a picture where they lie, each with its
+    relevance in ninths of the strongest patch.
     """
     times = max(-(-2 * e.patches.shape[1] // (width - 2)), 1)
     rows = summed(e.patches, times)
@@ -203,8 +203,8 @@ def _patch(value: float, most: float, width: int) -> Span:
 
 
 def summed(r: Any, times: int) -> list[list[float]]:
-    """Of a very fine grid, squares of so many patches as one; at the right and at the bottom what
-    is left.
+    """Of a very fine grid, squares of so many patches as one;
+    at the right and at the bottom what is left.
     """
     rows, columns = (range(0, n, times) for n in r.shape)
     return [[float(r[i : i + times, j : j + times].sum()) for j in columns] for i in rows]

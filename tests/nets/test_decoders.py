@@ -339,8 +339,8 @@ def test_a_padded_batch_is_its_members(name: str, keep: Any) -> None:
 
 @pytest.mark.parametrize("name", FIRST)
 def test_fast_is_plain(name: str) -> None:
-    """More tokens than a block of queries has rows, padding beside: the same logits, relevance and
-    ledger.
+    """More tokens than a block of queries has rows, padding beside:
+    the same logits, relevance and ledger.
     """
     model = net(name)
     texts = [text(model, n, seed=n) for n in (QUERIES + 1, QUERIES - 5, 3)]

@@ -80,8 +80,8 @@ def model_of(name: str, seed: int = 3, dtype: str = "float64") -> Model:
 
 
 def test_rxnmapper_gives_its_golden_outputs() -> None:
-    """Logits, what leaves each of the twelve layers, and every attention weight: float64 of
-    transformers.
+    """Logits, what leaves each of the twelve layers, and every attention weight:
+    float64 of transformers.
     """
     folder = checkpoint("rxnmapper_albert")
     with np.load(folder / "golden.npz") as stored:
@@ -104,8 +104,8 @@ def test_rxnmapper_gives_its_golden_outputs() -> None:
 
 
 def test_rxnmapper_guesses_a_masked_atom() -> None:
-    """Text with the mask token as it is written; the account closes on all twelve runs of the one
-    layer.
+    """Text with the mask token as it is written;
+    the account closes on all twelve runs of the one layer.
     """
     model = refl.load(checkpoint("rxnmapper_albert"), dtype="float64")
     e = model.explain("CC(=O)O[MASK]C>>CCO", "attnlrp", keep=(), audit=True)
@@ -191,8 +191,8 @@ def test_what_positions_and_token_types_absorb_is_recorded_by_name(name: str) ->
 
 @pytest.mark.parametrize("name", [name for name in NETS if "classes" in name])
 def test_without_biases_positions_and_types_cp_lrp_gives_the_tokens_everything(name: str) -> None:
-    """What is left to absorb are norms' scales, which cp-lrp takes as constants: the logit arrives
-    whole.
+    """What is left to absorb are norms' scales, which cp-lrp takes as constants:
+    the logit arrives whole.
     """
     model = model_of(name)
     off = [
@@ -260,8 +260,8 @@ def test_names_of_modules_are_sites(name: str) -> None:
 
 
 def test_albert_runs_its_groups_in_order() -> None:
-    """Layers 0 and 1 of three share the weights of group 0; untied copies of them give the same
-    numbers.
+    """Layers 0 and 1 of three share the weights of group 0;
+    untied copies of them give the same numbers.
     """
     model = model_of("albert")
     alone = replace(model, config=parse(model.net.Config, ALBERT | {"num_hidden_groups": 3}))
@@ -313,7 +313,7 @@ def test_a_class_by_name_or_number(name: str) -> None:
         assert np.array_equal(of_types.relevance, alone.relevance)
         assert not np.array_equal(of_types.relevance, by_name.relevance)
     with pytest.raises(ReflError, match="at= says what is explained"):
-        model.explain_each(TEXT, ["maybe"], at=(list(by_name)[0], 0))
+        model.explain_each(TEXT, ["maybe"], at=(next(iter(by_name)), 0))
     with pytest.raises(ReflError, match="unknown class 'perhaps': the model has no, yes, maybe"):
         model.explain(TEXT, target="perhaps")
 
@@ -456,8 +456,8 @@ def test_the_account_of_a_neuron_closes(
 
 
 def test_a_neuron_against_the_surrogate() -> None:
-    """Its activation is a logit of a shorter net: with a decoder that reads it alone, all below
-    must agree.
+    """Its activation is a logit of a shorter net:
+    with a decoder that reads it alone, all below must agree.
     """
     model = model_of("bert, classes")
     weight = np.zeros_like(model.weights["classifier.weight"])
@@ -504,8 +504,8 @@ def test_neurons_there_are_none_of(how: dict[str, Any], named: str) -> None:
 
 @pytest.mark.parametrize("config", [BERT, ROBERTA, ALBERT], ids=lambda c: c["model_type"])
 def test_a_checkpoint_without_head(config: dict[str, Any]) -> None:
-    """Its output is the features of its last layer; there is nothing it says, so a neuron has to be
-    named.
+    """Its output is the features of its last layer;
+    there is nothing it says, so a neuron has to be named.
     """
     model = random_model(
         config | {"architectures": [config["architectures"][0].replace("ForMaskedLM", "Model")]}, 2
@@ -551,8 +551,8 @@ def test_a_model_without_token_types() -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_the_same_under_the_array_standard(name: str, backend: Backend) -> None:
-    """Nothing beyond the standard is called, and no host array slips in: single, padded, fast,
-    recomputed.
+    """Nothing beyond the standard is called, and no host array slips in:
+    single, padded, fast, recomputed.
     """
     home = model_of(name)
     away = moved(home, backend.place)

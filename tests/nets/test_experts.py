@@ -117,8 +117,8 @@ def test_attnlrp_tends_to_the_surrogate_linearly_in_eps(name: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NETS)
 def test_the_ledger_closes(name: str, dtype: str) -> None:
-    """Every site within 8 u sum|terms|, the whole account to 1e-12 (float32: 1e-5) of what is
-    explained.
+    """Every site within 8 u sum|terms|, the whole account to 1e-12
+    (float32: 1e-5) of what is explained.
     """
     model = net(name, dtype)
     for method, composite in METHODS.items():
@@ -361,8 +361,8 @@ def test_an_expert_of_another_width_is_told_by_its_own_option() -> None:
 
 
 def test_switching_an_expert_off_changes_the_logits() -> None:
-    """The account names experts; an edited run shows what one of them does: its output at its
-    site.
+    """The account names experts; an edited run shows what one of them does:
+    its output at its site.
     """
     model = net("mixtral")
     strongest = max(model.explain(IDS).experts().items(), key=lambda item: abs(item[1]))[0]

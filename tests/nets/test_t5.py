@@ -76,8 +76,8 @@ def config(buckets: int, farthest: int) -> Any:
 
 
 def test_buckets_of_the_published_models() -> None:
-    """32 buckets up to 128: distances that each begin a bucket, 8 2^(k/2) and 16 8^(k/16) rounded
-    up.
+    """32 buckets up to 128: distances that each begin a bucket,
+    8 2^(k/2) and 16 8^(k/16) rounded up.
     """
     c = config(32, 128)
     both = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]
@@ -302,8 +302,8 @@ def test_the_ledger_closes(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["t5", "flan"])
 def test_a_padded_batch_is_its_members(name: str, method: str, keep: Any) -> None:
-    """Each with its own lengths on both sides; padding holds nothing, and no example's ledger knows
-    of another's.
+    """Each with its own lengths on both sides; padding holds nothing,
+    and no example's ledger knows of another's.
     """
     model, numbers = net(name), np.random.default_rng(3)
     texts = [numbers.integers(0, 17, n).tolist() for n in (7, 3, 1, 5)]
@@ -577,8 +577,8 @@ def test_text_on_both_sides(folder: Path, tmp_path: Path) -> None:
 
 
 def test_shown(folder: Path) -> None:
-    """Both rows, named, the target after the second, to one scale, as text, as a page and in a
-    notebook.
+    """Both rows, named, the target after the second, to one scale,
+    as text, as a page and in a notebook.
     """
     e = refl.load(folder).explain("the keys to the cabinet", decoder="schluessel zum", keep=())
     text = terminal.text(e)

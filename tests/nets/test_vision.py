@@ -182,8 +182,8 @@ def configured() -> list[tuple[str, dict[str, Any]]]:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NETS)
 def test_the_ledger_closes(name: str, dtype: str) -> None:
-    """At every operation within 8 u sum|terms|, and as a whole: explained = pixels + everything
-    absorbed.
+    """At every operation within 8 u sum|terms|, and as a whole:
+    explained = pixels + everything absorbed.
     """
     model = net(name, dtype)
     u = float(np.finfo(dtype).eps) / 2
@@ -222,8 +222,8 @@ def test_account_names_what_absorbed(name: str) -> None:
 )
 @pytest.mark.parametrize("name", NETS)
 def test_batch_invariance(name: str, method: str) -> None:
-    """A picture's explanation does not depend on its neighbors; a list and one array of a batch are
-    the same.
+    """A picture's explanation does not depend on its neighbors;
+    a list and one array of a batch are the same.
     """
     model, some = net(name), pictures(name)
     together = model.explain(some, method)
@@ -677,8 +677,8 @@ def test_html_view(explained: Explanation) -> None:
 
 
 def test_drawing(explained: Explanation) -> None:
-    """Red for, blue against, gray where there is nothing, and the hottest pixels in the full
-    color.
+    """Red for, blue against, gray where there is nothing,
+    and the hottest pixels in the full color.
     """
     drawn = heatmap.drawn(explained.relevance, explained.picture).astype(int)
     times = drawn.shape[0] // 28

@@ -1,5 +1,5 @@
-"""What the peers' tests share: torch on one thread, and random checkpoints written by
-transformers.
+"""What the peers' tests share: torch on one thread,
+and random checkpoints written by transformers.
 """
 
 from __future__ import annotations

@@ -126,8 +126,8 @@ def padded(folder: Path, model: Model) -> float:
 @pytest.mark.parametrize("kind", ["BertForMaskedLM", "RobertaForMaskedLM", "AlbertForMaskedLM"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_stored_dtype(tmp_path: Path, kind: str, dtype: str) -> None:
-    """Widening is exact: transformers' model of the half-precision file, cast to float64, is
-    refl's.
+    """Widening is exact: transformers' model of the half-precision file,
+    cast to float64, is refl's.
     """
     folder = write_encoder(tmp_path, kind, {})
     model = getattr(transformers, kind).from_pretrained(folder, torch_dtype=getattr(torch, dtype))

@@ -89,8 +89,8 @@ def test_head_dim_left_out(make: Make) -> None:
 
 @pytest.mark.parametrize("kind", EXPERTS)
 def test_padded_batch(make: Make, kind: str) -> None:
-    """transformers sends padding to experts too, refl does not: what is read of the logits is the
-    same.
+    """transformers sends padding to experts too, refl does not:
+    what is read of the logits is the same.
     """
     folder = make(kind)
     texts = [draw(5), draw(13), draw(1)]
@@ -123,8 +123,8 @@ def test_shards(make: Make, kind: str) -> None:
     ("kind", "module"), [("mixtral", "block_sparse_moe"), ("qwen3_moe", "mlp")]
 )
 def test_what_hooks_see(make: Make, kind: str, module: str) -> None:
-    """An expert's input and output, row for row, and the router's logits, beside transformers'
-    forward hooks.
+    """An expert's input and output, row for row, and the router's logits,
+    beside transformers' forward hooks.
     """
     import torch
     import transformers

@@ -228,8 +228,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ids=[f"{kind}-{named.strip(chr(39))}" for kind, _, named in REFUSED],
 )
 def test_refused_by_name(make: Make, kind: str, options: dict[str, Any], named: str) -> None:
-    """An option that would change the computation, and that is not implemented, is named in the
-    refusal.
+    """An option that would change the computation, and that is not
+    implemented, is named in the refusal.
     """
     folder = make(kind)
     refl.load(folder)

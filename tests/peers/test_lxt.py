@@ -137,8 +137,8 @@ def test_gradient_form_on_random_models(
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_patches_are_undone(make: Make, kind: str) -> None:
-    """After LXT has run, a model's gradient is the plain one again, in this kind of model and in
-    the other.
+    """After LXT has run, a model's gradient is the plain one again,
+    in this kind of model and in the other.
     """
     folder = make(kind)
     before = {name: plain_gradient(name) for name in ("llama", "gpt2")}
@@ -426,8 +426,8 @@ def test_fault_eps_unsigned() -> None:
 
 
 def test_fault_softmax_dim() -> None:
-    """Proposition 3.1 sums over the axis of the softmax. LXT sums over the last axis, whatever
-    `dim` is.
+    """Proposition 3.1 sums over the axis of the softmax.
+    LXT sums over the last axis, whatever `dim` is.
     """
     x, r = normal(4, 6), normal(4, 6, seed=1)
     p = softmax.forward(x.T)

@@ -165,8 +165,8 @@ def surrogate_relevance(model: Any, target: int) -> Any:
 
 
 def test_there_is_no_cp_lrp_for_bert() -> None:
-    """AttnLRP alone can be compared; were there more, it would have to be held against refl's
-    here.
+    """AttnLRP alone can be compared; were there more,
+    it would have to be held against refl's here.
     """
     assert [name for name in vars(bert) if "lrp" in name.lower() and name != "lxt"] == ["attnLRP"]
 

@@ -102,8 +102,8 @@ def experts_forward(self: Any, x: Any, *, scale: Callable[[Any], Any]) -> tuple[
 
 @contextmanager
 def patched(scale: Callable[[Any], Any]) -> Iterator[None]:
-    """LXT's patches on transformers' Qwen 3 MoE, its eps in f(x)/(x + eps) set to 0; undone
-    afterwards.
+    """LXT's patches on transformers' Qwen 3 MoE, its eps in f(x)/(x + eps) set to 0;
+    undone afterwards.
     """
     modeling: Any = importlib.import_module("transformers.models.qwen3_moe.modeling_qwen3_moe")
     forwards = {
@@ -145,8 +145,8 @@ def without_gradient(s: Any) -> Any:
 
 
 def apart(e: refl.explanation.Explanation, found: lxt.Found) -> float:
-    """The largest deviation at the embeddings and at every block, in units of the largest relevance
-    there.
+    """The largest deviation at the embeddings and at every block,
+    in units of the largest relevance there.
     """
     pairs = [
         (e.relevance, found.relevance),
@@ -161,8 +161,8 @@ def apart(e: refl.explanation.Explanation, found: lxt.Found) -> float:
     ids=["plain", "dense-block-and-biases"],
 )
 def test_without_renormalization_lxt_agrees(make: Make, options: dict[str, Any]) -> None:
-    """Router, experts, gate weights: where the config does not divide by their sum, nothing is left
-    to differ.
+    """Router, experts, gate weights: where the config does not divide
+    by their sum, nothing is left to differ.
     """
     folder = make("qwen3_moe", norm_topk_prob=False, **options)
     e = refl.load(folder, dtype="float64").explain(IDS, "attnlrp-gradient")

@@ -32,8 +32,8 @@ KINDS = architectures()
 
 
 def loaded(kind: str) -> Any:
-    """The class that config.json names; every tensor of the file has its place and no other is
-    asked for.
+    """The class that config.json names;
+    every tensor of the file has its place and no other is asked for.
     """
     (name,) = json.loads((FOLDER / kind / "config.json").read_text())["architectures"]
     found, about = getattr(transformers, name).from_pretrained(

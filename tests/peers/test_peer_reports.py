@@ -95,8 +95,8 @@ def test_an_explanation_explains_nothing_else(runs: Runs, peer: Peer) -> None:
 
 
 def _changed(v: CaseResult) -> CaseResult:
-    """Its largest entry moved by about a hundredth, and by more than float32 could; zeros by
-    one.
+    """Its largest entry moved by about a hundredth, and by more than float32 could;
+    zeros by one.
     """
     name, a = next(
         (name, a) for name, a in v.got.items() if name != "z" and a is not None and a.size

@@ -1,5 +1,5 @@
-"""The README's chapter for torch developers: its adapter gives the output it shows, and its repair
-passes.
+"""The README's chapter for torch developers:
+its adapter gives the output it shows, and its repair passes.
 """
 
 from __future__ import annotations

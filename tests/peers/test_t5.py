@@ -193,8 +193,8 @@ def test_bare_model(make: Make) -> None:
 
 
 def test_real_checkpoint() -> None:
-    """Chronos' untrained T5: bfloat16 numbers, widened exactly on both sides; ids, for it has no
-    tokenizer.
+    """Chronos' untrained T5: bfloat16 numbers, widened exactly on both sides;
+    ids, for it has no tokenizer.
     """
     folder = checkpoint("chronos_dummy_t5_UNTRAINED")
     same_forward(folder, lengths=((1, 1), (2, 3), (64, 17), (300, 150)), vocabulary=32)

@@ -38,8 +38,8 @@ VIT: dict[str, dict[str, Any]] = {
 
 
 def theirs(loaded: Any, x: Any, output: str = "logits") -> Any:
-    """transformers' answer in float64, its softmax included: eager attention forms it in
-    float32.
+    """transformers' answer in float64, its softmax included:
+    eager attention forms it in float32.
     """
     with wide(), torch.no_grad():
         twin = type(loaded)._from_config(

@@ -50,8 +50,8 @@ TEXTS = [[3, 1, 16, 1, 8], [2, 0], [7, 7, 4]]
 
 
 def ways(model: Model, composite: Composite) -> Iterator[Explanation]:
-    """Single and padded, plain and fast attention, all at once and block by block, several targets,
-    other seeds.
+    """Single and padded, plain and fast attention, all at once and block by block,
+    several targets, other seeds.
     """
     yield model.explain(TEXTS[0], composite, audit=True)
     yield model.explain(TEXTS[0], composite, keep=(), audit=True, contrast=(2, 5))

@@ -55,8 +55,8 @@ CODES = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "U8": "B"}
 
 
 def file_of(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file, or something like one: header length (the true one unless given),
-    header, data.
+    """A safetensors file, or something like one:
+    header length (the true one unless given), header, data.
     """
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
@@ -321,8 +321,8 @@ def test_broken_index(tmp_path: Path, text: str, says: str) -> None:
 
 
 def test_index_fuzz(tmp_path: Path) -> None:
-    """600 damaged indexes: each is refused, or gives the tensors it still names, from where it
-    says.
+    """600 damaged indexes: each is refused, or gives the tensors
+    it still names, from where it says.
     """
     index, arrays = sharded(tmp_path)
     good, rng, outcomes = index.read_bytes(), random.Random(5), Counter[str]()
@@ -371,8 +371,8 @@ def test_every_bfloat16() -> None:
 @pytest.mark.parametrize("tag, top", [("BF16", 0x7F80), ("F16", 0x7C00)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_finite_half_through_a_file(tmp_path: Path, tag: str, top: int, dtype: str) -> None:
-    """Every finite pattern of the two 16-bit formats, subnormals and both zeros included, bit for
-    bit.
+    """Every finite pattern of the two 16-bit formats,
+    subnormals and both zeros included, bit for bit.
     """
     bits = numpy.arange(1 << 16, dtype="<u2")
     data = bits[(bits & top) != top].tobytes()
@@ -500,8 +500,8 @@ def test_numbers_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_nothing_is_read_before_it_is_used(tmp_path: Path) -> None:
-    """A file of 16 GiB (all hole) opens at once; a tensor at its end costs what that tensor
-    weighs.
+    """A file of 16 GiB (all hole) opens at once;
+    a tensor at its end costs what that tensor weighs.
     """
     size = 16 << 30
     header = {"hole": entry("F32", [size // 4], 0, size), "x": entry("F32", [2], size, size + 8)}
@@ -753,8 +753,8 @@ def new_length(good: bytes, rng: random.Random) -> bytes:
 
 
 def edit_field(good: bytes, rng: random.Random) -> bytes:
-    """One field of one tensor replaced by something plausible or absurd; JSON and its length stay
-    right.
+    """One field of one tensor replaced by something plausible or absurd;
+    JSON and its length stay right.
     """
     size = head_length(good)
     header = json.loads(good[8:size])
@@ -807,8 +807,8 @@ def fuzz_base() -> bytes:
 
 
 def judge(bad: bytes, folder: Path) -> str:
-    """Reads a damaged file; any answer that is neither a ReflError nor exactly what the file says
-    fails.
+    """Reads a damaged file; any answer that is neither a ReflError
+    nor exactly what the file says fails.
     """
     path = folder / "model.safetensors"
     path.unlink()  # written anew: some file systems flush a file that is cut and refilled
@@ -865,8 +865,8 @@ def read_or_refuse(path: Path, i: int) -> None:
 
 
 def same_imports() -> dict[str, str]:
-    """The environment for a Python that finds what this one finds (and takes no stacks for BLAS
-    threads).
+    """The environment for a Python that finds what this one finds
+    (and takes no stacks for BLAS threads).
     """
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),

@@ -1,5 +1,5 @@
-"""The command line as it is used: what it prints, what it refuses and how, with and without a
-terminal.
+"""The command line as it is used: what it prints, what it refuses and how,
+with and without a terminal.
 """
 
 from __future__ import annotations

@@ -118,8 +118,8 @@ def test_tokens_of_evidence_carry_the_contrast(model: refl.Model) -> None:
 
 
 def test_another_method_is_held_as_it_is(model: refl.Model, tmp_path: Path) -> None:
-    """Without a table of rules and without a ledger: nothing is made up for them, shown or
-    written.
+    """Without a table of rules and without a ledger:
+    nothing is made up for them, shown or written.
     """
     e = model.explain(TEXT, keep="*.mlp")
     other = Method("rollout", source="someone 2020", summary="attention, multiplied")

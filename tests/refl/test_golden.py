@@ -67,8 +67,8 @@ def test_logits(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_hidden_states(name: str) -> None:
-    """hidden[0] is what enters the first block, hidden[i] what leaves block i - 1; the last one is
-    normed.
+    """hidden[0] is what enters the first block, hidden[i] what leaves block i - 1;
+    the last one is normed.
     """
     stored, (e, kind) = golden(name), explained(name)
     hidden = stored["hidden"][:, 0]
@@ -161,8 +161,8 @@ def test_partial_logits_and_probabilities() -> None:
 
 
 def test_nano_sort_sorts() -> None:
-    """Every one of the 3^6 inputs, as its author claims: the greedy continuation is the input in
-    order.
+    """Every one of the 3^6 inputs, as its author claims:
+    the greedy continuation is the input in order.
     """
     model = model_of("nano_sort_gpt2")
     everything = [list(letters) for letters in product(range(3), repeat=6)]

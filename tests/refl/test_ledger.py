@@ -1,5 +1,5 @@
-"""The conservation ledger: its sums, the account of the whole, one example of a batch, and as plain
-numbers.
+"""The conservation ledger: its sums, the account of the whole,
+one example of a batch, and as plain numbers.
 """
 
 from __future__ import annotations

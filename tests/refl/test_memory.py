@@ -71,8 +71,8 @@ def test_keeping_costs_and_recomputing_saves() -> None:
 
 
 def test_recomputing_grows_by_one_activation_per_block() -> None:
-    """A deeper net costs its blocks' inputs, of T times D numbers each, and not what happens within
-    them.
+    """A deeper net costs its blocks' inputs, of T times D numbers each,
+    and not what happens within them.
     """
     assert per_block(recompute=True) < 1.5 * T * D * 4
     # and what happens within a block is seen where it is held

@@ -1,5 +1,5 @@
-"""What is drawn: sums that add up as printed, colors that can be read, and nothing hostile that
-gets through.
+"""What is drawn: sums that add up as printed, colors that can be read,
+and nothing hostile that gets through.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""refl.io.text against transformers and the checkpoints' stored ids, and what a target may be
-called.
+"""refl.io.text against transformers and the checkpoints' stored ids,
+and what a target may be called.
 """
 
 from __future__ import annotations
@@ -297,8 +297,8 @@ def test_every_byte_has_its_piece(tmp_path: Path) -> None:
 
 
 def test_pieces_make_the_text(tmp_path: Path) -> None:
-    """Where no character is split, the pieces in a row are the text (after SentencePiece's first
-    space).
+    """Where no character is split, the pieces in a row are the text
+    (after SentencePiece's first space).
     """
     for make, before in ((byte_level, ""), (metaspace, " ")):
         text = text_of(saved(make(), tmp_path))
@@ -333,8 +333,8 @@ def test_every_entry_of_a_vocabulary_names_itself(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_tokens_shows_can_be_given_back(name: str) -> None:
-    """The id of a shown piece is shown as that piece again (with the space before it, where both
-    exist).
+    """The id of a shown piece is shown as that piece again
+    (with the space before it, where both exist).
     """
     text = text_of(checkpoint(name))
     for piece in text.tokens(range(len(text))):

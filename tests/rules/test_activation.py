@@ -1,5 +1,5 @@
-"""Activations: f(x) and every rule against their definitions, tails included; and the engine's own
-erfc.
+"""Activations: f(x) and every rule against their definitions, tails included;
+and the engine's own erfc.
 """
 
 from __future__ import annotations

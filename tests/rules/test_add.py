@@ -1,5 +1,5 @@
-"""Sums of two: z and both rules against their definitions, operands that are broadcast among
-them.
+"""Sums of two: z and both rules against their definitions,
+operands that are broadcast among them.
 """
 
 from __future__ import annotations

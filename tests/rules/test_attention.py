@@ -1,5 +1,5 @@
-"""Attention in parts of its queries against the three plain operations: relevance and conservation
-ledger.
+"""Attention in parts of its queries against the three plain operations:
+relevance and conservation ledger.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def test_parts_of_attention(monkeypatch: Any) -> None:
 
 
 def test_a_causal_part_never_looks_at_later_keys(monkeypatch: Any) -> None:
-    """The last key and value are no numbers: what the first queries give and get is untouched by
-    them.
+    """The last key and value are no numbers:
+    what the first queries give and get is untouched by them.
     """
     monkeypatch.setattr(trace, "QUERIES", 4)
     k, v = K.copy(), V.copy()

@@ -133,8 +133,8 @@ def test_both_formulations_of_every_bilinear_and_norm_rule_agree(backend: Backen
 
 
 def test_examples_of_a_batch_do_not_meet(backend: Backend) -> None:
-    """Each example's relevance and absorbed amounts are those it has alone, to the rounding of a
-    sum.
+    """Each example's relevance and absorbed amounts are those it has alone,
+    to the rounding of a sum.
     """
     random = np.random.default_rng(13)
     x, w, b, r = (random.normal(size=s) for s in ((3, 2, 4), (4, 4), (4,), (3, 2, 4)))

@@ -64,8 +64,8 @@ def test_gamma_at_zero_takes_the_branch_below(backend: Backend) -> None:
 
 
 def test_alpha_beta_creates_relevance_and_records_it(backend: Backend) -> None:
-    """Without a negative contribution alpha 2, beta 1 hands on 2 R; the -R that has no receiver is
-    recorded.
+    """Without a negative contribution alpha 2, beta 1 hands on 2 R;
+    the -R that has no receiver is recorded.
     """
     x, w, z, r = arrays_of(backend, [[1, 2]], [[3, 1], [1, 1]], [[5, 3]], [[4, 6]])
     output = linear.alpha_beta(x, w, None, z, r, alpha=2.0, beta=1.0)

@@ -1,5 +1,5 @@
-"""Products of activations: z and every rule against their definitions; the uniform rule as a
-Shapley value.
+"""Products of activations: z and every rule against their definitions;
+the uniform rule as a Shapley value.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def test_uniform_rule_is_the_shapley_value_of_a_product(backend: Backend, n: int
 
 
 def test_flattened_product_does_not_depend_on_brackets(backend: Backend) -> None:
-    """(x1 x2) x3 at (2, 3, 4) gives (6, 6, 12), x1 (x2 x3) gives (12, 6, 6), the flattened product
-    (8, 8, 8).
+    """(x1 x2) x3 at (2, 3, 4) gives (6, 6, 12), x1 (x2 x3) gives (12, 6, 6),
+    the flattened product (8, 8, 8).
     """
     x1, x2, x3, x12, x23, z = arrays_of(backend, [[2]], [[3]], [[4]], [[6]], [[12]], [[24]])
     two = (False, False)

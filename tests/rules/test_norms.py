@@ -61,8 +61,8 @@ def _off(case: NormCase, at: tuple[int, ...]) -> list[Any]:
 
 
 def test_taylor_at_x_passes_what_the_norms_eps_leaves(backend: Backend) -> None:
-    """RMSNorm passes 1 - |x|^2 / (|x|^2 + N e); LayerNorm absorbs Var / (Var + e), without a bias
-    (identity 12).
+    """RMSNorm passes 1 - |x|^2 / (|x|^2 + N e);
+    LayerNorm absorbs Var / (Var + e), without a bias (identity 12).
     """
     random = np.random.default_rng(5)
     x, w, g = random.normal(size=(2, 6)), random.normal(size=(6,)), random.normal(size=(2, 6))

@@ -1,5 +1,5 @@
-"""What each rule has by default and what it absorbs relevance under; and single values written out
-by hand.
+"""What each rule has by default and what it absorbs relevance under;
+and single values written out by hand.
 """
 
 from __future__ import annotations

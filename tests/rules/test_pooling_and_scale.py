@@ -1,5 +1,5 @@
-"""Mean over positions, and multiplication by a constant: outputs and rules against their
-definitions.
+"""Mean over positions, and multiplication by a constant:
+outputs and rules against their definitions.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ def _as_it_is(case: Case) -> Call:
 
 @dtypes
 def test_forward(backend: Backend, dtype: str) -> None:
-    """p's exponent x - max rounds by u |x - max|, and so do those of the other terms, each by its
-    weight p.
+    """p's exponent x - max rounds by u |x - max|, and so do those
+    of the other terms, each by its weight p.
     """
     u, eta = to_mpf(U[dtype]), to_mpf(ETA[dtype])
 

@@ -33,8 +33,8 @@ def test_half_the_lowest_number_is_a_mask(dtype: str) -> None:
 
 
 def test_two_kinds_of_mask_at_once() -> None:
-    """One entry hidden by -inf, another by the mask: both pass on nothing, and what stood there is
-    recorded.
+    """One entry hidden by -inf, another by the mask:
+    both pass on nothing, and what stood there is recorded.
     """
     x, r = np.asarray([[1.0, -np.inf, 2.0, 3.0]]), np.asarray([[1.0, 4.0, 8.0, 2.0]])
     mask = np.asarray([[True, True, False, True]])

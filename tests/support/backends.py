@@ -1,5 +1,5 @@
-"""The array libraries that tests run under, and CuPy's signatures, which can be checked without a
-GPU.
+"""The array libraries that tests run under, and CuPy's signatures,
+which can be checked without a GPU.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def backend_named(name: str) -> Backend:
 
 
 def _strict(name: str) -> Backend:
-    """The array API standard and nothing beyond it, on a second device: mixing with the host
-    raises.
+    """The array API standard and nothing beyond it, on a second device:
+    mixing with the host raises.
     """
     second, host = strict.Device("device1"), strict.Device("CPU_DEVICE")
     return Backend(

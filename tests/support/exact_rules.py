@@ -26,8 +26,8 @@ Cases = Callable[[Draw, str], Case]
 
 
 def on_examples(backend: Backend, judge: Callable[[st.DataObject], None]) -> None:
-    """`judge` on many drawn examples; the strict backend is slow and checks the interface, so it
-    gets fewer.
+    """`judge` on many drawn examples; the strict backend is slow
+    and checks the interface, so it gets fewer.
     """
     count = max(settings.default.max_examples * 3 // 10, 2)
     few = settings(

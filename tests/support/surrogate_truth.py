@@ -85,7 +85,7 @@ def u(dtype: str) -> float:
 
 
 def turnover(ledger: Ledger) -> float:
-    """All that is absorbed: gamma through many layers absorbs and gives back more than there is to
-    explain.
+    """All that is absorbed: gamma through many layers absorbs and gives
+    back more than there is to explain.
     """
     return float(sum(abs(amount[0]) for entry in ledger for amount in entry.absorbed.values()))

@@ -130,8 +130,8 @@ def total(nested: Any) -> Any:
 
 
 class Engine:
-    """One block of a one-layer model, recorded and swept from its output, where the relevance is
-    drawn.
+    """One block of a one-layer model, recorded and swept from its output,
+    where the relevance is drawn.
     """
 
     def __init__(
@@ -178,8 +178,8 @@ class Engine:
     def by_hand(
         self, kind: Any, f: Any, example: int = 0
     ) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any]]:
-        """The block swept by hand on numbers of this kind, from the same input, weights and
-        relevance.
+        """The block swept by hand on numbers of this kind,
+        from the same input, weights and relevance.
         """
         c = self.model.config
         x, r_y = (
@@ -254,15 +254,15 @@ SITES = {
         "output.LayerNorm": "y",
     },
 }
-"""Site inside the block -> the name it has by hand. (The encoder's output is named by its last
-LayerNorm.)
+"""Site inside the block -> the name it has by hand.
+(The encoder's output is named by its last LayerNorm.)
 """
 PROJECTIONS = {
     DECODER: {f"self_attn.{name}_proj": name for name in "qkv"},
     ENCODER: {f"attention.self.{name}": name[0] for name in ("query", "key", "value")},
 }
-"""Sites that the file by hand has only cut into heads; the conservation ledger calls them by these
-names.
+"""Sites that the file by hand has only cut into heads;
+the conservation ledger calls them by these names.
 """
 
 
@@ -317,8 +317,8 @@ def _absorbed(engine: Engine, exact: Any, plain: Any, noisy: Any, example: int) 
 
 
 def near(got: Any, wanted: Any, condition: Any, where: Any) -> float:
-    """The largest error of an entry, in conditions. Where nothing can have rounded it must be the
-    very number.
+    """The largest error of an entry, in conditions.
+    Where nothing can have rounded it must be the very number.
     """
     if isinstance(wanted, list):
         assert len(wanted) == len(got), where
@@ -416,8 +416,8 @@ def test_any_encoder(heads: int, attention_mask: list[bool], eps: float, seed: i
 
 @pytest.mark.parametrize("block", [DECODER, ENCODER])
 def test_a_difference_in_the_eleventh_digit_is_seen(block: str) -> None:
-    """Of one relevance, or of one absorbed entry; and so is an entry that is missing, or one too
-    many.
+    """Of one relevance, or of one absorbed entry;
+    and so is an entry that is missing, or one too many.
     """
     engine = Engine((LLAMA if block == DECODER else BERT) | SMALL, block, 3, 1e-6, seed=1)
     compare(engine)
@@ -455,8 +455,8 @@ def _refused(engine: Engine, words: str) -> None:
 @pytest.mark.parametrize("eps", [*EPS, 0.0])
 @pytest.mark.parametrize("block", [DECODER, ENCODER])
 def test_the_ledger_closes_to_the_last_digits(block: str, eps: float) -> None:
-    """In 50 digits, without eps too: what came in = what reached x + what was absorbed, to
-    1e-40.
+    """In 50 digits, without eps too:
+    what came in = what reached x + what was absorbed, to 1e-40.
     """
     config = LLAMA | {"attention_bias": True, "mlp_bias": True} if block == DECODER else BERT
     engine = Engine(
@@ -474,8 +474,8 @@ def test_the_ledger_closes_to_the_last_digits(block: str, eps: float) -> None:
 
 @pytest.mark.parametrize("attention_mask", [None, [True, False, True, True]])
 def test_relevance_at_masked_entries_is_absorbed(attention_mask: list[bool] | None) -> None:
-    """In a block none arrives there, since p = 0; were there any, mask would take it, as in the
-    engine.
+    """In a block none arrives there, since p = 0; were there any,
+    mask would take it, as in the engine.
     """
     random = np.random.default_rng(3)
     scores, r = (random.standard_normal((2, 4, 4)) for _ in range(2))

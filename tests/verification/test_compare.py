@@ -404,8 +404,8 @@ def test_another_reading_of_layer_norm(name: str, method: str) -> None:
 
 
 def test_the_other_reading_held_against_refl() -> None:
-    """The file whose method is known is the one that options are tried on, whichever side it stands
-    on.
+    """The file whose method is known is the one that options are tried on,
+    whichever side it stands on.
     """
     model = random("GPT2")
     identity = METHODS["attnlrp"].override(Rule("layer_norm", "identity"))
@@ -463,8 +463,8 @@ def test_what_was_done_is_named(done: str) -> None:
 
 
 def test_most_alternatives_are_others() -> None:
-    """On a net that has everything they are about, they give other numbers than the method
-    itself.
+    """On a net that has everything they are about,
+    they give other numbers than the method itself.
     """
     model = random("QWEN3_MOE")
     forward, base = RecordedForward(model, ExplainedOutput(IDS, 4)), METHODS["attnlrp"]
@@ -545,8 +545,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_kind_of_output_is_run_again(tmp_path: Path, case: str) -> None:
-    """From files alone: input, position and seed are what the file says, or what its numbers
-    say.
+    """From files alone: input, position and seed are what the file says,
+    or what its numbers say.
     """
     kind, how = CASES[case]
     model = random(kind)
@@ -583,8 +583,8 @@ def test_another_quantity(stories: Model) -> None:
 
 
 def test_order_of_sites(tmp_path: Path, stories: Model) -> None:
-    """The file's own; that of its ledger, for files that were written without; names, where there
-    is neither.
+    """The file's own; that of its ledger, for files that were written without;
+    names, where there is neither.
     """
     e = stories.explain(TEXT)
     e.save(tmp_path / "e.safetensors")

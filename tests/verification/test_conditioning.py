@@ -45,8 +45,8 @@ def compared(model: Model, other: Model, **options: Any) -> RunComparison:
 
 
 def last_digit(model: Model) -> Model:
-    """The bias of that feature moved by one rounding: what another order of the sum's terms does to
-    it.
+    """The bias of that feature moved by one rounding:
+    what another order of the sum's terms does to it.
     """
     bias = np.array(model.weights[BIAS])
     bias[FEATURE] = np.nextafter(bias[FEATURE], np.inf)
@@ -65,8 +65,8 @@ def test_a_sum_that_cancels_needs_the_second_part() -> None:
 
 @pytest.mark.parametrize(("z", "options"), [(1e-2, {}), (1e-6, {"stabilizer": "none"})])
 def test_elsewhere_the_first_part_is_enough(z: float, options: dict[str, Any]) -> None:
-    """Where nothing cancels, or no stabilizer stands in the quotient; the second part is not even
-    looked at.
+    """Where nothing cancels, or no stabilizer stands in the quotient;
+    the second part is not even looked at.
     """
     model = canceling(z)
     run = compared(model, last_digit(model), **options)
@@ -76,8 +76,8 @@ def test_elsewhere_the_first_part_is_enough(z: float, options: dict[str, Any]) -
 
 @pytest.mark.parametrize("eps", [1e-8, 1e-7, 1e-5, 1e-4])
 def test_sensitivity_follows_the_derivative(eps: float) -> None:
-    """d/dz of z / (z + eps) is eps / (z + eps)^2: at z = 1e-6 it says how the sensitivity depends
-    on eps.
+    """d/dz of z / (z + eps) is eps / (z + eps)^2:
+    at z = 1e-6 it says how the sensitivity depends on eps.
     """
     z = 1e-6
     model = canceling(z)
@@ -94,8 +94,8 @@ def test_sensitivity_follows_the_derivative(eps: float) -> None:
 
 
 def test_a_wrong_net_is_far_outside() -> None:
-    """The second part is no excuse: it is what last digits move, however ill the sum is
-    conditioned.
+    """The second part is no excuse: it is what last digits move,
+    however ill the sum is conditioned.
     """
     model = canceling(1e-6)
     name = "transformer.h.0.attn.c_attn.weight"

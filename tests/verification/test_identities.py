@@ -97,8 +97,8 @@ def test_3_the_account_closes(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("seed", KINDS)
 @pytest.mark.parametrize("name", ["llama with biases", "gpt2", "shipped"])
 def test_3_the_account_closes_for_every_seed(name: str, seed: str) -> None:
-    """Relative to the relevance of the seed without signs: the softmax-weighted one sums to
-    nothing.
+    """Relative to the relevance of the seed without signs:
+    the softmax-weighted one sums to nothing.
     """
     model = net(name)
     for method in set(METHODS) - {"lxt-explicit"}:
@@ -266,8 +266,8 @@ def test_8_contrast_is_a_difference(name: str, method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_8_any_vector(method: str) -> None:
-    """R(2 s - 3 t) = 2 R(s) - 3 R(t) for seeds that are any vectors, from a site in the middle of
-    the net too.
+    """R(2 s - 3 t) = 2 R(s) - 3 R(t) for seeds that are any vectors,
+    from a site in the middle of the net too.
     """
     model = net("gpt2")
     t, logits = model.trace([text(model, 6)])
@@ -320,8 +320,8 @@ def test_9_no_relevance_after_the_explained_position(name: str, method: str) -> 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["llama with biases", "gpt2", "shipped"])
 def test_9_a_padded_batch_is_its_members(name: str, method: str, keep: Any) -> None:
-    """Texts of 7, 3, 1 and 5 tokens together give what each gives alone; padding holds no relevance
-    at all.
+    """Texts of 7, 3, 1 and 5 tokens together give what each gives alone;
+    padding holds no relevance at all.
     """
     model = net(name)
     texts = [text(model, length, seed=length) for length in (7, 3, 1, 5)]
@@ -396,8 +396,8 @@ def test_9_recomputing_changes_no_bit(name: str, method: str, keep: Any) -> None
 
 
 def test_9_names_survive_recomputing() -> None:
-    """A module's input and its other names lead to the same site whether or not blocks are run
-    again.
+    """A module's input and its other names lead to the same site
+    whether or not blocks are run again.
     """
     model = net("shipped")
     full, less = (model.explain([5, 6, 7], recompute=r) for r in (False, True))
@@ -405,8 +405,8 @@ def test_9_names_survive_recomputing() -> None:
 
 
 def test_9_rules_for_sites_survive_recomputing() -> None:
-    """A table's line for a site holds under each of its names: a block's output is the next block's
-    input.
+    """A table's line for a site holds under each of its names:
+    a block's output is the next block's input.
     """
     line = Rule("add", "epsilon", "model.layers.1.input", (("eps", 1.0),))
     plain = net("llama").explain([1, 2, 3], "attnlrp")

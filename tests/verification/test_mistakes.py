@@ -117,8 +117,8 @@ def deviation(reference: ReferenceRules, on: Case) -> float:
 
 @cache
 def cases(rule: str) -> tuple[Case, ...]:
-    """What the vectors' generator draws and what is written for a mistake; last, what neither
-    holds.
+    """What the vectors' generator draws and what is written for a mistake;
+    last, what neither holds.
     """
     return (
         *make_vectors.drawn(rule, 1001),

@@ -261,8 +261,8 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def change(folder: Path, arrays: dict[str, Any], **metadata: Any) -> list[str]:
-    """What lint says once these tensors (None: taken out) and entries of the header are written
-    over.
+    """What lint says once these tensors (None: taken out)
+    and entries of the header are written over.
     """
     before, said = read_safetensors(folder / model_vectors.EXPECTED)
     after = {name: array for name, array in (before | arrays).items() if array is not None}

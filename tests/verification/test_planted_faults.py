@@ -1,5 +1,5 @@
-"""Would the tests notice? Every fault of `verification/quality/plant_faults.py`, planted and looked
-for.
+"""Would the tests notice? Every fault of `verification/quality/plant_faults.py`,
+planted and looked for.
 """
 
 from __future__ import annotations

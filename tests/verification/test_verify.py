@@ -338,8 +338,8 @@ FAULTS: list[tuple[str, str, str, str, Callable[..., Any], set[int], set[int]]] 
         {4, 5, 6, 8, 10, 11},
     ),
 ]
-"""Fault, net, operation, rule, what stands in its place, the identities that have to fail, those
-that must not.
+"""Fault, net, operation, rule, what stands in its place,
+the identities that have to fail, those that must not.
 """
 IN_GRADIENT_FORM = ("CP-LRP with the gate live", "a Jacobian that does not normalize")
 """Faults of the gradient x input form; the others are of the relevance form."""

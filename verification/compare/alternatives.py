@@ -331,8 +331,8 @@ def _other_axis(rule: Step, gxi: bool) -> Step:
 
 
 def _copies(take: Callable[[Any], Any]) -> Change:
-    """Copies of key and value heads, laid out (B, K, times, T, d), brought back in a way of one's
-    own.
+    """Copies of key and value heads, laid out (B, K, times, T, d),
+    brought back in a way of one's own.
     """
 
     def change(rule: Step, gxi: bool) -> Step:

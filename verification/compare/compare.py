@@ -259,8 +259,8 @@ def _fingerprints(a: Oracle, b: Oracle) -> list[str]:
 def _handed_down_by(
     ledger: list[dict[str, Any]], first: SiteError | None, a: Oracle, b: Oracle
 ) -> list[str]:
-    """The operations that read the first site that parts; what they received agrees, for they stand
-    above it.
+    """The operations that read the first site that parts;
+    what they received agrees, for they stand above it.
     """
     if first is None:
         return []
@@ -442,8 +442,8 @@ def _forward(model: Model, side: Oracle) -> tuple[RecordedForward | None, str]:
 
 
 def _number(model: Model, token: Any) -> int | None:
-    """The id of a token as a file names it: by its text, or by its id where there was no
-    tokenizer.
+    """The id of a token as a file names it:
+    by its text, or by its id where there was no tokenizer.
     """
     if token is None:
         return None

@@ -88,8 +88,8 @@ def diagnose(
     theirs: dict[str, Any],
     tolerance: float | None = None,
 ) -> list[Diagnosis]:
-    """`diagnose_model` on a forward pass that is there already, with their arrays under our
-    sites.
+    """`diagnose_model` on a forward pass that is there already,
+    with their arrays under our sites.
     """
     roundoff = max(unit_roundoff(forward.rows), *(unit_roundoff(r) for r in theirs.values()))
     trials = Trials(forward, theirs, roundoff, tolerance)
@@ -127,8 +127,8 @@ class Trials:
         return Diagnosis(a, max(largest for largest, _ in apart), distance, equal, len(apart))
 
     def relevance(self, a: Alternative) -> dict[str, Any] | None:
-        """The alternative's own relevance at their sites; None where it cannot be run here, or
-        overflows.
+        """The alternative's own relevance at their sites;
+        None where it cannot be run here, or overflows.
         """
         try:
             with np.errstate(all="ignore"):
@@ -196,8 +196,8 @@ def _searched(trials: Trials, composite: Composite, found: list[Diagnosis]) -> l
 
 
 def _nearest_eps(trials: Trials, composite: Composite, sites: list[str], start: float) -> float:
-    """Gauss-Newton on log eps, at most a decade a step: relevance is smooth in eps, and near 0
-    linear.
+    """Gauss-Newton on log eps, at most a decade a step:
+    relevance is smooth in eps, and near 0 linear.
     """
     log = math.log(start)
     theirs = np.concatenate([trials.theirs[s].ravel() for s in sites])

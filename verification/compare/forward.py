@@ -118,8 +118,8 @@ def picture_of(activations: Mapping[str, Any], picture: Any) -> Image | None:
 
 
 def same_forward(forward: RecordedForward, activations: Mapping[str, Any]) -> SiteError | None:
-    """The first site, in forward order, where refl's activations are others than these; None where
-    there is none.
+    """The first site, in forward order, where refl's activations are others than these;
+    None where there is none.
     """
     ours, names = forward.activations, forward.names
     theirs = {names[name]: x for name, x in activations.items() if names.get(name) in ours}

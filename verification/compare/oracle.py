@@ -58,8 +58,8 @@ class Oracle:
 
 
 def read(path: str | Path) -> Oracle:
-    """An oracle file. Raises ReflError for a file that is none: no safetensors file, or without
-    relevance.
+    """An oracle file. Raises ReflError for a file that is none:
+    no safetensors file, or without relevance.
     """
     arrays, texts = read_safetensors(path)
     metadata = translated({key: _json(value) for key, value in texts.items()})

@@ -70,8 +70,8 @@ class SiteError:
     level: float
     """the largest deviation rounding allows, in the same unit"""
     excess: float
-    """the largest deviation in units of what is allowed at that very element: above 1 the two
-    part
+    """the largest deviation in units of what is allowed at that very element:
+    above 1 the two part
     """
     cosine: float
     sums: tuple[float, float]

@@ -60,8 +60,8 @@ def shown_by(behavior: str) -> list[Diagnosis]:
 
 
 def answers(mistake: Mistake, case: Case) -> Iterator[tuple[int, dict[str, Array | None]]]:
-    """What implementations with this mistake answer, by its forms; none where it makes no
-    difference.
+    """What implementations with this mistake answer, by its forms;
+    none where it makes no difference.
     """
     for k, form in enumerate(mistake.forms if case.rule in mistake.rules else ()):
         with suppress(NoDifference), np.errstate(all="ignore"):
@@ -136,8 +136,8 @@ def most_telling(
 
 
 def _fewest(explains: Mapping[Diagnosis, set[str]]) -> list[Mistake]:
-    """Those that explain the most failures first; then only such as explain what none before
-    does.
+    """Those that explain the most failures first;
+    then only such as explain what none before does.
     """
     order: list[Mistake] = []
     left = set().union(*explains.values())

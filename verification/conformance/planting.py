@@ -86,8 +86,8 @@ def _operand(case: Case, name: str) -> Array:
 
 
 def _checked(form: Answering, rules: tuple[str, ...]) -> Answering:
-    """Without the answers that do not differ, and with numbers beyond the case's format as
-    infinities.
+    """Without the answers that do not differ, and with numbers
+    beyond the case's format as infinities.
     """
 
     def wrong(case: Case) -> Answer:

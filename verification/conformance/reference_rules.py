@@ -278,8 +278,8 @@ class ReferenceRules:
         return np.moveaxis(summed_messages(c, self.divided(r, c.sum(-1))), -1, axis)
 
     def expansion(self, x: Array, p: Array) -> Array:  # (..., I) -> (..., J, I)
-        """x_i (delta_ij - p_i); 1 - p_i as the sum of the others, for the difference would
-        cancel.
+        """x_i (delta_ij - p_i); 1 - p_i as the sum of the others,
+        for the difference would cancel.
         """
         own = np.eye(p.shape[-1])
         return x[..., None, :] * (own * (p @ (1 - own))[..., None, :] - (1 - own) * p[..., None, :])
@@ -569,8 +569,8 @@ class ReferenceRules:
     def attended(
         self, q: Array, k: Array, v: Array, scale: float, causal: bool, mask: Array | None
     ) -> tuple[Array, ...]:
-        """The forward: queries scaled, keys and values repeated, scores, what is visible,
-        probabilities.
+        """The forward: queries scaled, keys and values repeated,
+        scores, what is visible, probabilities.
         """
         times = q.shape[1] // k.shape[1]
         q, keys, values = q * scale, self.repeated(k, times), self.repeated(v, times)

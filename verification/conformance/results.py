@@ -29,12 +29,12 @@ class CaseResult:
     deviations: tuple[Deviation, ...] = ()
     """The worst of each operand and entry that is wrong, worst first."""
     message: str = ""
-    """What went wrong where it is not a number (an exception, a shape), or why the case is not
-    covered.
+    """What went wrong where it is not a number (an exception, a shape),
+    or why the case is not covered.
     """
     behavior: str = ""
-    """Of a network that does not answer the same again, or no second seed: what shows the mistake
-    (planting.py).
+    """Of a network that does not answer the same again, or no second seed:
+    what shows the mistake (planting.py).
     """
     diagnoses: tuple[Diagnosis, ...] = ()
     """Known mistakes, in the forms that give these same wrong numbers."""
@@ -75,8 +75,8 @@ class RuleResult:
 
     @property
     def smallest(self) -> CaseResult | None:
-        """The failing case with the fewest numbers; one written for the mistake that is named comes
-        before others.
+        """The failing case with the fewest numbers;
+        one written for the mistake that is named comes before others.
         """
         failed = [
             c for c in self.cases if c.status == (FAILED if self.count(FAILED) else CONVENTION)

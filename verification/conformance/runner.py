@@ -149,8 +149,8 @@ def run_case(adapter: Adapter, case: Case) -> CaseResult:
 
 
 def compared(case: Case, got: Answer, absorbed: Mapping[str, Array] | None = None) -> CaseResult:
-    """Holds an answer against what is expected. Raises ValueError for one whose shape is not its
-    operand's.
+    """Holds an answer against what is expected.
+    Raises ValueError for one whose shape is not its operand's.
     """
     wrong = deviations(case, got, absorbed)
     return _diagnosed(CaseResult(case, FAILED if wrong else PASSED, got, absorbed or {}, wrong))

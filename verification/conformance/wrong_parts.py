@@ -155,8 +155,8 @@ def _broadcast(numbers: Array, a: Array) -> Array:
 
 
 def half_precision(eps: float | None) -> Answering:
-    """z, z + eps and R / (z + eps) each rounded to the 16-bit format, and eps itself; nothing
-    guards 0 / 0.
+    """z, z + eps and R / (z + eps) each rounded to the 16-bit format,
+    and eps itself; nothing guards 0 / 0.
     """
 
     def stabilized_ratio(
@@ -182,8 +182,8 @@ def in_half(form: Answering) -> Answering:
 
 
 def clamped_divide(fixed: float | None) -> Answering:
-    """r / (max(z, c) + min(z, c)), which is z + c whatever the sign of z, and c where that is zero;
-    0 where z is.
+    """r / (max(z, c) + min(z, c)), which is z + c whatever the sign of z,
+    and c where that is zero; 0 where z is.
     """
 
     def stabilized_ratio(self: ReferenceRules, z: Array, r: Array, eps: float, kind: str) -> Array:

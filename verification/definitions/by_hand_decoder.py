@@ -310,8 +310,8 @@ def groups_summed(r: Heads, group: int) -> Heads:  # (H, T, d) -> (K, T, d)
 
 
 def main() -> None:
-    """Three tokens, two heads that share a key head. What is the last token's first number made
-    of?
+    """Three tokens, two heads that share a key head.
+    What is the last token's first number made of?
     """
     chance = (math.sin(7.0 * n * n + 1.0) for n in range(1, 1000))
 

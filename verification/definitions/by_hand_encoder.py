@@ -240,8 +240,8 @@ def undo_matmul(
 def softmax(
     scores: Heads, attention_mask: Sequence[bool], f: Any
 ) -> Heads:  # (H, T, T) -> (H, T, T)
-    """p_i = exp(x_i) / sum_k exp(x_k) over what is no padding; 0 there. The maximum only keeps exp
-    in range.
+    """p_i = exp(x_i) / sum_k exp(x_k) over what is no padding; 0 there.
+    The maximum only keeps exp in range.
     """
 
     def row(x: Row) -> Row:

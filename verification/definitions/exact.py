@@ -42,8 +42,8 @@ Index = tuple[int, ...]
 
 @dataclass
 class Messages:
-    """What a rule made of the relevance: messages to each operand's entries, and messages that were
-    absorbed.
+    """What a rule made of the relevance: messages to each operand's entries,
+    and messages that were absorbed.
     """
 
     inputs: list[dict[Hashable, list[Number]]]
@@ -131,8 +131,8 @@ def linear_epsilon(
     kind: str,
     z: Vector | None = None,
 ) -> Messages:
-    """R_(i<-j) = W_ji x_i R_j / (z_j + eps s(z_j)); the bias gets b_j, the stabilizer eps s(z_j)
-    (A eq. 8).
+    """R_(i<-j) = W_ji x_i R_j / (z_j + eps s(z_j));
+    the bias gets b_j, the stabilizer eps s(z_j) (A eq. 8).
     """
     out = no_messages(1)
     for j, z_j in enumerate(z or linear(x, w, b)):
@@ -291,8 +291,8 @@ def multiply_second_gxi(a: Vector, b: Vector, g: Vector) -> Messages:
 
 
 def multiply_gradient(operands: Sequence[Vector], constant: Sequence[bool], g: Vector) -> Messages:
-    """The true derivative hands z g to every operand, n - 1 times too much: product_offset = -(n -
-    1) z g.
+    """The true derivative hands z g to every operand, n - 1 times too much:
+    product_offset = -(n - 1) z g.
     """
     out, n = no_messages(len(operands)), list(constant).count(False)
     for k in range(len(g)):
@@ -347,8 +347,8 @@ def matmul_uniform(
 def matmul_second(
     a: Matrix, v: Matrix, r: Matrix, eps: Number, kind: str, z: Matrix | None = None
 ) -> Messages:
-    """A is taken as constant, so V gets all: R_(V_ip<-jp) = A_ji V_ip R_jp / (O_jp + eps s)
-    (C).
+    """A is taken as constant, so V gets all:
+    R_(V_ip<-jp) = A_ji V_ip R_jp / (O_jp + eps s) (C).
     """
     out = no_messages(2)
     for j, p, o in _outputs(a, v, z):
@@ -522,8 +522,8 @@ def rms_norm_identity_gxi(x: Vector, w: Vector, g: Vector, norm_eps: Number) -> 
 
 
 def rms_norm_gradient(x: Vector, w: Vector, g: Vector, norm_eps: Number) -> Messages:
-    """g_(i<-j) = w_j g_j (delta_ij / rms - x_i x_j / (N rms^3)); norm_offset: z_j g_j mean(x^2) /
-    rms^2.
+    """g_(i<-j) = w_j g_j (delta_ij / rms - x_i x_j / (N rms^3));
+    norm_offset: z_j g_j mean(x^2) / rms^2.
     """
     out, scale, n = no_messages(1), rms(x, norm_eps), len(x)
     x, w, g = to_mpfs(x), to_mpfs(w), to_mpfs(g)
@@ -655,8 +655,8 @@ GATE: dict[str, tuple[Callable[[Number], Number], Callable[[Number], Number]]] =
     ),
     "relu": (_step, lambda x: MP.mpf(0)),
 }
-"""All but tanh are x times a gate: kind -> the gate and its derivative (relu's: 0, also at 0, by
-convention).
+"""All but tanh are x times a gate: kind -> the gate and its derivative
+(relu's: 0, also at 0, by convention).
 """
 
 
@@ -751,8 +751,8 @@ def rotary_gradient(x: Vector, cos: Vector, sin: Vector, g: Vector) -> Messages:
 def pooling_epsilon(
     x: Vector, counted: Vector, r: Number, eps: Number, kind: str, total: Number | None = None
 ) -> Messages:
-    """One feature over the positions t: R_t = m_t x_t R / (Z + eps s(Z)), Z = sum_t m_t x_t
-    (`total`).
+    """One feature over the positions t: R_t = m_t x_t R / (Z + eps s(Z)),
+    Z = sum_t m_t x_t (`total`).
     """
     out = no_messages(1)
     z = sum(m * x_t for m, x_t in zip(counted, x, strict=True)) if total is None else total

@@ -40,8 +40,8 @@ class Answer:
 
 
 def numbers(a: Any, dtype: str) -> Array:
-    """An array of tracked numbers; what a mask left in it, -inf, becomes 0, since no rule looks at
-    it.
+    """An array of tracked numbers; what a mask left in it, -inf,
+    becomes 0, since no rule looks at it.
     """
     bits = SIGNIFICANT[dtype]
     return lift.lifted(a, lambda v: tracked(v if np.isfinite(v) else 0.0, bits))
@@ -92,8 +92,8 @@ OPERANDS = {
     "rms_norm": ("x", "w"),
     "layer_norm": ("x", "w", "b"),
 }
-"""Beginning of a rule's name -> its operands; elsewhere they are `x` alone, or the list
-`operands`.
+"""Beginning of a rule's name -> its operands;
+elsewhere they are `x` alone, or the list `operands`.
 """
 SECOND = ("multiply_second", "multiply_second_gxi", "matmul_second", "matmul_second_gxi")
 """Rules that give the first operand nothing."""

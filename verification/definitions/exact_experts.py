@@ -72,8 +72,8 @@ def combine_epsilon(
     kind: str,
     z: Matrix | None = None,
 ) -> Messages:
-    """R_(e,n<-t) = y_e[n] R_t / (z_t + eps s(z_t)): all experts' terms are the terms of one sum
-    (A eq. 8).
+    """R_(e,n<-t) = y_e[n] R_t / (z_t + eps s(z_t)):
+    all experts' terms are the terms of one sum (A eq. 8).
     """
     out = no_messages(len(ys))
     for t, row in enumerate(z or combine(ys, index, len(r))):

@@ -38,8 +38,8 @@ Absorbed: TypeAlias = list[dict[str, list[Any]]]
 
 ZERO = MP.mpf(0)
 D = MP.mpf("1e-20")
-"""The size of the noise: its square is far below the condition numbers looked for, and far above 60
-digits.
+"""The size of the noise: its square is far below the condition
+numbers looked for, and far above 60 digits.
 """
 
 
@@ -143,8 +143,8 @@ def _output(operation: str, call: Call, noise: Noise) -> Exact:
 
 
 def _check_choice(call: Call) -> None:
-    """The choice of experts is the record's; that it is the exact probabilities' own too is
-    checked.
+    """The choice of experts is the record's;
+    that it is the exact probabilities' own too is checked.
     """
     for at in np.ndindex(*call.x.shape[:-1]):
         chosen = list(call.options["chosen"][at[0]][at[1]])
@@ -345,8 +345,8 @@ class Swept:
 
 
 def seed(method: str, logits: Exact, targets: Sequence[int]) -> Exact:
-    """What the sweep starts from: each example's target logit itself, or 1 where gradients are
-    propagated.
+    """What the sweep starts from: each example's target logit itself,
+    or 1 where gradients are propagated.
     """
     start = _zeros(logits.shape)
     for b, target in enumerate(targets):
@@ -399,8 +399,8 @@ def _by_lifted_names(options: Mapping[str, Any]) -> dict[str, Any]:
 def _apply(
     identifier: str, record: Record, call: Call
 ) -> tuple[list[tuple[Value, Exact]], Absorbed]:
-    """What each operand that is an activation receives, and the messages absorbed of each
-    example.
+    """What each operand that is an activation receives,
+    and the messages absorbed of each example.
     """
     found = lift.collected(lift.RULES[identifier](call), len(call.operands))
     absorbed: Absorbed = [{} for _ in range(len(call.r))]
@@ -451,8 +451,8 @@ def _record(
 
 @dataclass
 class Conditioned:
-    """Forward and relevance of a run, with what one unit of roundoff everywhere may move them
-    by.
+    """Forward and relevance of a run, with what one unit
+    of roundoff everywhere may move them by.
     """
 
     values: dict[str, Any]

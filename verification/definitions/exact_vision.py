@@ -55,8 +55,8 @@ def patch_place(index: Index, size: tuple[int, int], shape: Index) -> Index | No
 
 
 def patches(shape: Index, size: tuple[int, int]) -> dict[Index, tuple[int, Index]]:
-    """Entry of the output -> the operand and the entry it is read from, as exact.pass_through takes
-    it.
+    """Entry of the output -> the operand and the entry it is read from,
+    as exact.pass_through takes it.
     """
     places = ((patch_place(index, size, shape), index) for index in product(*map(range, shape)))
     return {place: (0, index) for place, index in places if place is not None}

@@ -81,8 +81,8 @@ class Call:
         return self.options.get("constant") or [False] * len(self.operands)
 
     def row(self, name: str, at: Index) -> list[Any]:
-        """The row of an option (a mask, a table) that belongs to the row `at` of x; all True where
-        there is none.
+        """The row of an option (a mask, a table) that belongs to the row `at` of x;
+        all True where there is none.
         """
         whole = self.options.get(name)
         if whole is None:
@@ -122,8 +122,8 @@ class ArrayMessages:
         return out
 
     def conservation_error(self, relevance: Array, operands: Sequence[Array] = ()) -> Number:
-        """sum R - sum of messages - absorbed: 0. With `operands` messages are gradients, worth
-        x g.
+        """sum R - sum of messages - absorbed: 0.
+        With `operands` messages are gradients, worth x g.
         """
         worth = sum(m for each in self.absorbed.values() for m in each)
         for k, got in enumerate(self.inputs):

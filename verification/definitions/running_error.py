@@ -26,8 +26,8 @@ SIGNIFICANT = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 """Bits of the significand; the unit roundoff is 2^-bits."""
 
 CLEARANCE = 8.0
-"""A denominator, or the sign of a number, has to stand this many times its possible error away from
-zero.
+"""A denominator, or the sign of a number, has to stand this many
+times its possible error away from zero.
 """
 
 SMALLEST, SMALLEST_SINGLE = 2.0**-1022, 2.0**-126
@@ -37,8 +37,8 @@ them digits are lost, and then the number.
 
 
 class RoundingDecides(ArithmeticError):
-    """Rounding decides: two right implementations may differ by as much as they like on these
-    numbers.
+    """Rounding decides: two right implementations may differ by as
+    much as they like on these numbers.
     """
 
 
@@ -117,8 +117,8 @@ class TrackedNumber:
     __radd__, __rmul__ = __add__, __mul__
 
     def _rounding(self, value: Any, b: TrackedNumber) -> float:
-        """Of a product or quotient: none by a power of two, none of exact numbers whose result the
-        format holds.
+        """Of a product or quotient: none by a power of two,
+        none of exact numbers whose result the format holds.
         """
         power_of_two = _bits(b.value) <= 1 or _bits(self.value) == 0
         held = not self.error and not b.error and _bits(value) <= self.bits
@@ -180,8 +180,8 @@ _SLOPES: dict[str, Any] = {
 
 
 def tracked(x: Any, bits: int) -> TrackedNumber:
-    """A number that the caller gives. A format that cannot hold it (eps = 1e-6 in float32) rounds
-    it once.
+    """A number that the caller gives. A format that cannot hold it
+    (eps = 1e-6 in float32) rounds it once.
     """
     value = MP.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else MP.mpf(x)
     return TrackedNumber(value, bits, 0.0 if _bits(value) <= bits else abs(float(value)))

@@ -36,8 +36,8 @@ from refl.trace import Choice, Index, Record, Trace
 VARIANTS = ("attnlrp", "cp-lrp", "gradient")
 
 STEP = 1e-30
-"""Squared it vanishes beside any activation, so the real parts of a perturbed run are those of the
-real run.
+"""Squared it vanishes beside any activation, so the real parts
+of a perturbed run are those of the real run.
 """
 
 Edit = Callable[[Any], Any]
@@ -126,8 +126,8 @@ def _places(index: Index) -> list[int]:
 
 
 ROUTING: dict[str, Callable[..., Array]] = {"combine": _combine, "gather": _gather, "top_k": _top_k}
-"""Movement by numbers that were made for the one example of the real run, applied to a batch of
-it.
+"""Movement by numbers that were made for the one example of the real run,
+applied to a batch of it.
 """
 
 
@@ -199,8 +199,8 @@ def _renormalize(run: Record, r: Array) -> Array:
 
 
 def _softmax(run: Record, x: Array, *, mask: Array | None = None) -> Array:
-    """The true one, for complex x: shifted by the greatest real part, which is a constant of the
-    row.
+    """The true one, for complex x: shifted by the greatest real part,
+    which is a constant of the row.
     """
     hidden = np.zeros(x.shape, dtype=bool) if mask is None else ~np.broadcast_to(mask, x.shape)
     top = np.max(np.where(hidden, -np.inf, x.real), axis=-1, keepdims=True)
@@ -372,8 +372,8 @@ def gradient(
 
 
 def _perturb(start: int, stop: int, shape: tuple[int, ...]) -> Edit:
-    """The edit that adds i STEP to component number start, ..., stop - 1, each in an example of its
-    own.
+    """The edit that adds i STEP to component number start, ...,
+    stop - 1, each in an example of its own.
     """
     directions = np.zeros((stop - start, math.prod(shape)), dtype=np.complex128)
     directions[np.arange(stop - start), np.arange(start, stop)] = 1j * STEP

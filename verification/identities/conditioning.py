@@ -114,8 +114,8 @@ class RunComparison:
     def compare(
         self, got: Any, read: Callable[[Explanation], Any], where: str, *runs: Explanation
     ) -> None:
-        """`got` has to be what `read` finds in the explanation. `runs`: whose rounding counts as
-        well.
+        """`got` has to be what `read` finds in the explanation.
+        `runs`: whose rounding counts as well.
         """
         measured, bound = deviation(got, read(self.e)), rounding_bound(self.e, *runs)
         if not measured <= bound:
@@ -135,8 +135,8 @@ def other_digits(model: Model, draw: int) -> Model:
 
 
 def _other_digits(draw: int, name: str, w: Any) -> Array:  # -> w (1 +- sqrt(n) u)
-    """A row of n entries makes a sum of n terms; a vector makes none. Signs are drawn for each
-    tensor.
+    """A row of n entries makes a sum of n terms; a vector makes none.
+    Signs are drawn for each tensor.
     """
     w = asnumpy(w)
     random = np.random.default_rng([draw, zlib.crc32(name.encode("utf-8"))])

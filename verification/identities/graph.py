@@ -64,8 +64,8 @@ class Graph:
         return record
 
     def trace_back(self, x: Value, through: Sequence[str]) -> tuple[Record, list[Record]]:
-        """The record that a value comes from by such operations alone, and these, the last
-        first.
+        """The record that a value comes from by such operations alone,
+        and these, the last first.
         """
         passed: list[Record] = []
         while (record := self.producer[x]).operation in through:

@@ -14,8 +14,8 @@ from refl.verification.identities.small_traces import sweep_from
 
 
 def linear_in_the_seed(m: ModelUnderTest) -> Iterator[Row]:
-    """R(2 s - 3 t) = 2 R(s) - 3 R(t) for any seeds s and t, and R(z_a - z_b) = R(z_a) - R(z_b), at
-    every site.
+    """R(2 s - 3 t) = 2 R(s) - 3 R(t) for any seeds s and t,
+    and R(z_a - z_b) = R(z_a) - R(z_b), at every site.
     """
     worst = WorstDeviation()
     for n, method in enumerate(m.methods):

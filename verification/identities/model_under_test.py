@@ -58,8 +58,8 @@ class ModelUnderTest:
         return self._explained[method]
 
     def composite(self, method: str | Composite) -> Composite:
-        """A method; where it needs the bounds of a pixel and nobody has said them, those of this
-        picture.
+        """A method; where it needs the bounds of a pixel and nobody
+        has said them, those of this picture.
         """
         composite = METHODS[method] if isinstance(method, str) else method
         if not self.model.takes_images or self.model.preparation is not None:

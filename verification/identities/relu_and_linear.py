@@ -116,8 +116,8 @@ def _per_example(a: Any) -> Any:  # (B, ...) -> (B,)
 
 
 def linear_models(m: ModelUnderTest) -> Iterator[Row]:
-    """The model's last linear layer, and each of its attentions with the layers on either side,
-    alone.
+    """The model's last linear layer, and each of its attentions
+    with the layers on either side, alone.
     """
     yield _head_row(m, [*m.graph.of("linear")][-1])
     worst, attentions = WorstDeviation(), [*m.graph.attentions()]

@@ -96,8 +96,8 @@ def _weight(r: Record) -> Parameter:
 
 
 def key_bias(model: Model, graph: Graph) -> Model | None:
-    """A vector added to every key. Where positions turn some features of a head it stays away from
-    those.
+    """A vector added to every key. Where positions turn some features
+    of a head it stays away from those.
     """
     copies, random = WeightCopies(model), np.random.default_rng(0)
     for a in graph.attentions():
@@ -152,8 +152,8 @@ def _basis(random: np.random.Generator, width: int, rotated: int) -> Matrix:  # 
 
 
 def plane_rotations(random: np.random.Generator, d: int) -> Matrix:  # -> (d, d)
-    """A multiple of a rotation in each plane (i, i + d/2) that rotary positions turn: it commutes
-    with them.
+    """A multiple of a rotation in each plane (i, i + d/2) that rotary positions turn:
+    it commutes with them.
     """
     angle, size = random.uniform(0, 6, d // 2), random.uniform(0.5, 2, d // 2)
     c, s = np.diag(size * np.cos(angle)), np.diag(size * np.sin(angle))
@@ -224,8 +224,8 @@ def neurons(model: Model, graph: Graph) -> Model | None:
 
 
 def _layers_of_neurons(graph: Graph, x: Value) -> list[Record]:
-    """The linear layers that x is made of, element by element and with an activation; none where it
-    is not.
+    """The linear layers that x is made of, element by element and with an activation;
+    none where it is not.
     """
     layers, to_visit, activated = list[Record](), [x], False
     while to_visit:
@@ -260,8 +260,8 @@ def norms(model: Model, graph: Graph) -> Model | None:
 
 
 def _linear_readers(graph: Graph, x: Value) -> list[Record]:
-    """The linear layers that read a value, whole or some of its rows; none where anything else
-    does.
+    """The linear layers that read a value, whole or some of its rows;
+    none where anything else does.
     """
     if x is graph.output:
         return []

@@ -39,8 +39,8 @@ def ways_to_run(m: ModelUnderTest) -> Iterator[Row]:
 
 
 def causality(m: ModelUnderTest) -> Iterator[Row]:
-    """Explaining position t: R = 0 exactly at every later one, and R is that of the text which ends
-    at t.
+    """Explaining position t: R = 0 exactly at every later one,
+    and R is that of the text which ends at t.
     """
     identity, means = (
         "no relevance after the explained position",

@@ -1,5 +1,5 @@
-"""Other libraries beside refl: LXT, what torch computes as an oracle file, and their conformance
-reports.
+"""Other libraries beside refl: LXT, what torch computes as an oracle file,
+and their conformance reports.
 """
 
 if __name__ != "refl.verification.peers":

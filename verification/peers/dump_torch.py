@@ -77,8 +77,8 @@ class Recording:
 
 
 def _first_tensor(value: Any) -> Any:
-    """The first tensor of floats in what a module was given or gives back; None where there is
-    none.
+    """The first tensor of floats in what a module was given or gives back;
+    None where there is none.
     """
     if isinstance(value, Mapping):
         value = tuple(value.values())

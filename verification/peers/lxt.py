@@ -155,8 +155,8 @@ class Found:
     blocks: dict[str, Any]
     """Block's module path -> (T, D): output times gradient."""
     smallest: float
-    """The least |x| that entered an activation: LXT's eps there distorts the factor f(x)/x by
-    eps/|x|.
+    """The least |x| that entered an activation:
+    LXT's eps there distorts the factor f(x)/x by eps/|x|.
     """
 
 
@@ -164,8 +164,8 @@ class Found:
 def patched(
     model_type: str, method: str = "attnlrp-gradient", identity_eps: float = IDENTITY_EPS
 ) -> Iterator[None]:
-    """transformers' modules of this model type under LXT's patches; everything is as before
-    afterwards.
+    """transformers' modules of this model type under LXT's patches;
+    everything is as before afterwards.
     """
     efficient, rules = load(), load("lxt.efficient.rules")
     family = FAMILIES.get(model_type, model_type)
@@ -226,8 +226,8 @@ def gradient_form(
 def backward(
     model: Any, kind: str, ids: Sequence[int], target: int, seed_with_logit: bool = False
 ) -> Found:
-    """One forward and backward of a patched model: x * gradient at the embedding and at every
-    block.
+    """One forward and backward of a patched model:
+    x * gradient at the embedding and at every block.
     """
     import torch
 

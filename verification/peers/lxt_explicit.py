@@ -255,8 +255,8 @@ def attention_attnlrp(
     stabilizer: str = "sign",
     denominator: str = "2z+eps",
 ) -> Any:
-    """LXT has one form, whichever denominator is asked for: q k^T divides by 2 z + eps, p v by
-    2 (z + eps).
+    """LXT has one form, whichever denominator is asked for:
+    q k^T divides by 2 z + eps, p v by 2 (z + eps).
     """
     import torch
 

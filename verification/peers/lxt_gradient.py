@@ -212,8 +212,8 @@ def bridge() -> Iterator[None]:
 
 
 def _bridged(rule: Callable[[Any], Any], module: Any, r: Tensor, x: Tensor) -> Any:
-    """x times the gradient that comes back from R / z. Relevance at an output of 0 is no gradient
-    there.
+    """x times the gradient that comes back from R / z.
+    Relevance at an output of 0 is no gradient there.
     """
     with bridge():
         handles = rule(lxt.load_zennit()).register(module)

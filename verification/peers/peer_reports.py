@@ -90,8 +90,8 @@ class Cause:
 
 
 def reproduces(answer: Answering, digits: str = "") -> Callable[[CaseResult], bool]:
-    """The computation gives the numbers that came out, to half the digits of the case's format (or
-    of `digits`).
+    """The computation gives the numbers that came out, to half the digits
+    of the case's format (or of `digits`).
     """
 
     def explains(v: CaseResult) -> bool:
@@ -885,8 +885,8 @@ def _cause(ids: tuple[str, ...], members: Sequence[tuple[Row, Traced]], name: st
 
 
 def _plainness(ids: tuple[str, ...], v: CaseResult) -> tuple[Any, ...]:
-    """Cases written for the mistake come first, then those of few numbers, then those where it does
-    most.
+    """Cases written for the mistake come first, then those of few numbers,
+    then those where it does most.
     """
     most = max((abs(d.got - d.expected) for d in v.deviations if math.isfinite(d.got)), default=0.0)
     return (not set(ids) & set(v.case.flags), not v.deviations, size(v.case), -most)

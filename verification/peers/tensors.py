@@ -135,8 +135,8 @@ def stacked(build: Callable[[dict[str, Any]], Any], layers: Sequence[dict[str, A
 def several_targets(
     net: Callable[[Tensor], Tensor], x: Tensor, seeds: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """One forward of x, and a backward pass from each seed. -> z, the relevance at x for each
-    seed.
+    """One forward of x, and a backward pass from each seed. -> z,
+    the relevance at x for each seed.
     """
     import torch
 

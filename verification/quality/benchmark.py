@@ -44,8 +44,8 @@ SIZES = {
     "repeat": 5,
 }
 FLOAT32 = 1e-4
-"""How far the two may differ, of the largest relevance: float32 through a dozen blocks; measured
-about 1e-6.
+"""How far the two may differ, of the largest relevance:
+float32 through a dozen blocks; measured about 1e-6.
 """
 HELD = "held with its weights loaded"
 
@@ -122,8 +122,8 @@ def describe(options: argparse.Namespace) -> str:
 
 
 class Refl:
-    """One model, loaded; `forward` and `sweep` are the two halves of `Model.explain(...,
-    keep=())`.
+    """One model, loaded; `forward` and `sweep` are the two halves
+    of `Model.explain(..., keep=())`.
     """
 
     def __init__(self, folder: Path, method: str) -> None:

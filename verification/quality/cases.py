@@ -116,8 +116,8 @@ POSITIVE = _mixed([0.125, 0.25, 0.5, 1.0], 0.015625, 1.0)
 def array(
     draw: Draw, dtype: str, shape: Index, numbers: Any = None, scales: Sequence[float] | None = None
 ) -> Array:
-    """Drawn numbers, as a whole now and then far up or down the range (by a power of two: ties stay
-    ties).
+    """Drawn numbers, as a whole now and then far up or down the range
+    (by a power of two: ties stay ties).
     """
     n, far = math.prod(shape), 2.0**990 if dtype == "float64" else 2.0**99
     numbers = one_of(draw, NUMBERS[dtype]) if numbers is None else numbers
@@ -170,8 +170,8 @@ def top(a: Any) -> Fraction:
 
 
 def amplification(*arrays: Any) -> Fraction:
-    """1 + the largest magnitude, multiplied over the arrays: the factors an underflow may still
-    meet.
+    """1 + the largest magnitude, multiplied over the arrays:
+    the factors an underflow may still meet.
     """
     return math.prod((1 + top(a) for a in arrays if a is not None), start=Fraction(1))
 
@@ -202,8 +202,8 @@ class Entry:
     """Sum of |messages|."""
     messages: int = 0
     condition: Number = 0
-    """The same with the condition of what the rule sums up itself: one unit of roundoff costs u
-    condition.
+    """The same with the condition of what the rule sums up itself:
+    one unit of roundoff costs u condition.
     """
     extra: Number = 0
     """What the bound allows beyond k magnitude, in units of u."""
@@ -269,8 +269,8 @@ class Expected:
         entry.extra += magnitude * kappa * steps
 
     def allow(self, where: Where, amount: Number, steps: int) -> None:
-        """A difference inside this entry's messages, that moves it by `amount` for a unit of
-        roundoff.
+        """A difference inside this entry's messages, that moves it
+        by `amount` for a unit of roundoff.
         """
         entry = self.entries[where]
         entry.condition += amount
@@ -498,8 +498,8 @@ def _products(c: Call) -> list[Number]:
 
 
 def z_box_case(draw: Draw, dtype: str) -> Case:
-    """Inputs in a drawn box; now and then on its edge, and some of its edges are no wider than a
-    point.
+    """Inputs in a drawn box; now and then on its edge,
+    and some of its edges are no wider than a point.
     """
     lead, i, o = one_of(draw, [(1,), (2,), (2, 2), (1, 3)]), size(draw, 4), size(draw)
     ends = [array(draw, dtype, (i,), scales=[1.0]) for _ in range(2)]
@@ -553,8 +553,8 @@ def add_case(draw: Draw, dtype: str) -> Case:
 
 
 def multiply_case(draw: Draw, dtype: str) -> Case:
-    """1 to 3 operands, some constant (never all); `second` where there are two, neither
-    constant.
+    """1 to 3 operands, some constant (never all);
+    `second` where there are two, neither constant.
     """
     n = one_of(draw, [1, 2, 2, 2, 3])
     operands = [array(draw, dtype, shape) for shape in one_of(draw, SHAPES)[:n]]
@@ -935,8 +935,8 @@ def embedding_case(draw: Draw, dtype: str, role: str = "tokens") -> Case:
 
 
 def places(draw: Draw, b: int, length: int) -> Any:
-    """For each example some of its rows in any order, with empty places where another example has
-    more.
+    """For each example some of its rows in any order,
+    with empty places where another example has more.
     """
     some = st.lists(st.integers(0, length - 1), unique=True, max_size=length)
     rows = [draw(some) for _ in range(b)]
@@ -945,8 +945,8 @@ def places(draw: Draw, b: int, length: int) -> Any:
 
 
 def combine_case(draw: Draw, dtype: str) -> Case:
-    """Outputs of one to three experts, each on rows of its own choice; a row may have no expert, or
-    several.
+    """Outputs of one to three experts, each on rows of its own choice;
+    a row may have no expert, or several.
     """
     b, d, length, stabilized = size(draw, 2), size(draw, 2), size(draw), _stabilized(draw)
     index = tuple(places(draw, b, length) for _ in range(size(draw)))

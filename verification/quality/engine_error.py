@@ -176,8 +176,8 @@ def run(
     operations: Sequence[str] = tuple(OPERATIONS),
     progress: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
-    """Everything measured, as plain numbers: {"versions", "date", "cases", "rules": {rule: {dtype:
-    row}}}.
+    """Everything measured, as plain numbers:
+    {"versions", "date", "cases", "rules": {rule: {dtype: row}}}.
     """
     rows: dict[str, dict[str, Any]] = {}
     for operation, dtype in product(operations, DTYPES):

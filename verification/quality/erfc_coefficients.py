@@ -16,8 +16,8 @@ K = 4
 
 
 def fit(degree: int, nodes: int = 64) -> list[Any]:  # -> degree + 1 coefficients of t^0, t^1, ...
-    """Monomial coefficients of P, by interpolation at Chebyshev nodes and truncation to
-    `degree`.
+    """Monomial coefficients of P, by interpolation at Chebyshev
+    nodes and truncation to `degree`.
     """
     with mp.workdps(60):
         angles = [mp.pi * (j + mp.mpf(1) / 2) / nodes for j in range(nodes)]

@@ -57,8 +57,8 @@ def limit_threads(threads: int) -> None:
 
 
 def in_a_process(name: str, *options: object) -> Any:
-    """What the benchmark of this name prints as JSON, run anew; the last line of the error where it
-    fails.
+    """What the benchmark of this name prints as JSON, run anew;
+    the last line of the error where it fails.
     """
     command = [sys.executable, *_module(name).split()[1:], *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -94,8 +94,8 @@ GUARDS = {
     "agree",
     "typing": "what a TypeAlias stands for: nothing reads it at run time",
 }
-"""Kinds of mutants that change nothing a caller can see; who survives the first round is left
-alone.
+"""Kinds of mutants that change nothing a caller can see;
+who survives the first round is left alone.
 """
 
 
@@ -121,8 +121,8 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of a mutant: killed, timeout or survived; the test that saw it; the rounds it
-    lasted.
+    """What became of a mutant: killed, timeout or survived;
+    the test that saw it; the rounds it lasted.
     """
 
     mutant: Mutant
@@ -134,8 +134,8 @@ class Fate:
 
 @dataclass(frozen=True)
 class Test:
-    """What the survey knows of a test: seconds, and the functions it runs, each as file:first
-    line.
+    """What the survey knows of a test:
+    seconds, and the functions it runs, each as file:first line.
     """
 
     name: str
@@ -358,8 +358,8 @@ def pytest_here(plugin: Any, paths: Iterable[str], *more: str) -> int:
 
 
 def warm() -> None:
-    """Load what mutants have in common: everything but the project itself, which each child imports
-    anew.
+    """Load what mutants have in common: everything but the project itself,
+    which each child imports anew.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import array_api_strict
@@ -649,8 +649,8 @@ def known(folder: Path) -> dict[str, Fate]:
 
 
 def _settled(mutant: Mutant, before: Fate | None, round_: int) -> bool:
-    """Not to be run in this round: it has been, it is dead, or more tests would show nothing
-    new.
+    """Not to be run in this round: it has been, it is dead,
+    or more tests would show nothing new.
     """
     hopeless = (round_ > 1 and reason(mutant)) or (round_ > 2 and mutant.kind == "wording")
     return bool(hopeless or (before and (before.outcome != "survived" or before.rounds >= round_)))

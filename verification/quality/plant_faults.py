@@ -40,8 +40,8 @@ BROKEN = (
 
 @dataclass(frozen=True)
 class Fault:
-    """One planted fault: `old` stands exactly once in `file` and becomes `new`; `test` must fail
-    then.
+    """One planted fault: `old` stands exactly once in `file` and becomes `new`;
+    `test` must fail then.
     """
 
     id: str
@@ -799,8 +799,8 @@ def plant(text: str, fault: Fault) -> str:
 
 
 def run_tests(project: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """pytest in the copy: few examples, no shrinking, nothing cached, and the copy's own
-    package.
+    """pytest in the copy: few examples, no shrinking,
+    nothing cached, and the copy's own package.
     """
     environment = os.environ | {
         "PYTHONPATH": str(project),

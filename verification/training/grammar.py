@@ -51,8 +51,8 @@ RESERVED_SHARE = 8
 
 @dataclass(frozen=True)
 class Noun:
-    """A noun in both numbers; beings and things take different verbs, adjectives and
-    prepositions.
+    """A noun in both numbers; beings and things take different verbs,
+    adjectives and prepositions.
     """
 
     singular: str
@@ -99,8 +99,8 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Document:
-    """A training text, with the positions of those words which what stands before them
-    determines.
+    """A training text, with the positions of those words which
+    what stands before them determines.
     """
 
     words: tuple[str, ...]
@@ -205,8 +205,8 @@ def is_held_out(sentence: Sentence) -> bool:
 
 @dataclass(frozen=True)
 class Part:
-    """A run of words with the nouns in it and the positions that matter; parts are joined with
-    ``+``.
+    """A run of words with the nouns in it and the positions that matter;
+    parts are joined with ``+``.
     """
 
     words: tuple[str, ...]
@@ -261,8 +261,8 @@ def _noun_phrase(noun: Noun, plural: bool) -> Part:
 
 
 def _preposition(rng: random.Random, head: Noun, inner: Noun) -> str:
-    """A preposition that makes passable sense: ``the keys to the cabinet``, ``the girls with the
-    dog``.
+    """A preposition that makes passable sense:
+    ``the keys to the cabinet``, ``the girls with the dog``.
     """
     if head.singular in OPENERS and not inner.being and _coin(rng):
         return "to"
@@ -293,8 +293,8 @@ def _relative_present(cast: _Cast, _head: Noun) -> Part:
 
 
 def _relative_past(cast: _Cast, _head: Noun) -> Part:
-    """The inner verb is in the past tense, the same for both numbers: the subject is all there
-    is.
+    """The inner verb is in the past tense, the same for both numbers:
+    the subject is all there is.
     """
     inner, plural = cast.other()
     past = cast.rng.choice(CLAUSE_PASTS[_clause_verb(cast.rng, inner).frame])
@@ -420,8 +420,8 @@ def _draw_agreement(rng: random.Random, wanted: str | None) -> Sentence:
 def agreement(
     rng: random.Random, held_out: bool = False, construction: str | None = None
 ) -> Sentence:
-    """An agreement sentence of the asked side of the split, of one construction or (as in training)
-    any.
+    """An agreement sentence of the asked side of the split,
+    of one construction or (as in training) any.
     """
     wanted = is_held_out if held_out else in_training
     while True:
@@ -537,8 +537,8 @@ def _question_document(rng: random.Random, facts: tuple[Fact, ...], questions: i
 
 
 def training_document(rng: random.Random, questions: float = 0.7) -> Document:
-    """A text for training: with the chance `questions` facts with questions, else agreement
-    sentences.
+    """A text for training: with the chance `questions` facts with questions,
+    else agreement sentences.
     """
     if _coin(rng, questions):
         return _question_document(rng, _training_facts(rng), 3)
@@ -570,8 +570,8 @@ def telegram_document(rng: random.Random) -> Document:
 
 
 def _distinct(draw: Callable[[int], Sentence], count: int) -> list[Sentence]:
-    """The first `count` sentences that differ in their prefix; ``draw`` is told how many there
-    are.
+    """The first `count` sentences that differ in their prefix;
+    ``draw`` is told how many there are.
     """
     found: dict[str, Sentence] = {}
     while len(found) < count:

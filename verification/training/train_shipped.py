@@ -51,8 +51,8 @@ from refl.verification.training.grammar import (
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
 PAD, UNKNOWN, START, END = range(4)
 DETERMINED_WEIGHT = 8.0
-"""How much more a word counts that the text determines (a verb's number, an answer) than one it
-does not.
+"""How much more a word counts that the text determines
+(a verb's number, an answer) than one it does not.
 """
 EXAMPLES_PER_TASK = 200
 CHECKED_PER_TASK = 1800
@@ -247,8 +247,8 @@ def _batch(documents: Iterable[Document], ids: dict[str, int]) -> Batch:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A kind of text, and the share of determined words to get right before the next lesson
-    starts.
+    """A kind of text, and the share of determined words to get
+    right before the next lesson starts.
     """
 
     documents: Callable[[random.Random], Document]
@@ -264,8 +264,8 @@ LESSONS = (
 
 
 def loss_and_score(model: LlamaForCausalLM, batch: Batch) -> tuple[Tensor, float]:
-    """The weighted mean of the cross entropy, and the share of determined words that are
-    predicted.
+    """The weighted mean of the cross entropy, and the share
+    of determined words that are predicted.
     """
     logits = model(input_ids=batch.ids[:, :-1], use_cache=False).logits.flatten(0, 1)
     targets, weights = batch.ids[:, 1:].flatten(), batch.weights[:, 1:].flatten()
@@ -318,8 +318,8 @@ def train(model: LlamaForCausalLM, options: argparse.Namespace, ids: dict[str, i
 
 
 def _step(model: LlamaForCausalLM, batch: Batch, optimizer: torch.optim.Optimizer) -> float:
-    """One step of the optimizer; returns the share of determined words that were predicted before
-    it.
+    """One step of the optimizer; returns the share of determined
+    words that were predicted before it.
     """
     loss, score = loss_and_score(model, batch)
     optimizer.zero_grad(set_to_none=True)
@@ -334,8 +334,8 @@ def _step(model: LlamaForCausalLM, batch: Batch, optimizer: torch.optim.Optimize
 
 @dataclass(frozen=True)
 class Judged:
-    """What the model says of one sentence: whether it prefers the target to the foil, and its first
-    choice.
+    """What the model says of one sentence:
+    whether it prefers the target to the foil, and its first choice.
     """
 
     sentence: Sentence
@@ -344,8 +344,8 @@ class Judged:
 
     @property
     def correct(self) -> bool:
-        """Whether the first choice among all words is the person, or any verb of the right
-        number.
+        """Whether the first choice among all words is the person,
+        or any verb of the right number.
         """
         if self.sentence.task == "question":
             return self.choice == self.sentence.target
@@ -413,8 +413,8 @@ def shortcuts(sentences: Sequence[Sentence]) -> str:
 
 
 def perplexity(model: LlamaForCausalLM, seed: int, ids: dict[str, int]) -> float:
-    """Of fresh training texts, all words counted alike: how good a language model of its grammar it
-    is.
+    """Of fresh training texts, all words counted alike:
+    how good a language model of its grammar it is.
     """
     rng = random.Random(seed)
     batch = _batch((training_document(rng) for _ in range(500)), ids)

@@ -192,8 +192,8 @@ class Case:
         return option not in self.options or bool(value == self.signature.options[option])
 
     def identified(self) -> Case:
-        """The same case under its own id: the rule and the first eight digits of a digest of all
-        the rest.
+        """The same case under its own id:
+        the rule and the first eight digits of a digest of all the rest.
         """
         content = {key: value for key, value in self.to_json().items() if key != "id"}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)

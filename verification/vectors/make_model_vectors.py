@@ -259,8 +259,8 @@ SEEDS = {
     "vit": 0,
     "deit": 4,
 }
-"""Chosen so that no output that a rule divides by lies near zero and no choice of experts is close:
-see `search`.
+"""Chosen so that no output that a rule divides by lies near zero and no
+choice of experts is close: see `search`.
 """
 
 NOTES = {
@@ -312,8 +312,8 @@ def _grid(draw: random.Random, size: float, step: float, center: float = 0.0) ->
 
 
 def _scale(name: str, shape: tuple[int, ...], config: dict[str, Any]) -> tuple[float, float]:
-    """Standard deviation and center of a tensor's entries: activations stay about 1, norm weights
-    are never 1.
+    """Standard deviation and center of a tensor's entries:
+    activations stay about 1, norm weights are never 1.
     """
     if name.endswith("bias"):
         return 0.3, 0.0
@@ -386,8 +386,8 @@ def _pixels(draw: random.Random, shape: tuple[int, ...]) -> Any:
 def answer(
     model: Model, model_input: Input, methods: Sequence[str], runs: int = RUNS
 ) -> tuple[exact_sweep.Conditioned, int, dict[str, str]]:
-    """The exact answer for one input, the target (the largest logit), and the aliases of its
-    sites.
+    """The exact answer for one input, the target (the largest logit),
+    and the aliases of its sites.
     """
     trace, logits = model.trace([model_input.item], model_input.position, model_input.decoder_ids)
     target = int(logits.array[0, 0].argmax())
@@ -511,8 +511,8 @@ def search(kind: str, count: int = 12) -> list[tuple[float, int]]:
 
 
 def _strain(found: exact_sweep.Conditioned) -> float:
-    """The largest condition number beside the largest relevance; infinite for a choice of experts
-    that is close.
+    """The largest condition number beside the largest relevance;
+    infinite for a choice of experts that is close.
     """
     worst = max(
         max(found.condition[m].values()) / max(abs(r).max() for r in found.relevance[m].values())

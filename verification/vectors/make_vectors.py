@@ -153,8 +153,8 @@ class Draw:
 
 
 def rounded(a: Array, dtype: str) -> Array:
-    """To the nearest number of the format; bfloat16 is held in float32, of which it keeps the upper
-    half.
+    """To the nearest number of the format; bfloat16 is held in float32,
+    of which it keeps the upper half.
     """
     if dtype != "bfloat16":
         return a.astype(dtype)
@@ -427,8 +427,8 @@ def _one(rule: str, how: Callable[[Draw, str], Drawn], seed: str, dtype: str) ->
 
 
 def _moderate(case: Case) -> bool:
-    """In half precision, an answer that the format holds, with room for the numbers on the way to
-    it.
+    """In half precision, an answer that the format holds,
+    with room for the numbers on the way to it.
     """
     if case.dtype in ("float64", "float32"):
         return True

@@ -61,8 +61,8 @@ class ModelCase:
     logits: Any
     """(V,), at the explained position."""
     expected: dict[str, Any]
-    """Site -> relevance without a batch axis, in the order of the sweep: from the output to the
-    inputs.
+    """Site -> relevance without a batch axis, in the order of the sweep:
+    from the output to the inputs.
     """
     condition: dict[str, float]
     activations: dict[str, Any]
@@ -209,8 +209,8 @@ def unknown(case: ModelCase, got: Mapping[str, Any]) -> list[str]:
 def check_activations(
     case: ModelCase, got: Mapping[str, Any], dtype: str = "float64", units: float = UNITS
 ) -> list[SiteDeviation]:
-    """The same for activations, in the order of the forward: where it parts there, relevance cannot
-    be right.
+    """The same for activations, in the order of the forward:
+    where it parts there, relevance cannot be right.
     """
     u, known = _roundoff(dtype), _known(case, got)
     parted: list[SiteDeviation] = []

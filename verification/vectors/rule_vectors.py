@@ -36,8 +36,8 @@ def signatures() -> Mapping[str, Signature]:
 
 @cache
 def load(rule: str) -> tuple[Case, ...]:
-    """A rule's cases. Raises ReflError for a rule there are no vectors for, and for a file that is
-    damaged.
+    """A rule's cases. Raises ReflError for a rule there are no vectors for,
+    and for a file that is damaged.
     """
     path = FOLDER / f"{rule}.json"
     try:
@@ -59,8 +59,8 @@ def load(rule: str) -> tuple[Case, ...]:
 
 
 def cases(pattern: str = "*", *, flags: str | None = None) -> list[Case]:
-    """The cases of all rules that the pattern names (* and ?); with `flags`, those written for that
-    mistake.
+    """The cases of all rules that the pattern names (* and ?);
+    with `flags`, those written for that mistake.
     """
     found = [case for rule in rules() if fnmatchcase(rule, pattern) for case in load(rule)]
     if not found:

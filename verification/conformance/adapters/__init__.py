@@ -1,5 +1,5 @@
-"""Adapters: other implementations behind the one interface that the conformance vectors are run
-against.
+"""Adapters: other implementations behind the one interface that
+the conformance vectors are run against.
 """
 
 if __name__ != "refl.verification.conformance.adapters":

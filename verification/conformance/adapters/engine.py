@@ -48,8 +48,8 @@ def answer(out: RuleOutput, keep: slice = slice(None)) -> Answer:
 def _of(
     module: Any, rule: str, returned: int = 1, parameters: Sequence[str] = ()
 ) -> Callable[..., Answer]:
-    """A rule whose arguments are the vectors' own but for z: `parameters` are keyword arguments of
-    the forward.
+    """A rule whose arguments are the vectors' own but for z:
+    `parameters` are keyword arguments of the forward.
     """
 
     def call(*arguments: Any, **options: Any) -> Answer:
@@ -174,8 +174,8 @@ def repeat_heads_pass_through(x: Array, r: Array, *, times: int) -> Answer:
 
 
 def gather_pass_through(x: Array, r: Array, *, index: list[list[int]]) -> Array:
-    """refl's gather sends a row to one place: what goes to several places is gathered once for
-    each.
+    """refl's gather sends a row to one place:
+    what goes to several places is gathered once for each.
     """
     r_x = np.zeros_like(x)
     for n in range(r.shape[1]):

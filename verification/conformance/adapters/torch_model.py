@@ -70,8 +70,8 @@ def _backward(
 
 
 def relevance(answer: Any) -> tuple[Any, ...]:
-    """What a rule answered, bare or with what it absorbed, one entry for each operand that it
-    returns.
+    """What a rule answered, bare or with what it absorbed,
+    one entry for each operand that it returns.
     """
     propagated = answer["relevance"] if isinstance(answer, dict) else answer
     return tuple(propagated) if isinstance(propagated, (list, tuple)) else (propagated,)
@@ -128,8 +128,8 @@ METHODS: dict[str, dict[str, str]] = {
 
 
 class Run:
-    """One forward under a method: weights by name, and the values that were given a site, in
-    order.
+    """One forward under a method: weights by name,
+    and the values that were given a site, in order.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], rules: Rules, method: str) -> None:
@@ -385,8 +385,8 @@ TYPES: dict[str, tuple[Callable[..., Tensor], str, dict[str, Any]]] = {
     name: (llama, "model.embed_tokens.weight", LLAMA)
     for name in ("llama", "mistral", "qwen2", "qwen3")
 } | {"gpt2": (gpt2, "transformer.wte.weight", GPT2)}
-"""Model type -> its layers, the weight that a tied head shares, and what stands where config.json
-is silent.
+"""Model type -> its layers, the weight that a tied head shares,
+and what stands where config.json is silent.
 """
 
 

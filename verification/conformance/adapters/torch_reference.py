@@ -155,8 +155,8 @@ def derivative(f: Callable[..., Tensor]) -> Rule:
 
 @widened
 def identity(*operands: Any, **options: Any) -> Answer:
-    """R_x = R: activations, norms (as proposition 3.4 has it), a constant factor, and what stands
-    beside a gate.
+    """R_x = R: activations, norms (as proposition 3.4 has it),
+    a constant factor, and what stands beside a gate.
     """
     return answer(operands[-1])
 
@@ -178,8 +178,8 @@ def linear_epsilon(
 
 @widened
 def linear_gamma(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, gamma: float) -> Answer:
-    """Contributions of the sign of z_j count 1 + gamma times, at z_j = 0 the negative ones; the
-    bias likewise.
+    """Contributions of the sign of z_j count 1 + gamma times,
+    at z_j = 0 the negative ones; the bias likewise.
     """
     c = contributions(x, w)
     bias = torch.zeros_like(r) if b is None else b + torch.zeros_like(r)
@@ -239,8 +239,8 @@ def linear_gradient(x: Tensor, w: Tensor, b: Tensor | None, g: Tensor) -> Tensor
 def on_patches(
     rule: Rule, x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, **options: Any
 ) -> Answer:
-    """The linear rule on the unfolded patches, (B, N, C h w), and its answer folded back: (B, C, H,
-    W).
+    """The linear rule on the unfolded patches, (B, N, C h w),
+    and its answer folded back: (B, C, H, W).
     """
     size = w.shape[2:]
     rows = functional.unfold(x, size, stride=size).transpose(1, 2)
@@ -307,8 +307,8 @@ def fan_out_epsilon(
 def pooling_epsilon(
     x: Tensor, r: Tensor, *, counted: Tensor | None = None, eps: float, stabilizer: str = "sign"
 ) -> Answer:
-    """The mean over the positions that are counted, feature by feature: x (B, T, D), r (B, 1,
-    D).
+    """The mean over the positions that are counted, feature by feature:
+    x (B, T, D), r (B, 1, D).
     """
     unmasked = x if counted is None else x * counted
     result = cut(unmasked.mT[..., None, :], None, r.mT, eps, stabilizer)
@@ -336,8 +336,8 @@ def multiply_uniform(
 def multiply_uniform_gxi(
     operands: Sequence[Tensor], g: Tensor, *, constant: Sequence[bool] | None = None
 ) -> Any:
-    """The gradient of 1/n sum_m a_m prod_(k != m) of a_k held fixed, over the n operands that are
-    not constant.
+    """The gradient of 1/n sum_m a_m prod_(k != m) of a_k held fixed,
+    over the n operands that are not constant.
     """
     fixed = list(constant or [False] * len(operands))
 
