@@ -494,18 +494,19 @@ def test_most_alternatives_are_others() -> None:
     ]
 
 
-def test_what_no_alternative_is() -> None:
-    """Relevance from nowhere: nothing is called its cause."""
+@pytest.mark.parametrize("method", ["attnlrp", "lrp-0"])
+def test_what_no_alternative_is(method: str) -> None:
+    """Relevance from nowhere: nothing is called its cause, though every eps is tried."""
     model = random("LLAMA")
-    e = explained(model)
+    e = explained(model, method)
     noise = np.random.default_rng(0)
     theirs = {site: noise.standard_normal(e[site].shape) for site in e}
-    found = diagnose_model(model, IDS, e.target_id, METHODS["attnlrp"], theirs)
+    found = diagnose_model(model, IDS, e.target_id, METHODS[method], theirs)
     assert not any(s.equal for s in found) and len(found) <= 3
     c = compare(of(e), replace(of(e), name="B", relevance=theirs), model=model)
     assert any("no option and no known mistake" in note for note in c.notes)
     assert (
-        diagnose_model(model, IDS, e.target_id, METHODS["attnlrp"], {site: e[site] for site in e})
+        diagnose_model(model, IDS, e.target_id, METHODS[method], {site: e[site] for site in e})
         == []
     )
 

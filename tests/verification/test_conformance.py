@@ -581,7 +581,9 @@ def test_refl_passes_whole_models() -> None:
     assert len(found.models) >= 16 and found.passed
 
 
-def changed_model(change: Callable[[dict[str, Any]], dict[str, Any]], only: str) -> dict[str, Any]:
+def with_answers(change: Callable[[list[Any]], list[Any]], only: str) -> dict[str, Any]:
+    """The engine's models, the answers to each call changed."""
+
     def model(folder: str) -> Any:
         if Path(folder).name != only:
             raise NotImplementedError(folder)
@@ -590,11 +592,31 @@ def changed_model(change: Callable[[dict[str, Any]], dict[str, Any]], only: str)
         def changed(ids: Any, targets: list[int], method: str) -> Any:
             if method != "attnlrp-gradient":
                 raise NotImplementedError(method)
-            return [change(answer) for answer in explain(ids, targets, method)]
+            return change(explain(ids, targets, method))
 
         return changed
 
     return {"model": model}
+
+
+def changed_model(change: Callable[[dict[str, Any]], dict[str, Any]], only: str) -> dict[str, Any]:
+    return with_answers(lambda answers: [change(answer) for answer in answers], only)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda answers: [*answers[:1], *map(squared, answers[1:])], "of two from one forward"),
+        (lambda answers: answers[:1], "1, expected 2"),
+    ],
+    ids=["wrong", "missing"],
+)
+def test_the_second_of_two_targets_is_compared_too(
+    change: Callable[[list[Any]], list[Any]], said: str
+) -> None:
+    found = runner.run(with_answers(change, "llama"), "model")
+    tried = [m for m in found.models if m.status != results.NOT_COVERED]
+    assert tried and all(m.status == results.FAILED and said in m.message for m in tried)
 
 
 def squared(answer: dict[str, Any]) -> dict[str, Any]:
