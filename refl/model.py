@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from refl.device import placer
 from refl.errors import ReflError
 from refl.explainer import Explainer, Progress, Target
@@ -200,7 +202,8 @@ class Model(Network):
                 raise ReflError("give a target or a contrast, not both")
             a, b = (self.output_id(token) for token in contrast)
             return [(a, b)] * len(items)
-        if target is None or isinstance(target, (str, int)):
+        for_all = isinstance(target, str) or not np.iterable(target)
+        if for_all:
             return [(None if target is None else self.output_id(target), None)] * len(items)
         if len(target) != len(items):
             raise ReflError(

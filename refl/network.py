@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from refl.arrays import Array, asnumpy, namespace
-from refl.errors import ReflError
+from refl.errors import ReflError, shown
 from refl.io.images import Image, Preparation, prepared
 from refl.io.text import Text
 from refl.nets.batch import Batch
@@ -85,7 +86,8 @@ class Network:
         """Token ids of a text, or the ids themselves once checked. Raises ReflError for what the
         model cannot read.
         """
-        ids = self._tokenizer().encode(item) if isinstance(item, str) else [int(i) for i in item]
+        _refuse_scalar(item)
+        ids = self._tokenizer().encode(item) if isinstance(item, str) else [whole(i) for i in item]
         if not ids:
             raise ReflError("the input is empty: expected at least one token")
         for i in ids:
@@ -111,11 +113,12 @@ class Network:
         """
         if isinstance(token, str):
             return self._tokenizer().id_of(token)
-        if not 0 <= token < self.config.vocab_size:
+        id_ = whole(token)
+        if not 0 <= id_ < self.config.vocab_size:
             raise ReflError(
-                f"target id {token} is outside the vocabulary of {self.config.vocab_size}"
+                f"target id {id_} is outside the vocabulary of {self.config.vocab_size}"
             )
-        return int(token)
+        return id_
 
     def _tokenizer(self) -> Text:
         if self.text is None:
@@ -337,9 +340,27 @@ def is_single(item: Any) -> bool:
     """Whether it is one text or one list of token ids, not a batch of them."""
     if isinstance(item, str):
         return True
+    _refuse_scalar(item)
     if len(item) == 0:
         raise ReflError("the input is empty: expected a text, or at least one token id")
     return not (isinstance(item[0], str) or hasattr(item[0], "__len__"))
+
+
+def _refuse_scalar(item: Any) -> None:
+    if not (np.iterable(item) and hasattr(item, "__getitem__")):
+        raise ReflError(f"the input is {shown(repr(item))}: expected a text, or token ids")
+
+
+def whole(value: Any) -> int:
+    """An integer of any library, as Python's.
+    Raises ReflError for anything else: 1.5 names no token.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ReflError(
+            f"{shown(repr(value))} is no token id: expected a whole number, or a text"
+        ) from None
 
 
 def _refuse_overflow(t: Trace, logits: Value) -> None:

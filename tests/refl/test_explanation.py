@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +79,24 @@ def test_a_site_that_was_not_kept_is_refused_by_name(model: refl.Model) -> None:
         e["model.layers.0.self_attn.q_proj"]
     with pytest.raises(refl.ReflError, match="is in relevance form"):
         e.gradient("model.layers.0.mlp")
+
+
+@pytest.mark.parametrize("item", [5, None, np.int64(3), [None], [1.5], ["the", 3], [[]], []])
+def test_what_is_no_input_is_refused(model: refl.Model, item: Any) -> None:
+    with pytest.raises(refl.ReflError, match="expected"):
+        model.explain(item)
+
+
+@pytest.mark.parametrize("target", [2.0, object(), [1.5]])
+def test_what_is_no_target_is_refused(model: refl.Model, target: Any) -> None:
+    with pytest.raises(refl.ReflError, match="is no token id: expected a whole number"):
+        model.explain(TEXT, target=target)
+
+
+@pytest.mark.parametrize("target", [np.int64(7), np.asarray(7), [7], np.asarray([7])])
+def test_numbers_of_numpy_are_targets(model: refl.Model, target: Any) -> None:
+    e = model.explain(np.asarray([3, 4]), target=target)
+    assert e.target_id == 7 and e.input_ids == [3, 4]
 
 
 @pytest.mark.parametrize("pattern", ["*.score?", "*.[s]cores", "*.scores"])
