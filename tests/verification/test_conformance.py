@@ -27,7 +27,7 @@ from refl.verification.conformance.adapters import engine
 from refl.verification.conformance.diagnosis import answers, distinguishes, mistakes_behind
 from refl.verification.conformance.mistakes import MISTAKES
 from refl.verification.definitions.running_error import RoundingDecides, TrackedNumber, tracked
-from refl.verification.vectors import FORMAT, make_vectors, rule_vectors
+from refl.verification.vectors import FORMAT, handwritten, make_vectors, rule_vectors
 from refl.verification.vectors.case import UNDERFLOW, UNITS, Case
 
 KNOWN = {m.id: m for m in MISTAKES}
@@ -570,6 +570,17 @@ def test_the_list_shows_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["conform", "--list"]) == 0
     said = capsys.readouterr().out
     assert all(f"{rule}(" in said for rule in rule_vectors.rules())
+
+
+@pytest.mark.parametrize(("group", "name"), [("inputs", "weight"), ("options", "epsilon")])
+def test_a_case_by_hand_has_no_name_that_its_rule_lacks(
+    monkeypatch: pytest.MonkeyPatch, group: str, name: str
+) -> None:
+    case = {"note": "misspelled", "inputs": {"x": [[1]], "r": [[1]]}, "options": {}}
+    case |= {group: {name: 1}}
+    monkeypatch.setattr(handwritten, "_FILE", {"linear_epsilon": [case]})
+    with pytest.raises(ValueError, match=f"linear_epsilon has no {name} among its {group}"):
+        list(handwritten.read("linear_epsilon"))
 
 
 # -- whole models ----------------------------------------------------------------------------------

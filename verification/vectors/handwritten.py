@@ -30,9 +30,12 @@ class Handwritten:
 
 
 def read(rule: str) -> Iterator[Handwritten]:
-    """The cases of a rule, in their order."""
+    """The cases of a rule, in their order.
+    Raises ValueError for a name that the rule's signature does not have.
+    """
     called = signature(rule)
     for case in _FILE.get(rule, ()):
+        _check_names(rule, called, case)
         dtype = case.get("dtype", "float64")
         options = _absent(called) | case.get("options", {})
         for name, kind in ARRAYS.items():
@@ -42,6 +45,13 @@ def read(rule: str) -> Iterator[Handwritten]:
         flags = tuple(case.get("flags", "").split())
         inputs = _inputs(case, called, dtype)
         yield Handwritten(flags, case["note"], dtype, inputs, options)
+
+
+def _check_names(rule: str, called: Signature, case: dict[str, Any]) -> None:
+    inputs = {*called.operands, called.propagated, "seeds"}
+    for group, known in (("inputs", inputs), ("options", {*called.options})):
+        if unknown := sorted(set(case.get(group, ())) - known):
+            raise ValueError(f"{rule} has no {unknown[0]} among its {group}: {case['note']}")
 
 
 def _absent(called: Signature) -> dict[str, Any]:
