@@ -44,10 +44,7 @@ from typing import Any
 
 from refl.io.files import atomic_write
 from refl.verification.quality.equivalent_mutants import EQUIVALENT
-
-PROJECT = Path(__file__).resolve().parents[2]
-if not (PROJECT / "tests").is_dir():  # reached through the link refl/verification
-    PROJECT = PROJECT.parent
+from refl.verification.quality.import_graph import PROJECT
 
 # -- what is mutated, and which tests it is shown: the only paths in this file ---------------------
 
@@ -179,17 +176,18 @@ def mutants(file: str) -> Iterator[tuple[Mutant, str]]:
 
 
 def made(folder: Path, file: str) -> list[tuple[Mutant, str]]:
-    """The same, kept: it takes as long as the tests of a round."""
+    """The same, kept: it takes as long as the tests of a round.
+    Raises SystemExit where what is kept was made of another source.
+    """
     kept = folder / f"{file.replace('/', '-')}.json"
+    source = (PROJECT / file).read_text(encoding="utf-8")
     if not kept.exists():
-        kept.write_text(
-            json.dumps([(asdict(mutant), source) for mutant, source in mutants(file)]),
-            encoding="utf-8",
-        )
-    return [
-        (Mutant(**mutant), source)
-        for mutant, source in json.loads(kept.read_text(encoding="utf-8"))
-    ]
+        changed = [(asdict(mutant), mutated) for mutant, mutated in mutants(file)]
+        kept.write_text(json.dumps({"source": source, "mutants": changed}), encoding="utf-8")
+    found = json.loads(kept.read_text(encoding="utf-8"))
+    if found["source"] != source:
+        raise SystemExit(f"{file} has changed since {folder} was begun: give a new FOLDER")
+    return [(Mutant(**mutant), mutated) for mutant, mutated in found["mutants"]]
 
 
 def _changes(module: Any) -> list[tuple[str, Any, Any]]:
@@ -482,10 +480,9 @@ def survey(folder: Path) -> list[Test]:
         def work() -> dict[str, Any]:
             os.environ["REFL_PROFILE"] = "mutants"
             watcher = Watcher()
-            ran = (
-                pytest_here(watcher, new) <= 1
-            )  # 0: all pass, 1: some fail; anything else: it did not get as far
-            return watcher.tests if ran else {}
+            code = pytest_here(watcher, new)
+            # 0: all pass, 1: some fail; anything else: it did not get as far
+            return watcher.tests if code <= 1 else {}
 
         found = forked(work, 3600)
         if not isinstance(found, dict) or not found:
@@ -548,8 +545,8 @@ class Loop:
                 take_over(mutant, source)
             except Exception:  # noqa: BLE001  (whatever a mutant raises as it is loaded)
                 return "import"
-            chosen = [self.items[t.name] for t in tests if t.name in self.items]
-            for item, following in zip(chosen, [*chosen[1:], None], strict=False):
+            items = [self.items[t.name] for t in tests if t.name in self.items]
+            for item, following in zip(items, [*items[1:], None], strict=False):
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
                 if self.failed:
                     break
@@ -582,13 +579,37 @@ def take_over(mutant: Mutant, source: str) -> None:
     for thing in gc.get_objects():
         if type(thing) in classes:
             object.__setattr__(thing, "__class__", classes[type(thing)])
+    functions = {
+        new: old
+        for name, new in space.items()
+        if isinstance(new, FunctionType) and isinstance(old := vars(module).get(name), FunctionType)
+    }
     for name, new in space.items():
         old = vars(module).get(name)
         if isinstance(new, type) and new in classes:
             for key, value in vars(new).items():
                 _become(old, key, vars(old).get(key), value)
         elif name != "__builtins__":
-            _become(module, name, old, new)
+            _become(
+                module,
+                name,
+                old,
+                new if isinstance(new, FunctionType) else _holding(functions, new),
+            )
+
+
+def _holding(functions: dict[FunctionType, FunctionType], new: Any) -> Any:
+    """A table of the mutated module with the functions that everyone has, which are to take over
+    the mutated code: a rule is looked for by its function.
+    """
+    if isinstance(new, FunctionType):
+        return functions.get(new, new)
+    if isinstance(new, dict):
+        return {key: _holding(functions, value) for key, value in new.items()}
+    if isinstance(new, tuple):
+        parts = [_holding(functions, value) for value in new]
+        return type(new)(*parts) if hasattr(new, "_fields") else type(new)(parts)
+    return new
 
 
 def _become(owner: Any, name: str, old: Any, new: Any) -> None:
@@ -630,12 +651,12 @@ def upto(tests: list[Test], seconds: float, killers: Counter[str]) -> list[Test]
             t.seconds,
         ),
     )
-    spent, chosen = 0.0, []
+    spent, some = 0.0, []
     for test in ordered:
         if spent + test.seconds <= seconds:
             spent += test.seconds
-            chosen.append(test)
-    return chosen
+            some.append(test)
+    return some
 
 
 def known(folder: Path) -> dict[str, Fate]:
