@@ -30,7 +30,7 @@ from refl.rules import (
     softmax,
 )
 from refl.rules.conservation import RuleOutput, stabilized_ratio
-from refl.rules.operations import FORMULATIONS, OPERATIONS
+from refl.rules.operations import CAUSES, FORMULATIONS, OPERATIONS
 
 PAPER = {"eps": 1e-6, "stabilizer": "sign"}
 DEFAULTS: dict[Callable[..., RuleOutput], dict[str, Any]] = {
@@ -135,6 +135,27 @@ def test_the_words_of_the_causes() -> None:
         (combine.epsilon(X, Y, sums, G, index=((range(T),) * B,) * 2, length=T), stabilized),
     ):  # fmt: skip
         assert set(output.absorbed) == words
+
+
+def test_the_causes_in_words() -> None:
+    """As accounts and tables print them."""
+    assert CAUSES == {
+        "stabilizer": "the eps in the denominators",
+        "activation_offset": "what an activation's slope at x does not account for",
+        "position": "position embeddings",
+        "token_type": "token type embeddings",
+        "norm_bias": "biases of norms",
+        "norm_offset": "the part of a norm that its rule hands to no input",
+        "class_token": "the learned token that stands for the class",
+        "distillation_token": "the learned token that stands for the teacher's class",
+        "bias": "biases of linear maps",
+        "product_offset": "a product counted once for each factor",
+        "renormalization_offset": "weights that are made to sum to one, whose rule hands on "
+        "nothing",
+        "softmax_offset": "the constant part of softmax's Taylor expansion",
+        "mask": "positions hidden by the mask",
+        "constant": "what arrived at something treated as a constant",
+    }
 
 
 def test_the_unsigned_stabilizer_may_meet_its_own_zero() -> None:
