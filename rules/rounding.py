@@ -115,18 +115,24 @@ def _linear_epsilon(operands: Operands, z: Array, r: Array, how: How) -> Array:
     return _linear(operands, _stabilized(z, r, how)) + _sum(r)
 
 
+def _given_back(r: Array, how: How) -> Array | float:
+    """|R| of a rule that divides by z + eps s(z) only where an eps is asked for."""
+    return _sum(r) if how["eps"] else 0.0
+
+
 def _linear_gamma(operands: Operands, z: Array, r: Array, how: How) -> Array:
     parts = tuple(map(linear.signed, operands))
     s = linear.quotient(linear.gamma_denominator(parts, z, how["gamma"]), r, how["eps"])[0]
-    return (1 + how["gamma"]) * _linear(operands, s)
+    return (1 + how["gamma"]) * _linear(operands, s) + _given_back(r, how)
 
 
 def _linear_alpha_beta(operands: Operands, z: Array, r: Array, how: How) -> Array:
     parts, alpha, beta = tuple(map(linear.signed, operands)), how["alpha"], how["beta"]
-    scale = _linear(operands, linear.quotient(linear.positive_sum(parts), alpha * r, how["eps"])[0])
+    s = linear.quotient(linear.positive_sum(parts), alpha * r, how["eps"])[0]
+    scale = _linear(operands, s) + alpha * _given_back(r, how)
     if beta:
-        s = linear.quotient(linear.negative_sum(parts), -beta * r, how["eps"])[0]
-        scale = scale + _linear(operands, s)
+        s = linear.quotient(linear.negative_sum(parts), beta * r, how["eps"])[0]
+        scale = scale + _linear(operands, s) + beta * _given_back(r, how)
     return scale
 
 

@@ -25,6 +25,8 @@ from refl.rules import (
     rotary,
     softmax,
 )
+from refl.rules.operations import OPERATIONS
+from refl.rules.rounding import rounding_scale
 
 
 def products(w: Any, s: Any, x: Any = X) -> Any:  # (B, T, O), -> (B, T, O, I)
@@ -58,6 +60,38 @@ def test_terms_of_linear(bias: Any) -> None:
     )
     agree(scale_of(linear.flat, X, W, bias, z, R), 2 * size(R))
     agree(scale_of(linear.w_square, X, W, bias, z, R), 2 * size(R))
+
+
+@pytest.mark.parametrize("rule", [linear.gamma, linear.z_plus, linear.alpha_beta])
+def test_terms_of_signed_parts_with_an_eps(rule: Any) -> None:
+    """|R| counts, alpha and beta times where it is divided twice."""
+    z = X @ W.T
+    up, down = POSITIVE.sum(axis=-1), NEGATIVE.sum(axis=-1)
+    amplified = z + 0.25 * np.where(z > 0, up, down)
+
+    def twice(s: Any) -> Any:
+        return 2 * size(products(W, s))
+
+    options, wanted = {
+        linear.gamma: ({"gamma": 0.25}, 1.25 * twice(R / away(amplified)) + size(R)),
+        linear.z_plus: ({}, twice(R / away(up)) + size(R)),
+        linear.alpha_beta: (
+            {"alpha": 1.5, "beta": 0.5},
+            twice(1.5 * R / away(up)) + twice(0.5 * R / away(down)) + 2 * size(R),
+        ),
+    }[rule]
+    agree(scale_of(rule, X, W, None, z, R, eps=EPS, **options), wanted)
+
+
+@pytest.mark.parametrize("rule", [linear.epsilon, linear.gamma, linear.z_plus, linear.alpha_beta])
+def test_what_eps_gives_back_is_within_the_bound(rule: Any) -> None:
+    """Where denominators are far below eps, all of R is absorbed, but for a rounding of R."""
+    x = 1e-25 * X
+    z = x @ W.T
+    out = rule(x, W, None, z, R, eps=EPS)
+    kept = out.inputs[0].reshape(B, -1).sum(axis=1) + sum(out.absorbed.values())
+    error = np.abs(R.reshape(B, -1).sum(axis=1) - kept)
+    assert np.all(error <= 8 * 2.0**-53 * scale_of(rule, x, W, None, z, R, eps=EPS))
 
 
 def test_terms_of_the_z_box() -> None:
@@ -140,6 +174,43 @@ def test_terms_of_softmax() -> None:
         + size(s * cross.sum(axis=-1, keepdims=True))
     )
     agree(scale_of(softmax.z_plus, X, p, G), 3 * messages + size(G))
+
+
+def test_masked_entries_are_no_terms() -> None:
+    """Neither their numbers nor what arrived at them: the scale is that of the rest alone."""
+    mask = np.ones(X.shape, dtype=bool)
+    mask[..., -1] = False
+    p = softmax.forward(X, mask=mask)
+    for rule in (softmax.taylor, softmax.spread, softmax.z_plus, softmax.gradient):
+        rest = scale_of(rule, X[..., :-1], p[..., :-1], G[..., :-1])
+        agree(scale_of(rule, X, p, G, mask=mask), rest)
+
+
+ONES = np.ones((1, 1, T, N))
+DERIVATIVES: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
+    "add": ("epsilon", (X, Y), {}),
+    "combine": ("epsilon", (X,), {"index": ((range(T),) * B,), "length": T}),
+    "linear": ("epsilon", (X, W, BIAS), {}),
+    "pooling": ("epsilon", (X,), {"counted": np.ones((B, T, 1))}),
+    "renormalize": ("epsilon", (np.abs(X),), {}),
+    "rotary": ("epsilon", (X[:, None],), {"cos": ONES, "sin": ONES}),
+    "softmax": ("taylor", (X,), {"mask": None}),
+}
+"""Operation -> a rule whose gradient x input form is the true derivative, operands, attributes."""
+
+
+@pytest.mark.parametrize("operation", DERIVATIVES)
+def test_the_true_derivative_has_the_same_terms_under_both_names(operation: str) -> None:
+    rule, operands, how = DERIVATIVES[operation]
+    table = OPERATIONS[operation]
+    assert table.rules["gradient"].gradient_x_input is table.rules[rule].gradient_x_input
+    z = table.forward(*operands, **how)
+    by_name, by_rule = (
+        rounding_scale(operation, name, "gradient_x_input", operands, z, z, how)
+        for name in ("gradient", rule)
+    )
+    agree(by_name, by_rule)
+    assert np.all(by_name > 1.5 * size(z * z))
 
 
 def test_terms_of_norms() -> None:
