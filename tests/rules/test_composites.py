@@ -248,6 +248,16 @@ MINE = Composite(
 )
 
 
+def test_a_line_for_any_role_is_not_for_none() -> None:
+    """`?*` asks for a role with a name; an operation whose role nobody says has the role ""."""
+    line = Rule("linear", "gamma", role="?*")
+    assert line.fits("linear", ["h"], "mlp.up")
+    assert not line.fits("linear", ["h"])
+    composite = method("attnlrp").override(line)
+    assert composite.rule("linear", ["h"], "mlp.up").name == "gamma"
+    assert composite.rule("linear", ["h"]).name == "epsilon"
+
+
 def test_a_table_is_read_from_the_top() -> None:
     assert (
         MINE.rule("linear", ["x", "h.mlp"]).options == {"gamma": 0.5}

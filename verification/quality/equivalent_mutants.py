@@ -41,6 +41,26 @@ EQUIVALENT: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         (("flags(x > 0", "flags(x >= 0"), ("flags(x < 0", "flags(x <= 0")),
     ),
     (
+        "the gradient x input form reads no x",
+        "rules/rotary.py",
+        (("uniform_gxi(x, z", "uniform_gxi(None, z"),),
+    ),
+    (
+        "z is not read: the scale is of the sums of one sign",
+        "rules/rounding.py",
+        (("_alpha_beta(operands, z", "_alpha_beta(operands, None"),),
+    ),
+    (
+        "without a stabilizer eps is not read",
+        "rules/rounding.py",
+        (('0.0, "none"', 'None, "none"'), ('0.0, "none"', '1.0, "none"')),
+    ),
+    (
+        "only its truth is looked at, and nobody gives a ledger",
+        "refl/sweep.py",
+        (("field(init=False)", "None"), ("field(init=False)", "field(init=None)")),
+    ),
+    (
         "without a stabilizer eps is not read",
         "rules/softmax.py",
         (('0.0, "none"', 'None, "none"'), ('0.0, "none"', '1.0, "none"')),
