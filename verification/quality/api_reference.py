@@ -23,6 +23,8 @@ def main(folder: str = "build/api") -> int:
 
     # annotations that pdoc cannot resolve are shown as they are written
     warnings.filterwarnings("ignore", message="Error parsing type annotation")
+    # every module is named, those of a package once more by the package
+    warnings.filterwarnings("ignore", message="The module specification")
     for name in refl.__all__:  # the face is imported when it is first used: pdoc must find it there
         setattr(refl, name, getattr(refl, name))
     out = Path(folder)

@@ -51,6 +51,16 @@ EQUIVALENT: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         (("_alpha_beta(operands, z", "_alpha_beta(operands, None"),),
     ),
     (
+        "p, and with it R = p g, is 0 where the mask is",
+        "rules/rounding.py",
+        (('_softmax(o, z, z * g, how["mask"])', "_softmax(o, z, z * g, None)"),),
+    ),
+    (
+        "both parts of an operation are audited, or neither",
+        "refl/ledger.py",
+        (("scales[0] is None", "scales[1] is None"),),
+    ),
+    (
         "without a stabilizer eps is not read",
         "rules/rounding.py",
         (('0.0, "none"', 'None, "none"'), ('0.0, "none"', '1.0, "none"')),
