@@ -14,8 +14,8 @@ from refl import trace
 from refl.ledger import Entry, Ledger
 from refl.rules import matmul, softmax
 from refl.rules.composites import Composite, Rule
-from refl.rules.published import ATTNLRP, CP_LRP, INPUT_X_GRADIENT
-from refl.sweep import Sweep
+from refl.rules.published import ATTNLRP, ATTNLRP_GRADIENT, CP_LRP, INPUT_X_GRADIENT
+from refl.sweep import Sweep, Swept
 from refl.trace import Part, Trace, Value
 
 RANDOM = np.random.default_rng(14)
@@ -96,6 +96,41 @@ def test_attention_in_parts_is_audited_only_on_demand() -> None:
     assert [
         entry.rounding_scale for entry in attended(ATTNLRP, None, False, False, audit=False)[0]
     ] == [None] * 7
+
+
+def with_a_residual(composite: Composite, plain: bool) -> tuple[Trace, Swept, int]:
+    """A trace whose queries are read once more behind the attention, its sweep, and how often that
+    reported.
+    """
+    t, visits = Trace({}, plain=plain), []
+    q = t.scale("q", Value(Q, "Q"), 1.0)
+    z = t.attention(q, Value(K, "K"), Value(V, "V"), None, causal=False)
+    y = t.add("y", z, q)
+    sweep = Sweep(composite, keep=lambda names: True, progress=lambda: visits.append(1))
+    return t, sweep.run(t, y, np.cos(y.array)), len(visits)
+
+
+@pytest.mark.parametrize("composite", [ATTNLRP, ATTNLRP_GRADIENT], ids=lambda c: str(c.name))
+def test_what_was_passed_on_before_stays_as_it_is(
+    composite: Composite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts add nothing in place to what the sum behind them passed on to the queries, which in
+    gradient x input form is the array that it passed on to the attention.
+    """
+    monkeypatch.setattr(trace, "QUERIES", 2)
+    (_, plain, _), (_, fast, _) = (with_a_residual(composite, how) for how in (True, False))
+    for site, wanted in plain.propagated.items():
+        if site in fast.propagated:
+            assert np.abs(fast.propagated[site] - wanted).max() <= 1e-12 * np.abs(wanted).max()
+    assert {"q", "context", "y"} <= plain.propagated.keys() & fast.propagated.keys()
+
+
+def test_parts_keep_nothing_and_report_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept, and what is reported, is whole records."""
+    monkeypatch.setattr(trace, "QUERIES", 2)
+    t, swept, visits = with_a_residual(ATTNLRP, False)
+    assert visits == len(t.records) == 3
+    assert set(swept.propagated) == {"q", "context", "y"}
 
 
 def parts(causal: bool, keys: int = 5) -> list[Part]:

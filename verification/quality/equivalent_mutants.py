@@ -56,6 +56,11 @@ EQUIVALENT: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         (('_softmax(o, z, z * g, how["mask"])', "_softmax(o, z, z * g, None)"),),
     ),
     (
+        "what is not said to be known is computed again",
+        "refl/sweep.py",
+        (("output=record.output.array[part.output]", "output=None"),),
+    ),
+    (
         "both parts of an operation are audited, or neither",
         "refl/ledger.py",
         (("scales[0] is None", "scales[1] is None"),),
