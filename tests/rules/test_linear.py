@@ -146,7 +146,7 @@ def test_z_box_bounds_for_stretches_of_inputs(backend: Backend, pixels: Any) -> 
     each = {"low": tuple(np.repeat(low, 2)), "high": tuple(np.repeat(high, 2))}
     assert np.array_equal(relevance(low=low, high=high), relevance(**each))
     assert np.array_equal(relevance(low=-1.0), relevance(low=(-1.0,)))
-    with pytest.raises(ValueError, match="4 bounds for 6 inputs"):
+    with pytest.raises(ValueError, match="4 bounds for 6 inputs: .*, or one for equal stretches$"):
         linear.z_box(*placed, low=(0.0, 0.0, 0.0, 0.0))
 
 

@@ -56,6 +56,11 @@ EQUIVALENT: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         (('_softmax(o, z, z * g, how["mask"])', "_softmax(o, z, z * g, None)"),),
     ),
     (
+        "the parts of a record follow one rule: what gets nothing from one gets nothing from any",
+        "refl/sweep.py",
+        (("if index is Ellipsis else before", "if (index is Ellipsis) or True else before"),),
+    ),
+    (
         "what is not said to be known is computed again",
         "refl/sweep.py",
         (("output=record.output.array[part.output]", "output=None"),),

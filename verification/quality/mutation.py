@@ -865,9 +865,8 @@ def _shown(mutant: Mutant) -> str:
 
 def _wording(left: int, all_: int) -> str:
     return (
-        f"{all_} mutants change words that only a person reads: the sentence of an error, "
-        "where a method is published, its summary. "
-        f"{left} survive, all of them summaries of methods; they count as not killed."
+        f"{all_} mutants change words that only a person reads: the sentence of an error, where a "
+        f"method is published, its summary. {left} of them survive, and count as not killed."
     )
 
 
