@@ -158,6 +158,13 @@ def test_the_causes_in_words() -> None:
     }
 
 
+def test_without_a_stabilizer_a_zero_absorbs_what_arrived() -> None:
+    s, absorbed = stabilized_ratio(
+        np.asarray([[0.0, 2.0], [-4.0, -0.0]]), np.asarray([[3.0, 6.0], [2.0, 5.0]]), 0.0, "none"
+    )
+    assert s.tolist() == [[0.0, 3.0], [-0.5, 0.0]] and absorbed.tolist() == [3.0, 5.0]
+
+
 def test_the_unsigned_stabilizer_may_meet_its_own_zero() -> None:
     """z = -eps: nothing can be passed on, and what arrived is absorbed."""
     s, absorbed = stabilized_ratio(
