@@ -176,6 +176,14 @@ def test_answers_that_cannot_be_compared(case: ModelCase) -> None:
         check(case, correct(case), "float8")
 
 
+def test_activations_that_cannot_be_compared_are_refused() -> None:
+    case = next(iter(load("llama")))
+    with pytest.raises(ReflError, match="no site of .* is among nonsense"):
+        check_activations(case, {"nonsense": np.zeros(3)}, "float64")
+    with pytest.raises(ReflError, match="unknown dtype 'float8'"):
+        check_activations(case, {case.sites[0]: np.zeros(3)}, "float8")
+
+
 def test_unknown_architecture() -> None:
     with pytest.raises(ReflError, match="no model vectors for 'mamba'"):
         load("mamba")
