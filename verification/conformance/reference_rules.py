@@ -336,8 +336,8 @@ class ReferenceRules:
         eps: float,
         stabilizer: str = "sign",
     ) -> Array:
-        z = centered(x) / self.std(x, norm_eps) * w
-        s = self.stabilized_ratio(z if b is None else z + b, r, eps, stabilizer)
+        z = self.layer_norm(x, w, b, norm_eps=norm_eps)
+        s = self.stabilized_ratio(z, r, eps, stabilizer)
         return x * self.layer_norm_epsilon_gxi(x, w, b, s, norm_eps=norm_eps)
 
     def layer_norm_identity(
@@ -361,6 +361,11 @@ class ReferenceRules:
 
     def pulled_through_mean(self, c: Array) -> Array:
         return centered(c)
+
+    def layer_norm(self, x: Array, w: Array, b: Array | None, *, norm_eps: float) -> Array:
+        """The forward: (x - mean) / std * w + b."""
+        z = centered(x) / self.std(x, norm_eps) * w
+        return z if b is None else z + b
 
     def std(self, x: Array, norm_eps: float) -> Array:
         return self.root(self.variance(x), norm_eps)

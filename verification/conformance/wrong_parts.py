@@ -265,7 +265,7 @@ def _outputs(case: Case) -> Array:
             operands[0]
             * reference.rms_norm_identity_gxi(operands[0], operands[1], np.ones(1), **options)
         ),
-        "layer": lambda: _normed(reference, *operands, **options),
+        "layer": lambda: reference.layer_norm(*operands, **options),
         "activation": lambda: activation(operands[0], options["kind"]),
         "rotary": lambda: (
             operands[0] * operands[1] + reference.rotated(operands[0], -1) * operands[2]
@@ -285,13 +285,6 @@ def _convolved(x: Array, w: Array, b: Array | None) -> Array:
     return z.swapaxes(1, 2).reshape(
         len(x), len(w), x.shape[2] // w.shape[2], x.shape[3] // w.shape[3]
     )
-
-
-def _normed(
-    reference: ReferenceRules, x: Array, w: Array, b: Array | None, *, norm_eps: float
-) -> Array:
-    z = centered(x) / reference.std(x, norm_eps) * w
-    return z if b is None else z + b
 
 
 def _context(
@@ -441,7 +434,7 @@ def _on_norm_ratio(relevance: Callable[..., Array]) -> Callable[..., Array]:
         eps: float,
         stabilizer: str = "sign",
     ) -> Array:
-        z = _normed(self, x, w, b, norm_eps=norm_eps)
+        z = self.layer_norm(x, w, b, norm_eps=norm_eps)
         s = self.stabilized_ratio(z, r, eps, stabilizer)
         return relevance(self, x, w, b, s, norm_eps)
 
