@@ -74,6 +74,29 @@ class RuleResult:
         return next((s for s in (FAILED, CONVENTION, PASSED) if self.count(s)), NOT_COVERED)
 
     @property
+    def explained(self) -> Mapping[str, int]:
+        """Id of a mistake -> how many of the failing cases it explains."""
+        failed = [c for c in self.cases if c.failed]
+        return {m.id: sum(m in c.mistakes for c in failed) for m in self.mistakes}
+
+    @property
+    def unexplained(self) -> tuple[CaseResult, ...]:
+        """Failing cases that no known mistake explains, the smallest first."""
+        return tuple(
+            sorted(
+                (c for c in self.cases if c.failed and not c.diagnoses), key=lambda c: size(c.case)
+            )
+        )
+
+    @property
+    def cause(self) -> Mistake | None:
+        """The first mistake, where it explains at least half of the failing cases: one that
+        explains fewer is part of what is wrong at most.
+        """
+        first = self.mistakes[0] if self.mistakes else None
+        return first if first and 2 * self.explained[first.id] >= self.failing else None
+
+    @property
     def smallest(self) -> CaseResult | None:
         """The failing case with the fewest numbers;
         one written for the mistake that is named comes before others.
