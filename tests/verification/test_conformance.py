@@ -102,6 +102,37 @@ def test_every_rule_has_every_format_and_a_batch() -> None:
         assert any(case.batch > 1 for case in cases), rule
 
 
+@pytest.mark.parametrize(
+    ("dtype", "options", "passed_on", "required"),
+    [
+        ("float64", {"eps": 0.3}, 1.0, True),
+        ("float32", {"eps": 0.3, "stabilizer": "sign", "denominator": "2z+eps"}, 1.0, True),
+        ("float16", {"eps": 0.3}, 1.0, False),
+        ("bfloat16", {"eps": 0.3}, 1.0, False),
+        ("float64", {"eps": 0.3, "stabilizer": "plain"}, 1.0, False),
+        ("float64", {"eps": 0.3, "denominator": "2(z+eps)"}, 1.0, False),
+        ("float64", {"eps": 0.3}, None, False),
+    ],
+)
+def test_what_is_required(dtype: str, options: Any, passed_on: Any, required: bool) -> None:
+    on = Case("", "matmul_uniform", "relevance", dtype, (), "", {}, options, {"a": passed_on})
+    assert on.required is required
+
+
+def test_a_mask_is_required_only_where_it_hides_nothing() -> None:
+    for hidden, required in ((False, True), (True, False)):
+        options = {"axis": -1, "mask": np.array([True, not hidden])}
+        on = Case("", "softmax_taylor", "relevance", "float64", (), "", {}, options, {"x": 1.0})
+        assert on.required is required
+
+
+def test_every_rule_has_required_cases_and_says_so_in_the_file() -> None:
+    for rule in rule_vectors.rules():
+        data = json.loads((rule_vectors.FOLDER / f"{rule}.json").read_text())
+        said = [each for each in data["cases"] if each["required"]]
+        assert "float64" in {each["dtype"] for each in said} <= {"float64", "float32"}, rule
+
+
 def test_the_vectors_are_small() -> None:
     assert (
         sum(path.stat().st_size for path in rule_vectors.FOLDER.rglob("*") if path.is_file()) < 20e6
@@ -141,6 +172,8 @@ def tamper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tamper]:
         (lambda d: d["notes"].pop("eps-unsigned"), "notes"),
         (lambda d: d["notes"]["eps-unsigned"].__setitem__("effect", "None."), "notes"),
         (lambda d: d["cases"][0]["flags"].append("eps-two-heads"), "no known mistake"),
+        (lambda d: d["cases"][0].__setitem__("required", False), "required must be True"),
+        (lambda d: d["cases"][-1].pop("required"), "required must be False"),
         (
             lambda d: d["cases"][0]["tolerance"]["relevance"]["x"]["data"][0].__setitem__(0, 0.0),
             "below the number",

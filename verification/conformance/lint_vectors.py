@@ -3,9 +3,10 @@ python -m refl.verification.conformance.lint_vectors
 
 Every file: its header is the rule's own, its count is right, its notes are the catalogue's for the
 flags of its cases, ids are the digests of their cases and none occurs twice, numbers and shapes fit
-together, a condition covers its number. And every flag holds: a mistake that a case is written for
-changes that case's answer clearly. Whether the files are what make_vectors.py makes today is for
-the tests to see, which have its 60 digits.
+together, a condition covers its number, those cases are required whose format and options say so.
+And every flag holds: a mistake that a case is written for changes that case's answer clearly.
+Whether the files are what make_vectors.py makes today is for the tests to see, which have its 60
+digits.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def lint(rule: str) -> Iterator[str]:
     for case_id, n in Counter(case.id for case in cases).items():
         if n > 1:
             yield f"{case_id} occurs {n} times"
-    for case in cases:
+    for case, held in zip(cases, header["cases"], strict=True):
+        if held.get("required") is not case.required:
+            yield f"{case.id}: required must be {case.required}, by its format and options"
         yield from (f"{case.id}: {what}" for what in _case(case))
 
 

@@ -191,11 +191,25 @@ class Case:
             return value is None or bool(np.all(value))
         return option not in self.options or bool(value == self.signature.options[option])
 
-    def identified(self) -> Case:
-        """The same case under its own id:
-        the rule and the first eight digits of a digest of all the rest.
+    @property
+    def required(self) -> bool:
+        """Whether an implementation that has the rule, in float64 and float32 and without optional
+        arguments, must answer it: the format is one of these two, every option that has a default
+        is at it, and something is passed on. What has no default (eps, kind, ...) is part of
+        the rule, and so is every shape.
         """
-        content = {key: value for key, value in self.to_json().items() if key != "id"}
+        return (
+            self.dtype in ("float64", "float32")
+            and all(self.at_default(o) or o in self.signature.required for o in self.options)
+            and any(each is not None for each in self.expected.values())
+        )
+
+    def identified(self) -> Case:
+        """The same case under its own id: the rule and the first eight digits of a digest of all
+        the rest. `required` follows from the rest.
+        """
+        derived = ("id", "required")
+        content = {key: value for key, value in self.to_json().items() if key not in derived}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return replace(self, id=f"{self.rule}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
 
@@ -206,6 +220,7 @@ class Case:
             "dtype": self.dtype,
             "flags": list(self.flags),
             "note": self.note,
+            "required": self.required,
             "batch": self.batch,
             "inputs": encode(self.inputs, self.dtype),
             "options": encode(self.options, self.dtype),
