@@ -16,6 +16,7 @@ from refl.errors import ReflError
 from refl.io import ORACLE_FORMAT, oracle
 from refl.ledger import Ledger
 from refl.rules.composites import Composite
+from refl.rules.published import identified
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Method:
     summary: str = ""
     score: str = "sum"
     """As for a composite: how a token's features become one number."""
+
+    @property
+    def title(self) -> str:
+        """As of a composite: its name."""
+        return self.name
 
     def as_dict(self) -> dict[str, Any]:
         """For the oracle file: as of a composite, without rules."""
@@ -287,7 +293,7 @@ def _fields(content: oracle.Oracle) -> dict[str, Any]:
 
 
 def _method(said: dict[str, Any]) -> Composite | Method:
-    return Composite.from_dict(said) if "rules" in said else Method(**said)
+    return identified(Composite.from_dict(said)) if "rules" in said else Method(**said)
 
 
 def _sites(content: oracle.Oracle, formulation: str) -> Sites:

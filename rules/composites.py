@@ -9,12 +9,12 @@ down: `relevance`, or `gradient_x_input`, the g of R = x g, in which every stabi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from refl.errors import ReflError
-from refl.rules import matmul
+from refl.rules import changes, matmul
 from refl.rules.conservation import STABILIZERS, RuleOutput
 from refl.rules.operations import FORMULATIONS, OPERATIONS, Operation
 
@@ -64,6 +64,10 @@ class Composite:
     score: str = "sum"
     """How a token's features become one number: the `sum` of their relevance,
     or the `norm` of what is propagated."""
+    base: str = field(default="", compare=False, kw_only=True)
+    """The composite whose table was changed to make this one; "" for none."""
+    changes: tuple[str, ...] = field(default=(), compare=False, kw_only=True)
+    """What was changed, in words."""
 
     def __post_init__(self) -> None:
         if self.formulation not in FORMULATIONS:
@@ -87,13 +91,58 @@ class Composite:
             "to its table"
         )
 
+    def __repr__(self) -> str:
+        form = self.formulation.replace("_", " ")
+        return f"<Composite {self.title}, {form} form, {len(self.rules)} lines, {self.hash[:12]}>"
+
+    @property
+    def title(self) -> str:
+        """Its name, and what it is a change of where the name does not say so."""
+        if not self.base or self.name == self.base or self.name.startswith(f"{self.base} ("):
+            return self.name
+        return f"{self.name} ({self.base}{' changed' if self.changes else ''})"
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of what the table does, 64 hexadecimal digits: equal for equal tables whatever
+        they are called.
+        """
+        return changes.fingerprint(self._table())
+
     def override(self, *lines: Rule, name: str | None = None) -> Composite:
-        """The same composite with further lines on top, where they win."""
-        return replace(self, name=name or f"{self.name} (changed)", rules=(*lines, *self.rules))
+        """The same composite with further lines on top, where they win. It says what it is a
+        change of; `name` is its own.
+        """
+        changed = replace(self, rules=(*lines, *self.rules))
+        return changed.changed_from(self, name or f"{self.name} (changed)")
+
+    def changed_from(self, base: Composite, name: str) -> Composite:
+        """The same under a name of its own, saying in which lines and options it is not `base`; a
+        summary or a source that is still the base's claims no more than that.
+        """
+        words = changes.changes(self._table(), base._table())
+        root = base.base or base.name
+        before = {_subject(word): word for word in base.changes}
+        said = tuple((before | {_subject(word): word for word in words}).values())
+        if not words:
+            return replace(self, name=name, base=root, changes=said)
+        borrowed = self.source.removeprefix("base: ") == base.source.removeprefix("base: ")
+        return replace(
+            self,
+            name=name,
+            base=root,
+            changes=said,
+            source=f"base: {base.source.removeprefix('base: ')}"
+            if borrowed and base.source
+            else self.source,
+            summary=f"{root} changed: {'; '.join(said)}"
+            if self.summary in ("", base.summary)
+            else self.summary,
+        )
 
     def with_options(self, **options: Any) -> Composite:
         """The same composite with options (eps, stabilizer, ...) set
-        in every line whose rule takes them.
+        in every line whose rule takes them; it says so, but for options that are set so already.
         """
         if self.formulation == "gradient_x_input" and "eps" in options:
             raise ReflError(
@@ -107,7 +156,11 @@ class Composite:
                     f"no rule of composite {self.name} takes the option {key!r}; it knows "
                     f"{', '.join(sorted(known)) or 'none'}"
                 )
-        return replace(self, rules=tuple(self._with(line, options) for line in self.rules))
+        changed = replace(self, rules=tuple(self._with(line, options) for line in self.rules))
+        words = changes.changes(changed._table(), self._table())
+        if not words:
+            return changed
+        return changed.changed_from(self, f"{self.name} ({', '.join(words)})")
 
     def _with(self, line: Rule, options: dict[str, Any]) -> Rule:
         known = defaults(line, self.formulation)
@@ -118,10 +171,18 @@ class Composite:
         """The whole table, every option spelled out (defaults too), for the oracle file."""
         return {
             "name": self.name,
-            "formulation": self.formulation,
             "source": self.source,
             "summary": self.summary,
+            "base": self.base,
+            "changes": list(self.changes),
+            "hash": self.hash,
+        } | self._table()
+
+    def _table(self) -> dict[str, Any]:
+        """What it does: its score, its formulation, and its lines."""
+        return {
             "score": self.score,
+            "formulation": self.formulation,
             "rules": [
                 {
                     "operation": line.operation,
@@ -136,10 +197,18 @@ class Composite:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Composite:
-        """What `as_dict` wrote down; options at their defaults are left to the rules."""
+        """What `as_dict` wrote down; options at their defaults are left to the rules. What it says
+        of its hash is not read: that is of the table.
+        """
         rules = tuple(_read(line, content["formulation"]) for line in content["rules"])
         facts = {key: content[key] for key in ("name", "formulation", "source", "summary", "score")}
-        return cls(rules=rules, **facts)
+        base, said = content.get("base", ""), content.get("changes", ())
+        return cls(rules=rules, **facts, base=str(base), changes=tuple(map(str, said)))
+
+
+def _subject(change: str) -> str:
+    """What a change is of: a later one of the same option takes its place."""
+    return change if ":" in change else change.partition("=")[0]
 
 
 def _read(said: dict[str, Any], formulation: str) -> Rule:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import replace
 from typing import Any
 
 from refl.errors import ReflError
+from refl.rules import changes
 from refl.rules.composites import Composite, Rule
 
 ACHTIBAT = (
@@ -81,7 +83,8 @@ LRP_0 = Composite(
     source="Bach et al. 2015, PLoS ONE 10(7), eq. 56, with AttnLRP's rules for what is not "
     "linear; no stabilizer anywhere",
     summary="AttnLRP without any stabilizer; what lands on an exact zero is absorbed",
-).with_options(stabilizer="none")
+)
+LRP_0 = replace(LRP_0, rules=LRP_0.with_options(stabilizer="none").rules)
 
 _VISION = (
     Rule("linear", "epsilon", role="attention.*"),
@@ -97,11 +100,9 @@ ATTNLRP_VIT = Composite(
     "outside attention, z+ on the softmax",
 )
 
-ATTNLRP_VIT_BOX = ATTNLRP_VIT.override(
-    Rule("linear", "z_box", role="patch_embedding"), name="attnlrp-vit-box"
-)
-ATTNLRP_VIT_BOX = replace(
-    ATTNLRP_VIT_BOX,
+ATTNLRP_VIT_BOX = Composite(
+    "attnlrp-vit-box",
+    (Rule("linear", "z_box", role="patch_embedding"), *ATTNLRP_VIT.rules),
     source=f"{ATTNLRP_VIT.source}; Montavon et al. 2017, Pattern Recognition 65, z^B rule",
     summary="attnlrp-vit with the z-box rule on pixels, whose bounds follow from "
     "preprocessor_config.json (or are low and high)",
@@ -205,3 +206,50 @@ def method(name: str) -> Composite:
             "file with a composite"
         )
     return METHODS[name]
+
+
+def identified(composite: Composite) -> Composite:
+    """The composite under a name that is true. Whoever made it: where it goes by the name, the
+    summary or the base of a published method and its table is another one, it says so.
+    """
+    claimed = _claimed(composite)
+    if claimed is None or composite is claimed:
+        return composite
+    bare, goes_by_it = "(" not in composite.name, _names(composite, claimed)
+    if goes_by_it and not bare and composite.hash == claimed.hash:
+        return claimed
+    if changes.fingerprint(_unbounded(composite.as_dict())) == claimed.hash:
+        return composite
+    if composite.changes and composite.summary != claimed.summary and not (bare and goes_by_it):
+        return composite
+    name = f"{composite.name} (changed)" if bare and goes_by_it else composite.name
+    return replace(composite, base="", changes=()).changed_from(claimed, name)
+
+
+def _claimed(composite: Composite) -> Composite | None:
+    """The published method that a composite says it is, or is a change of."""
+    for known in METHODS.values():
+        if known.name == composite.base or _names(composite, known):
+            return known
+    return next((m for m in METHODS.values() if m.summary == composite.summary), None)
+
+
+def _names(composite: Composite, known: Composite) -> bool:
+    """Whether it goes by the name of the published one, whatever stands behind in parentheses."""
+    return _key(composite.name.partition("(")[0]) == known.name
+
+
+def _key(name: str) -> str:
+    """A name as it is read: without regard to case, blanks, signs that do not show."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(c for c in plain if c.isprintable() and not c.isspace()).replace("_", "-")
+
+
+def _unbounded(table: changes.Table) -> changes.Table:
+    """Without the bounds of pixels, which follow from the checkpoint."""
+    bounds = {"low": 0.0, "high": 1.0}
+    rules = [
+        line | {"options": line["options"] | (bounds if line["rule"] == "z_box" else {})}
+        for line in table["rules"]
+    ]
+    return table | {"rules": rules}

@@ -17,7 +17,7 @@ from typing import Any
 
 from refl.errors import ReflError
 from refl.rules.composites import Composite, Rule
-from refl.rules.published import method
+from refl.rules.published import identified, method
 
 KEYS = ("name", "base", "formulation", "source", "summary")
 
@@ -30,11 +30,13 @@ def named(name: str) -> Composite:
 def chosen(
     method: str | Composite, eps: float | None = None, stabilizer: str | None = None
 ) -> Composite:
-    """A method, by its name or as it is, with these options set in every rule that has them."""
-    composite = named(method) if isinstance(method, str) else method
+    """A method, by its name or as it is, with these options set in every rule that has them; under
+    a name that is true.
+    """
+    composite = named(method) if isinstance(method, str) else identified(method)
     options = {"eps": eps, "stabilizer": stabilizer}
     asked = {key: value for key, value in options.items() if value is not None}
-    return composite.with_options(**asked) if asked else composite
+    return identified(composite.with_options(**asked)) if asked else composite
 
 
 def from_toml(path: str | Path) -> Composite:
@@ -60,7 +62,7 @@ def from_table(content: dict[str, Any], where: str) -> Composite:
     if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
         raise ReflError(f"{where}: expected [[rule]] tables, got {lines!r}")
     base = method(content["base"]) if "base" in content else Composite("none", ())
-    return Composite(
+    mine = Composite(
         str(content.get("name", where)),
         tuple(_line(line, where) for line in lines) + base.rules,
         content.get("formulation", base.formulation),
@@ -68,6 +70,7 @@ def from_table(content: dict[str, Any], where: str) -> Composite:
         str(content.get("summary", base.summary)),
         base.score,
     )
+    return identified(mine.changed_from(base, mine.name) if "base" in content else mine)
 
 
 def _line(line: dict[str, Any], where: str) -> Rule:

@@ -116,6 +116,14 @@ def form(method: Composite | Method) -> str:
     return "gradient x input form" if gradient else "relevance form"
 
 
+def described(method: Composite | Method) -> list[str]:
+    """Its summary, and of a table that was made from another one what was changed."""
+    words = ""
+    if isinstance(method, Composite) and method.changes:
+        words = f"{method.base} changed: {'; '.join(method.changes)}"
+    return [said for said in dict.fromkeys((words, method.summary)) if said]
+
+
 # -- rows of tokens --------------------------------------------------------------------------------
 
 ENCODER, DECODER = "read by the encoder", "written by the decoder"

@@ -16,7 +16,7 @@ _NUMERIC = "text-align:right;font-variant-numeric:tabular-nums"
 def fragment(e: Explanation) -> str:
     """The colored text, or the picture, and the account."""
     head = f"<strong>{safe(quantity(e))} = {amount(e.explained, 4)}</strong>"
-    more = f'<span style="opacity:.7">{safe(facts(e))}; {safe(e.method.name)}</span>'
+    more = f'<span style="opacity:.7">{safe(facts(e))}; {safe(e.method.title)}</span>'
     shown = (
         heatmap(e)
         if e.picture is not None

@@ -18,6 +18,7 @@ from refl.show.account import (
     account_of,
     all_scores,
     considered,
+    described,
     facts,
     form,
     joiner,
@@ -61,7 +62,7 @@ def html(e: Explanation) -> str:
 def _head(e: Explanation) -> str:
     return (
         f"<header><h1>{safe(quantity(e))} = {amount(e.explained, 4)}</h1>"
-        f"<p>{safe(facts(e))}. Explained by <b>{safe(e.method.name)}</b> on "
+        f"<p>{safe(facts(e))}. Explained by <b>{safe(e.method.title)}</b> on "
         f"{safe(e.about.get('model') or 'a model')}.</p></header>\n"
     )
 
@@ -252,9 +253,12 @@ def _candidates(e: Explanation) -> str:
 
 def _method(e: Explanation) -> str:
     m = e.method
+    summary = "".join(f"<p>{safe(said)}</p>" for said in described(m))
+    table = f" Its table: {m.hash}" if isinstance(m, Composite) else ""
     return (
-        f"<section><h2>The method: {safe(m.name)}</h2><p>{safe(m.summary)}</p>{_note(m.source)}"
-        f"<p>In {safe(form(m))}.</p>{_rules(m) if isinstance(m, Composite) else ''}</section>"
+        f"<section><h2>The method: {safe(m.title)}</h2>{summary}{_note(m.source)}"
+        f"<p>In {safe(form(m))}.{table}</p>"
+        f"{_rules(m) if isinstance(m, Composite) else ''}</section>"
     )
 
 
@@ -284,7 +288,7 @@ def _ledger(e: Explanation) -> str:
 
 def _again(e: Explanation) -> str:
     said = e.provenance | {
-        "method": e.method.name,
+        "method": e.method.title,
         "seed": e.seed,
         "target": f"{e.target!r} (id {e.target_id})",
     }

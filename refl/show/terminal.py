@@ -20,6 +20,7 @@ from refl.show.account import (
     account_of,
     all_scores,
     considered,
+    described,
     facts,
     form,
     joiner,
@@ -58,7 +59,7 @@ def head(e: Explanation, width: int) -> list[Line]:
     """What is explained, and by what."""
     about = [
         *(e.about.get(key, "") for key in ("model", "architecture", "dtype")),
-        e.method.name,
+        e.method.title,
     ]
     return [
         *paragraph(f"{quantity(e)} = {amount(e.explained, 4)}", width, "bold", indent=""),
@@ -69,11 +70,12 @@ def head(e: Explanation, width: int) -> list[Line]:
 
 def method_lines(c: Composite | Method, width: int) -> list[Line]:
     """A method by name, with its summary and its source."""
-    name: Line = [("  ", ""), (one_line(c.name), "bold"), (f"  {form(c)}", "dim")]
+    name: Line = [("  ", ""), (one_line(c.title), "bold"), (f"  {form(c)}", "dim")]
     return [
         name,
-        *(paragraph(one_line(c.summary), width) if c.summary else []),
+        *(line for said in described(c) for line in paragraph(one_line(said), width)),
         *(paragraph(one_line(c.source), width, "dim") if c.source else []),
+        *(paragraph(f"table {c.hash[:12]}", width, "dim") if isinstance(c, Composite) else []),
     ]
 
 

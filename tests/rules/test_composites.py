@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from refl.errors import ReflError
-from refl.io.composites import from_table, from_toml
+from refl.io.composites import chosen, from_table, from_toml
 from refl.rules import layer_norm, linear, rms_norm
 from refl.rules.composites import Composite, Rule
-from refl.rules.operations import rules_in
-from refl.rules.published import CP_LRP, METHODS, method
+from refl.rules.operations import OPERATIONS, rules_in
+from refl.rules.published import CP_LRP, METHODS, identified, method
 from refl.verification.random_models import LLAMA, random_model
 
 # -- the published methods -------------------------------------------------------------------------
@@ -294,11 +295,14 @@ def test_lines_on_top_win() -> None:
         Rule("add", "epsilon"),
         *MINE.rules,
     )
-    assert (changed.source, changed.summary, changed.score) == ("a book", "a try", "norm")
+    said = ("linear site h.*: z_plus (eps=0.0)", "add: epsilon (eps=1e-06, stabilizer=sign)")
+    assert (changed.base, set(changed.changes)) == ("mine", set(said))
+    assert (changed.source, changed.score) == ("base: a book", "norm")
+    assert changed.summary == f"mine changed: {'; '.join(changed.changes)}"
     assert MINE.override(line, name="yours").name == "yours"
 
 
-def test_options_reach_the_lines_that_take_them() -> None:
+def test_givenreach_the_lines_that_take_them() -> None:
     changed = MINE.with_options(eps=0.5)
     assert [dict(line.options) for line in changed.rules] == [
         {"gamma": 0.5, "eps": 0.5},
@@ -312,7 +316,7 @@ def test_options_reach_the_lines_that_take_them() -> None:
         {},
         {},
     ]
-    assert changed.name == "mine"
+    assert (changed.name, changed.summary) == ("mine (eps=0.5)", "mine changed: eps=0.5")
     with pytest.raises(
         ReflError,
         match=exactly(
@@ -339,6 +343,9 @@ def test_a_table_spelled_out() -> None:
         "source": "a book",
         "summary": "a try",
         "score": "norm",
+        "base": "",
+        "changes": [],
+        "hash": MINE.hash,
         "rules": [
             {
                 "operation": "linear",
@@ -360,7 +367,7 @@ def test_a_table_spelled_out() -> None:
     }
 
 
-def test_a_line_for_several_operations_has_the_options_of_each() -> None:
+def test_a_line_for_several_operations_has_the_givenof_each() -> None:
     several = Composite("several", (Rule("m*", "uniform"),))  # matmul and multiply
     assert several.as_dict()["rules"][0]["options"] == {
         "eps": 1e-6,
@@ -465,7 +472,7 @@ def test_what_an_option_may_not_be() -> None:
 
 
 def test_what_an_option_may_be() -> None:
-    for rule, operation, chosen in (
+    for rule, operation, given in (
         ("epsilon", "linear", {"eps": 1, "stabilizer": "plain"}),
         ("uniform", "matmul", {"denominator": "2(z+eps)", "eps": 1e-30}),
         ("gamma", "linear", {"gamma": 0}),
@@ -474,8 +481,8 @@ def test_what_an_option_may_be() -> None:
         ("z_box", "linear", {"low": [-1, -2.5], "high": (0.0, 1)}),
         ("z_box", "linear", {"low": -3, "high": 0}),
     ):
-        composite = Composite("mine", (Rule(operation, rule, options=tuple(chosen.items())),))
-        assert composite.rule(operation, ["x"]).options == chosen
+        composite = Composite("mine", (Rule(operation, rule, options=tuple(given.items())),))
+        assert composite.rule(operation, ["x"]).options == given
 
 
 # -- names and files -------------------------------------------------------------------------------
@@ -503,7 +510,7 @@ def test_a_composite_from_a_file(tmp_path: Path) -> None:
         "mine",
         "gradient_x_input",
         "a book",
-        base.summary,
+        "gradient changed: softmax site h.*: constant",
         "norm",
     )
     file.write_text(
@@ -591,3 +598,131 @@ def test_a_composite_is_read_as_utf_8_in_any_locale(tmp_path: Path, monkeypatch:
     file = tmp_path / "mine.toml"
     file.write_text('summary = "é"', "utf-8")
     assert from_toml(file).summary == "é" and [str(e).lower() for e in said] == ["utf-8"]
+
+
+# -- a changed table says so -----------------------------------------------------------------------
+
+LETTER = "to the letter"
+GAMMA: dict[str, Any] = {"operation": "linear", "role": "mlp.*", "rule": "gamma", "gamma": 0.25}
+ON_TOP = {"base": "attnlrp", "rule": [GAMMA]}
+RIGHT = {"rule": "epsilon", "eps": 1e-6}
+EPSILON = Rule("linear", "epsilon", options=(("eps", 1e-6),), role="mlp.*")
+
+
+@pytest.mark.parametrize(
+    ("composite", "title", "words"),
+    [
+        (chosen("attnlrp", 1e-3), "attnlrp (eps=0.001)", ("eps=0.001",)),
+        (
+            chosen("attnlrp", 1e-3, "plain"),
+            "attnlrp (eps=0.001, stabilizer=plain)",
+            ("eps=0.001", "stabilizer=plain"),
+        ),
+        (
+            chosen(chosen("attnlrp", 1e-3), 1e-2),
+            "attnlrp (eps=0.001) (eps=0.01)",
+            ("eps=0.01",),
+        ),
+        (
+            method("attnlrp").override(Rule("softmax", "identity")),
+            "attnlrp (changed)",
+            ("softmax: identity",),
+        ),
+        (
+            from_table(ON_TOP | {"name": "mine"}, "f"),
+            "mine (attnlrp changed)",
+            ("linear role mlp.*: gamma (eps=0.0, gamma=0.25)",),
+        ),
+        (
+            from_table(ON_TOP | {"name": "attnlrp"}, "f"),
+            "attnlrp (changed)",
+            ("linear role mlp.*: gamma (eps=0.0, gamma=0.25)",),
+        ),
+        (
+            chosen(replace(METHODS["attnlrp"], rules=(Rule("softmax", "taylor"),))),
+            "attnlrp (changed)",
+            (f"no line for {', '.join(sorted(set(OPERATIONS) - {'softmax'}))}",),
+        ),
+        (
+            Composite.from_dict(chosen("cp-lrp-vit", 0.5).as_dict()),
+            "cp-lrp-vit (eps=0.5)",
+            ("eps=0.5",),
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_changed_composite_says_what_was_changed(
+    composite: Composite, title: str, words: tuple[str, ...]
+) -> None:
+    told = composite.as_dict()
+    assert (composite.title, tuple(told["changes"])) == (title, words)
+    assert told["base"] in METHODS and told["hash"] != METHODS[told["base"]].hash
+    assert LETTER not in f"{composite.summary}{told}{composite!r}" and title in repr(composite)
+    assert told["source"] == f"base: {METHODS[told['base']].source}"
+    assert composite.hash[:12] in repr(composite)
+
+
+@pytest.mark.parametrize(
+    "composite",
+    [
+        chosen("attnlrp", 1e-6, "sign"),
+        chosen(chosen("attnlrp", 1e-3), 1e-6),
+        chosen(method("attnlrp").override(Rule("linear", "epsilon"), EPSILON)),
+        from_table({"name": "attnlrp", "base": "attnlrp"}, "f"),
+        from_table(
+            {
+                "name": "attnlrp",
+                "base": "attnlrp",
+                "rule": [{"operation": "linear", "role": "mlp.*"} | RIGHT],
+            },
+            "f",
+        ),
+        chosen(Composite("attnlrp", METHODS["attnlrp"].rules[::-1])),
+    ],
+    ids=["options", "there and back", "lines", "base", "file", "order"],
+)
+def test_what_changes_nothing_is_no_change(composite: Composite) -> None:
+    assert (composite.title, composite.changes) == ("attnlrp", ())
+    assert composite.hash == METHODS["attnlrp"].hash
+
+
+@pytest.mark.parametrize("name", ["attnlrp", "AttnLRP", " attnlrp", "attn\u200blrp", "ａttnlrp"])
+@pytest.mark.parametrize("base", [{}, {"base": "lrp-0"}, {"base": "attnlrp"}])
+def test_nothing_passes_for_a_published_method(name: str, base: dict[str, str]) -> None:
+    """By its name, by its summary, whether in TOML or in an oracle file."""
+    content = base | {"name": name, "summary": METHODS["attnlrp"].summary, "rule": [GAMMA]}
+    file = from_table(content, "f")
+    stored = METHODS["attnlrp"].as_dict() | {"name": name, "rules": file.as_dict()["rules"]}
+    for passed in (file, identified(Composite.from_dict(stored)), chosen(replace(file, base=""))):
+        assert "changed" in passed.title and passed.changes
+        assert "changed" in passed.name or passed.title != passed.name
+        assert LETTER not in passed.summary
+
+
+def test_a_hash_is_of_what_the_table_does() -> None:
+    hashes = {m.hash for m in METHODS.values()}
+    assert len(hashes) == len(METHODS)
+    assert replace(METHODS["attnlrp"], name="other", summary="", source="").hash in hashes
+    assert replace(METHODS["attnlrp"], score="norm").hash not in hashes
+    assert chosen("attnlrp", 2e-6).hash not in hashes
+
+
+def test_published_methods_keep_their_names() -> None:
+    for name, known in METHODS.items():
+        assert identified(known) is known and chosen(name) is known
+        again = identified(Composite.from_dict(known.as_dict()))
+        assert (again.title, again.summary, again.changes) == (name, known.summary, ())
+
+
+def test_bounds_of_pixels_are_the_checkpoint_s() -> None:
+    """They follow from preprocessor_config.json; others of one's own are a change."""
+    box = METHODS["attnlrp-vit-box"]
+    bounded = Rule("linear", "z_box", options=(("low", -1), ("high", 1)), role="patch_embedding")
+    ran = replace(box, rules=(bounded, *box.rules[1:]))
+    assert identified(ran).title == "attnlrp-vit-box" and not identified(ran).changes
+    assert box.override(bounded).changes == ("low=-1.0",)
+
+
+def test_a_summary_of_one_s_own_stands() -> None:
+    mine = from_table(ON_TOP | {"name": "mine", "summary": "gamma, as I like it"}, "f")
+    assert mine.summary == "gamma, as I like it" and mine.title == "mine (attnlrp changed)"
