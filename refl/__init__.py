@@ -8,7 +8,13 @@ conservation ledger that closes.
     e.tokens, e.relevance, e.target, e.logit
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# In a checkout refl/rules, nets and verification are links to the folders beside refl. Where git
+# makes no links (Windows, core.symlinks=false) they are files, and the folders are found here.
+if not (Path(__file__).parent / "rules").is_dir():
+    __path__.append(str(Path(__file__).parent.parent))
 
 from refl.errors import ReflError
 from refl.version import __version__

@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
 import sys
 from importlib.abc import InspectLoader
 from importlib.util import find_spec
+from pathlib import Path
 from types import FunctionType
 
 import pytest
@@ -179,3 +182,25 @@ def test_a_folder_is_no_package_of_its_own(folder: str) -> None:
     )
     with pytest.raises(ImportError, match=re.escape(sentence)):
         FunctionType(code, {"__name__": folder})()
+
+
+def test_a_checkout_without_links_is_the_whole_package(tmp_path: Path) -> None:
+    """Where git makes no symbolic links, it writes files of their names."""
+    for folder in ("refl", "rules", "nets"):
+        shutil.copytree(
+            ROOT / folder,
+            tmp_path / folder,
+            ignore=shutil.ignore_patterns(
+                "__pycache__", "shipped", "rules", "nets", "verification"
+            ),
+        )
+    for link in ("rules", "nets", "verification"):
+        (tmp_path / "refl" / link).write_text(f"../{link}")
+    shown = subprocess.run(
+        [sys.executable, "-c", "import refl.nets.llama as n, refl.rules as r; print(n.__file__)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(shown.stdout.strip()) == tmp_path.resolve() / "nets" / "llama.py"
