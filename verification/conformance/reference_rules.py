@@ -68,7 +68,7 @@ class ReferenceRules:
         bias = np.zeros(len(w)) if b is None else b
         c = c + gamma * self.amplified(c, z[..., None], x, w)
         return summed_messages(
-            c, self.divided(r, c.sum(-1) + bias + gamma * self.amplified_bias(bias, z))
+            c, self.divided(r, self.total(c) + bias + gamma * self.amplified_bias(bias, z))
         )
 
     def amplified(self, c: Array, z: Array, x: Array, w: Array) -> Array:
@@ -86,10 +86,10 @@ class ReferenceRules:
         bias = np.zeros(len(w)) if b is None else b
         plus, minus = self.signed(x, w)
         up = summed_messages(
-            plus, self.divided(alpha * r, plus.sum(-1) + self.signed_bias(bias, 1))
+            plus, self.divided(alpha * r, self.total(plus) + self.signed_bias(bias, 1))
         )
         return up + summed_messages(
-            minus, self.divided(-beta * r, minus.sum(-1) + self.signed_bias(bias, -1))
+            minus, self.divided(-beta * r, self.total(minus) + self.signed_bias(bias, -1))
         )
 
     def signed(self, x: Array, w: Array) -> tuple[Array, Array]:
@@ -100,16 +100,19 @@ class ReferenceRules:
         return plus_part(b) if sign > 0 else minus_part(b)
 
     def linear_flat(self, x: Array, w: Array, b: Array | None, r: Array) -> Array:
-        return np.broadcast_to(r.sum(-1, keepdims=True) / x.shape[-1], x.shape).copy()
+        return np.broadcast_to(self.sum_along(r, -1) / x.shape[-1], x.shape).copy()
 
     def linear_w_square(self, x: Array, w: Array, b: Array | None, r: Array) -> Array:
-        return self.divided(r, (w * w).sum(-1)) @ (w * w)
+        return self.divided(r, self.total(w * w)) @ (w * w)
 
     def linear_z_box(
         self, x: Array, w: Array, b: Array | None, r: Array, *, low: float, high: float
     ) -> Array:
         c = plus_part(w) * (x - low)[..., None, :] + minus_part(w) * (x - high)[..., None, :]
-        return summed_messages(c, self.divided(r, c.sum(-1)))
+        return summed_messages(c, self.divided(r, self.total(c)))
+
+    def total(self, c: Array) -> Array:  # (..., O, I) -> (..., O)
+        return c.sum(-1)
 
     def linear_sum(self, x: Array, w: Array, b: Array | None) -> Array:
         """The z that a rule divides by."""
@@ -275,7 +278,7 @@ class ReferenceRules:
         filled = np.moveaxis(self.filled(x, mask), axis, -1)
         r = np.moveaxis(r, axis, -1) * self.unmasked(filled)
         c = plus_part(self.expansion(self.logits(filled, -1), self.probabilities(filled, -1)))
-        return np.moveaxis(summed_messages(c, self.divided(r, c.sum(-1))), -1, axis)
+        return np.moveaxis(summed_messages(c, self.divided(r, self.total(c))), -1, axis)
 
     def expansion(self, x: Array, p: Array) -> Array:  # (..., I) -> (..., J, I)
         """x_i (delta_ij - p_i); 1 - p_i as the sum of the others,
@@ -319,7 +322,7 @@ class ReferenceRules:
 
     def rms_norm_gradient(self, x: Array, w: Array, g: Array, *, norm_eps: float) -> Array:
         square = _mean_square(x)
-        projection = (w * g * x).sum(-1, keepdims=True) / self.root(square, norm_eps) ** 2
+        projection = self.sum_along(w * g * x, -1) / self.root(square, norm_eps) ** 2
         return (
             w * g / self.root(square, norm_eps)
             - projection * self.root_derivative(square, norm_eps) * 2 * x / x.shape[-1]
@@ -354,7 +357,7 @@ class ReferenceRules:
         self, x: Array, w: Array, b: Array | None, g: Array, *, norm_eps: float
     ) -> Array:
         c, std = centered(x), self.std(x, norm_eps)
-        projection = (w * g * c).sum(-1, keepdims=True) / std**2
+        projection = self.sum_along(w * g * c, -1) / std**2
         return self.pulled_through_mean(w * g / std) - projection * self.root_derivative(
             self.variance(x), norm_eps
         ) * 2 * c / self.variance_divisor(x)
@@ -371,7 +374,7 @@ class ReferenceRules:
         return self.root(self.variance(x), norm_eps)
 
     def variance(self, x: Array) -> Array:
-        return (centered(x) ** 2).sum(-1, keepdims=True) / self.variance_divisor(x)
+        return self.sum_along(centered(x) ** 2, -1) / self.variance_divisor(x)
 
     def variance_divisor(self, x: Array) -> int:
         return int(x.shape[-1])
@@ -430,11 +433,11 @@ class ReferenceRules:
         stabilizer: str = "sign",
     ) -> Array:
         m = np.ones_like(x[..., :1]) if counted is None else counted
-        return m * x * self.stabilized_ratio((m * x).sum(-2, keepdims=True), r, eps, stabilizer)
+        return m * x * self.stabilized_ratio(self.sum_along(m * x, -2), r, eps, stabilizer)
 
     def pooling_gradient(self, x: Array, g: Array, *, counted: Array | None = None) -> Array:
         m = np.ones_like(x) if counted is None else np.broadcast_to(counted, x.shape)
-        return m * g / m.sum(-2, keepdims=True)
+        return m * g / self.sum_along(m, -2)
 
     def scale_pass_through(self, x: Array, r: Array, *, factor: float) -> Array:
         return r
@@ -469,16 +472,16 @@ class ReferenceRules:
     def renormalize_epsilon(
         self, x: Array, r: Array, *, eps: float, stabilizer: str = "sign"
     ) -> Array:
-        z = x / x.sum(-1, keepdims=True)
+        z = x / self.sum_along(x, -1)
         s = self.stabilized_ratio(z, r, eps, stabilizer)
-        return z * (s - (z * s).sum(-1, keepdims=True))
+        return z * (s - self.sum_along(z * s, -1))
 
     def renormalize_identity_gxi(self, x: Array, g: Array) -> Array:
-        return g / x.sum(-1, keepdims=True)
+        return g / self.sum_along(x, -1)
 
     def renormalize_gradient(self, x: Array, g: Array) -> Array:
-        total = x.sum(-1, keepdims=True)
-        return (g - (x / total * g).sum(-1, keepdims=True)) / total
+        total = self.sum_along(x, -1)
+        return (g - self.sum_along(x / total * g, -1)) / total
 
     # attention, of the rules above
 

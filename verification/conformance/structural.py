@@ -1,0 +1,284 @@
+"""Structural mistakes: an axis averaged, heads or examples mixed, a transpose that shows only where
+nothing is square, a factor, a sign, operands swapped, a part of the relevance dropped.
+
+Each is a change of one array on its way through a rule that is right: of an operand, of the
+relevance that comes in, of an answer, or of what a part of the rule (reference_rules.py) gives. So
+the same changes can be made to every rule. quality/structural_mutants.py plants all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from refl.arrays import Array
+from refl.verification.conformance.planting import (
+    Answering,
+    changed,
+    reference_answer,
+)
+from refl.verification.conformance.reference_rules import Answer, ReferenceRules, wide
+from refl.verification.vectors.case import Case
+
+ChangeOfArray: TypeAlias = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One way in which an array can go wrong.
+    An array to which it does not apply (it lacks the axis) stays as it is.
+    """
+
+    id: str
+    """Of the mistake in the catalogue."""
+    says: str
+    apply: ChangeOfArray
+    rearranges: bool = False
+    """No number is computed: it can be done to truth values, too."""
+
+
+# -- changes along one axis ------------------------------------------------------------------------
+
+
+def _over(reduce: Callable[..., Array]) -> Callable[[Array, int], Array]:
+    """One number for the whole axis, in every place of it."""
+    return lambda a, axis: np.broadcast_to(reduce(a, axis, keepdims=True), a.shape).copy()
+
+
+def _picked(places: Callable[[int], Any]) -> Callable[[Array, int], Array]:
+    """places: length of the axis -> which entry stands in each place."""
+    return lambda a, axis: np.take(a, np.asarray(places(a.shape[axis])), axis)
+
+
+def _zeroed(places: Callable[[int], Any]) -> Callable[[Array, int], Array]:
+    """places: length of the axis -> which entries are dropped."""
+
+    def change(a: Array, axis: int) -> Array:
+        dropped = np.isin(np.arange(a.shape[axis]), places(a.shape[axis]))
+        return np.where(dropped.reshape((-1,) + (1,) * (a.ndim - 1 - axis % a.ndim)), 0.0, a)
+
+    return change
+
+
+def _dealt(groups: int) -> Callable[[int], Any]:
+    """1 2 1 2 in place of 1 1 2 2."""
+    return lambda n: np.arange(n).reshape(groups, -1).T.ravel() if n % groups == 0 else np.arange(n)
+
+
+ALONG: Mapping[str, tuple[str, Callable[[Array, int], Array], bool]] = {
+    "averaged over": ("axis-mixed", _over(np.mean), False),
+    "summed over": ("axis-mixed", _over(np.sum), False),
+    "at its largest over": ("axis-mixed", _over(np.max), False),
+    "summed up along": ("axis-mixed", lambda a, axis: np.cumsum(a, axis), False),
+    "reversed along": ("axis-permuted", _picked(lambda n: range(n)[::-1]), True),
+    "rolled along": ("axis-permuted", _picked(lambda n: np.roll(range(n), 1)), True),
+    "with the first two swapped along": (
+        "axis-permuted",
+        _picked(lambda n: [1, 0, *range(2, n)]),
+        True,
+    ),
+    "dealt out by twos along": ("axis-permuted", _picked(_dealt(2)), True),
+    "dealt out by threes along": ("axis-permuted", _picked(_dealt(3)), True),
+    "sorted along": ("axis-permuted", lambda a, axis: np.sort(a, axis), False),
+    "the first for all along": ("one-slice-for-all", _picked(lambda n: [0] * n), True),
+    "the last for all along": ("one-slice-for-all", _picked(lambda n: [n - 1] * n), True),
+    "without the first along": ("slice-dropped", _zeroed(lambda n: [0]), False),
+    "without the last along": ("slice-dropped", _zeroed(lambda n: [n - 1]), False),
+    "the first alone along": ("slice-dropped", _zeroed(lambda n: range(1, n)), False),
+    "the last alone along": ("slice-dropped", _zeroed(lambda n: range(n - 1)), False),
+}
+"""What is done along an axis -> mistake, how, and whether it only rearranges."""
+
+LONG = (16, 64, 128, 256, 512)
+"""A row may be worked through in chunks of these."""
+
+
+def along(axis: int) -> Iterator[Change]:
+    """Everything that is done along an axis of more than one entry."""
+    for name, (id, change, rearranges) in ALONG.items():
+        yield Change(id, f"{name} axis {axis}", _where_it_is(axis, change), rearranges)
+
+
+def cut(axis: int) -> Iterator[Change]:
+    """Nothing beyond a chunk."""
+    for most in LONG:
+        said = f"cut off after {most} along axis {axis}"
+        yield Change("long-rows-cut", said, _where_it_is(axis, _zeroed(partial(_beyond, most))))
+
+
+def _beyond(most: int, length: int) -> range:
+    return range(most, length)
+
+
+def _where_it_is(axis: int, change: Callable[[Array, int], Array]) -> ChangeOfArray:
+    def apply(a: Array) -> Array:
+        there = -a.ndim <= axis < a.ndim and a.shape[axis] > 1
+        return change(a, axis) if there else a
+
+    return apply
+
+
+# -- changes of two axes, and of the whole ---------------------------------------------------------
+
+
+def transposed(i: int, j: int) -> Iterator[Change]:
+    """Two axes exchanged, where they are of one length and where they are not."""
+
+    def square(a: Array) -> Array:
+        return a.swapaxes(i, j) if there(a, i, j) and a.shape[i] == a.shape[j] else a
+
+    def laid_out_again(a: Array) -> Array:
+        """Read as if its axes stood the other way around."""
+        return a.reshape(a.swapaxes(i, j).shape).swapaxes(i, j) if there(a, i, j) else a
+
+    yield Change("axes-transposed", f"transposed in {i} and {j} where square", square, True)
+    yield Change("axes-transposed", f"reshaped over {i} and {j}", laid_out_again, True)
+
+
+def there(a: Array, *axes: int) -> bool:
+    return all(-a.ndim <= axis < a.ndim for axis in axes) and len({x % a.ndim for x in axes}) > 1
+
+
+def _scaled(factor: float) -> ChangeOfArray:
+    return lambda a: factor * a
+
+
+def _without_small(least: Callable[[Array], Any]) -> ChangeOfArray:
+    return lambda a: np.where(np.abs(a) < least(a), 0.0, a)
+
+
+FACTORS = (2.0, 0.5, 4.0, 0.25, 3.0, 1 / 3, 1.5, 2 / 3)
+
+FACTOR = tuple(Change("constant-factor", f"times {c:.4g}", _scaled(c)) for c in FACTORS)
+SLIGHT = Change("constant-factor", "times 1.001", _scaled(1.001))
+SIGN = Change("sign-flipped", "with the other sign", _scaled(-1.0))
+NOTHING = Change("nothing-passed", "as zero", _scaled(0.0))
+CLAMPED = (
+    Change("relevance-clamped", "without what is negative", lambda a: np.maximum(a, 0.0)),
+    Change("relevance-clamped", "in absolute value", np.abs),
+)
+SMALL = (
+    Change("small-dropped", "without what is below 1e-10", _without_small(lambda a: 1e-10)),
+    Change(
+        "small-dropped",
+        "without what is below 1e-6 of the largest",
+        _without_small(lambda a: 1e-6 * np.max(np.abs(a), initial=0.0)),
+    ),
+)
+CLIPPED = tuple(
+    Change("values-clipped", f"clipped at {most:g}", partial(np.clip, a_min=-most, a_max=most))
+    for most in (4.0, 10.0, 30.0, 88.0)
+)
+MIRRORED = Change(
+    "axis-permuted", "read backward as a whole", lambda a: a.ravel()[::-1].reshape(a.shape), True
+)
+COLUMNS_FIRST = Change(
+    "axes-transposed",
+    "read columns first",
+    lambda a: a.ravel(order="F").reshape(a.shape),
+    True,
+)
+
+
+def changes(axes: Sequence[int]) -> Iterator[Change]:
+    """All of them, for an array that has these axes."""
+    for axis in axes:
+        yield from along(axis)
+    for i, j in combinations(axes, 2):
+        yield from transposed(i, j)
+    yield from (*FACTOR[:2], SLIGHT, SIGN, NOTHING, *CLAMPED, MIRRORED, COLUMNS_FIRST)
+
+
+# -- where a change is made ------------------------------------------------------------------------
+
+
+def applied(change: Change, a: Any) -> Any:
+    """To an array of numbers, and to one of truth values where nothing is computed."""
+    usable = isinstance(a, np.ndarray) and a.ndim > 0
+    return change.apply(a) if usable and (a.dtype.kind == "f" or change.rearranges) else a
+
+
+def in_answer(names: Sequence[str], change: Change) -> Answering:
+    """Of the answers that are named (members of a list as name.0); of all where none is."""
+
+    def form(case: Case) -> Answer:
+        return tuple(
+            applied(change, got) if not names or name in names else got
+            for name, got in zip(case.returns, reference_answer(case), strict=True)
+        )
+
+    return form
+
+
+def in_input(name: str, change: Change) -> Answering:
+    """Of an operand, or of what comes in; `name.k` for a member of a list."""
+    name, _, member = name.partition(".")
+
+    def form(case: Case) -> Answer:
+        held = wide(case.inputs.get(name))
+        if isinstance(held, list):
+            new: Any = [
+                applied(change, a) if member in ("", str(k)) else a for k, a in enumerate(held)
+            ]
+        else:
+            new = applied(change, held)
+        if new is held:
+            return reference_answer(case)
+        return ReferenceRules(case.dtype).answer(changed(case, {name: new}))
+
+    return form
+
+
+# -- operands and answers in each other's place ----------------------------------------------------
+
+
+def operands_swapped(first: str, second: str) -> Answering:
+    """Where they have one shape."""
+
+    def form(case: Case) -> Answer:
+        a, b = case.inputs.get(first), case.inputs.get(second)
+        if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)) or a.shape != b.shape:
+            return reference_answer(case)
+        return ReferenceRules(case.dtype).answer(changed(case, {first: b, second: a}))
+
+    return form
+
+
+def list_reversed(case: Case) -> Answer:
+    """The operands of a list the other way around, where they have one shape."""
+    held = case.inputs.get("operands", [])
+    if len({a.shape for a in held}) != 1:
+        return reference_answer(case)
+    return ReferenceRules(case.dtype).answer(changed(case, {"operands": held[::-1]}))
+
+
+def answers_mixed(mix: Callable[[list[Array]], list[Array]]) -> Answering:
+    """Of those answers that have one shape."""
+
+    def form(case: Case) -> Answer:
+        right = reference_answer(case)
+        given = [a for a in right if a is not None]
+        if len({a.shape for a in given}) > 1 or len(given) < 2:
+            return right
+        left = iter(mix(given))
+        return tuple(None if a is None else next(left) for a in right)
+
+    return form
+
+
+def _mean_for_all(answers: list[Array]) -> list[Array]:
+    return [np.asarray(sum(answers) / len(answers))] * len(answers)
+
+
+MIXED_ANSWERS: tuple[tuple[str, str, Callable[[list[Array]], list[Array]]], ...] = (
+    ("answers the other way around", "operands-swapped", lambda held: held[::-1]),
+    ("answers rolled", "operands-swapped", lambda held: [*held[1:], held[0]]),
+    ("the first answer for all", "one-operand-right", lambda held: [held[0]] * len(held)),
+    ("the last answer for all", "one-operand-right", lambda held: [held[-1]] * len(held)),
+    ("the mean of the answers for all", "one-operand-right", _mean_for_all),
+)

@@ -1,0 +1,349 @@
+"""Numbers for a rule in every shape that it takes: ranks 1 to 4, square and not, one and many, long
+rows, operands that are broadcast; ordinary numbers, large ones, zeros of both signs, relevance of
+very different sizes.
+
+They have nothing to do with the conformance vectors, which are held against them
+(structural_mutants.py): what a mistake changes here, a vector has to show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from refl.verification.vectors.case import Case, signature
+
+Array: TypeAlias = Any
+Inputs: TypeAlias = dict[str, Any]
+Drawn: TypeAlias = tuple[Inputs, dict[str, Any]]
+
+MANNERS = ("ordinary", "ordinary", "positive", "large", "spread", "zeros")
+"""How numbers are drawn, in turn."""
+
+LEADS: tuple[tuple[int, ...], ...] = ((1,), (3,), (2, 3), (1, 1), (2, 3, 4), (3, 2, 2))
+LONG = 600
+
+
+@dataclass
+class Numbers:
+    """From a seed, in one manner."""
+
+    rng: np.random.Generator
+    manner: str
+    most: float = 100.0
+    """How large, where they are large."""
+
+    def __call__(self, *shape: int) -> Array:
+        x = self.rng.uniform(-2, 2, shape)
+        if self.manner == "positive":
+            return np.abs(x) + 0.1
+        if self.manner == "large":
+            return x * self.most / 2
+        if self.manner == "zeros":
+            kept = self.rng.random(shape)
+            return np.where(kept < 0.2, 0.0, np.where(kept < 0.3, -0.0, x))
+        return x
+
+    def relevance(self, *shape: int) -> Array:
+        r = self.rng.uniform(-2, 2, shape)
+        if self.manner == "spread":
+            r = r * 10.0 ** self.rng.integers(-22, 1, shape)
+        return r
+
+    def one_of(self, *choices: Any) -> Any:
+        return choices[int(self.rng.integers(len(choices)))]
+
+
+Draw: TypeAlias = Callable[[Numbers, str], Iterator[Drawn]]
+
+
+def _linear(n: Numbers, rule: str) -> Iterator[Drawn]:
+    sizes = ((3, 2), (4, 4), (2, 5), (1, 3), (3, 1), (6, 6))
+    each: list[tuple[tuple[int, ...], tuple[int, int]]] = [
+        (lead, size) for k, lead in enumerate(LEADS) for size in (sizes[k], sizes[k - 2])
+    ]
+    for lead, (i, o) in [*each, ((2,), (LONG, 3)), ((2, 2), (3, LONG)), ((1, LONG), (2, 3))]:
+        x, w = n(*lead, i), n(o, i)
+        b = n.one_of(None, n(o))
+        yield {"x": x, "w": w, "b": b, seed(rule): n.relevance(*lead, o)}, _parameters(n, rule)
+
+
+def _parameters(n: Numbers, rule: str) -> dict[str, Any]:
+    if rule == "linear_gamma":
+        return {"gamma": n.one_of(0.05, 0.25, 1.0)}
+    if rule == "linear_alpha_beta":
+        return {"alpha": 2.0, "beta": 1.0}
+    return {"low": -200.0, "high": 200.0} if rule == "linear_z_box" else {}
+
+
+def _convolution(n: Numbers, rule: str) -> Iterator[Drawn]:
+    for b, c, o, h, w, rows, columns, left in (
+        (1, 1, 1, 2, 2, 1, 2, 0),
+        (2, 3, 2, 2, 3, 3, 2, 0),
+        (3, 2, 3, 1, 2, 2, 4, 0),
+        (2, 2, 2, 2, 2, 2, 2, 0),
+        (1, 3, 4, 3, 2, 2, 3, 1),
+        (2, 1, 3, 2, 2, 3, 3, 1),
+        (2, 2, 2, 3, 3, 2, 2, 2),
+        (3, 3, 3, 3, 3, 3, 3, 0),
+    ):
+        x = n(b, c, rows * h + min(left, h - 1), columns * w + min(left, w - 1))
+        inputs = {"x": x, "w": n(o, c, h, w), "b": n.one_of(None, n(o))}
+        yield inputs | {seed(rule): n.relevance(b, o, rows, columns)}, {}
+
+
+SHAPES: tuple[tuple[int, ...], ...] = (
+    (3,),
+    (1, 1),
+    (2, 3),
+    (4, 4),
+    (3, 2, 4),
+    (2, 2, 2),
+    (1, 3, 3),
+    (2, 3, 2, 4),
+    (3, 3, 3, 3),
+    (2, LONG),
+)
+
+BROADCAST: tuple[tuple[tuple[int, ...], ...], ...] = (
+    ((2, 3), (3,)),
+    ((2, 3), (1, 3)),
+    ((2, 1), (2, 3)),
+    ((4, 3, 3), (3, 3)),
+    ((2, 3, 4), (1, 1, 4)),
+    ((2, 1, 4), (2, 3, 4)),
+    ((2, 3, 1), (1, 1, 4)),
+    ((2, 3, 2, 4), (2, 1, 1, 4)),
+    ((3, 1, 2), (3, 4, 1)),
+)
+
+
+def _shapes(broadcast: bool) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    yield from ((shape, shape) for shape in SHAPES)
+    if broadcast:
+        for first, second in BROADCAST:
+            yield first, second
+            yield second, first
+
+
+def _pair(n: Numbers, rule: str) -> Iterator[Drawn]:
+    for first, second in _shapes(True):
+        out = np.broadcast_shapes(first, second)
+        yield {"a": n(*first), "b": n(*second), seed(rule): n.relevance(*out)}, {}
+
+
+def _list(n: Numbers, rule: str) -> Iterator[Drawn]:
+    for k, (first, second) in enumerate(_shapes(True)):
+        out = np.broadcast_shapes(first, second)
+        shapes = [first, second, out, second][: 2 + k % 3]
+        inputs = {"operands": [n(*s) for s in shapes], seed(rule): n.relevance(*out)}
+        yield inputs, {}
+
+
+def _matmul(n: Numbers, rule: str) -> Iterator[Drawn]:
+    sizes = ((2, 3, 4), (3, 3, 3), (1, 2, 2), (4, 1, 3), (3, 4, 1), (2, 2, 2))
+    for k, lead in enumerate(LEADS):
+        for j, i, p in (sizes[k], sizes[k - 2]):
+            yield (
+                {"a": n(*lead, j, i), "v": n(*lead, i, p), seed(rule): n.relevance(*lead, j, p)},
+                {},
+            )
+    for j, i, p in ((2, LONG, 2), (LONG, 2, 2), (2, 2, LONG)):
+        yield {"a": n(2, j, i), "v": n(2, i, p), seed(rule): n.relevance(2, j, p)}, {}
+
+
+def _softmax(n: Numbers, rule: str) -> Iterator[Drawn]:
+    n.most = 1600.0
+    for shape in SHAPES[1:]:
+        long = shape[-1] == LONG and rule == "softmax_z_plus"
+        x = n(*(shape if not long else (1, 80)))
+        if n.manner == "zeros":
+            x[..., 0] = np.where(n.rng.random(x.shape[:-1]) < 0.5, -np.inf, x[..., 0])
+        yield {"x": x, seed(rule): n.relevance(*x.shape)}, {}
+
+
+def _norm(n: Numbers, rule: str) -> Iterator[Drawn]:
+    for shape in SHAPES[2:]:
+        inputs: Inputs = {"x": n(*shape), "w": n(shape[-1])}
+        if rule.startswith("layer"):
+            inputs["b"] = n.one_of(None, n(shape[-1]))
+        yield inputs | {seed(rule): n.relevance(*shape)}, {"norm_eps": n.one_of(1e-5, 1e-2)}
+
+
+def _activation(n: Numbers, rule: str) -> Iterator[Drawn]:
+    kinds = ("gelu", "gelu_tanh", "silu", "quick_gelu", "relu", "tanh")
+    n.most = 60.0
+    for k, shape in enumerate(SHAPES):
+        yield {"x": n(*shape), seed(rule): n.relevance(*shape)}, {"kind": kinds[k % 6]}
+    for kind in kinds:
+        yield {"x": n(2, 5), seed(rule): n.relevance(2, 5)}, {"kind": kind}
+
+
+def _rotary(n: Numbers, rule: str) -> Iterator[Drawn]:
+    for b, h, t, d in (
+        (1, 1, 1, 2),
+        (2, 3, 4, 2),
+        (3, 2, 2, 4),
+        (1, 4, 3, 6),
+        (2, 2, 4, 4),
+        (4, 4, 4, 4),
+        (1, 1, LONG, 2),
+        (1, 2, 2, LONG),
+    ):
+        angle = np.tile(n.rng.uniform(0, 6, (t, d // 2)), 2)
+        inputs = {"x": n(b, h, t, d), "cos": np.cos(angle), "sin": np.sin(angle)}
+        yield inputs | {seed(rule): n.relevance(b, h, t, d)}, {}
+
+
+def _pooling(n: Numbers, rule: str) -> Iterator[Drawn]:
+    for b, t, d in (
+        (1, 1, 1),
+        (2, 3, 4),
+        (3, 3, 3),
+        (1, 5, 2),
+        (4, 2, 3),
+        (2, LONG, 2),
+        (2, 2, 80),
+    ):
+        yield {"x": n(b, t, d), seed(rule): n.relevance(b, 1, d)}, {}
+
+
+def _scale(n: Numbers, rule: str) -> Iterator[Drawn]:
+    for shape in SHAPES:
+        inputs = {"x": n(*shape), seed(rule): n.relevance(*shape)}
+        yield inputs, {"factor": n.one_of(0.125, -3.0, 0.35)}
+
+
+def _repeat(n: Numbers, rule: str) -> Iterator[Drawn]:
+    for b, k, times, t, d in (
+        (1, 1, 1, 1, 1),
+        (2, 3, 2, 4, 2),
+        (1, 2, 3, 2, 2),
+        (3, 2, 4, 3, 3),
+        (2, 2, 2, 2, 2),
+        (3, 3, 3, 3, 3),
+        (2, 4, 1, 3, 2),
+        (1, 2, 2, LONG, 1),
+    ):
+        yield {"x": n(b, k, t, d), "r": n.relevance(b, k * times, t, d)}, {"times": times}
+
+
+def _gather(n: Numbers, rule: str) -> Iterator[Drawn]:
+    for b, t, m, d in (
+        (1, 1, 1, 1),
+        (2, 4, 3, 2),
+        (3, 3, 3, 3),
+        (2, 2, 5, 4),
+        (1, 6, 2, 3),
+        (2, 8, LONG, 2),
+    ):
+        index = [[int(i) for i in n.rng.integers(0, t, m)] for _ in range(b)]
+        yield {"x": n(b, t, d), "r": n.relevance(b, m, d)}, {"index": index}
+
+
+def _top_k(n: Numbers, rule: str) -> Iterator[Drawn]:
+    for b, t, e, k in (
+        (1, 1, 1, 1),
+        (2, 3, 4, 2),
+        (3, 2, 5, 3),
+        (3, 3, 3, 3),
+        (1, 4, 6, 1),
+        (2, 2, 8, 5),
+        (1, 2, 80, 70),
+    ):
+        x = np.stack([n.rng.permutation(e) for _ in range(b * t)]).reshape(b, t, e) / 4.0 - 1
+        yield {"x": x, "r": n.relevance(b, t, k)}, {"k": k}
+
+
+def _renormalize(n: Numbers, rule: str) -> Iterator[Drawn]:
+    for shape in SHAPES[1:]:
+        x = n.rng.uniform(0.2, 2, shape)
+        yield {"x": x, seed(rule): n.relevance(*shape)}, {}
+
+
+def _fan_out(n: Numbers, rule: str) -> Iterator[Drawn]:
+    for lead, i, o in (
+        ((1,), 1, 1),
+        ((3,), 3, 2),
+        ((2, 3), 2, 4),
+        ((2,), 3, 3),
+        ((2, 2, 3), 4, 4),
+        ((2,), LONG, 2),
+    ):
+        inputs = {"x": n(*lead, i), "w1": n(o, i), "w2": n(o, i), "r": n.relevance(*lead, o)}
+        yield inputs, {}
+
+
+def _attention(n: Numbers, rule: str) -> Iterator[Drawn]:
+    n.most = 4.0
+    for b, k, group, t, s, d, e in (
+        (1, 1, 1, 1, 1, 1, 1),
+        (2, 1, 1, 3, 3, 2, 2),
+        (2, 3, 1, 4, 4, 2, 2),
+        (3, 2, 2, 2, 2, 3, 3),
+        (1, 2, 3, 3, 3, 4, 4),
+        (2, 2, 2, 2, 2, 2, 2),
+        (3, 3, 1, 3, 3, 3, 3),
+        (2, 1, 4, 2, 5, 3, 3),
+        (1, 1, 2, 70, 70, 2, 2),
+    ):
+        inputs = {"q": n(b, k * group, t, d), "k": n(b, k, s, d), "v": n(b, k, s, e)}
+        yield inputs | {seed(rule): n.relevance(b, k * group, t, e)}, {"scale": d**-0.5}
+
+
+def seed(rule: str) -> str:
+    return signature(rule).propagated
+
+
+DRAWN: dict[str, Draw] = {
+    "linear": _linear,
+    "convolution": _convolution,
+    "add": _pair,
+    "sum": _list,
+    "multiply": _list,
+    "multiply_second": _pair,
+    "matmul": _matmul,
+    "softmax": _softmax,
+    "rms_norm": _norm,
+    "layer_norm": _norm,
+    "activation": _activation,
+    "rotary": _rotary,
+    "pooling": _pooling,
+    "scale": _scale,
+    "repeat_heads": _repeat,
+    "gather": _gather,
+    "top_k": _top_k,
+    "renormalize": _renormalize,
+    "fan_out": _fan_out,
+    "attention": _attention,
+}
+"""Beginning of a rule's name (the longest counts) -> how its numbers are drawn."""
+
+
+def drawn(rule: str, number: int) -> list[Case]:
+    """Cases of a rule in all its shapes, without an answer; another `number`, other numbers. Every
+    shape is drawn in two manners.
+    """
+    how = DRAWN[max((name for name in DRAWN if rule.startswith(name)), key=len)]
+    found = []
+    for k, manner in enumerate(MANNERS):
+        for j, (inputs, options) in enumerate(how(_numbers(rule, number, k, manner), rule)):
+            if (j + k) % 3 == 0:
+                found.append(_case(rule, manner, inputs, options | _eps(rule, j)))
+    return found
+
+
+def _numbers(rule: str, number: int, k: int, manner: str) -> Numbers:
+    return Numbers(np.random.default_rng([number, k, *rule.encode()]), manner)
+
+
+def _eps(rule: str, k: int) -> dict[str, Any]:
+    return {"eps": (1e-6, 1e-9, 1e-2)[k % 3]} if "eps" in signature(rule).options else {}
+
+
+def _case(rule: str, manner: str, inputs: Inputs, options: dict[str, Any]) -> Case:
+    full = {**signature(rule).options, **options}
+    return Case("", rule, signature(rule).formulation, "float64", (), manner, inputs, full, {})
