@@ -170,7 +170,8 @@ class Explainer:
         return [self._explanation(forward, swept, b, seed) for b, seed in enumerate(seeds)]
 
     def _sweep(self, forward: Forward, seeds: list[Seed], last: bool) -> Swept:
-        form = Seed.gradient if self.composite.formulation == "gradient_x_input" else Seed.relevance
+        as_gradient = self.composite.formulation == "gradient_x_input"
+        form = Seed.gradient if as_gradient else Seed.relevance
         rows = np.stack([form(seed, z) for seed, z in zip(seeds, forward.rows, strict=True)])
         start = self.network.place(rows.reshape(forward.explained.array.shape))
         needed = forward.input_sites()
@@ -186,7 +187,12 @@ class Explainer:
             audit=self.audit,
             progress=lambda: self.progress and self.progress("sweep", next(done, 0), of),
         )
-        return sweep.run(forward.trace, forward.explained, start)
+        swept = sweep.run(forward.trace, forward.explained, start)
+        lost = [seed.unpropagated(z) for seed, z in zip(seeds, forward.rows, strict=True)]
+        if as_gradient and any(lost):
+            site, amount = forward.explained.site, np.asarray(lost)
+            swept.ledger = swept.ledger.absorbing(site, "stabilizer", amount)
+        return swept
 
     # -- what it found -----------------------------------------------------------------------------
 

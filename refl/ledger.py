@@ -165,6 +165,19 @@ class Ledger:
             entries=[entry.example(b) for entry in self.entries],
         )
 
+    def absorbing(self, site: str, cause: str, amount: Sums) -> Ledger:
+        """The same where a site received `amount` more, explained as well, and absorbed it."""
+
+        def with_amount(entry: Entry) -> Entry:
+            absorbed = _added(entry.absorbed, {cause: amount})
+            return replace(entry, received=entry.received + amount, absorbed=absorbed)
+
+        return replace(
+            self,
+            explained=self.explained + amount,
+            entries=[with_amount(e) if e.site == site else e for e in self.entries],
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON; for a ledger of one example, floats in place of lists."""
         plain = _plain(len(self.explained) == 1)

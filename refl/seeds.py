@@ -1,13 +1,18 @@
 """What to explain: the relevance a sweep starts from.
 
 A seed is written as the gradient s of the explained quantity with respect to the logits z; the
-relevance form starts from z s.
+relevance form starts from z s. 1 - p_a is the sum of the other probabilities: subtracted from 1 it
+would be 0 in float32 from a lead of 17 on. Probabilities are taken in float64 whatever the dtype.
 
     logit              z_a                          s = e_a               sum of the seed: z_a
     contrast           z_a - z_b                    s = e_a - e_b         z_a - z_b
     log-probability    log p_a, linearized          s = e_a - p           z_a - sum_k p_k z_k
     probability        softmax-weighted             relevance p_a (1 - p_a) at a, -p_a p_k elsewhere
                                                     (Iwana et al. 2019): sums to 0
+
+The gradient of the last is that relevance over z. At a logit of exactly 0 there is none: what the
+gradient x input form cannot start from there is `unpropagated`, and absorbed as `stabilizer` at the
+logits, as the relevance form without a stabilizer has it.
 """
 
 from __future__ import annotations
@@ -44,23 +49,47 @@ class Seed:
     def gradient(self, z: Any) -> Any:  # logits (V,) -> s (V,), NumPy
         """s, in the dtype of the logits."""
         if self.kind == "probability":
-            return np.divide(self._softmax_weighted(z), z, out=np.zeros_like(z), where=z != 0)
+            return self._over_logits(z)
         s = np.zeros_like(z)
         s[self.target] = 1
         if self.against is not None:
             s[self.against] = -1
-        return s - softmax(z) if self.kind == "log-probability" else s
+        return self._less_softmax(z) if self.kind == "log-probability" else s
 
     def relevance(self, z: Any) -> Any:  # logits (V,) -> z s (V,), NumPy
         return self._softmax_weighted(z) if self.kind == "probability" else z * self.gradient(z)
 
+    def unpropagated(self, z: Any) -> float:  # logits (V,), NumPy
+        """Relevance of the seed that no gradient times the logits gives."""
+        if self.kind != "probability":
+            return 0.0
+        lost = self._softmax_weighted(z)[self._over_logits(z) == 0]
+        return float(lost.sum(dtype=np.float64))
+
+    def _less_softmax(self, z: Any) -> Any:
+        s = -softmax(z)
+        s[self.target] = _others(-s, self.target)
+        return s.astype(z.dtype)
+
     def _softmax_weighted(self, z: Any) -> Any:
         p = softmax(z)
         weighted = -p[self.target] * p
-        weighted[self.target] = p[self.target] * (p.sum() - p[self.target])
-        return weighted
+        weighted[self.target] = p[self.target] * _others(p, self.target)
+        return weighted.astype(z.dtype)
+
+    def _over_logits(self, z: Any) -> Any:
+        """0 where a logit is 0, or so small that the quotient is no finite number."""
+        weighted = self._softmax_weighted(z)
+        with np.errstate(over="ignore"):
+            s = np.divide(weighted, z, out=np.zeros_like(z), where=z != 0)
+        return np.where(np.isfinite(s), s, 0)
 
 
-def softmax(z: Any) -> Any:  # (V,) -> (V,), NumPy
-    e = np.exp(z - z.max())
+def softmax(z: Any) -> Any:  # (V,) -> (V,) float64, NumPy
+    e = np.exp(z.astype(np.float64) - float(z.max()))
     return e / e.sum()
+
+
+def _others(p: Any, k: int) -> Any:
+    """1 - p_k, none of whose digits cancel."""
+    return p[:k].sum() + p[k + 1 :].sum()
