@@ -172,7 +172,7 @@ def _softmax_z_plus(operands: Operands, z: Array, r: Array, how: How) -> Array:
 
 def _activation_gradient(operands: Operands, z: Array, g: Array, how: How) -> Array:
     (x,) = operands
-    return 3 * (_sum(z * g) + _sum(x * activation.slope(x, z, how["kind"]) * g))
+    return 3 * (_sum(z * g) + _sum(x * activation.slope(x, how["kind"]) * g))
 
 
 def _pooling_gradient(operands: Operands, z: Array, g: Array, how: How) -> Array:

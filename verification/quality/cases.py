@@ -800,7 +800,8 @@ def sensitivity(kind: str, x: Fraction) -> tuple[Number, Number]:
     """
     y = to_mpf(x)
     if kind == "tanh":
-        return abs(exact.activation(kind, x)) + abs(y) / MP.cosh(y) ** 2, MP.mpf(2)
+        bell = 1 / MP.cosh(y) ** 2
+        return abs(exact.activation(kind, x)) + abs(y) * bell, (2 * abs(y) + 2) * bell
     gate, derivative = exact.GATE[kind]
     bend = abs(y * y * derivative(y)) if abs(y) < 1000 else MP.mpf(0)
     cubic = MP.sqrt(8 / MP.pi) * abs(y) * (1 + MP.mpf("0.044715") * y * y)

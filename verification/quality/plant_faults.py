@@ -512,10 +512,19 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "tanh-slope",
         ACTIVATION,
-        'return 1 - z * z if kind == "tanh"',
-        'return 1 - x * x if kind == "tanh"',
+        "return 4 * e / ((1 + e) * (1 + e))",
+        "return 1 - x * x",
         exact("activation", "test_rule", "gradient", "tanh"),
         "1 - x^2 for 1 - tanh(x)^2",
+    ),
+    Fault(
+        "tanh-slope-cancels",
+        ACTIVATION,
+        "return 4 * e / ((1 + e) * (1 + e))",
+        "return 1 - xp.tanh(x) * xp.tanh(x)",
+        "tests/rules/test_activation.py::test_no_digit_is_lost_far_out_or_near_zero"
+        "[numpy-tanh-float32]",
+        "1 - tanh(x)^2, none of whose digits are left where tanh is near 1",
     ),
     Fault(
         "activation-offset",
