@@ -45,7 +45,8 @@ def stabilized_ratio(
 
     `sign`: s(z) = +1 for z >= 0, -1 below (AttnLRP eq. 5). `plain`: the sign is always + (LXT's
     relevance form). `none`: nothing is added, and the relevance of an output that is exactly zero,
-    which no finite ratio can pass on, is what is absorbed.
+    or so near to it that the ratio is beyond the dtype, which no finite ratio can pass on, is what
+    is absorbed.
     """
     xp = namespace(z, r)
     if stabilizer == "none":
@@ -60,7 +61,7 @@ def stabilized_ratio(
 
 def _unstabilized_ratio(d: Array, r: Array, e: Array | None = None) -> tuple[Array, Array]:
     xp = namespace(d, r)
-    dead = d == 0
+    dead = xp.abs(d) <= xp.abs(r) / xp.finfo(d.dtype).max
     s = xp.where(dead, xp.zeros_like(r), r / xp.where(dead, xp.ones_like(d), d))
     absorbed = total(xp.where(dead, r, xp.zeros_like(r)))
     return s, absorbed if e is None else absorbed + total_product(s, e)

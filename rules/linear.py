@@ -129,9 +129,13 @@ def flat(
 def w_square(
     x: Array, w: Array, b: Array | None, z: Array, r: Array
 ) -> RuleOutput:  # r: (..., O) -> (..., I)
-    """A row of zero weights has no receiver: its relevance is absorbed."""
+    """A row of zero weights has no receiver: its relevance is absorbed. Squares are of weights over
+    the largest of their row, whose own may be beyond the dtype.
+    """
     xp = namespace(x, w, r)
-    squares = w * w
+    largest = xp.max(xp.abs(w), axis=-1, keepdims=True)
+    shares = w / (largest + flags(largest == 0, w))
+    squares = shares * shares
     s, absorbed = quotient(xp.sum(squares, axis=-1) + xp.zeros_like(r), r)
     return RuleOutput((s @ squares, None, None), {"stabilizer": absorbed})
 

@@ -169,6 +169,7 @@ LXT_EXPLICIT = Composite(
         *table(
             linear=("epsilon", {"eps": 1e-8, "stabilizer": "plain"}),
             add=("epsilon", {"eps": 1e-8, "stabilizer": "plain"}),
+            combine=("epsilon", {"eps": 1e-8, "stabilizer": "plain"}),
             matmul=("uniform", {"eps": 1e-8, "stabilizer": "plain"}),
             layer_norm=("epsilon", {"eps": 1e-6, "stabilizer": "plain"}),
             rotary=("epsilon", {"eps": 1e-8, "stabilizer": "plain"}),

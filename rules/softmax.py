@@ -75,7 +75,15 @@ def positive_messages(x: Array, p: Array) -> tuple[Array, Array]:  # -> (..., J,
     """c_ij / p_j is (1 - p_j) x_j on the diagonal and -p_i x_i off it: the positive part of each,
     so that sums over j need no Jacobian of its own for every row.
     """
-    return (1 - p) * x * flags(x > 0, x), -p * x * flags(x < 0, x)
+    return _complement(p) * x * flags(x > 0, x), -p * x * flags(x < 0, x)
+
+
+def _complement(p: Array) -> Array:  # (..., I) -> (..., I)
+    """1 - p_j. Of the one entry that may be above 1/2 it is what the others sum to: subtracted from
+    1 it would have no digits left where p_j is near 1.
+    """
+    large = flags(p > 0.5, p)
+    return (1 - large) * (1 - p) + large * row_sum(p - large * p)
 
 
 def identity(x: Array, p: Array, r: Array, *, mask: Array | None = None) -> RuleOutput:

@@ -152,6 +152,7 @@ def test_the_published_options() -> None:
         "layer_norm": 1e-6,
         "rotary": 1e-8,
         "pooling": 1e-6,
+        "combine": 1e-8,  # a sum, as LXT's add2
     }
     for op in PAPER_RULES:
         assert options("lxt-explicit", op)[1] == (

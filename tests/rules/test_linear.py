@@ -177,3 +177,38 @@ def test_z_box_bounds_are_checked(bound: Any) -> None:
 def test_z_box_is_no_gradient() -> None:
     with pytest.raises(ReflError, match="z_box"):
         METHODS["attnlrp-gradient"].override(Rule("linear", "z_box"))
+
+
+@dtypes
+@pytest.mark.parametrize("exponent", [-300, -160, 160, 300])
+def test_w_square_of_weights_whose_squares_are_no_numbers(
+    backend: Backend, dtype: str, exponent: int
+) -> None:
+    """9 : 16 and 1 : 4, whatever size the weights have: their squares vanish below 1e-154 and are
+    infinite above 1e154 (float32: 1e-19 and 1e19). A row of zeros passes nothing on.
+    """
+    size = 10.0 ** (exponent / (1 if dtype == "float64" else 8))
+    w = (np.asarray([[3.0, 4.0], [0.0, 0.0], [-1.0, 2.0]]) * size).astype(dtype)
+    w[2] = [-1, 2]  # rows of other sizes stand beside it
+    x, r = (np.ones((1, n), dtype=dtype) for n in (2, 3))
+    arrays = [backend.place(a) for a in (x, w, r, r)]
+    output = linear.w_square(arrays[0], arrays[1], None, *arrays[2:])
+    got = backend.back(output.inputs[0])[0]
+    np.testing.assert_allclose(got, [9 / 25 + 1 / 5, 16 / 25 + 4 / 5], rtol=8 * float(U[dtype]))
+    assert backend.back(output.absorbed["stabilizer"]).tolist() == [1.0]
+
+
+@dtypes
+@pytest.mark.parametrize("rule", [linear.epsilon, linear.gamma, linear.z_plus, linear.z_box])
+def test_a_denominator_too_small_to_divide_by_absorbs(
+    backend: Backend, dtype: str, rule: Any
+) -> None:
+    """r / z beyond the dtype is passed on by no finite ratio: it is absorbed, as above 0."""
+    least = np.finfo(dtype).smallest_subnormal
+    x, w = np.asarray([[least, 0.0]], dtype=dtype), np.eye(2, dtype=dtype)
+    r = np.asarray([[2.0, 3.0]], dtype=dtype)
+    how: dict[str, Any] = {"stabilizer": "none"} if rule is linear.epsilon else {}
+    x, w, z, r = (backend.place(a) for a in (x, w, x @ w.T, r))
+    output = rule(x, w, None, z, r, **how | ({"high": 0.0} if rule is linear.z_box else {}))
+    assert not backend.back(output.inputs[0]).any()
+    assert backend.back(output.absorbed["stabilizer"]).tolist() == [5.0]

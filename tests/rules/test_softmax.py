@@ -73,3 +73,15 @@ def test_z_plus_where_one_cross_term_dominates(backend: Backend) -> None:
     got = backend.back(output.inputs[0])
     near(got[0, 0, 0], 0, 1e-14)
     near(got[0, 0, 1], 1, 1e-14)
+
+
+@dtypes
+def test_z_plus_where_one_probability_is_nearly_one(backend: Backend, dtype: str) -> None:
+    """x = (20, -1): of what stands at the first entry it keeps x_0 (1 - p_0) to x_1 p_1, which is
+    20 to 1, because 1 - p_0 = p_1. In float32 p_0 is 1, and 1 - p_0 was 0.
+    """
+    x, r = np.asarray([[[20.0, -1.0]]], dtype=dtype), np.asarray([[[1.0, 0.0]]], dtype=dtype)
+    output = softmax.z_plus(*(backend.place(a) for a in (x, softmax.forward(x), r)))
+    np.testing.assert_allclose(
+        backend.back(output.inputs[0])[0, 0], [20 / 21, 1 / 21], rtol=8 * float(U[dtype])
+    )

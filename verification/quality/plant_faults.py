@@ -249,10 +249,28 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "w-not-squared",
         LINEAR,
-        "squares = w * w",
-        "squares = abs(w)",
+        "squares = shares * shares",
+        "squares = abs(shares)",
         exact("linear", "test_rule", "w_square"),
         "|W| in place of W^2",
+    ),
+    Fault(
+        "w-squared-as-it-is",
+        LINEAR,
+        "squares = shares * shares",
+        "squares = w * w",
+        "tests/rules/test_linear.py::test_w_square_of_weights_whose_squares_are_no_numbers"
+        "[numpy--160-float64]",
+        "the squares of weights below 1e-154 vanish",
+    ),
+    Fault(
+        "ratio-overflows",
+        CONSERVATION,
+        "dead = xp.abs(d) <= xp.abs(r) / xp.finfo(d.dtype).max",
+        "dead = d == 0",
+        "tests/rules/test_linear.py::test_a_denominator_too_small_to_divide_by_absorbs"
+        "[numpy-z_plus-float32]",
+        "relevance over a subnormal denominator is infinite",
     ),
     Fault(
         "gradient-times-input",
@@ -435,6 +453,15 @@ FAULTS: tuple[Fault, ...] = (
         "own + row_sum(cross)",
         exact("softmax", "test_rule", "z_plus"),
         "a term stands twice in its own sum",
+    ),
+    Fault(
+        "z-plus-cancels",
+        SOFTMAX,
+        "(1 - large) * (1 - p) + large * row_sum(p - large * p)",
+        "1 - p",
+        "tests/rules/test_softmax.py::test_z_plus_where_one_probability_is_nearly_one"
+        "[numpy-float32]",
+        "1 - p has no digits left where p is near 1",
     ),
     # -- norms and activations ---------------------------------------------------------------------
     Fault(
@@ -672,6 +699,22 @@ FAULTS: tuple[Fault, ...] = (
         "s[self.against] = 1",
         SEED,
         "a contrast adds",
+    ),
+    Fault(
+        "seed-cancels",
+        "refl/seeds.py",
+        "return p[:k].sum() + p[k + 1 :].sum()",
+        "return p.sum() - p[k]",
+        "tests/refl/test_seeds.py::test_no_digit_of_a_seed_cancels[log-probability-40-float64]",
+        "1 - p is 0 where the target is certain",
+    ),
+    Fault(
+        "lost-at-zero",
+        "refl/explainer.py",
+        "if as_gradient and any(lost):",
+        "if False:",
+        "tests/refl/test_seeds.py::test_what_no_gradient_can_carry_is_absorbed[float64]",
+        "relevance that no gradient can carry is in no ledger",
     ),
     Fault(
         "cp-uniform",
