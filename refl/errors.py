@@ -8,13 +8,44 @@ from __future__ import annotations
 import difflib
 import heapq
 import os
+import re
 from collections.abc import Iterable
 
 
 class ReflError(Exception):
     """Input that refl cannot work with. Its text is one sentence,
-    meant to be shown to the user as it stands.
+    meant to be shown to the user as it stands: one printable line of bounded length.
     """
+
+    def __init__(self, words: object = "") -> None:
+        super().__init__(sentence(words))
+
+
+LONGEST_SENTENCE, LONGEST_WORD = 1000, 300
+
+
+def sentence(words: object, most: int = LONGEST_SENTENCE) -> str:
+    """Words on one line, control characters escaped, long ones and the whole cut in the middle:
+    what they quote may be anybody's.
+    """
+    line = " ".join(str(words).splitlines())
+    line = line if line.isprintable() else "".join(map(_escaped, line))
+    line = _LONG_WORDS.sub(lambda word: _cut(word[0], LONGEST_WORD), line)
+    return _cut(line, most)
+
+
+_LONG_WORDS = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
+
+
+def _escaped(c: str) -> str:
+    return c if c.isprintable() else c.encode("unicode_escape").decode("ascii")
+
+
+def _cut(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    tail = most // 4
+    return f"{text[: most - tail - 3]}...{text[-tail:]}"
 
 
 def shown(name: object) -> str:

@@ -92,14 +92,24 @@ def _neuron(args: argparse.Namespace) -> tuple[str, list[int]] | None:
     return site, [int(i) for i in index]
 
 
+_MOST_INPUT = 16 << 20
+
+
 def _standard_input() -> str:
     """All of standard input, without the line end that echo and editors add."""
+    if sys.stdin is None:
+        raise ReflError("standard input is closed: give the TEXT itself in place of -")
     try:
-        raw = (
-            sys.stdin.buffer.read().decode("utf-8")
-            if hasattr(sys.stdin, "buffer")
-            else sys.stdin.read()
-        )
+        # in a fork of a test or a notebook it may be a stream of strings
+        raw = getattr(sys.stdin, "buffer", sys.stdin).read(_MOST_INPUT + 1)
+        text = raw if isinstance(raw, str) else raw.decode("utf-8")
     except UnicodeDecodeError as reason:
         raise ReflError(f"standard input is not UTF-8: {reason}") from None
-    return raw.removesuffix("\n").removesuffix("\r")
+    except (OSError, ValueError) as reason:  # a folder, a stream that has been closed
+        words = getattr(reason, "strerror", None) or reason
+        raise ReflError(f"standard input cannot be read: {words}") from None
+    if len(raw) > _MOST_INPUT:
+        raise ReflError(
+            f"standard input has more than {_MOST_INPUT} bytes: expected a text that a model reads"
+        )
+    return text.removesuffix("\n").removesuffix("\r")

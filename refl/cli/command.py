@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
-from refl.show.text import one_line
+from refl.errors import sentence
 
 FAILED, BAD_INPUT, INTERRUPTED, NOBODY_READS = 1, 2, 130, 141
 
@@ -15,13 +17,17 @@ exit codes:
   0  done
   1  a check (verify, compare, conform) found something
   2  the input, an option or a file is not usable; one sentence on standard error says why
-  130 interrupted;  141 whoever read the output went away
+  130 interrupted;  141 whoever read the output went away;  129, 143 ended by SIGHUP, SIGTERM
 """
 
 _COLOR = (
     "color is used on a terminal; NO_COLOR or --no-color turns it off, FORCE_COLOR turns it on "
     "for a pipe\n\n"
 )
+
+
+class Said(SystemExit):
+    """All has been said: --help, --version, or an error in the options."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,7 +46,17 @@ class Parser(argparse.ArgumentParser):
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
+        self.exit(BAD_INPUT, f"{self.prog}: {sentence(message)} (see {self.prog} --help)\n")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        if message:
+            with suppress(OSError, ValueError):  # the exit code speaks where nobody can read
+                self._print_message(message, sys.stderr)
+        raise Said(status)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse's own says nothing of a disk that is full."""
+        (sys.stderr if file is None else file).write(message)
 
 
 def add_command(

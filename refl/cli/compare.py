@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from refl.cli.command import FAILED, add_command
-from refl.cli.output import fold_width, print_json, print_lines, refuse_outputs, width, write
+from refl.cli.files import Folder, Source, output, write
+from refl.cli.output import fold_width, print_json, print_lines, width
 
 _ABOUT = """\
 Hold one oracle file against another: align them by site, walk from the output down, and name the
@@ -32,10 +33,11 @@ def add(commands: Any) -> None:
     """The command and its options."""
     summary = "two oracle files: where do they first part, by how much, and why"
     p = add_command(commands, "compare", summary, run, description=_ABOUT, more=lambda: _MORE)
-    p.add_argument("a", metavar="A", help="the reference, an oracle file")
-    p.add_argument("b", metavar="B", help="what is held against it, an oracle file")
+    p.add_argument("a", type=Source, metavar="A", help="the reference, an oracle file")
+    p.add_argument("b", type=Source, metavar="B", help="what is held against it, an oracle file")
     p.add_argument(
         "--model",
+        type=Folder,
         metavar="FOLDER",
         help="the checkpoint both were made with: options and known mistakes are tried on it",
     )
@@ -48,6 +50,7 @@ def add(commands: Any) -> None:
     p.add_argument("--all", action="store_true", help="list every site, not only those that matter")
     p.add_argument(
         "--html",
+        type=output,
         metavar="FILE",
         help="write the comparison as one HTML page with a picture of the error by site",
     )
@@ -57,7 +60,6 @@ def run(args: argparse.Namespace) -> int:
     from refl.verification.compare.compare import compare
     from refl.verification.compare.report import html, lines
 
-    refuse_outputs(args, "html")
     found = compare(args.a, args.b, tolerance=args.tolerance, model=args.model)
     write(args.html, lambda: html(found).encode("utf-8"))
     if args.json:

@@ -10,7 +10,8 @@ from typing import Any
 
 import refl.verification.vectors
 from refl.cli.command import FAILED, add_command
-from refl.cli.output import print_json, print_lines, refuse_outputs, width, write
+from refl.cli.files import Module, output, write
+from refl.cli.output import print_json, print_lines, width
 from refl.cli.progress import Progress
 
 _ABOUT = """\
@@ -49,6 +50,7 @@ def add(commands: Any) -> None:
     p.add_argument(
         "adapter",
         nargs="?",
+        type=Module,
         metavar="ADAPTER",
         help="a Python file, or the name of a module that can be imported from here",
     )
@@ -64,9 +66,12 @@ def add(commands: Any) -> None:
         help="how each rule is called, with its equation; no adapter is needed",
     )
     p.add_argument("--all", action="store_true", help="list the rules that are not covered, too")
-    p.add_argument("--html", metavar="FILE", help="write the report as one HTML page")
+    p.add_argument("--html", type=output, metavar="FILE", help="write the report as one HTML page")
     p.add_argument(
-        "--junit", metavar="FILE", help="write the report as JUnit XML, for build servers"
+        "--junit",
+        type=output,
+        metavar="FILE",
+        help="write the report as JUnit XML, for build servers",
     )
 
 
@@ -91,7 +96,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.adapter is None:
         args.parser.error("give an ADAPTER: a Python file, or the name of a module (or --list)")
-    refuse_outputs(args, "html", "junit")
     sys.path.insert(0, "")
     with Progress() as progress:
         found = runner.run(args.adapter, args.rule, progress=progress)

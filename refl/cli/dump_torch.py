@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refl.cli import options
 from refl.cli.command import add_command
-from refl.cli.output import print_json, refuse_output
+from refl.cli.files import Folder, Source, output
+from refl.cli.output import print_json
 from refl.errors import ReflError
 from refl.show.text import printable
 
@@ -42,12 +42,16 @@ def add(commands: Any) -> None:
     """The command and its options."""
     summary = "an oracle file of what torch computes (needs torch and transformers)"
     p = add_command(commands, "dump-torch", summary, run, description=_ABOUT, more=lambda: _MORE)
-    p.add_argument("folder", metavar="FOLDER", help="a Hugging Face checkpoint")
-    p.add_argument("text", nargs="?", metavar="TEXT", help="the input; needs a tokenizer.json")
+    p.add_argument("folder", type=Folder, metavar="FOLDER", help="a Hugging Face checkpoint")
+    p.add_argument(
+        "text", nargs="?", type=Source, metavar="TEXT", help="the input; needs a tokenizer.json"
+    )
     options.ids(p)
     options.decoder_ids(p, "the decoder prefix of an encoder-decoder, its start token first")
     options.types(p)
-    p.add_argument("--out", required=True, metavar="FILE", help="the oracle file to write")
+    p.add_argument(
+        "--out", type=output, required=True, metavar="FILE", help="the oracle file to write"
+    )
     p.add_argument(
         "--method",
         choices=("attnlrp", "cp-lrp", "input-x-gradient"),
@@ -78,7 +82,6 @@ def run(args: argparse.Namespace) -> int:
     from refl.verification.peers.dump_torch import dump
     from refl.verification.peers.lxt import IDENTITY_EPS
 
-    refuse_output(Path(args.out), args.folder)
     e = dump(
         args.folder,
         _input(args),

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from refl.cli import options
 from refl.cli.command import add_command
-from refl.cli.output import fold_width, print_json, print_lines, refuse_outputs, width, write
+from refl.cli.files import output, write
+from refl.cli.output import fold_width, print_json, print_lines, width
 from refl.cli.progress import Progress
 from refl.errors import ReflError, nearest
 from refl.show.lines import Line
@@ -67,14 +68,19 @@ def add(commands: Any) -> None:
     )
     g.add_argument(
         "--save",
+        type=output,
         metavar="FILE",
         help="write everything kept (default: every site) to a safetensors file",
     )
     g.add_argument(
-        "--png", metavar="FILE", help="write the heatmap over the image (for models of images)"
+        "--png",
+        type=output,
+        metavar="FILE",
+        help="write the heatmap over the image (for models of images)",
     )
     g.add_argument(
         "--html",
+        type=output,
         metavar="FILE",
         help="write the explanation as one HTML page that needs no network",
     )
@@ -94,7 +100,6 @@ def run(args: argparse.Namespace) -> int:
     from refl.cli.asked import composite_asked, explained, model_asked
 
     composite = composite_asked(args)
-    refuse_outputs(args, "save", "html", "png")
     with Progress() as progress:
         model = model_asked(args)
         if args.png and not model.takes_images:

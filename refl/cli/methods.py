@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from refl.cli.command import add_command
+from refl.cli.files import Source
 from refl.cli.output import fold_width, print_json, print_lines, width
 from refl.show.lines import Line
 
@@ -19,6 +20,7 @@ def add(commands: Any) -> None:
     p.add_argument(
         "name",
         nargs="?",
+        type=Source,
         metavar="NAME",
         help="one method, or a FILE.toml: its table of rules with every option",
     )

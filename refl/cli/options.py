@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from refl.cli.files import Folder, Source
+
 SEEDS = ("logit", "log-probability", "probability")
 STABILIZERS = ("sign", "plain", "none")
 DTYPES = ("float32", "float64")
@@ -42,6 +44,7 @@ def _numbers(p: Any, name: str, metavar: str, what: str) -> None:
 def model(p: Any) -> None:
     p.add_argument(
         "--model",
+        type=Folder,
         metavar="FOLDER",
         help="a Hugging Face checkpoint: config.json, *.safetensors, tokenizer.json (default: "
         "the small model that ships with refl)",
@@ -68,6 +71,7 @@ def _input(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "text",
         nargs="?",
+        type=Source,
         metavar="TEXT",
         help="the input; - reads it from standard input; for a model of images, an image file",
     )
@@ -94,6 +98,7 @@ def _device(g: Any) -> None:
 def _method(g: Any) -> None:
     g.add_argument(
         "--method",
+        type=Source,
         default="attnlrp",
         metavar="NAME|FILE.toml",
         help="how relevance is handed down (default: %(default)s)",

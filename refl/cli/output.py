@@ -1,5 +1,5 @@
-"""How an answer leaves: printed as lines or as JSON, colored or plain, or written to files that are
-refused before anything is computed.
+"""How an answer leaves: printed as lines or as JSON, colored or plain, or written to files
+(`refl.cli.files`).
 """
 
 from __future__ import annotations
@@ -10,15 +10,10 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import IO, Any
 
-from refl.errors import ReflError
 from refl.show.lines import Line, plain
-
-SHIPPED = Path(__file__).parents[1] / "shipped"
-
 
 # -- printing --------------------------------------------------------------------------------------
 
@@ -91,52 +86,3 @@ def _print_colored(lines: Sequence[Line]) -> None:
     for line in lines:
         spans = ((_encodable(text, sys.stdout.encoding), style) for text, style in line)
         terminal.print(Text.assemble(*spans))
-
-
-# -- files -----------------------------------------------------------------------------------------
-
-
-def refuse_outputs(args: argparse.Namespace, *options: str) -> None:
-    """Refuse what cannot be written before anything is computed; `options` name files to write."""
-    named: dict[str, str] = {}
-    for option in options:
-        if path := getattr(args, option):
-            refuse_output(Path(path), getattr(args, "model", None))
-            other = named.setdefault(os.path.realpath(path), option)
-            if other != option:
-                raise ReflError(
-                    f"--{other} and --{option} both name {path}: give each a file of its own"
-                )
-
-
-def write(path: str | None, content: Callable[[], bytes]) -> None:
-    """A file, whole or not at all, where one is asked for."""
-    from refl.io.files import atomic_write
-
-    if path:
-        atomic_write(path, content())
-
-
-def refuse_output(path: Path, model: str | None) -> None:
-    """Refuse a path that cannot be written, or that is a file of the model's folder."""
-    target = Path(os.path.realpath(path))
-    if reason := _obstacle(target) or _of_the_model(target, model):
-        raise ReflError(f"{path} cannot be written: {reason}")
-
-
-def _obstacle(target: Path) -> str:
-    if not target.parent.is_dir():
-        return f"there is no folder {target.parent}"
-    if target.is_dir():
-        return "it is a folder, expected the name of a file"
-    if target.exists() and not target.is_file():
-        return "it is a pipe or a device, expected the name of a file"
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        return f"no permission to write in {target.parent}"
-    return ""
-
-
-def _of_the_model(target: Path, model: str | None) -> str:
-    folder = Path(os.path.realpath(model or SHIPPED))
-    own = target.exists() and target.parent == folder
-    return "it is a file of the model's own folder" if own else ""

@@ -7,6 +7,7 @@ from typing import Any
 
 from refl.cli import options
 from refl.cli.command import FAILED, add_command
+from refl.cli.files import Source
 from refl.cli.output import print_json, print_lines, width
 from refl.cli.progress import Progress
 
@@ -50,6 +51,7 @@ def add(commands: Any) -> None:
     p = add_command(commands, "verify", summary, run, description=_ABOUT, more=lambda: _MORE)
     p.add_argument(
         "--text",
+        type=Source,
         metavar="TEXT",
         help="what to explain; - reads it from standard input; for a model of images, a file "
         "(default: a random input)",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from refl.arrays import Array, asnumpy
 from refl.errors import ReflError, shown
 from refl.io.config import once_each, parse_json
-from refl.io.files import atomic_write, regular_size
+from refl.io.files import atomic_write, reason, regular_size
 
 _HEADER_LIMIT = 100_000_000  # the safetensors library reads none that is longer
 _MOST_DIMENSIONS = 64  # NumPy's limit
@@ -58,6 +58,11 @@ class Entry:
     @property
     def count(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def stop(self) -> int:
+        """The byte after its last."""
+        return self.start + self.count * numpy.dtype(_STORED.get(self.tag, "u1")).itemsize
 
 
 def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
@@ -108,6 +113,18 @@ def _entry(path: Path, name: str, fields: Any, base: int) -> Entry:
     return entry
 
 
+def _read_whole(path: Path, entries: Iterable[Entry]) -> NDArray[numpy.uint8]:
+    """The bytes of a file whose header has been read, all that its tensors need."""
+    try:
+        raw = numpy.fromfile(path, dtype=numpy.uint8)
+    except OSError as error:
+        raise ReflError(f"{shown(path)} cannot be read: {reason(error)}") from None
+    if raw.size < max((entry.stop for entry in entries), default=0):
+        raise ReflError(f"{shown(path)} has become shorter while it was read: read it once more")
+    raw.flags.writeable = False
+    return raw
+
+
 def map_bytes(path: Path) -> NDArray[numpy.uint8]:
     try:
         return numpy.memmap(path, dtype=numpy.uint8, mode="r")
@@ -132,11 +149,12 @@ def widen_bfloat16(bits: NDArray[numpy.uint16]) -> NDArray[numpy.float32]:
 def read_safetensors(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """The arrays of a safetensors file and its metadata.
 
-    The arrays are read-only views of the mapped file, in the file's dtypes; BF16 comes as float32
-    and BOOL as bool, both copies. Raises ReflError for a broken file and for dtypes NumPy lacks.
+    The file is read whole, so that nothing that becomes of it later changes the arrays; they are
+    read-only, in the file's dtypes, BF16 as float32. Raises ReflError for a broken file and for
+    dtypes NumPy lacks.
     """
     entries, metadata = read_header(Path(path))
-    raw = map_bytes(Path(path))
+    raw = _read_whole(Path(path), entries.values())
     return {name: _load(name, entry, raw) for name, entry in entries.items()}, metadata
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from refl.arrays import Array
 from refl.errors import ReflError, nearest, shown
 from refl.io.config import once_each, read_json
-from refl.io.files import NO_PICKLES, PICKLES, checkpoint_folder, list_folder, sha256
+from refl.io.files import NO_PICKLES, PICKLES, InUse, checkpoint_folder, list_folder, sha256
 from refl.io.safetensors import FLOATS, Entry, map_bytes, read_header, view, widen_bfloat16
 
 # the largest published indexes, mixtures of hundreds of experts, are near 10 MiB
@@ -59,6 +59,7 @@ class Weights(Mapping[str, Array]):
         self._checked: set[str] = set()
         self._mapped: dict[Path, NDArray[numpy.uint8]] = {}
         self._fingerprint: str | None = None
+        self._in_use = InUse(self.folder)
 
     def _widened_bytes(self) -> int:
         width = numpy.dtype(self.dtype).itemsize

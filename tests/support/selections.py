@@ -64,6 +64,12 @@ QUICK = (
 """Every part once, in under half a minute on two cores."""
 
 SLOW = (
+    "tests/refl/test_cli_exits.py::test_a_signal_leaves_no_half_file[SIGHUP]",
+    "tests/refl/test_cli_exits.py::test_a_signal_leaves_no_half_file[SIGINT]",
+    "tests/refl/test_cli_exits.py::test_a_signal_leaves_no_half_file[SIGKILL]",
+    "tests/refl/test_cli_exits.py::test_streams_that_are_closed_or_full[*nonsense*",
+    "tests/refl/test_cli_exits.py::test_streams_that_are_closed_or_full[*explain*",
+    "tests/refl/test_cli_exits.py::test_streams_that_are_closed_or_full[$refl methods <*",
     "tests/nets/test_decoders.py::test_every_backend[*,*",
     "tests/nets/test_experts.py::test_relevance_is_activation_times_surrogate_gradient[*,*",
     "tests/nets/test_t5.py::test_a_padded_batch_is_its_members[flan*",

@@ -1,0 +1,156 @@
+"""Files that a command line names: which are read, which are written. An output that is a file that
+is read, or that another output goes to, is refused before anything is computed, whatever it is
+called: files are compared by identity, so links, hard links and other spellings are one file.
+
+An option that names a file says so by its type, and that is all a command has to do:
+
+    p.add_argument("--html", type=output, metavar="FILE", help=...)
+    p.add_argument("a", type=Source, metavar="A", help=...)
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from refl.errors import ReflError, shown
+from refl.io.files import Identity, atomic_write, identities, identity, writable
+
+PACKAGE = Path(__file__).parents[1]
+
+
+class Output(str):
+    """The name of a file that is to be written."""
+
+
+class Source(str):
+    """What may be the name of a file that is read; - is standard input."""
+
+    def files(self) -> set[Identity]:
+        found = identity(sys.stdin.fileno()) if self == "-" and _has_file(sys.stdin) else None
+        return {one for one in (found, identity(self)) if one}
+
+
+class Folder(Source):
+    """The name of a folder whose files are read."""
+
+    def files(self) -> set[Identity]:
+        return identities(self)
+
+
+class Module(Source):
+    """The name of a Python file, or of a module."""
+
+    def files(self) -> set[Identity]:
+        stem = self.replace(".", "/")
+        names = (self, *(f"{path or '.'}/{stem}{end}" for path in ["", *sys.path] for end in _ENDS))
+        return {one for name in names if (one := identity(name))}
+
+
+_ENDS = (".py", "/__init__.py")
+
+
+def output(name: str) -> Output:
+    """The type of an option that names a file to write."""
+    if not name:
+        raise argparse.ArgumentTypeError("expected the name of a file, got an empty one")
+    return Output(name)
+
+
+def _has_file(stream: object) -> bool:
+    try:
+        return stream.fileno() >= 0  # type: ignore[attr-defined, no-any-return]
+    except (AttributeError, OSError, ValueError):  # closed, or no file of the system's
+        return False
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def refuse_overlaps(args: argparse.Namespace) -> None:
+    """Refuses an output that cannot be written, that is read, or that another output goes to."""
+    outputs = {option: value for option, value in _named(args, Output)}
+    for option, name in outputs.items():
+        target = writable(name)
+        if reason := _read_as(target, args) or _printed_to(target):
+            raise ReflError(f"{shown(name)} cannot be written: {reason}: choose another name")
+        for other, another in outputs.items():
+            if other != option and _spelled(writable(another)) == _spelled(target):
+                raise ReflError(
+                    f"--{other} and --{option} both name {shown(name)}: give each a file of its own"
+                )
+
+
+def _named(args: argparse.Namespace, kind: type[str]) -> Iterator[tuple[str, str]]:
+    """(option, value) of those of a kind."""
+    for option, value in vars(args).items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, kind):
+                yield option, one
+
+
+def _read_as(target: Path, args: argparse.Namespace) -> str:
+    """What the command reads it as; "" where it does not."""
+    found = identity(target)
+    for option, source in _named(args, Source):
+        assert isinstance(source, Source)
+        if found and found in source.files():
+            return _what(source, option)
+        if isinstance(source, Folder) and _would_be_read(target, source):
+            return "a file of that name would be read as a part of the checkpoint"
+    if found and found in identities(PACKAGE, depth=6):
+        return "it is a file of refl itself"
+    return ""
+
+
+def _what(source: Source, option: str) -> str:
+    if isinstance(source, Folder):
+        return "it is a file of the model's own folder"
+    if source == "-":
+        return "standard input comes from it"
+    return f"it is read as {option.upper()}"
+
+
+def _would_be_read(target: Path, folder: Folder) -> bool:
+    inside = target.parent == Path(os.path.realpath(folder))
+    return inside and target.suffix in (".safetensors", ".json")
+
+
+def _printed_to(target: Path) -> str:
+    """Whether standard output or standard error goes there already."""
+    found = identity(target)
+    for stream, name in ((sys.stdout, "standard output"), (sys.stderr, "standard error")):
+        if found and _has_file(stream) and identity(stream.fileno()) == found:
+            return f"{name} goes to it"
+    return ""
+
+
+def _spelled(target: Path) -> object:
+    """Equal for two outputs that are, or on some file systems would be, one file."""
+    return identity(target) or unicodedata.normalize("NFC", str(target)).casefold()
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def write(path: str | None, content: Callable[[], bytes]) -> None:
+    """A file, whole or not at all, where one is asked for. Raises ReflError for a file of the
+    program that runs, an adapter's helper say.
+    """
+    if path:
+        found = identity(path)
+        if found and any(found == identity(file) for file in _loaded()):
+            raise ReflError(f"{shown(path)} cannot be written: it is a module that has been loaded")
+        atomic_write(path, content())
+
+
+def _loaded() -> Iterable[str]:
+    """The files of all modules."""
+    for module in tuple(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str):
+            yield file
