@@ -1,5 +1,5 @@
 """How a run ends: its exit code, whatever happens. Every exception comes to `ended`, and leaves as
-one sentence and exit code 2; a crash never reads as a check's verdict, which is what 1 says.
+one sentence and exit code 2; a crash never reads as what a check found, which is what 1 says.
 
     signals     SIGTERM and SIGHUP unwind as an interrupt does, so that no half file stays
     streams     closed ones are held open on the null device, or the next file that is opened would
@@ -116,7 +116,7 @@ def _fault(error: BaseException) -> str:
     said = _text(error)
     kind = type(error).__name__ + (f": {sentence(said, 300)}" if said else "")
     return (
-        f"{kind} ({_place(error)}): this is a fault of refl, no verdict; please report it with "
+        f"{kind} ({_place(error)}): this is a fault of refl and no result; please report it with "
         "the command and its files (REFL_TRACEBACK=1 shows the way to it)"
     )
 

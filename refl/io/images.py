@@ -10,15 +10,16 @@ transformers that are not "fast" (those differ by a gray level or so).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from refl.errors import ReflError
+from refl.errors import ReflError, shown
 from refl.io.config import read_json
+from refl.io.files import identity, regular_size
 
 PREPARATION = "preprocessor_config.json"
 
@@ -95,6 +96,20 @@ class Preparation:
             )
         return x, picture
 
+    def final(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of what becomes of a picture of this size. Raises ReflError for one that
+        would be enlarged beyond bounds on the way.
+        """
+        target = self._target(size)
+        _refuse_many_pixels(target, "once resized")
+        return self.crop or target
+
+    def _target(self, size: tuple[int, int]) -> tuple[int, int]:
+        if isinstance(self.size, int):  # the shorter edge; the other follows
+            short = min(size)
+            return int(self.size * size[0] / short), int(self.size * size[1] / short)
+        return self.size or size
+
     def box(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The lowest and the highest value that a pixel of each channel can have."""
         extremes = [np.zeros((1, 1, channels)), np.full((1, 1, channels), 255)]
@@ -113,15 +128,8 @@ class Preparation:
         return _gray_levels(x if self.factor is None else x / self.factor)
 
     def _resized(self, pixels: Any) -> Any:
-        if self.size is None:
-            return pixels
-        height, width = pixels.shape[:2]
-        if isinstance(self.size, int):  # the shorter edge; the other follows
-            short = min(height, width)
-            target = (int(self.size * height / short), int(self.size * width / short))
-        else:
-            target = self.size
-        if target == (height, width):
+        target = self._target(pixels.shape[:2])
+        if target == pixels.shape[:2]:
             return pixels
         image = pillow().fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         resized = np.asarray(image.resize((target[1], target[0]), resample=self.resample))
@@ -161,7 +169,7 @@ def read_preparation(folder: Path, model_type: str) -> Preparation | None:
         return None
     raw = read_json(folder / PREPARATION, 1 << 20)
     named = raw.get("image_processor_type", raw.get("feature_extractor_type"))
-    if named is not None and named not in PROCESSORS:
+    if named is not None and (not isinstance(named, str) or named not in PROCESSORS):
         raise ReflError(
             f"{PREPARATION} asks for {str(named)[:60]!r}: refl prepares images as "
             f"{', '.join(PROCESSORS)} do"
@@ -182,7 +190,7 @@ def _preparation(c: dict[str, Any]) -> Preparation:
             raise ReflError(
                 f"{PREPARATION} has {key} = {str(value)[:60]!r}: expected true or false"
             )
-    if c["resample"] not in range(6):
+    if type(c["resample"]) is not int or c["resample"] not in range(6):
         raise ReflError(
             f"{PREPARATION} has resample = {str(c['resample'])[:60]!r}: expected 0 to 5, "
             "one of Pillow's filters"
@@ -227,14 +235,22 @@ def _size(name: str, value: Any) -> tuple[int, int] | int:
 
 def _numbers(name: str, value: Any) -> tuple[float, ...]:
     numbers = value if isinstance(value, (list, tuple)) else [value]
-    if not numbers or not all(
-        isinstance(n, (int, float)) and not isinstance(n, bool) and np.isfinite(n) for n in numbers
-    ):
+    if not numbers or not all(map(_is_finite_number, numbers)):
         raise ReflError(
             f"{PREPARATION} has {name} = {str(value)[:60]!r}: expected a number, or one "
             "for each channel"
         )
     return tuple(map(float, numbers))
+
+
+def _is_finite_number(n: Any) -> bool:
+    if not isinstance(n, (int, float)) or isinstance(n, bool):
+        return False
+    return bool(abs(n) <= _LARGEST)  # NaN is not, nor are whole numbers that no float holds
+
+
+_LARGEST = 1e30
+"""Of a mean, a deviation or a factor: float32 holds what comes of them."""
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -253,31 +269,58 @@ class Image:
 def prepared(
     item: Any, preparation: Preparation | None, channels: int, size: tuple[int, int], dtype: str
 ) -> Image:
-    """A file's path, uint8 (H, W) or (H, W, C), or floats (C, H, W) that are normalized already ->
-    what the net reads.
+    """A file's path or a picture of Pillow's, uint8 (H, W) or (H, W, C), or floats (C, H, W) that
+    are normalized already -> what the net reads.
 
     Raises ReflError, in one sentence, for anything else and for a picture that does not fit the
-    model.
+    model; its size is looked at before its pixels.
     """
     if isinstance(item, Image):
         return item
-    if isinstance(item, (str, Path)):
-        pixels, picture = _from_levels(_read(Path(item), channels), preparation, channels)
+
+    def refuse_misfit(found: tuple[int, int]) -> None:
+        _refuse_many_pixels(found, "")
+        _refuse_size(found if preparation is None else preparation.final(found), size)
+
+    if isinstance(item, (str, Path)) or _is_pillows(item):
+        levels = _decoded(item, channels, refuse_misfit)
     else:
         array = np.asarray(item)
-        if array.dtype == np.uint8:
-            pixels, picture = _from_levels(_levels(array, channels), preparation, channels)
-        else:
-            pixels = _floats(array, channels)
-            picture = _stretched(pixels) if preparation is None else preparation.undone(pixels)
-    if pixels.shape[1:] != size:
-        height, width = pixels.shape[1:]
+        if array.dtype != np.uint8:
+            return _from_floats(_floats(array, channels), preparation, size, dtype)
+        levels = _levels(array, channels)
+        refuse_misfit(levels.shape[:2])
+    pixels, picture = _from_levels(levels, preparation, channels)
+    return Image(pixels.astype(dtype), picture)
+
+
+def _from_floats(
+    pixels: Any, preparation: Preparation | None, size: tuple[int, int], dtype: str
+) -> Image:
+    _refuse_size(pixels.shape[1:], size)
+    picture = _stretched(pixels) if preparation is None else preparation.undone(pixels)
+    return Image(pixels.astype(dtype), picture)
+
+
+def _refuse_size(found: tuple[int, int], size: tuple[int, int]) -> None:
+    if tuple(found) != tuple(size):
         raise ReflError(
-            f"the image is {height} x {width} once prepared, the model takes {size[0]} x "
+            f"the image is {found[0]} x {found[1]} once prepared, the model takes {size[0]} x "
             f"{size[1]} (height x width): resize it; positions are not interpolated "
             "(interpolate_pos_encoding)"
         )
-    return Image(pixels.astype(dtype), picture)
+
+
+MOST_PIXELS = 1 << 26
+"""Of a picture, before and after it is resized: more would take gigabytes."""
+
+
+def _refuse_many_pixels(size: tuple[int, int], when: str) -> None:
+    if size[0] * size[1] > MOST_PIXELS:
+        raise ReflError(
+            f"the image is {size[0]} x {size[1]}{' ' * bool(when)}{when}, expected at most "
+            f"{MOST_PIXELS} pixels: make it smaller first"
+        )
 
 
 def is_one(item: Any) -> bool:
@@ -329,35 +372,97 @@ def _floats(array: Any, channels: int) -> Any:  # (C, H, W)
     return array
 
 
+# -- files -----------------------------------------------------------------------------------------
+
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM")
+"""Those that are decoded. Pillow knows others, one of which runs another program."""
+_MOST_BYTES = 1 << 30
 
 
-def _read(path: Path, channels: int) -> Any:  # -> uint8 (H, W, C)
-    """A file in any format Pillow knows, the right way up, in the colors the model takes."""
-    if not path.is_file():
-        raise ReflError(f"there is no picture {str(path)[:200]!r}")
+def _is_pillows(item: Any) -> bool:
+    """Its array could be the numbers of a palette, so it is read as a file is."""
+    return type(item).__module__.partition(".")[0] == "PIL" and hasattr(item, "convert")
+
+
+def _decoded(item: Any, channels: int, refuse_misfit: Callable[[tuple[int, int]], None]) -> Any:
+    """A file or a picture of Pillow's -> uint8 (H, W, C), upright, in the colors the model takes.
+
+    The first picture of a photograph that holds several; CMYK becomes RGB by Pillow's formula.
+    Refused: animations, more than eight bits for a color, and transparent pixels, unless the model
+    takes transparency: what is behind them nobody says.
+    """
+    name = shown(item) if isinstance(item, (str, Path)) else "the picture"
+    if isinstance(item, (str, Path)) and identity(item) is None:
+        raise ReflError(f"there is no picture {str(item)[:200]!r}")
     library = pillow()
-    from PIL import ImageOps
-
     if channels not in _MODES:
         raise ReflError(
             f"the model takes {channels} channels, which no picture file has: give an array"
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", library.DecompressionBombWarning)
-            with library.open(path) as image:
-                if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-                    raise ReflError(
-                        f"{path} has pixels of mode {image.mode}: expected eight bits for "
-                        "each color"
-                    )
-                levels = np.asarray(ImageOps.exif_transpose(image).convert(_MODES[channels]))
+            warnings.simplefilter("ignore")
+            with _opened(item, library) as image:
+                _refuse_kind(image, name)
+                _refuse_misfit_either_way(image.size, refuse_misfit)
+                levels = np.asarray(_flat(image, name, channels).convert(_MODES[channels]))
+                refuse_misfit(levels.shape[:2])
     except ReflError:
         raise
     except Exception as reason:  # every format raises its own kinds: OSError, struct.error, ...
-        raise ReflError(f"{path} cannot be read as a picture: {reason}") from reason
+        kinds = "the file is damaged, or is none of " + ", ".join(_FORMATS)
+        raise ReflError(f"{name} cannot be read as a picture: {reason}: {kinds}") from reason
     return levels[..., None] if levels.ndim == 2 else levels
+
+
+def _opened(item: Any, library: Any) -> Any:
+    """The picture with its header read, and none of its pixels."""
+    if _is_pillows(item):
+        return item.copy()
+    if regular_size(Path(item)) > _MOST_BYTES:
+        raise ReflError(f"{shown(item)} has more than {_MOST_BYTES} bytes: expected a picture")
+    library.init()
+    return library.open(item, formats=[name for name in _FORMATS if name in library.OPEN])
+
+
+def _refuse_kind(image: Any, name: str) -> None:
+    deep = any(";16" in str(tile) or ";12" in str(tile) for tile in getattr(image, "tile", ()))
+    if image.mode not in _EIGHT_BITS or deep:
+        raise ReflError(
+            f"{name} has {'deep ' * deep}pixels of mode {image.mode}: expected eight bits for "
+            "each color"
+        )
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise ReflError(f"{name} holds several pictures: save the one that is meant by itself")
+
+
+def _refuse_misfit_either_way(
+    size: tuple[int, int], refuse_misfit: Callable[[tuple[int, int]], None]
+) -> None:
+    """Whether a picture is to be turned may stand behind its pixels."""
+    width, height = size
+    try:
+        refuse_misfit((height, width))
+    except ReflError as misfit:
+        try:
+            refuse_misfit((width, height))
+        except ReflError:
+            raise misfit from None
+
+
+def _flat(image: Any, name: str, channels: int) -> Any:
+    """The picture upright, and opaque where the model has no channel for transparency."""
+    from PIL import ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    has_alpha = upright.mode in ("LA", "PA", "RGBA") or "transparency" in upright.info
+    if has_alpha and channels != 4:
+        upright = upright.convert("RGBA")
+        if np.asarray(upright.getchannel("A")).min() < 255:
+            raise ReflError(f"{name} has transparent pixels: lay it on a background first")
+    return upright
 
 
 def pillow() -> Any:

@@ -1,4 +1,4 @@
-"""How a run of the command ends: 0, 1 (a check's verdict only), 2 with one sentence, or by a
+"""How a run of the command ends: 0, 1 (a check's finding only), 2 with one sentence, or by a
 signal; nothing else, whatever is raised and whatever the streams are.
 """
 
@@ -67,7 +67,7 @@ def test_what_nobody_foresaw_says_where_and_what_to_do(
     monkeypatch.setattr(methods, "_lines", raising(KeyError("linear")))
     assert main(["methods"]) == 2
     said = capsys.readouterr().err
-    for part in ("KeyError: 'linear'", "refl/cli/methods.py, line", "report it", "no verdict"):
+    for part in ("KeyError: 'linear'", "refl/cli/methods.py, line", "report it", "no result"):
         assert part in said
     monkeypatch.setenv("REFL_TRACEBACK", "1")
     assert main(["methods"]) == 2
