@@ -362,7 +362,7 @@ def test_a_documented_convention_is_no_failure() -> None:
     [
         (lambda a, b, r, **o: a, "1 arrays came back, expected 2"),
         (lambda a, b, r, **o: (a[:1, :0], b), "shape"),
-        (lambda a, b, r, **o: ("x", "y"), "raised"),
+        (lambda a, b, r, **o: ("x", "y"), "came back as str"),
         (lambda a, b, r, **o: {"absorbed": {}}, "raised KeyError"),
     ],
 )

@@ -157,6 +157,15 @@ def test_names_and_shapes_that_are_accepted(case: ModelCase) -> None:
     ] == ["model.layers.1.input"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_input_is_below_all_blocks(kind: str) -> None:
+    """Embeddings, or pixels, are what every sweep ends at."""
+    case = load(kind, ["attnlrp"])[0]
+    ends = ("embed_tokens", "word_embeddings", "wte", "pixel_values", "stored")
+    assert case.input_sites[-1].split(".")[-1] in ends
+    assert not any(".0." in site for site in case.input_sites)
+
+
 def test_answers_that_cannot_be_compared(case: ModelCase) -> None:
     site = "model.layers.0"
     assert "shape" in str(check(case, {site: case.expected[site].T})[0])

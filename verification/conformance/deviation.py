@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
+from refl.verification.conformance.answers import Array
+from refl.verification.conformance.guarded import NoResult
 from refl.verification.vectors.case import Case
 
-Array: TypeAlias = np.ndarray[Any, Any]
 Answer: TypeAlias = Mapping[str, Array | None]
 """What is returned -> its array; None where nothing is passed on."""
 Compared: TypeAlias = tuple[str, Array | None, Array | None, Array | None]
@@ -87,3 +89,37 @@ def furthest(
     at = np.unravel_index(int(np.argmax(np.where(np.isfinite(got), excess, np.inf))), shape)
     index = tuple(int(i) for i in at)
     return Deviation(name, index, float(expected[index]), float(got[index]), float(allowed[index]))
+
+
+# -- can it be trusted? ----------------------------------------------------------------------------
+
+_TRIAL = Case(
+    "trial",
+    "scale_pass_through",
+    "relevance",
+    "float64",
+    (),
+    "",
+    inputs={"x": np.ones((1, 2)), "r": np.array([[1.0, -2.0]])},
+    options={},
+    expected={"x": np.array([[1.0, -2.0]])},
+    condition={"x": np.array([[1.0, 2.0]])},
+)
+_WRONG = ((1.0, -2.0000001), (1.0000001, -2.0), (-1.0, 2.0), (0.0, 0.0), (math.nan, -2.0),
+          (1.0, -math.inf))  # fmt: skip
+
+
+def refuse_blind_comparison() -> None:
+    """Raises NoResult where this module does not tell wrong answers from the right one: somebody
+    replaced functions of NumPy before refl was imported.
+    """
+    try:
+        right = not deviations(_TRIAL, {"x": np.array([[1.0, -2.0]])})
+        blind = [w for w in _WRONG if not deviations(_TRIAL, {"x": np.array([w])})]
+    except Exception:  # noqa: BLE001 (what replaced them may raise anything)
+        right, blind = False, []
+    if blind or not right:
+        raise NoResult(
+            "no result: in this process wrong answers cannot be told from the right one; "
+            "something replaced functions of NumPy before refl was imported"
+        )

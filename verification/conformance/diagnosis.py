@@ -14,7 +14,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from refl.verification.conformance.deviation import Answer, Array, deviations, furthest, is_right
+from refl.verification.conformance.answers import Array
+from refl.verification.conformance.deviation import Answer, deviations, furthest, is_right
 from refl.verification.conformance.mistakes import MISTAKES
 from refl.verification.conformance.planting import Mistake, NoDifference
 from refl.verification.vectors.case import UNDERFLOW, Case

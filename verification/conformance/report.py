@@ -8,7 +8,7 @@ JUnit XML it is written by formats.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from refl.errors import ReflError
-from refl.show.lines import Line, folded, paragraph, plain
+from refl.show.lines import Line, grid, paragraph, plain
 from refl.show.text import printable
-from refl.verification.conformance.deviation import Array
+from refl.verification.conformance.answers import Array
 from refl.verification.conformance.results import (
     CONVENTION,
     FAILED,
     NOT_COVERED,
+    PARTLY,
     PASSED,
     CaseResult,
     ModelResult,
@@ -31,11 +32,19 @@ from refl.verification.conformance.results import (
 from refl.verification.vectors import rule_vectors
 from refl.verification.vectors.case import Case
 
-STYLES = {PASSED: "green", FAILED: "bold red", CONVENTION: "yellow", NOT_COVERED: "dim"}
+STYLES = {
+    PASSED: "green",
+    FAILED: "bold red",
+    CONVENTION: "yellow",
+    PARTLY: "yellow",
+    NOT_COVERED: "dim",
+}
 MOST_MODELS = 6
 """Failing models in full."""
 MOST_ENTRIES = 8
 """Of an answer, side by side; the rest is counted."""
+MOST_MISTAKES = 3
+"""Named for a rule."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +58,23 @@ class Report:
     about: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def failed(self) -> bool:
+        """Something failed, or nothing passed."""
+        statuses = self._statuses()
+        return FAILED in statuses or not statuses & {PASSED, CONVENTION}
+
+    @property
+    def partly(self) -> bool:
+        """Something was answered right, but not all that must be: that is no pass."""
+        return PARTLY in self._statuses()
+
+    @property
     def passed(self) -> bool:
-        """Nothing failed, and something was tried."""
-        statuses = {*(r.status for r in self.rules), *(m.status for m in self.models)}
-        return FAILED not in statuses and bool(statuses - {NOT_COVERED})
+        """Nothing failed, something passed, and nothing is covered in part alone."""
+        return not (self.failed or self.partly)
+
+    def _statuses(self) -> set[str]:
+        return {*(r.status for r in self.rules), *(m.status for m in self.models)}
 
     def __getitem__(self, rule: str) -> RuleResult:
         return next(r for r in self.rules if r.rule == rule)
@@ -67,7 +89,7 @@ class Report:
 def headline(report: Report) -> str:
     counts = [
         (status, sum(r.status == status for r in report.rules))
-        for status in (PASSED, CONVENTION, FAILED, NOT_COVERED)
+        for status in (PASSED, CONVENTION, FAILED, PARTLY, NOT_COVERED)
     ]
     said = ", ".join(f"{n} {_STATUS[status]}" for status, n in counts if n)
     parts = [f"of {len(report.rules)} rules {said}"] if report.rules else []
@@ -79,15 +101,23 @@ _STATUS = {
     PASSED: "passed",
     CONVENTION: "follow a convention of their own",
     FAILED: "failed",
+    PARTLY: "partly covered (which is no pass)",
     NOT_COVERED: "not covered",
 }
 
 
 def _models_said(report: Report) -> str:
-    right, own = (sum(m.status == status for m in report.models) for status in (PASSED, CONVENTION))
-    covered = sum(m.status != NOT_COVERED for m in report.models)
-    also = f", {own} by a convention of their own" if own else ""
-    return f"{right} of {covered} right{also}" if covered else "not covered"
+    count = Counter(m.status for m in report.models)
+    covered = len(report.models) - count[NOT_COVERED]
+    if not covered:
+        return "not covered"
+    others = (
+        (count[CONVENTION], "by a convention of their own"),
+        (count[PARTLY], _STATUS[PARTLY]),
+        (count[NOT_COVERED], "not covered"),
+    )
+    also = "".join(f", {n} {what}" for n, what in others if n)
+    return f"{count[PASSED]} of {covered} right{also}"
 
 
 def call(case: Case) -> str:
@@ -132,9 +162,7 @@ class _Short(float):
         return f"{float(self):.7g}"
 
 
-def side_by_side(
-    v: CaseResult,
-) -> list[tuple[str, str, str, str, bool]]:  # entry, expected, got, allowed, wrong
+def side_by_side(v: CaseResult) -> list[Row]:
     """The entries of the arrays that are wrong."""
     rows = []
     for name in dict.fromkeys(d.name for d in v.deviations):
@@ -179,20 +207,13 @@ def lines(report: Report, width: int = 100, every: bool = False) -> list[Line]:
     """A table of the rules (those not covered only with `every`), then each failure."""
     shown = [r for r in report.rules if every or r.status != NOT_COVERED]
     out: list[Line] = [*paragraph(printable(headline(report)), width, "bold", ""), []]
-    if shown:
-        out += folded(
-            [
-                [(cell, "dim") for cell in ("rule", "result", "cases", "looks like")],
-                *map(_row, shown),
-            ],
-            "<<><",
-            width,
-            0,
-        )
+    out += _table(shown, width)
     for r in report.rules:
         if r.status in (FAILED, CONVENTION):
             out += [[], *rule_lines(r, width)]
-    failed = [m for status in (FAILED, CONVENTION) for m in report.models if m.status == status]
+    failed = [
+        m for status in (FAILED, PARTLY, CONVENTION) for m in report.models if m.status == status
+    ]
     for m in failed[: len(failed) if every else MOST_MODELS]:
         out += [[], *model_lines(m, width)]
     if len(failed) > MOST_MODELS and not every:
@@ -202,42 +223,77 @@ def lines(report: Report, width: int = 100, every: bool = False) -> list[Line]:
                 f"and {len(failed) - MOST_MODELS} more models (--all shows them)", width, "dim", ""
             ),
         ]
+    for r in report.rules:
+        if r.status == PARTLY:
+            said = f"{r.rule}: partly covered, which is no pass: {r.partly}."
+            out += [[], *paragraph(printable(said), width, STYLES[PARTLY], "")]
     left = [r.rule for r in report.rules if r.status == NOT_COVERED]
     if left and not every:
         out += [[], *paragraph(f"Not covered: {', '.join(left)}.", width, "dim", "")]
     return out
 
 
-def _row(r: RuleResult) -> Line:
-    return [
-        (r.rule, ""),
-        (r.status, STYLES[r.status]),
-        (f"{r.count(PASSED)}/{r.tried}" if r.tried else "", ""),
-        (", ".join(m.id for m in r.mistakes[:3]), ""),
-    ]
+def _table(shown: Sequence[RuleResult], width: int) -> list[Line]:
+    """A line for each rule; below it what its failures look like."""
+    if not shown:
+        return []
+    head, *rows = grid(
+        [
+            [(cell, "dim") for cell in ("rule", "result", "cases that are right")],
+            *([(r.rule, ""), (r.status, STYLES[r.status]), (r.coverage, "")] for r in shown),
+        ],
+        "lll",
+    )
+    below = [paragraph(looks_like(r), width, "", "    ") for r in shown]
+    return [head, *(line for row, more in zip(rows, below, strict=True) for line in (row, *more))]
+
+
+def looks_like(r: RuleResult) -> str:
+    """The mistakes, with how much of what is wrong each explains, and what none does."""
+    said = [f"{m.id} ({r.fraction(m)})" for m in r.mistakes[:MOST_MISTAKES]]
+    found = f"looks like {', '.join(said)}" if said else ""
+    left = f"{len(r.unexplained)} of {r.failing} failing cases not explained"
+    return "; ".join([*([found] if found else []), *([left] if r.unexplained else [])])
 
 
 def rule_lines(r: RuleResult, width: int) -> list[Line]:
     v = r.smallest
     assert v is not None
-    failing = r.failing
     fail = "deviate" if r.status == CONVENTION else "fail"
-    out: list[Line] = [[(f"{r.rule}: {failing} of {r.tried} cases {fail}", STYLES[r.status])]]
+    out: list[Line] = [[(f"{r.rule}: {r.failing} of {r.tried} cases {fail}", STYLES[r.status])]]
     out += paragraph(f"{v.case.signature.equation}   ({v.case.signature.source})", width, "dim")
-    for m in r.mistakes[:3]:
+    for m in r.mistakes[:MOST_MISTAKES]:
         also = f" Documented: {r.conventions[m.id]}" if m.id in r.conventions else ""
-        count = sum(m in x.mistakes for x in r.cases if x.failed)
         out += paragraph(
-            f"looks like {m} (gives the same wrong numbers in {count} of {failing} cases; met in: "
-            f"{m.met_in}){also}",
+            f"looks like {m} (gives the same wrong numbers: {r.fraction(m)}; met in: {m.met_in})"
+            f"{printable(also)}",
             width,
         )
     raised = Counter(x.message for x in r.cases if x.failed and x.message and not x.behavior)
     for words, count in raised.most_common(2):
-        out += paragraph(f"{count} of {failing} {printable(words)}", width, "red")
-    if not r.mistakes and sum(raised.values()) < failing:
+        out += paragraph(f"{count} of {r.failing} {printable(words)}", width, "red")
+    if not r.mistakes and sum(raised.values()) < r.failing:
         out += paragraph("no known mistake gives these numbers", width)
-    return out + _case_lines(v, width, "the smallest such case: ")
+    if r.partly:
+        out += paragraph(printable(r.partly), width)
+    return out + [line for before, each in examples(r) for line in _case_lines(each, width, before)]
+
+
+def examples(r: RuleResult) -> list[tuple[str, CaseResult]]:
+    """The failing cases that are shown: the smallest, and the smallest that no mistake explains."""
+    if r.smallest is None:
+        return []
+    unexplained = r.unexplained[0] if r.unexplained else None
+    if not r.mistakes or r.smallest is unexplained:
+        return [("the smallest failing case: ", r.smallest)]
+    shown = [("the smallest such case: ", r.smallest)]
+    if unexplained is not None:
+        shown.append((f"the smallest that {_none_of(r)} explains: ", unexplained))
+    return shown
+
+
+def _none_of(r: RuleResult) -> str:
+    return f"no known mistake, {r.mistakes[0].id} included,"
 
 
 def _case_lines(v: CaseResult, width: int, before: str = "") -> list[Line]:
@@ -246,26 +302,40 @@ def _case_lines(v: CaseResult, width: int, before: str = "") -> list[Line]:
     if v.message:
         out += paragraph(printable(v.message), width, "red")
     rows = side_by_side(v)
-    if rows:
-        wrong = [row for row in rows if row[4]]
-        picked = rows if len(rows) <= MOST_ENTRIES else wrong[:MOST_ENTRIES]
-        head = [("", ""), *((cell, "dim") for cell in ("expected", "got", "allowed"))]
+    picked, left, left_wrong = excerpt(rows, MOST_ENTRIES)
+    if picked:
+        head = [("", ""), *((cell, "dim") for cell in ("expected", "got", "allowed", ""))]
         table = [
-            [(f"    {a}", ""), (b, ""), (c, "red" if bad else ""), (d, "dim")]
+            [
+                (f"    {a}", ""),
+                (b, ""),
+                (c, "red" if bad else ""),
+                (d, "dim"),
+                ("wrong" if bad else "", "red"),
+            ]
             for a, b, c, d, bad in picked
         ]
-        out += folded([head, *table], "<>>>", width, 0)
-        if len(picked) < len(rows):
-            out += paragraph(
-                f"and {len(rows) - len(picked)} more entries, "
-                f"{len(wrong) - min(len(wrong), len(picked))} of them wrong",
-                width,
-                "dim",
-                "    ",
-            )
+        out += grid([head, *table], "lrrrl")
+    if left:
+        said = f"and {left} more entries, {left_wrong} of them wrong"
+        out += paragraph(said, width, "dim", "    ")
     if not before and v.mistakes:
         out += paragraph("; ".join(f"looks like {m}" for m in v.mistakes[:2]), width)
     return out
+
+
+Row = tuple[str, str, str, str, bool]
+"""Entry, expected, got, allowed, whether it is wrong."""
+
+
+def excerpt(rows: list[Row], most: int) -> tuple[list[Row], int, int]:
+    """At most so many entries in their order: wrong ones, and some that are right beside them where
+    there are any; how many are left out, and how many of these are wrong."""
+    wrong = [k for k, row in enumerate(rows) if row[4]]
+    right = [k for k, row in enumerate(rows) if not row[4]]
+    room = min(len(right), max(most // 4, most - len(wrong)))
+    kept = sorted([*wrong[: most - room], *right[:room]])
+    return [rows[k] for k in kept], len(rows) - len(kept), max(len(wrong) - (most - room), 0)
 
 
 def model_lines(m: ModelResult, width: int) -> list[Line]:

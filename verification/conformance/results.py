@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from refl.verification.conformance.deviation import Array, Deviation
+from refl.verification.conformance.answers import Array
+from refl.verification.conformance.deviation import Deviation
 from refl.verification.conformance.diagnosis import Diagnosis
 from refl.verification.conformance.planting import Mistake
 from refl.verification.vectors.case import Case
@@ -16,6 +18,10 @@ from refl.verification.vectors.model_vectors import SiteDeviation
 
 PASSED, FAILED, CONVENTION, NOT_COVERED = "passed", "failed", "convention", "not covered"
 STATUSES = (PASSED, FAILED, CONVENTION, NOT_COVERED)
+"""Of a case."""
+PARTLY = "partly covered"
+"""Of a rule, or of a model: nothing is wrong in what was answered, and something is missing that
+must be answered for a pass."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,35 @@ class RuleResult:
         return len(self.cases) - self.count(NOT_COVERED)
 
     @property
+    def missing(self) -> tuple[CaseResult, ...]:
+        """Required cases that are not covered."""
+        return tuple(c for c in self.cases if c.status == NOT_COVERED and c.case.required)
+
+    @property
     def status(self) -> str:
-        return next((s for s in (FAILED, CONVENTION, PASSED) if self.count(s)), NOT_COVERED)
+        """A rule is passed only where all of its required cases are."""
+        found = next((s for s in (FAILED, CONVENTION, PASSED) if self.count(s)), NOT_COVERED)
+        return PARTLY if found == PASSED and self.missing else found
+
+    @property
+    def coverage(self) -> str:
+        """How many of its cases are right, wrong and not covered."""
+        counts = ((self.failing, "wrong"), (self.count(NOT_COVERED), "not covered"))
+        said = "".join(f", {n} {what}" for n, what in counts if n)
+        return f"{self.count(PASSED)} of {len(self.cases)} cases{said}"
+
+    @property
+    def partly(self) -> str:
+        """What of its required cases is missing, and why; nothing where nothing is."""
+        if not self.missing:
+            return ""
+        required = sum(c.case.required for c in self.cases)
+        why = Counter(c.message for c in self.missing).most_common(1)[0][0]
+        return f"{len(self.missing)} of {required} required cases not covered ({why})"
+
+    def fraction(self, mistake: Mistake) -> str:
+        """How much of what is wrong a mistake explains."""
+        return f"explains {self.explained[mistake.id]} of {self.failing} failing cases"
 
     @property
     def explained(self) -> Mapping[str, int]:

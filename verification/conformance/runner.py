@@ -45,8 +45,9 @@ import numpy as np
 from refl.errors import ReflError
 from refl.verification.conformance import report, whole_models
 from refl.verification.conformance.adapter import Adapter, Array, NotCovered
-from refl.verification.conformance.deviation import Answer, deviations
+from refl.verification.conformance.deviation import Answer, deviations, refuse_blind_comparison
 from refl.verification.conformance.diagnosis import diagnoses, most_telling, shown_by
+from refl.verification.conformance.guarded import Raised, WrongAnswer, guarded
 from refl.verification.conformance.planting import Mistake
 from refl.verification.conformance.report import Report
 from refl.verification.conformance.results import (
@@ -74,15 +75,7 @@ def run(
     """All cases of the rules that the pattern names (and the whole models, named `model`). adapter:
     an Adapter, or what makes one.
     """
-    adapter = adapter if isinstance(adapter, Adapter) else Adapter(adapter)
-    names = [rule for rule in [*rules(), "model"] if fnmatchcase(rule, pattern)]
-    if not names:
-        raise ReflError(f"no rule is called {pattern!r}: there are {', '.join(rules())} and model")
-    if not any(callable(adapter.find(name)) for name in names):
-        raise ReflError(
-            f"{adapter.name} has no function named like a rule: expected some of "
-            f"{', '.join(names[:4])} ... (see refl conform --help)"
-        )
+    adapter, names = asked(adapter, pattern)
     found = []
     for k, rule in enumerate(name for name in names if name != "model"):
         progress(rule, k, len(names))
@@ -90,6 +83,27 @@ def run(
         found.append(rule_result(rule, results, adapter.conventions))
     models = whole_models.run_models(adapter, progress) if "model" in names else ()
     return Report(adapter.name, adapter.version, tuple(found), tuple(models), about())
+
+
+def asked(adapter: Any, pattern: str) -> tuple[Adapter, list[str]]:
+    """The adapter, and the rules that the pattern names. Raises ReflError where it has none of
+    them, and where one of its functions is called almost like a rule that it lacks.
+    """
+    adapter = adapter if isinstance(adapter, Adapter) else Adapter(adapter)
+    names = [rule for rule in [*rules(), "model"] if fnmatchcase(rule, pattern)]
+    if not names:
+        raise ReflError(f"no rule is called {pattern!r}: there are {', '.join(rules())} and model")
+    for name, rule in adapter.misspelled().items():
+        raise ReflError(
+            f"{adapter.name} has a function {name}, which is no rule, and lacks {rule}: rename "
+            "it, or start its name with an underscore where it is something else"
+        )
+    if not any(callable(adapter.find(name)) for name in names):
+        raise ReflError(
+            f"{adapter.name} has no function named like a rule: expected some of "
+            f"{', '.join(names[:4])} ... (see refl conform --help)"
+        )
+    return adapter, names
 
 
 def about() -> dict[str, str]:
@@ -130,22 +144,28 @@ def _settled(
 
 
 def run_case(adapter: Adapter, case: Case) -> CaseResult:
-    """Calls the adapter's function on a case."""
+    """Calls the adapter's function on a case. Raises ReflError where the adapter replaced functions
+    that answers are compared with.
+    """
     try:
-        function = adapter.function(case.rule)
         if case.rule == "network":
-            return _run_network(adapter, case, function)
-        arguments = [adapter.to_array(a, case.dtype) for a in case.arguments]
-        options = adapter.options(case, function)
-        with np.errstate(all="ignore"):
-            answer = function(*arguments, **options)
-            return compared(case, *_read(adapter, case, answer))
-    except (NotCovered, NotImplementedError) as reason:
+            return _run_network(adapter, case)
+        with guarded():
+            got, absorbed = _answered(adapter, case)
+        refuse_blind_comparison()
+        return compared(case, got, absorbed)
+    except NotCovered as reason:
         return CaseResult(case, NOT_COVERED, message=str(reason))
-    except Exception as reason:  # noqa: BLE001 (whatever somebody's function raises is its answer)
-        return _diagnosed(
-            CaseResult(case, FAILED, message=f"raised {type(reason).__name__}: {reason}")
-        )
+    except (Raised, WrongAnswer) as reason:
+        return _diagnosed(CaseResult(case, FAILED, message=str(reason)))
+
+
+def _answered(
+    adapter: Adapter, case: Case
+) -> tuple[dict[str, Array | None], dict[str, Array] | None]:
+    function = adapter.function(case.rule)
+    arguments = [adapter.to_array(a, case.dtype) for a in case.arguments]
+    return _read(adapter, case, function(*arguments, **adapter.options(case, function)))
 
 
 def compared(case: Case, got: Answer, absorbed: Mapping[str, Array] | None = None) -> CaseResult:
@@ -167,41 +187,59 @@ def _read(
 ) -> tuple[dict[str, Array | None], dict[str, Array] | None]:
     """Relevance, and what was absorbed where the function says it."""
     if not isinstance(answer, Mapping):
-        return _pieces(adapter, case.returns, answer), None
-    relevance = _pieces(adapter, case.returns, answer["relevance"])
+        return _pieces(adapter, case, case.returns, answer), None
+    relevance = _pieces(adapter, case, case.returns, answer["relevance"])
     if "absorbed" not in answer:
         return relevance, None
-    absorbed = answer["absorbed"] or {}
-    return relevance, {name: _numbers(adapter, a) for name, a in absorbed.items()}
+    entries = dict(answer["absorbed"] or {}).items()
+    return relevance, {str(name): _entry(adapter, case, name, a) for name, a in entries}
 
 
-def _numbers(adapter: Adapter, a: Any) -> Array:
-    found = adapter.to_numpy(a)
-    return np.zeros(()) if found is None else found
+def _entry(adapter: Adapter, case: Case, name: str, a: Any) -> Array:
+    found = adapter.to_numpy(a, f"absorbed {name}", (case.batch,))
+    return np.zeros(case.batch) if found is None else found
 
 
-def _pieces(adapter: Adapter, names: Sequence[str], answer: Any) -> dict[str, Array | None]:
+def _pieces(
+    adapter: Adapter, case: Case, names: Sequence[str], answer: Any
+) -> dict[str, Array | None]:
     pieces = list(answer) if isinstance(answer, (tuple, list)) else [answer]
     if len(pieces) != len(names):
-        raise ValueError(
+        raise WrongAnswer(
             f"{len(pieces)} arrays came back, expected {len(names)}: {', '.join(names)}"
         )
-    return {name: adapter.to_numpy(piece) for name, piece in zip(names, pieces, strict=True)}
+    return {
+        name: adapter.to_numpy(piece, name, _shape(case, name))
+        for name, piece in zip(names, pieces, strict=True)
+    }
+
+
+def _shape(case: Case, name: str) -> tuple[int, ...]:
+    """Of what is returned: its operand's."""
+    expected = case.expected[name]
+    if expected is None:
+        operand, _, member = name.partition(".")
+        held = case.inputs[operand]
+        expected = held[int(member)] if member else held
+    return tuple(expected.shape)
 
 
 # -- a small network -------------------------------------------------------------------------------
 
 
-def _run_network(adapter: Adapter, case: Case, function: Callable[..., Any]) -> CaseResult:
+def _run_network(adapter: Adapter, case: Case) -> CaseResult:
     """One forward, one seed; the same again; then all seeds from one forward."""
-    explain = function(adapter.to_array(case.inputs["layers"], case.dtype))
+    with guarded():
+        explain = adapter.function(case.rule)(adapter.to_array(case.inputs["layers"], case.dtype))
     seeds = list(case.inputs["seeds"])
 
     def ask(some: list[Array]) -> dict[str, Array | None]:
-        z, answers = explain(
-            adapter.to_array(case.inputs["x"], case.dtype), adapter.to_array(some, case.dtype)
-        )
-        return _pieces(adapter, ["z", *(f"x.{k}" for k in range(len(some)))], [z, *answers])
+        with guarded():
+            z, answers = explain(
+                adapter.to_array(case.inputs["x"], case.dtype), adapter.to_array(some, case.dtype)
+            )
+            names = ["z", *(f"x.{k}" for k in range(len(some)))]
+            return _pieces(adapter, case, names, [z, *answers])
 
     single = _first_seeds(case, 1)
     first = compared(single, ask(seeds[:1]))
@@ -210,18 +248,21 @@ def _run_network(adapter: Adapter, case: Case, function: Callable[..., Any]) -> 
     before = "the first call is right, the same call again"
     try:
         again = compared(single, ask(seeds[:1]))
-    except Exception as reason:  # noqa: BLE001
-        said = f"{before} raised {type(reason).__name__}: {reason}"
-        return _misbehaved(CaseResult(case, FAILED), "again", said)
+    except (Raised, WrongAnswer, NotCovered) as reason:
+        return _misbehaved(CaseResult(case, FAILED), "again", _said(before, reason))
     if again.failed:
         return _misbehaved(again, "again", f"{before} is not")
     try:
         return compared(case, ask(seeds))
-    except NotImplementedError:
+    except NotCovered:
         return first
-    except Exception as reason:  # noqa: BLE001
-        said = f"a second seed from one forward raised {type(reason).__name__}: {reason}"
+    except (Raised, WrongAnswer) as reason:
+        said = _said("a second seed from one forward", reason)
         return _misbehaved(CaseResult(case, FAILED), "targets", said)
+
+
+def _said(what: str, reason: Exception) -> str:
+    return f"{what} {reason}" if isinstance(reason, Raised) else f"{what}: {reason}"
 
 
 def _first_seeds(case: Case, count: int) -> Case:

@@ -87,6 +87,12 @@ class ModelCase:
     def sites(self) -> list[str]:
         return list(self.expected)
 
+    @cached_property
+    def input_sites(self) -> list[str]:
+        """Those below the first block: embeddings, pixels."""
+        blocks = [k for k, site in enumerate(self.sites) if "0" in site.split(".")]
+        return self.sites[max(blocks) + 1 :]
+
 
 @dataclass(frozen=True)
 class SiteDeviation:
