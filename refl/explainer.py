@@ -21,7 +21,7 @@ from refl.ledger import DESTINATIONS
 from refl.network import Network
 from refl.rules.composites import Composite, Rule
 from refl.seeds import Seed, softmax
-from refl.show.explanation import ShownExplanation
+from refl.show.explanation import Batch, ShownExplanation
 from refl.sweep import Sweep, Swept
 from refl.trace import Trace, Value
 from refl.version import __version__
@@ -167,7 +167,7 @@ class Explainer:
             for z, (target, against) in zip(forward.rows, targets, strict=True)
         ]
         swept = self._sweep(forward, seeds, last)
-        return [self._explanation(forward, swept, b, seed) for b, seed in enumerate(seeds)]
+        return Batch(self._explanation(forward, swept, b, seed) for b, seed in enumerate(seeds))
 
     def _sweep(self, forward: Forward, seeds: list[Seed], last: bool) -> Swept:
         as_gradient = self.composite.formulation == "gradient_x_input"

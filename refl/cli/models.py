@@ -12,13 +12,6 @@ from refl.cli.command import add_command
 from refl.cli.output import print_json, print_lines, width
 from refl.show.lines import Line, paragraph
 
-ABILITIES = (
-    "A word-level model of a small English whose right explanations are known. It makes verbs "
-    "agree with their subject across distracting nouns, and answers who has what among several "
-    "people and things."
-)
-EXAMPLES = ["the keys to the cabinet", "mary has the ball . john has the cup . who has the ball ?"]
-
 
 def add(commands: Any) -> None:
     """The command."""
@@ -58,7 +51,11 @@ def _shipped_lines(shipped: dict[str, Any]) -> list[Line]:
     return [
         [("the model that ships with refl", "bold"), (f"  {facts}", "")],
         *paragraph(shipped["summary"], width()),
+        *paragraph(shipped["training"], width()),
         *([("  ", ""), (f'refl explain "{example}"', "cyan")] for example in shipped["examples"]),
+        *paragraph(
+            f"its {len(shipped['words'])} words: {' '.join(shipped['words'])}", width(), "dim"
+        ),
     ]
 
 
@@ -87,8 +84,8 @@ def _config_options(config: Any) -> dict[str, Any]:
 
 def _shipped() -> dict[str, Any]:
     from refl.io.config import read_config
+    from refl.io.shipped import ABILITIES, EXAMPLES, SHIPPED, TRAINING, words
     from refl.io.weights import Weights
-    from refl.model import SHIPPED
 
     config = read_config(SHIPPED)
     weights = Weights(SHIPPED, dtype="float32", place=lambda array: array)
@@ -99,5 +96,7 @@ def _shipped() -> dict[str, Any]:
         "vocabulary": config.get("vocab_size"),
         "longest": config.get("max_position_embeddings"),
         "summary": ABILITIES,
+        "training": TRAINING,
         "examples": EXAMPLES,
+        "words": words(),
     }

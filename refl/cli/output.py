@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import IO, Any
 
-from refl.show.lines import Line, plain
+from refl.show.lines import Line, plain, printed
 
 # -- printing --------------------------------------------------------------------------------------
 
@@ -83,6 +83,6 @@ def _print_colored(lines: Sequence[Line]) -> None:
     terminal = console()
     if terminal.color_system is None:  # nothing says what whoever reads this can show
         terminal = console(color_system="256")
-    for line in lines:
+    for line in printed(lines):
         spans = ((_encodable(text, sys.stdout.encoding), style) for text, style in line)
         terminal.print(Text.assemble(*spans))

@@ -1,13 +1,14 @@
 """What every view of an explanation says, whatever it is drawn on.
 
-The account adds up, as computed and as printed:
+The conservation ledger in sum, `account`, adds up as computed and as printed:
 
     explained = relevance on the input + absorbed on the way, by cause + conservation error
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from refl.explanation import Explanation, Method
@@ -15,7 +16,7 @@ from refl.ledger import Ledger
 from refl.rules.composites import Composite
 from refl.rules.operations import CAUSES
 from refl.show.numbers import adding_up, decimals, percent, strongest, total
-from refl.show.text import printable
+from refl.show.text import one_line, printable, shorten, visible
 
 ERROR = "conservation error"
 """The part of the account that is rounding, and nothing else."""
@@ -25,7 +26,19 @@ REST = "not recorded"
 
 NORM = (
     "Scores are lengths of the propagated gradient: they have no sign and do not add up; the "
-    "account below is that of x times gradient."
+    "conservation ledger below is that of x times gradient."
+)
+LEDGER = "conservation ledger"
+CANCELS = 4
+"""Parts whose sizes add up to more than so many times the whole cancel: hundredths of what little
+is left would say nothing.
+"""
+NOTABLE = 0.05
+"""Of all parts by size: what absorbs as much is explained in a sentence."""
+OFFSET = (
+    "softmax_offset is no error and no loss: AttnLRP takes softmax by its Taylor expansion, whose "
+    "constant part comes from no token, so no token is given it; cp-lrp, which holds attention "
+    "weights constant, has none."
 )
 DIGITS = 5
 """Of the strongest token's score."""
@@ -58,16 +71,31 @@ def account(ledger: Ledger) -> list[Row]:
     )
     notes = CAUSES | {
         ledger.destination: f"what reached the {ledger.destination}",
-        ERROR: f"{parts[ERROR]:.1e}, rounding ({_rounding(ledger)})",
+        ERROR: f"{parts[ERROR]:.1e}, {_judged(ledger, parts)}",
     }
     return _rows(parts, total(ledger.explained), notes)
 
 
-def _rounding(ledger: Ledger) -> str:
-    """How much of it is expected: a bound where the sweep was audited, else the unit roundoff."""
-    if ledger.rounding_bound is None:
-        return f"unit {ledger.roundoff:.0e}"
-    return f"bound {total(ledger.rounding_bound):.0e}"
+UNAUDITED = 1e4
+"""Roundoffs of the largest sum that an error may have and still be called rounding, where no audit
+has bounded it.
+"""
+
+
+def _judged(ledger: Ledger, parts: dict[str, float]) -> str:
+    """What a conservation error is: rounding within its bound where the sweep was audited, else
+    where it is of the size of roundoff. A ledger that lacks operations has none.
+    """
+    size, u = abs(parts[ERROR]), ledger.roundoff
+    if not ledger.entries:
+        return "the ledger has no operation: what became of it is not recorded"
+    if ledger.rounding_bound is not None:
+        bound = total(ledger.rounding_bound)
+        return f"rounding (bound {bound:.0e})" if size <= bound else f"above the bound {bound:.0e}"
+    amounts = (*parts.values(), *(float(v) for entry in ledger for v in entry.received))
+    if size <= UNAUDITED * u * strongest(amounts):
+        return f"rounding (unit {u:.0e})"
+    return f"more than rounding in units of {u:.0e} accounts for: audit=True bounds it"
 
 
 def account_of(e: Explanation) -> list[Row]:
@@ -76,15 +104,23 @@ def account_of(e: Explanation) -> list[Row]:
         return account(e.recorded)
     where = "tokens" if e.picture is None else "pixels"
     on_input = sum(float(r.sum()) for r in (e.relevance, e.decoder_relevance) if r is not None)
-    notes = {where: f"what reached the {where}", REST: "this method keeps no conservation ledger"}
+    words = "absorbed on the way, and rounding: this method keeps no ledger to tell them apart"
+    notes = {where: f"what reached the {where}", REST: words}
     return _rows({where: on_input, REST: e.explained - on_input}, e.explained, notes)
 
 
+def sums_name(e: Explanation) -> str:
+    """What the account is called."""
+    return f"{'No' if e.recorded is None else 'The'} {LEDGER}"
+
+
 def _rows(parts: dict[str, float], explained: float, notes: dict[str, str]) -> list[Row]:
-    scale = strongest([*parts.values(), explained])
-    shown = adding_up(list(parts.values()), explained, decimals(scale, 7))
+    shown = adding_up(
+        list(parts.values()), explained, decimals(strongest([*parts.values(), explained]), 7)
+    )
+    whole = explained if _times(parts.values(), explained) <= CANCELS else math.nan
     return [
-        Row(name, value, text, percent(value, explained, scale), note)
+        Row(name, value, text, percent(value, whole), note)
         for (name, value), text, note in zip(
             (parts | {"explained": explained}).items(),
             shown,
@@ -92,6 +128,27 @@ def _rows(parts: dict[str, float], explained: float, notes: dict[str, str]) -> l
             strict=True,
         )
     ]
+
+
+def _times(parts: Iterable[float], explained: float) -> float:
+    """How many times the whole the parts have together, by size."""
+    size = math.fsum(abs(v) for v in parts if math.isfinite(v))
+    return size / abs(explained) if explained else math.inf
+
+
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """What a reader of the account would ask, in a sentence each."""
+    parts = {row.name: row.amount for row in rows[:-1]}
+    size = math.fsum(abs(v) for v in parts.values() if math.isfinite(v))
+    offset, times = abs(parts.get("softmax_offset", 0.0)), _times(parts.values(), rows[-1].amount)
+    said = [OFFSET] if offset > NOTABLE * size else []
+    if times > CANCELS and size:
+        much = f"{times:.0f} times the sum" if times < 1e6 else "far more than the sum"
+        said.append(
+            f"Amounts, and no percentages: the parts have both signs and cancel. By size they are "
+            f"{much}, so hundredths of it would say nothing."
+        )
+    return said
 
 
 def quantity(e: Explanation) -> str:
@@ -107,7 +164,28 @@ def facts(e: Explanation) -> str:
     """What the model gives the target."""
     if e.seed == "activation":
         return printable(f"{e.target} is {e.logit:.4f}")
-    return printable(f"{e.target!r} has logit {e.logit:.4f} and probability {e.probability:.2%}")
+    said = f"{e.target!r} has logit {e.logit:.4f} and probability {e.probability:.2%}"
+    if e.against is not None:
+        said += f", {e.against!r} has logit {e.logit - e.explained:.4f}"
+    return printable(said)
+
+
+def legend(e: Explanation) -> tuple[str, str]:
+    """What the two colors say: red, to the right of the axis, and blue, to its left."""
+    if e.method.score == "norm":
+        return "red: how much the output depends on it", ""
+    if e.against is not None:
+        a, b = (shorten(visible(token), 24) for token in (e.target, e.against))
+        return f"red: for {a!r} over {b!r}", f"blue: for {b!r} over {a!r}"
+    what = "it" if e.seed == "activation" else repr(shorten(visible(e.target), 24))
+    return f"red: for {what}", f"blue: against {what}"
+
+
+def title(e: Explanation) -> str:
+    """What a page is called: the input, what it explains, and the method."""
+    words = joiner(e.tokens).join(e.tokens) if e.picture is None else e.about.get("model", "")
+    names = e.target if e.against is None else f"{e.target} rather than {e.against}"
+    return f"{shorten(one_line(words), 80)} → {shorten(one_line(names), 40)} · {e.method.title}"
 
 
 def form(method: Composite | Method) -> str:
@@ -175,15 +253,19 @@ def outputs(e: Explanation) -> str:
     )
 
 
-def considered(e: Explanation) -> list[tuple[str, int, float, float, str]]:
-    """Token, id, logit and probability of the candidates, and of the target where it is none of
-    them, each with what it is here.
+def considered(e: Explanation) -> list[tuple[str, int | str, float, float, str]]:
+    """Token, id, logit and probability of the candidates, and of the target and what it is
+    contrasted with where they are none of them, each with what it is here.
     """
-    found = [
+    found: list[tuple[str, int | str, float, float, str]] = [
         (c.token, c.id, c.logit, c.probability, _part_in(e, c.token, c.id)) for c in e.candidates
     ]
     if all(c.id != e.target_id for c in e.candidates):
         found.append((e.target, e.target_id, e.logit, e.probability, "explained"))
+    if e.against is not None and all(c.token != e.against for c in e.candidates):
+        other = e.logit - e.explained
+        odds = math.exp(min(other - e.logit, 700.0))
+        found.append((e.against, "", other, e.probability * odds, "against"))
     return found
 
 

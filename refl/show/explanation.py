@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from refl.explanation import Explanation
 from refl.ledger import Ledger
-from refl.show.notebook import fragment
+from refl.show.notebook import batch_fragment, fragment, ledger_fragment
 from refl.show.page import html
 from refl.show.tables import ledger_table
 from refl.show.terminal import text
@@ -21,8 +21,19 @@ class ShownLedger(Ledger):
     """The conservation ledger; print it for a table."""
 
     def __str__(self) -> str:
-        """The account, then a row per operation."""
+        """The sums, then a row per operation."""
         return ledger_table(self)
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        return ledger_fragment(self)
+
+
+class Batch(list[Explanation]):
+    """The explanations of a batch, in the order of its inputs: a list that a notebook can show."""
+
+    def _repr_html_(self) -> str:
+        return batch_fragment(self)
 
 
 @dataclass(repr=False)

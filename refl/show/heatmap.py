@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -56,23 +58,35 @@ def _gray(picture: Any) -> Any:  # uint8 (H, W, C) -> float (H, W)
     )
 
 
-def png(relevance: Any, picture: Any, *, legend: bool = True) -> bytes:
+def png(relevance: Any, picture: Any) -> bytes:
     """The drawing as a PNG file, with the scale of its colors below.
-    Raises ReflError where Pillow is missing.
+    Raises ReflError where Pillow, which letters it, is missing.
     """
-    image = pillow().fromarray(drawn(relevance, picture))
-    file = io.BytesIO()
-    (_with_legend(image, strongest(relevance)) if legend else image).save(
-        file, "PNG", optimize=True
-    )
+    image, file = pillow().fromarray(drawn(relevance, picture)), io.BytesIO()
+    _with_legend(image, strongest(relevance)).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
 def data_uri(relevance: Any, picture: Any) -> str:
     """The drawing alone, as the source of an HTML image."""
-    return "data:image/png;base64," + base64.b64encode(
-        png(relevance, picture, legend=False)
-    ).decode("ascii")
+    return "data:image/png;base64," + base64.b64encode(encoded(drawn(relevance, picture))).decode()
+
+
+def encoded(pixels: Any) -> bytes:  # uint8 (h, w, 3) -> a PNG file
+    """Written out here, so that a page needs no library of images: signature, header, the rows,
+    each after its filter's number (0, none), deflated; every chunk with its checksum.
+    """
+    height, width, _ = pixels.shape
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
+    chunks = (
+        (b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows.tobytes(), 9)),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
 
 
 def _with_legend(image: Any, most: float) -> Any:

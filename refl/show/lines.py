@@ -1,7 +1,8 @@
 """Lines for a terminal.
 
 A view is a list of lines and a line a list of spans (text, style). Plain text is the texts alone;
-where there is color, rich writes the styles.
+where there is color, rich writes the styles. On their way out all lines pass `printed`: whatever a
+file says, no character of it steers a terminal.
 """
 
 from __future__ import annotations
@@ -9,16 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from textwrap import wrap
 
-from refl.show.text import cells
+from refl.show.text import cells, printable
 
 Span = tuple[str, str]
-"""Text that is printable already, and a style of rich's."""
+"""Text, and a style of rich's."""
 Line = list[Span]
 
 
+def printed(lines: Iterable[Line]) -> list[Line]:
+    """The lines with every text printable."""
+    return [[(printable(text), style) for text, style in line] for line in lines]
+
+
 def plain(lines: Iterable[Line]) -> str:
-    """The lines without their styles."""
-    return "\n".join("".join(text for text, _ in line).rstrip() for line in lines)
+    """The lines without their styles, printable."""
+    return "\n".join("".join(text for text, _ in line).rstrip() for line in printed(lines))
 
 
 def width_of(line: Line) -> int:

@@ -1,5 +1,8 @@
-"""What HTML pages are made of: safe text, tables, and the page around them, which needs nothing but
+"""What HTML pages are made of: elements, tables, and the page around them, which needs nothing but
 itself: no network, no script.
+
+Text becomes markup in one place, `safe`. `tag` and `joined` pass through it whatever is not markup
+already, every attribute too: what a file says cannot reach a page in any other way.
 """
 
 from __future__ import annotations
@@ -18,9 +21,36 @@ POLICY = (
 )
 
 
-def safe(text: object) -> str:
+class Markup(str):
+    """HTML, as it is to stand."""
+
+    __slots__ = ()
+
+
+def safe(text: object) -> Markup:
     """Printable, and nothing in it is markup."""
-    return escape(printable(text))
+    return text if isinstance(text, Markup) else Markup(escape(printable(text)))
+
+
+def joined(inside: Iterable[object], between: str = "") -> Markup:
+    """One after the other; what is not markup is made safe."""
+    return Markup(between.join(map(safe, inside)))
+
+
+_VOID = ("br", "wbr", "img", "meta")
+
+
+def tag(name: str, *inside: object, **attributes: object) -> Markup:
+    """An element. `class_` is the attribute class, `aria_label` aria-label; one that is None is
+    left out.
+    """
+    said = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{safe(value)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    end = "" if name in _VOID else f"{joined(inside)}</{name}>"
+    return Markup(f"<{name}{said}>{end}")
 
 
 def document(title: str, body: str, style: str = "") -> str:
@@ -31,32 +61,46 @@ def document(title: str, body: str, style: str = "") -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{safe(title)}</title>\n"
-        f"<style>\n{STYLE.read_text(encoding='utf-8')}{style}</style>\n"
-        f"</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<style>\n{css()}{style}</style>\n"
+        f'</head>\n<body class="refl">\n<main>\n{body}\n</main>\n</body>\n</html>\n'
     )
+
+
+def fragment(body: str, style: str = "") -> str:
+    """The same body for a notebook: the style reaches nothing outside."""
+    return f'<style>\n{css()}{style}</style>\n<div class="refl">\n{body}\n</div>\n'
+
+
+def css() -> str:
+    """Of every page."""
+    return STYLE.read_text(encoding="utf-8")
 
 
 def table(
     head: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = (), kind: str = ""
-) -> str:
+) -> Markup:
     """Cells are HTML already; `numeric` are the columns of numbers."""
+    return safe_table(head, (map(Markup, row) for row in rows), numeric, kind)
+
+
+def safe_table(
+    head: Sequence[str],
+    rows: Iterable[Iterable[object]],
+    numeric: Sequence[int] = (),
+    kind: str = "",
+) -> Markup:
+    """The same of cells that are made safe."""
     classes = ["num" if i in numeric else "" for i in range(len(head))]
-    top = "".join(
-        f'<th class="{c}" scope="col">{name}</th>' for c, name in zip(classes, head, strict=True)
+    top = (tag("th", name, class_=c, scope="col") for c, name in zip(classes, head, strict=True))
+    body = (
+        tag("tr", *(tag("td", cell, class_=c) for c, cell in zip(classes, row, strict=True))) + "\n"
+        for row in rows
     )
-    body = "".join(_row(row, classes) for row in rows)
-    return (
-        f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    inner = (tag("thead", tag("tr", *top)), tag("tbody", *map(Markup, body)))
+    return tag("div", tag("table", *inner, class_=kind), class_="scroll")
 
 
-def _row(row: Sequence[str], classes: Sequence[str]) -> str:
-    cells = "".join(f'<td class="{c}">{cell}</td>' for c, cell in zip(classes, row, strict=True))
-    return f"<tr>{cells}</tr>\n"
-
-
-def image(source: str, what: str) -> str:
+def image(source: str, what: str) -> Markup:
     """A picture, its pixels as they are."""
     style = "max-width:100%;image-rendering:pixelated"
-    return f'<img src="{source}" alt="{safe(what)}" style="{style}">'
+    return tag("img", src=source, alt=what, style=style)

@@ -53,7 +53,7 @@ def error(value: float) -> str:
     return f"{value:.1e}" if value else "0"
 
 
-def percent(part: float, whole: float, scale: float) -> str:
-    """The part in hundredths of the whole; nothing where the whole is rounding beside `scale`."""
-    hundredths = 100 * part / whole if abs(whole) > 1e-3 * scale else math.nan
+def percent(part: float, whole: float) -> str:
+    """The part in hundredths of the whole; nothing where that is no number."""
+    hundredths = 100 * part / whole if whole else math.nan
     return f"{hundredths:z.1f}%" if math.isfinite(hundredths) else ""

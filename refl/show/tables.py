@@ -32,19 +32,26 @@ def ledger_table(ledger: Ledger) -> str:
     """The account, then every site from the output down: received, passed on, absorbed,
     conservation error.
     """
-    examples = len(ledger.explained)
-    note = (
-        f"{examples} examples, sums over all of them; ledger.example(b) is the conservation ledger "
-        "of one"
-    )
+    note = examples_note(ledger)
     rows = [[(cell, "") for cell in row] for row in ledger_rows(ledger)]
     return plain(
         [
-            *([[(note, "")], []] if examples > 1 else []),
+            *([[(note, "")], []] if note else []),
             *account_lines(account(ledger), "", 100),
             [],
             *grid([_header(LEDGER, "dim"), *rows], "lllrrrrl"),
         ]
+    )
+
+
+def examples_note(ledger: Ledger) -> str:
+    """Of a batch's ledger that it is summed."""
+    examples = len(ledger.explained)
+    if examples < 2:
+        return ""
+    return (
+        f"{examples} examples, sums over all of them; ledger.example(b) is the conservation ledger "
+        "of one"
     )
 
 

@@ -1,5 +1,5 @@
-"""An explanation in a terminal: the tokens in color, each with its bar, the account, the
-candidates, the method.
+"""An explanation in a terminal: the tokens in color, each with its bar, the conservation ledger in
+sum, the candidates, the method.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ from refl.show.account import (
     facts,
     form,
     joiner,
+    legend,
     outputs,
     quantity,
+    remarks,
     rows_of_tokens,
     scores,
+    sums_name,
 )
 from refl.show.colors import FAINT, foreground, hexadecimal, ink, level, terminal_background
 from refl.show.lines import Line, Span, grid, paragraph, plain, width_of
@@ -48,7 +51,10 @@ def terminal(e: Explanation, width: int = 80) -> list[Line]:
     parts = [
         head(e, width),
         *_input(e, width),
-        account_lines(account_of(e), quantity(e), width),
+        [
+            [("  " + sums_name(e).lower().removeprefix("the "), "dim")],
+            *account_lines(account_of(e), quantity(e), width),
+        ],
         _candidates(e),
         method_lines(e.method, width),
     ]
@@ -85,7 +91,17 @@ def _input(e: Explanation, width: int) -> Iterator[list[Line]]:
         return
     for name, row in rows_of_tokens(e):
         yield _running_text(row, width, name)
-        yield _bars(row, width)
+        yield [*_bars(row, width), *_legend(e, width)]
+
+
+def _legend(e: Explanation, width: int) -> list[Line]:
+    """What the colors and the sides of the bars say."""
+    favor, against = legend(e)
+    signs = zip(("█ ", "▒ "), (favor, against), (1, -1), strict=True)
+    spans: Line = [(f"{sign}{words}", ink(side)) for sign, words, side in signs if words]
+    apart = [[("  ", ""), span] for span in spans]
+    beside: Line = [span for entry in apart for span in entry]
+    return [beside] if width_of(beside) <= width else apart
 
 
 # -- tokens ----------------------------------------------------------------------------------------
@@ -195,6 +211,7 @@ def _patches(e: Explanation, width: int) -> list[Line]:
     ]
     return [
         *([("  ", ""), *(_patch(v, most, each) for v in row)] for row in rows),
+        *_legend(e, width),
         *(line for note in notes for line in paragraph(note, width, "dim")),
     ]
 
@@ -234,12 +251,13 @@ def account_lines(rows: list[Row], what: str, width: int) -> list[Line]:
         _noted([("  ", ""), *line], row.note or what, width)
         for line, row in zip(table, rows, strict=True)
     ]
-    return [line for part in [*noted[:-1], [rule], noted[-1]] for line in part]
+    asked = [line for said in remarks(rows) for line in paragraph(said, width, "dim")]
+    return [line for part in [*noted[:-1], [rule], noted[-1], asked] for line in part]
 
 
 def _noted(line: Line, note: str, width: int) -> list[Line]:
     """A line with a note in what room there is beside it; without, where there is too little."""
-    start = width_of(line) + 2
+    start = sum(cells(text) for text, _ in line) + 2
     notes = wrap(note, width - start) if width - start >= 16 else []
     first: Line = [*line, ("  " + notes[0], "dim")] if notes else line
     return [first, *([(" " * start + more, "dim")] for more in notes[1:])]

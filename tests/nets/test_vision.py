@@ -4,6 +4,7 @@ conservation ledger, a net swept by hand, pictures, the views.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -664,8 +665,10 @@ def test_terminal_view_of_fine_grids(explained: Explanation, columns: int, width
     assert sum(sum(row) for row in terminal.summed(r, 3)) == pytest.approx(r.sum())
 
 
-def test_html_view(explained: Explanation) -> None:
-    pytest.importorskip("PIL.Image", reason="Pillow is not installed (the extra 'image')")
+def test_html_view(explained: Explanation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an array it needs no Pillow."""
+    monkeypatch.setitem(__import__("sys").modules, "PIL.Image", None)
+    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     page = html(explained)
     assert (
         page.count("data:image/png;base64,") == 1
@@ -674,6 +677,16 @@ def test_html_view(explained: Explanation) -> None:
     )
     assert "The class" in page and "Every patch as a number" in page and "token ids" not in page
     assert "data:image/png;base64," in fragment(explained)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (5, 7, 3), (64, 33, 3)])
+def test_a_picture_is_written_as_png(shape: tuple[int, ...]) -> None:
+    """As Pillow reads it, checksums and all."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed (the extra 'image')")
+    pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    with image.open(io.BytesIO(heatmap.encoded(pixels))) as read:
+        assert (read.format, read.mode) == ("PNG", "RGB")
+        np.testing.assert_array_equal(np.asarray(read), pixels)
 
 
 def test_drawing(explained: Explanation) -> None:

@@ -17,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refl
-from refl.explanation import Explanation
-from refl.ledger import Ledger
+from refl.explanation import Candidate, Explanation, Method
+from refl.ledger import Entry, Ledger
 from refl.show import colors, numbers, terminal
-from refl.show.account import DIGITS, account, joiner
+from refl.show.account import DIGITS, account, account_of, joiner
+from refl.show.explanation import Batch
 from refl.show.lines import plain
-from refl.show.notebook import fragment
+from refl.show.notebook import fragment, ledger_fragment
 from refl.show.page import html
 from refl.show.tables import ledger_table
 from refl.show.text import cells, printable, shorten
@@ -166,7 +167,9 @@ def test_the_account_in_the_text_adds_up(model: Any, method: str) -> None:
     rule = next(i for i, line in enumerate(lines) if line.strip() and set(line.strip()) == {"─"})
     rows = dict(
         re.findall(
-            r"^  (\S+(?: \S+)*?) +(-?[\d.]+) +-?[\d.]+%", "\n".join(lines[:rule]), re.MULTILINE
+            r"^  (tokens|\w+|conservation error) +(-?[\d.]+)(?: +-?[\d.]+%)?  ",
+            "\n".join(lines[lines.index("  conservation ledger") : rule]),
+            re.MULTILINE,
         )
     )
     below = lines[rule + 1].split()
@@ -298,6 +301,58 @@ def test_blanks_of_a_target_are_all_shown(keys: Explanation) -> None:
         assert "logit of '   '" in shown
 
 
+SHARES = [
+    ({"tokens": 3.0, "bias": -1.0}, True),
+    ({"tokens": 0.5, "bias": -1.0, "mask": 2.0}, True),  # 2.3 times the whole
+    ({"tokens": 10.25, "bias": -9.25}, False),  # 19.5 times
+    ({"tokens": 7.14, "bias": -6.74}, False),  # 1785 % of 0.4
+    ({"tokens": 1.0, "bias": -1.0}, False),  # of nothing
+]
+
+
+@pytest.mark.parametrize(("parts", "percentages"), SHARES)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_shares_of_what_cancels_are_amounts(
+    parts: dict[str, float], percentages: bool, sign: int
+) -> None:
+    """A part of 1785 % says nothing: where the parts are many times the whole, amounts stand alone,
+    with the reason.
+    """
+    sums = {name: np.array([sign * v]) for name, v in parts.items()}
+    entry = Entry("h", "embedding", "leaf", sum(sums.values()), {}, sums)  # type: ignore[arg-type]
+    ledger = Ledger(np.array([sign * math.fsum(parts.values())]), 1e-16, [entry])
+    shares = [row.percent for row in account(ledger)]
+    assert all(shares) if percentages else not any(shares)
+    assert all(float(share[:-1]) <= 400 for share in shares if share)
+    for shown in (ledger_table(ledger), ledger_fragment(ledger)):
+        assert ("cancel" in shown) is not percentages
+        assert "%" in shown or not percentages
+
+
+def test_what_is_missing_is_rounding_only_where_it_can_be(model: Any) -> None:
+    """Not where a ledger lacks an operation, and not where no ledger was kept."""
+    for audit in (False, True):
+        whole = model.explain("the keys to the cabinet", keep=(), audit=audit).ledger
+        assert "rounding (" in account(whole)[-2].note
+        for cut in (3, 50, len(whole.entries) - 1):
+            torn = replace(whole, entries=whole.entries[:cut])
+            assert "rounding (" not in account(torn)[-2].note
+    assert "not recorded" in account(Ledger(np.array([3.0]), 1e-16))[-2].note
+    e = model.explain("the keys", keep=())
+    bare = replace(e, recorded=None, method=Method("theirs"))
+    rest = account_of(bare)[-2]
+    assert rest.name == "not recorded" and "keeps no ledger" in rest.note
+    assert rest.amount == pytest.approx(e.explained - float(e.relevance.sum()))
+    assert "rounding (" not in terminal.text(bare) + html(bare)
+
+
+def test_a_softmax_offset_is_explained(keys: Explanation, model: Any) -> None:
+    none = model.explain("the keys to the cabinet", "cp-lrp", keep=())
+    for shown in (terminal.text(keys, 400), html(keys), str(keys.ledger).replace("\n  ", " ")):
+        assert "softmax_offset is no error" in shown
+    assert "no error" not in terminal.text(none, 400) + html(none)
+
+
 @pytest.mark.parametrize("explained", [0.0, -1.5e-8, 12.5])
 def test_percentages_are_left_out_where_they_mean_nothing(explained: float) -> None:
     rows = account(Ledger(np.array([explained]), 1e-16))
@@ -318,6 +373,34 @@ def test_tokens_with_their_own_blanks_are_joined_without_more() -> None:
 
 
 # -- ledgers ---------------------------------------------------------------------------------------
+
+
+def test_a_notebook_shows_the_body_of_the_page(keys: Explanation, hostile: Explanation) -> None:
+    for e in (keys, hostile):
+        inner = re.search(r"<main>\n(.*)\n</main>", html(e), re.DOTALL)
+        assert inner and inner[1] in fragment(e)
+    assert keys._repr_html_() == fragment(keys)  # type: ignore[attr-defined]
+
+
+def test_the_style_of_a_notebook_reaches_nothing_else(keys: Explanation) -> None:
+    style = fragment(keys).partition("<style>")[2].partition("</style>")[0]
+    selectors = [s.strip() for s in re.findall(r"(?:^|[{}])([^{}@]+)\{", style)]
+    assert len(selectors) > 40
+    for each in (one for s in selectors for one in s.split(",")):
+        assert ".refl" in each
+
+
+def test_a_notebook_shows_batches_and_ledgers(model: Any, keys: Explanation) -> None:
+    batch = model.explain(["the keys", "the key to the cabinets"], keep=())
+    page = read(batch._repr_html_())
+    assert isinstance(batch, list) and len(batch) == 2
+    for e in batch:
+        assert f"{e.explained:.4f}" in page.text and all(t in page.text for t in e.tokens)
+    ledger = read(keys.ledger._repr_html_())  # type: ignore[attr-defined]
+    assert all(entry.site in ledger.text for entry in keys.ledger)
+    assert all(row.shown in ledger.text for row in account(keys.ledger))
+    many = read(Batch([keys] * 60)._repr_html_())
+    assert "10 more: batch[50] is the next" in many.text
 
 
 def test_a_ledger_is_a_table_of_the_account_and_every_site(keys: Explanation) -> None:
@@ -403,6 +486,68 @@ def test_the_page_has_every_token_the_account_and_the_ledger(keys: Explanation) 
         assert word in page.text
     tips = [value for name, value in page.attributes if name == "title"]
     assert len([t for t in tips if t and t.startswith("token ")]) == len(keys.tokens)
+
+
+EVIL = "</td></table><meta http-equiv=refresh content=0;url=//x>\x1b]0;x\x07\u202e"
+
+
+def test_whatever_a_file_says_is_text(keys: Explanation) -> None:
+    """Every word that an oracle file can bring, on the page, in a notebook and on a terminal."""
+    entry = Entry(EVIL, EVIL, EVIL, np.ones(1), {EVIL: np.ones(1)}, {EVIL: np.ones(1) / 2})
+    candidate = Candidate(EVIL, EVIL, 1.0, 0.5)  # type: ignore[arg-type]
+    words = dict.fromkeys(("target", "target_id", "against", "seed"), EVIL)
+    e = replace(
+        keys,
+        **words,  # type: ignore[arg-type]
+        tokens=[EVIL] * 6,
+        input_ids=[EVIL] * 6,  # type: ignore[list-item]
+        decoder_tokens=[EVIL],
+        decoder_ids=[EVIL],  # type: ignore[list-item]
+        decoder_relevance=np.ones(1),
+        about=dict.fromkeys(("refl", "model", "dtype", "architecture", "task", EVIL), EVIL),
+        candidates=[candidate],
+        method=Method(EVIL, EVIL, EVIL, EVIL),
+        recorded=Ledger(np.ones(1), 1e-7, [entry]),
+        fingerprint=lambda: EVIL,
+    )
+    for page in (html(e), fragment(e), ledger_fragment(e.ledger), Batch([e])._repr_html_()):
+        tags = read(page.partition("</head>")[2].replace("</html>", "") or page).tags
+        assert tags.isdisjoint({"meta", "script", "img", "iframe"})
+        assert controls(page) == set() and "</td></table><meta" not in page
+    for shown in (terminal.text(e), ledger_table(e.ledger), str(e)):
+        assert controls(shown) == set()
+
+
+def test_a_page_is_called_by_its_sentence(keys: Explanation, hostile: Explanation) -> None:
+    called = re.search("<title>(.*?)</title>", html(keys))
+    assert called and called[1] == "refl: &lt;s&gt; the keys to the cabinet → are · attnlrp"
+    wild = re.search("<title>(.*?)</title>", html(hostile))
+    assert wild and "<" not in wild[1] and "\x1b" not in wild[1] and len(wild[1]) < 400
+
+
+def test_both_logits_of_a_contrast_are_shown(model: Any) -> None:
+    e = model.explain("the keys to the cabinet", contrast=("are", "is"), keep=())
+    other = model.explain("the keys to the cabinet", target="is", keep=())
+    for shown in (terminal.text(e, 200), html(e).replace("&#x27;", "'")):
+        assert f"'is' has logit {other.logit:.4f}" in shown
+    rows = [line.split() for line in terminal.text(e).splitlines() if "against" in line]
+    assert ["is", f"{other.logit:.4f}", f"{other.probability:.2%}", "against"] in rows
+
+
+def test_every_picture_has_a_legend(model: Any, keys: Explanation) -> None:
+    contrast = model.explain("the keys", contrast=("are", "is"), keep=())
+    for shown in (terminal.text(keys), html(keys).replace("&#x27;", "'")):
+        assert "red: for 'are'" in shown and "blue: against 'are'" in shown
+    assert "red: for 'are' over 'is'" in terminal.text(contrast)
+    norm = terminal.text(model.explain("the keys", method="gradient", keep=()))
+    assert "red: how much" in norm and "blue" not in norm
+
+
+def test_the_shipped_model_says_what_it_knows(keys: Explanation) -> None:
+    page = read(html(keys)).text
+    assert "All 165 words that it knows" in page and " cabinet " in page and "trained" in page
+    other = replace(keys, fingerprint=lambda: "another checkpoint in a folder of this name")
+    assert "words that it knows" not in read(html(other)).text
 
 
 def test_hostile_tokens_are_text_on_the_page(hostile: Explanation) -> None:
