@@ -6,19 +6,22 @@ inputs -> forward on a trace -> logits (or a neuron) -> seed -> sweep -> an Expl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
+from refl import arguments
 from refl.arrays import asnumpy
-from refl.errors import ReflError, nearest
+from refl.errors import ReflError, nearest, shown
 from refl.explanation import Candidate, Explanation, Sites
 from refl.io.images import PREPARATION, Preparation
 from refl.ledger import DESTINATIONS
-from refl.network import Network
+from refl.network import Network, Reading
 from refl.rules.composites import Composite, Rule
 from refl.seeds import Seed, softmax
 from refl.show.explanation import Batch, ShownExplanation
@@ -63,42 +66,56 @@ class Explainer:
     """What is asked of one forward pass; see Model.explain for each option."""
 
     network: Network
-    items: list[Any]
     composite: Composite
     keep: str | Sequence[str] = "*"
     recompute: bool = False
     audit: bool = False
     progress: Progress | None = None
     position: int | None = None
-    decoder: Any = None
     at: tuple[str, Sequence[int]] | None = None
-    types: Any = None
 
     def __post_init__(self) -> None:
         if self.network.takes_images:
             self.composite = with_pixel_bounds(
                 self.composite, self.network.preparation, self.network.config.num_channels
             )
-        self.patterns = (self.keep,) if isinstance(self.keep, str) else tuple(self.keep)
+        refuse_beyond_dtype(self.composite, self.network.dtype)
+        self.patterns = arguments.patterns(self.keep)
+        self.recompute = arguments.flag("recompute", self.recompute)
+        self.audit = arguments.flag("audit", self.audit)
+        if self.at is not None:
+            self.at = arguments.neuron(self.at)
+        if self.progress is not None and not callable(self.progress):
+            raise arguments.expected("progress", "a function (phase, done, of)", self.progress)
 
-    def run(self, wanted: Sequence[Sequence[Target]], kind: str) -> list[list[Explanation]]:
+    def run(
+        self, readings: Sequence[Reading], wanted: Sequence[Sequence[Target]], kind: str
+    ) -> list[list[Explanation]]:
         """An Explanation per input for each list of targets, which has one per input. Where a
         neuron is explained, it stands in their place.
         """
-        forward = self._forward()
+        self._refuse_seeds(wanted, kind)
+        forward = self._forward(readings)
         if self.at is not None:
-            wanted = [[(self._neuron(forward, *self.at), None)] * len(forward.inputs)]
+            wanted = [[(self._neuron(forward, *self.at), None)] * len(readings)]
         return [
             self._explained(forward, targets, kind, last=number == len(wanted) - 1)
             for number, targets in enumerate(wanted)
         ]
 
+    @staticmethod
+    def _refuse_seeds(wanted: Sequence[Sequence[Target]], kind: str) -> None:
+        """What contradicts itself is refused before anything runs."""
+        for target, against in chain.from_iterable(wanted):
+            Seed(kind, -1 if target is None else target, against)
+
     # -- the forward pass --------------------------------------------------------------------------
 
-    def _forward(self) -> Forward:
+    def _forward(self, readings: Sequence[Reading]) -> Forward:
         network, (site, *_) = self.network, self.at or (None,)
-        inputs = [network.read(item) for item in self.items]
-        prefixes = network.decoder_prefixes(len(inputs), self.decoder)
+        inputs = [reading.input for reading in readings]
+        prefixes = [r.prefix for r in readings if r.prefix is not None] or None
+        types = [r.types for r in readings if r.types is not None] or None
         if site is None:
             self._refuse_headless()
         plain = any(map(_fits_attention, self.patterns if site is None else (*self.patterns, site)))
@@ -108,9 +125,10 @@ class Explainer:
             self.position,
             every=site is not None,
             decoder_prefix=prefixes,
-            types=self.types,
+            types=types,
         )
         logits = network.forward(trace, batch)
+        self._refuse_strange_patterns(trace)
         explained = logits if site is None else self._value(trace, site)
         embedded = [r.output.site for r in trace.records if r.role in DESTINATIONS]
         return Forward(
@@ -122,6 +140,19 @@ class Explainer:
             embedded=embedded[0],
             decoder_embedded=embedded[1:],
         )
+
+    def _refuse_strange_patterns(self, trace: Trace) -> None:
+        """A pattern that names no site would keep nothing, and say nothing."""
+        if {"*"}.issuperset(self.patterns):
+            return
+        names = self.network.sites() if self.recompute else trace.values
+        for pattern in self.patterns:
+            if not fits_any(pattern, names):
+                near = ", ".join(nearest_patterns(pattern, names)) or "none"
+                raise ReflError(
+                    f"keep names {shown(pattern)!r}, which is no site of this model; "
+                    f"nearest: {near}"
+                )
 
     def _refuse_headless(self) -> None:
         if self.network.task == "features":
@@ -136,7 +167,8 @@ class Explainer:
             near = ", ".join(nearest(site, trace.values, 3))
             inside = " (inside a block there are none with recompute)" if self.recompute else ""
             raise ReflError(
-                f"at= names {site!r}, which is no site of this model{inside}; nearest: {near}"
+                f"at= names {shown(site)!r}, which is no site of this model{inside}; "
+                f"nearest: {near}"
             )
         return trace.values[site]
 
@@ -287,6 +319,49 @@ class Explainer:
 def _example(swept: Swept, site: str, b: int) -> tuple[Any, Any]:
     """What was propagated to a site, and its activation, of one example."""
     return asnumpy(swept.propagated[site])[b], asnumpy(swept.activations[site])[b]
+
+
+def refuse_beyond_dtype(composite: Composite, dtype: str) -> None:
+    """Raises ReflError for an option that a dtype cannot hold: infinite there, or zero.
+
+    A stabilizer is added as 2 eps [z >= 0] - eps, so twice an option has to be finite.
+    """
+    limits = np.finfo(dtype)
+    for line in composite.rules:
+        for key, value in line.options:
+            for size in value if isinstance(value, (list, tuple)) else [value]:
+                if _is_beyond(size, float(limits.max) / 2, float(limits.smallest_subnormal) / 2):
+                    raise ReflError(
+                        f"{key} is {arguments.received(size)}, which {dtype} cannot hold: expected "
+                        f"a number from {float(limits.tiny):.1e} to {float(limits.max) / 2:.1e}, "
+                        "or dtype float64"
+                    )
+
+
+def _is_beyond(value: Any, largest: float, smallest: float) -> bool:
+    if isinstance(value, (str, bool)) or value is None:
+        return False
+    return bool(abs(value) > largest or 0 < abs(value) <= smallest)
+
+
+def fits_any(pattern: str, names: Iterable[str]) -> bool:
+    """Whether a pattern names a site; which experts run is decided by the text."""
+    plain = _any_expert(pattern)
+    return any(fnmatchcase(n, pattern) or fnmatchcase(_any_expert(n), plain) for n in names)
+
+
+def _any_expert(name: str) -> str:
+    return re.sub(r"\.experts\.\d+", ".experts.0", name)
+
+
+def nearest_patterns(pattern: str, names: Iterable[str]) -> list[str]:
+    """Names, or for a pattern that begins with * ends of names, that are like the pattern."""
+    if not pattern.startswith("*"):
+        return nearest(pattern, names, 3)
+    wanted = pattern.strip("*.?")
+    parts = wanted.count(".") + 1
+    ends = {".".join(name.split(".")[-parts:]) for name in names}
+    return [f"*.{end}" for end in nearest(wanted, sorted(ends), 3)]
 
 
 def _fits_attention(pattern: str) -> bool:

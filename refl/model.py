@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from refl import arguments
 from refl.device import placer
 from refl.errors import ReflError
 from refl.explainer import Explainer, Progress, Target
@@ -20,7 +19,7 @@ from refl.io.text import Text
 from refl.io.weights import Weights, named_weights
 from refl.nets import NETS
 from refl.nets.config import parse
-from refl.network import Input, Net, Network, is_single
+from refl.network import Input, Net, Network
 from refl.rules.composites import Composite
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -107,7 +106,7 @@ class Model(Network):
         method: str | Composite = "attnlrp",
         *,
         target: str | int | Sequence[str | int] | None = None,
-        contrast: tuple[str | int, str | int] | None = None,
+        contrast: Any = None,
         decoder: Any = None,
         position: int | None = None,
         seed: str = "logit",
@@ -127,16 +126,17 @@ class Model(Network):
         method        a published method by name, the path of a .toml composite, or a Composite
         target        the token to explain (text or id; for a batch one for all, or a list); by
                       default the most likely next one
-        contrast      (a, b): explain the logit of a minus that of b
+        contrast      (a, b): explain the logit of a minus that of b; for a batch one pair for
+                      all, a list of pairs, or (a, [b, ...]) with one b for each input
         decoder       for sequence-to-sequence models what the decoder has written so far: text, or
                       ids with the start token (for a batch one for all, or a list); by default
                       nothing but the start token. Its next token is explained
         position      explain the output at this token instead (counted from 0, or from the end if
-                      negative)
+                      negative); not for classifiers, which have one output
         seed          "logit", "log-probability" or "probability" (softmax-weighted)
         eps, stabilizer    set these options in every rule that has them
-        keep          patterns of the sites whose activation and relevance to keep; () for none,
-                      which is fastest
+        keep          patterns of the sites whose activation and relevance to keep, each of which
+                      has to name one; () for none, which is fastest
         recompute     hold one block's activations at a time and run the others again: less memory,
                       a third more time
         audit         also record the scale of rounding at every site (`entry.rounding_scale`)
@@ -150,27 +150,27 @@ class Model(Network):
         cannot do.
         """
         if at is not None and not (
-            target is None and contrast is None and position is None and seed == "logit"
+            target is None and contrast is None and position is None and _is_logit(seed)
         ):
             raise ReflError(
                 "at= says what is explained: leave target, contrast, position and seed out"
             )
-        single = is_one(item) if self.takes_images else is_single(item)
-        items = [item] if single else list(item)
         explainer = Explainer(
             network=self,
-            items=items,
             composite=composites.chosen(method, eps, stabilizer),
             keep=keep,
             recompute=recompute,
             audit=audit,
             progress=progress,
             position=position,
-            decoder=decoder,
             at=at,
-            types=[types] if single and types is not None else types,
         )
-        explained = explainer.run([self._targets(items, target, contrast)], seed)[0]
+        single = self._is_single(item)
+        items = [item] if single else self._members(item)
+        wanted = self._targets(len(items), target, contrast)
+        if single and types is not None:
+            types = [types]
+        explained = explainer.run(self.readings(items, decoder, types), [wanted], seed)[0]
         return explained[0] if single else explained
 
     def explain_each(
@@ -180,34 +180,82 @@ class Model(Network):
         method: str | Composite = "attnlrp",
         *,
         seed: str = "logit",
+        decoder: Any = None,
+        types: Any = None,
+        eps: float | None = None,
+        stabilizer: str | None = None,
         **how: Any,
     ) -> list[Explanation]:
         """Several targets of one input from a single forward pass: one Explanation each. `how`:
-        other options of `explain`.
+        other options of `explain`. Raises ReflError as that does, and for a batch.
         """
-        if how.get("at") is not None:
-            raise ReflError("at= says what is explained: it cannot be combined with targets")
-        if how.get("types") is not None:
-            how["types"] = [how["types"]]
-        composite = composites.chosen(method, how.pop("eps", None), how.pop("stabilizer", None))
-        wanted = [[(self.output_id(t), None)] for t in targets]
-        return [one for (one,) in Explainer(self, [item], composite, **how).run(wanted, seed)]
+        for name in ("at", "contrast", "target"):
+            if how.pop(name, None) is not None:
+                raise ReflError(
+                    f"{name}= says what is explained, and so do targets: leave it out, or take "
+                    "explain"
+                )
+        if not self._is_single(item):
+            raise ReflError("explain_each takes one input and its targets: give a batch to explain")
+        wanted = [[(self.output_id(t), None)] for t in _tokens("targets", targets)]
+        explainer = Explainer(self, composites.chosen(method, eps, stabilizer), **how)
+        types = None if types is None else [types]
+        return [
+            one for (one,) in explainer.run(self.readings([item], decoder, types), wanted, seed)
+        ]
 
-    def _targets(
-        self, items: Sequence[Input], target: Any, contrast: tuple[str | int, str | int] | None
-    ) -> list[Target]:
+    # -- what is asked -----------------------------------------------------------------------------
+
+    def _is_single(self, item: Any) -> bool:
+        return is_one(item) if self.takes_images else arguments.is_single(item)
+
+    def _members(self, item: Any) -> list[Any]:
+        return list(item) if self.takes_images else arguments.input_members(item)
+
+    def _targets(self, count: int, target: Any, contrast: Any) -> list[Target]:
         """(target, against) for each input; None for the most likely next token."""
         if contrast is not None:
             if target is not None:
                 raise ReflError("give a target or a contrast, not both")
-            a, b = (self.output_id(token) for token in contrast)
-            return [(a, b)] * len(items)
-        for_all = isinstance(target, str) or not np.iterable(target)
-        if for_all:
-            return [(None if target is None else self.output_id(target), None)] * len(items)
-        if len(target) != len(items):
+            return [(self.output_id(a), self.output_id(b)) for a, b in _pairs(contrast, count)]
+        if target is None:
+            return [(None, None)] * count
+        if isinstance(target, str) or arguments.members(target) is None:
+            return [(self.output_id(target), None)] * count
+        each = _tokens("target", target)
+        if len(each) != count:
             raise ReflError(
-                f"{len(target)} targets for {len(items)} inputs: expected one for each, or "
-                "one for all"
+                f"{len(each)} targets for {count} inputs: expected one for each, or one for all"
             )
-        return [(self.output_id(token), None) for token in target]
+        return [(self.output_id(token), None) for token in each]
+
+
+def _is_logit(seed: Any) -> bool:
+    return isinstance(seed, str) and seed == "logit"
+
+
+def _tokens(name: str, value: Any) -> list[Any]:
+    """A list of outputs by their names or numbers."""
+    tokens = arguments.members(value)
+    if not tokens:
+        raise arguments.expected(name, "a list of tokens, or of classes", value)
+    return tokens
+
+
+def _pairs(contrast: Any, count: int) -> list[tuple[Any, Any]]:
+    """(a, b) for each of so many inputs, from one pair for all, from a pair for each, or from a
+    pair of which one or both are lists of tokens, one for each.
+    """
+    given = arguments.members(contrast) or []
+    inside = [arguments.members(one) for one in given]
+    if len(inside) == count and all(one is not None and len(one) == 2 for one in inside):
+        return [(one[0], one[1]) for one in inside if one is not None]
+    if len(given) == 2:
+        columns = [[one] * count if m is None else m for one, m in zip(given, inside, strict=True)]
+        if [len(column) for column in columns] == [count, count]:
+            return list(zip(*columns, strict=True))
+    raise arguments.expected(
+        "contrast",
+        f"two tokens (a, b), or for {count} inputs a list of {count} such pairs",
+        contrast,
+    )

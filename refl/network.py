@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from refl import arguments
+from refl.arguments import is_single, received
 from refl.arrays import Array, asnumpy, namespace
-from refl.errors import ReflError, shown
+from refl.errors import ReflError
 from refl.io.images import Image, Preparation, prepared
 from refl.io.text import Text
 from refl.nets.batch import Batch
@@ -22,6 +23,8 @@ where a checkpoint has no head.
 """
 
 CLASSIFIES = ("class", "image-class")
+
+GENERATES = ("next-token", "sequence-to-sequence")
 
 Input = str | Sequence[int]
 """A text or token ids. (A net that takes images takes pictures: see `images.prepared`.)"""
@@ -44,6 +47,23 @@ class Net(Protocol):
         """Logits: (B, T, V), or (B, 1, V) at the rows the batch wants;
         (B, 1, classes) for a classifier.
         """
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One input as the net takes it."""
+
+    input: Any
+    """Token ids, or an Image."""
+    types: list[int] | None = None
+    """Token type ids, where somebody has said them."""
+    prefix: list[int] | None = None
+    """The ids that a decoder has written, where there is one."""
+
+    @property
+    def explained(self) -> Any:
+        """The ids whose positions have outputs: the decoder's where there is one."""
+        return self.input if self.prefix is None else self.prefix
 
 
 @dataclass
@@ -86,15 +106,19 @@ class Network:
         """Token ids of a text, or the ids themselves once checked. Raises ReflError for what the
         model cannot read.
         """
-        _refuse_scalar(item)
-        ids = self._tokenizer().encode(item) if isinstance(item, str) else [whole(i) for i in item]
+        self._refuse_reading()
+        ids = (
+            self._tokenizer().encode(arguments.text("the input", item))
+            if isinstance(item, str)
+            else [arguments.token_id(i) for i in arguments.input_members(item)]
+        )
         if not ids:
             raise ReflError("the input is empty: expected at least one token")
         for i in ids:
             if not 0 <= i < self.config.vocab_size:
                 raise ReflError(
-                    f"token id {i} is outside the vocabulary of {self.config.vocab_size} "
-                    f"(0 to {self.config.vocab_size - 1})"
+                    f"token id {received(i)} is outside the vocabulary of "
+                    f"{self.config.vocab_size} (0 to {self.config.vocab_size - 1})"
                 )
         if len(ids) > self.config.longest:
             raise ReflError(
@@ -103,20 +127,26 @@ class Network:
             )
         return ids
 
+    def _refuse_reading(self) -> None:
+        if self.takes_images:
+            raise ReflError(f"{self.name or 'the model'} takes pictures: it reads no text")
+
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """The ids as a reader expects to see them."""
-        return self.text.tokens(ids) if self.text else [str(i) for i in ids]
+        """The ids as a reader expects to see them. Raises ReflError for what are none."""
+        numbers = [arguments.token_id(i) for i in arguments.listed("ids", ids, "token ids")]
+        return self.text.tokens(numbers) if self.text else list(map(received, numbers))
 
     def token_id(self, token: str | int) -> int:
         """The id of a target given as text or as id.
         Raises ReflError for one that is no single token.
         """
         if isinstance(token, str):
-            return self._tokenizer().id_of(token)
-        id_ = whole(token)
+            return self._tokenizer().id_of(arguments.text("target", token))
+        id_ = arguments.token_id(token)
         if not 0 <= id_ < self.config.vocab_size:
             raise ReflError(
-                f"target id {id_} is outside the vocabulary of {self.config.vocab_size}"
+                f"target id {received(id_)} is outside the vocabulary of {self.config.vocab_size} "
+                f"(0 to {self.config.vocab_size - 1})"
             )
         return id_
 
@@ -148,11 +178,10 @@ class Network:
 
     def output_names(self, ids: Sequence[int]) -> list[str]:
         """Names of outputs: tokens, or the labels of a classifier."""
-        return (
-            [self.labels.get(i, str(i)) for i in ids]
-            if self.task in CLASSIFIES
-            else self.tokens(ids)
-        )
+        if self.task not in CLASSIFIES:
+            return self.tokens(ids)
+        numbers = [arguments.whole("a class", i) for i in arguments.listed("ids", ids, "numbers")]
+        return [self.labels.get(i, received(i)) for i in numbers]
 
     def output_id(self, name: str | int) -> int:
         """The number of an output given by name or number.
@@ -160,12 +189,21 @@ class Network:
         """
         if self.task not in CLASSIFIES:
             return self.token_id(name)
-        for i, label in self.labels.items():
-            if name in (i, label):
-                return i
-        raise ReflError(
-            f"unknown class {name!r}: the model has {', '.join(list(self.labels.values())[:10])}"
-        )
+        number = arguments.as_whole(name)
+        found = [
+            i
+            for i, label in self.labels.items()
+            if i == number or (isinstance(name, str) and name == label)
+        ]
+        if len(found) > 1:
+            raise ReflError(
+                f"{received(name)} is the name of {len(found)} classes: give one by its number, "
+                f"{', '.join(map(str, found[:10]))}"
+            )
+        if not found:
+            known = ", ".join(list(self.labels.values())[:10])
+            raise ReflError(f"unknown class {received(name)}: the model has {known}")
+        return found[0]
 
     def decoder_prefix(self, decoder: Input | None) -> list[int]:
         """What a decoder has written so far, as ids: the start token, then the text. Ids stand for
@@ -189,12 +227,32 @@ class Network:
             return None
         if decoder is None or is_single(decoder):
             return [self.decoder_prefix(decoder)] * count
-        if len(decoder) != count:
+        each = arguments.input_members(decoder)
+        if len(each) != count:
             raise ReflError(
-                f"{len(decoder)} decoder texts for {count} inputs: expected one for each, "
+                f"{len(each)} decoder texts for {count} inputs: expected one for each, "
                 "or one for all"
             )
-        return [self.decoder_prefix(one) for one in decoder]
+        return [self.decoder_prefix(one) for one in each]
+
+    def readings(
+        self, items: Sequence[Any], decoder: Any = None, types: Any = None
+    ) -> list[Reading]:
+        """Inputs as the net takes them, each with its token types and with what a decoder has
+        written. `decoder`: one for all, or a list; `types`: a list for each input. Raises ReflError
+        for what does not fit the net.
+        """
+        inputs = [self.read(item) for item in items]
+        prefixes = self.decoder_prefixes(len(inputs), decoder)
+        kinds = self._types(types, inputs)
+        return [
+            Reading(
+                ids,
+                None if kinds is None else kinds[b],
+                None if prefixes is None else prefixes[b],
+            )
+            for b, ids in enumerate(inputs)
+        ]
 
     # -- forward -----------------------------------------------------------------------------------
 
@@ -212,6 +270,8 @@ class Network:
         `decoder_prefix`: the decoder's ids, for nets that have one; the position is then one of
         theirs. `types`: token type ids.
         """
+        self._refuse_position(position)
+        kinds = self._types(types, inputs)
         if self.takes_images:
             return Batch(pixels=self.place(np.stack([image.pixels for image in inputs])))
         prefixes = self.decoder_prefixes(len(inputs), decoder_prefix)
@@ -221,26 +281,36 @@ class Network:
         return Batch(
             ids=ids,
             attention_mask=attention_mask,
-            types=self._types(types, inputs),
+            types=None if kinds is None else self._padded(kinds)[0],
             decoder_ids=decoder_ids,
             decoder_attention_mask=decoder_mask,
             rows=rows,
         )
 
-    def _types(
-        self, types: Sequence[Sequence[int]] | None, inputs: Sequence[Sequence[int]]
-    ) -> Array | None:  # -> (B, T)
+    def _types(self, types: Any, inputs: Sequence[Any]) -> list[list[int]] | None:
+        """Token types once checked. Raises ReflError where the net tells none apart."""
         if types is None:
             return None
         count = getattr(self.config, "type_vocab_size", None)
-        if count is None:
+        if count is None or self.takes_images:
             raise ReflError(f"{self.name or 'the model'} has no token types: leave types out")
-        fits = [len(t) for t in types] == [len(i) for i in inputs]
-        if not fits or not all(0 <= k < count for t in types for k in t):
+        each = [arguments.members(t) for t in arguments.members(types) or []]
+        numbers = [[arguments.as_whole(k) for k in t or []] for t in each]
+        fits = [len(t) for t in numbers] == [len(i) for i in inputs]
+        if not fits or not all(k is not None and 0 <= k < count for t in numbers for k in t):
             raise ReflError(
-                f"types has to give every token of every input a number from 0 to {count - 1}"
+                f"types has to give every token of every input a number from 0 to {count - 1} "
+                f"(inputs of {', '.join(str(len(i)) for i in inputs[:5])} tokens), got "
+                f"{received(types)}"
             )
-        return self._padded(types)[0]
+        return [[k for k in t if k is not None] for t in numbers]
+
+    def _refuse_position(self, position: Any) -> None:
+        if position is not None and self.task in CLASSIFIES:
+            raise ReflError(
+                "position= chooses the token whose output is explained, and a classifier has one "
+                "output for all of its input: leave position out"
+            )
 
     def _padded(
         self, inputs: Sequence[Sequence[int]]
@@ -262,11 +332,15 @@ class Network:
 
     def _position(self, ids: Sequence[int], position: int | None) -> int:
         if position is not None:
-            at = position + len(ids) if position < 0 else position
+            number = arguments.whole("position", position)
+            at = number + len(ids) if number < 0 else number
             if not 0 <= at < len(ids):
-                raise ReflError(f"position {position} is outside the input of {len(ids)} tokens")
+                raise ReflError(
+                    f"position {received(number)} is outside the input of {len(ids)} tokens: "
+                    f"expected 0 to {len(ids) - 1}, or -{len(ids)} to -1 from the end"
+                )
             return at
-        if self.task in ("next-token", "sequence-to-sequence"):
+        if self.task in GENERATES:
             return len(ids) - 1
         if self.task == "features":
             return 0
@@ -296,6 +370,12 @@ class Network:
 
         Plain on purpose: the whole text is run again for every new token.
         """
+        if self.task not in GENERATES:
+            raise ReflError(
+                f"{self.name or 'the model'} writes no text (its task is {self.task}): expected a "
+                "model of the next token"
+            )
+        tokens = arguments.whole("tokens", tokens)
         read, prefixes = self.encode(item), self.decoder_prefixes(1, decoder)
         ids = read if prefixes is None else prefixes[0]
         for _ in range(min(tokens, self.config.longest - len(ids))):
@@ -320,9 +400,11 @@ class Network:
         """The recorded forward of a batch, and the logits at each input's explained position, (B,
         1, V), or at `every` one.
         """
-        read = [self.read(item) for item in items]
-        prefixes = self.decoder_prefixes(len(items), decoder)
-        batch = self.batch(read, position, every, prefixes)
+        read = [self.read(item) for item in arguments.listed("items", items, "a list of inputs")]
+        if not read:
+            raise ReflError("items is empty: expected a list of inputs")
+        prefixes = self.decoder_prefixes(len(read), decoder)
+        batch = self.batch(read, position, arguments.flag("every", every), prefixes)
         t = Trace(self.weights, **how)
         return t, self.forward(t, batch)
 
@@ -330,37 +412,10 @@ class Network:
         """Every name a value has, and its site: what keep patterns,
         composites and `e[...]` can name.
         """
-        t, _ = self.trace([self.blank()], position=0)
+        t, _ = self.trace([self.blank()], position=None if self.task in CLASSIFIES else 0)
         return {
             name: value.site for value in dict.fromkeys(t.values.values()) for name in value.names
         }
-
-
-def is_single(item: Any) -> bool:
-    """Whether it is one text or one list of token ids, not a batch of them."""
-    if isinstance(item, str):
-        return True
-    _refuse_scalar(item)
-    if len(item) == 0:
-        raise ReflError("the input is empty: expected a text, or at least one token id")
-    return not (isinstance(item[0], str) or hasattr(item[0], "__len__"))
-
-
-def _refuse_scalar(item: Any) -> None:
-    if not (np.iterable(item) and hasattr(item, "__getitem__")):
-        raise ReflError(f"the input is {shown(repr(item))}: expected a text, or token ids")
-
-
-def whole(value: Any) -> int:
-    """An integer of any library, as Python's.
-    Raises ReflError for anything else: 1.5 names no token.
-    """
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ReflError(
-            f"{shown(repr(value))} is no token id: expected a whole number, or a text"
-        ) from None
 
 
 def _refuse_overflow(t: Trace, logits: Value) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from refl.errors import ReflError
+from refl.errors import ReflError, shown
 
 KINDS = ("logit", "log-probability", "probability")
 
@@ -36,8 +36,10 @@ class Seed:
     against: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ReflError(f"unknown seed {self.kind!r}: expected one of {', '.join(KINDS)}")
+        if not isinstance(self.kind, str) or self.kind not in KINDS:
+            raise ReflError(
+                f"unknown seed {shown(repr(self.kind))}: expected one of {', '.join(KINDS)}"
+            )
         if self.against is not None and self.kind != "logit":
             raise ReflError(
                 "a contrast is a difference of logits: it cannot be combined with the "

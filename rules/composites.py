@@ -8,12 +8,13 @@ down: `relevance`, or `gradient_x_input`, the g of R = x g, in which every stabi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from refl.errors import ReflError
+from refl.errors import ReflError, shown
 from refl.rules import changes, matmul
 from refl.rules.conservation import STABILIZERS, RuleOutput
 from refl.rules.operations import FORMULATIONS, OPERATIONS, Operation
@@ -284,8 +285,8 @@ def _check_name(*known: str) -> Callable[[str, Any], None]:
 
 
 def _check_number(key: str, value: Any) -> None:
-    if not _is_number(value) or not value < float("inf"):
-        raise ReflError(f"{key} is {value!r}: expected a finite number")
+    if not _is_number(value) or not abs(value) <= _LARGEST:
+        raise ReflError(f"{key} is {_said(value)}: expected a finite number")
     if key == "eps" and not value > 0:
         raise ReflError(
             f"eps is {value!r}: expected a number above 0; for no stabilizer at all set "
@@ -297,8 +298,19 @@ def _check_number(key: str, value: Any) -> None:
 
 def _check_bound(key: str, value: Any) -> None:
     numbers = value if isinstance(value, (list, tuple)) else [value]
-    if not numbers or not all(_is_number(n) and abs(n) < float("inf") for n in numbers):
-        raise ReflError(f"{key} is {value!r}: expected a finite number, or a list of them")
+    if not numbers or not all(_is_number(n) and abs(n) <= _LARGEST for n in numbers):
+        raise ReflError(f"{key} is {_said(value)}: expected a finite number, or a list of them")
+
+
+_LARGEST = sys.float_info.max
+
+
+def _said(value: Any) -> str:
+    """A value for a message; an integer of thousands of digits has no repr."""
+    try:
+        return shown(repr(value))
+    except Exception:  # noqa: BLE001 - an object of the caller's, whose repr may do anything
+        return f"a value of type {type(value).__name__}"
 
 
 def _is_number(value: Any) -> bool:

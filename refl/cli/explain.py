@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +12,7 @@ from refl.cli.command import add_command
 from refl.cli.files import output, write
 from refl.cli.output import fold_width, print_json, print_lines, width
 from refl.cli.progress import Progress
-from refl.errors import ReflError, nearest
+from refl.errors import ReflError
 from refl.show.lines import Line
 from refl.show.text import printable
 
@@ -148,30 +146,13 @@ def _refuse_strange_patterns(model: Model, patterns: Iterable[str]) -> None:
     """A pattern that names no site of the model is a mistake. The names come from a forward pass of
     one token, or of a blank picture.
     """
+    from refl.explainer import fits_any, nearest_patterns
+
     names = list(model.sites()) if patterns else []
     for pattern in patterns:
-        if not any(_fits(name, pattern) for name in names):
-            near = ", ".join(_near(pattern, names)) or "none"
+        if not fits_any(pattern, names):
+            near = ", ".join(nearest_patterns(pattern, names)) or "none"
             raise ReflError(
                 f"--keep {pattern!r} names no site of this model; nearest: {near} (refl "
                 "trace lists all sites)"
             )
-
-
-def _fits(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(_any_expert(name), _any_expert(pattern))
-
-
-def _any_expert(name: str) -> str:
-    """Which experts run is decided by the text."""
-    return re.sub(r"\.experts\.\d+", ".experts.0", name)
-
-
-def _near(pattern: str, names: Iterable[str]) -> list[str]:
-    """Names, or for a pattern that begins with * ends of names, that are like the pattern."""
-    if not pattern.startswith("*"):
-        return nearest(pattern, names, 3)
-    wanted = pattern.strip("*.?")
-    parts = wanted.count(".") + 1
-    ends = {".".join(name.split(".")[-parts:]) for name in names}
-    return [f"*.{end}" for end in nearest(wanted, sorted(ends), 3)]

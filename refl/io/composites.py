@@ -15,6 +15,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from refl.arguments import expected, number_or_none
 from refl.errors import ReflError
 from refl.rules.composites import Composite, Rule
 from refl.rules.published import identified, method
@@ -22,19 +23,23 @@ from refl.rules.published import identified, method
 KEYS = ("name", "base", "formulation", "source", "summary")
 
 
-def named(name: str) -> Composite:
-    """A published method by its name, or a composite of one's own by the path of its .toml file."""
-    return from_toml(name) if name.endswith(".toml") else method(name)
+def named(name: str | Path) -> Composite:
+    """A published method by its name, or a composite of one's own by the path of its .toml file.
+    Raises ReflError for what is neither.
+    """
+    if not isinstance(name, (str, Path)):
+        raise expected("method", "the name of a method, a .toml file, or a Composite", name)
+    return from_toml(name) if str(name).endswith(".toml") else method(str(name))
 
 
 def chosen(
-    method: str | Composite, eps: float | None = None, stabilizer: str | None = None
+    method: str | Path | Composite, eps: float | None = None, stabilizer: str | None = None
 ) -> Composite:
     """A method, by its name or as it is, with these options set in every rule that has them; under
     a name that is true.
     """
-    composite = named(method) if isinstance(method, str) else identified(method)
-    options = {"eps": eps, "stabilizer": stabilizer}
+    composite = identified(method) if isinstance(method, Composite) else named(method)
+    options = {"eps": number_or_none(eps), "stabilizer": stabilizer}
     asked = {key: value for key, value in options.items() if value is not None}
     return identified(composite.with_options(**asked)) if asked else composite
 

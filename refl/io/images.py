@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from refl.arguments import expected
+from refl.arrays import asnumpy
 from refl.errors import ReflError, shown
 from refl.io.config import read_json
 from refl.io.files import identity, regular_size
@@ -285,13 +287,13 @@ def prepared(
     if isinstance(item, (str, Path)) or _is_pillows(item):
         levels = _decoded(item, channels, refuse_misfit)
     else:
-        array = np.asarray(item)
+        array = _array(item)
         if array.dtype != np.uint8:
             return _from_floats(_floats(array, channels), preparation, size, dtype)
         levels = _levels(array, channels)
         refuse_misfit(levels.shape[:2])
     pixels, picture = _from_levels(levels, preparation, channels)
-    return Image(pixels.astype(dtype), picture)
+    return Image(_cast(pixels, dtype), picture)
 
 
 def _from_floats(
@@ -299,7 +301,7 @@ def _from_floats(
 ) -> Image:
     _refuse_size(pixels.shape[1:], size)
     picture = _stretched(pixels) if preparation is None else preparation.undone(pixels)
-    return Image(pixels.astype(dtype), picture)
+    return Image(_cast(pixels, dtype), picture)
 
 
 def _refuse_size(found: tuple[int, int], size: tuple[int, int]) -> None:
@@ -321,6 +323,25 @@ def _refuse_many_pixels(size: tuple[int, int], when: str) -> None:
             f"the image is {size[0]} x {size[1]}{' ' * bool(when)}{when}, expected at most "
             f"{MOST_PIXELS} pixels: make it smaller first"
         )
+
+
+def _array(item: Any) -> Any:
+    """Anything an array can be made of. Raises ReflError for the rest."""
+    try:
+        return asnumpy(item) if hasattr(item, "__array_namespace__") else np.asarray(item)
+    except Exception as reason:
+        raise expected("the image", "a file, or an array of one picture", item) from reason
+
+
+def _cast(pixels: Any, dtype: str) -> Any:
+    with np.errstate(over="ignore"):
+        cast = pixels.astype(dtype)
+    if not np.all(np.isfinite(cast)):
+        raise ReflError(
+            f"the image holds numbers that are not finite in {dtype}: expected normalized pixels, "
+            "a few units in size"
+        )
+    return cast
 
 
 def is_one(item: Any) -> bool:

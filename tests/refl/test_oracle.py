@@ -29,13 +29,13 @@ PROSE = {"source", "summary", "refl", "fingerprint"}
 
 def text() -> Explanation:
     model = refl.load(dtype="float64")
-    return model.explain("the", "attnlrp", keep=("model.layers.1", "none.*"))
+    return model.explain("the", "attnlrp", keep=("model.layers.1",))
 
 
 def experts() -> Explanation:
     model = random_model(MIXTRAL | {"num_hidden_layers": 1, "num_local_experts": 2}, 0)
     method = METHODS["attnlrp-gradient"].override(Rule("renormalize", "epsilon"))
-    return model.explain([1, 2, 3], method, contrast=(4, 5), keep=("model.norm", "none.*"))
+    return model.explain([1, 2, 3], method, contrast=(4, 5), keep=("model.norm",))
 
 
 TODAY = {"text": text, "experts": experts}

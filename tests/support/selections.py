@@ -29,6 +29,7 @@ QUICK = (
     "tests/nets/test_t5.py::*surrogate_gradient[t5-attnlrp-gradient]",
     "tests/nets/test_vision.py::*surrogate_gradient[vit-attnlrp-gradient]",
     # the engine and its face
+    "tests/refl/test_arguments.py::*",
     "tests/refl/test_backends.py::*[gpt2-attnlrp-array-api-strict]",
     "tests/refl/test_checkpoint.py::test_written_and_read",
     "tests/refl/test_checkpoint.py::test_hostile_file*",
