@@ -110,6 +110,8 @@ SLOW = (
     "tests/verification/test_model_vectors.py::test_made_again[roberta]",
     "tests/verification/test_model_vectors.py::test_made_again_byte_for_byte[*",
     "tests/verification/test_planted_faults.py::test_every_planted_fault_is_caught",
+    "tests/verification/test_suites.py::test_pytest_is_not_needed*",
+    "tests/verification/test_suites.py::test_run_in_any_way*",
     "tests/verification/test_surrogate.py::*[babyllama105*",
     "tests/verification/test_verify.py::test_everything_holds[ALBERT]",
     "tests/verification/test_verify.py::test_everything_holds[BERT,*",

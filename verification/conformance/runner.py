@@ -37,6 +37,8 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -288,11 +290,24 @@ def check(adapter: Any, case: Case) -> None:
     """Raises AssertionError, with the numbers side by side and a diagnosis, unless the adapter (or
     a bare function) answers the case right; NotCovered where it does not take what the case asks
     for."""
-    if callable(adapter) and not isinstance(adapter, (type, ModuleType)):
+    if callable(adapter) and not isinstance(adapter, (type, ModuleType, Adapter)):
         adapter = {case.rule: adapter}
+    adapter = _by_name(adapter) if isinstance(adapter, (str, Path)) else adapter
     adapter = adapter if isinstance(adapter, Adapter) else Adapter(adapter)
     result = run_case(adapter, case)
     if result.status == NOT_COVERED:
         raise NotCovered(result.message)
-    if result.failed and not any(m.id in adapter.conventions for m in result.mistakes):
+    if result.failed and not documented(adapter, result):
         raise AssertionError(report.failure(result))
+
+
+@cache
+def _by_name(source: str | Path) -> Adapter:
+    """A loop over cases imports it once."""
+    return Adapter(source)
+
+
+def documented(adapter: Adapter, result: CaseResult) -> str:
+    """The convention that explains a wrong answer, and where the adapter documents it."""
+    known = (m.id for m in result.mistakes if m.id in adapter.conventions)
+    return next((f"{id}: {adapter.conventions[id]}" for id in known), "")

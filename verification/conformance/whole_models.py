@@ -52,10 +52,10 @@ def run_models(
     found = model_vectors.architectures()
     for k, architecture in enumerate(found):
         progress(f"model {architecture}", k, len(found))
-        yield from _run_architecture(adapter, model_vectors.load(architecture))
+        yield from run_architecture(adapter, model_vectors.load(architecture))
 
 
-def _run_architecture(adapter: Adapter, cases: list[ModelCase]) -> Iterator[ModelResult]:
+def run_architecture(adapter: Adapter, cases: list[ModelCase]) -> Iterator[ModelResult]:
     """All cases of one architecture, which share a folder."""
     try:
         with guarded():
