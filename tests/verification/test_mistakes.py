@@ -18,7 +18,13 @@ import pytest
 
 from refl.rules.published import METHODS
 from refl.verification.compare.alternatives import alternatives
-from refl.verification.conformance.mistakes import MISTAKES, NOT_SHOWN, Mistake, NoDifference
+from refl.verification.conformance.mistakes import (
+    MISTAKES,
+    NOT_SHOWN,
+    STRUCTURAL,
+    Mistake,
+    NoDifference,
+)
 from refl.verification.conformance.reference_rules import ReferenceRules, rounded
 from refl.verification.quality.plant_peer_faults import PLANTS
 from refl.verification.vectors import make_vectors
@@ -65,7 +71,7 @@ FOUND_IN_LIBRARIES = (
 
 
 def mistake(id: str) -> Mistake:
-    return next(m for m in MISTAKES if m.id == id)
+    return next(m for m in (*MISTAKES, *STRUCTURAL) if m.id == id)
 
 
 def case(
@@ -274,14 +280,14 @@ def test_differences_within_the_tolerance_do_not_count() -> None:
 
 
 def test_every_fault_found_in_libraries_is_there() -> None:
-    ids = [m.id for m in MISTAKES]
+    ids = [m.id for m in (*MISTAKES, *STRUCTURAL)]
     assert len(FOUND_IN_LIBRARIES) == 33
     assert len(ids) == len(set(ids))
     assert [id for id in FOUND_IN_LIBRARIES if id not in ids and id not in NOT_SHOWN] == []
     assert not set(NOT_SHOWN) & set(ids)
 
 
-@pytest.mark.parametrize("m", MISTAKES, ids=lambda m: m.id)
+@pytest.mark.parametrize("m", (*MISTAKES, *STRUCTURAL), ids=lambda m: m.id)
 def test_each_entry_is_complete(m: Mistake) -> None:
     assert m.rules and set(m.rules) <= set(RULES)
     assert m.behavior in ("", "again", "targets", "forward", "narrowed")
@@ -290,7 +296,7 @@ def test_each_entry_is_complete(m: Mistake) -> None:
 
 def test_the_catalogue_is_what_rules_models_and_plants_speak_of() -> None:
     """Nothing is met that is not in it, and nothing is in it that is met nowhere."""
-    rules = {m.id for m in MISTAKES}
+    rules = {m.id for m in (*MISTAKES, *STRUCTURAL)}
     models = {id for a in alternatives(METHODS["attnlrp"]) for id in a.mistakes}
     assert rules | models == set(CATALOGUE)
     assert {plant.fault for plant in PLANTS} <= rules

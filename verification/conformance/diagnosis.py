@@ -1,38 +1,54 @@
 """Which known mistake is behind a wrong answer to a rule?
 
 Every mistake's own answer is worked out on the same case (mistakes.py); those that give the same
-wrong numbers are named. Over all cases of a rule, a mistake that would also have changed answers
-which are right is not it, and of the others those that explain the most failures come first.
+wrong numbers are named. Over all cases of a rule those that explain the most failures come first; a
+mistake that would also have changed answers which are right counts half, for it can be made under a
+condition at most. Where two explain as much, one that is made in this rule comes before one of
+structure that any rule can have (structural.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-import numpy as np
+from refl.verification.conformance.deviation import Answer, deviations, is_right
+from refl.verification.conformance.mistakes import MISTAKES, STRUCTURAL
+from refl.verification.conformance.planting import Mistake
+from refl.verification.conformance.reproduction import (
+    Diagnosis,
+    answers,
+    distinguishes,
+    form_answer,
+    reproduces,
+)
+from refl.verification.conformance.structural_diagnosis import (
+    changes_of_answers,
+    changes_of_inputs,
+)
+from refl.verification.vectors.case import Case
 
-from refl.verification.conformance.answers import Array
-from refl.verification.conformance.deviation import Answer, deviations, furthest, is_right
-from refl.verification.conformance.mistakes import MISTAKES
-from refl.verification.conformance.planting import Mistake, NoDifference
-from refl.verification.vectors.case import UNDERFLOW, Case
+__all__ = [
+    "Diagnosis",
+    "answers",
+    "diagnoses",
+    "distinguishes",
+    "mistakes_behind",
+    "most_telling",
+    "searched",
+    "shown_by",
+]
 
-Diagnosis: TypeAlias = tuple[Mistake, int]
-"""A mistake, and the number of the form in which it is met."""
-
-CLEARLY = 64
-"""A mistake changes an answer clearly where it moves it by this many times what rounding may."""
-
+Failure: TypeAlias = tuple[Case, Answer, tuple[Diagnosis, ...]]
 
 # -- one case --------------------------------------------------------------------------------------
 
 
 def mistakes_behind(case: Case, got: Answer) -> list[Mistake]:
     """The known mistakes that answer this case as `got` does."""
-    return list(dict.fromkeys(m for m, _ in diagnoses(case, got)))
+    found = diagnoses(case, got) or changes_of_inputs(case, got)
+    return list(dict.fromkeys(m for m, _ in found))
 
 
 def diagnoses(case: Case, got: Answer) -> list[Diagnosis]:
@@ -40,15 +56,17 @@ def diagnoses(case: Case, got: Answer) -> list[Diagnosis]:
     precision, or that precision alone.
     """
     wrong = [((m, k), answer) for m in MISTAKES for k, answer in answers(m, case)]
-    found = [d for d, answer in wrong if _reproduces(answer, case, got)]
+    found = [d for d, answer in wrong if reproduces(answer, case, got)]
     coarse = replace(case, dtype="float32", units=4 * case.units)
     if case.dtype == "float64" and got and not deviations(coarse, got):
         found += shown_by("narrowed")
-    elif case.dtype == "float64" and not found:
+    elif got:
+        found += changes_of_answers(case, got)
+    if case.dtype == "float64" and not found:
         found = [
             d
             for d, answer in wrong
-            if distinguishes(coarse, answer) and _reproduces(answer, coarse, got)
+            if distinguishes(coarse, answer) and reproduces(answer, coarse, got)
         ]
     if "z" in got and not is_right(case, "z", got):
         found = [d for d in shown_by("forward") if d[0] not in dict(found)] + found
@@ -60,51 +78,32 @@ def shown_by(behavior: str) -> list[Diagnosis]:
     return [(m, 0) for m in MISTAKES if m.behavior == behavior]
 
 
-def answers(mistake: Mistake, case: Case) -> Iterator[tuple[int, dict[str, Array | None]]]:
-    """What implementations with this mistake answer, by its forms;
-    none where it makes no difference.
-    """
-    for k, form in enumerate(mistake.forms if case.rule in mistake.rules else ()):
-        with suppress(NoDifference), np.errstate(all="ignore"):
-            yield k, dict(zip(case.returns, form(case), strict=True))
-
-
-def distinguishes(case: Case, wrong: Answer) -> bool:
-    """Whether a case tells a wrong answer from the right one clearly."""
-    found = [
-        furthest(case, name, wrong[name], case.expected[name], case.condition[name])
-        for name in case.expected
-        if name in wrong
-    ]
-    return any(d is not None and not d.excess <= CLEARLY for d in found)
-
-
-def _reproduces(wrong: Answer, case: Case, got: Answer) -> bool:
-    return (
-        got.keys() <= wrong.keys()
-        and bool(got)
-        and all(_alike(case, name, wrong[name], a) for name, a in got.items())
-    )
-
-
-def _alike(case: Case, name: str, wrong: Array | None, got: Array | None) -> bool:
-    """Whether two answers differ by rounding alone: by little, and by far less than the wrong one
-    differs from the right one.
-    """
-    if wrong is None or got is None:
-        return all(a is None or not np.any(a) for a in (wrong, got))
-    if wrong.shape != got.shape:
-        return False
-    expected = case.expected[name]
-    with np.errstate(all="ignore"):
-        finite = np.isfinite(wrong)
-        apart = np.max(np.abs(wrong - (0 if expected is None else expected))[finite], initial=0.0)
-        rounding = 64 * case.u * np.max(np.abs(wrong[finite]), initial=0.0) + UNDERFLOW[case.dtype]
-        near = rounding + np.minimum(np.sqrt(case.u) * np.abs(wrong), apart / 16)
-        return bool(np.all(np.where(finite, np.abs(got - wrong) <= near, ~np.isfinite(got))))
-
-
 # -- all cases of a rule ---------------------------------------------------------------------------
+
+
+SEARCHED = 6
+"""Of how many cases that no mistake explains every operand is looked at."""
+
+
+def searched(failed: Mapping[str, Failure]) -> dict[str, tuple[Diagnosis, ...]]:
+    """Id of a case -> the mistakes that give its wrong numbers. Mistakes of structure in what goes
+    into a rule take a while to look for: that is done for the smallest cases that nothing else
+    explains, and what is found there is then looked for in all.
+    """
+    found = {id: list(diagnoses) for id, (_, _, diagnoses) in failed.items()}
+    bare = sorted((id for id in found if not found[id]), key=lambda id: _size(failed[id][0]))
+    for id in bare[:SEARCHED]:
+        case, got, _ = failed[id]
+        found[id] += changes_of_inputs(case, got)
+    new = {d for id in bare[:SEARCHED] for d in found[id]}
+    for id, (case, got, _) in failed.items():
+        left = new.difference(found[id])
+        found[id] += [d for d in left if reproduces(form_answer(d, case) or {}, case, got)]
+    return {id: tuple(diagnoses) for id, diagnoses in found.items()}
+
+
+def _size(case: Case) -> int:
+    return sum(a.size for a in case.expected.values() if a is not None)
 
 
 def most_telling(
@@ -113,7 +112,7 @@ def most_telling(
     conventions: Mapping[str, str],
 ) -> list[Mistake]:
     """The mistakes behind a rule's failures, those that explain the most first: one that also
-    changes answers which are right is not it.
+    changes answers which are right counts half.
 
     failed       id of a case -> the mistakes that give its wrong numbers
     passed       the cases that were answered right
@@ -123,41 +122,47 @@ def most_telling(
         for each in found:
             explains.setdefault(each, set()).add(case_id)
     right = list(passed)
+    documented = {id for d, ids in explains.items() if d[0].id in conventions for id in ids}
+    for d in explains:
+        if d[0] in STRUCTURAL:  # a convention is the better word for what it explains
+            explains[d] -= documented
     believed = {
-        d: ids
-        for d, ids in explains.items()
-        if d[0].behavior or not any(_would_fail(d, case) for case in right)
+        d for d in explains if d[0].behavior or not any(_would_fail(d, case) for case in right)
     }
-    order = sorted(_fewest(believed), key=lambda m: m.id in conventions)
-    explained = set().union(*believed.values())
-    partly = {
-        d: ids - explained for d, ids in explains.items() if d not in believed
-    }  # made in some cases and not in others
-    return order + [m for m in _fewest(partly) if m not in order]
+    return sorted(_fewest(explains, believed), key=lambda m: m.id in conventions)
 
 
-def _fewest(explains: Mapping[Diagnosis, set[str]]) -> list[Mistake]:
-    """Those that explain the most failures first;
-    then only such as explain what none before does.
+def _fewest(explains: Mapping[Diagnosis, set[str]], believed: set[Diagnosis]) -> list[Mistake]:
+    """Those that explain the most failures first; then only such as explain what none before does.
+    One that is not believed, for it changes answers that are right, may still be made under a
+    condition: it has to explain more than twice as many as one that is.
     """
     order: list[Mistake] = []
     left = set().union(*explains.values())
+
+    def weight(d: Diagnosis) -> tuple[Any, ...]:
+        return len(explains[d] & left) * (1 + (d in believed)), d in believed, *_preference(d[0])
+
     while left:
-        best, ids = max(
-            explains.items(), key=lambda item: (len(item[1] & left), *_preference(item[0][0]))
-        )
-        left -= ids
+        best = max(explains, key=weight)
+        left -= explains[best]
         if best[0] not in order:
             order.append(best[0])
     return order
 
 
-def _preference(m: Mistake) -> tuple[bool, bool, int]:
+MANY_WAYS = ("narrowed", "vacuous-check", "batch-coupled", "forced-conservation", "zero-input")
+"""Mistakes whose answers fit by chance where numbers are few."""
+
+_ORDER = {m.id: k for k, m in enumerate((*MISTAKES, *STRUCTURAL))}
+
+
+def _preference(m: Mistake) -> tuple[bool, bool, bool, int]:
     """Between mistakes that explain equally much."""
-    return m.behavior != "narrowed", m.kind == "fault", -MISTAKES.index(m)
+    return m.id != "narrowed", m.kind == "fault", m.id not in MANY_WAYS, -_ORDER[m.id]
 
 
 def _would_fail(diagnosis: Diagnosis, case: Case) -> bool:
     """Whether this form of the mistake changes the answer of a case clearly."""
-    mistake, form = diagnosis
-    return any(k == form and distinguishes(case, wrong) for k, wrong in answers(mistake, case))
+    wrong = form_answer(diagnosis, case)
+    return wrong is not None and distinguishes(case, wrong)

@@ -9,10 +9,13 @@ that take more than a line are in wrong_parts.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from refl.verification.conformance import wrong_parts as wrong
 from refl.verification.conformance.planting import (
+    Answering,
     Mistake,
     NoDifference,
     called_with,
@@ -22,6 +25,7 @@ from refl.verification.conformance.planting import (
     planted,
 )
 from refl.verification.conformance.reference_rules import (
+    Answer,
     ReferenceRules,
     activation,
     contributions,
@@ -31,9 +35,10 @@ from refl.verification.conformance.reference_rules import (
     plus_part,
     rounded,
 )
-from refl.verification.vectors.case import SIGNATURES
+from refl.verification.conformance.structural import CANDIDATES
+from refl.verification.vectors.case import SIGNATURES, Case
 
-__all__ = ["MISTAKES", "NOT_SHOWN", "Mistake", "NoDifference"]
+__all__ = ["MISTAKES", "NOT_SHOWN", "STRUCTURAL", "Mistake", "NoDifference"]
 
 # -- rules by what they have in common -------------------------------------------------------------
 
@@ -902,6 +907,27 @@ MISTAKES: tuple[Mistake, ...] = (
         ),
     ),
 )
+
+
+def _never_raising(form: Answering) -> Answering:
+    """A change of structure that a case does not take makes no difference to it."""
+
+    def wrong(case: Case) -> Answer:
+        try:
+            return form(case)
+        except (ValueError, IndexError, TypeError, AttributeError) as reason:
+            raise NoDifference(str(reason)) from reason
+
+    return wrong
+
+
+STRUCTURAL: tuple[Mistake, ...] = tuple(
+    replace(mistake(c.id, c.rules, *map(_never_raising, (*c.near, *c.far))), near=len(c.near))
+    for c in CANDIDATES
+)
+"""Mistakes that every rule can have, of an axis, a factor, a sign or an operand: a diagnosis names
+them where none of the others explains as much.
+"""
 
 NOT_SHOWN: dict[str, str] = {}
 """Faults found in libraries that nothing here can show, with the reason. There is none: the slip of

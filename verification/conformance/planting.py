@@ -41,6 +41,10 @@ class Mistake(KnownMistake):
     behavior: str
     """What shows it. For networks `again` (a second call differs), `targets` (several seeds),
     `forward` (z is changed); `narrowed` (right to the digits of float32) for all."""
+    near: int | None = None
+    """How many of the forms a diagnosis tries at once. The others are tried where no mistake
+    explains a case; None for all.
+    """
 
 
 @lru_cache(maxsize=512)

@@ -152,10 +152,13 @@ class ReferenceRules:
         self, operands: Sequence[Array], r: Array, *, eps: float, stabilizer: str = "sign"
     ) -> Answer:
         s = self.stabilized_ratio(summed(operands), r, eps, stabilizer)
-        return tuple(folded(a * s, a) for a in operands)
+        return tuple(self.folded(a * s, a) for a in operands)
+
+    def folded(self, r: Array, like: Array) -> Array:
+        return folded(r, like)
 
     def add_gradient(self, a: Array, b: Array, g: Array) -> Answer:
-        return folded(g, a), folded(g, b)
+        return self.folded(g, a), self.folded(g, b)
 
     def fan_out_epsilon(
         self, x: Array, w1: Array, w2: Array, r: Array, *, eps: float, stabilizer: str = "sign"
@@ -176,7 +179,7 @@ class ReferenceRules:
     ) -> Answer:
         fixed = constant or [False] * len(operands)
         return tuple(
-            None if c else folded(part * r, a)
+            None if c else self.folded(part * r, a)
             for a, c, part in zip(operands, fixed, self.fractions(operands, fixed), strict=True)
         )
 
@@ -199,15 +202,15 @@ class ReferenceRules:
     ) -> Answer:
         fixed = constant or [False] * len(operands)
         return tuple(
-            None if c else folded(_others(operands, k) * g, operands[k])
+            None if c else self.folded(_others(operands, k) * g, operands[k])
             for k, c in enumerate(fixed)
         )
 
     def multiply_second(self, a: Array, b: Array, r: Array) -> Array:
-        return folded(r, b)
+        return self.folded(r, b)
 
     def multiply_second_gxi(self, a: Array, b: Array, g: Array) -> Array:
-        return folded(a * g, b)
+        return self.folded(a * g, b)
 
     def matmul_uniform(
         self,
@@ -732,7 +735,7 @@ _normal = np.vectorize(lambda x: math.erfc(-x / math.sqrt(2)) / 2, otypes=[np.fl
 GATES: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: np.asarray(_normal(_cut(x))),
     "gelu_tanh": lambda x: _sigmoid(_inner(_cut(x))),
-    "silu": _sigmoid,
+    "silu": lambda x: _sigmoid(x),
     "quick_gelu": lambda x: _sigmoid(1.702 * x),
     "relu": lambda x: np.where(x > 0, 1.0, 0.0),
 }

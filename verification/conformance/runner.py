@@ -48,7 +48,12 @@ from refl.errors import ReflError
 from refl.verification.conformance import report, whole_models
 from refl.verification.conformance.adapter import Adapter, Array, NotCovered
 from refl.verification.conformance.deviation import Answer, deviations, refuse_blind_comparison
-from refl.verification.conformance.diagnosis import diagnoses, most_telling, shown_by
+from refl.verification.conformance.diagnosis import (
+    diagnoses,
+    most_telling,
+    searched,
+    shown_by,
+)
 from refl.verification.conformance.guarded import Raised, WrongAnswer, guarded
 from refl.verification.conformance.planting import Mistake
 from refl.verification.conformance.report import Report
@@ -121,8 +126,10 @@ def rule_result(
     rule: str, results: Sequence[CaseResult], conventions: Mapping[str, str]
 ) -> RuleResult:
     """With the mistakes that explain a rule's failures."""
+    failed = searched({c.case.id: (c.case, c.got, c.diagnoses) for c in results if c.failed})
+    results = [replace(c, diagnoses=failed.get(c.case.id, ())) for c in results]
     mistakes = most_telling(
-        {c.case.id: c.diagnoses for c in results if c.failed},
+        failed,
         (c.case for c in results if c.status == PASSED),
         conventions,
     )

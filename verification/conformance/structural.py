@@ -20,9 +20,10 @@ from refl.arrays import Array
 from refl.verification.conformance.planting import (
     Answering,
     changed,
+    planted,
     reference_answer,
 )
-from refl.verification.conformance.reference_rules import Answer, ReferenceRules, wide
+from refl.verification.conformance.reference_rules import GREATEST, Answer, ReferenceRules, wide
 from refl.verification.vectors.case import Case
 
 ChangeOfArray: TypeAlias = Callable[[Array], Array]
@@ -40,6 +41,17 @@ class Change:
     apply: ChangeOfArray
     rearranges: bool = False
     """No number is computed: it can be done to truth values, too."""
+    axes: tuple[int, ...] = ()
+    """Along which it is done; none for a change of the whole."""
+
+    def on(self, ndim: int) -> tuple[str, tuple[int, ...]] | None:
+        """The same for changes that are one on arrays of this rank, where axis -1 is one of those
+        counted from the front; None where it does not apply.
+        """
+        if not all(-ndim <= axis < ndim for axis in self.axes):
+            return None
+        kind = self.says.rstrip("-0123456789 and") if self.axes else self.says
+        return kind, tuple(sorted(axis % ndim for axis in self.axes))
 
 
 # -- changes along one axis ------------------------------------------------------------------------
@@ -101,14 +113,16 @@ LONG = (16, 64, 128, 256, 512)
 def along(axis: int) -> Iterator[Change]:
     """Everything that is done along an axis of more than one entry."""
     for name, (id, change, rearranges) in ALONG.items():
-        yield Change(id, f"{name} axis {axis}", _where_it_is(axis, change), rearranges)
+        apply = _where_it_is(axis, change)
+        yield Change(id, f"{name} axis {axis}", apply, rearranges, (axis,))
 
 
 def cut(axis: int) -> Iterator[Change]:
     """Nothing beyond a chunk."""
     for most in LONG:
         said = f"cut off after {most} along axis {axis}"
-        yield Change("long-rows-cut", said, _where_it_is(axis, _zeroed(partial(_beyond, most))))
+        apply = _where_it_is(axis, _zeroed(partial(_beyond, most)))
+        yield Change("long-rows-cut", said, apply, False, (axis,))
 
 
 def _beyond(most: int, length: int) -> range:
@@ -136,8 +150,10 @@ def transposed(i: int, j: int) -> Iterator[Change]:
         """Read as if its axes stood the other way around."""
         return a.reshape(a.swapaxes(i, j).shape).swapaxes(i, j) if there(a, i, j) else a
 
-    yield Change("axes-transposed", f"transposed in {i} and {j} where square", square, True)
-    yield Change("axes-transposed", f"reshaped over {i} and {j}", laid_out_again, True)
+    said = f"where square transposed in {i} and {j}"
+    yield Change("axes-transposed", said, square, True, (i, j))
+    said = f"reshaped over {i} and {j}"
+    yield Change("axes-transposed", said, laid_out_again, True, (i, j))
 
 
 def there(a: Array, *axes: int) -> bool:
@@ -282,3 +298,197 @@ MIXED_ANSWERS: tuple[tuple[str, str, Callable[[list[Array]], list[Array]]], ...]
     ("the last answer for all", "one-operand-right", lambda held: [held[-1]] * len(held)),
     ("the mean of the answers for all", "one-operand-right", _mean_for_all),
 )
+
+
+# -- a broadcast operand, and exponentials ---------------------------------------------------------
+
+
+def _copies(take: Callable[[Array, tuple[int, ...]], Array]) -> Callable[..., Array]:
+    """In place of the sum over the copies of a broadcast operand."""
+
+    def folded(self: ReferenceRules, r: Array, like: Array) -> Array:
+        lead = tuple(range(r.ndim - like.ndim))
+        r = take(r, lead) if lead else r
+        axes = tuple(i for i, n in enumerate(like.shape) if n == 1 and r.shape[i] != 1)
+        return (take(r, axes) if axes else r).reshape(like.shape)
+
+    return folded
+
+
+def _copy(place: int) -> Callable[[Array, tuple[int, ...]], Array]:
+    return lambda r, axes: r[tuple(place if i in axes else slice(None) for i in range(r.ndim))]
+
+
+COPIES: Mapping[str, Callable[..., Array]] = {
+    "the first copy of a broadcast operand": _copies(_copy(0)),
+    "the last copy of a broadcast operand": _copies(_copy(-1)),
+    "the mean over the copies of a broadcast operand": _copies(lambda r, axes: r.mean(axes)),
+}
+
+
+def _shifted_by(top: Callable[[Array], Array | float]) -> Callable[..., Array]:
+    """A softmax whose exponents are logits less `top`, in the format of the case."""
+
+    def probabilities(self: ReferenceRules, filled: Array, axis: int) -> Array:
+        e = np.exp((filled - top(filled)).astype(self.dtype))
+        total = e.sum(axis, keepdims=True)
+        return np.asarray(e / np.where(total == 0, 1.0, total), dtype=np.float64)
+
+    return probabilities
+
+
+def _largest(filled: Array) -> float:
+    finite = filled[np.isfinite(filled)]
+    return float(np.max(finite)) if finite.size else 0.0
+
+
+EXPONENTIALS: Mapping[str, Callable[..., Array]] = {
+    "softmax without its maximum taken off": _shifted_by(lambda filled: 0.0),
+    "softmax with one maximum for all": _shifted_by(_largest),
+}
+"""Names -> what stands in for the probabilities."""
+
+
+def gate_overflows(case: Case) -> Answer:
+    """exp(x) / (1 + exp(x)): infinity over infinity where exp(x) leaves the format."""
+    x = wide(case.inputs["x"]) if case.rule.startswith("activation") else None
+    if x is None or case.options["kind"] in ("gelu", "relu"):
+        return reference_answer(case)
+    beyond = np.log(GREATEST[case.dtype]) / EXPONENTS.get(case.options["kind"], 1.0)
+    return tuple(
+        None if a is None else np.where(x > beyond, np.nan, a) for a in reference_answer(case)
+    )
+
+
+EXPONENTS = {"quick_gelu": 1.702, "tanh": 2.0}
+"""Kind of activation -> what x is multiplied with before exp."""
+
+
+# -- what a diagnosis looks for --------------------------------------------------------------------
+
+AXES = (0, 1, 2, -1, -2, -3)
+"""From the front, and from the back: in which rules ranks vary."""
+
+
+@dataclass(frozen=True)
+class AtAnswer:
+    """A change of the k-th answer; of all where k is None."""
+
+    k: int | None
+    change: Change
+
+    def __call__(self, case: Case) -> Answer:
+        return tuple(
+            applied(self.change, a) if self.k in (None, j) and name != "z" else a
+            for j, (name, a) in enumerate(zip(case.returns, reference_answer(case), strict=True))
+        )
+
+
+@dataclass(frozen=True)
+class AtInput:
+    """A change of the k-th operand (of a list, of the k-th in it); of what comes in where k is
+    -1.
+    """
+
+    k: int
+    change: Change
+
+    def __call__(self, case: Case) -> Answer:
+        name = self.name(case)
+        return in_input(name, self.change)(case) if name else reference_answer(case)
+
+    def name(self, case: Case) -> str:
+        """Of what is changed; empty where there is no such operand."""
+        names = [case.seed, *case.signature.operands]
+        if "operands" in names and self.k >= 0:
+            return f"operands.{self.k}" if self.k < len(case.inputs["operands"]) else ""
+        return names[self.k + 1] if self.k + 1 < len(names) else ""
+
+    def on(self, case: Case) -> Any:
+        """The same for forms that are one on this case; None where it does not apply."""
+        name, _, member = self.name(case).partition(".")
+        held = case.inputs.get(name)
+        a = held[int(member)] if member and isinstance(held, list) else held
+        kind = self.change.on(a.ndim) if isinstance(a, np.ndarray) else None
+        return None if kind is None else (self.k, kind)
+
+
+def unchanged(case: Case) -> Answer:
+    """What comes in, to every operand that has its shape."""
+    incoming = wide(case.inputs[case.seed])
+    return tuple(
+        incoming if a is not None and a.shape == incoming.shape else a
+        for a in reference_answer(case)
+    )
+
+
+def arrangements() -> Iterator[Change]:
+    """Of axes, alone and in pairs."""
+    for axis in AXES:
+        yield from along(axis)
+    for i, j in ((0, 1), (0, 2), (1, 2), (-1, -2), (-2, -3), (-1, -3)):
+        yield from transposed(i, j)
+    yield from (MIRRORED, COLUMNS_FIRST)
+
+
+ANSWERS = (None, 0, 1, 2)
+INPUTS = (-1, 0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A structural mistake in its forms."""
+
+    id: str
+    near: tuple[Answering, ...]
+    """Of the answer: what they give is seen from the right answer, without the rule."""
+    far: tuple[Answering, ...] = ()
+    """Of what goes in: looked for where no other mistake explains a case."""
+    rules: str = "*"
+
+
+def _candidates() -> Iterator[Candidate]:
+    scaled = [AtAnswer(k, c) for c in (*FACTOR, SLIGHT) for k in ANSWERS]
+    yield Candidate("constant-factor", tuple(scaled))
+    yield Candidate("sign-flipped", tuple(AtAnswer(k, SIGN) for k in ANSWERS))
+    yield Candidate("nothing-passed", (AtAnswer(None, NOTHING),))
+    yield Candidate("passed-unchanged", (unchanged,))
+    yield _swaps()
+    mixed = [answers_mixed(mix) for _, id, mix in MIXED_ANSWERS if id == "one-operand-right"]
+    lost = [AtAnswer(k, NOTHING) for k in ANSWERS[1:]]
+    yield Candidate("one-operand-right", (*mixed, *lost))
+    for id in ("axes-transposed", "axis-permuted", "one-slice-for-all", "axis-mixed"):
+        yield _arranged(id)
+    copies = tuple(planted(folded=part) for part in COPIES.values())
+    yield Candidate("not-summed-back", copies, rules="add_* sum_* multiply_*")
+    yield _arranged("slice-dropped")
+    yield Candidate("small-dropped", tuple(AtAnswer(None, c) for c in SMALL))
+    yield Candidate("values-clipped", (), tuple(AtInput(0, c) for c in CLIPPED))
+    long = [*cut(-1), *cut(-2)]
+    near = tuple(AtAnswer(None, c) for c in long)
+    yield Candidate("long-rows-cut", near, tuple(AtInput(k, c) for k in (-1, 0) for c in long))
+    softmaxes = (planted(probabilities=part) for part in EXPONENTIALS.values())
+    rules = "softmax_* attention_* activation_*"
+    yield Candidate("exp-overflow", (*softmaxes, gate_overflows), rules=rules)
+
+
+def _swaps() -> Candidate:
+    answers = [answers_mixed(mix) for _, id, mix in MIXED_ANSWERS if id == "operands-swapped"]
+    names = ("a", "b"), ("a", "v"), ("q", "k"), ("k", "v"), ("q", "v"), ("w1", "w2"), ("cos", "sin")
+    seeds = [(first, r) for first in ("x", "a", "v") for r in ("r", "g")]
+    swapped = [operands_swapped(*pair) for pair in (*names, *seeds)]
+    return Candidate("operands-swapped", tuple(answers), (*swapped, list_reversed))
+
+
+def _arranged(id: str) -> Candidate:
+    found = [c for c in arrangements() if c.id == id]
+    return Candidate(
+        id,
+        tuple(AtAnswer(k, c) for k in ANSWERS for c in found),
+        tuple(AtInput(k, c) for k in INPUTS for c in found),
+    )
+
+
+CANDIDATES: tuple[Candidate, ...] = tuple(_candidates())
+"""Those that a diagnosis looks for, in the order in which they are named where two explain as
+much."""

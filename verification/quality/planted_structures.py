@@ -21,6 +21,8 @@ from refl.verification.conformance.planting import Answering, planted, reference
 from refl.verification.conformance.reference_rules import Answer, ReferenceRules
 from refl.verification.conformance.structural import (
     CLIPPED,
+    COPIES,
+    EXPONENTIALS,
     FACTOR,
     MIXED_ANSWERS,
     SMALL,
@@ -29,6 +31,7 @@ from refl.verification.conformance.structural import (
     applied,
     changes,
     cut,
+    gate_overflows,
     in_answer,
     in_input,
     list_reversed,
@@ -85,7 +88,6 @@ FUNCTIONS = (
     "centered",
     "_mean_square",
     "summed",
-    "folded",
     "contributions",
     "summed_messages",
     "patches_of",
@@ -168,86 +170,14 @@ def _averaged(self: Any, r: Array, axis: int) -> Array:
     return r.mean(axis, keepdims=True)
 
 
-def _without_maximum(self: ReferenceRules, filled: Array, axis: int) -> Array:
-    """exp overflows in the case's own format."""
-    e = np.exp(filled.astype(self.dtype))
-    total = e.sum(axis, keepdims=True)
-    return np.asarray(e / np.where(total == 0, 1.0, total), dtype=np.float64)
-
-
-def _one_maximum(self: ReferenceRules, filled: Array, axis: int) -> Array:
-    """The largest logit of all is taken off, so rows that are far below it vanish."""
-    top = np.max(filled, initial=-np.inf)
-    e = np.exp((filled - (0.0 if np.isneginf(top) else top)).astype(self.dtype))
-    total = e.sum(axis, keepdims=True)
-    return np.asarray(e / np.where(total == 0, 1.0, total), dtype=np.float64)
-
-
-def _folded(take: Callable[..., Array]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A broadcast operand gets something else than the sum over its copies."""
-
-    def wrong(part: Callable[..., Any]) -> Callable[..., Any]:
-        def folded(r: Array, like: Array) -> Array:
-            lead = tuple(range(r.ndim - like.ndim))
-            r = take(r, lead) if lead else r
-            axes = tuple(i for i, n in enumerate(like.shape) if n == 1 and r.shape[i] != 1)
-            return (take(r, axes) if axes else r).reshape(like.shape)
-
-        return folded
-
-    return wrong
-
-
-def _first_copy(r: Array, axes: tuple[int, ...]) -> Array:
-    return r[tuple(0 if i in axes else slice(None) for i in range(r.ndim))]
-
-
-def _last_copy(r: Array, axes: tuple[int, ...]) -> Array:
-    return r[tuple(-1 if i in axes else slice(None) for i in range(r.ndim))]
-
-
-def _naive_gate(x: Array) -> Array:
-    """exp(x) / (1 + exp(x)), whose halves overflow (beyond 88 in float32)."""
-    e = np.exp(x.astype(np.float32)).astype(np.float64)
-    return np.asarray(e / (1 + e))
-
-
 WRITTEN: Mapping[str, tuple[str, str, Answering]] = {
-    "the sum averaged": (
-        "sum_along",
-        "axis-mixed",
-        planted(sum_along=_averaged),
-    ),
-    "softmax without its maximum taken off": (
-        "probabilities",
-        "exp-overflow",
-        planted(probabilities=_without_maximum),
-    ),
-    "softmax with one maximum for all": (
-        "probabilities",
-        "exp-overflow",
-        planted(probabilities=_one_maximum),
-    ),
-    "exp(x) / (1 + exp(x))": (
-        "_sigmoid",
-        "exp-overflow",
-        replaced_part("_sigmoid", lambda part: _naive_gate),
-    ),
-    "the first copy of a broadcast operand": (
-        "folded",
-        "not-summed-back",
-        replaced_part("folded", _folded(_first_copy)),
-    ),
-    "the last copy of a broadcast operand": (
-        "folded",
-        "not-summed-back",
-        replaced_part("folded", _folded(_last_copy)),
-    ),
-    "the mean over the copies of a broadcast operand": (
-        "folded",
-        "not-summed-back",
-        replaced_part("folded", _folded(lambda r, axes: r.mean(axes))),
-    ),
+    "the sum averaged": ("sum_along", "axis-mixed", planted(sum_along=_averaged)),
+    "a gate of exp(x) / (1 + exp(x))": ("_sigmoid", "exp-overflow", gate_overflows),
+    **{
+        said: ("probabilities", "exp-overflow", planted(probabilities=part))
+        for said, part in EXPONENTIALS.items()
+    },
+    **{said: ("folded", "not-summed-back", planted(folded=part)) for said, part in COPIES.items()},
 }
 """Name -> the part that it needs, mistake, form."""
 
