@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import MISSING, Field, fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from refl.errors import ReflError
+from refl.errors import ReflError, shown
 
 C = TypeVar("C")
 
@@ -139,6 +139,28 @@ REFUSED = {
 """
 
 
+LARGEST = 2**31 - 1
+"""The largest whole number an option may have: more would not fit the integers of an index."""
+
+MOST = dict.fromkeys(
+    (
+        "inner_group_num",
+        "n_layer",
+        "num_decoder_layers",
+        "num_experts",
+        "num_experts_per_tok",
+        "num_hidden_groups",
+        "num_hidden_layers",
+        "num_layers",
+        "num_local_experts",
+    ),
+    10_000,
+) | {"head_dim": 1 << 16}
+"""Options of which each one is a module of its own, or a frequency: checked before any is made,
+far above what was ever trained.
+"""
+
+
 def parse(cls: type[C], raw: dict[str, Any], ignore: Collection[str] = ()) -> C:
     """The dataclass `cls` filled from config.json; a field's default stands where the file is
     silent.
@@ -152,6 +174,7 @@ def parse(cls: type[C], raw: dict[str, Any], ignore: Collection[str] = ()) -> C:
     for key, value in raw.items():
         if key not in known and key not in harmless and not _is_off(value):
             raise ReflError(_refusal(key, value))
+    _refuse_two_thetas(raw)
     hints = get_type_hints(cls)
     return cls(**{name: _value(name, field, hints[name], raw) for name, field in known.items()})
 
@@ -162,12 +185,31 @@ def _is_off(value: Any) -> bool:
 
 def _refusal(key: str, value: Any) -> str:
     if key in REFUSED:
-        return f"config.json sets {key}: {REFUSED[key]}"
+        return f"config.json sets {shown(key)}: {REFUSED[key]}"
     return (
-        f"config.json sets {key} = {str(value)[:60]!r}, which refl does not know: if it "
-        "changes nothing in the forward pass, "
-        f"load with ignore=[{key!r}] (--ignore {key})"
+        f"config.json sets {shown(key)} = {shown(str(value)[:60])!r}, which refl does not know: if "
+        f"it changes nothing in the forward pass, load with ignore=[{shown(key)!r}] "
+        f"(--ignore {shown(key)})"
     )
+
+
+def _refuse_two_thetas(raw: dict[str, Any]) -> None:
+    """Files of transformers 5 say in rope_parameters what older ones say beside them; readers of
+    a file that says both take one or the other.
+    """
+    parameters = raw.get("rope_parameters")
+    if not isinstance(parameters, dict):
+        return
+    inner = parameters.get("full_attention", parameters)
+    for key in ("rope_theta", "partial_rotary_factor"):
+        two = raw.get(key), inner.get(key) if isinstance(inner, dict) else None
+        if None not in two and two[0] != two[1]:
+            raise ReflError(
+                f"config.json has {key} = {brief(two[0])}, and {brief(two[1])} in "
+                "rope_parameters: expected one"
+            )
+    if raw.get("rope_scaling") and raw["rope_scaling"] != parameters:
+        raise ReflError("config.json has rope_scaling and other rope_parameters: expected one")
 
 
 def _value(name: str, field: Field[Any], hint: Any, raw: dict[str, Any]) -> Any:
@@ -180,22 +222,54 @@ def _value(name: str, field: Field[Any], hint: Any, raw: dict[str, Any]) -> Any:
             raise ReflError(f"config.json lacks {name}: expected {_describe(hint)}")
         return field.default
     value, kinds = raw[name], _kinds(hint)
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+    if not _fits(value, kinds, hint):
+        raise ReflError(f"config.json has {name} = {brief(value)}: expected {_describe(hint)}")
+    if float in kinds and isinstance(value, int) and abs(value) <= LARGEST:
         value = float(value)
-    if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
-        raise ReflError(f"config.json has {name} = {value!r}: expected {_describe(hint)}")
-    least = field.metadata.get("least", 1)
-    if (isinstance(value, int) and not isinstance(value, bool) and value < least) or (
-        isinstance(value, float) and not _positive(value)
-    ):
-        raise ReflError(
-            f"config.json has {name} = {value!r}: expected {_describe(hint)} above {least - 1}"
-        )
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        _check_range(name, value, hint, field.metadata.get("least", 1))
     return value
 
 
-def _positive(value: float) -> bool:
-    return value > 0 and math.isfinite(value)
+def _fits(value: Any, kinds: list[Any], hint: Any) -> bool:
+    """Whether a value of JSON is of one of the kinds, and its items are of theirs."""
+    if isinstance(value, bool):
+        return bool in kinds
+    if isinstance(value, int):
+        return int in kinds or float in kinds
+    if isinstance(value, list):
+        return list in kinds and all(type(item) is _item(hint) for item in value)
+    return isinstance(value, tuple(kinds))
+
+
+def _item(hint: Any) -> Any:
+    """Of what the list in a type is."""
+    (kind,) = (get_args(k)[0] for k in (hint, *get_args(hint)) if get_origin(k) is list)
+    return kind
+
+
+def _check_range(name: str, value: Any, hint: Any, least: int) -> None:
+    if isinstance(value, float):
+        if not (value > 0 and math.isfinite(value)):
+            raise ReflError(
+                f"config.json has {name} = {value!r}: expected {_describe(hint)} above 0"
+            )
+        return
+    most = MOST.get(name, LARGEST)
+    if value < least:
+        raise ReflError(
+            f"config.json has {name} = {brief(value)}: expected {_describe(hint)} above {least - 1}"
+        )
+    if value > most:
+        raise ReflError(
+            f"config.json has {name} = {brief(value)}: expected {_describe(hint)} of at most {most}"
+        )
+
+
+def brief(value: Any) -> str:
+    """A value of config.json for a message."""
+    text = repr(value)
+    return shown(text if len(text) <= 80 else f"{text[:77]}...")
 
 
 def _kinds(hint: Any) -> list[Any]:
@@ -212,7 +286,10 @@ def _describe(hint: Any) -> str:
         list: "a list",
         dict: "an object",
     }
-    return " or ".join(names.get(k, str(k)) for k in _kinds(hint))
+    said = " or ".join(names.get(k, str(k)) for k in _kinds(hint))
+    if list not in _kinds(hint):
+        return said
+    return said + {int: " of whole numbers", str: " of strings"}[_item(hint)]
 
 
 def activation_kind(option: str, name: str) -> str:
@@ -221,7 +298,7 @@ def activation_kind(option: str, name: str) -> str:
     """
     if name not in ACTIVATIONS:
         raise ReflError(
-            f"config.json asks for {option} {name!r}, which is not implemented: there are "
+            f"config.json asks for {option} {brief(name)}, which is not implemented: there are "
             f"{', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from refl.arrays import Array
-from refl.nets import llama, tensors
+from refl.errors import ReflError
+from refl.nets import llama, masks, tensors
 from refl.nets.batch import Batch
 from refl.nets.config import activation_kind
 from refl.nets.tensors import Tensors
@@ -40,6 +41,17 @@ class GemmaConfig(llama.DecoderConfig):
         "cache_implementation",
         "hidden_act",  # hidden_activation is what counts
     )
+
+    def windows_by(self, sliding: list[bool]) -> tuple[int | None, ...]:
+        """The window of each block, of those marked where there are no layer_types. Without a
+        sliding_window there is no such block in transformers either, which raises.
+        """
+        if self.layer_types is None and self.sliding_window is None and any(sliding):
+            raise ReflError(
+                "config.json has sliding_window null, but blocks that attend within a window: "
+                "expected a whole number, or layer_types that say full_attention for each block"
+            )
+        return masks.windows(self.layer_types, sliding, self.sliding_window)
 
     @property
     def act(self) -> str:

@@ -37,7 +37,7 @@ class Config(gemma.GemmaConfig):
     @property
     def windows(self) -> tuple[int | None, ...]:
         sliding = [i % 2 == 0 for i in range(self.num_hidden_layers)]
-        return masks.windows(self.layer_types, sliding, self.sliding_window)
+        return self.windows_by(sliding)
 
 
 task, shapes = llama.task, gemma.shapes

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refl.arrays import Array
-from refl.errors import ReflError
+from refl.errors import ReflError, shown
 from refl.nets import gemma, llama, masks, qwen3, rope
 from refl.nets.batch import Batch
 from refl.nets.masks import FULL, SLIDING
@@ -52,7 +52,10 @@ class Config(gemma.GemmaConfig):
     def windows(self) -> tuple[int | None, ...]:
         pattern = self._sliding_window_pattern or self.sliding_window_pattern
         sliding = [(i + 1) % pattern > 0 for i in range(self.num_hidden_layers)]
-        return masks.windows(self.layer_types, sliding, self.sliding_window)
+        return self.windows_by(sliding)
+
+    def batch_dependent(self, length: int) -> bool:
+        return any(rope.batch_dependent(length) for rope in (self.rope, self.local_rope))
 
     @property
     def rope(self) -> Rope:
@@ -69,7 +72,7 @@ class Config(gemma.GemmaConfig):
         parameters = self.rope_parameters or {}
         if unknown := set(parameters) - {FULL, SLIDING}:
             raise ReflError(
-                f"config.json has rope_parameters with {min(unknown)}: expected "
+                f"config.json has rope_parameters with {shown(min(unknown))}: expected "
                 f"{FULL} and {SLIDING}"
             )
         scaling = self.rope_scaling if kind == FULL else None

@@ -92,6 +92,10 @@ class DecoderConfig:
     def longest(self) -> int:
         return self.rope.longest
 
+    def batch_dependent(self, length: int) -> bool:
+        """Whether an example's logits depend on its batch mates where one has `length` tokens."""
+        return self.rope.batch_dependent(length)
+
     @property
     def windows(self) -> tuple[int | None, ...]:
         """For each block how many tokens back attention reaches; None for all."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from refl.arrays import Array, namespace
-from refl.errors import ReflError
+from refl.errors import ReflError, shown
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """What config.json's layer_types call a block that attends to everything before it, and one that
@@ -77,7 +77,7 @@ def windows(
 def _check_kind(kind: str, window: int | None) -> None:
     if kind not in (FULL, SLIDING):
         raise ReflError(
-            f"config.json has {kind!r} among layer_types, which is not implemented: "
+            f"config.json has {shown(kind)!r} among layer_types, which is not implemented: "
             f"there are {FULL} and {SLIDING}"
         )
     if kind == SLIDING and window is None:

@@ -15,9 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refl.arrays import Array
+from refl.errors import ReflError
 from refl.nets import llama, masks, rope, tensors
 from refl.nets.batch import Batch
-from refl.nets.config import activation_kind
+from refl.nets.config import activation_kind, brief
 from refl.nets.rope import Rope
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
@@ -43,7 +44,13 @@ class Config(llama.DecoderConfig):
     @property
     def rope(self) -> Rope:
         parameters = dict(self.rope_parameters or {})
-        part = parameters.pop("partial_rotary_factor", self.partial_rotary_factor)
+        part = parameters.pop("partial_rotary_factor", None)
+        part = self.partial_rotary_factor if part is None else part
+        if isinstance(part, bool) or not isinstance(part, (int, float)) or not 0 < part <= 1:
+            raise ReflError(
+                f"config.json has partial_rotary_factor = {brief(part)}: expected a number above "
+                "0, at most 1"
+            )
         return rope.read(
             int(self.width * part),
             self.rope_theta,

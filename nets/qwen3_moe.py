@@ -22,8 +22,10 @@ from functools import partial
 from typing import ClassVar
 
 from refl.arrays import Array
+from refl.errors import ReflError
 from refl.nets import llama, masks, moe, qwen3, rope, tensors
 from refl.nets.batch import Batch
+from refl.nets.config import brief
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
@@ -53,6 +55,12 @@ class Config(qwen3.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         moe.check_expert_count("num_experts", self.num_experts, self.num_experts_per_tok)
+        for i in self.mlp_only_layers or ():
+            if not 0 <= i < self.num_hidden_layers:
+                raise ReflError(
+                    f"config.json has {brief(i)} among mlp_only_layers: expected numbers of "
+                    f"blocks, 0 to {self.num_hidden_layers - 1}"
+                )
 
     def sparse(self, i: int) -> bool:
         """Whether block i has experts."""

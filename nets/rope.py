@@ -16,12 +16,14 @@ give.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from refl.arrays import Array, namespace
-from refl.errors import ReflError
+from refl.errors import ReflError, shown
+from refl.nets.config import LARGEST, brief
 
 ACCEPTED = {
     "default": set[str](),
@@ -47,6 +49,10 @@ REQUIRED = {
 }
 
 
+WIDEST = 1 << 16
+"""Features of a head that can be rotated: far above any that was trained."""
+
+
 @dataclass(frozen=True)
 class Rope:
     """What a config says about rotary embedding."""
@@ -67,6 +73,12 @@ class Rope:
     def gain(self) -> float:
         """The factor on cos and sin: 1 except under yarn."""
         return _yarn_gain(self) if self.kind == "yarn" else 1.0
+
+    def batch_dependent(self, length: int) -> bool:
+        """Whether the angles of a shorter text change where one of `length` tokens is in its batch:
+        dynamic scaling goes by the longest.
+        """
+        return self.kind == "dynamic" and length > self.positions
 
     @property
     def longest(self) -> int:
@@ -93,40 +105,69 @@ def read(
     """
     given = parameters or scaling or {}
     if not isinstance(given, dict):
-        raise ReflError(f"config.json has {given!r} for rotary positions: expected an object")
+        raise ReflError(f"config.json has {brief(given)} for rotary positions: expected an object")
     options = dict(given)
-    kind = options.pop("rope_type", options.pop("type", None)) or "default"
+    kind = _kind(options.pop("rope_type", None), options.pop("type", None))
     base = options.pop("rope_theta", None)
     if base is None:
         base = 10000.0 if theta is None else theta
-    if kind not in tuple(ACCEPTED):  # a tuple, for the file may have a list there
-        raise ReflError(
-            f"config.json asks for rope_type {kind!r}, which is not implemented: there are "
-            f"{', '.join(ACCEPTED)}"
-        )
     for key, value in options.items():
         _check_option(kind, key, value)
     missing = sorted(REQUIRED[kind] - {key for key, value in options.items() if value is not None})
     if missing:
         raise ReflError(f"config.json asks for rope_type {kind!r} without its option {missing[0]}")
     _check_number(kind, "rope_theta", base)
-    if kind == "llama3" and options["high_freq_factor"] <= options["low_freq_factor"]:
-        raise ReflError("config.json has a high_freq_factor that is not above low_freq_factor")
+    _check_width(kind, width)
+    numbers = {key: float(v) for key, v in options.items() if v is not None}
+    return _usable(Rope(width, float(base), positions, kind, numbers))
+
+
+def _kind(kind: Any, older: Any) -> str:
+    """rope_type, or `type` as older files spell it."""
+    for name in (kind, older):
+        if name is not None and name not in tuple(ACCEPTED):  # a tuple: it may be a list
+            raise ReflError(
+                f"config.json asks for rope_type {brief(name)}, which is not implemented: there "
+                f"are {', '.join(ACCEPTED)}"
+            )
+    if None not in (kind, older) and kind != older:
+        raise ReflError(f"config.json has rope_type {kind!r} and type {older!r}: expected one")
+    return kind or older or "default"
+
+
+def _check_width(kind: str, width: int) -> None:
     if width % 2:
         raise ReflError(f"rotary embedding needs an even head_dim, got {width}")
-    return Rope(
-        width,
-        float(base),
-        positions,
-        kind,
-        {key: float(v) for key, v in options.items() if v is not None},
-    )
+    least = 4 if kind == "dynamic" else 2  # the exponent of dynamic's theta is d / (d - 2)
+    if not least <= width <= WIDEST:
+        raise ReflError(
+            f"config.json asks for rotary positions on {width} features of each head: rope_type "
+            f"{kind!r} needs {least} to {WIDEST}"
+        )
+
+
+def _usable(rope: Rope) -> Rope:
+    """Itself. Raises ReflError where its options, each a number, make no angles together."""
+    if rope.kind == "llama3" and rope.options["high_freq_factor"] < rope.options["low_freq_factor"]:
+        raise ReflError("config.json has a high_freq_factor below low_freq_factor")
+    try:
+        far = min(rope.longest, LARGEST)
+        made = [rope.gain, *rope.frequencies(1), *rope.frequencies(far)]
+    except (ArithmeticError, ValueError):
+        made = [math.nan]
+    if not all(math.isfinite(number) for number in made):
+        raise ReflError(
+            f"config.json has options of rope_type {rope.kind!r} that give no finite angles: "
+            f"rope_theta = {rope.theta:g} and {brief(rope.options)}"
+        )
+    return rope
 
 
 def _check_option(kind: str, key: str, value: Any) -> None:
     if key not in ACCEPTED[kind] and not (key == "partial_rotary_factor" and value == 1.0):
         raise ReflError(
-            f"config.json gives rope_type {kind!r} the option {key}, which is not implemented"
+            f"config.json gives rope_type {kind!r} the option {shown(key)}, which is not "
+            "implemented"
         )
     if value is not None:
         _check_number(kind, key, value)
@@ -134,9 +175,10 @@ def _check_option(kind: str, key: str, value: Any) -> None:
 
 def _check_number(kind: str, key: str, value: Any) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and 0 < value < math.inf):
+    if not (number and 0 < value <= sys.float_info.max):
         raise ReflError(
-            f"config.json has {key} = {value!r} for rope_type {kind!r}: expected a number above 0"
+            f"config.json has {key} = {brief(value)} for rope_type {kind!r}: expected a number "
+            "above 0"
         )
 
 
@@ -178,7 +220,10 @@ def _llama3(rope: Rope, length: int) -> list[float]:
 
     def scaled(f: float) -> float:
         turns = context * f / (2 * math.pi)  # full turns within the original context
-        kept = min(max((turns - low) / (high - low), 0.0), 1.0)
+        if high == low:  # a ramp of no width, as transformers evaluates it
+            kept = float(turns > high)
+        else:
+            kept = min(max((turns - low) / (high - low), 0.0), 1.0)
         return (1 - kept) * f / rope.options["factor"] + kept * f
 
     return [scaled(f) for f in _default(rope, length)]

@@ -167,6 +167,13 @@ class Network:
         """Whether its input is a picture."""
         return self.task == "image-class"
 
+    def batch_dependent(self, length: int) -> bool:
+        """Whether an example's output depends on its batch mates where the longest has `length`
+        tokens: with dynamic rotary positions, beyond max_position_embeddings.
+        """
+        depends = getattr(self.config, "batch_dependent", None)
+        return False if depends is None else bool(depends(length))
+
     def blank(self) -> Any:
         """The plainest input there is: what shows the sites of the net."""
         if not self.takes_images:
