@@ -38,7 +38,8 @@ class Config(encoder.EncoderConfig):
     num_hidden_groups: int = 1
     inner_group_num: int = 1
 
-    FAMILIES: ClassVar[tuple[str, ...]] = ("Albert",)
+    FAMILIES: ClassVar[dict[str, str]] = {"albert": "Albert"}
+    SHOWN_BY: ClassVar[dict[str, str]] = {"masked-token": "predictions.", "class": "classifier."}
     HARMLESS: ClassVar[tuple[str, ...]] = (
         "down_scale_factor",
         "gap_size",
@@ -97,6 +98,16 @@ def _inner_shapes(layer: str, c: Config) -> Tensors:
         f"{layer}.ffn_output", d, wide, "hidden_size and intermediate_size", bias=True
     )
     yield from tensors.norm(f"{layer}.full_layer_layer_norm", d, bias=True)
+
+
+def spare(c: Config) -> dict[str, str]:
+    """Tensors that this head does without, and why."""
+    if c.task != "masked-token":
+        return {}
+    return {
+        "albert.pooler.*": "the head that guesses tokens does not read the pooler",
+        "sop_classifier.classifier.*": "the other head of pre-training",
+    }
 
 
 def forward(

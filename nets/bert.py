@@ -31,7 +31,11 @@ CHECKED = (
 class Config(encoder.EncoderConfig):
     """The options of config.json that this net reads."""
 
-    FAMILIES: ClassVar[tuple[str, ...]] = ("Bert",)
+    FAMILIES: ClassVar[dict[str, str]] = {"bert": "Bert"}
+    SHOWN_BY: ClassVar[dict[str, str]] = {
+        "masked-token": "cls.predictions.",
+        "class": "classifier.",
+    }
     HARMLESS: ClassVar[tuple[str, ...]] = (
         "directionality",  # these describe a pooler of the original code
         "pooler_fc_size",
@@ -60,6 +64,16 @@ def shapes(c: Config) -> Tensors:
         yield "cls.predictions.bias", (c.vocab_size,), "vocab_size"
         if not c.tie_word_embeddings:
             yield "cls.predictions.decoder.weight", (c.vocab_size, d), "vocab_size and hidden_size"
+
+
+def spare(c: Config) -> dict[str, str]:
+    """Tensors that this head does without, and why."""
+    if c.task != "masked-token":
+        return {}
+    return {
+        "bert.pooler.dense.*": "the head that guesses tokens does not read the pooler",
+        "cls.seq_relationship.*": "the other head of pre-training",
+    }
 
 
 def forward(

@@ -174,9 +174,18 @@ def parse(cls: type[C], raw: dict[str, Any], ignore: Collection[str] = ()) -> C:
     for key, value in raw.items():
         if key not in known and key not in harmless and not _is_off(value):
             raise ReflError(_refusal(key, value))
+    _check_ignored(ignore, raw, known)
     _refuse_two_thetas(raw)
     hints = get_type_hints(cls)
     return cls(**{name: _value(name, field, hints[name], raw) for name, field in known.items()})
+
+
+def _check_ignored(ignore: Collection[str], raw: Collection[str], known: Collection[str]) -> None:
+    for key in ignore:
+        if key not in raw:
+            raise ReflError(f"config.json has no option {shown(key)}, which ignore names")
+        if key in known and key != "architectures":
+            raise ReflError(f"the net reads {shown(key)} of config.json: it cannot be ignored")
 
 
 def _is_off(value: Any) -> bool:

@@ -36,6 +36,10 @@ class Config(vision.VisionConfig):
 
     FAMILY: ClassVar[str] = "DeiT"
     HEADS: ClassVar[tuple[str, ...]] = tuple(CLASSIFIERS)
+    SHOWN_BY: ClassVar[dict[str, str]] = {
+        "ForImageClassification": "classifier.",
+        "ForImageClassificationWithTeacher": "cls_classifier.",
+    }
 
 
 def task(c: Config) -> str:
@@ -49,6 +53,10 @@ def shapes(c: Config) -> Tensors:
         yield from tensors.linear(
             name, c.labels, c.hidden_size, "id2label (or num_labels) and hidden_size", bias=True
         )
+
+
+def spare(c: Config) -> dict[str, str]:
+    return vision.spare(c, "deit")
 
 
 def forward(

@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 
 from refl.arrays import Array, namespace
 from refl.errors import ReflError
-from refl.nets import tensors
+from refl.nets import heads, tensors
 from refl.nets.batch import Batch
-from refl.nets.config import activation_kind, divides
+from refl.nets.config import activation_kind, brief, divides
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
@@ -40,33 +40,35 @@ class EncoderConfig:
     type_vocab_size: int = 2
     position_embedding_type: str = "absolute"
     tie_word_embeddings: bool = True
+    model_type: str | None = None
     architectures: list[str] | None = None
     id2label: dict[str, Any] | None = None
     num_labels: int | None = None
 
-    FAMILIES: ClassVar[tuple[str, ...]] = ()
-    """What the names of its classes begin with."""
+    FAMILIES: ClassVar[dict[str, str]] = {}
+    """model_type -> what the names of its classes begin with."""
+    SHOWN_BY: ClassVar[dict[str, str]] = {}
+    OTHERWISE: ClassVar[str] = "features"
 
     def __post_init__(self) -> None:
         _ = self.task, self.act
         if self.position_embedding_type != "absolute":
             raise ReflError(
                 "config.json has position_embedding_type "
-                f"{self.position_embedding_type!r}: only 'absolute' is implemented"
+                f"{brief(self.position_embedding_type)}: only 'absolute' is implemented"
             )
         divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
 
     @property
     def task(self) -> str:
         """What the head is for, by the name of the class that wrote the checkpoint."""
-        known = {family + head: task for head, task in TASKS.items() for family in self.FAMILIES}
-        for name in self.architectures or ():
-            if name in known:
-                return known[name]
-        raise ReflError(
-            f"config.json has architectures = {self.architectures}: expected one of "
-            f"{', '.join(known)}"
-        )
+        return heads.chosen(self.architectures, self.classes(self.model_type))
+
+    @classmethod
+    def classes(cls, model_type: str | None) -> dict[str, str]:
+        """Those of the model_type, where several share a net."""
+        family = cls.FAMILIES.get(model_type or "", next(iter(cls.FAMILIES.values())))
+        return {family + head: task for head, task in TASKS.items()}
 
     @property
     def act(self) -> str:
@@ -79,7 +81,7 @@ class EncoderConfig:
     @property
     def labels(self) -> int:
         """How many classes a classifier tells apart."""
-        return len(self.id2label) if self.id2label else self.num_labels or 2
+        return heads.labels(self.id2label, self.num_labels)
 
 
 TASKS = {

@@ -10,14 +10,14 @@ one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from refl.arrays import Array
 from refl.errors import ReflError
-from refl.nets import llama, masks, tensors
+from refl.nets import heads, llama, masks, tensors
 from refl.nets.batch import Batch
-from refl.nets.config import activation_kind
+from refl.nets.config import LARGEST, activation_kind
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
@@ -36,6 +36,7 @@ class GemmaConfig(llama.DecoderConfig):
     layer_types: list[str] | None = None
     final_logit_softcapping: float | None = None
     tie_word_embeddings: bool = True
+    pad_token_id: int | None = field(default=0, metadata={"least": -LARGEST})
 
     HARMLESS: ClassVar[tuple[str, ...]] = (
         "cache_implementation",
@@ -92,9 +93,9 @@ def block(
 
 def lm_head(
     t: Trace, h: Value, c: GemmaConfig, batch: Batch
-) -> Value:  # (B, T, D) -> (B, T, V), or (B, 1, V) at the wanted rows
+) -> Value:  # (B, T, D) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
     logits = llama.lm_head(t, norm(t, "model.norm", h, c), c, batch)
-    if c.final_logit_softcapping is None:
+    if c.task == heads.CLASS or c.final_logit_softcapping is None:
         return logits
     return soft_cap(t, "lm_head", logits, c.final_logit_softcapping, "head.cap")
 

@@ -15,9 +15,10 @@ to its dtype; here it is that of the computation.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from refl.arrays import Array
-from refl.nets import gemma, llama, masks, rope
+from refl.nets import gemma, heads, llama, masks, rope
 from refl.nets.batch import Batch
 from refl.trace import Trace, Value
 
@@ -33,6 +34,8 @@ class Config(gemma.GemmaConfig):
     max_position_embeddings: int = 8192
     final_logit_softcapping: float | None = 30.0
     attn_logit_softcapping: float | None = 50.0
+
+    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Gemma2")
 
     @property
     def windows(self) -> tuple[int | None, ...]:

@@ -15,10 +15,11 @@ embed_tokens is the scaled embedding; it rounds the scale to its dtype.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from refl.arrays import Array
 from refl.errors import ReflError, shown
-from refl.nets import gemma, llama, masks, qwen3, rope
+from refl.nets import gemma, heads, llama, masks, qwen3, rope
 from refl.nets.batch import Batch
 from refl.nets.masks import FULL, SLIDING
 from refl.nets.rope import Rope
@@ -43,6 +44,8 @@ class Config(gemma.GemmaConfig):
     sliding_window_pattern: int = 6
     _sliding_window_pattern: int | None = None
     """The same, as later files spell it."""
+
+    HEADS: ClassVar[dict[str, str]] = {"Gemma3ForCausalLM": heads.NEXT_TOKEN}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,13 +12,13 @@ Names are those of Hugging Face's GPT2LMHeadModel; its Conv1D modules store thei
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from refl.arrays import Array
-from refl.nets import masks, tensors
+from refl.nets import heads, masks, tensors
 from refl.nets.batch import Batch, positions
-from refl.nets.config import activation_kind, divides
+from refl.nets.config import LARGEST, activation_kind, divides
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
@@ -45,7 +45,15 @@ class Config:
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
+    model_type: str | None = None
+    architectures: list[str] | None = None
+    id2label: dict[str, Any] | None = None
+    num_labels: int | None = None
+    pad_token_id: int | None = field(default=None, metadata={"least": -LARGEST})
 
+    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("GPT2", language="LMHeadModel")
+    SHOWN_BY: ClassVar[dict[str, str]] = heads.DECODERS
+    OTHERWISE: ClassVar[str] = heads.NEXT_TOKEN
     HARMLESS: ClassVar[tuple[str, ...]] = (
         "n_ctx",
         "is_decoder",
@@ -57,8 +65,22 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        _ = self.act
+        _ = self.task, self.act
         divides("n_head", self.n_head, "n_embd", self.n_embd)
+
+    @property
+    def task(self) -> str:
+        """What the head is for, by the class that wrote the checkpoint."""
+        return heads.chosen(self.architectures, self.HEADS, self.OTHERWISE)
+
+    @classmethod
+    def classes(cls, model_type: str | None) -> dict[str, str]:
+        return cls.HEADS
+
+    @property
+    def labels(self) -> int:
+        """How many classes a classifier tells apart."""
+        return heads.labels(self.id2label, self.num_labels)
 
     @property
     def act(self) -> str:
@@ -83,7 +105,9 @@ def shapes(c: Config) -> Tensors:
         yield from conv1d_shapes(f"{block}.mlp.c_fc", d, inner)
         yield from conv1d_shapes(f"{block}.mlp.c_proj", inner, d)
     yield from tensors.norm("transformer.ln_f", d, "n_embd", bias=True)
-    if not c.tie_word_embeddings:
+    if c.task == heads.CLASS:
+        yield from heads.score_shapes(c.labels, d, "n_embd")
+    elif not c.tie_word_embeddings:
         yield "lm_head.weight", (c.vocab_size, d), "vocab_size and n_embd"
 
 
@@ -93,12 +117,12 @@ def conv1d_shapes(name: str, into: int, out: int) -> Tensors:
 
 
 def task(c: Config) -> str:
-    return "next-token"
+    return c.task
 
 
 def forward(
     t: Trace, c: Config, batch: Batch
-) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
+) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
     ids = batch.ids
     words = t.embedding("transformer.wte", ids)
     places = t.embedding("transformer.wpe", positions(ids), role="position")
@@ -107,6 +131,8 @@ def forward(
     for i in range(c.n_layer):
         h = t.block(f"transformer.h.{i}", block, h, c, i, mask)
     h = t.layer_norm("transformer.ln_f", h, c.layer_norm_epsilon)
+    if c.task == heads.CLASS:
+        return heads.score(t, h, batch, c.pad_token_id)
     if batch.rows is not None:
         h = t.move("lm_head.row", "rows", h, index=batch.rows)
     tied = "transformer.wte.weight" if c.tie_word_embeddings else None

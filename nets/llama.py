@@ -15,13 +15,13 @@ LlamaForCausalLM. Its relatives import from here what they share with it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from refl.arrays import Array
-from refl.nets import masks, rope, tensors
+from refl.nets import heads, masks, rope, tensors
 from refl.nets.batch import Batch
-from refl.nets.config import activation_kind, divides
+from refl.nets.config import LARGEST, activation_kind, divides
 from refl.nets.rope import Rope
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
@@ -53,6 +53,16 @@ class DecoderConfig:
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
     tie_word_embeddings: bool = False
+    model_type: str | None = None
+    architectures: list[str] | None = None
+    id2label: dict[str, Any] | None = None
+    num_labels: int | None = None
+    pad_token_id: int | None = field(default=None, metadata={"least": -LARGEST})
+
+    HEADS: ClassVar[dict[str, str]] = {}
+    """The classes that write such files -> task."""
+    SHOWN_BY: ClassVar[dict[str, str]] = heads.DECODERS
+    OTHERWISE: ClassVar[str] = heads.NEXT_TOKEN
 
     def __post_init__(self) -> None:
         if self.head_dim is None:
@@ -62,7 +72,21 @@ class DecoderConfig:
         divides(
             "num_key_value_heads", self.kv_heads, "num_attention_heads", self.num_attention_heads
         )
-        _ = self.rope, self.windows, self.act
+        _ = self.task, self.rope, self.windows, self.act
+
+    @property
+    def task(self) -> str:
+        """What the head is for, by the class that wrote the checkpoint."""
+        return heads.chosen(self.architectures, self.HEADS, self.OTHERWISE)
+
+    @classmethod
+    def classes(cls, model_type: str | None) -> dict[str, str]:
+        return cls.HEADS
+
+    @property
+    def labels(self) -> int:
+        """How many classes a classifier tells apart."""
+        return heads.labels(self.id2label, self.num_labels)
 
     @property
     def kv_heads(self) -> int:
@@ -130,6 +154,7 @@ class Config(LlamaConfig):
     attention_bias: bool = False
     mlp_bias: bool = False
 
+    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Llama")
     HARMLESS: ClassVar[tuple[str, ...]] = ("rope_interleaved",)
 
     @property
@@ -153,6 +178,9 @@ def shapes(c: DecoderConfig) -> Tensors:
 
 def embedding_and_head_shapes(c: DecoderConfig) -> Tensors:
     yield "model.embed_tokens.weight", (c.vocab_size, c.hidden_size), "vocab_size and hidden_size"
+    if c.task == heads.CLASS:
+        yield from heads.score_shapes(c.labels, c.hidden_size)
+        return
     if not c.tie_word_embeddings:
         yield "lm_head.weight", (c.vocab_size, c.hidden_size), "vocab_size and hidden_size"
     if "lm_head" in c.biased:
@@ -182,7 +210,7 @@ Block = Callable[..., Value]
 
 
 def task(c: DecoderConfig) -> str:
-    return "next-token"
+    return c.task
 
 
 def forward(
@@ -264,7 +292,9 @@ def mlp(t: Trace, x: Value, c: DecoderConfig) -> Value:  # (B, T, D) -> (B, T, D
 
 def lm_head(
     t: Trace, h: Value, c: DecoderConfig, batch: Batch
-) -> Value:  # (B, T, D) -> (B, T, V), or (B, 1, V) at the wanted rows
+) -> Value:  # (B, T, D) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
+    if c.task == heads.CLASS:
+        return heads.score(t, h, batch, c.pad_token_id)
     if batch.rows is not None:
         h = t.move("lm_head.row", "rows", h, index=batch.rows)
     tied = "model.embed_tokens.weight" if c.tie_word_embeddings else None

@@ -11,8 +11,9 @@ self_attn and mlp are Llama's, without biases. Names are those of Hugging Face's
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from refl.nets import llama
+from refl.nets import heads, llama
 
 MODEL_TYPE = "mistral"
 PREFIX = "model."
@@ -27,6 +28,8 @@ class Config(llama.LlamaConfig):
     max_position_embeddings: int = 131072
     sliding_window: int | None = 4096
     use_sliding_window: bool = True
+
+    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Mistral")
 
     @property
     def windows(self) -> tuple[int | None, ...]:

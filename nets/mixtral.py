@@ -19,7 +19,7 @@ from functools import partial
 from typing import ClassVar
 
 from refl.arrays import Array
-from refl.nets import llama, moe, tensors
+from refl.nets import heads, llama, moe, tensors
 from refl.nets.batch import Batch
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
@@ -41,6 +41,7 @@ class Config(llama.LlamaConfig):
     num_local_experts: int = 8
     num_experts_per_tok: int = 2
 
+    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Mixtral")
     HARMLESS: ClassVar[tuple[str, ...]] = moe.HARMLESS
 
     def __post_init__(self) -> None:

@@ -15,9 +15,10 @@ biases. Names are those of Hugging Face's Olmo2ForCausalLM.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from refl.arrays import Array
-from refl.nets import llama, tensors
+from refl.nets import heads, llama, tensors
 from refl.nets.batch import Batch
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
@@ -34,6 +35,8 @@ class Config(llama.LlamaConfig):
     rms_norm_eps: float = 1e-5
     attention_bias: bool = False
 
+    HEADS: ClassVar[dict[str, str]] = {"Olmo2ForCausalLM": heads.NEXT_TOKEN}
+
     @property
     def biased(self) -> tuple[str, ...]:
         return llama.ATTENTION * self.attention_bias
@@ -49,11 +52,11 @@ def shapes(c: Config) -> Tensors:
 
 def _block_shapes(block: str, c: Config) -> Tensors:
     yield from llama.attention_shapes(f"{block}.self_attn", c)
-    for name, option, heads in (
+    for name, option, count in (
         ("q_norm", "num_attention_heads", c.num_attention_heads),
         ("k_norm", "num_key_value_heads", c.kv_heads),
     ):
-        yield from tensors.norm(f"{block}.self_attn.{name}", heads * c.width, option)
+        yield from tensors.norm(f"{block}.self_attn.{name}", count * c.width, option)
     yield from tensors.norm(f"{block}.post_attention_layernorm", c.hidden_size)
     yield from llama.mlp_shapes(f"{block}.mlp", c)
     yield from tensors.norm(f"{block}.post_feedforward_layernorm", c.hidden_size)

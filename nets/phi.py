@@ -13,10 +13,11 @@ Positions rotate the first part of each head. Names are those of Hugging Face's 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from refl.arrays import Array
 from refl.errors import ReflError
-from refl.nets import llama, masks, rope, tensors
+from refl.nets import heads, llama, masks, rope, tensors
 from refl.nets.batch import Batch
 from refl.nets.config import activation_kind, brief
 from refl.nets.rope import Rope
@@ -36,6 +37,8 @@ class Config(llama.DecoderConfig):
     layer_norm_eps: float = 1e-5
     partial_rotary_factor: float = 0.5
     qk_layernorm: bool = False
+
+    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Phi")
 
     @property
     def act(self) -> str:

@@ -15,8 +15,9 @@ and warns.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from refl.nets import llama, masks
+from refl.nets import heads, llama, masks
 
 MODEL_TYPE = "qwen2"
 PREFIX = "model."
@@ -36,6 +37,8 @@ class Config(llama.LlamaConfig):
     sliding_window: int | None = 4096
     max_window_layers: int = field(default=28, metadata={"least": 0})
     layer_types: list[str] | None = None
+
+    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Qwen2")
 
     @property
     def windows(self) -> tuple[int | None, ...]:

@@ -15,9 +15,10 @@ Names are those of Hugging Face's Qwen3ForCausalLM; which blocks have the window
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from refl.arrays import Array
-from refl.nets import llama, qwen2, tensors
+from refl.nets import heads, llama, qwen2, tensors
 from refl.nets.batch import Batch
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
@@ -36,6 +37,8 @@ class Config(qwen2.Config):
 
     head_dim: int | None = 128
     attention_bias: bool = False
+
+    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Qwen3")
 
     @property
     def biased(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from typing import ClassVar
 
 from refl.arrays import Array
 from refl.errors import ReflError
-from refl.nets import llama, masks, moe, qwen3, rope, tensors
+from refl.nets import heads, llama, masks, moe, qwen3, rope, tensors
 from refl.nets.batch import Batch
 from refl.nets.config import brief
 from refl.nets.tensors import Tensors
@@ -50,6 +50,7 @@ class Config(qwen3.Config):
     decoder_sparse_step: int = 1
     mlp_only_layers: list[int] | None = None
 
+    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Qwen3Moe")
     HARMLESS: ClassVar[tuple[str, ...]] = moe.HARMLESS
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from refl.arrays import Array, namespace
+from refl.errors import ReflError
 from refl.nets import encoder, masks, tensors
 from refl.nets.batch import Batch
 from refl.nets.bert import pooler
@@ -33,7 +34,21 @@ class Config(encoder.EncoderConfig):
 
     pad_token_id: int = field(default=1, metadata={"least": 0})
 
-    FAMILIES: ClassVar[tuple[str, ...]] = ("Roberta", "XLMRoberta", "Camembert")
+    FAMILIES: ClassVar[dict[str, str]] = {
+        "roberta": "Roberta",
+        "xlm-roberta": "XLMRoberta",
+        "camembert": "Camembert",
+    }
+    SHOWN_BY: ClassVar[dict[str, str]] = {"masked-token": "lm_head.", "class": "classifier."}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pad_token_id >= min(self.vocab_size, self.max_position_embeddings - 1):
+            raise ReflError(
+                f"config.json has pad_token_id = {self.pad_token_id}: expected a token, and a "
+                f"position after it, below vocab_size = {self.vocab_size} and "
+                f"max_position_embeddings = {self.max_position_embeddings}"
+            )
 
     @property
     def longest(self) -> int:
@@ -61,6 +76,13 @@ def shapes(c: Config) -> Tensors:
         yield "lm_head.bias", (c.vocab_size,), "vocab_size"
         if not c.tie_word_embeddings:
             yield "lm_head.decoder.weight", (c.vocab_size, d), "vocab_size and hidden_size"
+
+
+def spare(c: Config) -> dict[str, str]:
+    """Tensors that this head does without, and why."""
+    if c.task == "features":
+        return {}
+    return {"roberta.pooler.dense.*": "no head reads the pooler"}
 
 
 def forward(

@@ -21,9 +21,9 @@ from typing import ClassVar
 
 from refl.arrays import Array
 from refl.errors import ReflError
-from refl.nets import masks, relative_bias, tensors
+from refl.nets import heads, masks, relative_bias, tensors
 from refl.nets.batch import Batch
-from refl.nets.config import activation_kind
+from refl.nets.config import activation_kind, brief
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
@@ -54,30 +54,30 @@ class Config:
     is_gated_act: bool | None = None
     tie_word_embeddings: bool = True
     is_encoder_decoder: bool = True
+    model_type: str | None = None
     architectures: list[str] | None = None
 
     HARMLESS: ClassVar[tuple[str, ...]] = (
         "n_positions",  # what it was trained on; distances have no end
         "chronos_config",  # how Chronos turns time series into tokens
     )
-    WHOLE: ClassVar[tuple[str, ...]] = (
-        "T5ForConditionalGeneration",
-        "T5WithLMHeadModel",
-        "T5Model",
-    )
-    """Classes with an encoder and a decoder."""
+    SHOWN_BY: ClassVar[dict[str, str]] = {}
+    OTHERWISE: ClassVar[str] = "sequence-to-sequence"
+
+    @classmethod
+    def classes(cls, model_type: str | None) -> dict[str, str]:
+        return dict.fromkeys(("T5ForConditionalGeneration", "T5WithLMHeadModel"), cls.OTHERWISE)
 
     def __post_init__(self) -> None:
-        strange = [name for name in self.architectures or () if name not in self.WHOLE]
-        if strange or not self.is_encoder_decoder:
+        _ = heads.chosen(self.architectures, self.classes(self.model_type), self.OTHERWISE)
+        if not self.is_encoder_decoder:
             raise ReflError(
-                f"config.json is that of {strange[0] if strange else 'an encoder alone'}: "
-                f"expected {self.WHOLE[0]}"
+                "config.json is that of an encoder alone: expected T5ForConditionalGeneration"
             )
         parts = self.feed_forward_proj.split("-")
         if len(parts) > 2 or (len(parts) == 2 and parts[0] != "gated"):
             raise ReflError(
-                f"config.json has feed_forward_proj = {self.feed_forward_proj!r}: expected "
+                f"config.json has feed_forward_proj = {brief(self.feed_forward_proj)}: expected "
                 "an activation, or gated-<activation>"
             )
         _ = self.act
@@ -165,6 +165,14 @@ FIRST = "block.0.layer.0.SelfAttention"
 
 def task(c: Config) -> str:
     return "sequence-to-sequence"
+
+
+def spare(c: Config) -> dict[str, str]:
+    """Tensors that it does without, and why."""
+    return {
+        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": "of the first "
+        "published files; attention to the encoder has no distances, and transformers drops it"
+    }
 
 
 def forward(

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from refl.errors import ReflError
-from refl.nets import tensors
+from refl.nets import heads, tensors
 from refl.nets.batch import Batch
-from refl.nets.config import activation_kind, divides
+from refl.nets.config import LARGEST, activation_kind, brief, divides
 from refl.nets.encoder import intermediate, self_attention
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
@@ -36,6 +36,7 @@ class VisionConfig:
     qkv_bias: bool = True
     pooler_output_size: int | None = None
     pooler_act: str = "tanh"
+    model_type: str | None = None
     architectures: list[str] | None = None
     id2label: dict[str, Any] | None = None
     num_labels: int | None = None
@@ -43,6 +44,8 @@ class VisionConfig:
     FAMILY: ClassVar[str] = ""
     """What the names of its classes begin with."""
     HEADS: ClassVar[tuple[str, ...]] = ("ForImageClassification", "Model")
+    SHOWN_BY: ClassVar[dict[str, str]] = {"ForImageClassification": "classifier."}
+    OTHERWISE: ClassVar[str] = "Model"
     HARMLESS: ClassVar[tuple[str, ...]] = ("encoder_stride",)  # of a decoder for masked images
 
     def __post_init__(self) -> None:
@@ -57,15 +60,11 @@ class VisionConfig:
     @property
     def head(self) -> str:
         """The end of the name of the class that wrote the checkpoint: what it is for."""
-        if self.architectures is None:
-            return self.HEADS[0]
-        for head in self.HEADS:
-            if self.FAMILY + head in self.architectures:
-                return head
-        known = ", ".join(self.FAMILY + head for head in self.HEADS)
-        raise ReflError(
-            f"config.json has architectures = {self.architectures}: expected one of {known}"
-        )
+        return heads.chosen(self.architectures, self.classes(self.model_type), self.HEADS[0])
+
+    @classmethod
+    def classes(cls, model_type: str | None) -> dict[str, str]:
+        return {cls.FAMILY + head: head for head in cls.HEADS}
 
     @property
     def act(self) -> str:
@@ -89,14 +88,14 @@ class VisionConfig:
         """How many outputs there are."""
         if self.head == "Model":
             return self.pooler_output_size or self.hidden_size
-        return len(self.id2label) if self.id2label else self.num_labels or 2
+        return heads.labels(self.id2label, self.num_labels)
 
 
 def _height_and_width(option: str, value: int | list[int]) -> tuple[int, int]:
     pair = [value, value] if isinstance(value, int) else value
-    if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
+    if len(pair) != 2 or not all(type(n) is int and 0 < n <= LARGEST for n in pair):
         raise ReflError(
-            f"config.json has {option} = {value}: expected a whole number above 0, or two "
+            f"config.json has {option} = {brief(value)}: expected a whole number above 0, or two "
             "(height, width)"
         )
     return pair[0], pair[1]
@@ -132,6 +131,14 @@ def _block_shapes(block: str, c: VisionConfig) -> Tensors:
     yield from tensors.norm(f"{block}.layernorm_after", d, bias=True)
     yield from tensors.linear(f"{block}.intermediate.dense", inner, d, why, bias=True)
     yield from tensors.linear(f"{block}.output.dense", d, inner, why, bias=True)
+
+
+def spare(c: VisionConfig, name: str) -> dict[str, str]:
+    """Tensors that a head does without, and why."""
+    found = {f"{name}.embeddings.mask_token": "stands for hidden patches, in pre-training"}
+    if c.head != "Model":
+        found[f"{name}.pooler.dense.*"] = "no classifier reads the pooler"
+    return found
 
 
 def body(

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from refl.arrays import Array
-from refl.errors import ReflError
 from refl.nets import tensors, vision
 from refl.nets.batch import Batch
 from refl.nets.tensors import Tensors
@@ -56,6 +55,10 @@ def shapes(c: Config) -> Tensors:
             "id2label (or num_labels) and hidden_size",
             bias=True,
         )
+
+
+def spare(c: Config) -> dict[str, str]:
+    return vision.spare(c, "vit")
 
 
 def forward(
@@ -110,8 +113,8 @@ key and value, one below the other.
 
 
 def renamed(weights: Mapping[str, Array]) -> Mapping[str, Array]:
-    """A torchvision state dict under our names, nothing copied; any other as it is. Raises
-    ReflError for a tensor that has no place.
+    """A torchvision state dict under our names, nothing copied; any other as it is. A tensor
+    that has no place keeps its name.
     """
     return _Renamed(weights) if "conv_proj.weight" in weights else weights
 
@@ -143,7 +146,4 @@ def _ours(name: str) -> list[str]:
     for pattern, names in _TORCHVISION:
         if found := re.fullmatch(pattern, name):
             return [found.expand(new) for new in names]
-    raise ReflError(
-        f"the checkpoint has torchvision's names, and among them {name}, which a plain "
-        "vit_b_16 and its sisters do not have"
-    )
+    return [name]

@@ -250,6 +250,7 @@ class Explainer:
             "architecture": self.network.net.MODEL_TYPE,
             "dtype": self.network.dtype,
             "task": self.network.task,
+            **self.network.ignored,
         }
 
     def _output(self, z: Any, seed: Seed) -> dict[str, Any]:  # logits (V,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ from refl.explanation import Explanation
 from refl.io import composites
 from refl.io.config import decoder_start_id, eos_ids, labels, read_config
 from refl.io.images import Preparation, is_one, read_preparation
+from refl.io.names import named_weights
 from refl.io.text import Text
-from refl.io.weights import Weights, named_weights
+from refl.io.unused import settle
+from refl.io.weights import Weights
 from refl.nets import NETS
-from refl.nets.config import parse
-from refl.network import Input, Net, Network
+from refl.nets.config import brief, parse
+from refl.nets.heads import by_tensors
+from refl.network import CLASSIFIES, Input, Net, Network
 from refl.rules.composites import Composite
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -34,6 +37,7 @@ def load(
     device: str = "cpu",
     dtype: str = "float32",
     ignore: Collection[str] = (),
+    ignore_tensors: Collection[str] = (),
 ) -> Model:
     """A model from a Hugging Face checkpoint folder (config.json, *.safetensors, tokenizer.json),
     or the one that ships with refl.
@@ -42,19 +46,23 @@ def load(
     dtype     of the computation: "float32", or "float64" for oracles; half-precision checkpoints
               are widened exactly
     ignore    options of config.json that are known to change nothing
+    ignore_tensors    patterns of tensors to go on without, of those that the net does not read
 
     Raises ReflError, in one sentence, for anything that cannot be loaded.
     """
     folder = Path(folder) if folder is not None else SHIPPED
+    ignore, ignore_tensors = _each(ignore, "ignore"), _each(ignore_tensors, "ignore_tensors")
     if dtype not in DTYPES:
         raise ReflError(f"unknown dtype {dtype!r}: expected {' or '.join(DTYPES)}")
     place = placer(device)
     raw = read_config(folder)
     net = architecture(raw)
-    config = parse(net.Config, raw, ignore)
     weights = Weights(folder, dtype=dtype, place=place)
     renamed = getattr(net, "renamed", lambda weights: weights)(weights)
+    config = parse(net.Config, _with_architectures(raw, net, renamed, ignore), ignore)
     named = named_weights(renamed, net.PREFIX, net.shapes(config))
+    spare = net.spare(config) if hasattr(net, "spare") else {}
+    without = settle(named, config, spare, ignore_tensors)
     text = Text.load(folder)
     return Model(
         net=net,
@@ -67,28 +75,55 @@ def load(
         name=folder.resolve().name,
         eos_ids=eos_ids(raw),
         mask_id=None if text is None else text.mask,
-        labels=_output_names(raw, config),
+        labels=_output_names(raw, net, config),
         fingerprint=weights.fingerprint,
         decoder_start_id=decoder_start_id(raw),
         preparation=_preparation(folder, net, config),
+        ignored=_ignored(raw, ignore, without),
     )
+
+
+def _with_architectures(
+    raw: dict[str, Any], net: Net, names: Iterable[str], ignore: Collection[str]
+) -> dict[str, Any]:
+    """config.json with the class that wrote the file: the tensors show it where the file does not
+    say, or is not to be believed.
+    """
+    if raw.get("architectures") not in (None, []) and "architectures" not in ignore:
+        return raw
+    return raw | {"architectures": [by_tensors(net.Config, raw["model_type"], names)]}
+
+
+def _each(patterns: Collection[str], what: str) -> list[str]:
+    if isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns):
+        raise ReflError(f"expected a list of names for {what}, got {brief(patterns)}")
+    return list(patterns)
+
+
+def _ignored(
+    raw: dict[str, Any], ignore: Collection[str], tensors: Sequence[str]
+) -> dict[str, str]:
+    """What was left out of account because the caller said so, for whoever reads the numbers."""
+    options = [name for name in ignore if name in raw]
+    said = {"ignored options": ", ".join(options), "ignored tensors": ", ".join(tensors)}
+    return {what: names for what, names in said.items() if names}
 
 
 def architecture(raw: dict[str, Any]) -> Net:
     """The net for a config.json. Raises ReflError for a model_type there is none for."""
     kind = raw.get("model_type")
-    if kind not in NETS:
-        raise ReflError(f"config.json has model_type {kind!r}: refl knows {', '.join(NETS)}")
+    if not isinstance(kind, str) or kind not in NETS:
+        raise ReflError(f"config.json has model_type {brief(kind)}: refl knows {', '.join(NETS)}")
     return NETS[kind]
 
 
-def _output_names(raw: dict[str, Any], config: Any) -> dict[int, str]:
-    """The names of the outputs; features of a picture,
-    where a checkpoint has no classifier, have numbers.
+def _output_names(raw: dict[str, Any], net: Net, config: Any) -> dict[int, str]:
+    """The names of a classifier's outputs; features of a picture, where a checkpoint has no
+    classifier, have numbers.
     """
     if getattr(config, "head", None) == "Model":
         return {i: str(i) for i in range(config.labels)}
-    return labels(raw)
+    return labels(raw, config.labels) if net.task(config) in CLASSIFIES else {}
 
 
 def _preparation(folder: Path, net: Net, config: Any) -> Preparation | None:

@@ -87,6 +87,8 @@ class Network:
     fingerprint: Callable[[], str] = lambda: ""
     decoder_start_id: int = 0
     """Id that a decoder's text starts with."""
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    """What the caller said to ignore in the checkpoint: `ignored options`, `ignored tensors`."""
     preparation: Preparation | None = None
     """What is done to a picture before a net sees it."""
 

@@ -35,7 +35,13 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
 
 def model_asked(args: argparse.Namespace) -> Model:
     """The checkpoint, ready."""
-    return load(args.model, device=args.device, dtype=args.dtype, ignore=args.ignore)
+    return load(
+        args.model,
+        device=args.device,
+        dtype=args.dtype,
+        ignore=args.ignore,
+        ignore_tensors=args.ignore_tensors,
+    )
 
 
 def explained(

@@ -65,6 +65,13 @@ def ignore(p: Any) -> None:
         metavar="OPTION",
         help="options of config.json known to change nothing in the forward pass",
     )
+    p.add_argument(
+        "--ignore-tensors",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="tensors of the checkpoint to go on without, of those that the net does not read",
+    )
 
 
 def _input(p: argparse.ArgumentParser) -> None:

@@ -22,9 +22,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """config.json of a checkpoint folder, as parsed.
 
     Raises ReflError for a folder that is missing or is a file, and for a config.json that is
-    missing, too large, not JSON, or not an object.
+    missing, too large, not JSON, not an object, or says one thing twice.
     """
-    return read_json(checkpoint_folder(folder) / "config.json", _CONFIG_LIMIT)
+    return read_json(checkpoint_folder(folder) / "config.json", _CONFIG_LIMIT, once_each)
 
 
 def read_json(path: Path, limit: int, hook: Hook | None = None) -> dict[str, Any]:
@@ -51,8 +51,8 @@ def parse_json(path: Path, data: bytes, hook: Hook | None) -> Any:
 
 
 def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A hook that refuses a tensor named twice:
-    two readers of the file could take different ones.
+    """A hook that refuses a name given twice: two readers of the file could take different
+    values.
     """
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -65,32 +65,42 @@ def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def eos_ids(raw: dict[str, Any]) -> frozenset[int]:
-    """The ids that end a text."""
+    """The ids that end a text. Raises ReflError for what is no id, nor a list of them."""
     end = raw.get("eos_token_id")
-    return frozenset(i for i in (end if isinstance(end, list) else [end]) if isinstance(i, int))
+    if end is None:
+        return frozenset()
+    return frozenset(_id("eos_token_id", i) for i in (end if isinstance(end, list) else [end]))
 
 
 def decoder_start_id(raw: dict[str, Any]) -> int:
-    """decoder_start_token_id; T5's way, the padding token, where a config names none."""
-    return next(
-        (
-            i
-            for key in ("decoder_start_token_id", "pad_token_id")
-            if isinstance(i := raw.get(key), int)
-        ),
-        0,
-    )
+    """decoder_start_token_id; T5's way, the padding token, where a config names none.
+    Raises ReflError for what is no id.
+    """
+    keys = ("decoder_start_token_id", "pad_token_id")
+    return next((_id(key, raw[key]) for key in keys if raw.get(key) is not None), 0)
 
 
-def labels(raw: dict[str, Any]) -> dict[int, str]:
-    """id2label, or plain numbers for a config that only counts its labels."""
+def _id(key: str, value: Any) -> int:
+    if type(value) is not int or abs(value) >= 1 << 31:
+        raise ReflError(f"config.json has {key} = {shown(repr(value)[:80])}: expected a token id")
+    return value
+
+
+def labels(raw: dict[str, Any], count: int) -> dict[int, str]:
+    """id2label, or plain numbers for a config that only counts its labels.
+    Raises ReflError for keys that are not the numbers of the outputs.
+    """
     names = raw.get("id2label")
-    if not isinstance(names, dict):
-        count = raw.get("num_labels")
-        return {i: f"LABEL_{i}" for i in range(count if isinstance(count, int) else 2)}
-    try:
-        return {int(i): str(name) for i, name in names.items()}
-    except ValueError as reason:
+    if not names:
+        return {i: f"LABEL_{i}" for i in range(count)}
+    found = {_number(key): str(name) for key, name in names.items()}
+    if found.keys() != set(range(count)):
         raise ReflError(
-            f"config.json has id2label with a key that is no number: {reason}"
-        ) from reason
+            f"config.json has id2label with the keys {shown(list(names)[:10])}: expected the "
+            f"numbers of its {count} outputs, from 0"
+        )
+    return dict(sorted(found.items()))
+
+
+def _number(key: str) -> int:
+    return int(key) if len(key) < 10 and key.isascii() and key.isdecimal() else -1

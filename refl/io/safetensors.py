@@ -155,10 +155,13 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[st
     """
     entries, metadata = read_header(Path(path))
     raw = _read_whole(Path(path), entries.values())
-    return {name: _load(name, entry, raw) for name, entry in entries.items()}, metadata
+    return {name: read_entry(name, entry, raw) for name, entry in entries.items()}, metadata
 
 
-def _load(name: str, entry: Entry, raw: NDArray[numpy.uint8]) -> NDArray[Any]:
+def read_entry(name: str, entry: Entry, raw: NDArray[numpy.uint8]) -> NDArray[Any]:
+    """A tensor in the mapped file, BF16 as float32 and BOOL as bool.
+    Raises ReflError for a dtype NumPy lacks.
+    """
     if entry.tag not in _STORED:
         raise ReflError(
             f"{shown(name)} is stored as {entry.tag}, expected one of {', '.join(_STORED)}"

@@ -1,5 +1,4 @@
-"""The weights of a checkpoint: mapped tensors that are widened when used, under the names of the
-whole model.
+"""The weights of a checkpoint: mapped tensors that are widened when used.
 
 float32 asked for as float32 is never copied. Pickles are not read: unpickling runs whatever code
 the file holds.
@@ -8,8 +7,7 @@ the file holds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -20,7 +18,15 @@ from refl.arrays import Array
 from refl.errors import ReflError, nearest, shown
 from refl.io.config import once_each, read_json
 from refl.io.files import NO_PICKLES, PICKLES, InUse, checkpoint_folder, list_folder, sha256
-from refl.io.safetensors import FLOATS, Entry, map_bytes, read_header, view, widen_bfloat16
+from refl.io.safetensors import (
+    FLOATS,
+    Entry,
+    map_bytes,
+    read_entry,
+    read_header,
+    view,
+    widen_bfloat16,
+)
 
 # the largest published indexes, mixtures of hundreds of experts, are near 10 MiB
 _INDEX_LIMIT = 64 << 20
@@ -78,17 +84,23 @@ class Weights(Mapping[str, Array]):
 
     def _read(self, name: str) -> NDArray[Any]:
         entry = self._entry(name)
-        if entry.tag not in FLOATS:
-            raise ReflError(
-                f"{shown(name)} is stored as {entry.tag}, expected one of {', '.join(FLOATS)}: "
-                "refl reads float checkpoints, quantized ones have to be converted first"
-            )
-        if entry.file not in self._mapped:
-            self._mapped[entry.file] = map_bytes(entry.file)
-        values = _as_float(view(entry, self._mapped[entry.file]), entry.tag, self.dtype)
+        _refuse_numbers(name, entry.tag)
+        values = _as_float(view(entry, self._bytes(entry.file)), entry.tag, self.dtype)
         self._check_finite(name, values)
         values.flags.writeable = False
         return values
+
+    def _bytes(self, file: Path) -> NDArray[numpy.uint8]:
+        if file not in self._mapped:
+            self._mapped[file] = map_bytes(file)
+        return self._mapped[file]
+
+    def stored(self, name: str) -> NDArray[Any]:
+        """The tensor on the host, of whatever dtype the file has it in, BF16 as float32.
+        Raises ReflError where it is missing, or of a dtype that NumPy lacks.
+        """
+        entry = self._entry(name)
+        return read_entry(name, entry, self._bytes(entry.file))
 
     def _check_finite(self, name: str, values: NDArray[Any]) -> None:
         if name not in self._checked and not _is_finite(values):
@@ -148,6 +160,14 @@ class Weights(Mapping[str, Array]):
         return name in self._entries
 
 
+def _refuse_numbers(name: str, tag: str) -> None:
+    if tag not in FLOATS:
+        raise ReflError(
+            f"{shown(name)} is stored as {shown(tag)}, expected one of {', '.join(FLOATS)}: "
+            "refl reads float checkpoints, quantized ones have to be converted first"
+        )
+
+
 def expect(weights: Mapping[str, Array], name: str, shape: tuple[int, ...], why: str) -> None:
     """Raises ReflError unless `weights` (Weights or a plain dict) has a tensor `name` of this
     shape.
@@ -161,6 +181,8 @@ def expect(weights: Mapping[str, Array], name: str, shape: tuple[int, ...], why:
         raise ReflError(
             f"{shown(name)} has shape {found}, config.json asks for {tuple(shape)}: {why}"
         )
+    if isinstance(weights, Weights):
+        _refuse_numbers(name, weights.dtype_of(name))
 
 
 def _missing(name: str, weights: Iterable[str], source: Path | None) -> ReflError:
@@ -196,6 +218,11 @@ def _find(folder: Path) -> tuple[Path, dict[str, Entry]]:
     and where each tensor lies.
     """
     names = list_folder(folder)
+    if "adapter_config.json" in names:
+        raise ReflError(
+            f"{shown(folder)} holds adapter_config.json: the weights of an adapter are no part of "
+            "what refl computes; merge them into the model and save that"
+        )
     if "model.safetensors" in names:
         single = folder / "model.safetensors"
     elif "model.safetensors.index.json" in names:
@@ -226,7 +253,9 @@ def _only_safetensors(folder: Path, names: list[str]) -> str:
 
 
 def _read_index(index: Path) -> dict[str, Entry]:
-    """The tensors an index names, each from the header of its shard."""
+    """The tensors an index names, each from the header of its shard, and those that its shards
+    hold besides: what becomes of them is for the net to say.
+    """
     places = read_json(index, _INDEX_LIMIT, once_each).get("weight_map")
     if not isinstance(places, dict):
         raise ReflError(
@@ -236,7 +265,15 @@ def _read_index(index: Path) -> dict[str, Entry]:
     for name, shard in places.items():
         if name not in shards[shard]:
             raise _missing(name, shards[shard], index.parent / shard)
-    return {name: shards[shard][name] for name, shard in places.items()}
+    found = {name: shards[shard][name] for name, shard in places.items()}
+    for shard, entries in shards.items():
+        for name, entry in entries.items():
+            if found.setdefault(name, entry).file != entry.file:
+                raise ReflError(
+                    f"{shown(index.parent / shard)} holds {shown(name)}, which {shown(index)} "
+                    f"places in {shown(found[name].file.name)}: expected each tensor once"
+                )
+    return found
 
 
 def _distinct(index: Path, places: dict[str, Any]) -> list[str]:
@@ -261,106 +298,3 @@ def _shard(index: Path, shard: str) -> Path:
             f"{shown(index)} names {shown(shard)}, expected a plain *.safetensors beside it"
         )
     return index.parent / shard
-
-
-# -- names -----------------------------------------------------------------------------------------
-
-Shapes = Iterable[tuple[str, tuple[int, ...], str]]
-"""Tensors that a net needs: name, shape, and the options of config.json that ask for it."""
-
-
-def named_weights(weights: Mapping[str, Array], prefix: str, shapes: Shapes) -> Prefixed:
-    """The weights under the names of the whole model.
-
-    Raises ReflError where a tensor is missing or of another shape, and for a stranger.
-    """
-    named, used = Prefixed(weights, prefix), set()
-    for name, shape, why in shapes:
-        expect(weights, named.inner(name), shape, why)
-        used.add(name)
-    _refuse_strangers(named, used)
-    return named
-
-
-_OTHER_NAMES = {
-    "LayerNorm.weight": "LayerNorm.gamma",  # as the first BERT was published
-    "LayerNorm.bias": "LayerNorm.beta",
-    # one tensor under two names, of which a file holds either or both:
-    "predictions.bias": "predictions.decoder.bias",
-    "lm_head.bias": "lm_head.decoder.bias",
-    "shared.weight": "encoder.embed_tokens.weight",
-}
-"""End of a tensor's name -> what some files call it in its place."""
-
-
-class Prefixed(Mapping[str, Array]):
-    """Weights under the names of the whole model, also where the file
-    holds the bare model without its prefix.
-    """
-
-    def __init__(self, weights: Mapping[str, Array], prefix: str) -> None:
-        self.weights = weights
-        self.cut = "" if any(name.startswith(prefix) for name in weights) else prefix
-
-    def inner(self, name: str) -> str:
-        """The name in the file."""
-        name = name.removeprefix(self.cut)
-        if name not in self.weights:
-            for ours, other in _OTHER_NAMES.items():
-                if (
-                    name.endswith(ours)
-                    and (older := name.removesuffix(ours) + other) in self.weights
-                ):
-                    return older
-        return name
-
-    def __getitem__(self, name: str) -> Array:
-        return self.weights[self.inner(name)]
-
-    def __iter__(self) -> Iterator[str]:
-        return map(self._outer, self.weights)
-
-    def _outer(self, name: str) -> str:
-        """The name in the whole model."""
-        name = name if name.startswith("lm_head") else self.cut + name
-        for ours, other in _OTHER_NAMES.items():
-            if name.endswith(other) and self.inner(
-                newer := name.removesuffix(other) + ours
-            ) == name.removeprefix(self.cut):
-                return newer
-        return name
-
-    def __len__(self) -> int:
-        return len(self.weights)
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self.inner(name) in self.weights
-
-
-_BUFFERS = (
-    "*.rotary_emb.inv_freq",
-    "*.attn.bias",
-    "*.attn.masked_bias",
-    "*predictions.decoder.bias",
-    "lm_head.decoder.bias",
-)
-"""Tables that older files carry although the net makes them itself,
-and second names of one tensor.
-"""
-
-
-def _refuse_strangers(weights: Mapping[str, Array], used: Collection[str]) -> None:
-    """A tensor inside a module that the net runs, and that the net does not use, would change the
-    computation elsewhere.
-    """
-    modules = {name.rpartition(".")[0] for name in used}
-    for name in weights:
-        if (
-            name not in used
-            and name.rpartition(".")[0] in modules
-            and not any(fnmatchcase(name, b) for b in _BUFFERS)
-        ):
-            raise ReflError(
-                f"the checkpoint holds {name}, which config.json does not ask for: one of "
-                "the two is not this model's"
-            )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from transformers_forward import BOUND, ROPE, agree, draw, reference, same_forward
-from transformers_models import SMALL, Make, random_model
+from transformers_models import SMALL, Make, _drawn, _scaled, random_model
 
 import refl
 from refl.errors import ReflError
@@ -333,6 +333,59 @@ def test_refused_by_name(make: Make, kind: str, options: dict[str, Any], named: 
     edit(folder, options)
     with pytest.raises(ReflError, match=named):
         refl.load(folder)
+
+
+CLASSIFIERS = {
+    "llama": "Llama",
+    "gpt2": "GPT2",
+    "mistral": "Mistral",
+    "mixtral": "Mixtral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "qwen3_moe": "Qwen3Moe",
+    "phi": "Phi",
+    "gemma2": "Gemma2",
+}
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize("pad", [None, 3])
+def test_a_classifier(tmp_path: Path, kind: str, pad: int | None) -> None:
+    """`score` on the last token that is no padding; the id alone says which that is."""
+    cls = getattr(transformers, f"{CLASSIFIERS[kind]}ForSequenceClassification")
+    options = SMALL[kind] | {"num_labels": 4, "pad_token_id": pad}
+    _drawn(cls(transformers.AutoConfig.for_model(kind, **options)), _scaled).save_pretrained(
+        tmp_path
+    )
+    model = refl.load(tmp_path, dtype="float64")
+    loaded = cls.from_pretrained(tmp_path)
+    assert model.task == "class" and model.config.labels == 4
+    for ids in ([5], [1, 2, 4, 9], [1, 2, 3, 3], [3, 7, 3, 8, 3], [3, 3]):
+        tokens = torch.tensor([ids])
+        with wide(), torch.no_grad():
+            loaded.config._attn_implementation = "eager"
+            twin = cls(loaded.config).double().eval()
+            twin.load_state_dict(loaded.state_dict())
+            theirs = twin(
+                input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False
+            ).logits.numpy()
+        agree(model.logits(ids), theirs)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text"])
+def test_a_window_of_null_raises_there_too(make: Make, kind: str) -> None:
+    folder = make(kind)
+    edit(folder, {"sliding_window": None})
+    with pytest.raises(ReflError, match="sliding_window null"):
+        refl.load(folder)
+    with pytest.raises((TypeError, ValueError)):
+        reference(folder, [draw(4)])
+
+
+def test_llama3_with_equal_factors(make: Make) -> None:
+    """transformers warns, and steps where the ramp has no width."""
+    equal = LLAMA3 | {"low_freq_factor": 2.0, "high_freq_factor": 2.0}
+    same_forward(make("llama", head_dim=8, rope_scaling=equal))
 
 
 def edit(folder: Path, options: dict[str, Any]) -> None:

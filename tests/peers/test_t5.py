@@ -187,8 +187,12 @@ def test_stored_dtype(tmp_path: Path, dtype: str) -> None:
 
 
 def test_bare_model(make: Make) -> None:
-    """T5Model's own file has no head, so it is tied."""
+    """T5Model's own file has no head: it is refused, and tied where the caller says so."""
     folder = make("T5Model")
+    with pytest.raises(ReflError, match="T5Model"):
+        refl.load(folder)
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": None}
+    (folder / "config.json").write_text(json.dumps(config))
     same_forward(folder, lengths=((13, 3),))
 
 

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refl.io.names import Prefixed
 from refl.io.safetensors import write_safetensors
-from refl.io.weights import Prefixed, Weights
+from refl.io.weights import Weights
 from refl.model import Model
 from refl.rules.published import ATTNLRP, METHODS
 from refl.sweep import Sweep
