@@ -63,7 +63,7 @@ def load(
     named = named_weights(renamed, net.PREFIX, net.shapes(config))
     spare = net.spare(config) if hasattr(net, "spare") else {}
     without = settle(named, config, spare, ignore_tensors)
-    text = Text.load(folder)
+    text = Text.load(folder, trusted=folder == SHIPPED)
     return Model(
         net=net,
         config=config,

@@ -20,11 +20,12 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 
-from refl.errors import ReflError, nearest
+from refl.errors import ReflError, nearest, shown
 from refl.io.config import read_json
 from refl.io.files import list_folder, read_bytes
+from refl.io.tokenizer_process import TokenizerProcess
 
-_TOKENIZER_LIMIT = 256 << 20  # the largest published ones are near 32 MiB
+_TOKENIZER_LIMIT = 128 << 20  # the largest published ones are near 32 MiB
 _CONFIG_LIMIT = 16 << 20
 
 # The tokenizer classes for which transformers (4.52) puts special tokens around a text as
@@ -41,16 +42,21 @@ class Text:
     """The tokenizer of a checkpoint."""
 
     def __init__(
-        self, tokenizer: Tokenizer, around: tuple[list[int], list[int]] | None = None
+        self,
+        tokenizer: Tokenizer,
+        around: tuple[list[int], list[int]] | None = None,
+        process: TokenizerProcess | None = None,
     ) -> None:
         """`around`: ids to put before and after a text; None leaves that to the tokenizer's
-        post-processor.
+        post-processor. `process`: encodes and decodes; None does it here, for a tokenizer that is
+        known to be well-behaved.
         """
         # an input is explained as it was given: whole, and nothing beside it
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._around = around
+        self._process = process
         added = tokenizer.get_added_tokens_decoder()
         self._added: dict[int, str] = {number: token.content for number, token in added.items()}
         kinds = _kinds(tokenizer.decoder) | _kinds(tokenizer.pre_tokenizer)
@@ -58,18 +64,19 @@ class Text:
         self._byte_fallback = "ByteFallback" in kinds
 
     @classmethod
-    def load(cls, folder: str | Path) -> Text | None:
-        """The tokenizer in a checkpoint folder; None where it has no tokenizer.json.
+    def load(cls, folder: str | Path, *, trusted: bool = False) -> Text | None:
+        """The tokenizer in a checkpoint folder; None where it has no tokenizer.json. One that is
+        not `trusted` runs in a process of its own.
 
         Raises ReflError for a tokenizer.json or tokenizer_config.json that cannot be read.
         """
         names = list_folder(folder)
         if "tokenizer.json" not in names:
             return None
-        tokenizer = _parse(Path(folder) / "tokenizer.json")
+        tokenizer, process = _parse(Path(folder) / "tokenizer.json", trusted)
         path = Path(folder) / "tokenizer_config.json"
         config = read_json(path, _CONFIG_LIMIT) if path.name in names else {}
-        return cls(tokenizer, _special_ids_around(tokenizer, config))
+        return cls(tokenizer, _special_ids_around(tokenizer, config), process)
 
     @property
     def mask(self) -> int | None:
@@ -105,40 +112,59 @@ class Text:
         return self._ids(text, add_special_tokens=False)
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        text = _checked(text)
         try:
-            return list(
-                self._tokenizer.encode(_checked(text), add_special_tokens=add_special_tokens).ids
-            )
-        except ReflError:
-            raise
+            if self._process is not None:
+                return list(self._process.ask("encode", text, add_special_tokens))
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
         except Exception as error:  # noqa: BLE001 - the library raises no narrower class
-            raise ReflError(f"the tokenizer cannot encode {text[:40]!r}: {error}") from None
+            raise ReflError(
+                f"the tokenizer cannot encode {shown(text[:40])!r}: {shown(error)}"
+            ) from None
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, without special tokens.
         Raises ReflError for an id outside the vocabulary.
         """
-        return str(self._tokenizer.decode([self._check(i) for i in ids], skip_special_tokens=True))
+        known = [self._check(i) for i in ids]
+        try:
+            if self._process is not None:
+                return str(self._process.ask("decode", known))
+            return str(self._tokenizer.decode(known, skip_special_tokens=True))
+        except Exception as error:  # noqa: BLE001 - the library raises no narrower class
+            raise ReflError(f"the tokenizer cannot decode these ids: {shown(error)}") from None
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
-        """Each id as a reader expects it, special tokens as they are spelled, lone bytes as <0xE2>.
+        """Each id as a reader expects it, special tokens as they are spelled, lone bytes as <0xE2>;
+        <id 32000> for one without an entry: models are often padded beyond their vocabulary.
 
-        Raises ReflError for an id outside the vocabulary.
+        Raises ReflError for what is no id at all.
         """
-        return [self._piece(self._check(i)) for i in ids]
+        return [self._piece(self._id(i)) for i in ids]
+
+    def _id(self, token: int) -> int:
+        number = operator.index(token)
+        if not 0 <= number < 1 << 32:
+            raise self._no_entry(number)
+        return number
+
+    def _no_entry(self, number: int) -> ReflError:
+        return ReflError(
+            f"token id {number} is not in the vocabulary, which has {len(self)} entries"
+        )
 
     def _check(self, token: int) -> int:
-        number = operator.index(token)
-        if number < 0 or number >= 1 << 32 or self._tokenizer.id_to_token(number) is None:
-            raise ReflError(
-                f"token id {number} is not in the vocabulary, which has {len(self)} entries"
-            )
+        number = self._id(token)
+        if self._tokenizer.id_to_token(number) is None:
+            raise self._no_entry(number)
         return number
 
     def _piece(self, number: int) -> str:
         if number in self._added:
             return self._added[number]
-        entry = str(self._tokenizer.id_to_token(number))  # never None: the number was checked
+        if (found := self._tokenizer.id_to_token(number)) is None:
+            return f"<id {number}>"
+        entry = str(found)
         if self._byte_level:
             return (
                 _readable(bytes(map(_BYTES.__getitem__, entry)))
@@ -218,12 +244,16 @@ def _checked(text: str) -> str:
     return text
 
 
-def _parse(path: Path) -> Tokenizer:
+def _parse(path: Path, trusted: bool) -> tuple[Tokenizer, TokenizerProcess | None]:
+    """The tokenizer, once a process that may die of it has read it."""
     data = read_bytes(path, _TOKENIZER_LIMIT)
+    process = None if trusted else TokenizerProcess(data)
     try:
-        return Tokenizer.from_buffer(data)
+        if process is not None:
+            process.start()
+        return Tokenizer.from_buffer(data), process
     except Exception as error:  # noqa: BLE001 - the library raises no narrower class
-        raise ReflError(f"{path} is not a readable tokenizer: {error}") from None
+        raise ReflError(f"{shown(path)} is not a readable tokenizer: {shown(error)}") from None
 
 
 def _kinds(part: Any) -> set[str]:
