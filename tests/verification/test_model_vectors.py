@@ -157,6 +157,36 @@ def test_names_and_shapes_that_are_accepted(case: ModelCase) -> None:
     ] == ["model.layers.1.input"]
 
 
+def test_an_alias_does_not_hide_a_site(case: ModelCase) -> None:
+    """A value under two names is compared under both, whichever comes last."""
+    site, alias = "model.layers.0", "model.layers.1.input"
+    right, wrong = case.expected[site], 2 * case.expected[site]
+    for got in ({site: wrong, alias: right}, {alias: right, site: wrong}):
+        assert [f.site for f in check(case, got)] == [site]
+    assert [f.site for f in check(case, {site: right, alias: wrong})] == [alias]
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert", "vit"])
+def test_all_rows_where_one_is_kept(kind: str) -> None:
+    """A hook on lm_head, a pooler or a classifier sees every row; the others have no relevance."""
+    case = load(kind, ["attnlrp"])[0]
+    site = case.sites[0] if kind != "bert" else "bert.pooler.dense"
+    wanted, x = case.expected[site], case.activations[site]
+    assert wanted.size == wanted.shape[-1], "one row"
+    rows = np.zeros((1, 5, wanted.shape[-1]))
+    rows[0, 2], forward = wanted.reshape(-1), np.ones_like(rows)
+    forward[0, 2] = x.reshape(-1)
+    assert check(case, {site: rows}) == [] and check(case, {site: rows[0]}) == []
+    assert check_activations(case, {site: forward}) == []
+    rows[0, 4, 0] = 1e-9
+    (found,) = check(case, {site: rows})
+    assert "2 of 5 rows have relevance, where only the explained one may" in str(found)
+    (zero,) = check(case, {site: 0 * rows})
+    assert not zero.why and zero.got == 0
+    (longer,) = check(case, {site: np.concatenate([wanted, 0 * wanted], axis=-1)})
+    assert "shape" in longer.why
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_input_is_below_all_blocks(kind: str) -> None:
     """Embeddings, or pixels, are what every sweep ends at."""

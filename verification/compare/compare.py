@@ -28,7 +28,7 @@ import numpy as np
 from refl.errors import ReflError
 from refl.explanation import Explanation
 from refl.model import Model, load
-from refl.verification.compare.alignment import known_sites, place
+from refl.verification.compare.alignment import known_sites
 from refl.verification.compare.comparison import Comparison
 from refl.verification.compare.diagnosis import Diagnosis, diagnose
 from refl.verification.compare.forward import (
@@ -45,9 +45,10 @@ from refl.verification.compare.rounding import (
     Site,
     SiteError,
     activation_error,
+    held_in,
     relevance_errors,
-    unit_roundoff,
 )
+from refl.verification.vectors.placing import misfit, place
 
 # -- comparing -------------------------------------------------------------------------------------
 
@@ -77,7 +78,7 @@ def compare(
             f"{left.name} and {right.name} share no site whose shapes fit: "
             f"{_some(left.relevance)} stand beside {_some(right.relevance)}"
         )
-    roundoff = max(unit_roundoff(r) for _, x, y in pairs for r in (x.relevance, y.relevance))
+    roundoff = max(held_in([s.relevance for s in side]) for side in _sides(pairs))
     errors = list(relevance_errors(pairs, roundoff, _divides(left, right), tolerance))
     forward = [
         activation_error(name, x.activation, y.activation, roundoff, tolerance)
@@ -87,7 +88,7 @@ def compare(
     first = next((e for e in errors if e.parts), None)
     ledger = max(left.ledger, right.ledger, key=len)
     found: list[Diagnosis] = []
-    notes = _fingerprints(left, right)
+    notes = _fingerprints(left, right) + _unreadable(("A", left), ("B", right))
     if first and not quantity and not any(e.parts for e in forward):
         notes += _closed_form(left, right, pairs, roundoff, tolerance)
         found, more = _explained(left, right, tolerance, model)
@@ -104,6 +105,7 @@ def compare(
         _handed_down_by(ledger, first, left, right),
         next((i for i, e in enumerate(errors) if e.parts), len(errors)),
         _alone(errors),
+        [e for e in (*forward, *errors) if e.undecided(roundoff, tolerance)],
         notes,
         found,
         {e["site"]: f"{e.get('operation')}, rule {e.get('rule')}" for e in ledger},
@@ -188,7 +190,7 @@ def _fitting(
     for site, at in aligned.items():
         pair = _one_shape(a.site(site), b.site(at))
         if pair is None:
-            mismatches.append(f"{site}: {a.relevance[site].shape} beside {b.relevance[at].shape}")
+            mismatches.append(f"{site}: {_misfit(a.relevance[site], b.relevance[at])}")
         else:
             pairs.append((site, *pair))
     return pairs, mismatches
@@ -212,6 +214,16 @@ def _one_shape(x: Site, y: Site) -> tuple[Site, Site] | None:
     return (small, part) if small is x else (part, small)
 
 
+def _sides(pairs: list[tuple[str, Site, Site]]) -> tuple[list[Site], list[Site]]:
+    return [a for _, a, _ in pairs], [b for _, _, b in pairs]
+
+
+def _misfit(x: Any, y: Any) -> str:
+    small, large = (x, y) if x.size <= y.size else (y, x)
+    rows = "" if "shape" in (why := misfit(small, large)) else f", and {why}"
+    return f"{x.shape} beside {y.shape}{rows}"
+
+
 def _only(a: Oracle, b: Oracle, aligned: dict[str, str]) -> tuple[list[str], list[str]]:
     met = set(aligned.values())
     return [s for s in a.relevance if s not in aligned], [s for s in b.relevance if s not in met]
@@ -233,11 +245,33 @@ def _quantity(a: Oracle, b: Oracle) -> list[str]:
     said = [
         f"{words}: {_short(a.metadata[key])} in A, {_short(b.metadata[key])} in B"
         for key, words in _QUANTITY.items()
-        if key in a.metadata and key in b.metadata and a.metadata[key] != b.metadata[key]
+        if all(key in side.metadata and _readable(key, side) for side in (a, b))
+        and a.metadata[key] != b.metadata[key]
     ]
     if a.picture is not None and b.picture is not None and not np.array_equal(a.picture, b.picture):
         said.append("picture: they explain two")
     return said
+
+
+def _readable(key: str, side: Oracle) -> bool:
+    """Whether an entry is what it is for: what is not says nothing of the quantity."""
+    value = side.metadata[key]
+    if key == "seed":
+        return isinstance(value, str)
+    if key == "target_id":
+        return type(value) is int
+    if key == "against":
+        return value is None or type(value) in (int, str)
+    return isinstance(value, list) and all(type(each) is int for each in value)
+
+
+def _unreadable(*sides: tuple[str, Oracle]) -> list[str]:
+    return [
+        f"{words} of {name} cannot be read ({_short(side.metadata[key])}), and was not compared"
+        for name, side in sides
+        for key, words in _QUANTITY.items()
+        if key in side.metadata and not _readable(key, side)
+    ]
 
 
 def _short(value: Any) -> str:
@@ -397,14 +431,13 @@ def _model(side: Oracle, model: Model | str | Path | None) -> Model | None:
     """The model that a file was made with: as given, or the one that ships where it is that."""
     dtype = "float64" if side.about.get("dtype") != "float32" else "float32"
     fingerprint = side.about.get("fingerprint")
-    if isinstance(model, Model):
-        return model
-    found = load(model, dtype=dtype)
+    found = model if isinstance(model, Model) else load(model, dtype=dtype)
     if fingerprint and found.fingerprint() != fingerprint:
         if model is None:
             return None
+        name = "the given one" if isinstance(model, Model) else model
         raise ReflError(
-            f"{side.name} was made with another checkpoint than {model}: fingerprint "
+            f"{side.name} was made with another checkpoint than {name}: fingerprint "
             f"{str(fingerprint)[:12]}, not {found.fingerprint()[:12]}"
         )
     return found if fingerprint or model is not None else None

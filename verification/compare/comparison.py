@@ -37,6 +37,9 @@ class Comparison:
     """Sites that agree before the first that parts."""
     alone: bool
     """Whether relevance parts at one site alone, and agrees again below."""
+    undecided: list[SiteError]
+    """Where the two differ by no more than rounding allows, and rounding allows so much that it
+    says nothing."""
     notes: list[str]
     diagnoses: list[Diagnosis]
     operations: dict[str, str]
@@ -44,7 +47,12 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        return not (self.quantity or self.shape_mismatches or self.first or self.first_forward)
+        """Not where that cannot be told, either."""
+        return not (self.parts or self.undecided)
+
+    @property
+    def parts(self) -> bool:
+        return bool(self.quantity or self.shape_mismatches or self.first or self.first_forward)
 
     @property
     def first(self) -> SiteError | None:
@@ -67,6 +75,7 @@ class Comparison:
             "first_activation": forward.site if forward else None,
             "rules": self.rules,
             "alone": self.alone,
+            "undecided": [e.site for e in self.undecided],
             "order": self.order,
             "notes": self.notes,
             "diagnoses": [d.as_dict() for d in self.diagnoses],
@@ -109,12 +118,26 @@ def headline(c: Comparison) -> str:
     if c.shape_mismatches:
         count = len(c.shape_mismatches)
         return f"Relevance agrees at {len(c.errors)} sites; at {count} the shapes do not fit."
+    if c.undecided:
+        return f"Cannot tell: {_undecided(c)}."
     worst = max(c.errors, key=lambda e: e.relative)
     if worst.absolute == 0:
         return f"Relevance is the same to the last bit at all {len(c.errors)} shared sites."
     return (
         f"Relevance agrees at all {len(c.errors)} shared sites; the largest deviation is "
         f"{worst.relative:.1e} of the largest at {worst.site}."
+    )
+
+
+def _undecided(c: Comparison) -> str:
+    """Of the site with the widest bound."""
+    widest = max(c.undecided, key=lambda e: e.level)
+    worst = max(c.undecided, key=lambda e: e.relative)
+    return (
+        f"no site parts beyond rounding, but the bound allows {widest.level:.2g} times the largest "
+        f"at {widest.site}, and the two differ by up to {worst.relative:.1e} of the largest (at "
+        f"{worst.site}), at {len(c.undecided)} sites by more than plain rounding; use float64, or "
+        "say with --tolerance what may pass"
     )
 
 
@@ -126,6 +149,11 @@ def _deviation(e: SiteError) -> str:
 def _above(c: Comparison) -> str:
     if c.above == 0:
         return "it is the first of all, so the seeds or what is kept differ"
+    if blurred := [e for e in c.errors[: c.above] if e in c.undecided]:
+        return (
+            f"at {len(blurred)} of the {c.above} sites above it the bound is too wide to say "
+            "whether they agree"
+        )
     return "the site above it agrees" if c.above == 1 else f"the {c.above} sites above it agree"
 
 

@@ -112,11 +112,17 @@ def html(c: Comparison) -> str:
     """One page that needs nothing but itself: no network, no script."""
     title = f"refl compare: {c.a} and {c.b}"
     body = (
-        f"<header><h1>{'Equal' if c.equal else 'They part'}</h1><p>A: <b>{safe(c.a)}</b>, "
+        f"<header><h1>{_result(c)}</h1><p>A: <b>{safe(c.a)}</b>, "
         f"the reference. B: <b>{safe(c.b)}</b>.</p></header>\n"
         f"{_html_words(c)}{_html_picture(c)}{_html_sites(c)}{_html_tail(c)}"
     )
     return document(title, body, CSS)
+
+
+def _result(c: Comparison) -> str:
+    if c.equal:
+        return "Equal"
+    return "They part" if c.parts else "Cannot tell"
 
 
 def _html_words(c: Comparison) -> str:

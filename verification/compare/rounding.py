@@ -31,6 +31,13 @@ SWEPT = 64
 """K."""
 FORWARD = 1024
 """K'."""
+EMPTY = 1e-3
+"""Where rounding may explain more than this part of the largest at a site, the bound says little:
+an error of as much would be let pass."""
+PLAIN_ROUNDING = 256
+"""Units of roundoff of the largest at a site that are rounding whatever the bound says, up to
+FINE."""
+FINE = 1e-4
 HIDDEN = 1e30
 """A score beyond this has been masked by addition: it stands for no number."""
 
@@ -82,6 +89,45 @@ class SiteError:
     @property
     def parts(self) -> bool:
         return not self.excess <= 1
+
+    def undecided(self, roundoff: float, tolerance: float | None = None) -> bool:
+        """Whether the two differ here by more than plain rounding or a tolerance, and the bound is
+        too wide to say whether that is an error."""
+        plain = max(min(PLAIN_ROUNDING * roundoff, FINE), tolerance or 0.0)
+        return not self.parts and self.level > EMPTY and plain < self.relative < math.inf
+
+
+def held_in(arrays: Collection[Any]) -> float:
+    """The unit roundoff of the coarsest format that holds every number of some arrays: a file may
+    have been written in a wider one than it was computed in."""
+    finest = max((unit_roundoff(a) for a in arrays), default=0.0)
+    if sum(int(np.count_nonzero(a)) for a in arrays) < FEW:
+        return finest
+    for u, fits in ((2.0**-8, _is_bfloat16), (2.0**-11, _is_float16), (2.0**-24, _is_float32)):
+        if u > finest and all(fits(np.asarray(a)) for a in arrays):
+            return u
+    return finest
+
+
+FEW = 64
+"""Fewer numbers than these may fit a narrow format by chance."""
+
+
+def _is_float32(a: Any) -> bool:
+    with np.errstate(all="ignore"):
+        return bool(np.array_equal(a.astype(np.float32), a, equal_nan=True))
+
+
+def _is_float16(a: Any) -> bool:
+    with np.errstate(all="ignore"):
+        return bool(np.array_equal(a.astype(np.float16), a, equal_nan=True))
+
+
+def _is_bfloat16(a: Any) -> bool:
+    if not _is_float32(a):
+        return False
+    with np.errstate(all="ignore"):
+        return not np.any(np.ascontiguousarray(a, dtype=np.float32).view(np.uint32) & 0xFFFF)
 
 
 def unit_roundoff(array: Any) -> float:

@@ -29,6 +29,7 @@ from refl.errors import ReflError
 from refl.io.safetensors import read_safetensors
 from refl.verification.vectors import FORMAT
 from refl.verification.vectors.case import UNITS as ROUNDOFF
+from refl.verification.vectors.placing import bare, misfit, place
 
 FOLDER = Path(__file__).parent / "models"
 EXPECTED = "expected.safetensors"
@@ -191,14 +192,14 @@ def check(
     """The sites among `got` whose relevance parts from the expected, in the order of the sweep: the
     first is where to look.
 
-    Names may be aliases, shapes may have a batch axis of one in front, and "logit" is compared if
-    it is there. Raises ReflError for a dtype that is none, and where nothing can be compared.
+    Names may be aliases; shapes may have a batch axis of one in front, and all rows where one is
+    explained, the others without relevance. "logit" is compared if it is there. Raises ReflError
+    for a dtype that is none, and where nothing can be compared.
     """
     u, known = _roundoff(dtype), _known(case, got)
     parted = list(_logit(case, got, units * u))
     for site, wanted in case.expected.items():
-        if site in known:
-            name, value = known[site]
+        for name, value in known.get(site, ()):
             parted += _compare(name, value, wanted, units * u * case.condition[site] + FLOOR)
     return parted
 
@@ -221,15 +222,21 @@ def check_activations(
     u, known = _roundoff(dtype), _known(case, got)
     parted: list[SiteDeviation] = []
     for site in reversed(case.sites):
-        if site in known:
-            name, value = known[site]
-            parted += _compare(
-                name,
-                value,
-                case.activations[site],
-                units * u * case.activation_condition[site] + FLOOR,
-            )
+        wanted, allowed = case.activations[site], u * case.activation_condition[site]
+        for name, value in known.get(site, ()):
+            row = _nearest_row(np.asarray(value, dtype=np.float64), wanted)
+            parted += _compare(name, row, wanted, units * allowed + FLOOR)
     return parted
+
+
+def _nearest_row(value: Any, wanted: Any) -> Any:
+    """Of all rows the one that is meant, where one is wanted: in activations all have numbers."""
+    inner = value.reshape(bare(value))
+    if inner.shape[1:] != bare(wanted):
+        return value
+    with np.errstate(invalid="ignore"):
+        away = np.abs(inner - wanted.reshape(bare(wanted))).reshape(len(inner), -1).max(axis=1)
+    return inner[int(np.argmin(away))].reshape(wanted.shape)
 
 
 def _roundoff(dtype: str) -> float:
@@ -238,9 +245,11 @@ def _roundoff(dtype: str) -> float:
     return ROUNDOFF[dtype]
 
 
-def _known(case: ModelCase, got: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
-    """Site -> the name it came under, and its numbers."""
-    known = {case.aliases.get(name, name): (name, value) for name, value in got.items()}
+def _known(case: ModelCase, got: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
+    """Site -> every name it came under, and its numbers there."""
+    known: dict[str, list[tuple[str, Any]]] = {}
+    for name, value in got.items():
+        known.setdefault(case.aliases.get(name, name), []).append((name, value))
     if not any(site in known for site in case.expected):
         raise ReflError(
             f"no site of {case.id} is among {', '.join(list(got)[:5]) or 'nothing'}: "
@@ -261,19 +270,12 @@ def _logit(case: ModelCase, got: Mapping[str, Any], scale: float) -> Iterator[Si
 
 def _compare(name: str, value: Any, wanted: Any, allowed: float) -> Iterator[SiteDeviation]:
     value = np.asarray(value, dtype=np.float64)
-    if value.shape == (1, *wanted.shape):
-        value = value[0]
-    if value.shape != wanted.shape:
-        yield SiteDeviation(
-            name,
-            math.inf,
-            allowed,
-            (),
-            math.nan,
-            math.nan,
-            f"shape {value.shape}, expected {wanted.shape}",
-        )
+    at_rows = place(wanted, value, padded=False)
+    if at_rows is None:
+        why = misfit(wanted, value)
+        yield SiteDeviation(name, math.inf, allowed, (), math.nan, math.nan, why)
         return
+    value = value[at_rows].reshape(wanted.shape)
     deviation = np.abs(value - wanted)
     deviation = np.where(np.isnan(deviation), np.inf, deviation)
     if deviation.size and deviation.max() > allowed:
