@@ -83,6 +83,28 @@ def refuse_overlaps(args: argparse.Namespace) -> None:
                 raise ReflError(
                     f"--{other} and --{option} both name {shown(name)}: give each a file of its own"
                 )
+    for option, name in outputs.items():
+        _refuse_suffix(option, name)
+
+
+SUFFIXES = {
+    "html": (".html", ".htm"),
+    "junit": (".xml",),
+    "png": (".png",),
+    "save": (".safetensors",),
+    "out": (".safetensors",),
+}
+"""Option -> how the name of what it writes may end; it may have no suffix, too."""
+
+
+def _refuse_suffix(option: str, name: str) -> None:
+    """A page called x.pdf would be taken for what it is not."""
+    suffix, known = Path(name).suffix, SUFFIXES.get(option, ())
+    if known and suffix and suffix.lower() not in known:
+        raise ReflError(
+            f"--{option} writes {known[0]}, and {shown(name)} ends in {shown(suffix)}: name it "
+            f"{shown(Path(name).stem)}{known[0]}"
+        )
 
 
 def _named(args: argparse.Namespace, kind: type[str]) -> Iterator[tuple[str, str]]:

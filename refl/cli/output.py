@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import IO, Any
 
+from refl.show.colors import few_colors
 from refl.show.lines import Line, plain, printed
 
 # -- printing --------------------------------------------------------------------------------------
@@ -83,6 +84,7 @@ def _print_colored(lines: Sequence[Line]) -> None:
     terminal = console()
     if terminal.color_system is None:  # nothing says what whoever reads this can show
         terminal = console(color_system="256")
+    shade = few_colors if terminal.color_system in ("standard", "windows") else str
     for line in printed(lines):
-        spans = ((_encodable(text, sys.stdout.encoding), style) for text, style in line)
+        spans = ((_encodable(text, sys.stdout.encoding), shade(style)) for text, style in line)
         terminal.print(Text.assemble(*spans))

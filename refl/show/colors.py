@@ -69,6 +69,35 @@ def hexadecimal(color: Color) -> str:
     return "#{:02x}{:02x}{:02x}".format(*color)
 
 
+def token_style(step: int) -> str:
+    """Letters in a color for the weak, a background for the strong; reads the same on a light and
+    on a dark terminal.
+    """
+    if abs(step) <= FAINT:
+        return ink(step)
+    back = terminal_background(step)
+    return f"{hexadecimal(foreground(back))} on {hexadecimal(back)}"
+
+
+GRADES = ((FAINT, ""), (5, "underline "), (9, "reverse "), (LEVELS, "bold underline reverse "))
+"""Of a terminal with 8 or 16 colors, whose reds may be of any brightness: up to which level what
+makes letters louder.
+"""
+
+
+def few_colors(style: str) -> str:
+    """A style as a terminal with 8 or 16 colors shows it: louder for what is stronger."""
+    return _FEW.get(style, style)
+
+
+def _grade(step: int) -> str:
+    loud = next(words for most, words in GRADES if abs(step) <= most)
+    return loud + ("red" if step > 0 else "blue")
+
+
 def ink(value: float) -> str:
     """Red and blue letters that read on black and on white."""
     return "#d1495b" if value > 0 else "#3b7dd8" if value < 0 else ""
+
+
+_FEW = {token_style(step): _grade(step) for step in range(-LEVELS, LEVELS + 1) if step}

@@ -32,7 +32,7 @@ from refl.show.account import (
     scores,
     sums_name,
 )
-from refl.show.colors import FAINT, foreground, hexadecimal, ink, level, terminal_background
+from refl.show.colors import ink, level, token_style
 from refl.show.lines import Line, Span, grid, paragraph, plain, width_of
 from refl.show.numbers import amount, decimals, strongest
 from refl.show.text import cells, one_line, printable, shorten, visible
@@ -112,7 +112,7 @@ def _running_text(e: Explanation, width: int, name: str = "") -> list[Line]:
     most, between = strongest(all_scores(e)), joiner(e.tokens)
     lines: list[Line] = [[("  ", "")]]
     for token, r in zip(e.tokens, e.relevance, strict=True):
-        style = _token_style(level(float(r), most))
+        style = token_style(level(float(r), most))
         for piece in _pieces(printable(token), width - 4):
             if width_of(lines[-1]) + cells(piece) > width - 2:
                 lines.append([("  ", "")])
@@ -136,16 +136,6 @@ def _pieces(text: str, most: int) -> list[str]:
             pieces.append("")
         pieces[-1] += c
     return pieces
-
-
-def _token_style(step: int) -> str:
-    """Letters in a color for the weak, a background for the strong; reads the same on a light and
-    on a dark terminal.
-    """
-    if abs(step) <= FAINT:
-        return ink(step)
-    back = terminal_background(step)
-    return f"{hexadecimal(foreground(back))} on {hexadecimal(back)}"
 
 
 def _bars(e: Explanation, width: int) -> list[Line]:
@@ -218,7 +208,7 @@ def _patches(e: Explanation, width: int) -> list[Line]:
 
 def _patch(value: float, most: float, width: int) -> Span:
     ninths = round(NINTHS * value / most) if most > 0 and math.isfinite(value) else 0
-    return (f"{ninths:+d}" if ninths else ".").rjust(width), _token_style(level(value, most))
+    return (f"{ninths:+d}" if ninths else ".").rjust(width), token_style(level(value, most))
 
 
 def summed(r: Any, times: int) -> list[list[float]]:

@@ -242,3 +242,32 @@ def test_arrays_of_an_oracle_file_outlive_it(tmp_path: Path) -> None:
     os.truncate(path, 0)
     for site in e:
         np.testing.assert_array_equal(read[site], e[site])
+
+
+MISNAMED = [
+    "explain the --html x.pdf",
+    "explain the --save x.pt",
+    "explain the --html x.png",
+    "explain the --save x.html",
+    "compare a.safetensors a.safetensors --html x.json",
+    "conform ad.py --junit x.json",
+    "conform ad.py --html x.xml",
+    "dump-torch cp the --out x.npz",
+    "explain the --png x.jpg",
+]
+
+
+@pytest.mark.parametrize("line", MISNAMED)
+def test_a_misnamed_output_is_refused(line: str, place: Path, capsys: Capture) -> None:
+    before = content(place)
+    assert main(line.split()) == 2
+    out, err = capsys.readouterr()
+    option, name = line.split()[-2:]
+    assert out == "" and err.startswith(f"refl: {option} writes .") and "name it x." in err
+    assert content(place) == before and not Path(name).exists()
+
+
+@pytest.mark.parametrize("name", ["page", "page.HTML", "page.htm", "v1.2.html"])
+def test_an_output_may_be_called_what_it_is(name: str, place: Path, capsys: Capture) -> None:
+    assert main(["explain", "the", "--html", name]) == 0
+    assert (place / name).is_file()

@@ -4,11 +4,13 @@ and nothing hostile that gets through.
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 from dataclasses import replace
 from decimal import Decimal
 from html.parser import HTMLParser
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refl
+from refl.cli.output import print_lines
 from refl.explanation import Candidate, Explanation, Method
 from refl.ledger import Entry, Ledger
 from refl.show import colors, numbers, terminal
@@ -214,6 +217,89 @@ def test_levels_are_signed_and_bounded() -> None:
         0,
     ]
     assert colors.level(0.0, 0.0) == 0
+
+
+STRENGTHS = np.linspace(0.02, 1.0, 50)
+
+
+def codes(out: str) -> list[str]:
+    """What the terminal was told before each of the words of the running text."""
+    text = out[: out.index("are\x1b")]
+    return re.findall(r"\x1b\[([\d;]*)mword\d+", text)
+
+
+def loudness(code: str) -> tuple[bool, bool, bool]:
+    """By what shows on any terminal of 8 or 16 colors: reversed, bold, underlined."""
+    parts = code.split(";")
+    return "7" in parts, "1" in parts, "4" in parts
+
+
+def luminance(code: str) -> float:
+    """Of the background that a code asks for, in 256 or in all colors."""
+    from rich.color import Color
+
+    full = re.search(r"48;2;(\d+);(\d+);(\d+)", code)
+    few = re.search(r"48;5;(\d+)", code)
+    if full:
+        rgb = tuple(map(int, full.groups()))
+    else:
+        rgb = tuple(Color.from_ansi(int(few[1])).get_truecolor()) if few else (255, 255, 255)
+    return colors.contrast((0, 0, 0), rgb)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"TERM": "xterm"},
+        {"TERM": "linux"},
+        {"TERM": "xterm-16color"},
+        {"TERM": "xterm-256color"},
+        {"TERM": "xterm-256color", "COLORTERM": "truecolor"},
+    ],
+    ids=lambda env: "-".join(env.values()),
+)
+def test_what_is_stronger_is_louder(
+    keys: Explanation,
+    env: dict[str, str],
+    sign: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On every kind of terminal, in the codes that it gets."""
+    for name in ("NO_COLOR", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"FORCE_COLOR": "1"} | env).items():
+        monkeypatch.setenv(name, value)
+    words = [f"word{i}" for i in range(len(STRENGTHS))]
+    e = replace(keys, tokens=words, input_ids=[1] * len(words), relevance=sign * STRENGTHS)
+    print_lines(terminal.terminal(e)[3:], argparse.Namespace(no_color=False))
+    said = codes(capsys.readouterr().out)
+    assert len(said) >= len(words) - 2
+    if "256" in env["TERM"]:
+        light = [luminance(code) for code in said]
+        assert all(a >= b - 1e-9 for a, b in pairwise(light))
+        assert len(set(light)) >= 5
+    else:
+        grades = [loudness(code) for code in said]
+        assert grades == sorted(grades) and len(set(grades)) == 4
+        assert all(("31" if sign > 0 else "34") in code.split(";") for code in said)
+        assert not any(re.search("[39][0-7];?4[0-7]|48", code) for code in said)
+
+
+@pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {}])
+def test_no_color_is_no_color(
+    keys: Explanation,
+    env: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    print_lines(terminal.terminal(keys), argparse.Namespace(no_color=False))
+    assert "\x1b" not in capsys.readouterr().out
 
 
 # -- in a terminal ---------------------------------------------------------------------------------
