@@ -3,9 +3,10 @@
     explanation   what explain() hands to a user: print it, or ask for e.html()
     account       what every view says: the account, the rows of tokens, the candidates
     terminal      the picture for a terminal
-    tables        ledgers, traces, methods and kept sites as tables
+    tables        ledgers, methods and kept sites as tables
+    traces        a sweep by operation, by block, by attention head
     page          one HTML page (its style is page.css)
-    notebook      colored text and the account for a notebook
+    notebook      the body of the page for a notebook
     heatmap       relevance drawn over a picture
     text, lines, markup, numbers, colors   what these are made of
 

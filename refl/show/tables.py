@@ -1,4 +1,4 @@
-"""Tables: the conservation ledger, every operation of a trace, a method's rules, the kept sites."""
+"""Tables: the conservation ledger, a method's rules, the kept sites."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from refl.show.terminal import account_lines
 from refl.show.text import printable
 
 LEDGER = ("site", "operation", "rule", "received", "passed on", "absorbed", ERROR, "by cause")
-TRACE = ("site", "operation", "shape", "rule", "received", "passed on", ERROR, "absorbed")
 COMPOSITE = ("operation", "role", "site", "rule", "options")
 KEPT = ("kept site", "shape", "sum of relevance", "least", "most")
 
@@ -82,39 +81,6 @@ def _by_cause(causes: dict[str, float], places: int) -> str:
     return ", ".join(f"{cause} {amount(a, places)}" for cause, a in causes.items() if a != 0)
 
 
-# -- every operation of a forward pass -------------------------------------------------------------
-
-
-def trace_table(rows: Sequence[dict[str, Any]], width: int | None) -> list[Line]:
-    """The table of `refl trace`: one dictionary an operation, in forward order."""
-    received = [row["received"] for row in rows if row["received"] is not None]
-    places = decimals(strongest(received), 6)
-    operations = (_operation(row, places) for row in rows)
-    return folded([_header(TRACE), *operations], "llllrrrl", width, 4)
-
-
-def _operation(row: dict[str, Any], places: int) -> list[Span]:
-    known: list[Span] = [
-        (printable(row["site"]), ""),
-        (row["operation"], "cyan"),
-        (_shape(row["shape"]) or "1", "dim"),
-    ]
-    if row["received"] is None:
-        return [*known, ("no relevance", "dim"), *[("", "")] * 4]
-    return [
-        *known,
-        (row["rule"], ""),
-        (amount(row["received"], places), ""),
-        (amount(math.fsum(row["passed"].values()), places), ""),
-        (error(row["conservation_error"]), "dim"),
-        (_by_cause(row["absorbed"], places), ""),
-    ]
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))
-
-
 # -- methods ---------------------------------------------------------------------------------------
 
 
@@ -167,3 +133,7 @@ def kept_table(e: Explanation, width: int | None) -> list[Line]:
         for site, k in kept(e).items()
     ]
     return folded([_header(KEPT), *rows], "llrrr", width, 2)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))

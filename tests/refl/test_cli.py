@@ -25,6 +25,7 @@ from refl.model import DTYPES, SHIPPED, Model
 from refl.rules.conservation import STABILIZERS
 from refl.rules.published import METHODS
 from refl.seeds import KINDS
+from refl.show.text import cells
 
 VECTORS = Path(refl.verification.vectors.__path__[0])
 COMMANDS = [c.__name__.rpartition(".")[2].replace("_", "-") for c in refl.cli.COMMANDS]
@@ -197,33 +198,84 @@ def test_html_is_written(tmp_path: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("method", ["attnlrp", "cp-lrp"])
-def test_trace_has_every_operation_in_forward_order(method: str, capsys: Capture) -> None:
+def test_trace_has_every_operation_from_the_logit_back(method: str, capsys: Capture) -> None:
     told = json.loads(answer(capsys, "trace", TEXT, "--method", method, "--json"))
     sites = [row["site"] for row in told["operations"]]
-    assert sites[0] == "model.embed_tokens"
-    assert sites[-1] == "lm_head"
+    assert sites[0] == "lm_head"
+    assert sites[-1] == "model.embed_tokens"
     entries = [entry["site"] for entry in told["ledger"]["sites"]]
-    assert [site for site in sites if site in entries] == entries[::-1]
+    assert [site for site in sites if site in entries] == entries
     for row in told["operations"]:
         if row["received"] is not None:
             given = [*row["passed"].values(), *row["absorbed"].values(), row["conservation_error"]]
             assert math.fsum(given) == pytest.approx(row["received"], rel=1e-9, abs=1e-9)
 
 
-def test_trace_cuts_nothing_when_piped(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    sites = [
-        row["site"] for row in json.loads(answer(capsys, "trace", TEXT, "--json"))["operations"]
-    ]
-    monkeypatch.setenv("COLUMNS", "40")
-    lines = answer(capsys, "trace", TEXT).splitlines()
-    head = next(i for i, line in enumerate(lines) if line.startswith("site"))
-    assert [line.split()[0] for line in lines[head + 1 :]] == sites
+@pytest.mark.parametrize("by", ["operation", "block", "head"])
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_trace_fits_80_columns(
+    by: str, columns: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = answer(capsys, "trace", TEXT, "--by", by).splitlines()
+    assert max(map(cells, lines)) <= 80
+    assert "softmax_offset" in "\n".join(lines)
 
 
-def test_trace_shows_shapes_and_causes(capsys: Capture) -> None:
-    out = answer(capsys, "trace", TEXT)
-    assert "softmax_offset" in out
-    assert "6×64" in out
+def test_trace_has_a_line_for_every_operation(capsys: Capture) -> None:
+    """In the sweep's order, under the name of its block; every entry of the ledger in sum."""
+    told = json.loads(answer(capsys, "trace", TEXT, "--json"))["operations"]
+    sites, block = [], ""
+    table = answer(capsys, "trace", TEXT).partition("absorbed\n")[2].partition("\n\n  tokens")[0]
+    for line in table.splitlines():
+        if not line.strip():
+            block = ""
+        elif line.split()[1:3] == ["the", "block"]:
+            block = line.split()[0]
+        else:
+            sites.append(f"{block}.{line.split()[0]}".removesuffix(".(output)").removeprefix("."))
+    assert sites == [row["site"] for row in told]
+
+
+def test_trace_by_block_adds_up(capsys: Capture) -> None:
+    """What a block passes on arrives at others: received, passed on and absorbed add up in every
+    block and over all.
+    """
+    told = json.loads(
+        answer(capsys, "trace", TEXT, "--by", "block", "--dtype", "float64", "--json")
+    )
+    blocks, entries = told["blocks"], {e["site"]: e for e in told["ledger"]["sites"]}
+    assert list(blocks) == ["lm_head", "lm_head.row", "model.norm"] + [
+        f"model.layers.{i}" for i in (3, 2, 1, 0)
+    ] + ["model.embed_tokens"]
+    for name, block in blocks.items():
+        arrives = entries[name]["received"]  # a block's output is all that others read of it
+        assert block["received"] == pytest.approx(arrives, rel=1e-9)
+        rest = block["passed"] + math.fsum(block["absorbed"].values())
+        assert rest == pytest.approx(arrives, rel=1e-9)
+    by_hand = {
+        cause: math.fsum(e["absorbed"].get(cause, 0.0) for e in entries.values())
+        for cause in ("softmax_offset", "stabilizer")
+    }
+    for cause, whole in by_hand.items():
+        sums = math.fsum(block["absorbed"].get(cause, 0.0) for block in blocks.values())
+        assert sums == pytest.approx(whole, rel=1e-9)
+
+
+def test_trace_by_head_is_what_the_attention_received(capsys: Capture) -> None:
+    told = json.loads(answer(capsys, "trace", TEXT, "--by", "head", "--dtype", "float64", "--json"))
+    entries = {e["site"]: e for e in told["ledger"]["sites"]}
+    assert list(told["heads"]) == [f"model.layers.{i}.self_attn" for i in (3, 2, 1, 0)]
+    for site, heads in told["heads"].items():
+        assert len(heads) == 4
+        received = entries[f"{site}.context"]["received"]
+        assert math.fsum(heads) == pytest.approx(received, rel=1e-9)
+
+
+def test_trace_in_json_has_shapes_and_causes(capsys: Capture) -> None:
+    told = json.loads(answer(capsys, "trace", TEXT, "--json"))["operations"]
+    assert any("softmax_offset" in row["absorbed"] for row in told)
+    assert next(row["shape"] for row in told if row["site"] == "model.norm") == [6, 64]
 
 
 def test_trace_of_a_neuron_shows_the_pass_that_was_explained(capsys: Capture) -> None:
@@ -499,11 +551,10 @@ def test_a_terminal_gets_color_unless_it_does_not_want_any() -> None:
     assert ESCAPE not in on_a_terminal("explain", TEXT, TERM="dumb")
 
 
-def test_a_narrow_terminal_folds_the_trace_and_cuts_nothing() -> None:
+def test_a_narrow_terminal_does_not_widen_the_trace() -> None:
     out = on_a_terminal("trace", TEXT, columns=72, NO_COLOR="1")
-    assert "model.layers.0.self_attn.probabilities" in out
-    assert max(map(len, out.splitlines())) <= 90
-    assert "…" not in out
+    assert "self_attn.probabilities" in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.fixture
