@@ -11,6 +11,7 @@ test does not exist, and where it fails without any fault.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -959,10 +960,13 @@ def show(outcomes: Sequence[Outcome]) -> str:
 
 
 def main() -> int:
-    start, ids = time.monotonic(), sys.argv[1:]
+    parser = argparse.ArgumentParser(
+        description="Faults planted in the engine one at a time, and the test that must fail."
+    )
+    parser.add_argument("ids", nargs="*", metavar="ID", help="of a fault; all where none is named")
+    ids, start = parser.parse_args().ids, time.monotonic()
     if unknown := set(ids) - {fault.id for fault in FAULTS}:
-        print(f"no fault is called {', '.join(sorted(unknown))}", file=sys.stderr)
-        return 2
+        parser.error(f"no fault is called {', '.join(sorted(unknown))}")
     outcomes = run_all([fault for fault in FAULTS if not ids or fault.id in ids])
     print(show(outcomes))
     print(f"{time.monotonic() - start:.0f} s")
