@@ -105,8 +105,7 @@ def test_numbers_of_every_shape_have_an_answer(rule: str) -> None:
 
 def test_a_survivor_is_seen_and_what_makes_no_difference_is_not_one() -> None:
     """linear_flat reads of x its shape alone: another x is no mistake, another r is."""
-    rng = np.random.default_rng(0)
-    probes = [structural_mutants.probe(c, rng) for c in wide_shapes.drawn("linear_flat", 0)]
+    probes = structural_mutants.probed(wide_shapes.drawn("linear_flat", 0), 0)
     reverse = next(c for c in changes([1]) if c.says == "reversed along axis 1")
     roll = Mutant("", "", in_input("x", reverse))
     assert not any(structural_mutants.differs(roll, p) for p in probes)
@@ -118,3 +117,15 @@ def test_mutants_of_a_rule_have_names_of_their_own() -> None:
     said = [m.says for m in mutants(wide_shapes.drawn("matmul_uniform", 0))]
     assert len(said) > 500
     assert len(said) == len(set(said))
+
+
+def test_with_few_vectors_there_are_survivors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of linear_flat's cases the two smallest alone."""
+    few = sorted(load("linear_flat"), key=lambda case: np.size(case.inputs["r"]))[:2]
+    monkeypatch.setattr(structural_mutants, "load", lambda rule: tuple(few))
+    t = structural_mutants.tally("linear_flat", every=5)
+    assert t.survivors and t.planted == t.caught + t.equal + len(t.survivors)
+    assert structural_mutants.main(["--rule", "linear_flat"]) == 1
+    assert "survivors" in capsys.readouterr().out

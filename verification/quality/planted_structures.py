@@ -7,8 +7,10 @@ heads, where x > 4).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any, TypeAlias
 from unittest import mock
@@ -17,7 +19,7 @@ import numpy as np
 
 from refl.arrays import Array
 from refl.verification.conformance import reference_rules
-from refl.verification.conformance.planting import Answering, planted, reference_answer
+from refl.verification.conformance.planting import Answering, changed, planted, reference_answer
 from refl.verification.conformance.reference_rules import Answer, ReferenceRules
 from refl.verification.conformance.structural import (
     CLIPPED,
@@ -27,6 +29,7 @@ from refl.verification.conformance.structural import (
     MIXED_ANSWERS,
     SMALL,
     Change,
+    along,
     answers_mixed,
     applied,
     changes,
@@ -37,6 +40,7 @@ from refl.verification.conformance.structural import (
     list_reversed,
     operands_swapped,
     there,
+    transposed,
 )
 from refl.verification.vectors.case import Case
 
@@ -46,6 +50,7 @@ class Mutant:
     """A rule with a structural mistake."""
 
     id: str
+    """Of the mistake in the catalogue; empty where it is none of them."""
     says: str
     form: Answering
 
@@ -96,6 +101,8 @@ FUNCTIONS = (
     "minus_part",
     "_others",
     "_sigmoid",
+    "_bell",
+    "_normal",
     "activation",
     "identity_factor",
     "derivative",
@@ -170,7 +177,50 @@ def _averaged(self: Any, r: Array, axis: int) -> Array:
     return r.mean(axis, keepdims=True)
 
 
-WRITTEN: Mapping[str, tuple[str, str, Answering]] = {
+def _difference_of_squares(self: ReferenceRules, x: Array) -> Array:
+    """The mean of x^2 less the square of the mean, in the format of the case."""
+    x = x.astype(self.dtype)
+    return np.asarray((x * x).mean(-1, keepdims=True) - x.mean(-1, keepdims=True) ** 2, dtype=float)
+
+
+def _difference_of_one(self: ReferenceRules, x: Array, p: Array) -> Array:
+    return x[..., None, :] * (np.eye(p.shape[-1]) - p[..., None, :])
+
+
+_by_erf = np.vectorize(lambda x: (1 + math.erf(x / math.sqrt(2))) / 2, otypes=[np.float64])
+
+
+def _slope_of_tanh(part: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x, kind: 1 - np.tanh(x) ** 2 if kind == "tanh" else part(x, kind)
+
+
+def _slope_of_gate(part: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x: reference_rules._sigmoid(x) * (1 - reference_rules._sigmoid(x))
+
+
+CANCELING: dict[str, tuple[str, str, Answering]] = {
+    "the variance as a difference of squares": (
+        "variance",
+        "",
+        planted(variance=_difference_of_squares),
+    ),
+    "1 - p in a softmax": ("expansion", "", planted(expansion=_difference_of_one)),
+    "the gate of gelu as (1 + erf) / 2": (
+        "_normal",
+        "",
+        replaced_part("_normal", lambda part: _by_erf),
+    ),
+    "the slope of tanh as 1 - tanh^2": (
+        "derivative",
+        "",
+        replaced_part("derivative", _slope_of_tanh),
+    ),
+    "the slope of a gate as p (1 - p)": ("_bell", "", replaced_part("_bell", _slope_of_gate)),
+}
+"""What cancels: right to a few digits, or to none."""
+
+
+WRITTEN: dict[str, tuple[str, str, Answering]] = {
     "the sum averaged": ("sum_along", "axis-mixed", planted(sum_along=_averaged)),
     "a gate of exp(x) / (1 + exp(x))": ("_sigmoid", "exp-overflow", gate_overflows),
     **{
@@ -306,6 +356,7 @@ def mutants(cases: Sequence[Case]) -> Iterator[Mutant]:
     yield from _of_answers(cases)
     yield from _of_inputs(cases)
     yield from _of_parts(cases)
+    yield from _of_options(cases)
     yield from _swapped_arrays(cases)
     yield from _under_conditions(cases)
 
@@ -339,10 +390,27 @@ def _of_inputs(cases: Sequence[Case]) -> Iterator[Mutant]:
                 if isinstance(a, np.ndarray) and a.ndim:
                     ranks.setdefault(f"{name}.{k}".rstrip("."), set()).add(a.ndim)
     for name, found in ranks.items():
-        yield from (
-            Mutant(c.id, f"{name} {c.says}", in_input(name, c))
-            for c in (*changes(axes(found)), *CLIPPED, *SMALL, *cut(-1), *cut(-2))
-        )
+        if is_read(name, cases):
+            clipped = CLIPPED if name not in PARAMETERS else ()
+            for c in (*changes(axes(found)), *clipped, *SMALL, *cut(-1), *cut(-2)):
+                yield Mutant(c.id, f"{name} {c.says}", in_input(name, c))
+
+
+PARAMETERS = ("w", "b", "w1", "w2", "cos", "sin")
+
+
+def is_read(name: str, cases: Sequence[Case]) -> bool:
+    """Whether any answer is another where other numbers stand in an operand."""
+    other = Change("", "", lambda a: np.where(np.isfinite(a), 1.5 * a + 0.25, 0.5))
+    with np.errstate(all="ignore"):
+        return any(_differ(in_input(name, other)(case), reference_answer(case)) for case in cases)
+
+
+def _differ(first: Answer, second: Answer) -> bool:
+    return any(
+        a is not None and b is not None and not np.array_equal(a, b, equal_nan=True)
+        for a, b in zip(first, second, strict=True)
+    )
 
 
 def _of_parts(cases: Sequence[Case]) -> Iterator[Mutant]:
@@ -359,9 +427,96 @@ def _of_parts(cases: Sequence[Case]) -> Iterator[Mutant]:
         for axis in (0, 1, -2, -3, *((None,) if name == "sum_along" else ())):
             said = "everything" if axis is None else f"axis {axis}"
             yield Mutant("axis-mixed", f"{name} over {said}", with_axis(name, axis))
-    for said, (part, id, form) in WRITTEN.items():
+    for said, (part, id, form) in (WRITTEN | CANCELING).items():
         if part in names:
             yield Mutant(id, said, form)
+
+
+def _of_options(cases: Sequence[Case]) -> Iterator[Mutant]:
+    """An option that every call must say, not read: always at one of its values, or at twice."""
+    for name in cases[0].signature.required:
+        values = list(dict.fromkeys(case.options[name] for case in cases if _plain(case, name)))
+        for value in values if name not in ("times", "k") else ():
+            yield Mutant("", f"{name} always {value}", with_option(name, partial(_always, value)))
+        if values and not isinstance(values[0], str):
+            twice = with_option(name, lambda asked: 2 * asked)
+            yield Mutant("", f"{name} twice what is asked", twice)
+
+
+def mutants_of_options(cases: Sequence[Case]) -> Iterator[Mutant]:
+    """Of options that need not be said: not read, read for one example, head or row alone, turned
+    around.
+    """
+    for name in dict.fromkeys(n for case in cases for n in _said(case)):
+        default = cases[0].signature.options[name]
+        yield Mutant("", f"{name} not read", with_option(name, partial(_always, default)))
+        values = list(dict.fromkeys(case.options[name] for case in cases if _plain(case, name)))
+        for value in values:
+            yield Mutant("", f"{name} always {value}", with_option(name, partial(_always, value)))
+        held = [np.asarray(c.options[name]) for c in cases if not _plain(c, name)]
+        ranks = {a.ndim for a in held if a.ndim}
+        for c in _of_array_options(ranks) if ranks else ():
+            if c.rearranges or held[-1].dtype.kind == "f":
+                yield Mutant(c.id, f"{name} {c.says}", with_option(name, partial(_rearranged, c)))
+
+
+def _of_array_options(ranks: set[int]) -> Iterator[Change]:
+    for axis in axes(ranks):
+        yield from along(axis)
+    yield from (*transposed(-1, -2), *OF_MASKS)
+
+
+def _said(case: Case) -> list[str]:
+    options = case.signature.options
+    return [n for n in case.options if not case.at_default(n) and n in options]
+
+
+def _rearranged(change: Change, asked: Any) -> Any:
+    if asked is None:
+        return None
+    new = applied(change, np.asarray(asked))
+    return new if isinstance(asked, np.ndarray) else new.tolist()
+
+
+def _any_along(axis: int) -> Callable[[Array], Array]:
+    def apply(a: Array) -> Array:
+        there = -a.ndim <= axis < a.ndim
+        return np.broadcast_to(a.any(axis, keepdims=True), a.shape).copy() if there else a
+
+    return apply
+
+
+def _all_along(axis: int) -> Callable[[Array], Array]:
+    def apply(a: Array) -> Array:
+        there = -a.ndim <= axis < a.ndim
+        return np.broadcast_to(a.all(axis, keepdims=True), a.shape).copy() if there else a
+
+    return apply
+
+
+OF_MASKS = (
+    *(Change("", f"true where any is along {k}", _any_along(k), True) for k in range(4)),
+    *(Change("", f"true where all are along {k}", _all_along(k), True) for k in range(4)),
+    Change("", "inverted", lambda a: ~a if a.dtype == bool else 1 - a, True),
+)
+"""What only truth values suffer."""
+
+
+def _always(value: Any, asked: Any) -> Any:
+    return value
+
+
+def _plain(case: Case, name: str) -> bool:
+    return isinstance(case.options.get(name), (int, float, str))
+
+
+def with_option(name: str, change: Callable[[Any], Any]) -> Answering:
+    def form(case: Case) -> Answer:
+        if name not in case.options:
+            return reference_answer(case)
+        return ReferenceRules(case.dtype).answer(changed(case, {name: change(case.options[name])}))
+
+    return form
 
 
 def _swapped_arrays(cases: Sequence[Case]) -> Iterator[Mutant]:

@@ -1,34 +1,45 @@
 """Does the smallest adapter get away with a structural mistake?
 
     python -m refl.verification.quality.structural_mutants [--rule PATTERN] [--seed N]
+        [--naming N] [--markdown FILE]
 
 The smallest adapter that can be written has one function for a rule, takes the default options
-alone, and float64 and float32. Every structural mistake (conformance/structural.py) is planted in
-such an adapter and put to those vectors that it covers. One that none of them shows is a survivor,
-unless it makes no difference at all: that is believed only where its answers are those of the right
-rule on numbers of every shape that are drawn for this (wide_shapes.py). Exit 1 where one survives.
+alone, and float64 and float32. Every structural mistake (conformance/structural.py), and every
+known one (mistakes.py), is planted in such an adapter and put to those vectors that it covers. One
+that none of them shows is a survivor, unless it makes no difference at all: that is believed only
+where its answers are those of the right rule on numbers of every shape that are drawn for this
+(wide_shapes.py). What can go wrong in an option (a mask, an axis) is planted in an adapter that
+takes it. Exit 1 where one survives.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from fnmatch import fnmatchcase
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 
 from refl.arrays import Array
+from refl.io.files import atomic_write
 from refl.verification.conformance.deviation import deviations
-from refl.verification.conformance.planting import changed, reference_answer
+from refl.verification.conformance.mistakes import MISTAKES
+from refl.verification.conformance.planting import NoDifference, changed, reference_answer
 from refl.verification.conformance.reference_rules import Answer, ReferenceRules, wide
-from refl.verification.quality.planted_structures import Mutant, mutants
-from refl.verification.quality.wide_shapes import drawn
+from refl.verification.conformance.results import RuleResult
+from refl.verification.conformance.runner import compared, rule_result
+from refl.verification.quality.planted_structures import Mutant, mutants, mutants_of_options
+from refl.verification.quality.wide_shapes import drawn, drawn_with_options
 from refl.verification.vectors.case import SIGNATURES, Case
-from refl.verification.vectors.rule_vectors import load
+from refl.verification.vectors.rule_vectors import fingerprint, load
+from refl.version import __version__
 
 PERTURBED = 1e-12
 """The relative change of every input that says how well an answer is determined."""
@@ -65,7 +76,7 @@ def answered(mutant: Mutant, case: Case) -> Answer:
     with np.errstate(all="ignore"):
         try:
             got = mutant.form(case)
-        except (ValueError, IndexError, TypeError, ZeroDivisionError):
+        except (NoDifference, ValueError, IndexError, TypeError, ZeroDivisionError):
             got = reference_answer(case)
         return tuple(None if a is None else a.astype(case.dtype).astype(float) for a in got)
 
@@ -132,15 +143,29 @@ def _apart(got: Array | None, expected: Array | None, unclear: Array | None) -> 
 # -- all of them -----------------------------------------------------------------------------------
 
 
-def tally(rule: str, seed: int = 0) -> Tally:
+def tally(rule: str, seed: int = 0, every: int = 1) -> Tally:
+    """Of each `every`-th mutant of a rule, the known mistakes in it among them."""
     start = time.perf_counter()
     cases = [case for case in load(rule) if smallest(case)]
     shapes = drawn(rule, seed)
-    rng = np.random.default_rng(seed)
-    with np.errstate(all="ignore"):
-        probes = sorted((probe(case, rng) for case in shapes), key=lambda p: _size(p.case))
     t = Tally(rule, len(cases))
-    for mutant in mutants(shapes):
+    _try_all(
+        t, cases, shapes, seed, islice(chain(mutants(shapes), planted_before(rule)), 0, None, every)
+    )
+    more = [case for case in load(rule) if case.dtype in ("float64", "float32")]
+    optional = drawn_with_options(rule, seed)
+    if optional:
+        _try_all(t, more, optional, seed, islice(mutants_of_options(optional), 0, None, every))
+    t.seconds = time.perf_counter() - start
+    return t
+
+
+def _try_all(
+    t: Tally, cases: list[Case], shapes: Sequence[Case], seed: int, planted: Iterable[Mutant]
+) -> None:
+    """Each against vectors, and then against drawn numbers."""
+    probes = probed(shapes, seed)
+    for mutant in planted:
         t.planted += 1
         if (found := next((case for case in cases if shows(mutant, case)), None)) is not None:
             t.caught += 1
@@ -150,8 +175,13 @@ def tally(rule: str, seed: int = 0) -> Tally:
             t.survivors += ((mutant, on.case),)
         else:
             t.equal += 1
-    t.seconds = time.perf_counter() - start
-    return t
+
+
+def probed(cases: Sequence[Case], seed: int) -> list[Probe]:
+    """The smallest first."""
+    rng = np.random.default_rng(seed)
+    with np.errstate(all="ignore"):
+        return sorted((probe(case, rng) for case in cases), key=lambda p: _size(p.case))
 
 
 def _size(case: Case) -> int:
@@ -164,6 +194,70 @@ def run_all(pattern: str = "*", seed: int = 0) -> Iterator[Tally]:
             yield tally(rule, seed)
 
 
+# -- is the mistake called by its name? ------------------------------------------------------------
+
+
+@dataclass
+class Naming:
+    """What a diagnosis says first of mutants that are caught."""
+
+    caught: int = 0
+    named: int = 0
+    """By the id of what was planted, or by another that gives all the same wrong answers."""
+    likely: int = 0
+    """Others, of which the first explains at least half of the failing cases."""
+    bare: int = 0
+    """Those of which it explains fewer: it is not called the cause."""
+    unnamed: int = 0
+    """Those that nothing explains."""
+
+    def count(self, id: str, result: RuleResult) -> None:
+        first = result.mistakes[0] if result.mistakes else None
+        explained = result.explained[first.id] if first else 0
+        self.caught += 1
+        if first is None:
+            self.unnamed += 1
+        elif first.id == id or explained == result.failing:
+            self.named += 1
+        elif result.cause is not None:
+            self.likely += 1
+        else:
+            self.bare += 1
+
+
+def planted_before(rule: str) -> list[Mutant]:
+    """The known mistakes of a rule (mistakes.py), in all their forms."""
+    return [
+        Mutant(m.id, f"{m.id}, form {k}", form)
+        for m in MISTAKES
+        for k, form in enumerate(m.forms)
+        if rule in m.rules
+    ]
+
+
+def naming(rule: str, some: Sequence[Mutant], tallied: Naming) -> None:
+    """Every case that the smallest adapter covers, and what its failures look like."""
+    cases = [case for case in load(rule) if smallest(case)]
+    for mutant in some:
+        if any(shows(mutant, case) for case in cases):
+            results = [compared(case, _named(mutant, case)) for case in cases]
+            tallied.count(mutant.id, rule_result(rule, results, {}))
+
+
+def _named(mutant: Mutant, case: Case) -> dict[str, Array | None]:
+    return dict(zip(case.returns, answered(mutant, case), strict=True))
+
+
+# -- the report ------------------------------------------------------------------------------------
+
+COLUMNS = ("rule", "cases", "planted", "caught", "no difference", "survivors")
+
+
+def cells(t: Tally) -> tuple[str, ...]:
+    numbers = (t.covered, t.planted, t.caught, t.equal, len(t.survivors))
+    return (t.rule, *map(str, numbers))
+
+
 def line(t: Tally) -> str:
     return (
         f"{t.rule:26} {t.covered:3} cases {t.planted:5} planted {t.caught:5} caught "
@@ -171,27 +265,80 @@ def line(t: Tally) -> str:
     )
 
 
+def said(n: Naming, what: str) -> str:
+    return (
+        f"{what}: {n.caught} looked at; {n.named} are called by their name, or by one that gives "
+        f"all the same wrong answers; of {n.likely} another explains at least half of the failing "
+        f"cases; of {n.bare} the first explains fewer, and is not called the cause; "
+        f"{n.unnamed} nothing explains."
+    )
+
+
+def markdown(tallies: Sequence[Tally], named: Sequence[str], command: str) -> str:
+    planted, caught, equal, survivors = (
+        sum(map(int, column)) for column in list(zip(*map(cells, tallies), strict=True))[2:]
+    )
+    head = (
+        "# Structural mistakes in the smallest adapter\n\n"
+        f"Written by `{command}` on {date.today().isoformat()} (refl {__version__}, "
+        f"numpy {np.__version__}, vectors {fingerprint()}).\n\n"
+        "The smallest adapter has one function for a rule, takes default options alone, and "
+        "float64 and float32. `cases` are the vectors that it covers. A mutant that none of them "
+        "shows is a survivor, unless its answers are those of the right rule on numbers of every "
+        "shape (`wide_shapes.py`): then it makes no difference.\n\n"
+        f"{planted} mutants: {caught} caught, {equal} that make no difference, {survivors} "
+        "survivors.\n\n"
+    )
+    diagnosed = "".join(f"{each}\n\n" for each in named)
+    rows = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, tallies)]
+    return head + diagnosed + "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
 def shapes(case: Case) -> str:
-    def said(a: Any) -> str:
+    def one(a: Any) -> str:
         if isinstance(a, list):
-            return f"[{', '.join(map(said, a))}]"
+            return f"[{', '.join(map(one, a))}]"
         return "x".join(map(str, a.shape)) if isinstance(a, np.ndarray) else "-"
 
-    return " ".join(f"{name} {said(a)}" for name, a in case.inputs.items())
+    return " ".join(f"{name} {one(a)}" for name, a in case.inputs.items())
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns 1 where a mutant survives."""
     parser = argparse.ArgumentParser(description="Structural mistakes in the smallest adapter.")
     parser.add_argument("--rule", default="*", metavar="PATTERN")
     parser.add_argument("--seed", type=int, default=0, help="of the numbers in every shape")
-    given = parser.parse_args()
-    survivors = 0
-    for t in run_all(given.rule, given.seed):
+    parser.add_argument(
+        "--naming", type=int, default=0, metavar="N", help="diagnose N mutants of each rule, too"
+    )
+    parser.add_argument("--markdown", metavar="FILE", help="write the table there")
+    options = parser.parse_args(arguments)
+    tallies = []
+    for t in run_all(options.rule, options.seed):
+        tallies.append(t)
         print(line(t), flush=True)
         for mutant, case in t.survivors:
             print(f"    {mutant.says}    (shown by {case.note}: {shapes(case)})")
-        survivors += len(t.survivors)
-    return 1 if survivors else 0
+    if not tallies:
+        parser.error(f"no rule is called {options.rule!r}: there are {', '.join(SIGNATURES)}")
+    named = _all_named([t.rule for t in tallies], options.naming) if options.naming else []
+    print("\n".join(named))
+    if options.markdown:
+        asked = " ".join(sys.argv[1:] if arguments is None else arguments)
+        asked = asked.replace(options.markdown, "FILE")
+        command = f"python -m refl.verification.quality.structural_mutants {asked}"
+        atomic_write(options.markdown, markdown(tallies, named, command).encode())
+    return 1 if any(t.survivors for t in tallies) else 0
+
+
+def _all_named(names: Sequence[str], count: int) -> list[str]:
+    """Of every rule `count` structural mutants, drawn; and all mistakes that are known."""
+    structural, known = Naming(), Naming()
+    for rule in names:
+        drawn_ones = random.Random(rule).sample(list(mutants(drawn(rule, 0))), count)
+        naming(rule, drawn_ones, structural)
+        naming(rule, planted_before(rule), known)
+    return [said(structural, "Structural mutants"), said(known, "Known mistakes")]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ They have nothing to do with the conformance vectors, which are held against the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -75,8 +75,10 @@ def _parameters(n: Numbers, rule: str) -> dict[str, Any]:
     if rule == "linear_gamma":
         return {"gamma": n.one_of(0.05, 0.25, 1.0)}
     if rule == "linear_alpha_beta":
-        return {"alpha": 2.0, "beta": 1.0}
-    return {"low": -200.0, "high": 200.0} if rule == "linear_z_box" else {}
+        alpha = n.one_of(2.0, 1.0, 1.5)
+        return {"alpha": alpha, "beta": alpha - 1}
+    far = n.one_of(0.0, 50.0)
+    return {"low": -200.0 - 2 * far, "high": 200.0 + far} if rule == "linear_z_box" else {}
 
 
 def _convolution(n: Numbers, rule: str) -> Iterator[Drawn]:
@@ -167,7 +169,8 @@ def _softmax(n: Numbers, rule: str) -> Iterator[Drawn]:
 
 def _norm(n: Numbers, rule: str) -> Iterator[Drawn]:
     for shape in SHAPES[2:]:
-        inputs: Inputs = {"x": n(*shape), "w": n(shape[-1])}
+        far = 1e4 * (n.manner == "large")
+        inputs: Inputs = {"x": n(*shape) + far, "w": n(shape[-1])}
         if rule.startswith("layer"):
             inputs["b"] = n.one_of(None, n(shape[-1]))
         yield inputs | {seed(rule): n.relevance(*shape)}, {"norm_eps": n.one_of(1e-5, 1e-2)}
@@ -291,7 +294,10 @@ def _attention(n: Numbers, rule: str) -> Iterator[Drawn]:
         (1, 1, 2, 70, 70, 2, 2),
     ):
         inputs = {"q": n(b, k * group, t, d), "k": n(b, k, s, d), "v": n(b, k, s, e)}
-        yield inputs | {seed(rule): n.relevance(b, k * group, t, e)}, {"scale": d**-0.5}
+        yield (
+            inputs | {seed(rule): n.relevance(b, k * group, t, e)},
+            {"scale": n.one_of(d**-0.5, 0.7)},
+        )
 
 
 def seed(rule: str) -> str:
@@ -334,6 +340,67 @@ def drawn(rule: str, number: int) -> list[Case]:
             if (j + k) % 3 == 0:
                 found.append(_case(rule, manner, inputs, options | _eps(rule, j)))
     return found
+
+
+def drawn_with_options(rule: str, number: int) -> list[Case]:
+    """The same with options that need not be said; none where a rule has no such option."""
+    rng = np.random.default_rng([number, 99, *rule.encode()])
+    found = []
+    for case in drawn(rule, number):
+        options = _optional(case, rng)
+        if options and max(_sizes(case)) < LONG:
+            found.append(replace(case, options={**case.options, **options}))
+    return found
+
+
+def _sizes(case: Case) -> Iterator[int]:
+    for held in case.inputs.values():
+        yield from (np.size(a) for a in (held if isinstance(held, list) else [held]))
+
+
+def _optional(case: Case, rng: np.random.Generator) -> dict[str, Any]:
+    """One option at a time."""
+    names = [n for n in case.signature.options if n not in case.signature.required]
+    if not names:
+        return {}
+    name = names[int(rng.integers(len(names)))]
+    value = OPTIONAL[name](case, rng)
+    return {} if value is None else {name: value}
+
+
+def _mask(case: Case, rng: np.random.Generator) -> Array:
+    """Of softmax like its logits; of attention for all heads, for one, and for all examples."""
+    if "q" not in case.inputs:
+        return rng.random(case.inputs["x"].shape) < 0.6
+    (b, h, t, _), s = case.inputs["q"].shape, case.inputs["k"].shape[2]
+    shape = ((b, h, t, s), (b, 1, t, s), (b, 1, 1, s), (1, 1, t, s))[int(rng.integers(4))]
+    return rng.random(shape) < 0.6
+
+
+def _counted(case: Case, rng: np.random.Generator) -> Array:
+    b, t, _ = case.inputs["x"].shape
+    counted = (rng.random((b, t, 1)) < 0.6).astype(float)
+    counted[:, 0] = 1.0
+    return counted
+
+
+def _constant(case: Case, rng: np.random.Generator) -> list[bool]:
+    count = len(case.inputs["operands"])
+    chosen = [bool(c) for c in rng.random(count) < 0.5]
+    return chosen if not all(chosen) else [True] * (count - 1) + [False]
+
+
+OPTIONAL: dict[str, Callable[[Case, np.random.Generator], Any]] = {
+    "mask": _mask,
+    "counted": _counted,
+    "constant": _constant,
+    "axis": lambda case, rng: (
+        int(rng.integers(1, case.inputs["x"].ndim)) if case.inputs["x"].ndim > 1 else None
+    ),
+    "causal": lambda case, rng: True,
+    "stabilizer": lambda case, rng: ("plain", "none")[int(rng.integers(2))],
+    "denominator": lambda case, rng: "2(z+eps)",
+}
 
 
 def _numbers(rule: str, number: int, k: int, manner: str) -> Numbers:
