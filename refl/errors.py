@@ -54,6 +54,14 @@ def shown(name: object) -> str:
     return text if text.isprintable() and len(text) <= 300 else ascii(text[:300])
 
 
+def quoted(value: object) -> str:
+    """A value for a message, as Python writes it; its type where it cannot be written."""
+    try:
+        return sentence(repr(value), LONGEST_WORD)
+    except Exception:  # noqa: BLE001 - nested too deeply, too many digits, somebody's own class
+        return f"a {type(value).__name__}"
+
+
 def nearest(name: str, names: Iterable[str], count: int) -> list[str]:
     """The `count` names most like `name`, best first; fewer where fewer are alike.
 

@@ -80,13 +80,17 @@ class Composite:
             _check(line, self)
 
     def rule(self, operation: str, names: Sequence[str], role: str = "") -> Chosen:
-        """The rule for an operation of this role whose output has these names. Raises ReflError
-        where the table has none.
+        """The rule for an operation of this role whose output has these names. A line for several
+        operations (`*`) is for those that have its rule, and gives each the options it takes.
+        Raises ReflError where the table has none.
         """
+        there = OPERATIONS[operation]
         for line in self.rules:
-            if line.fits(operation, names, role):
-                function = getattr(OPERATIONS[operation].rules[line.rule], self.formulation)
-                return Chosen(line.rule, function, dict(line.options))
+            function = there.rules_in(self.formulation).get(line.rule)
+            if function is not None and line.fits(operation, names, role):
+                known = there.options(function)
+                options = {key: value for key, value in line.options if key in known}
+                return Chosen(line.rule, function, options)
         raise ReflError(
             f"composite {self.name} has no rule for {operation} at {names[0]}: add a line for it "
             "to its table"
@@ -279,7 +283,7 @@ def _check_options(line: Rule, formulation: str) -> None:
 def _check_name(*known: str) -> Callable[[str, Any], None]:
     def check(key: str, value: Any) -> None:
         if value not in known:
-            raise ReflError(f"{key} is {value!r}: expected one of {', '.join(known)}")
+            raise ReflError(f"{key} is {_said(value)}: expected one of {', '.join(known)}")
 
     return check
 

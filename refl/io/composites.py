@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from refl.arguments import expected, number_or_none
-from refl.errors import ReflError
+from refl.errors import ReflError, quoted, shown
+from refl.io.files import read_bytes
 from refl.rules.composites import Composite, Rule
 from refl.rules.published import identified, method
 
+_MOST_BYTES = 1 << 20
 KEYS = ("name", "base", "formulation", "source", "summary")
 
 
@@ -46,17 +48,25 @@ def chosen(
 
 def from_toml(path: str | Path) -> Composite:
     """The composite of a file. Raises ReflError for a file that cannot be read, an unknown key,
-    operation, rule or option.
+    operation, rule or option, and a value of another type than it has to be.
     """
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as reason:
-        raise ReflError(f"cannot read the composite {path}: {reason}") from reason
-    return from_table(content, str(path))
+        content = tomllib.loads(read_bytes(Path(path), _MOST_BYTES).decode("utf-8"))
+    except RecursionError:
+        raise ReflError(f"cannot read the composite {shown(path)}: nested too deeply") from None
+    except (
+        ReflError,
+        ValueError,
+    ) as reason:  # ValueError: no UTF-8, no TOML, a number of thousands of digits
+        raise ReflError(f"cannot read the composite {shown(path)}: {reason}") from reason
+    return from_table(content, shown(path))
 
 
 def from_table(content: dict[str, Any], where: str) -> Composite:
     """The same from a table already read; `where` names it in errors."""
+    for key in KEYS:
+        if not isinstance(content.get(key, ""), str):
+            raise ReflError(f"{where} has {key} = {quoted(content[key])}: expected a string")
     unknown = set(content) - {*KEYS, "rule"}
     if unknown:
         raise ReflError(
@@ -65,7 +75,7 @@ def from_table(content: dict[str, Any], where: str) -> Composite:
         )
     lines = content.get("rule", [])
     if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
-        raise ReflError(f"{where}: expected [[rule]] tables, got {lines!r}")
+        raise ReflError(f"{where}: expected [[rule]] tables, got {quoted(lines)}")
     base = method(content["base"]) if "base" in content else Composite("none", ())
     mine = Composite(
         str(content.get("name", where)),
@@ -80,8 +90,13 @@ def from_table(content: dict[str, Any], where: str) -> Composite:
 
 def _line(line: dict[str, Any], where: str) -> Rule:
     if not isinstance(line.get("operation"), str) or not isinstance(line.get("rule"), str):
-        raise ReflError(f"{where}: every [[rule]] needs an operation and a rule, got {line}")
+        raise ReflError(
+            f"{where}: every [[rule]] needs an operation and a rule, got {quoted(line)}"
+        )
     options = dict(line)
     operation, rule = options.pop("operation"), options.pop("rule")
-    site, role = str(options.pop("site", "*")), str(options.pop("role", "*"))
+    site, role = options.pop("site", "*"), options.pop("role", "*")
+    for key, value in (("site", site), ("role", role)):
+        if not isinstance(value, str):
+            raise ReflError(f"{where} has {key} = {quoted(value)}: expected a pattern in quotes")
     return Rule(operation, rule, site, tuple(options.items()), role)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -533,7 +534,7 @@ def test_a_composite_from_a_file(tmp_path: Path) -> None:
 
 def test_a_composite_without_lines() -> None:
     assert from_table({}, "mine") == Composite("mine", ())
-    assert from_table({"base": "cp-lrp", "summary": 3}, "mine") == Composite(
+    assert from_table({"base": "cp-lrp", "summary": "3"}, "mine") == Composite(
         "mine", CP_LRP.rules, "gradient_x_input", CP_LRP.source, "3"
     )
 
@@ -587,18 +588,11 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> No
 
 
 def test_a_composite_is_read_as_utf_8_in_any_locale(tmp_path: Path, monkeypatch: Any) -> None:
-    """What Python would take where nothing is said depends on the machine."""
-    said: list[Any] = []
-    read = Path.read_text
-
-    def spy(path: Path, encoding: str | None = None) -> str:
-        said.append(encoding)
-        return read(path, encoding=encoding)
-
-    monkeypatch.setattr(Path, "read_text", spy)
+    """What Python would take where nothing is said depends on the machine, so bytes are read."""
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: pytest.fail("in which encoding?"))
     file = tmp_path / "mine.toml"
-    file.write_text('summary = "é"', "utf-8")
-    assert from_toml(file).summary == "é" and [str(e).lower() for e in said] == ["utf-8"]
+    file.write_bytes('summary = "é"'.encode())
+    assert from_toml(file).summary == "é"
 
 
 # -- a changed table says so -----------------------------------------------------------------------
@@ -727,3 +721,54 @@ def test_bounds_of_pixels_are_the_checkpoint_s() -> None:
 def test_a_summary_of_one_s_own_stands() -> None:
     mine = from_table(ON_TOP | {"name": "mine", "summary": "gamma, as I like it"}, "f")
     assert mine.summary == "gamma, as I like it" and mine.title == "mine (attnlrp changed)"
+
+
+# -- lines for several operations, and files that are none -----------------------------------------
+
+
+def test_a_line_for_every_operation_is_for_those_that_have_its_rule() -> None:
+    """By hand: gamma is linear's alone, so the base's lines hold for the others; uniform of a
+    product has no eps, epsilon of a sum has one.
+    """
+    everywhere = METHODS["attnlrp"].override(Rule("*", "gamma", options=(("gamma", 0.5),)))
+    assert everywhere.rule("linear", ["a"]).options == {"gamma": 0.5}
+    assert everywhere.rule("softmax", ["a"]) == METHODS["attnlrp"].rule("softmax", ["a"])
+    several = METHODS["attnlrp"].override(Rule("*", "uniform", options=(("eps", 0.25),)))
+    assert several.rule("matmul", ["a"]).options == {"eps": 0.25}
+    assert several.rule("multiply", ["a"]).name == "uniform"
+    assert several.rule("multiply", ["a"]).options == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "base = []", "base = 3", "name = 3", "formulation = []", "source = [1]", "rule = 3",
+        "rule = [3]", '[[rule]]\noperation = ["linear"]\nrule = "flat"', "[[rule]]",
+        '[[rule]]\noperation = "linear"\nrule = "gamma"\nsite = 3',
+        '[[rule]]\noperation = "linear"\nrule = "gamma"\nrole = [""]',
+        f'[[rule]]\noperation = "linear"\nrule = "gamma"\ngamma = {10**400}',
+        f'[[rule]]\noperation = "linear"\nrule = "gamma"\ngamma = 1{"0" * 5000}',
+        '[[rule]]\noperation = "linear"\nrule = "gamma"\ngamma = nan',
+        '[[rule]]\noperation = "linear"\nrule = "gamma"\ngamma = {a = 1}',
+        f'[[rule]]\noperation = "linear"\nrule = "z_box"\nlow = [{10**400}]',
+        '[[rule]]\noperation = "linear"\nrule = "epsilon"\neps = inf',
+        '[[rule]]\noperation = "linear"\nrule = "epsilon"\nstabilizer = []',
+        '[[rule]]\noperation = "*"\nrule = "nonsense"', f"a = {'[' * 900}{']' * 900}",
+        f"rule = {'[' * 90}{']' * 90}", 'base = "mine.toml"', "a.b.c = 1", "d = 1979-05-27",
+    ],
+)  # fmt: skip
+def test_strange_files_are_refused_in_a_sentence(content: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(content)
+    with pytest.raises(ReflError):
+        from_toml(tmp_path / "mine.toml")
+
+
+def test_what_is_no_file_is_refused_unread(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "long.toml").write_bytes(b"#" * (2 << 20))
+    for name in ("pipe.toml", "folder.toml", "long.toml", "none.toml", "a\0b.toml"):
+        with pytest.raises(ReflError):
+            from_toml(tmp_path / name)
+    with pytest.raises(ReflError, match="pipe or device"):
+        from_toml("/dev/zero")
