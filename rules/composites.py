@@ -88,8 +88,10 @@ class Composite:
         for line in self.rules:
             function = there.rules_in(self.formulation).get(line.rule)
             if function is not None and line.fits(operation, names, role):
-                known = there.options(function)
-                options = {key: value for key, value in line.options if key in known}
+                options = dict(line.options)
+                if line.operation != operation:
+                    known = there.options(function)
+                    options = {key: value for key, value in options.items() if key in known}
                 return Chosen(line.rule, function, options)
         raise ReflError(
             f"composite {self.name} has no rule for {operation} at {names[0]}: add a line for it "

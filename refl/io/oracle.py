@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from refl.arrays import Array
-from refl.errors import ReflError
+from refl.errors import ReflError, quoted, shown
 from refl.io import ORACLE_FORMAT, format_1
+from refl.io.config import once_each
+from refl.io.facts import FACTS, check_arrays
 from refl.io.safetensors import read_safetensors, write_safetensors
 
 GROUPS = ("activation", "relevance", "gradient")
@@ -53,30 +55,40 @@ def save(path: str | Path, oracle: Oracle) -> None:
 def load(path: str | Path) -> Oracle:
     """An oracle file of format 1 or 2. Raises ReflError for a file that is none."""
     arrays, metadata = read_safetensors(path)
-    try:
-        return _read(path, arrays, metadata)
-    except (KeyError, TypeError, ValueError, AttributeError) as reason:
-        raise refused(path, reason) from reason
+    return _read(path, arrays, metadata)
 
 
 def _read(path: str | Path, arrays: dict[str, Array], metadata: Mapping[str, str]) -> Oracle:
-    facts = format_1.translated({key: json.loads(value) for key, value in metadata.items()})
-    if facts["format"] != ORACLE_FORMAT:
-        raise ReflError(
-            f"{path} is an oracle file of format {facts['format']}, this refl reads formats "
-            f"1 to {ORACLE_FORMAT}"
-        )
+    try:
+        facts = format_1.translated({key: _parsed(key, value) for key, value in metadata.items()})
+        if facts.get("format", ORACLE_FORMAT) != ORACLE_FORMAT:
+            raise ReflError(
+                f"it is of format {quoted(facts['format'])}, this refl reads formats 1 to "
+                f"{ORACLE_FORMAT}"
+            )
+        FACTS("", facts)
+        inputs = {name: array for name, array in arrays.items() if "/" not in name}
+        groups = {group: _of_group(group, arrays) for group in GROUPS}
+        check_arrays(facts, inputs, groups)
+    except ReflError as reason:
+        raise refused(path, reason) from reason
     order = facts.get("order", [])
-    return Oracle(
-        facts,
-        {name: array for name, array in arrays.items() if "/" not in name},
-        {group: _ordered(_of_group(group, arrays), order) for group in GROUPS},
-    )
+    return Oracle(facts, inputs, {group: _ordered(groups[group], order) for group in GROUPS})
+
+
+def _parsed(key: str, text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=once_each)
+    except RecursionError:
+        raise ReflError(f"{shown(key)} is nested too deeply to be read") from None
+    except ValueError as error:  # no JSON, a name given twice, a number of thousands of digits
+        raise ReflError(f"{shown(key)} is not valid JSON: {error}") from None
 
 
 def refused(path: str | Path, reason: Exception) -> ReflError:
     """For a file that says something else than an oracle file does."""
-    return ReflError(f"{path} is no oracle file of refl: {type(reason).__name__} {reason}")
+    said = str(reason) if isinstance(reason, ReflError) else f"{type(reason).__name__} {reason}"
+    return ReflError(f"{shown(path)} is no oracle file of refl: {said}")
 
 
 def _of_group(group: str, arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -13,6 +13,7 @@ import pytest
 import refl
 from refl import Explanation
 from refl.cli import main
+from refl.errors import ReflError
 from refl.io import ORACLE_FORMAT, format_1, oracle
 from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.rules.composites import Rule
@@ -166,3 +167,114 @@ def test_what_an_oracle_file_holds(tmp_path: Path) -> None:
     assert facts["ledger"]["sites"][0].keys() >= {"rule", "received", "conservation_error"}
     read = oracle.load(tmp_path / "e.safetensors")
     assert list(read.sites["activation"]) == list(e) and read.sites["gradient"] == {}
+
+
+# -- files that are none ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, str]]:
+    """Arrays and metadata of a good file."""
+    path = tmp_path_factory.mktemp("oracle") / "e.safetensors"
+    text().save(path)
+    return read_safetensors(path)
+
+
+def at(value: Any, path: str, new: Any) -> Any:
+    """The same with `new` at a place in it: "sites/0/received"."""
+    key, _, rest = path.partition("/")
+    if isinstance(value, list):
+        return [at(v, rest, new) if str(i) == key and rest else v for i, v in enumerate(value)]
+    return value | {key: at(value[key], rest, new) if rest else new}
+
+
+ODD_FACTS: list[tuple[str, Any]] = [
+    ("seed", "<meta http-equiv=refresh>"), ("seed", "\x1b[31m"), ("seed", ["logit"]), ("seed", 3),
+    ("target", ["a"]), ("target_id", -1), ("target_id", 1e400), ("target_id", True),
+    ("logit", "1"), ("logit", float("nan")), ("logit", 10**400), ("explained", float("inf")),
+    ("tokens", "the"), ("tokens", ["<s>", 3]), ("tokens", ["<s>"]), ("about", {"refl": {}}),
+    ("about", []), ("against", 3), ("aliases", {"a": ["b"]}), ("order", [["a"]]), ("order", 7),
+    ("patch", [0, 1]), ("patch", [1]), ("patch", "ab"), ("candidates", {"token": "a"}),
+    ("candidates", [{"token": "a"}]), ("probability", "a"), ("decoder_tokens", ["a"]),
+    ("method/name", 3), ("method/formulation", "backwards"), ("method/rules", {}),
+    ("method/rules", [3]), ("method/score", []), ("ledger/explained", None), ("ledger/sites", {}),
+    ("ledger/sites", ["a"]), ("ledger/roundoff", "u"), ("format", 3), ("format", "2"),
+    ("format", 2.5), ("format", None), ("types", [-1]), ("position", "last"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "new"), ODD_FACTS)
+def test_an_odd_fact_is_refused_in_a_sentence(
+    place: str, new: Any, whole: Any, tmp_path: Path
+) -> None:
+    arrays, metadata = whole
+    facts = at({key: json.loads(value) for key, value in metadata.items()}, place, new)
+    path = tmp_path / "odd.safetensors"
+    write_safetensors(path, arrays, {key: json.dumps(value) for key, value in facts.items()})
+    with pytest.raises(ReflError, match="is no oracle file of refl: ") as refusal:
+        Explanation.load(path)
+    assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["", "{", "[" * 100_000, '{"a":' * 9000, "1" * 5000, '{"name": "a", "name": "b"}', None],
+)
+def test_metadata_that_few_can_read(word: str | None, whole: Any, tmp_path: Path) -> None:
+    arrays, metadata = whole
+    path = tmp_path / "odd.safetensors"
+    changed = {key: value for key, value in metadata.items() if key != "method"}
+    write_safetensors(path, arrays, changed | ({} if word is None else {"method": word}))
+    with pytest.raises(ReflError, match="method"):
+        Explanation.load(path)
+
+
+SITE = "model.layers.1"
+ODD_ARRAYS: dict[str, dict[str, Any]] = {
+    "another shape": {f"relevance/{SITE}": np.zeros((2, 3))},
+    "one more axis": {f"activation/{SITE}": np.zeros((1, 2, 64))},
+    "whole numbers": {f"relevance/{SITE}": np.zeros((2, 64), np.int64)},
+    "an activation alone": {"activation/x": np.zeros(3)},
+    "negative ids": {"input_ids": np.asarray([1, -2])},
+    "infinite ids": {"input_ids": np.asarray([1, np.inf])},
+    "huge ids": {"input_ids": np.asarray([1, 2**63], np.uint64)},
+    "ids of two axes": {"input_ids": np.asarray([[1, 2]])},
+    "more ids than tokens": {"input_ids": np.asarray([1, 2, 3])},
+    "more relevance than tokens": {"relevance": np.zeros(3)},
+    "relevance of whole numbers": {"relevance": np.zeros(2, np.int64)},
+    "a picture of floats": {"picture": np.zeros((2, 2, 3))},
+    "a picture beside tokens": {"picture": np.zeros((4, 4, 3), np.uint8)},
+    "a decoder's ids alone": {"decoder_ids": np.asarray([1])},
+}
+
+
+@pytest.mark.parametrize("kind", ODD_ARRAYS)
+def test_arrays_that_do_not_belong_together(kind: str, whole: Any, tmp_path: Path) -> None:
+    arrays, metadata = whole
+    path, good = tmp_path / "odd.safetensors", tmp_path / "good.safetensors"
+    write_safetensors(good, arrays, metadata)
+    write_safetensors(path, arrays | ODD_ARRAYS[kind], metadata)
+    with pytest.raises(ReflError, match="is no oracle file of refl: "):
+        Explanation.load(path)
+    if kind in ("another shape", "one more axis", "negative ids", "infinite ids", "huge ids"):
+        with pytest.raises(ReflError, match="is no oracle file: "):
+            compare(good, path)
+
+
+@pytest.mark.parametrize("name", ["input_ids", "relevance", f"relevance/{SITE}"])
+def test_an_array_that_is_missing(name: str, whole: Any, tmp_path: Path) -> None:
+    arrays, metadata = whole
+    path = tmp_path / "odd.safetensors"
+    write_safetensors(path, {key: a for key, a in arrays.items() if key != name}, metadata)
+    with pytest.raises(ReflError, match="is no oracle file of refl: "):
+        Explanation.load(path)
+
+
+def test_what_a_newer_version_says_besides_is_passed_over(whole: Any, tmp_path: Path) -> None:
+    arrays, metadata = whole
+    path = tmp_path / "newer.safetensors"
+    ledger = json.loads(metadata["ledger"])
+    ledger["sites"][0]["surprise"] = [1]
+    said = {"ledger": json.dumps(ledger), "surprise": '{"a": 1}'}
+    write_safetensors(path, arrays | {"surprise": np.ones(2)}, metadata | said)
+    assert Explanation.load(path).tokens == json.loads(metadata["tokens"])

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from refl.errors import ReflError
+from refl.errors import ReflError, shown
 from refl.explanation import Explanation
+from refl.io.facts import check_ids, check_sites
 from refl.io.format_1 import translated
 from refl.io.safetensors import read_safetensors
 from refl.rules.composites import Composite
@@ -69,9 +70,13 @@ def read(path: str | Path) -> Oracle:
             f"{path} is no oracle file: expected arrays named relevance/<site> (refl "
             "explain TEXT --save FILE writes one)"
         )
-    for name in ("input_ids", "decoder_ids"):
-        if name in arrays:
-            metadata[name] = arrays[name].ravel().tolist()
+    try:
+        check_sites(groups)
+        for name in ("input_ids", "decoder_ids"):
+            if name in arrays:
+                metadata[name] = _ids(name, arrays[name])
+    except ReflError as reason:
+        raise ReflError(f"{shown(path)} is no oracle file: {reason}") from None
     ledger, aliases, order = (
         metadata.pop("ledger", None),
         metadata.pop("aliases", None),
@@ -110,10 +115,22 @@ def of(e: Explanation, name: str = "") -> Oracle:
     )
 
 
+def _ids(name: str, array: Any) -> list[int]:
+    """Token ids, which others may write as floats, or with a batch axis."""
+    ids = array.ravel()
+    if ids.dtype.kind == "f" and np.all(np.abs(ids) <= _LARGEST_ID) and np.all(ids == np.rint(ids)):
+        ids = ids.astype(np.int64)
+    check_ids(name, ids)
+    return [int(i) for i in ids]
+
+
+_LARGEST_ID = 2**53
+
+
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -1,0 +1,244 @@
+"""What an oracle file may say: the type of every fact, and which shapes belong together. A file is
+anybody's, so it is refused in a sentence that names the place before anything is made of it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from refl.arrays import Array
+from refl.errors import ReflError, quoted, shown
+
+Check: TypeAlias = Callable[[str, Any], None]
+"""Takes where a value stands, and the value. Raises ReflError for one that may not stand there."""
+
+_MOST = 2**53
+"""Whole numbers beyond are no ids."""
+
+
+def _refuse(at: str, value: Any, expected: str) -> ReflError:
+    return ReflError(f"{shown(at)} is {quoted(value)}, expected {expected}")
+
+
+# -- types -----------------------------------------------------------------------------------------
+
+
+def text(at: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise _refuse(at, value, "a string")
+
+
+def word(at: str, value: Any) -> None:
+    """Such as a kind of seed: it is shown among refl's own words."""
+    text(at, value)
+    if not re.fullmatch(r"[a-z][a-z_-]{0,39}", value):
+        raise _refuse(at, value, "a word of small letters")
+
+
+def whole(at: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST:
+        raise _refuse(at, value, "a whole number of at least 0")
+
+
+def signed(at: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not abs(value) <= _MOST:
+        raise _refuse(at, value, "a whole number")
+
+
+def number(at: str, value: Any) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not _is_finite(value):
+        raise _refuse(at, value, "a finite number")
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
+
+
+def anything(at: str, value: Any) -> None:
+    pass
+
+
+def maybe(check: Check) -> Check:
+    """Or null."""
+
+    def checked(at: str, value: Any) -> None:
+        if value is not None:
+            check(at, value)
+
+    return checked
+
+
+def each(check: Check) -> Check:
+    """A list of these."""
+
+    def checked(at: str, value: Any) -> None:
+        if not isinstance(value, list):
+            raise _refuse(at, value, "a list")
+        for i, one in enumerate(value):
+            check(f"{at}[{i}]", one)
+
+    return checked
+
+
+def named(check: Check) -> Check:
+    """An object from any names to these."""
+
+    def checked(at: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            raise _refuse(at, value, "an object")
+        for key, one in value.items():
+            check(f"{at}.{key}", one)
+
+    return checked
+
+
+def record(required: Mapping[str, Check], optional: Mapping[str, Check]) -> Check:
+    """An object with these names; what else it says is for newer versions to read."""
+
+    def checked(at: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            raise _refuse(at, value, "an object")
+        for key in required:
+            if key not in value:
+                raise ReflError(f"{shown(at)} has no {key!r}" if at else f"it has no {key!r}")
+        for key, check in ({**required, **optional}).items():
+            if key in value:
+                check(f"{at}.{key}" if at else key, value[key])
+
+    return checked
+
+
+# -- the facts -------------------------------------------------------------------------------------
+
+_RULE = record(
+    {"operation": text, "rule": text, "site": text, "role": text, "options": named(anything)}, {}
+)
+_WORDS = dict.fromkeys(("name", "formulation", "source", "summary", "score"), text)
+METHOD = record(_WORDS, {"rules": each(_RULE), "base": text, "changes": each(text)})
+_CANDIDATE = record({"token": text, "id": whole, "logit": number, "probability": number}, {})
+_SITE = record(
+    {"site": text, "operation": text, "rule": text, "received": number}
+    | dict.fromkeys(("passed", "absorbed"), named(number)),
+    {"rounding_scale": maybe(number)},
+)
+LEDGER = record({"explained": number, "roundoff": number, "sites": each(_SITE)}, {})
+
+FACTS = record(
+    {
+        "format": whole,
+        "about": named(text),
+        "method": METHOD,
+        "tokens": each(text),
+        "target": text,
+        "target_id": whole,
+        "logit": number,
+        "probability": maybe(number),
+        "against": maybe(text),
+        "seed": word,
+        "explained": number,
+        "candidates": each(_CANDIDATE),
+        "ledger": maybe(LEDGER),
+        "patch": maybe(each(whole)),
+        "aliases": named(text),
+    },
+    {
+        "order": each(text),
+        "decoder_tokens": maybe(each(text)),
+        "types": maybe(each(whole)),
+        "position": maybe(signed),
+        "ignored": each(text),
+    },
+)
+"""Every fact of an oracle file, by name. New ones are optional, so that files stay readable both
+ways: whoever does not know a name passes it over."""
+
+
+# -- the arrays ------------------------------------------------------------------------------------
+
+
+def check_arrays(
+    facts: Mapping[str, Any],
+    arrays: Mapping[str, Array],
+    sites: Mapping[str, Mapping[str, Array]],
+) -> None:
+    """Raises ReflError for ids that are none, and for shapes that do not belong together."""
+    for name in ("input_ids", "relevance"):
+        if name not in arrays:
+            raise ReflError(f"it has no array {name!r}")
+    for group in ("", "decoder_"):
+        _check_input(group, facts, arrays)
+    _check_picture(facts, arrays)
+    check_sites(sites)
+    groups = ["activation", "relevance"]
+    if facts["method"]["formulation"] == "gradient_x_input":
+        groups.append("gradient")
+    if len({frozenset(sites[group]) for group in groups}) > 1:
+        raise ReflError(f"{', '.join(groups)} are not of the same sites")
+
+
+def check_sites(sites: Mapping[str, Mapping[str, Array]]) -> None:
+    """That what belongs to one site is of one shape, and of floats; a group may lack a site."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for group, arrays in sites.items():
+        for site, array in arrays.items():
+            if array.dtype.kind != "f":
+                raise ReflError(f"{shown(f'{group}/{site}')} is of {array.dtype}, expected floats")
+            if shapes.setdefault(site, array.shape) != array.shape:
+                raise ReflError(
+                    f"{shown(f'{group}/{site}')} has shape {array.shape}, another array of this "
+                    f"site has {shapes[site]}: expected one shape"
+                )
+
+
+def check_ids(name: str, ids: Array) -> None:
+    """That they are whole numbers of at least 0, (T,)."""
+    if ids.dtype.kind not in "iu" or ids.ndim != 1:
+        raise ReflError(
+            f"{name} is of {ids.dtype} and shape {ids.shape}, expected whole numbers (T,)"
+        )
+    if ids.size and (int(ids.min()) < 0 or int(ids.max()) > _MOST):
+        wrong = int(ids.min() if int(ids.min()) < 0 else ids.max())
+        raise ReflError(f"{name} holds {wrong}, which is no token id")
+
+
+def _check_input(group: str, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """That tokens, ids and relevance are of one length."""
+    ids = arrays.get("decoder_ids" if group else "input_ids")
+    tokens, relevance = facts.get(f"{group}tokens"), arrays.get(f"{group}relevance")
+    if ids is None and tokens is None and relevance is None:
+        return
+    if ids is None or tokens is None or relevance is None:
+        raise ReflError(f"of {group}tokens, ids and relevance one is missing: expected all or none")
+    check_ids(f"{group or 'input_'}ids", ids)
+    if relevance.dtype.kind != "f":
+        raise ReflError(f"{group}relevance is of {relevance.dtype}, expected floats")
+    if len(ids) != len(tokens):
+        raise ReflError(f"there are {len(tokens)} {group}tokens and {len(ids)} ids of them")
+    if (group or "picture" not in arrays) and relevance.shape != (len(ids),):
+        raise ReflError(
+            f"{group}relevance has shape {relevance.shape}, expected ({len(ids)},) for the tokens"
+        )
+
+
+def _check_picture(facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    picture, relevance, patch = arrays.get("picture"), arrays["relevance"], facts["patch"]
+    if patch is not None and (len(patch) != 2 or min(patch) < 1):
+        raise _refuse("patch", patch, "height and width")
+    if picture is None:
+        return
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.size == 0:
+        raise ReflError(
+            f"picture is of {picture.dtype} and shape {picture.shape}, expected uint8 (H, W, C)"
+        )
+    if relevance.shape != picture.shape[:2]:
+        raise ReflError(
+            f"relevance has shape {relevance.shape}, expected {picture.shape[:2]} for the picture"
+        )
