@@ -116,6 +116,18 @@ def identity(path: str | Path | int) -> Identity | None:
     return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
 
 
+State: TypeAlias = tuple[int, ...]
+
+
+def state(path: Path) -> State | None:
+    """What changes when a file is written to or replaced; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 _DEPTH, _MOST_FILES = 3, 10_000
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from refl.arrays import Array
 from refl.errors import ReflError, nearest, shown
 from refl.io.config import once_each, read_json
-from refl.io.files import NO_PICKLES, PICKLES, InUse, checkpoint_folder, list_folder, sha256
+from refl.io.files import NO_PICKLES, PICKLES, InUse, checkpoint_folder, list_folder, sha256, state
 from refl.io.safetensors import (
     FLOATS,
     Entry,
@@ -66,6 +66,7 @@ class Weights(Mapping[str, Array]):
         self._mapped: dict[Path, NDArray[numpy.uint8]] = {}
         self._fingerprint: str | None = None
         self._in_use = InUse(self.folder)
+        self._states = {path: state(path) for path in self._files()}
 
     def _widened_bytes(self) -> int:
         width = numpy.dtype(self.dtype).itemsize
@@ -75,6 +76,7 @@ class Weights(Mapping[str, Array]):
         """The tensor, placed. Raises ReflError where it is missing,
         of no float dtype, or not finite.
         """
+        self._refuse_changed(self._entry(name).file)
         if name in self._kept:
             return self._kept[name]
         placed = self._place(self._read(name))
@@ -91,6 +93,7 @@ class Weights(Mapping[str, Array]):
         return values
 
     def _bytes(self, file: Path) -> NDArray[numpy.uint8]:
+        self._refuse_changed(file)
         if file not in self._mapped:
             self._mapped[file] = map_bytes(file)
         return self._mapped[file]
@@ -101,6 +104,19 @@ class Weights(Mapping[str, Array]):
         """
         entry = self._entry(name)
         return read_entry(name, entry, self._bytes(entry.file))
+
+    def _files(self) -> list[Path]:
+        """config.json, then the index, if any, and the weight files, sorted by name."""
+        files = {entry.file for entry in self._entries.values()} | {self.source}
+        return [self.folder / "config.json", *sorted(files)]
+
+    def _refuse_changed(self, path: Path) -> None:
+        """A mapped file that is overwritten changes under the net, and one that is cut short ends
+        the process where it is read. One that is gone stays as it was.
+        """
+        now = state(path)
+        if now is not None and now != self._states[path]:
+            raise ReflError(f"{shown(path)} has changed since the model was loaded: load it again")
 
     def _check_finite(self, name: str, values: NDArray[Any]) -> None:
         if name not in self._checked and not _is_finite(values):
@@ -146,8 +162,9 @@ class Weights(Mapping[str, Array]):
         The same as `cat config.json FILES | sha256sum`.
         """
         if self._fingerprint is None:
-            files = {entry.file for entry in self._entries.values()} | {self.source}
-            self._fingerprint = sha256([self.folder / "config.json", *sorted(files)])
+            for path in self._files():
+                self._refuse_changed(path)
+            self._fingerprint = sha256(self._files())
         return self._fingerprint
 
     def __iter__(self) -> Iterator[str]:

@@ -10,7 +10,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from shutil import copytree
+from shutil import copytree, rmtree
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from refl.cli import _parser, files, main
 from refl.errors import ReflError
 from refl.io.files import atomic_write
 from refl.model import SHIPPED
+from refl.verification.quality.fuzzing import REFUSED, Try, ended_alone
 
 TEXT = "the keys"
 Capture = pytest.CaptureFixture[str]
@@ -231,6 +232,38 @@ def test_what_is_read_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             refl.Explanation.load(name)
     with pytest.raises(ReflError, match="leads in a circle"):
         refl.load("loop")
+
+
+@pytest.mark.parametrize("change", ["cut short", "overwritten", "replaced"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_checkpoint_that_changes_under_a_model_is_refused(
+    change: str, dtype: str, tmp_path: Path
+) -> None:
+    """In a child process: who reads beyond the end of a mapped file is killed."""
+    folder = copytree(SHIPPED, tmp_path / "model")
+    path, model = folder / "model.safetensors", refl.load(folder, dtype=dtype)
+    model.explain(TEXT, keep=())
+    if change == "cut short":
+        os.truncate(path, 100)
+    elif change == "overwritten":
+        with open(path, "r+b") as file:
+            file.seek(-400, os.SEEK_END)
+            file.write(bytes(400))
+        os.utime(path, ns=(1, 1))
+    else:
+        (tmp_path / "other").write_bytes(path.read_bytes())
+        os.replace(tmp_path / "other", path)
+    for use in (lambda: model.explain(TEXT, keep=()), lambda: model.fingerprint()):
+        ended, said = ended_alone(Try(change, use))
+        assert ended == REFUSED and "has changed since the model was loaded" in said
+
+
+def test_a_model_outlives_its_folder(tmp_path: Path) -> None:
+    folder = copytree(SHIPPED, tmp_path / "model")
+    model = refl.load(folder)
+    before = model.explain(TEXT, keep=()).relevance
+    rmtree(folder)
+    np.testing.assert_array_equal(model.explain(TEXT, keep=()).relevance, before)
 
 
 def test_arrays_of_an_oracle_file_outlive_it(tmp_path: Path) -> None:
