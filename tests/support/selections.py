@@ -102,6 +102,7 @@ SLOW = (
     "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[t5]",
     "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[vit]",
     "tests/verification/test_fuzz_checkpoints.py::test_nothing_is_found*",
+    "tests/verification/test_fuzz_files.py::test_many_*",
     "tests/verification/test_identities.py::test_1_every_site_balances[*-float32]",
     "tests/verification/test_model_vectors.py::test_made_again[albert]",
     "tests/verification/test_model_vectors.py::test_made_again[deit]",

@@ -24,7 +24,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -157,7 +156,7 @@ LIKELY = {
 
 def line(random: Random) -> list[str]:
     """A command with some of its options, mostly with values that are right."""
-    commands = dict(_commands())
+    commands = _commands()
     if random.random() < 0.03:
         return random.choice([[], ["--help"], ["--version"], ["nonsense"], [""], ["-"], ["--"]])
     name = random.choice(sorted(commands))
@@ -174,10 +173,10 @@ def line(random: Random) -> list[str]:
     return [name, *words]
 
 
-def _commands() -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    for action in _parser()._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            yield from action.choices.items()
+@functools.cache
+def _commands() -> dict[str, argparse.ArgumentParser]:
+    several = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return {name: parser for action in several for name, parser in action.choices.items()}
 
 
 def _wanted(action: argparse.Action) -> float:
