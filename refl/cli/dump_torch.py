@@ -44,10 +44,19 @@ def add(commands: Any) -> None:
     p = add_command(commands, "dump-torch", summary, run, description=_ABOUT, more=lambda: _MORE)
     p.add_argument("folder", type=Folder, metavar="FOLDER", help="a Hugging Face checkpoint")
     p.add_argument(
-        "text", nargs="?", type=Source, metavar="TEXT", help="the input; needs a tokenizer.json"
+        "text",
+        nargs="?",
+        type=Source,
+        metavar="TEXT",
+        help="the input; needs a tokenizer.json; for a model of images, an image file",
     )
     options.ids(p)
-    options.decoder_ids(p, "the decoder prefix of an encoder-decoder, its start token first")
+    p.add_argument(
+        "--decoder",
+        metavar="TEXT",
+        help="the decoder prefix of an encoder-decoder (default: its start token alone)",
+    )
+    options.decoder_ids(p, "token ids in place of that, the start token first")
     options.types(p)
     p.add_argument(
         "--out", type=output, required=True, metavar="FILE", help="the oracle file to write"
@@ -118,9 +127,47 @@ def _input(args: argparse.Namespace) -> Input:
         raise ReflError("give a TEXT or --ids")
     if args.text is not None and args.ids is not None:
         raise ReflError("give a TEXT or --ids, not both")
+    if args.decoder is not None and args.decoder_ids is not None:
+        raise ReflError("give --decoder or --decoder-ids, not both")
+    if _takes_images(args.folder):
+        return _picture(args)
     ids = args.ids if args.text is None else _tokenizer(args.folder).encode(args.text)
-    further = (None if v is None else tuple(v) for v in (args.decoder_ids, args.types))
-    return Input(tuple(ids), *further)
+    types = None if args.types is None else tuple(args.types)
+    return Input(tuple(ids), _decoder(args), types)
+
+
+def _decoder(args: argparse.Namespace) -> tuple[int, ...] | None:
+    """What the decoder has written; None leaves it at its start token."""
+    if args.decoder_ids is not None:
+        return tuple(args.decoder_ids)
+    if args.decoder is None:
+        return None
+    from refl.io.config import decoder_start_id, read_config
+
+    written = _tokenizer(args.folder).encode_bare(args.decoder) if args.decoder else []
+    return (decoder_start_id(read_config(args.folder)), *written)
+
+
+def _takes_images(folder: str) -> bool:
+    """Where refl knows the architecture; of others ids are the input."""
+    from refl.io.config import read_config
+    from refl.nets import NETS
+
+    net = NETS.get(str(read_config(folder).get("model_type")))
+    return net is not None and "num_channels" in net.Config.__dataclass_fields__
+
+
+def _picture(args: argparse.Namespace) -> Input:
+    """The image file as refl prepares it, so that both sides read the same pixels."""
+    from refl.model import load
+    from refl.verification.peers.dump_torch import Input
+
+    for option in ("ids", "decoder", "decoder_ids", "types"):
+        if getattr(args, option) is not None:
+            name = option.replace("_", "-")
+            raise ReflError(f"the model takes images: give an image file, and leave --{name} out")
+    image = load(args.folder, dtype=args.dtype).read(args.text)
+    return Input(pixels=image.pixels, picture=image.picture)
 
 
 def _target(args: argparse.Namespace) -> int | None:

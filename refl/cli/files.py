@@ -137,9 +137,17 @@ def _what(source: Source, option: str) -> str:
     return f"it is read as {option.upper()}"
 
 
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
 def _would_be_read(target: Path, folder: Folder) -> bool:
-    inside = target.parent == Path(os.path.realpath(folder))
-    return inside and target.suffix in (".safetensors", ".json")
+    """Whether a new file of this name in the folder would be taken for the checkpoint's."""
+    place = Path(os.path.realpath(folder))
+    if target.parent != place:
+        return False
+    if target.suffix == ".safetensors":
+        return target.name == _WEIGHTS[0] or not any((place / name).exists() for name in _WEIGHTS)
+    return target.suffix == ".json"
 
 
 def _printed_to(target: Path) -> str:

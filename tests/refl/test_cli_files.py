@@ -36,6 +36,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("snapshot").mkdir()
     for blob in Path("blobs").iterdir():
         (Path("snapshot") / blob.name).symlink_to(Path("..", "blobs", blob.name))
+    for name, there in (("sharded", "model.safetensors.index.json"), ("single", "a.safetensors")):
+        Path(name).mkdir()
+        Path(name, there).write_bytes(b"")
     refl.load().explain(TEXT, keep=()).save("a.safetensors")
     os.link("a.safetensors", "hard.safetensors")
     Path("soft.safetensors").symlink_to("a.safetensors")
@@ -63,7 +66,9 @@ DESTROYING = [
     "explain the --model snapshot --save snapshot/model.safetensors",
     "explain the --model snapshot --save blobs/model.safetensors",
     "explain the --model snapshot --html blobs/tokenizer.json",
-    "explain the --model snapshot --save snapshot/other.safetensors",
+    "explain the --model snapshot --save snapshot/model.safetensors.index.json",
+    "explain the --model sharded --save sharded/model.safetensors",
+    "explain the --model single --save single/other.safetensors",
     "explain the --model snapshot --html snapshot/generation_config.json",
     "explain the --html x --save x",
     "explain the --html x --save ./x",
@@ -119,7 +124,7 @@ def test_an_adapters_helper_is_not_overwritten(place: Path, capsys: Capture) -> 
 
 def test_what_is_no_input_is_overwritten(place: Path, capsys: Capture) -> None:
     Path("link").symlink_to("page.html")
-    for name in ("page.html", "page.html", "link", "snapshot/why.html"):
+    for name in ("page.html", "page.html", "link", "snapshot/a.safetensors"):
         assert main(["explain", TEXT, "--model", "snapshot", "--html", name]) == 0
     assert Path("link").is_symlink() and Path("page.html").read_bytes().startswith(b"<!DOCTYPE")
 

@@ -23,7 +23,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ import numpy as np
 import refl
 from refl.errors import ReflError
 from refl.explanation import Candidate, Explanation, Method, Sites
-from refl.io.config import read_config
+from refl.io.config import decoder_start_id, read_config
 from refl.io.text import Text
 from refl.io.weights import Weights
 from refl.rules.published import METHODS
@@ -159,12 +159,16 @@ def _after(names: _Names, recording: Recording) -> Callable[..., None]:
 
 @dataclass(frozen=True)
 class Input:
-    """What the model reads; `pixels` (C, H, W) for one that sees."""
+    """What the model reads. `pixels` (C, H, W) for one that takes images, and `picture`, uint8
+    (H, W, C), what they are made of; `decoder` is what a decoder has written, by default its start
+    token.
+    """
 
     ids: tuple[int, ...] = ()
     decoder: tuple[int, ...] | None = None
     types: tuple[int, ...] | None = None
     pixels: Any = None
+    picture: Any = None
 
     def tensors(self, dtype: Any) -> dict[str, Any]:
         import torch
@@ -175,7 +179,7 @@ class Input:
                     None
                 ].requires_grad_()
             }
-        ids = torch.tensor([self.ids])
+        ids = torch.tensor([self.ids], dtype=torch.int64)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if self.decoder is not None:
             inputs["decoder_input_ids"] = torch.tensor([self.decoder])
@@ -213,6 +217,8 @@ def dump(
     inputs = item if isinstance(item, Input) else Input(tuple(int(i) for i in item))
     config = transformers.AutoConfig.from_pretrained(folder)
     kind = str(config.model_type)
+    if config.is_encoder_decoder and inputs.decoder is None:
+        inputs = replace(inputs, decoder=(decoder_start_id(read_config(folder)),))
     if method in LXT_METHODS:
         _refuse_unpatched(kind, method)
     with _patches(kind, method, identity_eps), _width(dtype) as make:
@@ -430,6 +436,8 @@ def _explanation(
         decoder_tokens=None if inputs.decoder is None else _read(text, list(inputs.decoder)),
         decoder_ids=None if inputs.decoder is None else list(inputs.decoder),
         decoder_relevance=decoder,
+        picture=inputs.picture,
+        patch=None if inputs.pixels is None else _patch(model.config),
         fingerprint=Weights(folder, dtype=dtype, place=lambda array: array).fingerprint,
     )
 
@@ -493,6 +501,14 @@ def _tokens(
     table = model.get_input_embeddings()
     embedding = next(name for name, module in model.named_modules() if module is table)
     return relevance(embedding).sum(axis=-1), None
+
+
+def _patch(config: Any) -> tuple[int, int] | None:
+    """Height and width of a patch, where the model has them."""
+    size = getattr(config, "patch_size", None)
+    if isinstance(size, (list, tuple)):
+        return (int(size[0]), int(size[1]))
+    return None if size is None else (int(size), int(size))
 
 
 def _names(model: Any, text: Text | None) -> Callable[[int], str]:

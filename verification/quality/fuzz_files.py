@@ -86,6 +86,8 @@ def changed(random: Random, value: Any) -> Any:
         at = random.randrange(len(value))
         end = [] if random.random() < 0.15 else [changed(random, value[at])]
         return value[:at] + end * random.choice([1, 1, 1, 2]) + value[at + 1 :]
+    if random.random() < 0.6:  # of the type that is due, so that more of it is believed
+        return random.choice([one for one in _ODD if type(one) is type(value)] or _ODD)
     return odd(random)
 
 
@@ -265,16 +267,16 @@ def _shown(path: Path) -> tuple[str, str]:
     """All that is shown of an explanation: on a terminal, and as a page."""
     e: Any = Explanation.load(path)
     json.dumps(e.as_dict())
-    repr(e)
+    said = [_text(terminal(e, 80)), str(e), repr(e)]
     if e.patch is not None:
         _ = e.patches
     if e.recorded is not None:
-        str(e.ledger), e.experts()
+        said += [str(e.ledger), repr(e.ledger), str(e.experts())]
     for site in e:
         e[site], e.activation(site)
     e.save(room() / "again.safetensors")
     Explanation.load(room() / "again.safetensors")
-    return _text(terminal(e, 80)), html(e)
+    return "\n".join(said), html(e)
 
 
 def _text(lines: Any) -> str:
