@@ -54,10 +54,8 @@ def from_toml(path: str | Path) -> Composite:
         content = tomllib.loads(read_bytes(Path(path), _MOST_BYTES).decode("utf-8"))
     except RecursionError:
         raise ReflError(f"cannot read the composite {shown(path)}: nested too deeply") from None
-    except (
-        ReflError,
-        ValueError,
-    ) as reason:  # ValueError: no UTF-8, no TOML, a number of thousands of digits
+    except (ReflError, ValueError) as reason:
+        # ValueError: no UTF-8, no TOML, a number of thousands of digits
         raise ReflError(f"cannot read the composite {shown(path)}: {reason}") from reason
     return from_table(content, shown(path))
 

@@ -145,7 +145,7 @@ def good(kind: str) -> tuple[Path, dict[str, Array], dict[str, str]]:
     """An oracle file that is one: of a text, a picture, an encoder-decoder, a neuron, or one in
     gradient x input form.
     """
-    path, keep = room() / f"{kind}.safetensors", ("*.mlp", "*.norm", "none")
+    path, keep = room() / f"{kind}.safetensors", ("*.mlp", "*.norm")
     text = model("text")
     made: dict[str, Callable[[], Any]] = {
         "text": lambda: text.explain("the keys", keep=keep, contrast=("are", "is")),
