@@ -38,7 +38,7 @@ def test_a_few_files() -> None:
 
 
 def test_a_few_command_lines() -> None:
-    nothing_found(fuzzing.run({"here": fuzz_command_line.here}, 4, 5, seconds=2), 1)
+    nothing_found(fuzzing.run({"inside": fuzz_command_line.inside}, 4, 5, seconds=2), 1)
 
 
 def test_many_files() -> None:
@@ -46,7 +46,7 @@ def test_many_files() -> None:
 
 
 def test_many_command_lines() -> None:
-    nothing_found(fuzzing.run({"here": fuzz_command_line.here}, 10_000, 3, seconds=5), 5)
+    nothing_found(fuzzing.run({"inside": fuzz_command_line.inside}, 10_000, 3, seconds=5), 5)
 
 
 def test_many_processes() -> None:

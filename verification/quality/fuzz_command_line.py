@@ -2,7 +2,7 @@
 
     python -m refl.verification.quality.fuzz_command_line --tries 3000 --seed 1
 
-    here        in this process, with streams of its own
+    inside      in this process, with streams of its own
     process     as a process, with closed, full and broken streams, and signals while it works
 
 What must hold: the exit code is 0, 2, 1 from a command that checks, or that of a signal; with 2
@@ -231,7 +231,7 @@ class End:
     """The folder of inputs."""
 
 
-def here(random: Random) -> Try:
+def inside(random: Random) -> Try:
     arguments, stdin = line(random), random.choice([b"the keys\n", b"", b"\xff", b"the " * 9000])
     return Try(_told(arguments), lambda: _run(arguments, stdin), _wrong)
 
@@ -253,11 +253,11 @@ def _run(arguments: list[str], stdin: bytes) -> End:
         sys.stdin, sys.stdout, sys.stderr = before
         sys.path[:] = path
         os.chdir(folder)
-    out, err = (_written(stream) for stream in streams[1:])
+    out, err = (_read_back(stream) for stream in streams[1:])
     return End(arguments, code, out, err, files_before)
 
 
-def _written(stream: io.TextIOWrapper) -> str:
+def _read_back(stream: io.TextIOWrapper) -> str:
     stream.flush()
     data = stream.buffer.getvalue()  # type: ignore[attr-defined]
     return str(data, "utf-8", "backslashreplace")
@@ -421,7 +421,7 @@ def _wrong_process(end: End, streams: list[str], number: int | None) -> str:
     return _wrong_end(end) or _wrong_files(end)
 
 
-KINDS = {"here": here, "process": process}
+KINDS = {"inside": inside, "process": process}
 
 
 if __name__ == "__main__":

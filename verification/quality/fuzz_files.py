@@ -193,7 +193,7 @@ def _facts(random: Random, path: Path, arrays: Any, metadata: Any) -> tuple[Path
         key = random.choice(sorted(metadata))
         value = changed(random, json.loads(metadata[key]))
         metadata[key] = json.dumps(value)
-    return _written(arrays, metadata), f"{key} = {metadata[key][:200]}"
+    return _saved(arrays, metadata), f"{key} = {metadata[key][:200]}"
 
 
 def _words(random: Random, path: Path, arrays: Any, metadata: Any) -> tuple[Path, str]:
@@ -218,7 +218,7 @@ def _words(random: Random, path: Path, arrays: Any, metadata: Any) -> tuple[Path
         metadata[odd_name(random)] = value
     else:
         metadata[key] = value
-    return _written(arrays, metadata), f"{key} is {value[:20]}"
+    return _saved(arrays, metadata), f"{key} is {value[:20]}"
 
 
 def _arrays(random: Random, path: Path, arrays: Any, metadata: Any) -> tuple[Path, str]:
@@ -248,7 +248,7 @@ def _arrays(random: Random, path: Path, arrays: Any, metadata: Any) -> tuple[Pat
             ).astype(wide.dtype)
         arrays[name] = wide
     arrays.pop("__metadata__", None)
-    return _written(arrays, metadata), f"array {name!r}: {how}, now {arrays.get(name, 'none')!r}"[
+    return _saved(arrays, metadata), f"array {name!r}: {how}, now {arrays.get(name, 'none')!r}"[
         :300
     ]
 
@@ -257,7 +257,7 @@ def _bytes(random: Random, path: Path, arrays: Any, metadata: Any) -> tuple[Path
     return placed("odd.safetensors", spoiled(random, path.read_bytes())), "some bytes"
 
 
-def _written(arrays: Any, metadata: Any) -> Path:
+def _saved(arrays: Any, metadata: Any) -> Path:
     path = room() / "odd.safetensors"
     write_safetensors(path, arrays, metadata)
     return path
