@@ -303,3 +303,47 @@ def test_no_head(tmp_path: Path) -> None:
     encoder("bert-no-head")(tmp_path)
     with pytest.raises(ReflError, match="without a head"):
         dump(tmp_path, IDS)
+
+
+# -- the command, for a decoder and for a picture --------------------------------------------------
+
+
+def both_files(folder: Path, ours: list[str], theirs: list[str]) -> Comparison:
+    """What `refl explain` and `refl dump-torch` write of one input, compared."""
+    a, b = folder / "ours", folder / "theirs"
+    e = ["explain", "--model", str(folder), "--method", "input-x-gradient", "--dtype", "float64"]
+    assert main([*e, *ours, "--save", str(a)]) == 0
+    method = ["--method", "input-x-gradient", "--out", str(b)]
+    assert main(["dump-torch", str(folder), *theirs, *method]) == 0
+    assert main(["compare", str(a), str(b)]) == 0
+    left, right = Explanation.load(a), Explanation.load(b)
+    assert right.input_ids == left.input_ids and right.decoder_ids == left.decoder_ids
+    np.testing.assert_allclose(right.relevance, left.relevance, atol=1e-12)
+    return compare(a, b)
+
+
+@pytest.mark.parametrize("prefix", [[], ["--decoder-ids", "0", "7", "11"]])
+def test_the_command_runs_a_decoder(
+    prefix: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default at its start token, as refl does."""
+    t5()(tmp_path)
+    ids = ["--ids", *map(str, IDS), *prefix]
+    agree(both_files(tmp_path, ids, ids), 50)
+
+
+def test_the_command_reads_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed (the extra 'image')")
+    vision("vit")(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"do_resize": false}')
+    height, width = refl.load(tmp_path).config.image
+    levels = np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
+    image.fromarray(levels).save(tmp_path / "picture.png")
+    picture = [str(tmp_path / "picture.png")]
+    agree(both_files(tmp_path, picture, picture), 20)
+    e = Explanation.load(tmp_path / "theirs")
+    np.testing.assert_array_equal(e.picture, levels)
+    assert e.patch == Explanation.load(tmp_path / "ours").patch and e.patches.sum() != 0
+    out = ["--out", str(tmp_path / "again")]
+    assert main(["dump-torch", str(tmp_path), "--ids", "1", *out]) == 2
+    assert "give an image file" in capsys.readouterr().err
