@@ -198,13 +198,25 @@ def writable(path: str | Path) -> Path:
     """
     try:
         target = Path(os.path.realpath(path)) if os.fspath(path) else None
-        obstacle = _obstacle(target) if target else "the name is empty, expected that of a file"
+        obstacle = "the name is empty, expected that of a file"
+        if target:  # what /dev/stdout is has no path of its own, so the name is asked first
+            obstacle = _no_file(Path(path)) or _obstacle(target)
     except (OSError, ValueError) as error:
         obstacle = reason(error)
     if obstacle:
         raise ReflError(f"{shown(path)} cannot be written: {obstacle}")
     assert target is not None
     return target
+
+
+def _no_file(path: Path) -> str:
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    if stat.S_ISDIR(mode):
+        return "it is a folder, expected the name of a file"
+    return "" if stat.S_ISREG(mode) else "it is a pipe or a device, expected the name of a file"
 
 
 def _obstacle(target: Path) -> str:
@@ -217,10 +229,6 @@ def _obstacle(target: Path) -> str:
         found = target.stat()
     except FileNotFoundError:
         return ""
-    if stat.S_ISDIR(found.st_mode):
-        return "it is a folder, expected the name of a file"
-    if not stat.S_ISREG(found.st_mode):
-        return "it is a pipe or a device, expected the name of a file"
     if not found.st_mode & 0o222 or not os.access(target, os.W_OK):
         return "it is read-only: remove it first, or choose another name"
     if user := user_of(target):

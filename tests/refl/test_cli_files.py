@@ -201,6 +201,9 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     refused(".", "it is a folder")
     refused("read-only/out", "there is no folder")
     refused("/dev/null", "a pipe or a device")
+    read, write = os.pipe()
+    refused(f"/dev/fd/{write}", "a pipe or a device")
+    os.close(read), os.close(write)
     refused("a\0b", "null")
     refused("\ud800", "surrogates not allowed")
     assert Path("read-only").read_bytes() == b"old"
