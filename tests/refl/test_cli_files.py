@@ -140,7 +140,7 @@ def test_python_overwrites_no_checkpoint_in_use(place: Path) -> None:
 # -- every option that names a file ----------------------------------------------------------------
 
 NO_FILES = {
-    "decoder", "target", "contrast", "at", "keep", "rule", "ignore", "only",
+    "decoder", "target", "contrast", "at", "keep", "rule", "ignore", "ignore_tensors", "only",
 }  # fmt: skip
 """Options of free text that name no file."""
 
