@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from refl.arrays import Array, namespace, row_product, row_sum, total, total_product
+from refl.arrays import Array, flags, namespace, row_product, row_sum, total, total_product
 from refl.rules import activation, gather, layer_norm, linear, rotary, softmax
 from refl.rules.conservation import stabilized_ratio
 
@@ -115,24 +115,26 @@ def _linear_epsilon(operands: Operands, z: Array, r: Array, how: How) -> Array:
     return _linear(operands, _stabilized(z, r, how)) + _sum(r)
 
 
-def _given_back(r: Array, how: How) -> Array | float:
-    """|R| of a rule that divides by z + eps s(z) only where an eps is asked for."""
-    return _sum(r) if how["eps"] else 0.0
+def _given_back(s: Array, r: Array, how: How) -> Array:
+    """|R| of a rule that divides by z + eps s(z) only where an eps is asked for; without one, what
+    stood above a denominator of 0, all of which is absorbed.
+    """
+    return _sum(r if how["eps"] else r * flags(s == 0, r))
 
 
 def _linear_gamma(operands: Operands, z: Array, r: Array, how: How) -> Array:
     parts = tuple(map(linear.signed, operands))
     s = linear.quotient(linear.gamma_denominator(parts, z, how["gamma"]), r, how["eps"])[0]
-    return (1 + how["gamma"]) * _linear(operands, s) + _given_back(r, how)
+    return (1 + how["gamma"]) * _linear(operands, s) + _given_back(s, r, how)
 
 
 def _linear_alpha_beta(operands: Operands, z: Array, r: Array, how: How) -> Array:
     parts, alpha, beta = tuple(map(linear.signed, operands)), how["alpha"], how["beta"]
     s = linear.quotient(linear.positive_sum(parts), alpha * r, how["eps"])[0]
-    scale = _linear(operands, s) + alpha * _given_back(r, how)
+    scale = _linear(operands, s) + alpha * _given_back(s, r, how)
     if beta:
         s = linear.quotient(linear.negative_sum(parts), beta * r, how["eps"])[0]
-        scale = scale + _linear(operands, s) + beta * _given_back(r, how)
+        scale = scale + _linear(operands, s) + beta * _given_back(s, r, how)
     return scale
 
 
@@ -145,10 +147,19 @@ def _linear_z_box(operands: Operands, z: Array, r: Array, how: How) -> Array:
     above, below = x - linear.bound(how["low"], x), x - linear.bound(how["high"], x)
     w_pos, w_neg = linear.signed(w)
     s = linear.quotient(above @ w_pos.T + below @ w_neg.T, r)[0]
-    return _linear((above, w_pos, None), s) + _linear((below, w_neg, None), s)
+    dead = _given_back(s, r, {"eps": 0.0})
+    return _linear((above, w_pos, None), s) + _linear((below, w_neg, None), s) + dead
 
 
-def _twice(operands: Operands, z: Array, r: Array, how: How) -> Array:
+def _linear_flat(operands: Operands, z: Array, r: Array, how: How) -> Array:
+    """All n messages of a row are one number, so the errors of their sum are alike and add up, to
+    n u |R|: an n of which the 8 of the bound are taken off.
+    """
+    (x, *_) = operands
+    return (2 + x.shape[-1] / 8) * _sum(r)
+
+
+def _linear_w_square(operands: Operands, z: Array, r: Array, how: How) -> Array:
     return 2 * _sum(r)
 
 
@@ -193,8 +204,8 @@ RELEVANCE: dict[tuple[str, str], Callable[[Operands, Array, Array, How], Array]]
     ("linear", "gamma"): _linear_gamma,
     ("linear", "z_plus"): _linear_z_plus,
     ("linear", "alpha_beta"): _linear_alpha_beta,
-    ("linear", "flat"): _twice,
-    ("linear", "w_square"): _twice,
+    ("linear", "flat"): _linear_flat,
+    ("linear", "w_square"): _linear_w_square,
     ("linear", "z_box"): _linear_z_box,
     ("matmul", "uniform"): _matmul_uniform,
     ("matmul", "second"): _matmul_second,

@@ -12,6 +12,7 @@ import pytest
 from hand_arrays import BIAS, EPS, B, G, M, N, R, T, W, X, Y, agree, away, over, size
 from rounding import scale_of
 
+from refl.arrays import total
 from refl.rules import (
     activation,
     add,
@@ -53,12 +54,13 @@ def test_terms_of_linear(bias: Any) -> None:
         scale_of(linear.gamma, X, W, bias, z, R, gamma=0.25),
         1.25 * twice(over(R, z + 0.25 * np.where(z > 0, up, down))),
     )
-    agree(scale_of(linear.z_plus, X, W, bias, z, R), twice(over(R, up)))
+    lost, lost_below = size(R * (up == 0)), size(R * (down == 0))  # no contribution of that sign
+    agree(scale_of(linear.z_plus, X, W, bias, z, R), twice(over(R, up)) + lost)
     agree(
         scale_of(linear.alpha_beta, X, W, bias, z, R, alpha=1.5, beta=0.5),
-        twice(over(1.5 * R, up)) + twice(over(0.5 * R, down)),
+        twice(over(1.5 * R, up)) + twice(over(0.5 * R, down)) + 1.5 * lost + 0.5 * lost_below,
     )
-    agree(scale_of(linear.flat, X, W, bias, z, R), 2 * size(R))
+    agree(scale_of(linear.flat, X, W, bias, z, R), (2 + N / 8) * size(R))
     agree(scale_of(linear.w_square, X, W, bias, z, R), 2 * size(R))
 
 
@@ -92,6 +94,29 @@ def test_what_eps_gives_back_is_within_the_bound(rule: Any) -> None:
     kept = out.inputs[0].reshape(B, -1).sum(axis=1) + sum(out.absorbed.values())
     error = np.abs(R.reshape(B, -1).sum(axis=1) - kept)
     assert np.all(error <= 8 * 2.0**-53 * scale_of(rule, x, W, None, z, R, eps=EPS))
+
+
+@pytest.mark.parametrize("rule", [linear.gamma, linear.z_plus, linear.alpha_beta, linear.z_box])
+def test_what_stands_above_a_zero_counts(rule: Any) -> None:
+    """Without an eps all of it is absorbed, and its sum is rounded like any other."""
+    x, w = np.zeros((1, 1, 2)), np.eye(2)
+    r = np.asarray([[[3.0, -5.0]]])
+    how = {"low": 0.0, "high": 0.0} if rule is linear.z_box else {}
+    parts = 3 if rule is linear.alpha_beta else 1  # alpha and beta times
+    agree(scale_of(rule, x, w, None, x, r, **how), parts * np.asarray([8.0]))
+
+
+def test_the_flat_rule_on_long_rows_is_within_the_bound() -> None:
+    """Shares of one row are equal, and so are the errors of their sums: they do not average out."""
+    u, worst = 2.0**-24, 0.0
+    for seed in range(8):
+        r = np.random.default_rng(seed).standard_normal((1, 1, 3)).astype("float32")
+        x = np.zeros((1, 1, 50_000), dtype="float32")
+        got = float(total(linear.flat(x, x[0], None, r, r).inputs[0])[0])
+        error = abs(float(r.astype("float64").sum()) - got)
+        assert error <= 8 * u * float(scale_of(linear.flat, x, x[0], None, r, r)[0])
+        worst = max(worst, error / (16 * u * float(np.abs(r).sum())))
+    assert worst > 1  # a bound that does not know the length of the row is too small
 
 
 def test_terms_of_the_z_box() -> None:
