@@ -23,14 +23,15 @@ from refl.cli import main
 from refl.errors import ReflError
 from refl.model import Model
 from refl.nets import NETS, masks
-from refl.rules import linear, matmul, multiply, rms_norm, softmax
+from refl.rules import activation, layer_norm, linear, matmul, multiply, rms_norm, softmax
 from refl.rules.conservation import RuleOutput
 from refl.rules.operations import OPERATIONS
 from refl.show.lines import plain
 from refl.show.text import cells
+from refl.sweep import Sweep
 from refl.trace import QUERIES, Trace
 from refl.verification import random_models
-from refl.verification.identities import invariance, report
+from refl.verification.identities import invariance, report, runs
 from refl.verification.identities.catalogue import IDENTITIES, verify
 from refl.verification.identities.model_under_test import (
     LENGTH,
@@ -39,7 +40,7 @@ from refl.verification.identities.model_under_test import (
 )
 from refl.verification.identities.rows import Row, WorstDeviation
 from refl.verification.identities.small_nets import SMALL
-from refl.verification.random_models import random_model
+from refl.verification.random_models import random_model, with_weights
 
 CONFIGS: dict[str, dict[str, Any]] = {
     name: config
@@ -55,7 +56,7 @@ VARIANTS = {
     "T5, gated": random_models.T5 | random_models.FLAN,
 }
 
-KEY_BIAS, QUERY_KEY, RELU, CAUSAL, GROUPED, LAYER_NORM, RMS_NORM = (
+KEY_BIAS, QUERY_KEY, RELU, CAUSAL, GROUPED, LAYER_NORM, RMS_NORM, PADDING, BLOCKS = (
     "a constant in the key bias",
     "another basis inside Q K",
     "LRP-0 of a ReLU net",
@@ -63,10 +64,14 @@ KEY_BIAS, QUERY_KEY, RELU, CAUSAL, GROUPED, LAYER_NORM, RMS_NORM = (
     "grouped K and V",
     "LayerNorm's Taylor",
     "RMSNorm's Jacobian",
+    "padding has no relevance",
+    "attention in blocks",
 )
 LLAMA_LIKE = {RELU, KEY_BIAS, LAYER_NORM}
 """What does not apply to a gated net with rotary positions, RMSNorm and grouped queries."""
 BIDIRECTIONAL = {RELU, CAUSAL, GROUPED, RMS_NORM}
+PICTURES = BIDIRECTIONAL | {PADDING, BLOCKS}
+"""All of one size, and of few patches."""
 NOT_APPLICABLE: dict[str, set[str]] = {
     "LLAMA": LLAMA_LIKE,
     "MISTRAL": LLAMA_LIKE,
@@ -82,11 +87,11 @@ NOT_APPLICABLE: dict[str, set[str]] = {
     "BERT": BIDIRECTIONAL,
     "ROBERTA": BIDIRECTIONAL,
     "ALBERT": BIDIRECTIONAL,
-    "VIT": BIDIRECTIONAL,
-    "DEIT": BIDIRECTIONAL,
+    "VIT": PICTURES,
+    "DEIT": PICTURES,
     "T5": {KEY_BIAS, GROUPED, LAYER_NORM},
     "BERT, classes": BIDIRECTIONAL,
-    "BERT, no head": BIDIRECTIONAL | {"norm weights folded"},
+    "BERT, no head": BIDIRECTIONAL | {PADDING, "norm weights folded"},
     "GPT2, relu": {GROUPED, RMS_NORM},
     "LLAMA, biases, relu": LLAMA_LIKE,
     "T5, gated": {RELU, KEY_BIAS, GROUPED, LAYER_NORM},
@@ -439,6 +444,245 @@ def test_a_change_that_changes_the_function_fails(monkeypatch: pytest.MonkeyPatc
     ]
 
 
+# -- a row each ------------------------------------------------------------------------------------
+
+
+@wraps(linear.epsilon)
+def least_eps(x: Any, w: Any, b: Any, z: Any, r: Any, **how: Any) -> RuleOutput:
+    """An eps below 1e-6 is taken as 1e-6."""
+    floor = {"eps": max(how["eps"], 1e-6)} if "eps" in how else {}
+    return linear.epsilon(x, w, b, z, r, **how | floor)
+
+
+def inputs_changed(plain_rule: Callable[..., RuleOutput], change: Callable[..., Any]) -> Any:
+    """A rule whose first input gets something else."""
+
+    @wraps(plain_rule)
+    def wrong(*arrays: Any, **how: Any) -> RuleOutput:
+        output = plain_rule(*arrays, **how)
+        first, *rest = output.inputs
+        return output._replace(inputs=(change(first, *arrays), *rest))
+
+    return wrong
+
+
+def by_number(r: Any, *arrays: Any) -> Any:
+    """A little more to each further feature."""
+    return r * (1 + 0.01 * np.arange(r.shape[-1]))
+
+
+def by_absolute_weight(r: Any, x: Any, w: Any, b: Any, z: Any, g: Any) -> Any:
+    return (g @ np.abs(w)) * (x if r is None else 1)
+
+
+def positive_alone(r: Any, *arrays: Any) -> Any:
+    return r * (r > 0)
+
+
+def in_place(r: Any, x: Any, z: Any, *rest: Any) -> Any:
+    """The forward's own array is written to."""
+    z *= 1.000001
+    return r
+
+
+Wrong = Callable[..., RuleOutput]
+ROWS: list[tuple[str, str, str, str, str, Wrong]] = [
+    ("what eps adds is linear", "LLAMA", "linear", "epsilon", "relevance", least_eps),
+    (RELU, "GPT2, relu", "linear", "epsilon", "relevance", bias_on_inputs),
+    (
+        "linear: LRP-0 = leave-one-out",
+        "LLAMA",
+        "linear",
+        "epsilon",
+        "relevance",
+        inputs_changed(linear.epsilon, by_number),
+    ),
+    (
+        "one attention layer: CP-LRP",
+        "LLAMA",
+        "matmul",
+        "second",
+        "gradient_x_input",
+        lambda a, v, z, g: matmul.uniform_gxi(a, v, z, g),
+    ),
+    *(
+        (row, "GPT2", "linear", "epsilon", "gradient_x_input", inputs_changed(linear.gradient, how))
+        for row, how in (
+            ("another basis inside Q K", by_absolute_weight),
+            ("another basis inside V O", by_absolute_weight),
+            ("norm weights folded", by_absolute_weight),
+            ("the order of heads", by_number),
+            ("the order of neurons", by_number),
+        )
+    ),
+    (KEY_BIAS, "GPT2", "linear", "epsilon", "relevance", bias_on_inputs),
+    ("a shift of softmax logits", "GPT2", "softmax", "taylor", "relevance", without_row_sum),
+    (
+        "R(z_a - z_b)",
+        "LLAMA",
+        "activation",
+        "identity",
+        "relevance",
+        inputs_changed(activation.identity, positive_alone),
+    ),
+    (
+        "the forward pass is the same",
+        "LLAMA",
+        "activation",
+        "identity",
+        "relevance",
+        inputs_changed(activation.identity, in_place),
+    ),
+    (
+        LAYER_NORM,
+        "GPT2",
+        "layer_norm",
+        "gradient",
+        "gradient_x_input",
+        lambda x, w, b, z, g, **how: layer_norm.epsilon_gxi(x, w, b, z, g, **how)._replace(
+            absorbed={"norm_bias": 0.0, "norm_offset": np.zeros(len(x))}
+        ),
+    ),
+]
+"""Start of a row's name, net, operation, rule, form, what stands in its place. Other rows have a
+test of their own here, or stand in FAULTS.
+"""
+
+
+@pytest.mark.parametrize(("row", "name", "operation", "rule", "form", "wrong"), ROWS)
+def test_every_row_is_seen_to_fail(
+    row: str,
+    name: str,
+    operation: str,
+    rule: str,
+    form: str,
+    wrong: Wrong,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rules, (number,) = OPERATIONS[operation].rules, numbers(row)
+    with monkeypatch.context() as m:
+        m.setitem(rules, rule, rules[rule]._replace(**{form: wrong}))
+        found = [r for r in rows(net(name), [number], small=False) if r.identity.startswith(row)]
+    assert [r.result for r in found] == ["FAILS"], f"{row}: {found}"
+
+
+@cache
+def numbers(row: str) -> set[int]:
+    """Of the identity that a row belongs to."""
+    return {n for n, starts in BY_NUMBER.items() if row.startswith(starts)}
+
+
+BY_NUMBER = {
+    2: ("what eps",),
+    4: (RELU,),
+    6: ("linear:", "one attention"),
+    7: ("another", "norm weights", "the order", KEY_BIAS, "a shift"),
+    8: ("R(z",),
+    9: ("the forward",),
+    12: (LAYER_NORM,),
+}
+
+
+def test_a_recomputation_that_loses_a_bit_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Sweep._recompute
+
+    def inexact(self: Any, record: Any, relevance: Any, *rest: Any) -> Any:
+        return right(self, record, relevance * (1 + 2.0**-52), *rest)
+
+    monkeypatch.setattr(Sweep, "_recompute", inexact)
+    assert "recomputed" in ninth(net("LLAMA"))
+
+
+def test_runs_with_other_sites_are_not_the_same() -> None:
+    """Also where the first has fewer."""
+    m = model_under_test(net("GPT2"), [3, 1, 5])
+    few, all_of_them = (m.explain("attnlrp", keep=keep, audit=False) for keep in ((), "*"))
+    for one, other in ((few, all_of_them), (all_of_them, few)):
+        worst = WorstDeviation()
+        runs._compare_bits(one, other, "attnlrp", worst)
+        assert not worst.row(9, "", "").holds
+
+
+# -- nothing to compare ----------------------------------------------------------------------------
+
+
+def test_what_compares_nothing_does_not_hold() -> None:
+    """Nothing, empty arrays, zero with zero, and numbers below what is allowed."""
+    assert nothing_compared(WorstDeviation())
+    for array, bound in ((np.zeros((0, 3)), 1.0), (np.zeros(3), 0.0), (np.full(3, 1e-14), 1e-12)):
+        worst = WorstDeviation()
+        worst.compare(array, array, bound)
+        assert nothing_compared(worst)
+
+
+def nothing_compared(worst: WorstDeviation) -> bool:
+    row = worst.row(1, "", "")
+    return row.result == "does not apply" and row.reason.startswith("nothing to compare")
+
+
+def test_one_comparison_that_decides_is_enough() -> None:
+    worst = WorstDeviation()
+    worst.compare(np.zeros(3), np.zeros(3), 1e-12)
+    worst.compare(np.ones(3), np.ones(3), 1e-12)
+    row = worst.row(1, "", "", "two")
+    assert row.result == "holds" and row.found == "two; 1 of 2 are too small to decide"
+
+
+@pytest.mark.parametrize("bound", [np.inf, np.nan])
+def test_a_bound_that_is_no_number_allows_nothing(bound: float) -> None:
+    worst = WorstDeviation()
+    worst.compare(np.ones(3), np.ones(3), bound)
+    assert worst.row(1, "", "").result == "FAILS"
+
+
+def test_a_net_without_relevance_holds_nothing() -> None:
+    """A head of zeros: every logit is 0, and so is all relevance. Activations there are."""
+    model = net("LLAMA")
+    zeros = np.zeros(model.weights["lm_head.weight"].shape)
+    silent = with_weights(model, **{"lm_head.weight": zeros})
+    m = model_under_test(silent, [3, 1, 5])
+    found = [*verify(m, [11], small=False), *runs.causality(m), *runs.batches(m)]
+    assert [r.result for r in found] == ["does not apply"] * 5, found
+    assert all(r.reason.startswith("nothing to compare") for r in found)
+
+
+def test_folding_weights_of_one_changes_nothing() -> None:
+    """Norms as they are before training: the same numbers are written."""
+    model = net("LLAMA")
+    ones = {n: np.ones(model.weights[n].shape) for n in model.weights if "norm" in n}
+    found = rows(with_weights(model, **ones), [7], small=False)
+    (folded,) = (r for r in found if r.identity.startswith("norm weights folded"))
+    assert folded.result == "does not apply" and "what they were" in folded.reason
+
+
+def test_one_block_of_queries_is_no_comparison() -> None:
+    model = random_model(random_models.GPT2 | {"n_positions": QUERIES}, 1)
+    (found,) = runs.attention_in_blocks(model_under_test(model, [3, 1, 5]))
+    assert found.result == "does not apply" and f"{QUERIES} positions at most" in found.reason
+    model = random_model(random_models.GPT2 | {"n_positions": QUERIES + 1}, 1)
+    (found,) = runs.attention_in_blocks(model_under_test(model, [3, 1, 5]))
+    assert found.result == "holds"
+
+
+def test_one_token_stands_beside_two() -> None:
+    """A batch of one input would be compared with itself."""
+    together, padding = runs.batches(model_under_test(net("GPT2"), [3]))
+    assert together.result == "holds" and "of 1, 2 tokens" in together.found
+    assert padding.result == "holds"
+
+
+def test_dynamic_positions_beyond_what_was_trained_do_not_apply() -> None:
+    scaling = {"rope_type": "dynamic", "factor": 4.0}
+    config = random_models.LLAMA | {"rope_scaling": scaling, "max_position_embeddings": 4}
+    model = random_model(config, 1)
+    for length, result in ((4, "holds"), (5, "does not apply")):
+        m = model_under_test(model, [3, 1, 5, 16, 2][:length])
+        _, prefix = runs.causality(m)
+        for row in (prefix, *runs.batches(m)):
+            assert row.result == result, row
+            assert result == "holds" or "max_position_embeddings, 4" in row.reason
+
+
 def test_what_is_no_number_fails() -> None:
     worst = WorstDeviation()
     worst.compare(np.zeros(2), np.asarray([0.0, 1e-20]), 1e-12)
@@ -563,6 +807,19 @@ def test_a_failure_is_said(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> 
 def test_bad_input(capsys: Capture, args: list[str], named: str) -> None:
     status, out, err = command(capsys, *args)
     assert status == 2 and not out and named in err and len(err.splitlines()) == 1
+
+
+def test_nothing_measured_is_no_success(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refl.verification.identities.catalogue.on_small_nets", lambda only: ())
+    status, out, _ = command(capsys, "--only", "4")
+    assert status == 1 and out.splitlines()[-1] == "nothing could be measured: this decides nothing"
+    status, out, _ = command(capsys, "--only", "4", "--json")
+    assert status == 1 and json.loads(out)["holds"] is False
+
+
+def test_decoder_ids_are_for_decoders(capsys: Capture) -> None:
+    status, _, err = command(capsys, "--decoder-ids", "0", "5")
+    assert status == 2 and "the model has no decoder" in err
 
 
 def test_help_teaches(capsys: Capture) -> None:

@@ -52,7 +52,7 @@ from refl.model import Model
 from refl.rules.composites import Chosen
 from refl.rules.operations import OPERATIONS
 from refl.rules.rounding import rounding_scale
-from refl.verification.identities.rows import WorstDeviation, deviation
+from refl.verification.identities.rows import WorstDeviation, deviation, largest
 from refl.verification.identities.weights import ChangedWeights
 
 FACTOR = 8
@@ -117,10 +117,11 @@ class RunComparison:
         """`got` has to be what `read` finds in the explanation.
         `runs`: whose rounding counts as well.
         """
-        measured, bound = deviation(got, read(self.e)), rounding_bound(self.e, *runs)
+        want = read(self.e)
+        measured, bound = deviation(got, want), rounding_bound(self.e, *runs)
         if not measured <= bound:
             bound += FACTOR * self.sensitivity(read)
-        self.worst.add(measured, bound, where)
+        self.worst.add(measured, bound, where, max(largest(got), largest(want)))
 
     def sensitivity(self, read: Callable[[Explanation], Any]) -> float:
         """How far what is read moves with the last digits of the weights."""

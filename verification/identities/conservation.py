@@ -32,52 +32,37 @@ def conservation_at_every_operation(m: ModelUnderTest) -> Iterator[Row]:
     """sum R = sum over operands of sum R_operand + absorbed, at every operation, under every rule,
     for every eps, in either dtype.
 
-    Measured in units of u sum|terms|, the incoming R counted among the terms. Each method is
-    swept twice, with attention in one piece and in blocks.
+    Measured in units of u sum|terms|, as rules/rounding.py counts them. Each method is swept twice,
+    with attention in one piece and in blocks.
     """
     for n, dtype in enumerate(DTYPES):
-        worst, runs, sums = WorstDeviation(), 0, dict[str, float]()
+        worst, runs, sites = WorstDeviation(), 0, set[str]()
         for name, e in _conserving_runs(m.within(dtype)):
             m.progress(runs + 100 * n, 200)
             runs += 1
-            # a sweep that keeps no site follows one that keeps all
-            sums |= {site: float(np.abs(e[site]).sum()) for site in e}
-            _add_conservation_errors(e, name, sums, worst)
+            sites |= {entry.site for entry in e.ledger}
+            _add_conservation_errors(e, name, worst)
         yield worst.row(
             1,
             f"received = passed on + absorbed ({dtype})",
             "no rule creates or loses relevance, at any site",
-            f"{worst.count:,} entries of {runs} sweeps over {len(sums)} sites, in units of u "
+            f"{worst.count:,} entries of {runs} sweeps over {len(sites)} sites, in units of u "
             "sum|terms|",
         )
 
 
-def _add_conservation_errors(
-    e: Explanation, name: str, sums: Mapping[str, float], worst: WorstDeviation
-) -> None:
-    """`sums`: site -> sum|R| there."""
-    bound = max(float(FACTOR), _longest_row(e) if _is_flat(e) else 0.0)
+def _add_conservation_errors(e: Explanation, name: str, worst: WorstDeviation) -> None:
+    u = e.ledger.roundoff
     for entry in e.ledger:
-        unit = e.ledger.roundoff * max(_scale(entry), sums.get(entry.site, 0.0))
-        error = abs(float(entry.conservation_error[0]))
-        measured = error / unit if unit else math.inf if error else 0.0
-        worst.add(measured, bound, f"{entry.site} ({entry.rule}; {name})")
+        unit, error = u * _scale(entry), abs(float(entry.conservation_error[0]))
+        measured = error / unit if 0 < unit < math.inf else math.inf if error or unit else 0.0
+        where = f"{entry.site} ({entry.rule}; {name})"
+        worst.add(measured, FACTOR, where, size=1 / u if unit else 0.0)
 
 
 def _scale(entry: Entry) -> float:
     assert entry.rounding_scale is not None
     return float(entry.rounding_scale[0])
-
-
-def _is_flat(e: Explanation) -> bool:
-    return e.composite.rules[0].rule == "flat"
-
-
-def _longest_row(e: Explanation) -> float:
-    """n: under the flat rule all n messages of a row are one number, so the errors of their sum are
-    alike and add up, to n u sum|terms|.
-    """
-    return float(max(e.activation(site).shape[-1] for site in e))
 
 
 def _conserving_runs(m: ModelUnderTest) -> Iterator[tuple[str, Explanation]]:
@@ -111,10 +96,12 @@ def whole_account(m: ModelUnderTest) -> Iterator[Row]:
         m.progress(n, len(runs))
         e = m.explain(method, keep=(), **options)
         _add_account_error(e, run_name(method, options), worst)
-        worst.add(abs(e.explained - logit), rounding_bound(e), f"{method}: the model's own output")
+        own, shown = f"{method}: the model's own output", f"{method}: the sum of what is shown"
+        worst.add(abs(e.explained - logit), rounding_bound(e), own, abs(logit))
         if e.composite.score == "sum":
-            error = abs(float(input_scores(e).sum() - e.ledger.tokens[0]))
-            worst.add(error, rounding_bound(e), f"{method}: the sum of what is shown")
+            scores = input_scores(e)
+            error = abs(float(scores.sum() - e.ledger.tokens[0]))
+            worst.add(error, rounding_bound(e), shown, float(np.abs(scores).sum()))
     for seed in () if m.at else KINDS:
         _add_account_error(m.explain("attnlrp", seed=seed, keep=()), f"seed {seed}", worst)
     yield worst.row(
@@ -126,7 +113,11 @@ def whole_account(m: ModelUnderTest) -> Iterator[Row]:
 
 
 def _add_account_error(e: Explanation, where: str, worst: WorstDeviation) -> None:
-    worst.add(abs(float(e.ledger.conservation_error[0])), rounding_bound(e), where)
+    """Held against the largest amount of the account: some seeds add up to 0."""
+    ledger = e.ledger
+    amounts = [ledger.explained, ledger.tokens, *ledger.absorbed.values()]
+    size = max(abs(float(amount[0])) for amount in amounts)
+    worst.add(abs(float(ledger.conservation_error[0])), rounding_bound(e), where, size)
 
 
 def _own_logit(m: ModelUnderTest) -> float:

@@ -22,7 +22,7 @@ from refl.verification.identities.graph import host_arrays
 from refl.verification.identities.methods import WITHOUT_EPS
 from refl.verification.identities.model_under_test import ModelUnderTest, input_scores
 from refl.verification.identities.reparametrized import CHANGES
-from refl.verification.identities.rows import Row, WorstDeviation
+from refl.verification.identities.rows import Row, WorstDeviation, deviation, largest
 
 INVARIANCES = {
     "key_bias": (
@@ -64,6 +64,9 @@ def _invariance(m: ModelUnderTest, change: str) -> Row:
     other, worst = CHANGES[change](m.model, m.graph), WorstDeviation()
     if other is None:
         return Row(7, identity, means, reason=reason)
+    if not _rewritten(m.model, other):
+        reason = "written anew, the weights are what they were: a norm's are all 1, say, or all 0"
+        return Row(7, identity, means, reason=reason)
     for method in WITHOUT_EPS:
         stages = m.stages_without_norms if change == "norms" else m.stages
         compare_models(m, other, method, worst, stages)
@@ -71,6 +74,14 @@ def _invariance(m: ModelUnderTest, change: str) -> Row:
     tensors = len(other.weights.maps[0])  # type: ignore[attr-defined]
     found = f"{tensors} tensors rewritten; {', '.join(WITHOUT_EPS)}{moved}"
     return worst.row(7, identity, means, found)
+
+
+def _rewritten(model: Model, other: Model) -> bool:
+    """Whether any weight is another number."""
+    changed = other.weights.maps[0]  # type: ignore[attr-defined]
+    return any(
+        not np.array_equal(asnumpy(w), asnumpy(model.weights[n])) for n, w in changed.items()
+    )
 
 
 def compare_models(
@@ -93,7 +104,7 @@ def _moved_at_large_eps(m: ModelUnderTest, other: Model) -> str:
     """How far a stabilizer breaks it, which shows that the comparison notices."""
     runs = (m.explain("attnlrp", model, eps=1e-2, keep=()) for model in (m.model, other))
     one, two = map(input_scores, runs)
-    moved = float(np.abs(one - two).max() / np.abs(one).max())
+    moved = deviation(one, two) / (largest(one) or 1.0)
     return f" (attnlrp at eps = 1e-2 does move, by {moved:.0e} of the largest)"
 
 
@@ -112,6 +123,7 @@ def _softmax_shift(m: ModelUnderTest) -> Row:
         "the softmax rule is a Taylor expansion, offset and all",
         f"{len(records)} softmaxes with what arrives there; single entries move by up to "
         f"{max(moved, default=0.0):.1e}",
+        nothing="" if records else "the net has no softmax",
     )
 
 

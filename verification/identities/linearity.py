@@ -22,13 +22,15 @@ def linear_in_the_seed(m: ModelUnderTest) -> Iterator[Row]:
         m.progress(n, len(m.methods))
         _random_seeds(m, method, worst)
     outputs = m.traced[1].array.shape[-1]
-    for method in ("attnlrp", "cp-lrp") if m.at is None and outputs > 1 else ():
+    contrasted = ("attnlrp", "cp-lrp") if m.at is None and outputs > 1 else ()
+    for method in contrasted:
         _contrast(m, method, (m.target, (m.target + 1) % outputs), worst)
     yield worst.row(
         8,
         "R(z_a - z_b) = R(z_a) - R(z_b)",
         "contrasts may be taken before or after the sweep",
-        f"every site, {len(m.methods)} methods",
+        f"every site, {len(m.methods)} methods, for any two seeds"
+        + ("" if contrasted else "; there is no second logit to contrast with"),
     )
 
 

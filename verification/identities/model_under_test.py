@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from refl.arrays import asnumpy
+from refl.errors import ReflError
 from refl.explanation import Explanation
 from refl.model import Model
 from refl.rules.composites import Composite
@@ -148,6 +149,8 @@ def model_under_test(model: Model, item: Any = None, decoder: Any = None) -> Mod
 
 def _decoder_ids(model: Model, decoder: Any) -> list[int] | None:
     if model.task != "sequence-to-sequence":
+        if decoder is not None:
+            raise ReflError("decoder ids are given, and the model has no decoder: leave them out")
         return None
     if decoder is None:
         decoder = [model.decoder_start_id, *_random_input(model, 3, seed=1)]

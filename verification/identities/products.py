@@ -170,6 +170,7 @@ def triple_products(m: ModelUnderTest) -> Iterator[Row]:
             f"{order} is split {' : '.join(f'{x:g}' for x in parts)}",
             "what each gets depends on the order of the products, as published",
             f"q, k and v of {len(attentions)} attentions",
+            nothing="" if attentions else "the net has no attention",
         )
 
 

@@ -128,6 +128,7 @@ def linear_models(m: ModelUnderTest) -> Iterator[Row]:
         "one attention layer: CP-LRP = leave-one-out",
         "with attention as it is, a token counts what is missing without it",
         f"{len(attentions)} attentions with their value and output layers",
+        nothing="" if attentions else "the net has no attention",
     )
 
 

@@ -88,10 +88,17 @@ def _summary(rows: Sequence[Row]) -> Line:
     failed = [r for r in rows if not r.holds]
     count = sum(r.measured is not None for r in rows)
     rest = f"; {len(rows) - count} do not apply" if len(rows) > count else ""
+    if not count:
+        return [("nothing could be measured: this decides nothing", STYLES["FAILS"])]
     if failed:
         numbers = ", ".join(str(n) for n in sorted({r.number for r in failed}))
         return [(f"{len(failed)} of {count} FAIL (identity {numbers}){rest}", STYLES["FAILS"])]
     return [(f"all {count} hold{rest}", STYLES["holds"])]
+
+
+def all_hold(rows: Sequence[Row]) -> bool:
+    """Whether something was measured, and nothing fails."""
+    return any(r.measured is not None for r in rows) and all(r.holds for r in rows)
 
 
 def as_dict(m: ModelUnderTest, rows: Sequence[Row]) -> dict[str, Any]:
@@ -105,6 +112,6 @@ def as_dict(m: ModelUnderTest, rows: Sequence[Row]) -> dict[str, Any]:
         "decoder_ids": m.decoder,
         "target": None if m.at else m.model.output_names([m.target])[0],
         "at": None if m.at is None else [m.at[0], list(m.at[1])],
-        "holds": all(r.holds for r in rows),
+        "holds": all_hold(rows),
         "identities": [r.as_dict() for r in rows],
     }

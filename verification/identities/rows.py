@@ -29,8 +29,10 @@ class Row:
 
     @property
     def holds(self) -> bool:
-        """What does not apply cannot fail; a deviation that is no number does."""
-        return self.measured is None or self.bound is None or self.measured <= self.bound
+        """What does not apply cannot fail; a deviation or a bound that is no number does."""
+        if self.measured is None or self.bound is None:
+            return True
+        return self.measured <= self.bound < math.inf
 
     @property
     def result(self) -> str:
@@ -52,7 +54,11 @@ class Row:
 
 @dataclass
 class WorstDeviation:
-    """Of many deviations the one that is largest beside its bound."""
+    """Of many deviations the one that is largest beside its bound.
+
+    A comparison decides something where what is compared is larger than what is allowed: 0 = 0, or
+    1e-20 = 3e-20 within 1e-12, would hold of anything.
+    """
 
     measured: float = 0.0
     bound: float = 0.0
@@ -60,20 +66,42 @@ class WorstDeviation:
     count: int = 0
     of_bound: float = -1.0
     """measured / bound."""
+    deciding: int = 0
+    """Comparisons that decide something."""
 
-    def compare(self, got: Any, want: Any, bound: float, where: str = "") -> None:
-        """Two arrays that have to agree within `bound`, everywhere."""
-        self.add(deviation(got, want), bound, where)
+    def compare(
+        self, got: Any, want: Any, bound: float, where: str = "", size: float | None = None
+    ) -> None:
+        """Two arrays that have to agree within `bound`, everywhere. `size`: of what is compared, by
+        default the largest number of either.
+        """
+        size = max(largest(got), largest(want)) if size is None else size
+        self.add(deviation(got, want), bound, where, size)
 
-    def add(self, measured: float, bound: float, where: str = "") -> None:
+    def add(self, measured: float, bound: float, where: str = "", size: float = math.inf) -> None:
+        """A bound that is no finite number allows nothing."""
         self.count += 1
+        self.deciding += size > bound
         of_bound = _of_bound(measured, bound)
         if of_bound > self.of_bound:
             self.measured, self.bound, self.where, self.of_bound = measured, bound, where, of_bound
 
-    def row(self, number: int, identity: str, means: str, found: str = "", **how: Any) -> Row:
+    def row(
+        self, number: int, identity: str, means: str, found: str = "", nothing: str = "", **how: Any
+    ) -> Row:
+        """`nothing`: why there may be nothing to compare."""
+        if not self.of_bound > 1 and not self.deciding:
+            reason = f"nothing to compare: {nothing or self._undecided()}"
+            return Row(number, identity, means, reason=reason, **how)
+        blind = self.count - self.deciding
+        few = f"; {blind:,} of {self.count:,} are too small to decide" if blind else ""
         at = f"; worst at {self.where}" if self.where and self.measured != 0 else ""
-        return Row(number, identity, means, self.measured, self.bound, found + at, **how)
+        return Row(number, identity, means, self.measured, self.bound, found + few + at, **how)
+
+    def _undecided(self) -> str:
+        if not self.count:
+            return "the net, or this input, has no place for it"
+        return "no number compared is larger than the rounding that is allowed"
 
 
 def deviation(got: Any, want: Any) -> float:
@@ -83,7 +111,13 @@ def deviation(got: Any, want: Any) -> float:
     return float(np.abs(got - want).max(initial=0.0)) if same else math.inf
 
 
+def largest(array: Any) -> float:
+    return float(np.abs(asnumpy(array)).max(initial=0.0))
+
+
 def _of_bound(measured: float, bound: float) -> float:
+    if not math.isfinite(bound):
+        return math.inf
     if measured == 0:
         return 0.0
     return measured / bound if bound > 0 and not math.isnan(measured) else math.inf

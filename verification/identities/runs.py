@@ -25,7 +25,7 @@ from refl.verification.identities.model_under_test import (
     input_scores,
     with_mask,
 )
-from refl.verification.identities.rows import Row, WorstDeviation
+from refl.verification.identities.rows import Row, WorstDeviation, deviation
 
 
 def ways_to_run(m: ModelUnderTest) -> Iterator[Row]:
@@ -55,11 +55,24 @@ def causality(m: ModelUnderTest) -> Iterator[Row]:
         _compare_prefix(m, method, ids[:end], after, prefix)
     found = f"position {end - 1} of {len(ids)}, {len(m.methods)} methods"
     yield after.row(9, identity, means, found)
-    yield prefix.row(
-        9,
+    identity, means = (
         "a prefix is explained as if it stood alone",
         "what follows a token does not change its explanation",
-        f"the first {end} of {len(ids)} tokens",
+    )
+    if reason := _positions_depend_on_length(m, len(ids)):
+        yield Row(9, identity, means, reason=reason)
+        return
+    yield prefix.row(9, identity, means, f"the first {end} of {len(ids)} tokens")
+
+
+def _positions_depend_on_length(m: ModelUnderTest, length: int) -> str:
+    """Why a text's positions are others beside a longer one; "" where they are not."""
+    rope = getattr(m.model.config, "rope", None)
+    if rope is None or rope.kind != "dynamic" or length <= rope.positions:
+        return ""
+    return (
+        f"dynamic rotary positions turn by other angles in a text of {length} tokens, for it is "
+        f"longer than max_position_embeddings, {rope.positions}: a text alone is another function"
     )
 
 
@@ -79,7 +92,7 @@ def _compare_prefix(
     e = m.explain(method, position=end - 1, target=alone.target_id, keep=())
     read = attrgetter("relevance" if m.decoder is None else "decoder_relevance")
     r = read(e)
-    after.compare(r[end:], np.zeros_like(r[end:]), 0.0, method)
+    after.compare(r[end:], np.zeros_like(r[end:]), 0.0, method, size=float(np.abs(r).max()))
     RunComparison(m.model, alone, explain, prefix).compare(r[:end], read, method, e)
 
 
@@ -93,22 +106,25 @@ def _cut(m: ModelUnderTest, ids: list[int]) -> ModelUnderTest:
 def batches(m: ModelUnderTest) -> Iterator[Row]:
     """Inputs explained together get what each gets alone; padding gets exactly nothing."""
     worst, padding, (items, decoders) = WorstDeviation(), WorstDeviation(), _batch(m)
-    for method in m.methods:
-        for keep in ("*", ()) if method == "attnlrp" else ("*",):
-            for together, run in _members(m, method, items, decoders, keep, worst):
-                run.compare(input_scores(together), input_scores, method)
-                _compare_sites(together, run, padding, method)
-    lengths = "" if m.model.takes_images else f" of {', '.join(str(len(i)) for i in items)} tokens"
-    yield worst.row(
-        9,
+    together = (
         "together = each alone",
         "an explanation does not depend on what else is in the batch",
-        f"{len(items)} inputs{lengths}, {len(m.methods)} methods",
     )
-    if padding.count:
-        found = f"{padding.count:,} padded sites"
-        means = "what pads a batch is no part of any input"
-        yield padding.row(9, "padding has no relevance", means, found)
+    padded = "padding has no relevance", "what pads a batch is no part of any input"
+    longest = 0 if m.model.takes_images else max(map(len, items))
+    if reason := _positions_depend_on_length(m, longest):
+        yield from (Row(9, *row, reason=reason) for row in (together, padded))
+        return
+    for method in m.methods:
+        for keep in ("*", ()) if method == "attnlrp" else ("*",):
+            for e, run in _members(m, method, items, decoders, keep, worst):
+                run.compare(input_scores(e), input_scores, method)
+                _compare_sites(e, run, padding, method)
+    lengths = "" if m.model.takes_images else f" of {', '.join(str(len(i)) for i in items)} tokens"
+    found = f"{len(items)} inputs{lengths}, {len(m.methods)} methods"
+    yield worst.row(9, *together, found)
+    nothing = "" if padding.count else "inputs of one length need no padding"
+    yield padding.row(9, *padded, f"{padding.count:,} padded sites", nothing)
 
 
 def _members(
@@ -134,14 +150,18 @@ def _explainer(item: Any, **how: Any) -> Callable[[Model], Explanation]:
 
 
 def _batch(m: ModelUnderTest) -> tuple[list[Any], list[list[int]] | None]:
-    """The input and others: shorter ones where a batch may be padded."""
+    """The input and others: of other lengths where a batch may be padded. A single token stands
+    beside two, of a net that takes two.
+    """
     if m.model.takes_images:
         x = m.model.read(m.item).pixels
         return [x, np.ascontiguousarray(x[:, ::-1]), 0.5 * x], None
+    n, others = len(m.item), [(i + 1) % m.model.config.vocab_size for i in m.item]
     if m.at:  # one neuron is explained in inputs of one length
-        items = [m.item, m.item[::-1], [*m.item[1:], m.item[0]]]
+        items = [m.item, m.item[::-1], others]
+    elif n == 1:
+        items = [m.item, with_mask(m.model, [*m.item, *others][: m.model.config.longest])]
     else:
-        n = len(m.item)
         shorter = [k for k in (max(n // 2, 1), 1) if k < n]
         items = [m.item, *(with_mask(m.model, m.item[n - k :]) for k in shorter)]
     if m.decoder is None:
@@ -157,7 +177,8 @@ def _compare_sites(
     for site in (x for x in together if x in set(alone) and ".experts." not in x):
         r, rows = together[site], len(alone[site])
         if r.ndim == 2 and len(r) > rows == len(alone.input_ids):
-            padding.compare(r[rows:], 0 * r[rows:], 0.0, f"{site} ({method})")
+            size = float(np.abs(r).max())
+            padding.compare(r[rows:], 0 * r[rows:], 0.0, f"{site} ({method})", size)
             run.compare(r[:rows], itemgetter(site), f"{site} ({method})")
 
 
@@ -229,10 +250,19 @@ def recomputed(m: ModelUnderTest) -> Iterator[Row]:
 
 def _compare_bits(one: Explanation, other: Explanation, method: str, worst: WorstDeviation) -> None:
     worst.compare(input_scores(one), input_scores(other), 0.0, method)
-    for site in one:
+    _compare_names(one, other, f"the sites of {method}", worst)
+    for site in set(one) & set(other):
         worst.compare(one[site], other[site], 0.0, f"{site} ({method})")
+        if apart := deviation(one.activation(site), other.activation(site)):
+            worst.add(apart, 0.0, f"the activation of {site} ({method})")
     same = one.ledger.as_dict() == other.ledger.as_dict()
-    worst.add(0.0 if same else math.inf, 0.0, f"the conservation ledger of {method}")
+    size = float(len(one.ledger.entries))
+    worst.add(0.0 if same else math.inf, 0.0, f"the conservation ledger of {method}", size)
+
+
+def _compare_names(one: Explanation, other: Explanation, where: str, worst: WorstDeviation) -> None:
+    if set(one) != set(other):
+        worst.add(math.inf, 0.0, where)
 
 
 def forward_passes(m: ModelUnderTest) -> Iterator[Row]:
@@ -240,7 +270,8 @@ def forward_passes(m: ModelUnderTest) -> Iterator[Row]:
     worst, first = WorstDeviation(), m.explained(WITHOUT_EPS[0])
     for method in m.methods:
         e = m.explain(method, audit=False)
-        for site in first:
+        _compare_names(first, e, f"the sites of {method}", worst)
+        for site in set(first) & set(e):
             worst.compare(first.activation(site), e.activation(site), 0.0, f"{site} ({method})")
     yield worst.row(
         9,
@@ -254,18 +285,26 @@ def attention_in_blocks(m: ModelUnderTest) -> Iterator[Row]:
     """Attention in blocks of queries, without the T x T matrix: the same relevance. Where the net
     takes a text of more than one block.
     """
+    identity, means = (
+        "attention in blocks = attention in one piece",
+        "the faster form computes the same",
+    )
     worst, m = WorstDeviation(), _longer_than_a_block(m)
+    if (queries := _most_queries(m)) <= QUERIES:
+        what = "the picture has" if m.model.takes_images else "the net takes"
+        reason = f"{what} {queries} positions at most, and they are one block of {QUERIES}"
+        yield Row(9, identity, means, reason=reason)
+        return
     for method in ("attnlrp", "attnlrp-gradient", "cp-lrp"):
         plain = partial(m.explain, method, keep=("*.scores",))
         run = RunComparison(m.model, plain(), plain, worst)
         run.compare(input_scores(m.explain(method, keep=())), input_scores, method)
-    found = f"{len(m.item)} tokens, blocks of {QUERIES}"
-    yield worst.row(
-        9,
-        "attention in blocks = attention in one piece",
-        "the faster form computes the same",
-        "the picture" if m.model.takes_images else found,
-    )
+    yield worst.row(9, identity, means, f"{queries} positions, blocks of {QUERIES}")
+
+
+def _most_queries(m: ModelUnderTest) -> int:
+    """Of any attention of the net, on this input."""
+    return max((r.output.array.shape[-2] for r in m.graph.of("softmax")), default=0)
 
 
 def _longer_than_a_block(m: ModelUnderTest) -> ModelUnderTest:

@@ -19,7 +19,7 @@ from refl.verification.definitions import surrogate
 from refl.verification.identities.conditioning import rounding_bound
 from refl.verification.identities.methods import WITHOUT_EPS
 from refl.verification.identities.model_under_test import ModelUnderTest
-from refl.verification.identities.rows import Row, WorstDeviation
+from refl.verification.identities.rows import Row, WorstDeviation, deviation
 
 VARIANT = {
     "lrp-0": "attnlrp",
@@ -86,8 +86,9 @@ def _linear_in_eps(m: ModelUnderTest) -> Row:
     once, twice = (m.explain("attnlrp", eps=k * eps) for k in (1, 2))
     bound = 4 * rounding_bound(zero, once, twice)
     for site in m.stages:
-        worst.compare(twice[site] + zero[site], 2 * once[site], bound, site)
-    moved = max(float(np.abs(once[site] - zero[site]).max()) for site in m.stages)
+        moved = deviation(once[site], zero[site])
+        worst.compare(twice[site] + zero[site], 2 * once[site], bound, site, size=moved)
+    moved = max(deviation(once[site], zero[site]) for site in m.stages)
     return worst.row(
         2,
         "what eps adds is linear in eps",
