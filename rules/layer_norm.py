@@ -14,7 +14,7 @@ sum w g x_hat times var / std^2.
 
 from __future__ import annotations
 
-from refl.arrays import Array, namespace, total
+from refl.arrays import Array, namespace, squares_scale, total
 from refl.rules.conservation import Forms, RuleOutput, stabilized_ratio
 
 CAUSES = {
@@ -26,8 +26,7 @@ CAUSES = {
 def forward(
     x: Array, w: Array, b: Array | None, *, norm_eps: float
 ) -> Array:  # (..., N), (N,), (N,) -> (..., N)
-    centered, inverse, _ = standardized(x, norm_eps)
-    z = centered * inverse * w
+    z = standardized(x, norm_eps)[0] * w
     return z if b is None else z + b
 
 
@@ -63,21 +62,25 @@ def gradient(
     x: Array, w: Array, b: Array | None, z: Array, g: Array, *, norm_eps: float
 ) -> RuleOutput:
     xp = namespace(x, g)
-    centered, inverse, variance = standardized(x, norm_eps)
-    x_hat = centered * inverse
+    x_hat, inverse, share = standardized(x, norm_eps)
     along = xp.sum(w * g * x_hat, axis=-1, keepdims=True)
     g_x = _transposed(x, w, g, norm_eps) - x_hat * inverse * (along / x.shape[-1])
-    absorbed = _bias(b, g) | {"norm_offset": total(along * variance * inverse * inverse)}
+    absorbed = _bias(b, g) | {"norm_offset": total(along * share)}
     return RuleOutput((g_x, None, None), absorbed)
 
 
 def standardized(
     x: Array, norm_eps: float
-) -> tuple[Array, Array, Array]:  # -> x - mean (..., N), 1/std, var: (..., 1)
-    xp = namespace(x)
+) -> tuple[Array, Array, Array]:  # -> x_hat (..., N), 1/std, var/std^2: (..., 1)
+    """For any finite x: where squares are beyond the dtype, of x over the largest of its row."""
+    xp, scale, eps = namespace(x), squares_scale(x, norm_eps), norm_eps
+    if scale is not None:
+        x, eps = x / scale, norm_eps / scale / scale
     centered = x - xp.mean(x, axis=-1, keepdims=True)
     variance = xp.mean(centered * centered, axis=-1, keepdims=True)
-    return centered, 1 / xp.sqrt(variance + norm_eps), variance
+    inverse = 1 / xp.sqrt(variance + eps)
+    share = variance / (variance + eps)
+    return centered * inverse, inverse if scale is None else inverse / scale, share
 
 
 def _transposed(x: Array, w: Array, s: Array, norm_eps: float) -> Array:

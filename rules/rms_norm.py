@@ -6,19 +6,21 @@
 In gradient x input form, identity is `identity_gxi`: g_x = w g / rms. Gemma stores what its weight
 differs from 1 by: w stands for `offset` + the stored weight everywhere.
 
+x may be of any size: squares that are beyond the dtype are taken of x over its largest.
+
 Absorbs nothing, except the full Jacobian: `norm_offset` = sum R mean(x^2) / rms^2, almost all of R.
 """
 
 from __future__ import annotations
 
-from refl.arrays import Array, namespace, row_product, total
+from refl.arrays import Array, inverse_rms, row_product, total
 from refl.rules.conservation import Forms, RuleOutput
 
 
 def forward(
     x: Array, w: Array, *, norm_eps: float, offset: float = 0.0
 ) -> Array:  # (..., N), (N,) -> (..., N)
-    return x * _inverse(x, norm_eps)[0] * (offset + w)
+    return x * inverse_rms(x, norm_eps)[0] * (offset + w)
 
 
 def identity(
@@ -30,24 +32,16 @@ def identity(
 def identity_gxi(
     x: Array, w: Array, z: Array, g: Array, *, norm_eps: float, offset: float = 0.0
 ) -> RuleOutput:
-    return RuleOutput((g * (offset + w) * _inverse(x, norm_eps)[0], None), {})
+    return RuleOutput((g * (offset + w) * inverse_rms(x, norm_eps)[0], None), {})
 
 
 def gradient(
     x: Array, w: Array, z: Array, g: Array, *, norm_eps: float, offset: float = 0.0
 ) -> RuleOutput:
-    inverse, mean_square = _inverse(x, norm_eps)
-    along = row_product(z, g) * inverse * inverse  # sum_i w g x / rms^3, times rms
-    g_x = g * (offset + w) * inverse - x * (along / x.shape[-1])
-    return RuleOutput((g_x, None), {"norm_offset": total(along * mean_square)})
-
-
-def _inverse(
-    x: Array, norm_eps: float
-) -> tuple[Array, Array]:  # (..., N) -> 1/rms, mean(x^2): (..., 1)
-    xp = namespace(x)
-    mean_square = row_product(x, x) / x.shape[-1]
-    return 1 / xp.sqrt(mean_square + norm_eps), mean_square
+    inverse, share = inverse_rms(x, norm_eps)
+    along = row_product(z, g)  # sum_i w g x / rms
+    g_x = g * (offset + w) * inverse - x * inverse * (along * inverse / x.shape[-1])
+    return RuleOutput((g_x, None), {"norm_offset": total(along * share)})
 
 
 RULES = {"identity": Forms(identity, identity_gxi), "gradient": Forms(None, gradient)}

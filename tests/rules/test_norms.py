@@ -12,9 +12,11 @@ from backends import Backend
 from exact_rules import arrays_of, dtypes, forward_agrees, rule_agrees
 
 from refl.rules import layer_norm, rms_norm
-from refl.verification.definitions.exact import to_mpf
+from refl.rules.operations import OPERATIONS
+from refl.verification.definitions.exact import MP, to_mpf
 from refl.verification.definitions.lift import FORWARD, Call, array
 from refl.verification.quality.cases import ETA, NormCase, U, layer_norm_case, rms_norm_case
+from refl.verification.random_models import LLAMA, random_model, with_weights
 
 
 @dtypes
@@ -80,3 +82,56 @@ def test_taylor_at_x_passes_what_the_norms_eps_leaves(backend: Backend) -> None:
     absorbed = backend.back(output.absorbed["norm_offset"])
     bound = 1e-14 * np.sum(np.abs(z * g), axis=-1)
     assert np.all(np.abs(absorbed - incoming * variance / (variance + e)) <= bound)
+
+
+@dtypes
+@pytest.mark.parametrize("norm", ["rms_norm", "layer_norm"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_norms_of_numbers_whose_squares_are_none(
+    backend: Backend, dtype: str, norm: str, sign: int
+) -> None:
+    """Beyond the root of the largest number of the dtype, rows of ordinary size beside them; and,
+    with no eps, below the root of the least. Forward, the scale 1/std and what a true derivative
+    absorbs, against 60 digits.
+    """
+    rows = np.asarray([[1.0, 2.0, -4.0, 3.0], [2.5, -1.0, 0.5, 0.0]])
+    huge, tiny = (1e160, 1e-170) if dtype == "float64" else (1e25, 1e-25)
+    w = np.asarray([1.0, -2.0, 0.5, 3.0], dtype=dtype)
+    for size, norm_eps in ((huge, 1e-5), (huge, 1e-12), (tiny, 0.0)):
+        x = (sign * rows * [[size], [1.0]]).astype(dtype)
+        _judge_norm(backend, norm, x, w, norm_eps)
+
+
+def _judge_norm(backend: Backend, norm: str, x: Any, w: Any, norm_eps: float) -> None:
+    operation, how = OPERATIONS[norm], {"norm_eps": norm_eps}
+    operands = [backend.place(a) for a in ((x, w) if norm == "rms_norm" else (x, w, 0 * w))]
+    z = operation.forward(*operands, **how)
+    g = np.ones_like(x)
+    true = operation.rules["gradient"].gradient_x_input(*operands, z, backend.place(g), **how)
+    name = "identity" if norm == "rms_norm" else "epsilon"
+    frozen = operation.rules[name].gradient_x_input(*operands, z, backend.place(g), **how)
+    got, absorbed = backend.back(z), backend.back(true.absorbed["norm_offset"])
+    back, rel = backend.back(frozen.inputs[0]), 64 * float(np.finfo(x.dtype).eps)
+    for k, row in enumerate(x):
+        exactly = [MP.mpf(float(v)) for v in row]
+        mean = 0 if norm == "rms_norm" else sum(exactly) / len(row)
+        c = [v - mean for v in exactly]
+        square = sum(v * v for v in c) / len(row)
+        std = MP.sqrt(square + MP.mpf(norm_eps))
+        wanted = [float(v / std) * float(weight) for v, weight in zip(c, w, strict=True)]
+        np.testing.assert_allclose(got[k], wanted, rtol=rel, atol=rel)
+        offset = sum(wanted) * float(square / std**2)
+        np.testing.assert_allclose(absorbed[k], offset, rtol=rel, atol=8 * rel)
+        lost = 0 if norm == "rms_norm" else w.mean()
+        scale = [float((float(v) - float(lost)) / std) for v in w]
+        np.testing.assert_allclose(back[k], scale, rtol=rel, atol=rel * max(map(abs, scale)))
+
+
+def test_a_net_of_large_embeddings_is_itself_in_float32() -> None:
+    """Embeddings of 1e22: float32 gave logits of 0 where float64 has the right ones."""
+    logits = []
+    for dtype in ("float32", "float64"):
+        model = random_model(LLAMA, 3, dtype)
+        large = np.asarray(model.weights["model.embed_tokens.weight"]) * np.float32(1e22)
+        logits.append(with_weights(model, **{"model.embed_tokens.weight": large}).logits([3, 1, 5]))
+    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-4 * np.abs(logits[1]).max())
