@@ -75,6 +75,11 @@ def add(commands: Any) -> None:
         action="store_true",
         help="exit with 1 also where a rule is covered in part alone",
     )
+    p.add_argument(
+        "--in-process",
+        action="store_true",
+        help="run the adapter in this process, for a debugger; if it ends that, nothing is said",
+    )
     p.add_argument("--all", action="store_true", help="list the rules that are not covered, too")
     p.add_argument("--html", type=output, metavar="FILE", help="write the report as one HTML page")
     p.add_argument(
@@ -97,9 +102,9 @@ def _rule_names() -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    from refl.verification.conformance import formats, report, runner
-
     if args.list:
+        from refl.verification.conformance import report
+
         if args.json or args.html or args.junit:
             args.parser.error("--list prints text alone: leave --json, --html and --junit out")
         print_lines(report.signatures(args.rule, width()), args)
@@ -108,11 +113,25 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error("give an ADAPTER: a Python file, or the name of a module (or --list)")
     sys.path.insert(0, "")
     with Progress() as progress:
-        found = runner.run(args.adapter, args.rule, progress=progress)
-    write(args.html, lambda: formats.html(found).encode("utf-8"))
-    write(args.junit, lambda: formats.junit(found))
+        found = _report(args, progress)
+    write(args.html, lambda: found["html"].encode("utf-8"))
+    write(args.junit, lambda: found["junit"].encode("utf-8"))
     if args.json:
-        print_json(formats.as_dict(found))
+        print_json(found["json"])
     else:
-        print_lines(report.lines(found, width(), args.all), args)
-    return FAILED if found.failed or (args.complete and found.partly) else 0
+        print_lines(found["lines"], args)
+    return FAILED if found["failed"] or (args.complete and found["partly"]) else 0
+
+
+def _report(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """In a process of its own, where there can be one."""
+    from refl.verification.conformance import child
+
+    if not args.in_process and sys.executable:
+        asked = {"adapter": args.adapter, "rule": args.rule, "width": width(), "all": args.all}
+        return child.run(asked, progress)
+    from refl.verification.conformance import runner
+
+    return child.in_every_form(
+        runner.run(args.adapter, args.rule, progress=progress), width(), args.all
+    )

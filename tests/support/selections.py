@@ -75,6 +75,8 @@ SLOW = (
     "tests/nets/test_experts.py::test_relevance_is_activation_times_surrogate_gradient[*,*",
     "tests/nets/test_t5.py::test_a_padded_batch_is_its_members[flan*",
     "tests/refl/test_backends.py::test_explanations_are_the_same_in_every_backend[*,*",
+    "tests/verification/test_adapters.py::test_what_ends_the_process_is_said[*s]",
+    "tests/verification/test_adapters.py::test_what_ends_the_process_is_said[*import]",
     "tests/verification/test_compare.py::test_another_rounding[*-float32]",
     "tests/verification/test_compare.py::test_every_single_site[attnlrp-by*",
     "tests/verification/test_compare.py::test_every_single_site[attnlrp-gradient*",

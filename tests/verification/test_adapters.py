@@ -300,6 +300,46 @@ def test_prints_go_to_standard_error(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert json.loads(said.out)["passed"] and "in a rule" in said.err and "on import" in said.err
 
 
+# -- what ends the process -------------------------------------------------------------------------
+
+ENDS = {
+    "leaves": ("import os", "os._exit(0)", "with exit code 0 in scale_pass_through"),
+    "crashes": ("import ctypes", "ctypes.string_at(0)", "by signal 11 (SIGSEGV) in scale_pass_"),
+    "killed": ("import os", "os.kill(os.getpid(), 9)", "by signal 9 (SIGKILL) in scale_pass_"),
+    "leaves on import": ("import os; os._exit(0)", "", "with exit code 0 while it was imported"),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_what_ends_the_process_is_said(
+    how: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, then, said = ENDS[how]
+    path = tmp_path / "ends.py"
+    path.write_text(f"{first}\ndef {RULE}(x, r, *, factor):\n    {then or 'pass'}\n")
+    assert main(["conform", str(path), "--rule", RULE]) == 2
+    out, err = capfd.readouterr()
+    last = err.strip().splitlines()[-1]
+    assert last == f"refl: {last.removeprefix('refl: ')}" and said in last and not out
+
+
+def test_a_report_comes_out_of_the_process_whole(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The same as without one: text, JSON, HTML, JUnit; what is written to descriptor 1 is not."""
+    path, shown = tmp_path / "mine.py", []
+    path.write_text(
+        f"import os\ndef {RULE}(x, r, *, factor):\n    os.write(1, b'noise')\n    return 2 * r\n"
+    )
+    for more in ([], ["--in-process"]):
+        files = [str(tmp_path / f"{len(more)}.{kind}") for kind in ("html", "xml")]
+        command = ["conform", str(path), "--rule", RULE, "--html", files[0], "--junit", files[1]]
+        assert main([*command, *more]) == 1
+        out = capfd.readouterr().out.replace("noise", "") if more else capfd.readouterr().out
+        shown.append((out, *(Path(file).read_bytes() for file in files)))
+    assert shown[0] == shown[1] and "1 failed" in shown[0][0]
+
+
 # -- what it says of itself ------------------------------------------------------------------------
 
 

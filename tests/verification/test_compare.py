@@ -47,6 +47,8 @@ from refl.verification.compare.forward import ExplainedOutput, RecordedForward
 from refl.verification.compare.oracle import Oracle, of, read
 from refl.verification.compare.report import html
 from refl.verification.compare.rounding import Divides, Site, relevance_errors
+from refl.verification.compare.structure import _candidates, structures
+from refl.verification.vectors.catalogue import CATALOGUE
 
 TEXT = "Once upon a time there was a"
 IDS = [3, 7, 5, 12, 9, 3, 8]
@@ -354,6 +356,40 @@ def test_what_is_no_number_parts(stories: Model, value: float) -> None:
     assert c.first is not None and c.first.site == "model.layers.2.residual"
     json.dumps(c.as_dict())
     assert html(c)
+
+
+STRUCTURES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "times 0.5": (lambda r: r / 2, "times 0.5 (constant-factor"),
+    "sign": (lambda r: -r, "with the other sign (sign-flipped"),
+    "zero": (lambda r: 0 * r, "zero (nothing-passed"),
+    "transposed": (lambda r: r.swapaxes(-1, -2), "transposed in -2 and -1 (axes-transposed"),
+    "heads rolled": (lambda r: np.roll(r, 1, 0), "rolled by one along axis -3 (axis-permuted"),
+    "heads averaged": (lambda r: 0 * r + r.mean(0), "averaged over axis -3 (axis-mixed"),
+    "the first head": (lambda r: 0 * r + r[:1], "the first for all along axis -3 (one-slice"),
+    "the last row": (lambda r: r * (np.arange(len(r[0])) < len(r[0]) - 1)[:, None],
+                     "without the last along axis -2 (slice-dropped"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", STRUCTURES)
+def test_a_mistake_of_structure_is_named_where_sites_part(stories: Model, change: str) -> None:
+    """Without a model; and what is no such mistake has no such name."""
+    a, (made, said) = of(stories.explain(TEXT)), STRUCTURES[change]
+    site = "model.layers.2.self_attn.probabilities"
+    wrong = made(a.relevance[site])
+    b = replace(a, name="B", relevance=a.relevance | {site: wrong})
+    c = compare(a, b)
+    assert c.structure and said in c.structure[0].says and said in str(c)
+    assert c.as_dict()["structure"][0]["mistake"] == c.structure[0].mistake
+    noise = np.random.default_rng(0).standard_normal(wrong.shape)
+    assert not compare(a, replace(b, relevance=a.relevance | {site: noise})).structure
+
+
+def test_structures_are_of_the_catalogue() -> None:
+    a = np.random.default_rng(0).standard_normal((2, 3, 3))
+    named = {s.mistake for s, _ in _candidates(a, 2 * a)} | {"sign-flipped"}
+    assert named <= set(CATALOGUE)
+    assert structures(a, a, 1e-9) == [] == structures(a, a * np.nan, 1e-9)
 
 
 # -- one rule --------------------------------------------------------------------------------------

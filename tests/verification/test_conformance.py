@@ -510,16 +510,34 @@ def adapter_file(tmp_path: Path, sign: str) -> str:
 
 
 def test_the_command_passes_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["conform", adapter_file(tmp_path, "(1 - 2 * (z < 0))")]) == 0
+    assert main(["conform", "--in-process", adapter_file(tmp_path, "(1 - 2 * (z < 0))")]) == 0
     assert "1 passed" in capsys.readouterr().out
     out = [str(tmp_path / name) for name in ("r.html", "r.xml")]
-    assert main(["conform", adapter_file(tmp_path, "1"), "--html", out[0], "--junit", out[1]]) == 1
+    assert (
+        main(
+            [
+                "conform",
+                "--in-process",
+                adapter_file(tmp_path, "1"),
+                "--html",
+                out[0],
+                "--junit",
+                out[1],
+            ]
+        )
+        == 1
+    )
     assert "eps-unsigned" in capsys.readouterr().out
     assert all(Path(path).read_text(encoding="utf-8").startswith("<") for path in out)
 
 
 def test_the_command_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["conform", adapter_file(tmp_path, "1"), "--json", "--rule", "linear_*"]) == 1
+    assert (
+        main(
+            ["conform", "--in-process", adapter_file(tmp_path, "1"), "--json", "--rule", "linear_*"]
+        )
+        == 1
+    )
     data = json.loads(capsys.readouterr().out)
     assert data["rules"][0]["mistakes"][0]["id"] == "eps-unsigned" and not data["passed"]
 
@@ -545,7 +563,7 @@ def test_the_command_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_bad_input_gets_one_sentence(
     arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["conform", *arguments]) == 2
+    assert main(["conform", "--in-process", *arguments]) == 2
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1 and "Traceback" not in said
 
@@ -558,6 +576,7 @@ def test_two_reports_in_one_file_are_refused(
         main(
             [
                 "conform",
+                "--in-process",
                 "refl.verification.conformance.adapters.engine",
                 "--html",
                 path,
@@ -586,7 +605,7 @@ def test_an_adapter_that_does_not_run_is_said(
     code: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken.py").write_text(code)
-    assert main(["conform", str(tmp_path / "broken.py")]) == 2
+    assert main(["conform", "--in-process", str(tmp_path / "broken.py")]) == 2
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1
 
@@ -602,7 +621,21 @@ def test_an_adapter_may_have_the_name_of_a_library(tmp_path: Path) -> None:
 def test_the_list_shows_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["conform", "--list"]) == 0
     said = capsys.readouterr().out
-    assert all(f"{rule}(" in said for rule in rule_vectors.rules())
+    assert all(f"\n{rule}(" in said for rule in [*rule_vectors.rules(), "model"])
+
+
+def test_the_list_says_how_each_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    """Operands, options with their defaults, shapes, what comes back; whole models too."""
+    assert main(["conform", "--list", "--rule", "*m*"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "matmul_uniform(a, v, r, *, eps, stabilizer='sign', denominator='2z+eps') -> a, v" in said
+    )
+    assert "softmax_taylor(x, r, *, axis=-1, mask=None) -> x shapes, for example: x " in said or (
+        "softmax_taylor(x, r, *, mask=None, axis=-1) -> x shapes, for example: x " in said
+    )
+    assert "model(folder) -> explain(ids, targets, method, **more)" in said
+    assert "'absorbed'" in said and "NotImplementedError" in said and "'logit': number" in said
 
 
 @pytest.mark.parametrize(("group", "name"), [("inputs", "weight"), ("options", "epsilon")])
@@ -705,6 +738,17 @@ def test_the_first_site_that_parts_is_named() -> None:
     )
 
 
+def test_a_mistake_of_structure_is_named_in_a_model() -> None:
+    def reversed_heads(answer: dict[str, Any]) -> dict[str, Any]:
+        site = "model.layers.0.self_attn.probabilities"
+        return answer | {site: answer[site][::-1]}
+
+    found = runner.run(changed_model(reversed_heads, "llama"), "model")
+    failed = [m for m in found.models if m.status == results.FAILED]
+    assert failed and all("reversed along axis -3 (axis-permuted" in m.message for m in failed)
+    assert all("axis-permuted" in m.mistakes for m in failed)
+
+
 def test_another_forward_is_said_before_anything_else() -> None:
     found = runner.run(
         changed_model(lambda answer: answer | {"logit": answer["logit"] + 1e-6}, "llama"), "model"
@@ -718,4 +762,4 @@ def test_the_adapter_of_the_help_passes(tmp_path: Path, capsys: pytest.CaptureFi
     shown = capsys.readouterr().out
     (code,) = re.findall(r"^  (def linear_epsilon.*?)\n\n", shown, re.MULTILINE | re.DOTALL)
     (tmp_path / "my_adapter.py").write_text(code.replace("\n  ", "\n"))
-    assert main(["conform", str(tmp_path / "my_adapter.py")]) == 0
+    assert main(["conform", "--in-process", str(tmp_path / "my_adapter.py")]) == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 import unittest
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from checkpoints import ROOT
 
+from refl import cli
 from refl.errors import ReflError
 from refl.verification import conformance
 from refl.verification.conformance import results, suites
@@ -220,3 +223,29 @@ def test_pytest_is_not_needed_for_the_others(tmp_path: Path) -> None:
     )
     (tmp_path / "plain.py").write_text(code)
     assert not in_a_process(tmp_path, "plain").returncode
+
+
+# -- what the text says ----------------------------------------------------------------------------
+
+TEXT = (ROOT / "verification" / "conformance" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_text_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_adapter.py").write_text(
+        "def softmax_identity(x, r, *, mask=None, axis=-1):\n    raise NotImplementedError\n"
+        "def model(folder):\n    raise NotImplementedError\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    pieces = [each.partition("```")[0] for each in TEXT.split("```python\n")[1:]]
+    assert len(pieces) == 3
+    for code in pieces:
+        exec(compile(code, "README.md", "exec"), {"__name__": "text"})  # noqa: S102
+
+
+def test_the_text_s_commands_are_understood() -> None:
+    """Of the workflow, of the shell line, and of the examples."""
+    parser = cli._parser()
+    found = re.findall(r"refl (conform [^#\n]*)", TEXT)
+    asked = [parser.parse_args(shlex.split(line)) for line in found if "--list" not in line]
+    assert len(asked) == 5 and sum(a.complete for a in asked) == 3
+    assert all(a.adapter == "my_adapter.py" for a in asked)

@@ -48,6 +48,7 @@ from refl.verification.compare.rounding import (
     held_in,
     relevance_errors,
 )
+from refl.verification.compare.structure import Structure, structures
 from refl.verification.vectors.placing import misfit, place
 
 # -- comparing -------------------------------------------------------------------------------------
@@ -88,11 +89,14 @@ def compare(
     first = next((e for e in errors if e.parts), None)
     ledger = max(left.ledger, right.ledger, key=len)
     found: list[Diagnosis] = []
+    changed: list[Structure] = []
     notes = _fingerprints(left, right) + _unreadable(("A", left), ("B", right))
     if first and not quantity and not any(e.parts for e in forward):
         notes += _closed_form(left, right, pairs, roundoff, tolerance)
         found, more = _explained(left, right, tolerance, model)
         notes += more
+        if not any(d.equal for d in found):
+            changed = _structure(pairs, first, roundoff)
     return Comparison(
         left.name,
         right.name,
@@ -108,6 +112,7 @@ def compare(
         [e for e in (*forward, *errors) if e.undecided(roundoff, tolerance)],
         notes,
         found,
+        changed,
         {e["site"]: f"{e.get('operation')}, rule {e.get('rule')}" for e in ledger},
     )
 
@@ -324,6 +329,17 @@ def _closed_form(
 ) -> list[str]:
     """What can be seen without a model."""
     return [*_methods(a, b), *_multiple_of(a, pairs, roundoff, tolerance)]
+
+
+MOST_STRUCTURES = 3
+
+
+def _structure(
+    pairs: list[tuple[str, Site, Site]], first: SiteError, roundoff: float
+) -> list[Structure]:
+    """What B's relevance is of A's at the first site that parts."""
+    a, b = next((x.relevance, y.relevance) for s, x, y in pairs if s == first.site)
+    return structures(a, b, min(max(first.level, 256 * roundoff), 1e-3))[:MOST_STRUCTURES]
 
 
 def _methods(a: Oracle, b: Oracle) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from refl.show.text import printable
 from refl.verification.compare.diagnosis import Diagnosis
 from refl.verification.compare.rounding import SiteError
+from refl.verification.compare.structure import Structure
 
 MOST_MISMATCHES = 6
 
@@ -42,6 +43,8 @@ class Comparison:
     says nothing."""
     notes: list[str]
     diagnoses: list[Diagnosis]
+    structure: list[Structure]
+    """What B's relevance is of A's at the first site that parts, where no diagnosis says more."""
     operations: dict[str, str]
     """Site -> the operation it is the output of, where a file says."""
 
@@ -79,6 +82,7 @@ class Comparison:
             "order": self.order,
             "notes": self.notes,
             "diagnoses": [d.as_dict() for d in self.diagnoses],
+            "structure": [{"mistake": s.mistake, "says": s.says} for s in self.structure],
             "only_a": self.only[0],
             "only_b": self.only[1],
             "shape_mismatches": self.shape_mismatches,
@@ -177,6 +181,9 @@ def reasons(c: Comparison) -> list[str]:
             f"nearest: {_sentence(d.says)} {d.parting} of {d.sites} sites still part, by up to "
             f"{d.error:.1e}."
         )
+    if c.structure:
+        what = "; or it is ".join(s.says for s in c.structure)
+        said.insert(len(_where(c)), f"there B's relevance is A's {what}")
     said += [f"{note}." for note in c.notes]
     return [text[0].upper() + text[1:] for text in said]
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from refl.errors import ReflError
 from refl.show.lines import Line, grid, paragraph, plain
-from refl.show.text import printable
+from refl.show.text import printable, shorten
 from refl.verification.conformance.answers import Array
 from refl.verification.conformance.results import (
     CONVENTION,
@@ -28,9 +28,10 @@ from refl.verification.conformance.results import (
     CaseResult,
     ModelResult,
     RuleResult,
+    size,
 )
 from refl.verification.vectors import rule_vectors
-from refl.verification.vectors.case import Case
+from refl.verification.vectors.case import Case, Signature
 
 STYLES = {
     PASSED: "green",
@@ -346,20 +347,85 @@ def model_lines(m: ModelResult, width: int) -> list[Line]:
 
 
 def signatures(pattern: str, width: int) -> list[Line]:
-    """How each rule is called, with its equation and its source."""
+    """How each rule is called, with its equation and its source, and how whole models are."""
     out: list[Line] = []
     for rule, s in rule_vectors.signatures().items():
         if fnmatchcase(rule, pattern):
-            options = ", ".join(
-                name if name in s.required else f"{name}={default!r}"
-                for name, default in s.options.items()
-            )
-            seed = "seeds" if rule == "network" else s.propagated
-            called = ", ".join((*s.operands, seed)) + (f", *, {options}" if options else "")
-            out += [[(f"{rule}({called}) -> {', '.join(s.returns)}", "bold")]]
-            out += paragraph(f"{s.equation}   ({s.source})", width, "dim", "    ")
+            out += [[(_called(rule, s), "bold")]]
+            for text in (_shapes(rule), f"{s.equation}   ({s.source})"):
+                out += paragraph(text, width, "dim", "    ")
+    if fnmatchcase("model", pattern):
+        out += [[("model(folder) -> explain(ids, targets, method, **more)", "bold")]]
+        for text in _OF_MODELS.split("\n\n"):
+            out += paragraph(text, width, "dim", "    ")
     if not out:
         raise ReflError(
-            f"no rule is called {pattern!r}: there are {', '.join(rule_vectors.rules())}"
+            f"no rule is called {pattern!r}: there are {', '.join(rule_vectors.rules())} and model"
         )
-    return out
+    return [
+        *(line for text in _OF_ALL.split("\n\n") for line in paragraph(text, width, "", "")),
+        [],
+        *out,
+    ]
+
+
+def _called(rule: str, s: Signature) -> str:
+    if rule == "network":
+        return "network(layers) -> explain(x, seeds) -> z, [x for each seed]"
+    options = ", ".join(
+        name if name in s.required else f"{name}={default!r}" for name, default in s.options.items()
+    )
+    called = ", ".join((*s.operands, s.propagated)) + (f", *, {options}" if options else "")
+    return f"{rule}({called}) -> {', '.join(s.returns)}"
+
+
+def _shapes(rule: str) -> str:
+    """Of the largest case that has to be answered, and what options look like."""
+    cases = rule_vectors.load(rule)
+    case = max(cases, key=lambda c: (c.required, c.batch > 1, size(c)))
+    required = sum(c.required for c in cases)
+    return f"shapes, for example: {_shape_of(case)}; {required} of {len(cases)} cases are required"
+
+
+def _shape_of(case: Case) -> str:
+    held = {**case.inputs, **{n: v for n, v in case.options.items() if v is not None}}
+    return ", ".join(f"{name} {_form(value)}" for name, value in held.items())
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return "x".join(map(str, value.shape)) or "a number"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_form(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list) and any(isinstance(each, (np.ndarray, Mapping)) for each in value):
+        return f"[{', '.join(map(_form, value))}]"
+    return "None" if value is None else shorten(f"= {value!r}", 40)
+
+
+_OF_ALL = """\
+Operands come by position, the relevance r of the output (for gradient x input rules its gradient
+g) last, options by name. One that a function lacks is not given, and such cases are not covered
+unless it is at its default. The first axis is the batch: examples must not touch each other.
+Masks are true where something is visible; b may be None.
+
+Give back the relevance (or gradient) of each operand to the right of the arrow, in the operand's
+shape: one array, or a tuple in that order; None where nothing is passed on. Or {'relevance':
+that, 'absorbed': {'bias': (B,), 'stabilizer': (B,), ...}}, and the ledger is compared too. Raise
+NotImplementedError for what is not covered.
+
+A rule is passed where all of its required cases are right: those in float64 and float32 whose
+options are at their defaults.
+"""
+_OF_MODELS = """\
+folder is a Hugging Face checkpoint (config.json, model.safetensors). ids is a list of token ids,
+or for a vision model its pixels, (C, H, W); targets a list of ids of logits or classes; method
+one of attnlrp, attnlrp-gradient, cp-lrp, ... more is position=N where the output at another
+position than the last is explained, and decoder_ids=[...] for an encoder-decoder.
+
+Give back a list with a dictionary for each target, all from one forward: {site: relevance,
+'logit': number}. A site is a module's path for its output (model.layers.0.mlp), with .input for
+its input; relevance has its activation's shape, with or without a batch axis of one in front.
+Where refl keeps one row alone (lm_head, poolers, classifiers) all may be given, the others
+without relevance. Which sites are given is free, but the embeddings (or pixels) must be among
+them for a pass.
+"""

@@ -18,10 +18,13 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from refl.errors import ReflError
 from refl.model import load
 from refl.rules.published import METHODS
 from refl.verification.compare.diagnosis import Diagnosis, diagnose_model
+from refl.verification.compare.structure import Structure, structures
 from refl.verification.conformance.adapter import Adapter, NotCovered
 from refl.verification.conformance.deviation import refuse_blind_comparison
 from refl.verification.conformance.guarded import NoResult, Raised, WrongAnswer, guarded
@@ -125,7 +128,20 @@ def _compared(adapter: Adapter, case: ModelCase, arrays: dict[str, Any]) -> Mode
     mistakes = tuple(dict.fromkeys(id for d in found for id in d.alternative.mistakes))
     status = CONVENTION if any(id in adapter.conventions for id in mistakes) else FAILED
     reasons = tuple(d.alternative.says for d in found)
+    if not found:
+        changed = _structure(case, arrays, wrong[0])
+        mistakes = tuple(dict.fromkeys(s.mistake for s in changed))
+        reasons = tuple(f"at {wrong[0].site}, what is right {s.says}" for s in changed)
     return ModelResult(case.id, status, len(arrays), wrong, mistakes, reasons)
+
+
+def _structure(case: ModelCase, arrays: dict[str, Any], first: SiteDeviation) -> list[Structure]:
+    """What the relevance at the first site that parts is of the right one."""
+    pair = model_vectors.laid_beside(case, arrays, first.site)
+    if pair is None or first.why:
+        return []
+    largest = float(np.abs(pair[0]).max(initial=0.0)) or 1.0
+    return structures(*pair, min(first.allowed / largest, 1e-3))[:MOST_REASONS]
 
 
 def _diagnosed(case: ModelCase, theirs: dict[str, Any]) -> list[Diagnosis]:

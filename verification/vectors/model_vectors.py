@@ -239,6 +239,17 @@ def _nearest_row(value: Any, wanted: Any) -> Any:
     return inner[int(np.argmin(away))].reshape(wanted.shape)
 
 
+def laid_beside(case: ModelCase, got: Mapping[str, Any], name: str) -> tuple[Any, Any] | None:
+    """What is expected at a site and what came under this name, in one shape; None where they do
+    not fit."""
+    wanted = case.expected.get(case.aliases.get(name, name))
+    if wanted is None or name not in got:
+        return None
+    value = np.asarray(got[name], dtype=np.float64)
+    at = place(wanted, value, padded=False)
+    return None if at is None else (wanted, value[at].reshape(wanted.shape))
+
+
 def _roundoff(dtype: str) -> float:
     if dtype not in ROUNDOFF:
         raise ReflError(f"unknown dtype {dtype!r}: expected one of {', '.join(ROUNDOFF)}")
