@@ -21,6 +21,10 @@ oracle files are written by  refl explain TEXT --save FILE  and, for a model tha
   refl dump-torch FOLDER TEXT --out FILE
 Any safetensors file with arrays relevance/<site> (activation/<site>, gradient/<site>) will do.
 
+The exit code is 1 where the two part, and where it cannot be told: where rounding may explain more
+than a thousandth of the largest number at a site, and the two differ there by more than plain
+rounding. Save both in float64, or say with --tolerance what may pass.
+
 examples:
   refl compare ours.safetensors theirs.safetensors
   refl compare ours.safetensors theirs.safetensors --model path/to/checkpoint --html where.html

@@ -21,7 +21,7 @@ import pytest
 
 from refl.cli import main
 from refl.errors import ReflError
-from refl.verification.conformance import formats, lint_vectors, results, runner
+from refl.verification.conformance import formats, lint_vectors, report, results, runner
 from refl.verification.conformance.adapter import Adapter, NotCovered
 from refl.verification.conformance.adapters import engine
 from refl.verification.conformance.diagnosis import answers, distinguishes, mistakes_behind
@@ -480,6 +480,80 @@ def test_reports_show_a_failure_and_escape_names() -> None:
     assert json.loads(json.dumps(data))["rules"][0]["failures"][0]["mistakes"]
 
 
+MIXED = {
+    "to_array": engine.to_array,
+    "scale_gradient": lambda x, g, *, factor: g * factor,
+    "scale_pass_through": lambda x, r, *, factor: r if len(x) == 1 else 1 / 0,
+    "rms_norm_identity": lambda x, w, r, *, norm_eps: one_example(x, r),
+    "top_k_pass_through": engine.top_k_pass_through,
+}
+
+
+def one_example(x: Any, r: Any) -> Any:
+    if len(x) > 1:
+        raise NotImplementedError("one example at a time")
+    return r
+
+
+def test_a_page_opens_with_what_failed() -> None:
+    """Failures, what is covered in part, and folded below them what passed; the same counts in
+    text, JSON and JUnit.
+    """
+    found = runner.run(MIXED, "*")
+    page = formats.html(found)
+    first_to_last = (
+        "<h2 class='failed'>scale_pass_through",
+        "<h2 class='partly-covered'>rms_norm_identity",
+        "2 rules passed</summary>",
+        'id="scale_gradient"',
+        "56 rules not covered</summary>",
+    )
+    at = [page.index(said) for said in first_to_last]
+    assert at == sorted(at) and "<h2 class='passed'" not in page
+    suites = {s.get("name"): s for s in ElementTree.fromstring(formats.junit(found))}
+    partly = suites["rms_norm_identity"].find("testcase[@name='required cases']/skipped")
+    assert partly is not None and "not covered (one example at a time)" in partly.get("message", "")
+    assert suites["rms_norm_identity"].get("failures") == "0"
+    said = {r["rule"]: r for r in formats.as_dict(found)["rules"]}["rms_norm_identity"]
+    assert said["status"] == results.PARTLY and said["required"]["not covered"]
+    count = found["rms_norm_identity"]
+    assert f"{count.count(results.PASSED)} of {len(count.cases)} cases, " in str(found)
+
+
+def test_what_no_mistake_explains_is_shown_beside_what_one_does() -> None:
+    """Wrong in two ways, of which one has a name."""
+
+    def linear_epsilon(x: Any, w: Any, b: Any, r: Any, *, eps: float) -> Any:
+        z = x.astype(np.float64) @ w.T + (0 if b is None else b)
+        answer = x * ((r / (z + eps)) @ w)
+        return answer if x.ndim < 3 else answer + np.arange(answer.size).reshape(answer.shape)
+
+    found = runner.run({"linear_epsilon": linear_epsilon}, "linear_epsilon")
+    r, words, page = found["linear_epsilon"], str(found), formats.html(found)
+    assert 0 < r.explained["eps-unsigned"] < r.failing and r.unexplained
+    fraction = f"explains {r.explained['eps-unsigned']} of {r.failing} failing cases"
+    last = r.unexplained[0].case.id
+    for text in (words, page):
+        assert fraction in text and f"{len(r.unexplained)} of {r.failing} failing cases not" in text
+        assert last in text
+    said = formats.as_dict(found)["rules"][0]
+    assert said["mistakes"][0]["explains"] == r.explained["eps-unsigned"]
+    assert said["mistakes"][0]["of"] == r.failing and last in said["unexplained"]
+    assert fraction in formats.junit(found).decode()
+
+
+def test_wrong_entries_are_marked_among_the_others() -> None:
+    case = next(c for c in rule_vectors.load("add_epsilon") if c.expected["a"].size >= 4)
+    a = case.expected["a"].copy()
+    a.flat[1] += 1
+    text = report.failure(runner.compared(case, {**case.expected, "a": a}))
+    lines = [line for line in text.splitlines() if line.strip().startswith("a[")]
+    assert [line.endswith("wrong") for line in lines[:3]] == [False, True, False]
+    many = [("e", "1", "2", "0", k % 3 == 0) for k in range(60)]
+    shown, left, wrong = report.excerpt(many, 8)
+    assert sum(row[4] for row in shown) == 6 and (len(shown), left, wrong) == (8, 52, 14)
+
+
 def test_junit_counts_what_the_report_counts() -> None:
     found = runner.run(WRONG, "linear_*")
     suites = {
@@ -707,6 +781,15 @@ def test_a_model_seeded_with_its_logit_is_named() -> None:
     assert failed and all(
         m.mistakes == ("logit-squared",) and "logit squared" in m.message for m in failed
     )
+
+
+def test_a_mistake_in_float32_is_named_too() -> None:
+    def narrow(answer: dict[str, Any]) -> dict[str, Any]:
+        return {site: np.float32(a) for site, a in squared(answer).items()}
+
+    found = runner.run(changed_model(narrow, "qwen2"), "model")
+    failed = [m for m in found.models if m.status == results.FAILED]
+    assert failed and all(m.mistakes == ("logit-squared",) for m in failed)
 
 
 def test_a_documented_convention_counts_for_whole_models_too() -> None:

@@ -121,7 +121,9 @@ class Trials:
         ours = self.relevance(a)
         if ours is None:
             return None
-        equal = not any(e.parts for e in self.errors(a, ours))  # most part at one of the first
+        equal = not any(  # most part at one of the first
+            e.parts or e.undecided(self.roundoff, self.tolerance) for e in self.errors(a, ours)
+        )
         apart = [_apart(r, self.theirs[site]) for site, r in ours.items()]
         distance = math.sqrt(sum(min(norm, 1e6) ** 2 for _, norm in apart) / len(apart))
         return Diagnosis(a, max(largest for largest, _ in apart), distance, equal, len(apart))

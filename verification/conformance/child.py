@@ -54,6 +54,7 @@ def _process(asked: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
         [sys.executable, "-c", _PROGRAM],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=_errors(),
         text=True,
         encoding="utf-8",
     )
@@ -67,6 +68,15 @@ def _process(asked: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+def _errors() -> int | None:
+    """Nowhere, where standard error is closed: a file that is opened would get its number."""
+    try:
+        os.fstat(2)
+    except OSError:
+        return subprocess.DEVNULL
+    return None
 
 
 def _how(code: int) -> str:

@@ -123,12 +123,14 @@ def _folder() -> Undo:
 
 
 def _environment() -> Undo:
-    before = dict(os.environ)
+    held = getattr(os.environ, "_data", os.environ)  # without decoding every name, each time
+    before = dict(held)
 
     def back() -> None:
-        if dict(os.environ) != before:
+        if dict(held) != before:
+            text = {os.fsdecode(name): os.fsdecode(value) for name, value in before.items()}
             os.environ.clear()
-            os.environ.update(before)
+            os.environ.update(text)
 
     return back
 
@@ -146,7 +148,8 @@ def _randomness() -> Undo:
     ours, numpys = random.getstate(), np.random.get_state()
 
     def back() -> None:
-        random.setstate(ours)
+        if random.getstate() != ours:
+            random.setstate(ours)
         np.random.set_state(numpys)
 
     return back
@@ -160,12 +163,13 @@ _FUNCTIONS: list[tuple[ModuleType, str, object]] = [
     *((m, name, f) for m in (math, np, np.linalg) for name, f in vars(m).items() if callable(f)),
 ]
 """As they were when this module was imported."""
+_HELD = [(each, vars(each[0])) for each in _FUNCTIONS]
 
 
 def refuse_changed_functions() -> None:
     """Raises NoResult where somebody replaced a function that the comparison may need; first it is
     put back."""
-    replaced = [each for each in _FUNCTIONS if vars(each[0]).get(each[1]) is not each[2]]
+    replaced = [each for each, held in _HELD if held.get(each[1]) is not each[2]]
     for module, name, function in replaced:
         setattr(module, name, function)
     if replaced:

@@ -42,6 +42,10 @@ from refl.verification.vectors.model_vectors import ModelCase, SiteDeviation
 
 MOST_REASONS = 2
 
+IN_FLOAT32 = 1e-3
+"""How near to an alternative, run in float64, answers in float32 have to come, of the largest at a
+site: what rounding may do at most in a model of this size."""
+
 ANOTHER_FORWARD = (
     "another forward pass: until the logit agrees relevance cannot (positions, a norm's scale, "
     "a mask, the layout of weights?)"
@@ -154,6 +158,7 @@ def _diagnosed(case: ModelCase, theirs: dict[str, Any]) -> list[Diagnosis]:
         theirs,
         position=case.position,
         decoder=case.decoder_ids,
+        tolerance=None if _wide(theirs) else IN_FLOAT32,
     )
     return [d for d in found if d.equal][:MOST_REASONS]
 
