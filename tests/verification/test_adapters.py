@@ -209,6 +209,18 @@ def test_a_right_answer_passes_in_any_dress(kind: str) -> None:
     assert answered(lambda x, r, *, factor: RIGHT[kind](r)).status == results.PASSED
 
 
+@pytest.mark.parametrize("factor", [np.nan, np.inf, 1e300, 1e-320, -1e308])
+def test_no_answer_makes_the_comparison_warn(factor: float) -> None:
+    """Somebody's tests may take warnings for errors."""
+    case = next(c for c in rule_vectors.load("linear_epsilon") if c.dtype == "float64")
+    with np.errstate(all="ignore"):
+        multiple = case.expected["x"] * factor
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert runner.compared(case, {"x": multiple}).failed
+        assert runner.compared(case, {"x": np.full(case.expected["x"].shape, factor)}).failed
+
+
 def test_none_is_zero() -> None:
     """Right where nothing is passed on, wrong where something is."""
     silent = next(c for c in rule_vectors.cases() if any(e is None for e in c.expected.values()))

@@ -177,6 +177,7 @@ def _answered(
     return _read(adapter, case, function(*arguments, **adapter.options(case, function)))
 
 
+@np.errstate(all="ignore")
 def compared(case: Case, got: Answer, absorbed: Mapping[str, Array] | None = None) -> CaseResult:
     """Holds an answer against what is expected.
     Raises ValueError for one whose shape is not its operand's.
@@ -185,6 +186,7 @@ def compared(case: Case, got: Answer, absorbed: Mapping[str, Array] | None = Non
     return _diagnosed(CaseResult(case, FAILED if wrong else PASSED, got, absorbed or {}, wrong))
 
 
+@np.errstate(all="ignore")
 def _diagnosed(result: CaseResult) -> CaseResult:
     if not result.failed:
         return result
