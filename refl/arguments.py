@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from refl.errors import ReflError, shown
+from refl.errors import ReflError, argument, shown
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 120
@@ -31,7 +31,7 @@ def received(value: Any) -> str:
 
 def expected(name: str, what: str, value: Any) -> ReflError:
     """For an argument that is none of what it can be."""
-    return ReflError(f"{name} is {received(value)}: expected {what}")
+    return ReflError(f"{argument(name)} is {received(value)}: expected {what}")
 
 
 # -- numbers ---------------------------------------------------------------------------------------

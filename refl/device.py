@@ -13,6 +13,7 @@ import numpy as np
 
 from refl.arrays import Array
 from refl.errors import ReflError
+from refl.extras import install
 
 
 def placer(device: str) -> Callable[[Any], Array]:
@@ -27,8 +28,7 @@ def placer(device: str) -> Callable[[Any], Array]:
         cupy.cuda.runtime.getDeviceCount()
     except Exception as reason:  # CuPy raises its own kinds for a missing driver, library or card
         raise ReflError(
-            f"device cuda needs CuPy and an NVIDIA GPU ({reason}): pip install "
-            "'refl-lrp[cuda12]' or [cuda13]"
+            f"device cuda needs CuPy and an NVIDIA GPU ({reason}): {install('cuda12')} (or cuda13)"
         ) from reason
     return cupy.asarray  # type: ignore[no-any-return]
 

@@ -9,16 +9,40 @@ import difflib
 import heapq
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class ReflError(Exception):
     """Input that refl cannot work with. Its text is one sentence,
     meant to be shown to the user as it stands: one printable line of bounded length.
+
+    What it calls arguments of a function it calls as they are spelled where it is shown: `position`
+    in Python, `--position` on the command line (`spelled`).
     """
 
     def __init__(self, words: object = "") -> None:
-        super().__init__(sentence(words))
+        self._words = str(words)
+        super().__init__(sentence(_ARGUMENT.sub(r"\1", self._words)))
+
+    def spelled(self, options: Collection[str]) -> ReflError:
+        """The same for a command line with these options."""
+        known = set(options)
+
+        def spelling(found: re.Match[str]) -> str:
+            name = found[1].removesuffix("=")
+            return f"--{name.replace('_', '-')}" if name in known else found[1]
+
+        return ReflError(_ARGUMENT.sub(spelling, self._words))
+
+
+def argument(name: str) -> str:
+    """The name of an argument for a message, `position` or `position=`."""
+    return f"{_OPENS}{name}{_CLOSES}" if name.replace("_", "").rstrip("=").isalpha() else name
+
+
+_OPENS, _CLOSES = "\ufdd0", "\ufdd1"
+"""No characters, and in no text: what stands between them is the name of an argument."""
+_ARGUMENT = re.compile(f"{_OPENS}([a-z_]+=?){_CLOSES}")
 
 
 LONGEST_SENTENCE, LONGEST_WORD = 1000, 300

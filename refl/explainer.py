@@ -17,7 +17,7 @@ import numpy as np
 
 from refl import arguments
 from refl.arrays import asnumpy
-from refl.errors import ReflError, nearest, shown
+from refl.errors import ReflError, argument, nearest, shown
 from refl.explanation import Candidate, Explanation, Sites
 from refl.io.images import PREPARATION, Preparation
 from refl.ledger import DESTINATIONS
@@ -150,7 +150,7 @@ class Explainer:
             if not fits_any(pattern, names):
                 near = ", ".join(nearest_patterns(pattern, names)) or "none"
                 raise ReflError(
-                    f"keep names {shown(pattern)!r}, which is no site of this model; "
+                    f"{argument('keep')} names {shown(pattern)!r}, which is no site of this model; "
                     f"nearest: {near}"
                 )
 
@@ -159,7 +159,7 @@ class Explainer:
             raise ReflError(
                 f"{self.network.name or 'the model'} is a checkpoint without a head, so there is "
                 "no output to explain: take one with a head, or explain a neuron with "
-                "at=(site, index), on the command line --at SITE N ..."
+                f"{argument('at=')} (its site, and its index there)"
             )
 
     def _value(self, trace: Trace, site: str) -> Value:
@@ -167,7 +167,7 @@ class Explainer:
             near = ", ".join(nearest(site, trace.values, 3))
             inside = " (inside a block there are none with recompute)" if self.recompute else ""
             raise ReflError(
-                f"at= names {shown(site)!r}, which is no site of this model{inside}; "
+                f"{argument('at=')} names {shown(site)!r}, which is no site of this model{inside}; "
                 f"nearest: {near}"
             )
         return trace.values[site]
@@ -179,12 +179,14 @@ class Explainer:
             -n <= i < n for i, n in zip(index, shape, strict=True)
         ):
             raise ReflError(
-                f"at= has the index {tuple(index)} at {site}, whose shape is {tuple(shape)}"
+                f"{argument('at=')} has the index {tuple(index)} at {site}, "
+                f"whose shape is {tuple(shape)}"
             )
         ids = [] if self.network.takes_images else forward.prefixes or forward.inputs
         if len(set(map(len, ids))) > 1:
             raise ReflError(
-                "at= explains one neuron in inputs of one length: give the others on their own"
+                f"{argument('at=')} explains one neuron in inputs of one length: "
+                "give the others on their own"
             )
         return int(np.ravel_multi_index([i % n for i, n in zip(index, shape, strict=True)], shape))
 
@@ -333,9 +335,9 @@ def refuse_beyond_dtype(composite: Composite, dtype: str) -> None:
             for size in value if isinstance(value, (list, tuple)) else [value]:
                 if _is_beyond(size, float(limits.max) / 2, float(limits.smallest_subnormal) / 2):
                     raise ReflError(
-                        f"{key} is {arguments.received(size)}, which {dtype} cannot hold: expected "
-                        f"a number from {float(limits.tiny):.1e} to {float(limits.max) / 2:.1e}, "
-                        "or dtype float64"
+                        f"{argument(key)} is {arguments.received(size)}, which {dtype} cannot "
+                        f"hold: expected a number from {float(limits.tiny):.1e} to "
+                        f"{float(limits.max) / 2:.1e}, or {argument('dtype')} float64"
                     )
 
 

@@ -89,7 +89,7 @@ class Explanation:
                    the same three of what a decoder has written; None where there is none
     seed           logit, log-probability or probability; activation where a neuron is explained,
                    which has no probability (nan)
-    explained      what the account adds up to: sum of tokens + everything absorbed
+    explained      what the conservation ledger adds up to: sum of tokens + everything absorbed
     candidates     the most likely next tokens
     method         what made it: a composite with every parameter; `composite` is the same
     recorded       the conservation ledger, None where the method keeps none; `ledger` is the same

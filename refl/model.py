@@ -9,7 +9,7 @@ from typing import Any
 
 from refl import arguments
 from refl.device import placer
-from refl.errors import ReflError
+from refl.errors import ReflError, argument
 from refl.explainer import Explainer, Progress, Target
 from refl.explanation import Explanation
 from refl.io import composites
@@ -188,7 +188,8 @@ class Model(Network):
             target is None and contrast is None and position is None and _is_logit(seed)
         ):
             raise ReflError(
-                "at= says what is explained: leave target, contrast, position and seed out"
+                f"{argument('at=')} says what is explained: leave {argument('target')}, "
+                f"{argument('contrast')}, {argument('position')} and {argument('seed')} out"
             )
         explainer = Explainer(
             network=self,
@@ -227,8 +228,8 @@ class Model(Network):
         for name in ("at", "contrast", "target"):
             if how.pop(name, None) is not None:
                 raise ReflError(
-                    f"{name}= says what is explained, and so do targets: leave it out, or take "
-                    "explain"
+                    f"{argument(f'{name}=')} says what is explained, and so do targets: "
+                    "leave it out, or take explain"
                 )
         if not self._is_single(item):
             raise ReflError("explain_each takes one input and its targets: give a batch to explain")
@@ -251,7 +252,7 @@ class Model(Network):
         """(target, against) for each input; None for the most likely next token."""
         if contrast is not None:
             if target is not None:
-                raise ReflError("give a target or a contrast, not both")
+                raise ReflError(f"give {argument('target')} or {argument('contrast')}, not both")
             return [(self.output_id(a), self.output_id(b)) for a, b in _pairs(contrast, count)]
         if target is None:
             return [(None, None)] * count

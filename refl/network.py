@@ -11,7 +11,7 @@ import numpy as np
 from refl import arguments
 from refl.arguments import is_single, received
 from refl.arrays import Array, asnumpy, namespace
-from refl.errors import ReflError
+from refl.errors import ReflError, argument
 from refl.io.images import Image, Preparation, prepared
 from refl.io.text import Text
 from refl.nets.batch import Batch
@@ -231,7 +231,7 @@ class Network:
             if decoder is not None:
                 raise ReflError(
                     f"{self.name or 'the model'} has no decoder (its task is {self.task}): "
-                    "leave decoder out"
+                    f"leave {argument('decoder')} out"
                 )
             return None
         if decoder is None or is_single(decoder):
@@ -302,13 +302,16 @@ class Network:
             return None
         count = getattr(self.config, "type_vocab_size", None)
         if count is None or self.takes_images:
-            raise ReflError(f"{self.name or 'the model'} has no token types: leave types out")
+            raise ReflError(
+                f"{self.name or 'the model'} has no token types: leave {argument('types')} out"
+            )
         each = [arguments.members(t) for t in arguments.members(types) or []]
         numbers = [[arguments.as_whole(k) for k in t or []] for t in each]
         fits = [len(t) for t in numbers] == [len(i) for i in inputs]
         if not fits or not all(k is not None and 0 <= k < count for t in numbers for k in t):
             raise ReflError(
-                f"types has to give every token of every input a number from 0 to {count - 1} "
+                f"{argument('types')} has to give every token of every input a number "
+                f"from 0 to {count - 1} "
                 f"(inputs of {', '.join(str(len(i)) for i in inputs[:5])} tokens), got "
                 f"{received(types)}"
             )
@@ -317,8 +320,8 @@ class Network:
     def _refuse_position(self, position: Any) -> None:
         if position is not None and self.task in CLASSIFIES:
             raise ReflError(
-                "position= chooses the token whose output is explained, and a classifier has one "
-                "output for all of its input: leave position out"
+                f"{argument('position=')} chooses the token whose output is explained, and a "
+                f"classifier has one output for all of its input: leave {argument('position')} out"
             )
 
     def _padded(
@@ -345,7 +348,8 @@ class Network:
             at = number + len(ids) if number < 0 else number
             if not 0 <= at < len(ids):
                 raise ReflError(
-                    f"position {received(number)} is outside the input of {len(ids)} tokens: "
+                    f"{argument('position')} {received(number)} is outside the input of "
+                    f"{len(ids)} tokens: "
                     f"expected 0 to {len(ids) - 1}, or -{len(ids)} to -1 from the end"
                 )
             return at
@@ -357,7 +361,7 @@ class Network:
         if len(masks) != 1:
             raise ReflError(
                 f"expected one mask token in the input, found {len(masks)}: write it where "
-                "the model is to guess, or give position="
+                f"the model is to guess, or give {argument('position=')}"
             )
         return masks[0]
 
@@ -434,10 +438,10 @@ def _refuse_overflow(t: Trace, logits: Value) -> None:
     for record in t.records:
         if not bool(xp.all(xp.isfinite(record.output.array))):
             raise ReflError(
-                f"the forward pass overflows at {record.output.site}: try dtype float64, "
-                "or check the checkpoint"
+                f"the forward pass overflows at {record.output.site}: try "
+                f"{argument('dtype')} float64, or check the checkpoint"
             )
     raise ReflError(
-        "the forward pass gives logits that are not finite: try dtype float64, or check "
-        "the checkpoint"
+        "the forward pass gives logits that are not finite: try "
+        f"{argument('dtype')} float64, or check the checkpoint"
     )

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from refl.errors import ReflError, shown
+from refl.errors import ReflError, argument, shown
 
 KINDS = ("logit", "log-probability", "probability")
 
@@ -38,12 +38,13 @@ class Seed:
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in KINDS:
             raise ReflError(
-                f"unknown seed {shown(repr(self.kind))}: expected one of {', '.join(KINDS)}"
+                f"unknown {argument('seed')} {shown(repr(self.kind))}: expected one of "
+                f"{', '.join(KINDS)}"
             )
         if self.against is not None and self.kind != "logit":
             raise ReflError(
                 "a contrast is a difference of logits: it cannot be combined with the "
-                f"seed {self.kind!r}"
+                f"{argument('seed')} {self.kind!r}"
             )
         if self.against == self.target:
             raise ReflError("a contrast needs two different tokens, got the same one twice")

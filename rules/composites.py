@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from refl.errors import ReflError, shown
+from refl.errors import ReflError, argument, shown
 from refl.rules import changes, matmul
 from refl.rules.conservation import STABILIZERS, RuleOutput
 from refl.rules.operations import FORMULATIONS, OPERATIONS, Operation
@@ -154,14 +154,16 @@ class Composite:
         if self.formulation == "gradient_x_input" and "eps" in options:
             raise ReflError(
                 f"composite {self.name} is in gradient x input form, in which every eps cancels: "
-                "leave eps out, or take another method"
+                f"leave {argument('eps')} out, or take another method"
             )
         known = {key for line in self.rules for key in defaults(line, self.formulation)}
-        for key in options:
+        for key, value in options.items():
+            if key in _CHECKS:
+                _CHECKS[key](key, value, argument(key))
             if key not in known:
                 raise ReflError(
-                    f"no rule of composite {self.name} takes the option {key!r}; it knows "
-                    f"{', '.join(sorted(known)) or 'none'}"
+                    f"no rule of composite {self.name} takes the option '{argument(key)}'; it "
+                    f"knows {', '.join(sorted(known)) or 'none'}"
                 )
         changed = replace(self, rules=tuple(self._with(line, options) for line in self.rules))
         words = changes.changes(changed._table(), self._table())
@@ -282,30 +284,31 @@ def _check_options(line: Rule, formulation: str) -> None:
         )
 
 
-def _check_name(*known: str) -> Callable[[str, Any], None]:
-    def check(key: str, value: Any) -> None:
+def _check_name(*known: str) -> Callable[..., None]:
+    def check(key: str, value: Any, name: str = "") -> None:
         if value not in known:
-            raise ReflError(f"{key} is {_said(value)}: expected one of {', '.join(known)}")
+            raise ReflError(f"{name or key} is {_said(value)}: expected one of {', '.join(known)}")
 
     return check
 
 
-def _check_number(key: str, value: Any) -> None:
+def _check_number(key: str, value: Any, name: str = "") -> None:
     if not _is_number(value) or not abs(value) <= _LARGEST:
-        raise ReflError(f"{key} is {_said(value)}: expected a finite number")
+        raise ReflError(f"{name or key} is {_said(value)}: expected a finite number")
     if key == "eps" and not value > 0:
         raise ReflError(
-            f"eps is {value!r}: expected a number above 0; for no stabilizer at all set "
-            "stabilizer='none'"
+            f"{name or key} is {value!r}: expected a number above 0; for no stabilizer at all "
+            + (f"give {argument('stabilizer')} none" if name else "set stabilizer='none'")
         )
     if value < 0:
-        raise ReflError(f"{key} is {value!r}: expected a number of at least 0")
+        raise ReflError(f"{name or key} is {value!r}: expected a number of at least 0")
 
 
-def _check_bound(key: str, value: Any) -> None:
+def _check_bound(key: str, value: Any, name: str = "") -> None:
     numbers = value if isinstance(value, (list, tuple)) else [value]
     if not numbers or not all(_is_number(n) and abs(n) <= _LARGEST for n in numbers):
-        raise ReflError(f"{key} is {_said(value)}: expected a finite number, or a list of them")
+        sentence = f"{name or key} is {_said(value)}: expected a finite number, or a list of them"
+        raise ReflError(sentence)
 
 
 _LARGEST = sys.float_info.max
@@ -323,10 +326,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-_CHECKS: dict[str, Callable[[str, Any], None]] = {
+_CHECKS: dict[str, Callable[..., None]] = {
     "stabilizer": _check_name(*STABILIZERS),
     "denominator": _check_name(*matmul.DENOMINATORS),
     "low": _check_bound,
     "high": _check_bound,
 } | dict.fromkeys(("eps", "gamma", "alpha", "beta"), _check_number)
-"""Option -> what refuses a value it cannot have."""
+"""Option -> what refuses a value it cannot have; as the argument of a call under the name it has
+there.
+"""

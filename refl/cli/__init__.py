@@ -18,6 +18,7 @@ from refl.cli import compare, conform, dump_torch, explain, methods, models, tra
 from refl.cli.command import EXITS, Parser
 from refl.cli.exits import ended
 from refl.cli.files import refuse_overlaps
+from refl.errors import ReflError
 from refl.io import ORACLE_FORMAT
 from refl.verification.vectors import FORMAT as VECTORS_FORMAT
 from refl.version import __version__
@@ -28,7 +29,7 @@ COMMANDS = (explain, trace, models, methods, conform, compare, verify, dump_torc
 
 _ABOUT = """\
 Layer-wise relevance propagation (LRP) on transformers: how much each token of an input
-contributed to what the model says next, with an account of every bit that did not reach a token.
+contributed to what the model says next, with a conservation ledger of every bit that did not.
 
 examples:
   refl explain "the keys to the cabinet"
@@ -56,7 +57,10 @@ def _run(argv: list[str] | None) -> int:
         parser.print_help()
         return 0
     refuse_overlaps(args)
-    return int(args.run(args))
+    try:
+        return int(args.run(args))
+    except ReflError as error:
+        raise error.spelled(vars(args)) from error
 
 
 def _parser() -> Parser:

@@ -10,6 +10,7 @@ from refl.cli.command import add_command
 from refl.cli.files import Folder, Source, output
 from refl.cli.output import print_json
 from refl.errors import ReflError
+from refl.extras import install
 from refl.show.text import printable
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _MORE = """\
 methods: attnlrp and cp-lrp are LXT 2.1's gradient x input form; input-x-gradient is plain autograd
 with hooks.
 torch and transformers are the extra 'peers', LXT comes beside it:
-  pip install 'refl-lrp[peers]'; pip install --no-deps lxt==2.1 zennit==0.5.1
+  {peers}; pip install --no-deps lxt==2.1 zennit==0.5.1
 
 examples:
   refl dump-torch path/to/checkpoint "Once upon a time" --out theirs.safetensors
@@ -38,10 +39,14 @@ examples:
 """
 
 
+def _more() -> str:
+    return _MORE.replace("{peers}", install("peers"))
+
+
 def add(commands: Any) -> None:
     """The command and its options."""
     summary = "an oracle file of what torch computes (needs torch and transformers)"
-    p = add_command(commands, "dump-torch", summary, run, description=_ABOUT, more=lambda: _MORE)
+    p = add_command(commands, "dump-torch", summary, run, description=_ABOUT, more=_more)
     p.add_argument("folder", type=Folder, metavar="FOLDER", help="a Hugging Face checkpoint")
     p.add_argument(
         "text",

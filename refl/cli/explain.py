@@ -1,4 +1,4 @@
-"""`refl explain`: the relevance of every token, the candidates, the account."""
+"""`refl explain`: the relevance of every token, the candidates, the conservation ledger."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _ABOUT = """\
 Explain the token a model gives next: the relevance of every token of the text, the model's
-next candidates, and the account, in which
+next candidates, and the conservation ledger, in which
 
   explained  =  relevance on the tokens  +  absorbed on the way, by cause  +  conservation error
 """

@@ -20,6 +20,7 @@ import numpy as np
 from refl.arguments import expected
 from refl.arrays import asnumpy
 from refl.errors import ReflError, shown
+from refl.extras import install
 from refl.io.config import read_json
 from refl.io.files import identity, regular_size
 
@@ -490,7 +491,7 @@ def pillow() -> Any:
     try:
         import PIL.Image
     except ImportError:
-        raise ReflError("pictures need Pillow: pip install 'refl-lrp[image]'") from None
+        raise ReflError(f"pictures need Pillow: {install('image')}") from None
     return PIL.Image
 
 

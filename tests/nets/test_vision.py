@@ -552,7 +552,7 @@ def test_deep_colors_are_refused(tmp_path: Path) -> None:
 def test_without_pillow(digit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "PIL.Image", None)
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-    with pytest.raises(ReflError, match=r"refl-lrp\[image\]"):
+    with pytest.raises(ReflError, match=r"pictures need Pillow: pip install .*\[image\]"):
         net("vit_mnist_012_hf").explain(digit)
     net("vit_mnist_012_hf").explain(pictures("vit_mnist_012_hf")[0], keep=())
 

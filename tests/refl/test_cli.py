@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 
 import refl
 from refl.cli import asked, main, options, progress
+from refl.errors import argument
 from refl.io.safetensors import read_safetensors
 from refl.model import DTYPES, SHIPPED, Model
 from refl.rules.conservation import STABILIZERS
@@ -192,6 +194,65 @@ def test_keep_without_save_shows_what_was_kept(capsys: Capture) -> None:
 def test_html_is_written(tmp_path: Path, capsys: Capture) -> None:
     answer(capsys, "explain", TEXT, "--html", str(tmp_path / "why.html"))
     assert (tmp_path / "why.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+# -- arguments are called as they are spelled ------------------------------------------------------
+
+SPELLED = [
+    (("--at", "lm_head", "9", "9", "9"), "--at has the index"),
+    (("--at", "lm_hea", "1"), "--at names 'lm_hea'"),
+    (("--position", "77"), "--position 77 is outside"),
+    (("--types", "0", "0"), "leave --types out"),
+    (("--decoder", "x"), "leave --decoder out"),
+    (("--eps", "0"), "--eps is 0.0"),
+    (("--eps", "0"), "give --stabilizer none"),
+    (("--eps", "nan"), "--eps is nan"),
+    (("--eps", "1e-3", "--method", "cp-lrp"), "leave --eps out"),
+    (("--stabilizer", "none", "--method", "cp-lrp"), "takes the option '--stabilizer'"),
+    (("--contrast", "are", "is", "--seed", "probability"), "combined with the --seed"),
+    (("--at", "lm_head", "0", "1", "--target", "are"), "leave --target, --contrast, --position"),
+    (("--keep", "nothing.*"), "--keep"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), SPELLED, ids=lambda v: " ".join(v))
+def test_a_message_spells_options_as_the_command_line_does(
+    words: tuple[str, ...], said: str, capsys: Capture
+) -> None:
+    assert main(["explain", TEXT, *words]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+    assert not re.search(r"(?<![-\w])(at|position|target|types|decoder|eps|keep)=", err)
+
+
+PYTHON = [
+    ({"at": ("lm_head", (9, 9, 9))}, "at= has the index"),
+    ({"position": 77}, "position 77 is outside"),
+    ({"types": [0, 0]}, "leave types out"),
+    ({"decoder": "x"}, "leave decoder out"),
+    ({"eps": 0.0}, "eps is 0.0"),
+    ({"eps": 1e-3, "method": "cp-lrp"}, "leave eps out"),
+    ({"at": ("lm_head", (0, 1)), "target": "are"}, "leave target, contrast, position"),
+    ({"keep": 5}, "keep is 5"),
+]
+
+
+@pytest.mark.parametrize(("how", "said"), PYTHON, ids=lambda v: v if isinstance(v, str) else "")
+def test_a_message_spells_arguments_as_python_does(how: dict[str, Any], said: str) -> None:
+    with pytest.raises(refl.ReflError) as refusal:
+        refl.load().explain(TEXT, **how)
+    assert said in str(refusal.value) and "--" not in str(refusal.value)
+    assert str(refusal.value).isprintable()
+    again = pickle.loads(pickle.dumps(refusal.value))
+    assert str(again) == str(refusal.value)
+    assert str(again.spelled(how)) == str(refusal.value.spelled(how)) != str(again)
+
+
+def test_what_a_user_wrote_is_no_argument() -> None:
+    said = refl.ReflError(f"{argument('at=')} is at= \ufdd0at\ufdd1 'target' at")
+    assert str(said) == "at= is at= at 'target' at"
+    assert str(refl.ReflError("seed= and position")) == "seed= and position"
+    assert str(said.spelled(["position"])) == str(said)
 
 
 # -- trace, models, methods ------------------------------------------------------------------------

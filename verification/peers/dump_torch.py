@@ -32,6 +32,7 @@ import numpy as np
 import refl
 from refl.errors import ReflError
 from refl.explanation import Candidate, Explanation, Method, Sites
+from refl.extras import install
 from refl.io.config import decoder_start_id, read_config
 from refl.io.text import Text
 from refl.io.weights import Weights
@@ -251,7 +252,7 @@ def _imported() -> Any:
         return importlib.import_module("transformers")
     except ImportError as absent:
         raise ReflError(
-            f"dump_torch needs torch and transformers ({absent}): pip install 'refl-lrp[peers]'"
+            f"dump-torch needs torch and transformers ({absent}): {install('peers')}"
         ) from None
 
 

@@ -22,7 +22,7 @@ if not (PROJECT / "tests").is_dir():  # reached through the link refl/verificati
     PROJECT = PROJECT.parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "version"),
+    ("errors", "extras", "version"),
     ("arguments", "arrays"),
     ("rules",),
     ("device", "io", "ledger", "seeds", "trace"),
