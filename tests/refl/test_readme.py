@@ -12,6 +12,7 @@ from checkpoints import ROOT
 
 import refl
 from refl.cli import main
+from refl.evaluation.known_evidence import sentences
 from refl.show.terminal import text
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,6 +47,42 @@ def test_the_first_output_is_the_program_s_own() -> None:
         text(refl.load().explain("the keys to the cabinet", keep=()), width=100),
     )
     assert coarse(shown) == coarse(now)
+
+
+def test_the_contrast_is_the_program_s_own() -> None:
+    e = refl.load().explain("the keys to the cabinet", contrast=("are", "is"), keep=())
+    now = coarse(text(e, width=100))
+    assert [row for row in coarse(blocks("")[1]) if row not in now] == []
+    assert len(coarse(blocks("")[1])) == 9
+
+
+def test_what_is_said_of_the_evidence_is_what_the_table_says() -> None:
+    table = next(block for block in blocks("") if block.startswith("contrast "))
+    rows = [line.split() for line in table.splitlines()]
+    contrast, logit = ({row[0]: row[1:] for row in rows if row} for rows in (rows[:8], rows[8:]))
+    said = re.findall(r"(\d+\.\d) %", README.partition("What this shows, and what not")[2])[:4]
+    assert [f"{number}%" for number in said] == [
+        figures[method][0] for figures in (contrast, logit) for method in ("gradient", "attnlrp")
+    ]
+
+
+def test_the_misses_are_as_said() -> None:
+    """Whose strongest token is not the subject: how many there are, with a singular subject, on a
+    `the`.
+    """
+    model, misses = refl.load(), []
+    for s in sentences(200)["agreement"]:
+        contrast = (s["target"], s["foil"])
+        e = model.explain(s["prefix"], contrast=contrast, keep=())
+        strongest = int(e.relevance.argmax())
+        if strongest not in s["evidence_tokens"]:
+            plural = e.tokens[s["evidence_tokens"][0]].endswith(("s", "children"))
+            misses.append((plural, e.tokens[strongest] == "the"))
+    said = re.search(
+        r"of its (\d+) misses (\d+) have a singular.*?and (\d+) give", README, re.DOTALL
+    )
+    counts = len(misses), sum(not plural for plural, _ in misses), sum(the for _, the in misses)
+    assert said and tuple(map(int, said.groups())) == counts
 
 
 def coarse(shown: str) -> list[str]:

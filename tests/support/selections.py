@@ -65,6 +65,7 @@ QUICK = (
 """Every part once, in under half a minute on two cores."""
 
 SLOW = (
+    "tests/refl/test_readme.py::test_the_misses_are_as_said",
     "tests/refl/test_cli_exits.py::test_a_signal_leaves_no_half_file[SIGHUP]",
     "tests/refl/test_cli_exits.py::test_a_signal_leaves_no_half_file[SIGINT]",
     "tests/refl/test_cli_exits.py::test_a_signal_leaves_no_half_file[SIGKILL]",

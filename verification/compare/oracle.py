@@ -102,7 +102,7 @@ def of(e: Explanation, name: str = "") -> Oracle:
     metadata = {key: value for key, value in e.as_dict().items() if key != "relevance"}
     ledger, method = metadata.pop("ledger"), e.method
     return Oracle(
-        name or f"{method.name} on {e.about.get('model', 'a model')}",
+        name or f"{method.title} on {e.about.get('model', 'a model')}",
         {s: e[s] for s in e},
         {s: e.activation(s) for s in e},
         {s: e.gradient(s) for s in e} if gxi else {},
