@@ -48,6 +48,10 @@ def explained(
     model: Model, args: argparse.Namespace, composite: Composite, keep: Any, progress: Any
 ) -> Explanation:
     """The explanation that the options ask for."""
+    if args.ids is None and model.text is None and not model.takes_images:
+        raise ReflError(
+            f"{model.name or 'the model'} has no tokenizer.json: give token ids with --ids"
+        )
     e: Explanation = model.explain(
         input_asked(args),
         composite,

@@ -91,14 +91,13 @@ def _input(e: Explanation, width: int) -> Iterator[list[Line]]:
         return
     for name, row in rows_of_tokens(e):
         yield _running_text(row, width, name)
-        yield [*_bars(row, width), *_legend(e, width)]
+        yield [*_bars(row, width), *_legend(e, width, "█▒")]
 
 
-def _legend(e: Explanation, width: int) -> list[Line]:
-    """What the colors and the sides of the bars say."""
-    favor, against = legend(e)
-    signs = zip(("█ ", "▒ "), (favor, against), (1, -1), strict=True)
-    spans: Line = [(f"{sign}{words}", ink(side)) for sign, words, side in signs if words]
+def _legend(e: Explanation, width: int, signs: str) -> list[Line]:
+    """What the colors and the two signs say."""
+    said = zip(signs, legend(e), (1, -1), strict=True)
+    spans: Line = [(f"{sign} {words}", ink(side)) for sign, words, side in said if words]
     apart = [[("  ", ""), span] for span in spans]
     beside: Line = [span for entry in apart for span in entry]
     return [beside] if width_of(beside) <= width else apart
@@ -201,7 +200,7 @@ def _patches(e: Explanation, width: int) -> list[Line]:
     ]
     return [
         *([("  ", ""), *(_patch(v, most, each) for v in row)] for row in rows),
-        *_legend(e, width),
+        *_legend(e, width, "+-"),
         *(line for note in notes for line in paragraph(note, width, "dim")),
     ]
 

@@ -641,6 +641,7 @@ def explained() -> Explanation:
 
 def test_terminal_view(explained: Explanation) -> None:
     text = terminal.text(explained, 80)
+    assert "+ red: for" in text and "- blue: against" in text
     rows = [
         line.split()
         for line in text.splitlines()

@@ -225,6 +225,15 @@ def test_a_message_spells_options_as_the_command_line_does(
     assert not re.search(r"(?<![-\w])(at|position|target|types|decoder|eps|keep)=", err)
 
 
+def test_where_there_is_no_tokenizer_ids_are_asked_for(tmp_path: Path, capsys: Capture) -> None:
+    folder = copytree(SHIPPED, tmp_path / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    assert main(["explain", TEXT, "--model", str(folder)]) == 2
+    assert "give token ids with --ids" in capsys.readouterr().err
+    assert main(["explain", "--ids", "2", "5", "--model", str(folder)]) == 0
+
+
 PYTHON = [
     ({"at": ("lm_head", (9, 9, 9))}, "at= has the index"),
     ({"position": 77}, "position 77 is outside"),
