@@ -24,7 +24,7 @@ from refl.explanation import Explanation
 from refl.verification.compare.compare import compare
 from refl.verification.compare.comparison import Comparison
 from refl.verification.peers import lxt
-from refl.verification.peers.dump_torch import Input, dump
+from refl.verification.peers.dump_torch import Input, _method, dump
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")
@@ -151,6 +151,12 @@ def lxt_is_here() -> None:
         lxt.load()
     except ImportError as absent:
         pytest.skip(f"LXT is not usable here: {absent}")
+
+
+def test_an_eps_of_one_s_own_is_said() -> None:
+    assert "changed: f(x)/(x + 0.001)" in _method("attnlrp", "torch", 1e-3).summary
+    for method, eps in (("attnlrp", lxt.IDENTITY_EPS), ("input-x-gradient", 1e-3)):
+        assert "changed" not in _method(method, "torch", eps).summary
 
 
 @pytest.mark.usefixtures("lxt_is_here")

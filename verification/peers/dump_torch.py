@@ -243,6 +243,7 @@ def dump(
             method,
             dtype,
             transformers.__version__,
+            identity_eps,
         )
 
 
@@ -392,6 +393,7 @@ def _explanation(
     method: str,
     dtype: str,
     version: str,
+    identity_eps: float,
 ) -> Explanation:
     import torch
 
@@ -417,7 +419,7 @@ def _explanation(
         seed="logit",
         explained=float(z[target]),
         candidates=[Candidate(names(i), i, float(z[i]), float(p[i])) for i in best],
-        method=_method(method, ran),
+        method=_method(method, ran, identity_eps),
         recorded=None,
         about={
             "refl": refl.__version__,
@@ -534,13 +536,17 @@ def _task(model: Any) -> str:
     return next((task for end, task in kinds.items() if end in name), "next-token")
 
 
-def _method(method: str, ran: str) -> Method:
-    """A method by refl's name; the rules are the other library's."""
+def _method(method: str, ran: str, identity_eps: float) -> Method:
+    """A method by refl's name; the rules are the other library's. An eps that is not its own is
+    said.
+    """
     name = LXT_METHODS.get(method, method)
     whose = "LXT 2.1's gradient x input form" if method in LXT_METHODS else "autograd"
+    own = identity_eps == lxt.IDENTITY_EPS or method not in LXT_METHODS
+    changed = "" if own else f", changed: f(x)/(x + {identity_eps:g}), not {lxt.IDENTITY_EPS:g}"
     return Method(
         name,
         formulation="gradient_x_input",
         source=f"{METHODS[name].source} (run by {ran})",
-        summary=f"as {whose} computes it: it names no rules",
+        summary=f"as {whose} computes it{changed}: it names no rules",
     )
