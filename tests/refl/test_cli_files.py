@@ -124,8 +124,9 @@ def test_an_adapters_helper_is_not_overwritten(place: Path, capsys: Capture) -> 
 
 def test_what_is_no_input_is_overwritten(place: Path, capsys: Capture) -> None:
     Path("link").symlink_to("page.html")
-    for name in ("page.html", "page.html", "link", "snapshot/a.safetensors"):
+    for name in ("page.html", "page.html", "link", "snapshot/a.html"):
         assert main(["explain", TEXT, "--model", "snapshot", "--html", name]) == 0
+    assert main(["explain", TEXT, "--model", "snapshot", "--save", "snapshot/a.safetensors"]) == 0
     assert Path("link").is_symlink() and Path("page.html").read_bytes().startswith(b"<!DOCTYPE")
 
 
