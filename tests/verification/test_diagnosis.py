@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from refl.verification.conformance import runner
+from refl.verification.conformance.diagnosis import answers, distinguishes, mistakes_behind
+from refl.verification.conformance.mistakes import MISTAKES
 from refl.verification.conformance.results import RuleResult, size
+from refl.verification.vectors.rule_vectors import load
 
 
 def found(rule: str, function: Any) -> RuleResult:
@@ -133,3 +137,20 @@ def test_a_mistake_under_a_condition_is_named_though_it_would_change_right_answe
     result = found("linear_flat", doubled)
     assert result.cause is not None and result.cause.id == "constant-factor"
     assert result.count("passed") > 0
+
+
+def test_a_mistake_that_cannot_be_made_in_the_shapes_of_a_case_breaks_nothing() -> None:
+    """Operands that are broadcast: some known mistakes give another shape there, or none."""
+    ones = {"a": np.ones((2, 3)), "b": np.ones((1, 3))}
+    case = replace(
+        load("add_epsilon")[0],
+        inputs={**ones, "r": np.ones((2, 3))},
+        expected={name: 0.5 * a * (2 if name == "b" else 1) for name, a in ones.items()},
+        condition=ones,
+    )
+    wrong = {"a": np.full((2, 3), 0.1), "b": np.full((1, 3), 0.3)}
+    assert mistakes_behind(case, wrong) == []
+    assert all(
+        isinstance(distinguishes(case, w), bool) for m in MISTAKES for _, w in answers(m, case)
+    )
+    assert distinguishes(case, {"a": np.ones((2, 3)), "b": np.ones((2, 3))})

@@ -36,18 +36,24 @@ def form_answer(diagnosis: Diagnosis, case: Case) -> dict[str, Array | None] | N
     try:
         with np.errstate(all="ignore"):
             return dict(zip(case.returns, mistake.forms[k](case), strict=True))
-    except NoDifference:
+    except (NoDifference, ValueError, IndexError):  # not to be made in these shapes
         return None
 
 
 def distinguishes(case: Case, wrong: Answer) -> bool:
-    """Whether a case tells a wrong answer from the right one clearly."""
+    """Whether a case tells a wrong answer from the right one clearly, by shape or by numbers."""
+    names = [name for name in case.expected if name in wrong]
+    if any(_shapes_differ(wrong[name], case.expected[name]) for name in names):
+        return True
     found = [
         furthest(case, name, wrong[name], case.expected[name], case.condition[name])
-        for name in case.expected
-        if name in wrong
+        for name in names
     ]
     return any(d is not None and not d.excess <= CLEARLY for d in found)
+
+
+def _shapes_differ(wrong: Array | None, expected: Array | None) -> bool:
+    return wrong is not None and expected is not None and wrong.shape != expected.shape
 
 
 def reproduces(wrong: Answer, case: Case, got: Answer) -> bool:
