@@ -24,7 +24,8 @@ MANNERS = ("ordinary", "ordinary", "positive", "large", "spread", "zeros")
 """How numbers are drawn, in turn."""
 
 LEADS: tuple[tuple[int, ...], ...] = ((1,), (3,), (2, 3), (1, 1), (2, 3, 4), (3, 2, 2))
-LONG = 600
+LONG, TOKENS, QUADRATIC = 599, 70, 131
+"""Entries of a long row, of one that is not summed over, and of one that costs its square."""
 
 
 @dataclass
@@ -65,7 +66,7 @@ def _linear(n: Numbers, rule: str) -> Iterator[Drawn]:
     each: list[tuple[tuple[int, ...], tuple[int, int]]] = [
         (lead, size) for k, lead in enumerate(LEADS) for size in (sizes[k], sizes[k - 2])
     ]
-    for lead, (i, o) in [*each, ((2,), (LONG, 3)), ((2, 2), (3, LONG)), ((1, LONG), (2, 3))]:
+    for lead, (i, o) in [*each, ((2,), (LONG, 3)), ((2, 2), (3, 299)), ((1, TOKENS), (2, 3))]:
         x, w = n(*lead, i), n(o, i)
         b = n.one_of(None, n(o))
         yield {"x": x, "w": w, "b": b, seed(rule): n.relevance(*lead, o)}, _parameters(n, rule)
@@ -123,6 +124,15 @@ BROADCAST: tuple[tuple[tuple[int, ...], ...], ...] = (
 )
 
 
+def _rows(skipped: int, long: int) -> list[tuple[int, ...]]:
+    """For rules whose answers are sums over pairs of entries."""
+    return [*SHAPES[skipped:-1], (2, long)]
+
+
+def _is_quadratic(rule: str) -> bool:
+    return "identity" not in rule
+
+
 def _shapes(broadcast: bool) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     yield from ((shape, shape) for shape in SHAPES)
     if broadcast:
@@ -138,7 +148,7 @@ def _pair(n: Numbers, rule: str) -> Iterator[Drawn]:
 
 
 def _list(n: Numbers, rule: str) -> Iterator[Drawn]:
-    for k, (first, second) in enumerate(_shapes(True)):
+    for k, (first, second) in enumerate(_shapes(rule != "sum_epsilon")):
         out = np.broadcast_shapes(first, second)
         shapes = [first, second, out, second][: 2 + k % 3]
         inputs = {"operands": [n(*s) for s in shapes], seed(rule): n.relevance(*out)}
@@ -153,22 +163,22 @@ def _matmul(n: Numbers, rule: str) -> Iterator[Drawn]:
                 {"a": n(*lead, j, i), "v": n(*lead, i, p), seed(rule): n.relevance(*lead, j, p)},
                 {},
             )
-    for j, i, p in ((2, LONG, 2), (LONG, 2, 2), (2, 2, LONG)):
+    for j, i, p in ((2, LONG, 2), (149, 2, 2), (2, 2, TOKENS)):
         yield {"a": n(2, j, i), "v": n(2, i, p), seed(rule): n.relevance(2, j, p)}, {}
 
 
 def _softmax(n: Numbers, rule: str) -> Iterator[Drawn]:
     n.most = 1600.0
-    for shape in SHAPES[1:]:
-        long = shape[-1] == LONG and rule == "softmax_z_plus"
-        x = n(*(shape if not long else (1, 80)))
+    for shape in _rows(1, 19 if rule == "softmax_spread" else QUADRATIC):
+        x = n(*shape)
         if n.manner == "zeros":
             x[..., 0] = np.where(n.rng.random(x.shape[:-1]) < 0.5, -np.inf, x[..., 0])
         yield {"x": x, seed(rule): n.relevance(*x.shape)}, {}
 
 
 def _norm(n: Numbers, rule: str) -> Iterator[Drawn]:
-    for shape in SHAPES[2:]:
+    long = QUADRATIC if _is_quadratic(rule) else LONG
+    for shape in _rows(2, long):
         far = 1e4 * (n.manner == "large")
         inputs: Inputs = {"x": n(*shape) + far, "w": n(shape[-1])}
         if rule.startswith("layer"):
@@ -179,7 +189,7 @@ def _norm(n: Numbers, rule: str) -> Iterator[Drawn]:
 def _activation(n: Numbers, rule: str) -> Iterator[Drawn]:
     kinds = ("gelu", "gelu_tanh", "silu", "quick_gelu", "relu", "tanh")
     n.most = 60.0
-    for k, shape in enumerate(SHAPES):
+    for k, shape in enumerate(_rows(1, 199)):
         yield {"x": n(*shape), seed(rule): n.relevance(*shape)}, {"kind": kinds[k % 6]}
     for kind in kinds:
         yield {"x": n(2, 5), seed(rule): n.relevance(2, 5)}, {"kind": kind}
@@ -193,8 +203,8 @@ def _rotary(n: Numbers, rule: str) -> Iterator[Drawn]:
         (1, 4, 3, 6),
         (2, 2, 4, 4),
         (4, 4, 4, 4),
-        (1, 1, LONG, 2),
-        (1, 2, 2, LONG),
+        (1, 1, TOKENS, 2),
+        (1, 2, 2, TOKENS),
     ):
         angle = np.tile(n.rng.uniform(0, 6, (t, d // 2)), 2)
         inputs = {"x": n(b, h, t, d), "cos": np.cos(angle), "sin": np.sin(angle)}
@@ -208,7 +218,7 @@ def _pooling(n: Numbers, rule: str) -> Iterator[Drawn]:
         (3, 3, 3),
         (1, 5, 2),
         (4, 2, 3),
-        (2, LONG, 2),
+        (2, 299, 2),
         (2, 2, 80),
     ):
         yield {"x": n(b, t, d), seed(rule): n.relevance(b, 1, d)}, {}
@@ -229,7 +239,7 @@ def _repeat(n: Numbers, rule: str) -> Iterator[Drawn]:
         (2, 2, 2, 2, 2),
         (3, 3, 3, 3, 3),
         (2, 4, 1, 3, 2),
-        (1, 2, 2, LONG, 1),
+        (1, 2, 2, TOKENS, 1),
     ):
         yield {"x": n(b, k, t, d), "r": n.relevance(b, k * times, t, d)}, {"times": times}
 
@@ -241,7 +251,7 @@ def _gather(n: Numbers, rule: str) -> Iterator[Drawn]:
         (3, 3, 3, 3),
         (2, 2, 5, 4),
         (1, 6, 2, 3),
-        (2, 8, LONG, 2),
+        (2, 8, TOKENS, 2),
     ):
         index = [[int(i) for i in n.rng.integers(0, t, m)] for _ in range(b)]
         yield {"x": n(b, t, d), "r": n.relevance(b, m, d)}, {"index": index}
@@ -262,7 +272,7 @@ def _top_k(n: Numbers, rule: str) -> Iterator[Drawn]:
 
 
 def _renormalize(n: Numbers, rule: str) -> Iterator[Drawn]:
-    for shape in SHAPES[1:]:
+    for shape in _rows(1, QUADRATIC if _is_quadratic(rule) else LONG):
         x = n.rng.uniform(0.2, 2, shape)
         yield {"x": x, seed(rule): n.relevance(*shape)}, {}
 
@@ -274,7 +284,7 @@ def _fan_out(n: Numbers, rule: str) -> Iterator[Drawn]:
         ((2, 3), 2, 4),
         ((2,), 3, 3),
         ((2, 2, 3), 4, 4),
-        ((2,), LONG, 2),
+        ((2,), 499, 2),
     ):
         inputs = {"x": n(*lead, i), "w1": n(o, i), "w2": n(o, i), "r": n.relevance(*lead, o)}
         yield inputs, {}
@@ -291,7 +301,8 @@ def _attention(n: Numbers, rule: str) -> Iterator[Drawn]:
         (2, 2, 2, 2, 2, 2, 2),
         (3, 3, 1, 3, 3, 3, 3),
         (2, 1, 4, 2, 5, 3, 3),
-        (1, 1, 2, 70, 70, 2, 2),
+        (1, 1, 2, TOKENS, 3, 2, 2),
+        (1, 1, 1, 2, 129, 2, 2),
     ):
         inputs = {"q": n(b, k * group, t, d), "k": n(b, k, s, d), "v": n(b, k, s, e)}
         yield (
@@ -348,7 +359,7 @@ def drawn_with_options(rule: str, number: int) -> list[Case]:
     found = []
     for case in drawn(rule, number):
         options = _optional(case, rng)
-        if options and max(_sizes(case)) < LONG:
+        if options and max(_sizes(case)) < 200:
             found.append(replace(case, options={**case.options, **options}))
     return found
 
