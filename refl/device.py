@@ -12,16 +12,21 @@ from typing import Any
 import numpy as np
 
 from refl.arrays import Array
-from refl.errors import ReflError
+from refl.errors import ReflError, shown
 from refl.extras import install
+
+
+def on_host(array: Any) -> Array:
+    """The array itself: NumPy's are on the host."""
+    return array
 
 
 def placer(device: str) -> Callable[[Any], Array]:
     """NumPy array -> the same on the device. Raises ReflError where it cannot be had."""
     if device == "cpu":
-        return lambda array: array
-    if device != "cuda":
-        raise ReflError(f"unknown device {device!r}: expected cpu or cuda")
+        return on_host
+    if not isinstance(device, str) or device != "cuda":
+        raise ReflError(f"unknown device {shown(repr(device))}: expected cpu or cuda")
     try:
         import cupy
 

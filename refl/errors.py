@@ -45,7 +45,7 @@ _OPENS, _CLOSES = "\ufdd0", "\ufdd1"
 _ARGUMENT = re.compile(f"{_OPENS}([a-z_]+=?){_CLOSES}")
 
 
-LONGEST_SENTENCE, LONGEST_WORD = 1000, 300
+LONGEST_SENTENCE, LONGEST_WORD, LONGEST_REPR = 1000, 300, 240
 
 
 def sentence(words: object, most: int = LONGEST_SENTENCE) -> str:

@@ -10,21 +10,23 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from refl import arguments
-from refl.arrays import asnumpy
+from refl.arrays import asnumpy, namespace
+from refl.batching import TOKENS, grouped
 from refl.errors import ReflError, argument, nearest, shown
-from refl.explanation import Candidate, Explanation, Sites
+from refl.explanation import Candidate, Explanation, Sites, SitesOnDemand
 from refl.io.images import PREPARATION, Preparation
-from refl.ledger import DESTINATIONS
+from refl.ledger import DESTINATIONS, Ledger
 from refl.network import Network, Reading
 from refl.rules.composites import Composite, Rule
 from refl.seeds import Seed, softmax
-from refl.show.explanation import Batch, ShownExplanation
+from refl.show.explanation import ShownExplanation
 from refl.sweep import Sweep, Swept
 from refl.trace import Trace, Value
 from refl.version import __version__
@@ -48,10 +50,8 @@ class Forward:
     """The logits; or the value of a site, whose neurons are explained as logits are."""
     rows: Any
     """The same as NumPy (B, V)."""
-    inputs: list[Any]
-    """Token ids or an Image, per example."""
-    prefixes: list[list[int]] | None
-    """The ids that a decoder has written, per example."""
+    readings: Sequence[Reading]
+    """Of each example."""
     embedded: str
     """Site of the input's embeddings, or of the pixels."""
     decoder_embedded: list[str]
@@ -67,12 +67,13 @@ class Explainer:
 
     network: Network
     composite: Composite
-    keep: str | Sequence[str] = "*"
+    keep: str | Sequence[str] | None = None
     recompute: bool = False
     audit: bool = False
     progress: Progress | None = None
     position: int | None = None
     at: tuple[str, Sequence[int]] | None = None
+    batch_tokens: int = TOKENS
 
     def __post_init__(self) -> None:
         if self.network.takes_images:
@@ -80,7 +81,8 @@ class Explainer:
                 self.composite, self.network.preparation, self.network.config.num_channels
             )
         refuse_beyond_dtype(self.composite, self.network.dtype)
-        self.patterns = arguments.patterns(self.keep)
+        self.patterns = () if self.keep is None else arguments.patterns(self.keep)
+        self.batch_tokens = arguments.positive("batch_tokens", self.batch_tokens)
         self.recompute = arguments.flag("recompute", self.recompute)
         self.audit = arguments.flag("audit", self.audit)
         if self.at is not None:
@@ -95,13 +97,46 @@ class Explainer:
         neuron is explained, it stands in their place.
         """
         self._refuse_seeds(wanted, kind)
+        self._refuse_lengths(readings)
+        lengths = [self.network.lengths(reading) for reading in readings]
+        groups = grouped(lengths, self.batch_tokens, self.network.batch_dependent)
+        found: list[list[Any]] = [[None] * len(readings) for _ in wanted]
+        for number, group in enumerate(groups):
+            members = [readings[b] for b in group]
+            targets = [[row[b] for b in group] for row in wanted]
+            part = (number * len(wanted), len(groups) * len(wanted))
+            for row, explained in zip(
+                found, self._batch(members, targets, kind, part), strict=True
+            ):
+                for b, e in zip(group, explained, strict=True):
+                    row[b] = e
+        return found
+
+    def _batch(
+        self,
+        readings: Sequence[Reading],
+        wanted: Sequence[Sequence[Target]],
+        kind: str,
+        part: tuple[int, int],
+    ) -> list[list[Explanation]]:
+        """The same of one batch. `part`: how many sweeps there were before, and how many in all."""
         forward = self._forward(readings)
         if self.at is not None:
             wanted = [[(self._neuron(forward, *self.at), None)] * len(readings)]
         return [
-            self._explained(forward, targets, kind, last=number == len(wanted) - 1)
-            for number, targets in enumerate(wanted)
+            self._explained(forward, targets, kind, (part[0] + n, part[1]), n == len(wanted) - 1)
+            for n, targets in enumerate(wanted)
         ]
+
+    def _refuse_lengths(self, readings: Sequence[Reading]) -> None:
+        if (
+            self.at is not None
+            and len({self.network.lengths(reading)[-1] for reading in readings}) > 1
+        ):
+            raise ReflError(
+                f"{argument('at=')} explains one neuron in inputs of one length: give the others "
+                "on their own"
+            )
 
     @staticmethod
     def _refuse_seeds(wanted: Sequence[Sequence[Target]], kind: str) -> None:
@@ -135,8 +170,7 @@ class Explainer:
             trace=trace,
             explained=explained,
             rows=asnumpy(explained.array).reshape(len(inputs), -1),
-            inputs=inputs,
-            prefixes=prefixes,
+            readings=readings,
             embedded=embedded[0],
             decoder_embedded=embedded[1:],
         )
@@ -182,35 +216,45 @@ class Explainer:
                 f"{argument('at=')} has the index {tuple(index)} at {site}, "
                 f"whose shape is {tuple(shape)}"
             )
-        ids = [] if self.network.takes_images else forward.prefixes or forward.inputs
-        if len(set(map(len, ids))) > 1:
-            raise ReflError(
-                f"{argument('at=')} explains one neuron in inputs of one length: "
-                "give the others on their own"
-            )
         return int(np.ravel_multi_index([i % n for i, n in zip(index, shape, strict=True)], shape))
 
     # -- a sweep -----------------------------------------------------------------------------------
 
     def _explained(
-        self, forward: Forward, targets: Sequence[Target], kind: str, *, last: bool
+        self,
+        forward: Forward,
+        targets: Sequence[Target],
+        kind: str,
+        part: tuple[int, int],
+        last: bool,
     ) -> list[Explanation]:
         """An Explanation for each example, from one sweep."""
         seeds = [
             Seed(kind, int(z.argmax()) if target is None else target, against)
             for z, (target, against) in zip(forward.rows, targets, strict=True)
         ]
-        swept = self._sweep(forward, seeds, last)
-        return Batch(self._explanation(forward, swept, b, seed) for b, seed in enumerate(seeds))
+        with np.errstate(all="ignore"):  # what goes wrong is said in a sentence, by its site
+            swept = self._sweep(forward, seeds, part, last)
+            inputs = [self._input(forward, swept, b) for b in range(len(seeds))]
+        ledgers = [swept.ledger.example(b) for b in range(len(seeds))]
+        for fields, ledger in zip(inputs, ledgers, strict=True):
+            self._refuse_not_finite(fields, ledger)
+        sites = self._sites(forward, swept, seeds)
+        return [
+            self._explanation(forward.rows[b], seed, inputs[b], ledgers[b], sites[b])
+            for b, seed in enumerate(seeds)
+        ]
 
-    def _sweep(self, forward: Forward, seeds: list[Seed], last: bool) -> Swept:
+    def _sweep(
+        self, forward: Forward, seeds: list[Seed], part: tuple[int, int], last: bool
+    ) -> Swept:
         as_gradient = self.composite.formulation == "gradient_x_input"
         form = Seed.gradient if as_gradient else Seed.relevance
         rows = np.stack([form(seed, z) for seed, z in zip(seeds, forward.rows, strict=True)])
         start = self.network.place(rows.reshape(forward.explained.array.shape))
         needed = forward.input_sites()
-        of = len(forward.trace.records)
-        done = iter(range(1, of + 1))
+        each = len(forward.trace.records)
+        done = iter(range(part[0] * each + 1, (part[0] + 1) * each + 1))
         sweep = Sweep(
             self.composite,
             keep=lambda names: (
@@ -219,7 +263,9 @@ class Explainer:
             ),
             release=last,
             audit=self.audit,
-            progress=lambda: self.progress and self.progress("sweep", next(done, 0), of),
+            progress=lambda: (
+                self.progress and self.progress("sweep", next(done, 0), part[1] * each)
+            ),
         )
         swept = sweep.run(forward.trace, forward.explained, start)
         lost = [seed.unpropagated(z) for seed, z in zip(seeds, forward.rows, strict=True)]
@@ -228,21 +274,64 @@ class Explainer:
             swept.ledger = swept.ledger.absorbing(site, "stabilizer", amount)
         return swept
 
+    def _refuse_not_finite(self, fields: dict[str, Any], ledger: Ledger) -> None:
+        """Relevance that is infinite or no number explains nothing."""
+        scores = [fields[key] for key in ("relevance", "decoder_relevance") if key in fields]
+        if all(np.isfinite(r).all() for r in scores) and math.isfinite(ledger.conservation_error):
+            return
+        where = next(
+            (
+                f"{e.site} (rule {e.rule})"
+                for e in ledger
+                if not math.isfinite(e.conservation_error)
+            ),
+            "the input",
+        )
+        raise ReflError(
+            f"relevance is not finite in {self.network.dtype} from {where} down: use "
+            f"{argument('dtype')} float64, or a larger stabilizer"
+        )
+
     # -- what it found -----------------------------------------------------------------------------
 
-    def _explanation(self, forward: Forward, swept: Swept, b: int, seed: Seed) -> Explanation:
-        ledger = swept.ledger.example(b)
+    def _sites(self, forward: Forward, swept: Swept, seeds: Sequence[Seed]) -> list[Sites]:
+        """What was kept of each example, as arrays of its own: an explanation of a batch does not
+        hold the batch. Arrays of the batch are let go one by one.
+        """
+        form = self.composite.formulation
+        if self.keep is None:
+            return [
+                SitesOnDemand(partial(self._every_site, reading, seed), form)
+                for reading, seed in zip(forward.readings, seeds, strict=True)
+            ]
+        kept = {id(array) for array in swept.activations.values()}
+        found: list[Sites] = [Sites({}, {}, swept.aliases, form) for _ in seeds]
+        for group in ("propagated", "activations"):
+            arrays = getattr(swept, group)
+            for site in list(arrays):
+                array = arrays.pop(site)
+                for b, sites in enumerate(found):
+                    getattr(sites, group)[site] = _own(array, b, kept if len(seeds) == 1 else set())
+        return found
+
+    def _every_site(self, reading: Reading, seed: Seed) -> Sites:
+        """Of one input, from a run of its own."""
+        again = replace(self, keep="*", progress=None)
+        kind = "logit" if self.at is not None else seed.kind
+        return again.run([reading], [[(seed.target, seed.against)]], kind)[0][0].sites
+
+    def _explanation(
+        self, z: Any, seed: Seed, fields: dict[str, Any], ledger: Ledger, sites: Sites
+    ) -> Explanation:
         return ShownExplanation(
-            **self._input(forward, swept, b),
-            **self._output(forward.rows[b], seed),
-            explained=float(ledger.explained[0]),
+            **fields,
+            **self._output(z, seed),
+            explained=ledger.explained,
             method=self.composite,
             recorded=ledger,
             about=self._about(),
             fingerprint=self.network.fingerprint,
-            sites=Sites(
-                swept.propagated, swept.activations, swept.aliases, self.composite.formulation, b
-            ),
+            sites=sites,
         )
 
     def _about(self) -> dict[str, str]:
@@ -289,17 +378,22 @@ class Explainer:
 
     def _input(self, forward: Forward, swept: Swept, b: int) -> dict[str, Any]:
         """The input and its relevance: of tokens, of those a decoder has written, or of pixels."""
+        reading = forward.readings[b]
         if self.network.takes_images:
             return self._picture(forward, swept, b)
-        fields = self._tokens(swept, b, forward.inputs[b], forward.embedded)
-        if forward.prefixes is not None:
-            decoder = self._tokens(swept, b, forward.prefixes[b], forward.decoder_embedded[0])
+        fields = self._tokens(swept, b, reading.input, forward.embedded)
+        if reading.prefix is not None:
+            decoder = self._tokens(swept, b, reading.prefix, forward.decoder_embedded[0])
             fields |= {f"decoder_{name}": value for name, value in decoder.items()}
         return {"input_ids" if name == "ids" else name: value for name, value in fields.items()}
 
     def _tokens(self, swept: Swept, b: int, ids: list[int], site: str) -> dict[str, Any]:
         scores = self._scores(*_example(swept, site, b))
-        return {"tokens": self.network.tokens(ids), "ids": ids, "relevance": scores[: len(ids)]}
+        return {
+            "tokens": self.network.tokens(ids),
+            "ids": ids,
+            "relevance": scores[: len(ids)].copy(),
+        }
 
     def _picture(self, forward: Forward, swept: Swept, b: int) -> dict[str, Any]:
         channels_last = (np.moveaxis(a, 0, -1) for a in _example(swept, forward.embedded, b))
@@ -307,7 +401,7 @@ class Explainer:
             "tokens": [],
             "input_ids": [],
             "relevance": self._scores(*channels_last),
-            "picture": forward.inputs[b].picture,
+            "picture": forward.readings[b].input.picture,
             "patch": self.network.config.patch,
         }
 
@@ -365,6 +459,21 @@ def nearest_patterns(pattern: str, names: Iterable[str]) -> list[str]:
     parts = wanted.count(".") + 1
     ends = {".".join(name.split(".")[-parts:]) for name in names}
     return [f"*.{end}" for end in nearest(wanted, sorted(ends), 3)]
+
+
+def _own(array: Any, b: int, kept: set[int]) -> Any:
+    """One example's part of an array; a copy where it would hold more than it is. `kept`: ids of
+    arrays that are held anyway.
+    """
+    part = array[b if array.shape[0] > 1 else 0, ...]
+    if not hasattr(part, "base"):  # a library that does not say what a part holds
+        return part if array.shape[0] == 1 else namespace(part).asarray(part, copy=True)
+    base = part
+    while base.base is not None and id(base) not in kept:
+        base = base.base
+        if not hasattr(base, "base"):  # a mapped file
+            return part.copy()
+    return part if id(base) in kept or base.nbytes <= part.nbytes else part.copy()
 
 
 def _fits_attention(pattern: str) -> bool:

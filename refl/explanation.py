@@ -4,17 +4,19 @@ how they are saved. How they are drawn is refl.show's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from refl.arguments import received
 from refl.arrays import Array, asnumpy
-from refl.errors import ReflError
+from refl.errors import LONGEST_REPR, ReflError, sentence
 from refl.io import ORACLE_FORMAT, oracle
-from refl.ledger import Ledger
+from refl.ledger import Ledger, UnknownSite
 from refl.rules.composites import Composite
 from refl.rules.published import identified
 
@@ -52,28 +54,79 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Sites:
-    """Arrays of the kept sites, batch axis first; one example is looked at."""
+    """Arrays of the kept sites, of one example and without a batch axis; on whatever device they
+    were computed.
+    """
 
-    propagated: dict[str, Array]
-    activations: dict[str, Array]
-    aliases: dict[str, str]
-    formulation: str
-    example: int
+    propagated: Mapping[str, Array] = field(default_factory=dict)
+    activations: Mapping[str, Array] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    formulation: str = "relevance"
 
-    def canonical(self, name: str) -> str:
-        site = self.aliases.get(name, name)
-        if site not in self.activations:
-            raise ReflError(
-                f"no site {name!r} was kept: there are {len(self.activations)}, such as "
+    def canonical(self, name: Any) -> str:
+        """The site of a name. Raises ReflError for a name that none of the kept has."""
+        site = self.aliases.get(name, name) if isinstance(name, str) else name
+        if not isinstance(site, str) or site not in self.activations:
+            raise UnknownSite(
+                f"no site {received(name)} was kept: there are {len(self.activations)}, such as "
                 f"{', '.join(list(self.activations)[:3])}"
             )
         return site
 
-    def one(self, array: Array) -> Any:
-        return asnumpy(array[self.example if array.shape[0] > 1 else 0, ...])
+    def __repr__(self) -> str:
+        return f"<Sites: {len(self.activations)} in {self.formulation} form>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied on the host."""
+        arrays = (
+            {s: asnumpy(a) for s, a in group.items()}
+            for group in (self.propagated, self.activations)
+        )
+        return Sites, (*arrays, dict(self.aliases), self.formulation)
 
 
-@dataclass
+class SitesOnDemand(Sites):
+    """Every site, computed again when the first is asked for: nothing is held before."""
+
+    def __init__(self, again: Callable[[], Sites], formulation: str) -> None:
+        vars(self).update(_again=again, formulation=formulation)
+
+    def __repr__(self) -> str:
+        return f"<Sites: every site on demand, in {self.formulation} form>"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sites:
+        return self
+
+    @cached_property
+    def made(self) -> Sites:
+        """The sites, from the same input, target and options."""
+        found: Sites = vars(self).pop("_again")()
+        return found
+
+    @property
+    def propagated(self) -> Mapping[str, Array]:
+        return self.made.propagated
+
+    @property
+    def activations(self) -> Mapping[str, Array]:
+        return self.made.activations
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        return self.made.aliases
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A fingerprint that was formed already."""
+
+    known: str = ""
+
+    def __call__(self) -> str:
+        return self.known
+
+
+@dataclass(repr=False)
 class Explanation:
     """One explained output.
 
@@ -111,14 +164,32 @@ class Explanation:
     method: Composite | Method
     recorded: Ledger | None
     about: dict[str, str] = field(default_factory=dict)
-    sites: Sites = field(default_factory=lambda: Sites({}, {}, {}, "relevance", 0), repr=False)
+    sites: Sites = field(default_factory=Sites, repr=False)
     decoder_tokens: list[str] | None = None
     decoder_ids: list[int] | None = None
     decoder_relevance: Any = None
     picture: Any = None
     patch: tuple[int, int] | None = None
-    fingerprint: Callable[[], str] = field(default=lambda: "", repr=False)
+    fingerprint: Callable[[], str] = field(default=Fingerprint(), repr=False)
     """Of the checkpoint: a hash of all its bytes, so it is formed only when it is asked for."""
+
+    def __repr__(self) -> str:
+        """One line."""
+        size = f"{len(self.tokens)} tokens"
+        if self.picture is not None:
+            size = f"a picture of {' x '.join(map(str, self.picture.shape[:2]))}"
+        about = " ".join(filter(None, (self.about.get("model"), self.about.get("dtype"))))
+        return sentence(
+            f"<Explanation: {self.what} = {self.explained:.6g}, {self.method.name} on {size}"
+            f"{about and f', {about}'}>",
+            LONGEST_REPR,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled with all that it offers: every site that is kept (by default every site there is,
+        so give keep=() where that is too much), and the fingerprint as it is now.
+        """
+        return vars(self) | {"fingerprint": Fingerprint(self.fingerprint())}
 
     @property
     def composite(self) -> Composite:
@@ -169,7 +240,7 @@ class Explanation:
     def __getitem__(self, site: str) -> Any:
         """Relevance at a site. Raises ReflError for a site that was not kept or does not exist."""
         name = self.sites.canonical(site)
-        propagated = self.sites.one(self.sites.propagated[name])
+        propagated = asnumpy(self.sites.propagated[name])
         return (
             propagated * self.activation(site)
             if self.sites.formulation == "gradient_x_input"
@@ -182,7 +253,7 @@ class Explanation:
 
     def activation(self, site: str) -> Any:
         """What the forward pass computed at a site."""
-        return self.sites.one(self.sites.activations[self.sites.canonical(site)])
+        return asnumpy(self.sites.activations[self.sites.canonical(site)])
 
     def gradient(self, site: str) -> Any:
         """The g of R = x g at a site; only for methods in gradient x input form."""
@@ -191,14 +262,14 @@ class Explanation:
                 f"method {self.method.name} is in relevance form, which has no gradients: take "
                 "one in gradient x input form, such as attnlrp-gradient"
             )
-        return self.sites.one(self.sites.propagated[self.sites.canonical(site)])
+        return asnumpy(self.sites.propagated[self.sites.canonical(site)])
 
     def experts(self) -> dict[str, float]:
         """Module path of each expert that ran -> the relevance of its term in the sum over experts,
         output times gate weight; in the order of the net.
         """
         return {
-            site: float(amount[0])
+            site: float(amount)
             for site, amount in sorted(self.ledger.experts.items(), key=_numbered)
         }
 
@@ -241,7 +312,7 @@ class Explanation:
             sites["gradient"] = {s: self.gradient(s) for s in self}
         arrays = self._arrays()
         facts = {key: value for key, value in self.as_dict().items() if key not in arrays}
-        facts |= {"aliases": self.sites.aliases, "patch": self.patch}
+        facts |= {"aliases": dict(self.sites.aliases), "patch": self.patch}
         oracle.save(path, oracle.Oracle(facts, arrays, sites))
 
     def _arrays(self) -> dict[str, Any]:
@@ -297,13 +368,9 @@ def _method(said: dict[str, Any]) -> Composite | Method:
 
 
 def _sites(content: oracle.Oracle, formulation: str) -> Sites:
-    """With a batch axis of one again."""
     group = "gradient" if formulation == "gradient_x_input" else "relevance"
-    propagated, activations = (
-        {site: array[None] for site, array in content.sites[g].items()}
-        for g in (group, "activation")
-    )
-    return Sites(propagated, activations, content.facts["aliases"], formulation, 0)
+    sites = content.sites
+    return Sites(sites[group], sites["activation"], content.facts["aliases"], formulation)
 
 
 def _numbered(item: tuple[str, Any]) -> list[tuple[int, str]]:

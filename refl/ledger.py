@@ -5,9 +5,10 @@ conservation error that is left.
                                                                               at every operation
     explained = tokens + everything absorbed + conservation error             for the whole sweep
 
-Every number is a sum of relevance in the unit of the explained output (a logit, say), one per
-example of the batch. The conservation error is rounding and nothing else: at most 8 u times the
-rounding scale, which a sweep with `audit` enters too (u is the unit roundoff).
+Every number is a sum of relevance in the unit of the explained output (a logit, say): one per
+example of the batch, or a float in the ledger of one example. The conservation error is rounding
+and nothing else: at most 8 u times the rounding scale, which a sweep with `audit` enters too (u is
+the unit roundoff).
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from refl.arguments import whole
+from refl.errors import ReflError, shown
+
 DESTINATIONS = ("tokens", "pixels")
 """The entries under which relevance arrives where it was going: at the input. Every other entry is
 absorbed on the way.
@@ -26,12 +30,12 @@ absorbed on the way.
 ALLOWED = 8
 """Roundings, in units of u times the rounding scale, that a conservation error may be made of."""
 
-Sums = Any  # numpy.ndarray of shape (B,), float64
+Sums = Any  # numpy.ndarray of shape (B,), float64; a float in the ledger of one example
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of the relevance at one operation, (B,) float64 each."""
+    """What became of the relevance at one operation, (B,) float64 each; floats for one example."""
 
     site: str
     operation: str
@@ -60,7 +64,7 @@ class Entry:
         )
 
     def example(self, b: int) -> Entry:
-        return self.each(lambda sums: sums[b : b + 1])
+        return self.each(lambda sums: float(sums[b]))
 
     def each(self, change: Callable[[Any], Sums]) -> Entry:
         """The same with every sum changed."""
@@ -78,7 +82,7 @@ def _added(a: dict[str, Sums], b: dict[str, Sums]) -> dict[str, Sums]:
     return a | {key: a[key] + sums if key in a else sums for key, sums in b.items()}
 
 
-@dataclass
+@dataclass(repr=False)
 class Ledger:
     """The entries of a sweep in the order it made them, from the output down."""
 
@@ -87,6 +91,21 @@ class Ledger:
     """u, the unit roundoff of the dtype the sweep ran in."""
     entries: list[Entry] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        """One line."""
+        amounts = (total(s) for s in (self.explained, self.tokens, self.conservation_error))
+        of = "" if self.examples == 1 else f" of {self.examples} examples"
+        explained, tokens, error = (f"{amount:.6g}" for amount in amounts)
+        return (
+            f"<Ledger{of}: {len(self.entries)} sites, explained {explained}, {tokens} on "
+            f"{self.destination}, conservation error {error}>"
+        )
+
+    @property
+    def examples(self) -> int:
+        """How many examples it is of."""
+        return 1 if isinstance(self.explained, float) else len(self.explained)
+
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
 
@@ -94,7 +113,7 @@ class Ledger:
         for entry in self.entries:
             if entry.site == site:
                 return entry
-        raise KeyError(site)
+        raise UnknownSite(f"the ledger has no entry for {_named(site)}")
 
     @property
     def rounding_bound(self) -> Sums | None:
@@ -118,10 +137,8 @@ class Ledger:
     def tokens(self) -> Sums:
         """What reached the input, (B,): token embeddings, pixels."""
         causes = self._by_cause()
-        return sum(
-            (causes[where] for where in DESTINATIONS if where in causes),
-            np.zeros_like(self.explained),
-        )
+        nothing = 0.0 if isinstance(self.explained, float) else np.zeros_like(self.explained)
+        return sum((causes[where] for where in DESTINATIONS if where in causes), nothing)
 
     @property
     def destination(self) -> str:
@@ -158,10 +175,16 @@ class Ledger:
         return causes
 
     def example(self, b: int) -> Ledger:
-        """The conservation ledger of one example of the batch."""
+        """The conservation ledger of one example of the batch, whose sums are floats. Raises
+        ReflError for an example that there is none of.
+        """
+        if not 0 <= whole("example", b) < self.examples:
+            raise ReflError(f"example {b} is outside the batch of {self.examples}")
+        if isinstance(self.explained, float):
+            return self
         return replace(
             self,
-            explained=self.explained[b : b + 1],
+            explained=float(self.explained[b]),
             entries=[entry.example(b) for entry in self.entries],
         )
 
@@ -180,7 +203,7 @@ class Ledger:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON; for a ledger of one example, floats in place of lists."""
-        plain = _plain(len(self.explained) == 1)
+        plain = _plain(np.size(self.explained) == 1)
         return {
             "explained": plain(self.explained),
             "roundoff": self.roundoff,
@@ -209,18 +232,33 @@ class Ledger:
                 e["site"],
                 e["operation"],
                 e["rule"],
-                np.asarray([e["received"]]),
-                _sums(e["passed"]),
-                _sums(e["absorbed"]),
+                float(e["received"]),
+                _floats(e["passed"]),
+                _floats(e["absorbed"]),
             )
             for e in said["sites"]
         ]
-        return cls(np.asarray([said["explained"]]), said["roundoff"], entries)
+        return cls(float(said["explained"]), said["roundoff"], entries)
 
 
-def _sums(plain: dict[str, float]) -> dict[str, Sums]:
-    return {name: np.asarray([value]) for name, value in plain.items()}
+def total(sums: Sums) -> float:
+    """Over the examples of a batch."""
+    return float(np.sum(sums))
+
+
+class UnknownSite(ReflError, KeyError):
+    """A site that there is none of; a KeyError too, as for any mapping."""
+
+    __str__ = Exception.__str__
+
+
+def _named(site: Any) -> str:
+    return shown(repr(site)) if isinstance(site, str) else f"a {type(site).__name__}"
+
+
+def _floats(plain: dict[str, float]) -> dict[str, Sums]:
+    return {name: float(value) for name, value in plain.items()}
 
 
 def _plain(single: bool) -> Any:
-    return lambda s: float(s[0]) if single else [float(v) for v in s]
+    return lambda s: float(np.sum(s)) if single else [float(v) for v in s]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from refl import arguments
+from refl.batching import TOKENS
 from refl.device import placer
 from refl.errors import ReflError, argument
 from refl.explainer import Explainer, Progress, Target
@@ -24,6 +25,7 @@ from refl.nets.config import brief, parse
 from refl.nets.heads import by_tensors
 from refl.network import CLASSIFIES, Input, Net, Network
 from refl.rules.composites import Composite
+from refl.show.explanation import Batch
 
 SHIPPED = Path(__file__).parent / "shipped"
 """The small model that comes with refl."""
@@ -131,7 +133,7 @@ def _preparation(folder: Path, net: Net, config: Any) -> Preparation | None:
     return read_preparation(folder, net.MODEL_TYPE) if takes_images else None
 
 
-@dataclass
+@dataclass(repr=False)
 class Model(Network):
     """A net with its weights and tokenizer, to be explained. Made by `refl.load`."""
 
@@ -147,12 +149,13 @@ class Model(Network):
         seed: str = "logit",
         eps: float | None = None,
         stabilizer: str | None = None,
-        keep: str | Sequence[str] = "*",
+        keep: str | Sequence[str] | None = None,
         recompute: bool = False,
         audit: bool = False,
         progress: Progress | None = None,
         at: tuple[str, Sequence[int]] | None = None,
         types: Any = None,
+        batch_tokens: int = TOKENS,
     ) -> Any:
         """Explain the next token after a text (the masked token in it, the class it is put in: what
         the model does), or after a list of token ids, or after each of a list of those (a padded
@@ -171,7 +174,9 @@ class Model(Network):
         seed          "logit", "log-probability" or "probability" (softmax-weighted)
         eps, stabilizer    set these options in every rule that has them
         keep          patterns of the sites whose activation and relevance to keep, each of which
-                      has to name one; () for none, which is fastest
+                      has to name one; "*" for every site, () for none. By default nothing is held,
+                      and the first `e[site]` runs the input once more and then has every site: the
+                      same numbers to rounding
         recompute     hold one block's activations at a time and run the others again: less memory,
                       a third more time
         audit         also record the scale of rounding at every site (`entry.rounding_scale`)
@@ -180,9 +185,13 @@ class Model(Network):
                       without the batch axis
         types         token type ids, for models that tell sentence A from B; by default all 0 (for
                       a batch a list of them)
+        batch_tokens  how many tokens are run at once, padding counted: a longer list is sorted by
+                      length and run in batches of at most that (a single input may be longer).
+                      An input's numbers are the same in any batch to rounding; for dynamic rotary
+                      positions beyond those of training only inputs of one length share a batch
 
-        Returns an Explanation, or a list of them for a batch. Raises ReflError for anything it
-        cannot do.
+        Returns an Explanation, or for a batch a list of them, in its order. Raises ReflError for
+        anything it cannot do.
         """
         if at is not None and not (
             target is None and contrast is None and position is None and _is_logit(seed)
@@ -200,6 +209,7 @@ class Model(Network):
             progress=progress,
             position=position,
             at=at,
+            batch_tokens=batch_tokens,
         )
         single = self._is_single(item)
         items = [item] if single else self._members(item)
@@ -207,7 +217,7 @@ class Model(Network):
         if single and types is not None:
             types = [types]
         explained = explainer.run(self.readings(items, decoder, types), [wanted], seed)[0]
-        return explained[0] if single else explained
+        return explained[0] if single else Batch(explained)
 
     def explain_each(
         self,
@@ -236,9 +246,8 @@ class Model(Network):
         wanted = [[(self.output_id(t), None)] for t in _tokens("targets", targets)]
         explainer = Explainer(self, composites.chosen(method, eps, stabilizer), **how)
         types = None if types is None else [types]
-        return [
-            one for (one,) in explainer.run(self.readings([item], decoder, types), wanted, seed)
-        ]
+        readings = self.readings([item], decoder, types)
+        return Batch(one for (one,) in explainer.run(readings, wanted, seed))
 
     # -- what is asked -----------------------------------------------------------------------------
 

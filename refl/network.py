@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +13,8 @@ import numpy as np
 from refl import arguments
 from refl.arguments import is_single, received
 from refl.arrays import Array, asnumpy, namespace
-from refl.errors import ReflError, argument
+from refl.device import on_host
+from refl.errors import LONGEST_REPR, ReflError, argument, sentence
 from refl.io.images import Image, Preparation, prepared
 from refl.io.text import Text
 from refl.nets.batch import Batch
@@ -49,6 +52,11 @@ class Net(Protocol):
         """
 
 
+def no_fingerprint() -> str:
+    """Of weights that come from no file."""
+    return ""
+
+
 @dataclass(frozen=True)
 class Reading:
     """One input as the net takes it."""
@@ -66,7 +74,7 @@ class Reading:
         return self.input if self.prefix is None else self.prefix
 
 
-@dataclass
+@dataclass(repr=False)
 class Network:
     """A net with its weights and tokenizer."""
 
@@ -84,13 +92,33 @@ class Network:
     """Id of the mask token, for models that guess one."""
     labels: Mapping[int, str] = field(default_factory=dict)
     """Names of a classifier's outputs."""
-    fingerprint: Callable[[], str] = lambda: ""
+    fingerprint: Callable[[], str] = no_fingerprint
     decoder_start_id: int = 0
     """Id that a decoder's text starts with."""
     ignored: Mapping[str, str] = field(default_factory=dict)
     """What the caller said to ignore in the checkpoint: `ignored options`, `ignored tensors`."""
     preparation: Preparation | None = None
     """What is done to a picture before a net sees it."""
+
+    def __repr__(self) -> str:
+        """One line."""
+        kind = f"{self.net.MODEL_TYPE}, {self.task}, {self.dtype} on {self.device}"
+        return sentence(f"<{type(self).__name__} {self.name or '(unnamed)'}: {kind}>", LONGEST_REPR)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled by the name of its net and by its weights. Those that are read from files are
+        pickled by the files' path and fingerprint: they are opened again, and refused where they
+        have changed.
+        """
+        at_home = self.place is on_host or (self.device == "cpu" and _is_local(self.place))
+        net = self.net.__name__ if isinstance(self.net, ModuleType) else self.net
+        return vars(self) | {"net": net, "place": None if at_home else self.place}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        net = state["net"]
+        state["net"] = import_module(net) if isinstance(net, str) else net
+        state["place"] = state["place"] or on_host
+        vars(self).update(state)
 
     # -- text and ids ------------------------------------------------------------------------------
 
@@ -263,6 +291,13 @@ class Network:
             for b, ids in enumerate(inputs)
         ]
 
+    def lengths(self, reading: Reading) -> tuple[int, ...]:
+        """How many tokens are read, and written by a decoder; of a picture its patches."""
+        if isinstance(reading.input, Image):
+            height, width = self.config.patch
+            return (reading.input.pixels[0].size // (height * width) + 1,)
+        return (len(reading.input), *(() if reading.prefix is None else (len(reading.prefix),)))
+
     # -- forward -----------------------------------------------------------------------------------
 
     def batch(
@@ -367,9 +402,25 @@ class Network:
 
     def forward(self, t: Trace, batch: Batch) -> Value:
         """The logits, run on a trace. Raises ReflError where they are not finite."""
-        logits = self.net.forward(t, self.config, batch)
-        _refuse_overflow(t, logits)
+        with np.errstate(all="ignore"):  # what goes wrong is said in a sentence, by its site
+            logits = self.net.forward(t, self.config, batch)
+        self._refuse_overflow(t, logits)
         return logits
+
+    def _refuse_overflow(self, t: Trace, logits: Value) -> None:
+        xp = namespace(logits.array)
+        watched = [*(t.watched or []), (logits.site, xp.all(xp.isfinite(logits.array)))]
+        finite = asnumpy(xp.stack([fine for _, fine in watched]))  # one transfer from a device
+        if finite.all():
+            return
+        site = _first_not_finite(t) or watched[int(finite.argmin())][0]
+        if self.dtype == "float32":
+            raise ReflError(
+                f"float32 overflowed at {site} in the forward pass: use {argument('dtype')} float64"
+            )
+        raise ReflError(
+            f"the forward pass is not finite at {site} in {self.dtype}: check the checkpoint"
+        )
 
     def logits(self, item: Input, decoder: Input | None = None) -> Any:  # -> NumPy (T, V)
         """The logits after every token of one input, or of what its decoder has written."""
@@ -431,17 +482,15 @@ class Network:
         }
 
 
-def _refuse_overflow(t: Trace, logits: Value) -> None:
-    xp = namespace(logits.array)
-    if bool(xp.all(xp.isfinite(logits.array))):
-        return
+def _is_local(function: Any) -> bool:
+    """Whether it has no name that it could be pickled by."""
+    return "<" in getattr(function, "__qualname__", "")
+
+
+def _first_not_finite(t: Trace) -> str | None:
+    """The first recorded value that is infinite or no number."""
     for record in t.records:
+        xp = namespace(record.output.array)
         if not bool(xp.all(xp.isfinite(record.output.array))):
-            raise ReflError(
-                f"the forward pass overflows at {record.output.site}: try "
-                f"{argument('dtype')} float64, or check the checkpoint"
-            )
-    raise ReflError(
-        "the forward pass gives logits that are not finite: try "
-        f"{argument('dtype')} float64, or check the checkpoint"
-    )
+            return record.output.site
+    return None

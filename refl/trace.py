@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
-from refl.arrays import Array, namespace
+from refl.arrays import Array, namespace, row_product
 from refl.rules import gather, top_k
 from refl.rules.operations import OPERATIONS
 
@@ -180,6 +180,9 @@ class Trace:
         self.values: dict[str, Value] = {}
         self.known: dict[str, Array] = {}
         """Site -> its array, where that has been computed before."""
+        self.watched: list[tuple[str, Array]] | None = []
+        """(site, bool): whether what came in there is finite, where an overflow could go unseen.
+        None for a part that the sweep runs again."""
         self.path = ""
 
     # -- names -------------------------------------------------------------------------------------
@@ -263,7 +266,7 @@ class Trace:
         """What makes a trace like this one. It does not hold this one, whose records it is part of:
         activations have to go when the last name for a trace does, not at a garbage collection.
         """
-        return partial(type(self), self.weights, plain=plain)
+        return partial(_alike, type(self), self.weights, self.watched, plain)
 
     # -- operations, in the order of a textbook ----------------------------------------------------
 
@@ -489,6 +492,8 @@ class Trace:
         arrays: tuple[Array | None, ...],
         attributes: dict[str, Any],
     ) -> Array:
+        if self.watched is not None and operation in _HIDING:
+            self.watched.append((site, _HIDING[operation](arrays[0])))
         return OPERATIONS[operation].forward(*arrays, **attributes)
 
     def _edited(self, value: Value) -> Value:
@@ -506,6 +511,48 @@ class Trace:
             self.values[record.output.site] = record.output
             self.records.append(record)
         return record.output
+
+
+def _alike(
+    kind: type[Trace],
+    weights: Mapping[str, Array],
+    watched: list[tuple[str, Array]] | None,
+    plain: bool,
+    *,
+    record: bool,
+) -> Trace:
+    t = kind(weights, plain=plain, record=record)
+    t.watched = None if record else watched
+    return t
+
+
+def _finite_squares(x: Array) -> Array:  # (..., N) -> bool ()
+    """For a norm, which makes zeros of numbers whose squares overflow."""
+    xp = namespace(x)
+    return xp.all(xp.isfinite(row_product(x, x)))
+
+
+def _finite_scores(x: Array) -> Array:  # -> bool ()
+    """For a softmax, which makes a zero of minus infinity, and whose rules take what is below half
+    the dtype's minimum for a mask.
+    """
+    xp = namespace(x)
+    return xp.isfinite(xp.max(x)) & (xp.min(x) > xp.finfo(x.dtype).min / 2)
+
+
+def _finite_ends(x: Array) -> Array:  # -> bool ()
+    """For an activation, which is flat at one end or at both."""
+    xp = namespace(x)
+    return xp.isfinite(xp.max(x)) & xp.isfinite(xp.min(x))
+
+
+_HIDING = {
+    "rms_norm": _finite_squares,
+    "layer_norm": _finite_squares,
+    "softmax": _finite_scores,
+    "activation": _finite_ends,
+}
+"""Operation -> whether what comes in is finite, where what goes out can be finite all the same."""
 
 
 def _at(make: Callable[..., Trace], path: str, *, record: bool) -> Trace:

@@ -7,6 +7,7 @@ the file holds.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -167,6 +168,18 @@ class Weights(Mapping[str, Array]):
             self._fingerprint = sha256(self._files())
         return self._fingerprint
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by the path and the fingerprint of the files, and opened again; what lies inside
+        the package (the model that ships with refl) by its path there.
+        """
+        folder = self.folder.absolute()
+        inside = folder.is_relative_to(_PACKAGE)
+        where = (inside, str(folder.relative_to(_PACKAGE) if inside else folder))
+        return _opened_again, (*where, self.dtype, self._place, self.keeps, self.fingerprint())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Weights:
+        return self  # its arrays are read-only
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
@@ -183,6 +196,26 @@ def _refuse_numbers(name: str, tag: str) -> None:
             f"{shown(name)} is stored as {shown(tag)}, expected one of {', '.join(FLOATS)}: "
             "refl reads float checkpoints, quantized ones have to be converted first"
         )
+
+
+_PACKAGE = Path(__file__).absolute().parents[1]
+
+
+def _opened_again(
+    inside: bool,
+    folder: str,
+    dtype: str,
+    place: Callable[[NDArray[Any]], Array],
+    keeps: bool,
+    fingerprint: str,
+) -> Weights:
+    path = _PACKAGE / folder if inside else Path(folder)
+    found = Weights(path, dtype=dtype, place=place, cache_bytes=sys.maxsize if keeps else 0)
+    if found.fingerprint() != fingerprint:
+        raise ReflError(
+            f"the checkpoint {shown(path)} has changed since the model was pickled: load it anew"
+        )
+    return found
 
 
 def expect(weights: Mapping[str, Array], name: str, shape: tuple[int, ...], why: str) -> None:

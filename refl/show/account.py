@@ -15,7 +15,7 @@ from refl.explanation import Explanation, Method
 from refl.ledger import Ledger
 from refl.rules.composites import Composite
 from refl.rules.operations import CAUSES
-from refl.show.numbers import adding_up, decimals, percent, strongest, total
+from refl.show.numbers import adding_up, decimals, each, percent, strongest, total
 from refl.show.text import one_line, printable, shorten, visible
 
 ERROR = "conservation error"
@@ -92,7 +92,7 @@ def _judged(ledger: Ledger, parts: dict[str, float]) -> str:
     if ledger.rounding_bound is not None:
         bound = total(ledger.rounding_bound)
         return f"rounding (bound {bound:.0e})" if size <= bound else f"above the bound {bound:.0e}"
-    amounts = (*parts.values(), *(float(v) for entry in ledger for v in entry.received))
+    amounts = (*parts.values(), *(float(v) for entry in ledger for v in each(entry.received)))
     if size <= UNAUDITED * u * strongest(amounts):
         return f"rounding (unit {u:.0e})"
     return f"more than rounding in units of {u:.0e} accounts for: audit=True bounds it"

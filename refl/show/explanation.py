@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from refl.errors import LONGEST_REPR, sentence
 from refl.explanation import Explanation
 from refl.ledger import Ledger
 from refl.show.notebook import batch_fragment, fragment, ledger_fragment
@@ -31,6 +32,11 @@ class ShownLedger(Ledger):
 
 class Batch(list[Explanation]):
     """The explanations of a batch, in the order of its inputs: a list that a notebook can show."""
+
+    def __repr__(self) -> str:
+        """One line."""
+        few = ", ".join(repr(e.target) for e in self[:3]) + (", ..." if len(self) > 3 else "")
+        return sentence(f"<Batch of {len(self)} explanations: {few}>", LONGEST_REPR)
 
     def _repr_html_(self) -> str:
         return batch_fragment(self)

@@ -20,8 +20,12 @@ def decimals(largest: float, digits: int) -> int:
     return min(max(digits - 1 - math.floor(math.log10(largest)), 0), 30)
 
 
-def total(sums: Any) -> float:  # (B,) -> the sum over the examples of a batch
-    return float(sum(float(v) for v in sums))
+def total(sums: Any) -> float:  # (B,), or a float -> the sum over the examples of a batch
+    return float(sum(each(sums)))
+
+
+def each(sums: Any) -> list[float]:  # (B,), or a float -> of every example
+    return [sums] if isinstance(sums, float) else [float(v) for v in sums]
 
 
 def adding_up(parts: Sequence[float], whole: float, places: int) -> list[str]:

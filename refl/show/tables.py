@@ -11,7 +11,7 @@ from refl.ledger import Entry, Ledger
 from refl.rules.composites import Composite
 from refl.show.account import ERROR, account
 from refl.show.lines import Line, Span, folded, grid, plain
-from refl.show.numbers import amount, decimals, error, strongest, total
+from refl.show.numbers import amount, decimals, each, error, strongest, total
 from refl.show.terminal import account_lines
 from refl.show.text import printable
 
@@ -45,7 +45,7 @@ def ledger_table(ledger: Ledger) -> str:
 
 def examples_note(ledger: Ledger) -> str:
     """Of a batch's ledger that it is summed."""
-    examples = len(ledger.explained)
+    examples = ledger.examples
     if examples < 2:
         return ""
     return (
@@ -56,7 +56,7 @@ def examples_note(ledger: Ledger) -> str:
 
 def ledger_rows(ledger: Ledger) -> list[list[str]]:
     """A row for each operation, its cells as LEDGER names them."""
-    places = decimals(strongest([float(v) for entry in ledger for v in entry.received]), 7)
+    places = decimals(strongest([v for entry in ledger for v in each(entry.received)]), 7)
     return [_entry(entry, places) for entry in ledger]
 
 

@@ -158,13 +158,13 @@ def closes(e: Any) -> None:
     """Every entry, and the whole account, to 8 units of roundoff of what was added up."""
     u, terms = e.ledger.roundoff, 0.0
     for entry in e.ledger:
-        assert abs(entry.conservation_error[0]) <= 8 * u * entry.rounding_scale[0], entry.site
-        terms += float(entry.rounding_scale[0])
-    assert abs(e.ledger.conservation_error[0]) <= 8 * u * terms
+        assert abs(entry.conservation_error) <= 8 * u * entry.rounding_scale, entry.site
+        terms += float(entry.rounding_scale)
+    assert abs(e.ledger.conservation_error) <= 8 * u * terms
     if e.seed == "logit" and e.against is None:
         assert e.explained == pytest.approx(e.logit)
     assert e.relevance.sum() == pytest.approx(
-        e.ledger.tokens[0], rel=1e-4 if u > 1e-10 else 1e-9, abs=8 * u * terms
+        e.ledger.tokens, rel=1e-4 if u > 1e-10 else 1e-9, abs=8 * u * terms
     )
 
 
@@ -186,7 +186,7 @@ def test_what_positions_and_token_types_absorb_is_recorded_by_name(name: str) ->
         entry = next(entry for entry in e.ledger if entry.site.endswith(f"{role}_embeddings"))
         assert set(entry.absorbed) == {role}
         assert e.ledger.absorbed[role] == entry.absorbed[role]
-        assert abs(e.ledger.absorbed[role][0]) > 1e-3
+        assert abs(e.ledger.absorbed[role]) > 1e-3
 
 
 @pytest.mark.parametrize("name", [name for name in NETS if "classes" in name])

@@ -193,20 +193,20 @@ def test_the_ledger_closes(name: str, dtype: str) -> None:
             e = model.explain(pictures(name)[0], method, keep=keep, audit=True, **how)
             for entry in e.ledger:
                 assert entry.rounding_scale is not None
-                assert abs(entry.conservation_error[0]) <= 8 * u * entry.rounding_scale[0], (
+                assert abs(entry.conservation_error) <= 8 * u * entry.rounding_scale, (
                     f"{method} {how}: {entry.site} ({entry.operation})"
                 )
             turnover = sum(
-                abs(float(a[0])) for entry in e.ledger for a in entry.absorbed.values()
+                abs(float(a)) for entry in e.ledger for a in entry.absorbed.values()
             ) + abs(e.explained)
             assert (
-                abs(e.ledger.conservation_error[0])
+                abs(e.ledger.conservation_error)
                 <= {"float32": 1e-5, "float64": 1e-12}[dtype] * turnover
             ), method
             if method != "gradient":
                 pixels = float(e.relevance.astype(np.float64).sum())
                 assert pixels == pytest.approx(
-                    float(e.ledger.tokens[0]), rel=1e-4, abs=1e-5 * turnover
+                    float(e.ledger.tokens), rel=1e-4, abs=1e-5 * turnover
                 )
 
 
@@ -233,7 +233,7 @@ def test_batch_invariance(name: str, method: str) -> None:
         assert alone.target_id == e.target_id
         near(e.relevance, alone.relevance, 1e-12)
         near(e.patches, alone.patches, 1e-12)
-        assert float(e.ledger.tokens[0]) == pytest.approx(float(alone.ledger.tokens[0]), rel=1e-11)
+        assert float(e.ledger.tokens) == pytest.approx(float(alone.ledger.tokens), rel=1e-11)
         assert e.ledger.absorbed.keys() == alone.ledger.absorbed.keys()
 
 
@@ -452,7 +452,7 @@ def test_vit_455_by_hand() -> None:
     near(e["vit.encoder.layer.0.residual"], r_h1, 1e-11)
     near(e["vit.embeddings"], r_h0, 1e-11)
     near(e.relevance, by_hand, 1e-11)
-    assert float(e.ledger.absorbed["class_token"][0]) == pytest.approx(r_joined[0].sum(), rel=1e-10)
+    assert float(e.ledger.absorbed["class_token"]) == pytest.approx(r_joined[0].sum(), rel=1e-10)
 
 
 # -- pictures --------------------------------------------------------------------------------------

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from refl import Explanation
 from refl.explanation import Method
 from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.rules.published import METHODS
+from refl.verification.random_models import LLAMA, VIT, random_model
 
 TEXT = "the keys to the cabinet"
 
@@ -156,3 +160,110 @@ def test_another_method_is_held_as_it_is(model: refl.Model, tmp_path: Path) -> N
         assert "rollout" in shown and "softmax_offset" not in shown and "not recorded" in shown
         assert f"{rest:.6f}"[:6] in shown
     assert "The conservation ledger" not in again.html() and "table of rules" not in again.html()
+
+
+# -- good objects ----------------------------------------------------------------------------------
+
+
+def test_every_object_is_one_line(model: refl.Model) -> None:
+    e, batch = model.explain(TEXT), model.explain(["the keys"] * 5, keep=())
+    for one in (e, e.ledger, e.composite, e.sites, model, batch):
+        assert "\n" not in repr(one) and len(repr(one)) <= 240, repr(one)
+    assert "'are'" in repr(e) and "6 tokens" in repr(e) and "attnlrp" in repr(e)
+    hostile = replace(e, target="\n\x1b[31m" * 500, tokens=["a"] * 20000)
+    assert "\n" not in repr(hostile) and "\x1b" not in repr(hostile) and len(repr(hostile)) <= 240
+    picture = random_model(VIT, 0).explain(np.zeros((3, 8, 12)) + 0.5)
+    assert "a picture of 8 x 12" in repr(picture)
+
+
+def test_scalars_where_there_is_one_example(model: refl.Model) -> None:
+    for e in (model.explain(TEXT), *model.explain([TEXT, "the key"], audit=True)):
+        sums = (e.ledger.explained, e.ledger.tokens, e.ledger.conservation_error)
+        assert all(type(s) is float for s in (e.logit, e.probability, e.explained, *sums))
+        assert all(type(s) is float for s in e.ledger.absorbed.values())
+        entry = e.ledger["lm_head"]
+        assert type(entry.received) is type(entry.conservation_error) is float
+        assert type(e.target_id) is int and type(e.target) is str
+        # one line of the account, added by hand
+        assert e.ledger.explained == pytest.approx(
+            e.ledger.tokens + sum(e.ledger.absorbed.values()), rel=1e-12
+        )
+
+
+def test_a_site_that_is_none_is_a_missing_key(model: refl.Model) -> None:
+    e = model.explain(TEXT, keep="*.mlp")
+    for site in ("lm_heed", 5, None, ["lm_head"], ("lm_head",), b"lm_head"):
+        for read in (e.__getitem__, e.activation, e.ledger.__getitem__):
+            with pytest.raises(refl.ReflError) as caught:
+                read(site)  # type: ignore[arg-type]
+            assert isinstance(caught.value, KeyError) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("again", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy])
+@pytest.mark.parametrize("keep", [None, "*.mlp", ()])
+def test_pickled_and_copied(model: refl.Model, again: Any, keep: Any) -> None:
+    e = model.explain(TEXT, "attnlrp-gradient", contrast=("are", "is"), keep=keep)
+    f = again(e)
+    assert f.as_dict() == e.as_dict() and str(f) == str(e) and list(f) == list(e)
+    for site in e:
+        assert np.array_equal(f[site], e[site]) and np.array_equal(
+            f.gradient(site), e.gradient(site)
+        )
+    assert str(again(e.ledger)) == str(e.ledger)
+    both = again(model.explain([TEXT, "the key"], keep=keep))
+    assert repr(both).startswith("<Batch of 2") and len(both[1].relevance) == 3
+
+
+@pytest.mark.parametrize("again", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy])
+def test_a_model_is_pickled_by_the_path_of_its_weights(model: refl.Model, again: Any) -> None:
+    other = again(model)
+    assert len(pickle.dumps(model)) < 50_000 < Path(model_folder(model)).stat().st_size
+    wanted = model.explain(TEXT, keep=())
+    assert np.array_equal(other.explain(TEXT, keep=()).relevance, wanted.relevance)
+    for config in (LLAMA, VIT):
+        drawn = random_model(config, 0)
+        assert all(np.array_equal(again(drawn).weights[n], drawn.weights[n]) for n in drawn.weights)
+
+
+def model_folder(model: refl.Model) -> Path:
+    return Path(refl.__file__).parent / model.name / "model.safetensors"
+
+
+def test_a_pickled_model_whose_checkpoint_has_changed(tmp_path: Path) -> None:
+    shutil.copytree(Path(refl.__file__).parent / "shipped", tmp_path / "copy")
+    pickled = pickle.dumps(refl.load(tmp_path / "copy"))
+    assert pickle.loads(pickled).explain(TEXT, keep=()).target == "are"
+    (tmp_path / "copy" / "config.json").write_text(
+        (tmp_path / "copy" / "config.json").read_text() + " "
+    )
+    with pytest.raises(refl.ReflError, match="has changed since the model was pickled"):
+        pickle.loads(pickled)
+    shutil.rmtree(tmp_path / "copy")
+    with pytest.raises(refl.ReflError):
+        pickle.loads(pickled)
+
+
+# -- sites on demand -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["attnlrp", "attnlrp-gradient"])
+def test_sites_on_demand_are_those_that_are_kept(model: refl.Model, method: str) -> None:
+    """By default nothing is held; the first site that is asked for runs the input again, alone."""
+    how: dict[str, Any] = {"target": ["is", "were"]}
+    lazy = model.explain([TEXT, "the key"], method, **how)
+    kept = model.explain([TEXT, "the key"], method, keep="*", **how)
+    for e, wanted in zip(lazy, kept, strict=True):
+        assert list(e) == list(wanted) and e.sites.aliases == wanted.sites.aliases
+        for site in wanted:
+            assert e[site].shape == e.activation(site).shape
+            length = e[site].shape
+            inside = tuple(slice(n) for n in length)  # of a padded batch
+            size = np.abs(wanted[site]).max()
+            assert np.abs(e[site] - wanted[site][inside]).max() <= 1e-9 * max(size, 1.0), site
+
+
+def test_a_neuron_on_demand(model: refl.Model) -> None:
+    at = ("model.layers.1.mlp.act_fn", (3, 7))
+    e, wanted = (model.explain(TEXT, at=at, keep=keep) for keep in (None, "*"))
+    assert list(e) == list(wanted)
+    assert np.array_equal(e["model.layers.0"], wanted["model.layers.0"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from refl.arrays import asnumpy
+from refl.errors import ReflError
 from refl.ledger import Entry, Ledger
 
 
@@ -42,20 +43,22 @@ def ledger_of(*entries: Entry) -> Ledger:
 
 def test_one_example_of_a_batch() -> None:
     one = ledger_of().example(1)
-    assert list(one.explained) == [20] and one.roundoff == 2.0**-53
+    assert one.explained == 20 and one.examples == 1 and one.roundoff == 2.0**-53
     head, body = one
     assert (head.site, head.operation, head.rule) == ("head", "linear", "epsilon")
-    assert (
-        list(head.received) == [20]
-        and list(head.passed["body"]) == [15]
-        and list(head.absorbed["bias"]) == [5]
-    )
+    assert head.received == 20 and head.passed["body"] == 15 and head.absorbed["bias"] == 5
     assert (
         head.rounding_scale is not None
-        and list(head.rounding_scale) == [21]
+        and head.rounding_scale == 21
         and body.rounding_scale is None
     )
-    assert list(body.absorbed["tokens"]) == [9]
+    assert body.absorbed["tokens"] == 9
+    for b in (3, -1, True, 1.0):
+        with pytest.raises(ReflError, match="example"):
+            ledger_of().example(b)
+    assert one.example(0) is one
+    with pytest.raises(ReflError, match="example 1 is outside the batch of 1"):
+        one.example(1)
 
 
 def test_the_sums_of_the_whole_ledger() -> None:
@@ -166,7 +169,6 @@ def test_one_example_comes_back() -> None:
     one = ledger_of().example(0)
     assert Ledger.from_dict(one.as_dict()).as_dict() == one.as_dict()
     head, _ = Ledger.from_dict(one.as_dict())
-    assert (
-        head.received.shape == head.passed["body"].shape == head.absorbed["bias"].shape == (1,)
-        and head.rounding_scale is None
-    )
+    sums = (head.received, head.passed["body"], head.absorbed["bias"], one.conservation_error)
+    assert all(type(s) is float for s in (*sums, one.explained, one.tokens, one.absorbed["bias"]))
+    assert head.rounding_scale is None

@@ -99,7 +99,7 @@ def test_an_explanation_shows_itself(keys: refl.Explanation) -> None:
 def test_what_is_shown_knows_nothing_of_drawing(keys: Explanation) -> None:
     """The data alone prints as data; the views take it all the same."""
     data = Explanation(**vars(keys))
-    assert str(data).startswith("Explanation(")
+    assert str(data).startswith("<Explanation: ")
     assert not hasattr(data, "html")
     assert terminal.text(data) == str(keys)
 
@@ -447,7 +447,7 @@ def test_percentages_are_left_out_where_they_mean_nothing(explained: float) -> N
 
 def test_a_conservation_error_comes_with_its_bound_where_that_is_known(model: Any) -> None:
     audited = model.explain("the keys", keep=(), audit=True).ledger
-    bound = f"rounding (bound {float(audited.rounding_bound[0]):.0e})"
+    bound = f"rounding (bound {audited.rounding_bound:.0e})"
     assert account(audited)[-2].note.endswith(bound)
     plainly = model.explain("the keys", keep=()).ledger
     assert account(plainly)[-2].note.endswith("rounding (unit 6e-08)")
@@ -498,7 +498,7 @@ def test_a_ledger_is_a_table_of_the_account_and_every_site(keys: Explanation) ->
 
 def test_a_batch_says_that_it_is_summed(model: Any) -> None:
     a, b = model.explain(["the keys", "the key"], keep=())
-    both = Ledger(np.concatenate([a.ledger.explained, b.ledger.explained]), a.ledger.roundoff)
+    both = Ledger(np.asarray([a.ledger.explained, b.ledger.explained]), a.ledger.roundoff)
     assert ledger_table(both).startswith("2 examples, sums over all")
     assert account(both)[-1].amount == pytest.approx(a.explained + b.explained)
 

@@ -31,6 +31,10 @@ QUICK = (
     # the engine and its face
     "tests/refl/test_arguments.py::*",
     "tests/refl/test_backends.py::*[gpt2-attnlrp-array-api-strict]",
+    "tests/refl/test_batches.py::test_a_list_is_its_members[*",
+    "tests/refl/test_batches.py::test_an_explanation_does_not_hold_its_batch[*",
+    "tests/refl/test_batches.py::test_dynamic_positions*",
+    "tests/refl/test_batches.py::test_an_overflow_is_refused_by_its_site[parts-*",
     "tests/refl/test_checkpoint.py::test_written_and_read",
     "tests/refl/test_checkpoint.py::test_hostile_file*",
     "tests/refl/test_cli.py::test_explain_as_json_adds_up",

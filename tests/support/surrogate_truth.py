@@ -88,4 +88,6 @@ def turnover(ledger: Ledger) -> float:
     """All that is absorbed: gamma through many layers absorbs and gives
     back more than there is to explain.
     """
-    return float(sum(abs(amount[0]) for entry in ledger for amount in entry.absorbed.values()))
+    return float(
+        sum(np.abs(np.sum(amount)) for entry in ledger for amount in entry.absorbed.values())
+    )

@@ -78,7 +78,7 @@ def input_of(model: Model) -> Any:
 
 
 def explained(model: Model, method: Any = "attnlrp", **how: Any) -> Explanation:
-    e: Explanation = model.explain(input_of(model), method, **how)
+    e: Explanation = model.explain(input_of(model), method, **{"keep": "*"} | how)
     return e
 
 

@@ -56,7 +56,7 @@ class Beside:
     def differences(self, method: str, composite: Composite | None = None) -> list[str]:
         """Sites, activations and entries of the ledger that are off by more than rounding."""
         answers = self.model.explain(
-            self.items, composite or method, target=list(self.targets), **self.how
+            self.items, composite or method, target=list(self.targets), keep="*", **self.how
         )
         return [
             line
@@ -85,7 +85,7 @@ class Beside:
     def _absorbed(self, b: int, e: Any, method: str) -> list[str]:
         wanted = self.exact.amounts[method]
         recorded = {
-            (entry.site, cause): float(amount[0])
+            (entry.site, cause): float(amount)
             for entry in e.ledger
             for cause, amount in entry.absorbed.items()
         }

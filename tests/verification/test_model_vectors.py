@@ -74,8 +74,8 @@ def test_the_ledger_is_the_expected_one(kind: str) -> None:
     model = refl.load(model_vectors.FOLDER / kind, dtype="float64")
     for case in load(kind):
         ledger = explain(model, case, keep=()).ledger
-        recorded = {cause: float(amount[0]) for cause, amount in ledger.absorbed.items()} | {
-            ledger.destination: float(ledger.tokens[0])
+        recorded = {cause: float(amount) for cause, amount in ledger.absorbed.items()} | {
+            ledger.destination: float(ledger.tokens)
         }
         size = sum(map(abs, case.absorbed.values()))
         for cause in recorded.keys() | case.absorbed.keys():

@@ -106,7 +106,7 @@ def of(e: Explanation, name: str = "") -> Oracle:
         {s: e[s] for s in e},
         {s: e.activation(s) for s in e},
         {s: e.gradient(s) for s in e} if gxi else {},
-        e.sites.aliases,
+        dict(e.sites.aliases),
         list(e),
         _ledger_entries(ledger),
         method if isinstance(method, Composite) else _composite(method.as_dict()),

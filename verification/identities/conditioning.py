@@ -71,7 +71,7 @@ def rounding_bound(*explanations: Explanation) -> float:
 
 def ledger_rounding(ledger: Ledger) -> float:
     scales = [e.rounding_scale for e in ledger if e.rounding_scale is not None]
-    return FACTOR * ledger.roundoff * sum(float(scale.sum()) for scale in scales)
+    return FACTOR * ledger.roundoff * sum(float(np.sum(scale)) for scale in scales)
 
 
 def rule_rounding(

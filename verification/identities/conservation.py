@@ -54,7 +54,7 @@ def conservation_at_every_operation(m: ModelUnderTest) -> Iterator[Row]:
 def _add_conservation_errors(e: Explanation, name: str, worst: WorstDeviation) -> None:
     u = e.ledger.roundoff
     for entry in e.ledger:
-        unit, error = u * _scale(entry), abs(float(entry.conservation_error[0]))
+        unit, error = u * _scale(entry), abs(float(entry.conservation_error))
         measured = error / unit if 0 < unit < math.inf else math.inf if error or unit else 0.0
         where = f"{entry.site} ({entry.rule}; {name})"
         worst.add(measured, FACTOR, where, size=1 / u if unit else 0.0)
@@ -62,7 +62,7 @@ def _add_conservation_errors(e: Explanation, name: str, worst: WorstDeviation) -
 
 def _scale(entry: Entry) -> float:
     assert entry.rounding_scale is not None
-    return float(entry.rounding_scale[0])
+    return float(entry.rounding_scale)
 
 
 def _conserving_runs(m: ModelUnderTest) -> Iterator[tuple[str, Explanation]]:
@@ -100,7 +100,7 @@ def whole_account(m: ModelUnderTest) -> Iterator[Row]:
         worst.add(abs(e.explained - logit), rounding_bound(e), own, abs(logit))
         if e.composite.score == "sum":
             scores = input_scores(e)
-            error = abs(float(scores.sum() - e.ledger.tokens[0]))
+            error = abs(float(scores.sum() - e.ledger.tokens))
             worst.add(error, rounding_bound(e), shown, float(np.abs(scores).sum()))
     for seed in () if m.at else KINDS:
         _add_account_error(m.explain("attnlrp", seed=seed, keep=()), f"seed {seed}", worst)
@@ -116,8 +116,8 @@ def _add_account_error(e: Explanation, where: str, worst: WorstDeviation) -> Non
     """Held against the largest amount of the account: some seeds add up to 0."""
     ledger = e.ledger
     amounts = [ledger.explained, ledger.tokens, *ledger.absorbed.values()]
-    size = max(abs(float(amount[0])) for amount in amounts)
-    worst.add(abs(float(ledger.conservation_error[0])), rounding_bound(e), where, size)
+    size = max(abs(float(amount)) for amount in amounts)
+    worst.add(abs(float(ledger.conservation_error)), rounding_bound(e), where, size)
 
 
 def _own_logit(m: ModelUnderTest) -> float:
@@ -129,8 +129,8 @@ def _own_logit(m: ModelUnderTest) -> float:
 
 
 def _account(ledger: Ledger) -> str:
-    explained, tokens = float(ledger.explained[0]), float(ledger.tokens[0])
-    amounts = {cause: float(amount[0]) for cause, amount in ledger.absorbed.items()}
+    explained, tokens = float(ledger.explained), float(ledger.tokens)
+    amounts = {cause: float(amount) for cause, amount in ledger.absorbed.items()}
     parts = [f"{amount:+.4g} {cause}" for cause, amount in amounts.items() if abs(amount) > 5e-5]
     return f"attnlrp: {explained:.4g} = {tokens:.4g} on {ledger.destination} {' '.join(parts)}"
 

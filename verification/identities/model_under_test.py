@@ -46,9 +46,9 @@ class ModelUnderTest:
     def explain(
         self, method: str | Composite, model: Model | None = None, **how: Any
     ) -> Explanation:
-        """Audited; every option of `Model.explain` may be given."""
+        """Audited, with every site; every option of `Model.explain` may be given."""
         what = {"at": self.at} if self.at else {} if "contrast" in how else {"target": self.target}
-        options = {"audit": True, "decoder": self.decoder, **what, **how}
+        options = {"audit": True, "keep": "*", "decoder": self.decoder, **what, **how}
         e: Explanation = (model or self.model).explain(self.item, self.composite(method), **options)
         return e
 

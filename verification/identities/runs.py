@@ -5,6 +5,7 @@ and V are stored, and how it is run.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -137,7 +138,7 @@ def _members(
 ) -> Iterator[tuple[Explanation, RunComparison]]:
     """Each input's explanation out of the batch, and what is held against that of it alone."""
     how: dict[str, Any] = {"method": m.composite(method), "keep": keep, "audit": True, "at": m.at}
-    together = m.model.explain(items, decoder=decoders, **how)
+    together = m.model.explain(items, decoder=decoders, batch_tokens=sys.maxsize, **how)
     for b, e in enumerate(together):
         target = None if m.at else e.target_id
         decoder = None if decoders is None else decoders[b]

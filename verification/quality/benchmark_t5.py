@@ -141,16 +141,14 @@ def _peak_in_words(name: str, folder: Path, options: argparse.Namespace) -> str:
 
 
 def _account(e: Any) -> int:
-    parts = ", ".join(f"{cause} {amount[0]:+.4f}" for cause, amount in e.ledger.absorbed.items())
-    conservation_error = abs(float(e.ledger.conservation_error[0]))
+    parts = ", ".join(f"{cause} {amount:+.4f}" for cause, amount in e.ledger.absorbed.items())
+    conservation_error = abs(float(e.ledger.conservation_error))
     print(
         f"\nlogit {e.logit:.4f} = {e.relevance.sum():+.4f} on {len(e.relevance)} tokens "
         f"read, {e.decoder_relevance.sum():+.4f} on "
         f"{len(e.decoder_relevance)} written, {parts}; conservation error {conservation_error:.1e}"
     )
-    scale = max(
-        abs(float(amount[0])) for amount in (e.ledger.explained, *e.ledger.absorbed.values())
-    )
+    scale = max(abs(float(amount)) for amount in (e.ledger.explained, *e.ledger.absorbed.values()))
     return 0 if conservation_error <= 1e-4 * scale else 1
 
 

@@ -101,7 +101,7 @@ def one(folder: Path, method: str, recompute: bool, repeat: int) -> dict[str, An
 
     explain = partial(model.explain, picture, method, keep=(), recompute=recompute)
     (e, times), peak = measuring.peak_of(lambda: _repeated(explain, repeat))
-    error = float(e.ledger.conservation_error[0]) / e.explained
+    error = float(e.ledger.conservation_error) / e.explained
     return {"seconds": times, "conservation_error": error, **peak}
 
 

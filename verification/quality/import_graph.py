@@ -23,7 +23,7 @@ if not (PROJECT / "tests").is_dir():  # reached through the link refl/verificati
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "extras", "version"),
-    ("arguments", "arrays"),
+    ("arguments", "arrays", "batching"),
     ("rules",),
     ("device", "io", "ledger", "seeds", "trace"),
     ("explanation", "nets", "sweep"),
