@@ -91,6 +91,26 @@ def flag(name: str, value: Any) -> bool:
 
 # -- text and lists --------------------------------------------------------------------------------
 
+MOST = 10_000_000
+"""Members of a list: far more than anything here can be asked for at once."""
+
+
+def path(name: str, value: Any) -> Path:
+    """The path of a file or a folder. Raises ReflError for anything else, an empty one among it."""
+    if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
+        raise expected(name, "the path of a file or a folder", value)
+    return Path(value)
+
+
+def names(value: Any) -> list[str] | None:
+    """A list of strings; None for anything else, one string among it."""
+    found = sorted(value) if _is_set_of_text(value) else members(value)
+    return found if found is not None and all(isinstance(one, str) for one in found) else None
+
+
+def _is_set_of_text(value: Any) -> bool:
+    return isinstance(value, (set, frozenset)) and all(isinstance(one, str) for one in value)
+
 
 def text(name: str, value: Any) -> str:
     """A string. Raises ReflError for anything else, bytes and paths among it."""
@@ -114,6 +134,8 @@ def members(value: Any) -> list[Any] | None:
             return None
     if not isinstance(value, Sequence) or isinstance(value, str):
         return None
+    if len(value) > MOST:
+        raise ReflError(f"{received(value)} holds {len(value)} entries: expected at most {MOST}")
     return list(value)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from refl.arguments import received
 from refl.arrays import Array
-from refl.errors import ReflError, shown
+from refl.errors import ReflError
 from refl.extras import install
 
 
@@ -23,10 +24,10 @@ def on_host(array: Any) -> Array:
 
 def placer(device: str) -> Callable[[Any], Array]:
     """NumPy array -> the same on the device. Raises ReflError where it cannot be had."""
+    if not isinstance(device, str) or device not in ("cpu", "cuda"):
+        raise ReflError(f"unknown device {received(device)}: expected cpu or cuda")
     if device == "cpu":
         return on_host
-    if not isinstance(device, str) or device != "cuda":
-        raise ReflError(f"unknown device {shown(repr(device))}: expected cpu or cuda")
     try:
         import cupy
 

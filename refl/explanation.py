@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from refl import arguments
 from refl.arguments import received
 from refl.arrays import Array, asnumpy
 from refl.errors import LONGEST_REPR, ReflError, sentence
@@ -306,6 +307,7 @@ class Explanation:
         """Write the oracle file (refl/io/oracle.py says what is in it). Raises ReflError where it
         cannot be written.
         """
+        path = arguments.path("path", path)
         sites = {"activation": {s: self.activation(s) for s in self}}
         sites["relevance"] = {s: self[s] for s in self}
         if self.sites.formulation == "gradient_x_input":
@@ -333,6 +335,7 @@ class Explanation:
         """An oracle file as it was saved: every number, site and entry of the conservation ledger.
         Raises ReflError for a file that is none.
         """
+        path = arguments.path("path", path)
         content = oracle.load(path)
         try:
             return cls(**_fields(content))

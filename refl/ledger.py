@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from refl.arguments import whole
+from refl.arguments import received, whole
 from refl.errors import ReflError, shown
 
 DESTINATIONS = ("tokens", "pixels")
@@ -110,7 +110,7 @@ class Ledger:
         return iter(self.entries)
 
     def __getitem__(self, site: str) -> Entry:
-        for entry in self.entries:
+        for entry in self.entries if isinstance(site, str) else ():
             if entry.site == site:
                 return entry
         raise UnknownSite(f"the ledger has no entry for {_named(site)}")
@@ -179,7 +179,7 @@ class Ledger:
         ReflError for an example that there is none of.
         """
         if not 0 <= whole("example", b) < self.examples:
-            raise ReflError(f"example {b} is outside the batch of {self.examples}")
+            raise ReflError(f"example {received(b)} is outside the batch of {self.examples}")
         if isinstance(self.explained, float):
             return self
         return replace(

@@ -52,10 +52,12 @@ def load(
 
     Raises ReflError, in one sentence, for anything that cannot be loaded.
     """
-    folder = Path(folder) if folder is not None else SHIPPED
+    folder = arguments.path("folder", folder) if folder is not None else SHIPPED
     ignore, ignore_tensors = _each(ignore, "ignore"), _each(ignore_tensors, "ignore_tensors")
-    if dtype not in DTYPES:
-        raise ReflError(f"unknown dtype {dtype!r}: expected {' or '.join(DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ReflError(
+            f"unknown dtype {arguments.received(dtype)}: expected {' or '.join(DTYPES)}"
+        )
     place = placer(device)
     raw = read_config(folder)
     net = architecture(raw)
@@ -97,9 +99,10 @@ def _with_architectures(
 
 
 def _each(patterns: Collection[str], what: str) -> list[str]:
-    if isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns):
-        raise ReflError(f"expected a list of names for {what}, got {brief(patterns)}")
-    return list(patterns)
+    found = arguments.names(patterns)
+    if found is None:
+        raise ReflError(f"expected a list of names for {what}, got {arguments.received(patterns)}")
+    return found
 
 
 def _ignored(

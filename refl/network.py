@@ -170,6 +170,7 @@ class Network:
         """The id of a target given as text or as id.
         Raises ReflError for one that is no single token.
         """
+        self._refuse_reading()
         if isinstance(token, str):
             return self._tokenizer().id_of(arguments.text("target", token))
         id_ = arguments.token_id(token)

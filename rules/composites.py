@@ -19,6 +19,9 @@ from refl.rules import changes, matmul
 from refl.rules.conservation import STABILIZERS, RuleOutput
 from refl.rules.operations import FORMULATIONS, OPERATIONS, Operation
 
+SCORES = ("sum", "norm")
+"""How a token's features become one number."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -35,6 +38,15 @@ class Rule:
     site: str = "*"
     options: tuple[tuple[str, Any], ...] = ()
     role: str = "*"
+
+    def __post_init__(self) -> None:
+        for what in ("operation", "rule", "site", "role"):
+            _check_text(f"the {what} of a rule", getattr(self, what))
+        if not isinstance(self.options, tuple) or not all(map(_is_option, self.options)):
+            raise ReflError(
+                f"the options of a rule are {_said(self.options)}: expected a tuple of pairs, "
+                "such as (('eps', 1e-6),)"
+            )
 
     def fits(self, operation: str, names: Sequence[str], role: str = "") -> bool:
         return (
@@ -71,6 +83,18 @@ class Composite:
     """What was changed, in words."""
 
     def __post_init__(self) -> None:
+        for what in ("name", "formulation", "source", "summary", "score"):
+            _check_text(f"the {what} of a composite", getattr(self, what))
+        lines = self.rules
+        if not isinstance(lines, tuple) or not all(isinstance(line, Rule) for line in lines):
+            raise ReflError(
+                f"composite {self.name} has the rules {_said(lines)}: expected a tuple of Rule"
+            )
+        if self.score not in SCORES:
+            raise ReflError(
+                f"composite {self.name} has the score {self.score!r}: expected "
+                f"{' or '.join(map(repr, SCORES))}"
+            )
         if self.formulation not in FORMULATIONS:
             raise ReflError(
                 f"composite {self.name} has the formulation {self.formulation!r}: expected "
@@ -120,6 +144,8 @@ class Composite:
         """The same composite with further lines on top, where they win. It says what it is a
         change of; `name` is its own.
         """
+        if name is not None:
+            _check_text("the name of a composite", name)
         changed = replace(self, rules=(*lines, *self.rules))
         return changed.changed_from(self, name or f"{self.name} (changed)")
 
@@ -286,7 +312,7 @@ def _check_options(line: Rule, formulation: str) -> None:
 
 def _check_name(*known: str) -> Callable[..., None]:
     def check(key: str, value: Any, name: str = "") -> None:
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise ReflError(f"{name or key} is {_said(value)}: expected one of {', '.join(known)}")
 
     return check
@@ -309,6 +335,15 @@ def _check_bound(key: str, value: Any, name: str = "") -> None:
     if not numbers or not all(_is_number(n) and abs(n) <= _LARGEST for n in numbers):
         sentence = f"{name or key} is {_said(value)}: expected a finite number, or a list of them"
         raise ReflError(sentence)
+
+
+def _check_text(what: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise ReflError(f"{what} is {_said(value)}: expected a string")
+
+
+def _is_option(pair: Any) -> bool:
+    return isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)
 
 
 _LARGEST = sys.float_info.max

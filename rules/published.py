@@ -6,7 +6,7 @@ import unicodedata
 from dataclasses import replace
 from typing import Any
 
-from refl.errors import ReflError
+from refl.errors import ReflError, shown
 from refl.rules import changes
 from refl.rules.composites import Composite, Rule
 
@@ -201,10 +201,11 @@ METHODS: dict[str, Composite] = {
 
 def method(name: str) -> Composite:
     """A published method by name. Raises ReflError for a name that is none."""
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
+        said = shown(repr(name)) if isinstance(name, str) else f"of type {type(name).__name__}"
         raise ReflError(
-            f"unknown method {name!r}: expected one of {', '.join(METHODS)}, or a .toml "
-            "file with a composite"
+            f"unknown method {said}: expected one of {', '.join(METHODS)}, or a .toml file with a "
+            "composite"
         )
     return METHODS[name]
 

@@ -21,6 +21,7 @@ import json
 from collections import defaultdict
 from typing import Any
 
+from refl.arguments import positive
 from refl.methods import METHODS
 from refl.model import SHIPPED, Model, load
 
@@ -28,6 +29,8 @@ CHOSEN = tuple(name for name in METHODS if not name.endswith(("-vit", "-vit-box"
 
 
 def sentences(count: int) -> dict[str, list[dict[str, Any]]]:  # task -> its first `count` sentences
+    """Raises ReflError for a count that is no whole number above 0."""
+    count = positive("count", count)
     tasks = defaultdict(list)
     for line in (SHIPPED / "evidence.jsonl").read_text(encoding="utf-8").splitlines():
         sentence = json.loads(line)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from refl.arguments import expected, number_or_none
+from refl.arguments import path as as_path
 from refl.errors import ReflError, quoted, shown
 from refl.io.files import read_bytes
 from refl.rules.composites import Composite, Rule
@@ -50,8 +51,9 @@ def from_toml(path: str | Path) -> Composite:
     """The composite of a file. Raises ReflError for a file that cannot be read, an unknown key,
     operation, rule or option, and a value of another type than it has to be.
     """
+    path = as_path("path", path)
     try:
-        content = tomllib.loads(read_bytes(Path(path), _MOST_BYTES).decode("utf-8"))
+        content = tomllib.loads(read_bytes(path, _MOST_BYTES).decode("utf-8"))
     except RecursionError:
         raise ReflError(f"cannot read the composite {shown(path)}: nested too deeply") from None
     except (ReflError, ValueError) as reason:

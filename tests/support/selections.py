@@ -63,6 +63,7 @@ QUICK = (
     "tests/verification/test_mistakes.py::test_without_a_mistake_the_answer_is_the_exact_one*",
     "tests/verification/test_model_vectors.py::test_refl_finds_every_number[*-float64]",
     "tests/verification/test_surrogate.py::test_random_nets_at_every_site[llama*",
+    "tests/verification/test_fuzz_arguments.py::test_no_other_exception[0-*",
     "tests/verification/test_retired_words.py::*",
     "tests/verification/test_verify.py::test_the_table",
 )
@@ -109,6 +110,7 @@ SLOW = (
     "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[t5]",
     "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[vit]",
     "tests/verification/test_fuzz_checkpoints.py::test_nothing_is_found*",
+    "tests/verification/test_fuzz_arguments.py::test_no_other_exception[1000-*",
     "tests/verification/test_fuzz_files.py::test_many_*",
     "tests/verification/test_identities.py::test_1_every_site_balances[*-float32]",
     "tests/verification/test_model_vectors.py::test_made_again[albert]",

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
+from refl import arguments
 from refl.errors import ReflError
 from refl.verification.vectors import FORMAT
 from refl.verification.vectors.case import NETWORK, SIGNATURES, Case, Signature
@@ -62,6 +63,9 @@ def cases(pattern: str = "*", *, flags: str | None = None) -> list[Case]:
     """The cases of all rules that the pattern names (* and ?);
     with `flags`, those written for that mistake.
     """
+    pattern = arguments.text("pattern", pattern)
+    if flags is not None:
+        flags = arguments.text("flags", flags)
     found = [case for rule in rules() if fnmatchcase(rule, pattern) for case in load(rule)]
     if not found:
         raise ReflError(f"no rule is called {pattern!r}: there are {', '.join(rules())}")
