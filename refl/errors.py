@@ -48,6 +48,10 @@ _ARGUMENT = re.compile(f"{_OPENS}([a-z_]+=?){_CLOSES}")
 LONGEST_SENTENCE, LONGEST_WORD, LONGEST_REPR = 1000, 300, 240
 
 
+class UnknownWords(UserWarning):
+    """Words of an input that the model's vocabulary lacks."""
+
+
 def sentence(words: object, most: int = LONGEST_SENTENCE) -> str:
     """Words on one line, control characters escaped, long ones and the whole cut in the middle:
     what they quote may be anybody's.

@@ -356,6 +356,7 @@ class Explainer:
             "logit": float(z[seed.target]),
             "probability": float(p[seed.target]),
             "against": None if seed.against is None else names([seed.against])[0],
+            "against_logit": None if seed.against is None else float(z[seed.against]),
             "seed": seed.kind,
             "candidates": [
                 Candidate(name, i, float(z[i]), float(p[i]))
@@ -392,6 +393,7 @@ class Explainer:
         return {
             "tokens": self.network.tokens(ids),
             "ids": ids,
+            "word_starts": None if self.network.text is None else self.network.text.starts(ids),
             "relevance": scores[: len(ids)].copy(),
         }
 

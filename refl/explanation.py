@@ -4,11 +4,13 @@ how they are saved. How they are drawn is refl.show's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -51,6 +53,17 @@ class Candidate:
     id: int
     logit: float
     probability: float
+
+
+class Word(NamedTuple):
+    """A word of the input: one token, or several that belong together."""
+
+    text: str
+    relevance: float
+    """The sum of its tokens'."""
+    start: int
+    stop: int
+    """Its tokens are those from start to stop, stop excluded."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +148,9 @@ class Explanation:
     input_ids      their ids
     relevance      float array (T,): each token's, in the unit of what is explained (a logit, say)
     target         the explained token; target_id, logit and probability are its own
-    against        the token it is contrasted with, or None
+    against        the token it is contrasted with, or None; against_logit is its logit
+    word_starts    for each token whether a word starts there, None where nobody knows; `words()`
+                   puts tokens together by them. decoder_word_starts: of what a decoder has written
     picture        for a net that takes images: uint8 (H, W, C), what it was given; then tokens is
                    empty and relevance (H, W), summed over channels
     patch          height and width of a patch of it; `patches` has the sums over each
@@ -169,6 +184,9 @@ class Explanation:
     decoder_tokens: list[str] | None = None
     decoder_ids: list[int] | None = None
     decoder_relevance: Any = None
+    against_logit: float | None = None
+    word_starts: list[bool] | None = None
+    decoder_word_starts: list[bool] | None = None
     picture: Any = None
     patch: tuple[int, int] | None = None
     fingerprint: Callable[[], str] = field(default=Fingerprint(), repr=False)
@@ -265,6 +283,28 @@ class Explanation:
             )
         return asnumpy(self.sites.propagated[self.sites.canonical(site)])
 
+    def words(self, decoder: bool = False) -> list[Word]:
+        """The words of the input, or of what a decoder has written: pieces of one word together,
+        the relevance of each the sum of its tokens'. Raises ReflError where nothing is known of
+        words: for pictures, and in files of refl 0.2 and before.
+        """
+        decoder = arguments.flag("decoder", decoder)
+        tokens, starts, scores = (
+            (self.decoder_tokens, self.decoder_word_starts, self.decoder_relevance)
+            if decoder
+            else (self.tokens, self.word_starts, self.relevance)
+        )
+        if tokens is None or starts is None:
+            raise ReflError(
+                f"nothing is known of words in {'what a decoder wrote' if decoder else 'the input'}"
+                ": explain a text, or token ids with a tokenizer"
+            )
+        first = [t for t, starting in enumerate(starts) if starting or t == 0]
+        return [
+            Word(_joined(tokens[a:b]), math.fsum(float(r) for r in scores[a:b]), a, b)
+            for a, b in zip(first, [*first[1:], len(tokens)], strict=True)
+        ]
+
     def experts(self) -> dict[str, float]:
         """Module path of each expert that ran -> the relevance of its term in the sum over experts,
         output times gate weight; in the order of the net.
@@ -276,23 +316,32 @@ class Explanation:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the arrays of the sites, as plain numbers and strings."""
-        return {
-            "format": ORACLE_FORMAT,
-            "about": self.provenance,
-            "method": self.method.as_dict(),
-            "tokens": self.tokens,
-            "input_ids": self.input_ids,
-            "relevance": np.asarray(self.relevance).tolist(),
-            "target": self.target,
-            "target_id": self.target_id,
-            "against": self.against,
-            "seed": self.seed,
-            "explained": self.explained,
-            "logit": self.logit,
-            "probability": None if self.seed == "activation" else self.probability,
-            "candidates": [vars(c) for c in self.candidates],
-            "ledger": None if self.recorded is None else self.recorded.as_dict(),
-        } | self._decoder_dict()
+        return (
+            {
+                "format": ORACLE_FORMAT,
+                "about": self.provenance,
+                "method": self.method.as_dict(),
+                "tokens": self.tokens,
+                "input_ids": self.input_ids,
+                "relevance": np.asarray(self.relevance).tolist(),
+                "target": self.target,
+                "target_id": self.target_id,
+                "against": self.against,
+                "seed": self.seed,
+                "explained": self.explained,
+                "logit": self.logit,
+                "probability": None if self.seed == "activation" else self.probability,
+                "candidates": [vars(c) for c in self.candidates],
+                "ledger": None if self.recorded is None else self.recorded.as_dict(),
+            }
+            | self._decoder_dict()
+            | self._known_dict()
+        )
+
+    def _known_dict(self) -> dict[str, Any]:
+        """What not every explanation knows."""
+        known = ("against_logit", "word_starts", "decoder_word_starts")
+        return {key: getattr(self, key) for key in known if getattr(self, key) is not None}
 
     def _decoder_dict(self) -> dict[str, Any]:
         if self.decoder_tokens is None:
@@ -359,11 +408,31 @@ def _fields(content: oracle.Oracle) -> dict[str, Any]:
         "recorded": None if ledger is None else Ledger.from_dict(ledger),
         "sites": _sites(content, method.formulation),
         "decoder_tokens": facts.get("decoder_tokens"),
+        "against_logit": facts.get("against_logit"),
+        "word_starts": facts.get("word_starts"),
+        "decoder_word_starts": facts.get("decoder_word_starts"),
         "decoder_ids": [int(i) for i in arrays["decoder_ids"]] if "decoder_ids" in arrays else None,
         "decoder_relevance": arrays.get("decoder_relevance"),
         "picture": arrays.get("picture"),
         "patch": None if facts["patch"] is None else tuple(facts["patch"]),
     }
+
+
+_LONE_BYTES = re.compile("(?:<0x[0-9A-F]{2}>)+")
+
+
+def _joined(tokens: Sequence[str]) -> str:
+    """The text of a word: pieces without their marks, bytes of one character put together."""
+    text = tokens[0] + "".join(t.removeprefix("##") for t in tokens[1:])
+    return _LONE_BYTES.sub(_character, text).removesuffix("</w>").strip() or text
+
+
+def _character(found: re.Match[str]) -> str:
+    raw = bytes.fromhex(found[0].replace("<0x", "").replace(">", ""))
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return found[0]
 
 
 def _method(said: dict[str, Any]) -> Composite | Method:

@@ -159,6 +159,7 @@ class Model(Network):
         at: tuple[str, Sequence[int]] | None = None,
         types: Any = None,
         batch_tokens: int = TOKENS,
+        pair: Any = None,
     ) -> Any:
         """Explain the next token after a text (the masked token in it, the class it is put in: what
         the model does), or after a list of token ids, or after each of a list of those (a padded
@@ -188,6 +189,9 @@ class Model(Network):
                       without the batch axis
         types         token type ids, for models that tell sentence A from B; by default all 0 (for
                       a batch a list of them)
+        pair          a second text, for encoders that read two (a question and its context): both
+                      are joined, and their token types set, as the checkpoint's tokenizer does
+                      (for a batch a list of them). A tuple of two texts is a batch
         batch_tokens  how many tokens are run at once, padding counted: a longer list is sorted by
                       length and run in batches of at most that (a single input may be longer).
                       An input's numbers are the same in any batch to rounding; for dynamic rotary
@@ -219,7 +223,8 @@ class Model(Network):
         wanted = self._targets(len(items), target, contrast)
         if single and types is not None:
             types = [types]
-        explained = explainer.run(self.readings(items, decoder, types), [wanted], seed)[0]
+        readings = self.readings(items, decoder, types, self._seconds(single, pair))
+        explained = explainer.run(readings, [wanted], seed)[0]
         return explained[0] if single else Batch(explained)
 
     def explain_each(
@@ -259,6 +264,12 @@ class Model(Network):
 
     def _members(self, item: Any) -> list[Any]:
         return list(item) if self.takes_images else arguments.input_members(item)
+
+    def _seconds(self, single: bool, pair: Any) -> list[Any] | None:
+        """The second text of each input."""
+        if pair is None:
+            return None
+        return [pair] if single else arguments.listed("pair", pair, "a list of texts")
 
     def _targets(self, count: int, target: Any, contrast: Any) -> list[Target]:
         """(target, against) for each input; None for the most likely next token."""

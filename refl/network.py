@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -14,7 +15,7 @@ from refl import arguments
 from refl.arguments import is_single, received
 from refl.arrays import Array, asnumpy, namespace
 from refl.device import on_host
-from refl.errors import LONGEST_REPR, ReflError, argument, sentence
+from refl.errors import LONGEST_REPR, ReflError, UnknownWords, argument, sentence, shown
 from refl.io.images import Image, Preparation, prepared
 from refl.io.text import Text
 from refl.nets.batch import Batch
@@ -137,11 +138,48 @@ class Network:
         model cannot read.
         """
         self._refuse_reading()
-        ids = (
-            self._tokenizer().encode(arguments.text("the input", item))
-            if isinstance(item, str)
-            else [arguments.token_id(i) for i in arguments.input_members(item)]
-        )
+        if isinstance(item, str):
+            text = arguments.text("the input", item)
+            ids = self._tokenizer().encode(text)
+            self._warn_of_unknown_words(ids, text)
+        else:
+            ids = [arguments.token_id(i) for i in arguments.input_members(item)]
+        return self._checked(ids)
+
+    def encode_pair(self, item: Any, second: Any) -> tuple[list[int], list[int]]:
+        """Token ids of two texts as the checkpoint's tokenizer joins them, and their token types.
+        Raises ReflError for what are no texts, and where the model reads no pairs.
+        """
+        count = getattr(self.config, "type_vocab_size", None)
+        if count is None:
+            raise ReflError(
+                f"{self.name or 'the model'} reads no pairs of texts, as encoders do that tell "
+                f"two sentences apart: leave {argument('pair=')} out"
+            )
+        first = arguments.text("the input of a pair", item)
+        second = arguments.text("pair", second)
+        ids, types = self._tokenizer().pair(first, second)
+        self._warn_of_unknown_words(ids, first, second)
+        # RoBERTa has one type, whatever a template says
+        return self._checked(ids), [k if k < count else 0 for k in types]
+
+    def _warn_of_unknown_words(self, ids: list[int], text: str, second: str | None = None) -> None:
+        tokenizer = self._tokenizer()
+        if tokenizer.unknown is None or tokenizer.unknown not in ids:
+            return
+        words = tokenizer.unknown_words(text, second)
+        if words:
+            few = ", ".join(repr(shown(w)) for w in words[:8]) + ", ..." * (len(words) > 8)
+            instead = tokenizer.tokens([tokenizer.unknown])[0]
+            warnings.warn(
+                f"{few} {'is' if len(words) == 1 else 'are'} not in the vocabulary of "
+                f"{self.name or 'the model'}, which reads {instead}: "
+                f"model.text.vocabulary() lists its {len(tokenizer)} entries",
+                UnknownWords,
+                stacklevel=2,
+            )
+
+    def _checked(self, ids: list[int]) -> list[int]:
         if not ids:
             raise ReflError("the input is empty: expected at least one token")
         for i in ids:
@@ -274,12 +312,19 @@ class Network:
         return [self.decoder_prefix(one) for one in each]
 
     def readings(
-        self, items: Sequence[Any], decoder: Any = None, types: Any = None
+        self, items: Sequence[Any], decoder: Any = None, types: Any = None, pair: Any = None
     ) -> list[Reading]:
         """Inputs as the net takes them, each with its token types and with what a decoder has
-        written. `decoder`: one for all, or a list; `types`: a list for each input. Raises ReflError
-        for what does not fit the net.
+        written. `decoder`: one for all, or a list; `types`: a list for each input; `pair`: the
+        second text of each. Raises ReflError for what does not fit the net.
         """
+        if pair is not None:
+            if types is not None:
+                raise ReflError("pair= has the token types of the tokenizer: leave types= out")
+            if len(pair) != len(items):
+                raise ReflError(f"{len(pair)} second texts for {len(items)} inputs: one for each")
+            both = [self.encode_pair(a, b) for a, b in zip(items, pair, strict=True)]
+            return self.readings([ids for ids, _ in both], decoder, [kinds for _, kinds in both])
         inputs = [self.read(item) for item in items]
         prefixes = self.decoder_prefixes(len(inputs), decoder)
         kinds = self._types(types, inputs)

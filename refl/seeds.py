@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from refl.errors import ReflError, argument, shown
+from refl.arguments import received
+from refl.errors import ReflError, argument
 
 KINDS = ("logit", "log-probability", "probability")
 
@@ -38,7 +39,7 @@ class Seed:
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in KINDS:
             raise ReflError(
-                f"unknown {argument('seed')} {shown(repr(self.kind))}: expected one of "
+                f"unknown {argument('seed')} {received(self.kind)}: expected one of "
                 f"{', '.join(KINDS)}"
             )
         if self.against is not None and self.kind != "logit":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -110,6 +110,90 @@ class Text:
         Raises ReflError for text that is empty or holds half a character.
         """
         return self._ids(text, add_special_tokens=False)
+
+    def pair(self, text: str, second: str) -> tuple[list[int], list[int]]:
+        """Token ids of two texts as the checkpoint joins them, and the token types of its template.
+        Raises ReflError as `encode` does, and where special tokens are put around a text in a way
+        that says nothing of two.
+        """
+        if self._around is not None:
+            raise ReflError("this tokenizer joins no pairs of texts: give one text")
+        ids, types, *_ = self._encoding(text, second)
+        return ids, types
+
+    def unknown_words(self, text: str, second: str | None = None) -> list[str]:
+        """Words of a text that the vocabulary lacks, as they are written, each once."""
+        ids, _, sequences, offsets = self._encoding(text, second)
+        words = []
+        for number, sequence, (start, end) in zip(ids, sequences, offsets, strict=True):
+            if number == self._unknown and sequence is not None:
+                words.append((text if sequence == 0 else second or "")[start:end])
+        spelled = None if self._unknown is None else self._tokenizer.id_to_token(self._unknown)
+        return [word for word in dict.fromkeys(words) if word not in ("", spelled)]
+
+    @property
+    def unknown(self) -> int | None:
+        """Id of the token that stands for what the vocabulary lacks; None where there is none."""
+        return self._unknown
+
+    def _encoding(self, text: str, second: str | None) -> list[Any]:
+        """Ids, token types, which text each token is of, and where it stands there."""
+        text, second = _checked(text), None if second is None else _checked(second)
+        special = self._around is None
+        try:
+            if self._process is not None:
+                return list(self._process.ask("encoding", text, second, special))
+            e = self._tokenizer.encode(text, second, add_special_tokens=special)
+            return [e.ids, e.type_ids, e.sequence_ids, e.offsets]
+        except Exception as error:  # noqa: BLE001 - the library raises no narrower class
+            raise ReflError(
+                f"the tokenizer cannot encode {shown(text[:40])!r}: {shown(error)}"
+            ) from None
+
+    def vocabulary(self) -> list[str]:
+        """Its entries as a reader expects them, in the order of their ids."""
+        entries = self._tokenizer.get_vocab(with_added_tokens=True)
+        return [self._piece(number) for number in sorted(entries.values())]
+
+    # -- words -------------------------------------------------------------------------------------
+
+    def starts(self, ids: Sequence[int]) -> list[bool]:
+        """For each token whether a word starts there.
+
+        WordPiece says so of a piece that goes on (##ing); byte-level BPE and SentencePiece start a
+        word by its blank, CLIP's BPE ends it (</w>). Elsewhere, and special tokens everywhere,
+        every token is a word.
+        """
+        found = [True] * len(ids)
+        for t in range(1, len(ids)):
+            before, this = ids[t - 1], ids[t]
+            if before not in self._added and this not in self._added:
+                found[t] = self._starts(before, this)
+        return found
+
+    def _starts(self, before: int, this: int) -> bool:
+        entry = str(self._tokenizer.id_to_token(this))
+        if self._continuing:
+            return not entry.startswith(self._continuing)
+        if self._ending:
+            return str(self._tokenizer.id_to_token(before)).endswith(self._ending)
+        return not self._by_blanks or self._piece(this)[:1].isspace()
+
+    @cached_property
+    def _continuing(self) -> str:
+        """What a piece begins with that goes on a word."""
+        return str(getattr(self._tokenizer.model, "continuing_subword_prefix", None) or "")
+
+    @cached_property
+    def _ending(self) -> str:
+        """What the last piece of a word ends with."""
+        return str(getattr(self._tokenizer.model, "end_of_word_suffix", None) or "")
+
+    @cached_property
+    def _by_blanks(self) -> bool:
+        """Whether a word brings the blank before it."""
+        spelled = self._tokenizer.get_vocab(with_added_tokens=False)
+        return self._byte_level or any(len(e) > 1 and e[0] == "\u2581" for e in spelled)
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
         text = _checked(text)

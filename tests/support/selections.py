@@ -49,6 +49,7 @@ QUICK = (
     "tests/refl/test_show.py::test_the_account_in_the_text_adds_up*",
     "tests/refl/test_sweep.py::*",
     "tests/refl/test_text.py::test_stored_ids*",
+    "tests/refl/test_words.py::*",
     # the checks of the checker
     "tests/verification/test_by_hand.py::test_the_worked_example_closes*",
     "tests/verification/test_compare.py::test_recomputed_and_batched",

@@ -1,0 +1,236 @@
+"""Text beyond tokens: words put together from pieces, words that a vocabulary lacks, pairs of texts
+as encoders read them. Expected ids and types are those of the tokenizers library.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+import refl
+from refl.errors import UnknownWords
+from refl.io.text import Text
+from refl.model import Model
+from refl.verification.random_models import BERT, LLAMA, random_model
+
+PIECES = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "the",
+    "key",
+    "##s",
+    "to",
+    "cab",
+    "##in",
+    "##et",
+    ",",
+    "who",
+    "?",
+    "un",
+]
+
+
+def wordpiece() -> Tokenizer:
+    t = Tokenizer(models.WordPiece({p: i for i, p in enumerate(PIECES)}, unk_token="[UNK]"))
+    t.normalizer = normalizers.BertNormalizer(lowercase=True)
+    t.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    t.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    t.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    t.decoder = decoders.WordPiece()
+    return t
+
+
+CLASSES = BERT | {
+    "num_hidden_layers": 1,
+    "vocab_size": len(PIECES),
+    "architectures": ["BertForSequenceClassification"],
+}
+
+
+def encoder() -> Model:
+    return replace(random_model(CLASSES, 0), text=Text(wordpiece()))
+
+
+def said(e: Any, **how: Any) -> list[tuple[str, int, int]]:
+    return [(w.text, w.start, w.stop) for w in e.words(**how)]
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+def test_pieces_of_words() -> None:
+    e = encoder().explain("The keys, to the cabinet")
+    assert said(e) == [
+        ("[CLS]", 0, 1), ("the", 1, 2), ("keys", 2, 4), (",", 4, 5), ("to", 5, 6), ("the", 6, 7),
+        ("cabinet", 7, 10), ("[SEP]", 10, 11),
+    ]  # fmt: skip
+    for word in e.words():
+        parts = [float(r) for r in e.relevance[word.start : word.stop]]
+        assert word.relevance == math.fsum(parts)
+    covered = [t for w in e.words() for t in range(w.start, w.stop)]
+    assert covered == list(range(len(e.tokens)))
+
+
+def bpe(tokens: list[str], metaspace: bool) -> Text:
+    """Every character, and the tokens as merges of what is before them."""
+    alphabet = sorted({c for token in tokens for c in token} | set("Ġ▁"))
+    vocabulary, merges = {c: i for i, c in enumerate(alphabet)}, []
+    for token in tokens:
+        for n in range(2, len(token) + 1):
+            if token[:n] not in vocabulary:
+                vocabulary[token[:n]] = len(vocabulary)
+                merges.append((token[: n - 1], token[n - 1]))
+    t = Tokenizer(models.BPE(vocabulary, merges))
+    if metaspace:
+        t.pre_tokenizer, t.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    else:
+        t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        t.decoder = decoders.ByteLevel()
+    t.add_special_tokens(["<s>"])
+    return Text(t)
+
+
+@pytest.mark.parametrize("metaspace", [False, True])
+def test_words_that_bring_their_blanks(metaspace: bool) -> None:
+    blank = "▁" if metaspace else "Ġ"
+    text = bpe(["the", f"{blank}ke", f"{blank}cab", "ys", "inet"], metaspace)
+    model = replace(random_model(LLAMA | {"vocab_size": len(text)}, 0), text=text)
+    ids = [*model.encode("<s>"), *model.encode("the keys<s>cabinet")]
+    words = model.explain(ids).words()
+    assert [w.text for w in words] == ["<s>", "the", "keys", "<s>", "cabinet"]
+    assert sum(w.stop - w.start for w in words) == len(ids) > len(words)
+
+
+def test_bytes_of_one_character() -> None:
+    text = bpe(["the"], metaspace=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    t = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(alphabet))}, []))
+    t.pre_tokenizer, t.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    text = Text(t)
+    model = replace(random_model(LLAMA | {"vocab_size": len(text)}, 0), text=text)
+    words = model.explain("né 猫").words()
+    assert [w.text for w in words] == ["né", "猫"] and [w.stop for w in words] == [3, 7]
+
+
+def test_where_every_token_is_a_word(tmp_path: Path) -> None:
+    e = refl.load().explain("the keys to the cabinet", contrast=("are", "is"))
+    assert [w.text for w in e.words()] == e.tokens
+    e.save(tmp_path / "e.safetensors")
+    again = refl.Explanation.load(tmp_path / "e.safetensors")
+    assert again.words() == e.words() and again.against_logit == e.against_logit
+
+
+def test_words_that_nobody_knows() -> None:
+    e = random_model(LLAMA, 0).explain([1, 2])
+    with pytest.raises(refl.ReflError, match="nothing is known of words in the input"):
+        e.words()
+    with pytest.raises(refl.ReflError, match="what a decoder wrote"):
+        refl.load().explain("the keys").words(decoder=True)
+
+
+def test_the_second_logit_of_a_contrast() -> None:
+    model = refl.load()
+    e = model.explain("the keys", contrast=("are", "is"))
+    row = model.logits("the keys")[-1]
+    assert e.against_logit == pytest.approx(float(row[model.token_id("is")]), rel=1e-6)
+    assert e.explained == pytest.approx(e.logit - e.against_logit, rel=1e-5)
+    assert model.explain("the keys").against_logit is None
+
+
+# -- words that a vocabulary lacks -----------------------------------------------------------------
+
+
+def test_unknown_words_are_named() -> None:
+    model = refl.load()
+    with pytest.warns(UnknownWords) as caught:
+        model.explain("the zebra and the keys of quux zebra", keep=())
+    (warning,) = caught
+    words = str(warning.message)
+    assert "'zebra'" in words and words.count("zebra") == 1 and "'quux'" in words
+    assert "'keys'" not in words and "<unk>" in words and "\n" not in words
+    assert "zebra" not in model.text.vocabulary() and "keys" in model.text.vocabulary()
+
+
+def test_known_words_and_ids_are_no_reason_to_warn() -> None:
+    model, pieces = refl.load(), encoder()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.explain("the keys to the cabinet", keep=())
+        model.explain(model.encode("the keys"), keep=())
+        pieces.explain("[UNK] the keys", keep=())  # asked for by its name
+    with pytest.warns(UnknownWords, match="'Xyzzy' is not in the vocabulary"):
+        pieces.explain(["the keys", "the Xyzzy"])
+
+
+# -- pairs of texts --------------------------------------------------------------------------------
+
+PAIRS = [("who", "the key to the cabinet"), ("the keys , who ?", "un")]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_pair_is_read_as_the_tokenizer_joins_it(pair: tuple[str, str]) -> None:
+    model, wanted = encoder(), wordpiece().encode(*pair)
+    e = model.explain(pair[0], pair=pair[1])
+    assert e.input_ids == wanted.ids
+    typed = model.explain(wanted.ids, types=wanted.type_ids)
+    assert np.array_equal(e.relevance, typed.relevance) and e.logit == typed.logit
+    assert not np.array_equal(e.relevance, model.explain(wanted.ids).relevance)
+
+
+def test_pairs_in_a_batch() -> None:
+    model = encoder()
+    batch = model.explain([a for a, _ in PAIRS], pair=[b for _, b in PAIRS])
+    for e, (a, b) in zip(batch, PAIRS, strict=True):
+        alone = model.explain(a, pair=b)
+        assert e.input_ids == alone.input_ids
+        assert np.allclose(e.relevance, alone.relevance, rtol=0, atol=1e-12)
+    two = model.explain(("who", "the key"))  # a tuple of texts is a batch
+    assert len(two) == 2
+
+
+def test_a_template_of_more_types_than_the_net_has() -> None:
+    """RoBERTa tells nothing apart, whatever its tokenizer says."""
+    one = CLASSES | {"type_vocab_size": 1}
+    model = replace(random_model(one, 0), text=Text(wordpiece()))
+    assert model.encode_pair(*PAIRS[0])[1] == [0] * len(wordpiece().encode(*PAIRS[0]).ids)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"pair": 5}, "pair is 5: expected a string"),
+        ({"pair": b"who"}, "expected a string"),
+        ({"pair": ["who"]}, "expected a string"),
+        ({"pair": ""}, "empty string"),
+        ({"pair": "who", "types": [0, 1]}, "leave types= out"),
+    ],
+)
+def test_what_is_no_pair(how: dict[str, Any], words: str) -> None:
+    with pytest.raises(refl.ReflError, match=words):
+        encoder().explain("the key", **how)
+    with pytest.raises(refl.ReflError, match="input of a pair"):
+        encoder().explain([5, 6], pair="who")
+    with pytest.raises(refl.ReflError, match="1 second texts for 2 inputs"):
+        encoder().explain(["who", "the"], pair=["key"])
+
+
+def test_decoders_read_no_pairs() -> None:
+    with pytest.raises(refl.ReflError, match="reads no pairs of texts"):
+        refl.load().explain("the keys", pair="the cabinet")
