@@ -320,7 +320,10 @@ class Network:
         """
         if pair is not None:
             if types is not None:
-                raise ReflError("pair= has the token types of the tokenizer: leave types= out")
+                raise ReflError(
+                    f"{argument('pair=')} has the token types of the tokenizer: leave "
+                    f"{argument('types=')} out"
+                )
             if len(pair) != len(items):
                 raise ReflError(f"{len(pair)} second texts for {len(items)} inputs: one for each")
             both = [self.encode_pair(a, b) for a, b in zip(items, pair, strict=True)]

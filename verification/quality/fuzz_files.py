@@ -309,7 +309,7 @@ def composite(random: Random) -> Try:
 
 def _broken_account(e: Any) -> str:
     """What a table of rules makes may be nonsense; it adds up, or is not finite and says so."""
-    error, scale = float(e.ledger.conservation_error[0]), _scale(e)
+    error, scale = float(e.ledger.conservation_error), _scale(e)
     if np.isfinite(scale) and not abs(error) <= 1e-3 * scale + 1e-6:
         return f"a conservation error of {error} where the largest amount is {scale}"
     return ""
@@ -318,7 +318,7 @@ def _broken_account(e: Any) -> str:
 def _scale(e: Any) -> float:
     """The largest amount that any site received, passed on or absorbed."""
     return max(
-        float(np.abs(amount[0]))
+        float(np.abs(amount))
         for entry in e.ledger
         for amount in (entry.received, *entry.passed.values(), *entry.absorbed.values())
     )
