@@ -207,6 +207,8 @@ def _refuse_two_thetas(raw: dict[str, Any]) -> None:
     a file that says both take one or the other.
     """
     parameters = raw.get("rope_parameters")
+    if raw.get("rope_theta", 0) is None and not parameters:
+        raise ReflError("config.json has rope_theta = null: expected a number")
     if not isinstance(parameters, dict):
         return
     inner = parameters.get("full_attention", parameters)
@@ -226,10 +228,12 @@ def _value(name: str, field: Field[Any], hint: Any, raw: dict[str, Any]) -> Any:
         name in raw and raw[name] is None and type(None) in get_args(hint)
     ):  # null switches an option off, whatever silence means
         return None
-    if raw.get(name) is None:
+    if name not in raw:
         if field.default is MISSING:
             raise ReflError(f"config.json lacks {name}: expected {_describe(hint)}")
         return field.default
+    if raw[name] is None:
+        raise ReflError(f"config.json has {name} = null: expected {_describe(hint)}")
     value, kinds = raw[name], _kinds(hint)
     if not _fits(value, kinds, hint):
         raise ReflError(f"config.json has {name} = {brief(value)}: expected {_describe(hint)}")

@@ -65,6 +65,7 @@ def head(e: Explanation, width: int) -> list[Line]:
     """What is explained, and by what."""
     about = [
         *(e.about.get(key, "") for key in ("model", "architecture", "dtype")),
+        *(f"{what}: {names}" for what, names in e.about.items() if what.startswith("ignored ")),
         e.method.title,
     ]
     return [

@@ -11,10 +11,24 @@ from typing import Any, get_type_hints
 import pytest
 
 from refl.errors import ReflError
-from refl.nets import NETS, config, gemma2, gemma3, llama, mistral, phi, qwen2, qwen3_moe, vit
+from refl.nets import (
+    NETS,
+    bert,
+    config,
+    gemma2,
+    gemma3,
+    gpt2,
+    llama,
+    mistral,
+    phi,
+    qwen2,
+    qwen3_moe,
+    vit,
+)
 from refl.rules import activation
 from refl.verification.random_models import (
     ARCHITECTURES,
+    BERT,
     GEMMA2,
     GEMMA3,
     GPT2,
@@ -56,6 +70,21 @@ def test_a_malformed_option_is_told_what_was_expected() -> None:
         config.parse(qwen2.Config, QWEN2 | {"layer_types": "full_attention"})
     with pytest.raises(ReflError, match="image_size = '9': expected a whole number or a list of"):
         config.parse(vit.Config, VIT | {"image_size": "9"})
+
+
+def test_null_is_no_value_where_one_is_due() -> None:
+    """Silence leaves the default; a null that says otherwise is no silence (transformers takes it
+    for false, or stumbles).
+    """
+    for net, options, name in (
+        (gpt2, GPT2, "tie_word_embeddings"),
+        (bert, BERT, "tie_word_embeddings"),
+        (mistral, MISTRAL, "use_sliding_window"),
+        (phi, PHI, "layer_norm_eps"),
+        (gemma2, GEMMA2, "hidden_activation"),
+    ):
+        with pytest.raises(ReflError, match=f"has {name} = null: expected"):
+            config.parse(net.Config, options | {name: None})
 
 
 LLAMA3 = {

@@ -19,6 +19,7 @@ import refl
 from refl.cli import main
 from refl.errors import ReflError
 from refl.nets import NETS
+from refl.show import terminal
 from refl.verification.random_models import (
     ALBERT,
     ARCHITECTURES,
@@ -209,6 +210,9 @@ def test_what_was_ignored_is_said_wherever_the_model_is(tmp_path: Path) -> None:
     e.save(tmp_path / "oracle.safetensors")
     back = refl.Explanation.load(tmp_path / "oracle.safetensors")
     assert said.items() <= back.provenance.items()
+    assert "ignored tensors: extra" in terminal.text(e)
+    ours = str(tmp_path / "oracle.safetensors")
+    assert main(["compare", ours, ours, "--model", str(folder)]) == 0
     plain = refl.load(checkpoint_of(tmp_path / "plain", LLAMA)).explain([1, 2])
     assert not any(key.startswith("ignored") for key in plain.provenance)
 

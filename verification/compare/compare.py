@@ -447,7 +447,7 @@ def _model(side: Oracle, model: Model | str | Path | None) -> Model | None:
     """The model that a file was made with: as given, or the one that ships where it is that."""
     dtype = "float64" if side.about.get("dtype") != "float32" else "float32"
     fingerprint = side.about.get("fingerprint")
-    found = model if isinstance(model, Model) else load(model, dtype=dtype)
+    found = model if isinstance(model, Model) else _loaded(model, dtype, side)
     if fingerprint and found.fingerprint() != fingerprint:
         if model is None:
             return None
@@ -457,6 +457,17 @@ def _model(side: Oracle, model: Model | str | Path | None) -> Model | None:
             f"{str(fingerprint)[:12]}, not {found.fingerprint()[:12]}"
         )
     return found if fingerprint or model is not None else None
+
+
+def _loaded(folder: str | Path | None, dtype: str, side: Oracle) -> Model:
+    """A checkpoint, without what the caller of `load` said to ignore when the file was made."""
+    if folder is None:
+        return load(dtype=dtype)
+    options, tensors = (
+        names.split(", ") if isinstance(names, str) else []
+        for names in map(side.about.get, ("ignored options", "ignored tensors"))
+    )
+    return load(folder, dtype=dtype, ignore=options, ignore_tensors=tensors)
 
 
 def _forward(model: Model, side: Oracle) -> tuple[RecordedForward | None, str]:

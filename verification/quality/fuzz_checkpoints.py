@@ -43,6 +43,8 @@ from refl.verification.random_models import ARCHITECTURES, random_model
 Folder = Path
 Change = Callable[[Random, Path], str]
 
+PT = {"format": "pt"}  # without which transformers reads no file
+
 TEXT = "ab abba  b\tA\u00e9\U0001f600"
 
 
@@ -63,7 +65,7 @@ def made(kind: str) -> Path:
     folder = scratch() / f"right-{kind}"
     folder.mkdir()
     write_safetensors(
-        folder / "model.safetensors", random_model(ARCHITECTURES[kind], 5, "float32").weights, {}
+        folder / "model.safetensors", random_model(ARCHITECTURES[kind], 5, "float32").weights, PT
     )
     (folder / "config.json").write_text(json.dumps(config_of(kind)))
     return folder
@@ -289,7 +291,7 @@ def tensors(random: Random) -> Try:
         path = folder / "model.safetensors"
         arrays = {name: np.array(a) for name, a in read_safetensors(path)[0].items()}
         said = [random.choice(TENSOR_CHANGES)(random, arrays) for _ in range(random.choice((1, 2)))]
-        write_safetensors(path, arrays, {})
+        write_safetensors(path, arrays, PT)
         return "; ".join(said)
 
     return attempt(kind, change, random)
