@@ -175,7 +175,7 @@ def parse(cls: type[C], raw: dict[str, Any], ignore: Collection[str] = ()) -> C:
         if key not in known and key not in harmless and not _is_off(value):
             raise ReflError(_refusal(key, value))
     _check_ignored(ignore, raw, known)
-    _refuse_two_thetas(raw)
+    _refuse_two_answers(raw)
     hints = get_type_hints(cls)
     return cls(**{name: _value(name, field, hints[name], raw) for name, field in known.items()})
 
@@ -202,10 +202,16 @@ def _refusal(key: str, value: Any) -> str:
     )
 
 
-def _refuse_two_thetas(raw: dict[str, Any]) -> None:
-    """Files of transformers 5 say in rope_parameters what older ones say beside them; readers of
-    a file that says both take one or the other.
+def _refuse_two_answers(raw: dict[str, Any]) -> None:
+    """Files of transformers 5 say under another name what older ones say; readers of a file that
+    says both take one or the other.
     """
+    old, new = (raw.get(prefix + "sliding_window_pattern") for prefix in ("", "_"))
+    if None not in (old, new) and old != new:
+        raise ReflError(
+            f"config.json has sliding_window_pattern = {brief(old)} and _sliding_window_pattern = "
+            f"{brief(new)}: expected one"
+        )
     parameters = raw.get("rope_parameters")
     if raw.get("rope_theta", 0) is None and not parameters:
         raise ReflError("config.json has rope_theta = null: expected a number")

@@ -20,6 +20,7 @@ from refl.nets import (
     gpt2,
     llama,
     mistral,
+    mixtral,
     phi,
     qwen2,
     qwen3_moe,
@@ -34,6 +35,7 @@ from refl.verification.random_models import (
     GPT2,
     LLAMA,
     MISTRAL,
+    MIXTRAL,
     PHI,
     QWEN2,
     QWEN3_MOE,
@@ -82,6 +84,7 @@ def test_null_is_no_value_where_one_is_due() -> None:
         (mistral, MISTRAL, "use_sliding_window"),
         (phi, PHI, "layer_norm_eps"),
         (gemma2, GEMMA2, "hidden_activation"),
+        (mixtral, MIXTRAL, "rope_theta"),
     ):
         with pytest.raises(ReflError, match=f"has {name} = null: expected"):
             config.parse(net.Config, options | {name: None})
@@ -139,6 +142,9 @@ def test_a_ramp_of_no_width_is_a_step() -> None:
     ],
 )
 def test_two_answers_to_one_question_are_refused(both: dict[str, Any]) -> None:
+    patterns = {"sliding_window_pattern": 2, "_sliding_window_pattern": 3}
+    with pytest.raises(ReflError, match="_sliding_window_pattern = 3: expected one$"):
+        config.parse(gemma3.Config, GEMMA3 | patterns)
     with pytest.raises(ReflError, match="expected one$"):
         config.parse(llama.Config, LLAMA | {"rope_theta": None} | both)
 

@@ -290,6 +290,12 @@ HARMLESS: list[tuple[dict[str, Any], str, Any, Any]] = [
 ]
 
 
+def test_a_second_name_is_looked_at(tmp_path: Path) -> None:
+    head = rows(TIED, "model.embed_tokens.weight")
+    checkpoint_of(tmp_path, TIED, **{"lm_head.weight": head + 1})
+    assert "lm_head.weight, which differs from model.embed_tokens.weight" in refused(tmp_path)
+
+
 @pytest.mark.parametrize(("config", "name", "agreeing", "off"), HARMLESS)
 def test_a_second_name_and_a_table_are_looked_at(
     tmp_path: Path, config: dict[str, Any], name: str, agreeing: Any, off: Any

@@ -784,6 +784,31 @@ FAULTS: tuple[Fault, ...] = (
         "the activation stands on the wrong branch",
     ),
     Fault(
+        "strangers-pass",
+        "refl/io/unused.py",
+        "    if strange:\n",
+        "    if len(strange) > 99:\n",
+        "tests/refl/test_loading.py::test_a_tensor_that_nothing_reads_is_named[llama]",
+        "a tensor that no operation reads is overlooked",
+    ),
+    Fault(
+        "padding-classified",
+        "nets/heads.py",
+        "if i != pad and (mask",
+        "if (mask",
+        "tests/refl/test_loading.py::test_a_classifier_is_score_on_the_last_token_that_is_no_padding"
+        "[LlamaForSequenceClassification]",
+        "a decoder classifies at the last token, be it padding",
+    ),
+    Fault(
+        "ties-believed",
+        "refl/io/unused.py",
+        'return "" if same else',
+        'return "" if True else',
+        "tests/refl/test_loading.py::test_a_second_name_is_looked_at",
+        "a tied head that is stored too, and differs, is passed over",
+    ),
+    Fault(
         "rope-frequencies",
         "nets/rope.py",
         "** (-2.0 * i / rope.width)",
