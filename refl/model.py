@@ -10,7 +10,7 @@ from typing import Any
 from refl import arguments
 from refl.batching import TOKENS
 from refl.device import placer
-from refl.errors import ReflError, argument
+from refl.errors import ReflError, argument, shown
 from refl.explainer import Explainer, Progress, Target
 from refl.explanation import Explanation
 from refl.io import composites
@@ -61,6 +61,7 @@ def load(
     place = placer(device)
     raw = read_config(folder)
     net = architecture(raw)
+    _refuse_own_code(raw, net, ignore)
     weights = Weights(folder, dtype=dtype, place=place)
     renamed = getattr(net, "renamed", lambda weights: weights)(weights)
     config = parse(net.Config, _with_architectures(raw, net, renamed, ignore), ignore)
@@ -85,6 +86,21 @@ def load(
         preparation=_preparation(folder, net, config),
         ignored=_ignored(raw, ignore, without),
     )
+
+
+def _refuse_own_code(raw: dict[str, Any], net: Net, ignore: Collection[str]) -> None:
+    """auto_map names classes in files that lie beside the checkpoint: what these compute, nobody
+    here knows.
+    """
+    own = raw.get("auto_map")
+    known = net.Config.classes(raw["model_type"])
+    for what, name in own.items() if isinstance(own, dict) and "auto_map" not in ignore else ():
+        if what.startswith("AutoModel") and str(name).rpartition(".")[2] not in known:
+            raise ReflError(
+                f"config.json has auto_map for {shown(what)}: {brief(name)} is code of its own, "
+                "which refl does not run; if it computes what the architecture does, load with "
+                "ignore=['auto_map'] (--ignore auto_map)"
+            )
 
 
 def _with_architectures(

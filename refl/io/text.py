@@ -357,12 +357,21 @@ def _special_ids_around(
     kind = str(named).removesuffix("Fast").removesuffix("Tokenizer")
     if kind not in _BOS_BY_CONFIG:
         return None
-    first = config.get("add_bos_token", _BOS_BY_CONFIG[kind])
-    last = config.get("add_eos_token", False)
+    first = _flag(config, "add_bos_token", _BOS_BY_CONFIG[kind])
+    last = _flag(config, "add_eos_token", False)
     return (
         _special(tokenizer, config, "bos") if first else [],
         _special(tokenizer, config, "eos") if last else [],
     )
+
+
+def _flag(config: dict[str, Any], name: str, otherwise: bool) -> bool:
+    value = config.get(name, otherwise)
+    if value is not None and not isinstance(value, bool):
+        raise ReflError(
+            f"tokenizer_config.json has {name} = {shown(repr(value)[:80])}: expected true or false"
+        )
+    return bool(value)
 
 
 def _special(tokenizer: Tokenizer, config: dict[str, Any], which: str) -> list[int]:
@@ -372,7 +381,8 @@ def _special(tokenizer: Tokenizer, config: dict[str, Any], which: str) -> list[i
     number = tokenizer.token_to_id(_checked(name)) if name and isinstance(name, str) else None
     if number is None:
         raise ReflError(
-            f"tokenizer_config.json asks for {which}_token {name!r}, which tokenizer.json lacks"
+            f"tokenizer_config.json asks for {which}_token {shown(repr(name)[:80])}, which "
+            "tokenizer.json lacks"
         )
     return [number]
 

@@ -479,6 +479,17 @@ def test_ids_and_names_are_of_their_kind(tmp_path: Path, said: dict[str, Any]) -
     assert next(iter(said)) in refused(folder)
 
 
+def test_code_of_a_checkpoint_of_its_own(tmp_path: Path) -> None:
+    own = {"AutoConfig": "c.C", "AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"}
+    folder = checkpoint_of(tmp_path, LLAMA)
+    (folder / "config.json").write_text(json.dumps(LLAMA | {"auto_map": own}))
+    refl.load(folder)
+    own["AutoModelForCausalLM"] = "modeling_mine.MyLlama"
+    (folder / "config.json").write_text(json.dumps(LLAMA | {"auto_map": own}))
+    assert "MyLlama" in refused(folder)
+    assert refl.load(folder, ignore=["auto_map"]).ignored == {"ignored options": "auto_map"}
+
+
 def test_an_option_given_twice(tmp_path: Path) -> None:
     folder = checkpoint_of(tmp_path, LLAMA)
     text = json.dumps(LLAMA)

@@ -474,7 +474,13 @@ def test_broken_tokenizer(tmp_path: Path, data: bytes) -> None:
 
 def test_broken_tokenizer_config(tmp_path: Path) -> None:
     saved(metaspace(), tmp_path)
-    for data, says in ((b"{", "not valid JSON"), (b"[]", "holds a list")):
+    for data, says in (
+        (b"{", "not valid JSON"),
+        (b"[]", "holds a list"),
+        (b'{"tokenizer_class": "LlamaTokenizer", "add_bos_token": "false"}', "add_bos_token"),
+        (b'{"tokenizer_class": "LlamaTokenizer", "add_eos_token": 1}', "expected true or false"),
+        (b'{"tokenizer_class": "LlamaTokenizer", "bos_token": ["<s>"]}', "asks for bos_token"),
+    ):
         (tmp_path / "tokenizer_config.json").write_bytes(data)
         with pytest.raises(ReflError, match=says):
             Text.load(tmp_path)

