@@ -58,7 +58,8 @@ def chosen(
         if name not in classes:
             raise ReflError(
                 f"config.json has architectures = {brief(architectures)}: with this model_type "
-                f"refl expected one of {', '.join(classes)}"
+                f"refl expected one of {', '.join(classes)}; to go by the tensors, load with "
+                "ignore=['architectures'] (--ignore architectures)"
             )
     heads = {classes[name] for name in architectures or ()}
     if len(heads) > 1:

@@ -66,7 +66,7 @@ def refused(folder: Path, **how: Any) -> str:
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_classifier_is_score_on_the_last_token_that_is_no_padding(name: str) -> None:
+def test_a_classifier_is_score_on_the_last_token(name: str) -> None:
     """By definition: what a language model whose head is `score` says there."""
     config = DECODERS[name] | {"architectures": [name], "num_labels": 5, "pad_token_id": 3}
     model = random_model(config, 7)

@@ -796,7 +796,7 @@ FAULTS: tuple[Fault, ...] = (
         "nets/heads.py",
         "if i != pad and (mask",
         "if (mask",
-        "tests/refl/test_loading.py::test_a_classifier_is_score_on_the_last_token_that_is_no_padding"
+        "tests/refl/test_loading.py::test_a_classifier_is_score_on_the_last_token"
         "[LlamaForSequenceClassification]",
         "a decoder classifies at the last token, be it padding",
     ),
