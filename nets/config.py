@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import MISSING, Field, fields
+from functools import cache
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from refl.errors import ReflError, shown
@@ -176,8 +177,13 @@ def parse(cls: type[C], raw: dict[str, Any], ignore: Collection[str] = ()) -> C:
             raise ReflError(_refusal(key, value))
     _check_ignored(ignore, raw, known)
     _refuse_two_answers(raw)
-    hints = get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     return cls(**{name: _value(name, field, hints[name], raw) for name, field in known.items()})
+
+
+@cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _check_ignored(ignore: Collection[str], raw: Collection[str], known: Collection[str]) -> None:
