@@ -48,7 +48,7 @@ def operations_table(rows: Sequence[Row]) -> list[Line]:
         own = list(inside)
         lines += [[]] if len(lines) > 1 else []
         lines += _aligned([_block_head(block, own, places)]) if block else []
-        lines += _aligned([_operation(row, block, places) for row in own])
+        lines += [line for row in own for line in _operation(row, block, places)]
     return lines
 
 
@@ -58,9 +58,16 @@ def _block_head(block: str, rows: list[Row], places: int) -> list[Span]:
     return [(_within(block, NAME), "bold"), ("the block", "dim"), *((n, "bold") for n in numbers)]
 
 
-def _operation(row: Row, block: str, places: int) -> list[Span]:
+def _operation(row: Row, block: str, places: int) -> list[Line]:
+    """Its line; under its name, where that is too long to stand beside the numbers."""
     name = row["site"].removeprefix(block).removeprefix(".") or "(output)"
-    shown = _within(("  " if block else "") + name, NAME)
+    shown = _within(("  " if block else "") + name, WIDTH)
+    if cells(shown) <= NAME:
+        return _aligned([_numbers(row, shown, places)])
+    return [[(shown, "")], *_aligned([_numbers(row, "", places)])]
+
+
+def _numbers(row: Row, shown: str, places: int) -> list[Span]:
     if row["received"] is None:
         what = _within(row["operation"], RULE)
         return [(shown, ""), (what, "cyan"), ("none", "dim"), ("", ""), ("", "")]

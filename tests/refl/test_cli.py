@@ -27,6 +27,8 @@ from refl.model import DTYPES, SHIPPED, Model
 from refl.rules.conservation import STABILIZERS
 from refl.rules.published import METHODS
 from refl.seeds import KINDS
+from refl.show import traces
+from refl.show.lines import plain
 from refl.show.text import cells
 
 VECTORS = Path(refl.verification.vectors.__path__[0])
@@ -305,6 +307,21 @@ def test_trace_has_a_line_for_every_operation(capsys: Capture) -> None:
         else:
             sites.append(f"{block}.{line.split()[0]}".removesuffix(".(output)").removeprefix("."))
     assert sites == [row["site"] for row in told]
+
+
+def test_a_long_name_stands_above_its_numbers() -> None:
+    site = "encoder.patch_embeddings.of_the_picture.projection"
+    row = {"site": site, "operation": "linear", "rule": "epsilon", "received": 1.5}
+    lines = traces.operations_table([row | {"passed": {"x": 1.0}, "absorbed": {"bias": 0.5}}])
+    name, numbers = plain(lines).splitlines()[1:]
+    assert name == site and numbers.split() == [
+        "linear",
+        "epsilon",
+        "1.50000",
+        "1.00000",
+        "0.50000",
+    ]
+    assert cells(numbers) <= 80
 
 
 def test_trace_by_block_adds_up(capsys: Capture) -> None:
