@@ -119,17 +119,28 @@ def stored(weights: Mapping[str, Array], name: str) -> NDArray[Any]:
 
 
 def _frequencies(found: NDArray[Any], config: Any) -> bool:
-    """Those of the config, scaled or not, to the precision of the narrowest format that files keep
-    them in.
+    """Those of the config, scaled or not, to the precision of the narrowest format that holds
+    them.
     """
     if found.dtype.kind != "f" or found.ndim != 1 or not hasattr(config, "rope"):
         return False
-    values = found.astype(numpy.float64)
+    values, (relative, least) = found.astype(numpy.float64), _precision(found)
     return any(
         len(expected) == len(values)
-        and bool((numpy.abs(values - expected) <= 2.0**-8 * numpy.abs(expected) + 1e-7).all())
+        and bool((numpy.abs(values - expected) <= relative * expected + least).all())
         for expected in map(numpy.asarray, _expected_frequencies(config))
     )
+
+
+def _precision(found: NDArray[Any]) -> tuple[float, float]:
+    """How far rounding to float16, bfloat16 or float32 moves a number: in parts of it, and where
+    it is small. Files were cast to and fro, so the numbers say which it was, not their dtype.
+    """
+    with numpy.errstate(over="ignore", invalid="ignore"):
+        if (found.astype(numpy.float16) == found).all():
+            return 2.0**-10, 2.0**-24
+        bits = found.astype("<f4").view("<u4")
+    return (2.0**-18 if (bits & 0xFFFF).any() else 2.0**-8), 0.0
 
 
 def _expected_frequencies(config: Any) -> list[list[float]]:

@@ -275,6 +275,7 @@ HARMLESS: list[tuple[dict[str, Any], str, Any, Any]] = [
     (T5, "encoder.embed_tokens.weight", rows(T5, "shared.weight"), np.float32(1)),
     (T5, "lm_head.weight", rows(T5, "shared.weight"), np.float32(1)),
     (LLAMA, "model.layers.1.self_attn.rotary_emb.inv_freq", FREQUENCIES, np.float32(0.02)),
+    (LLAMA, "model.layers.0.self_attn.rotary_emb.inv_freq", FREQUENCIES, np.float32(1e-6)),
     (
         LLAMA,
         "model.layers.1.self_attn.rotary_emb.inv_freq",
