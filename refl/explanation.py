@@ -199,7 +199,7 @@ class Explanation:
             size = f"a picture of {' x '.join(map(str, self.picture.shape[:2]))}"
         about = " ".join(filter(None, (self.about.get("model"), self.about.get("dtype"))))
         return sentence(
-            f"<Explanation: {self.what} = {self.explained:.6g}, {self.method.name} on {size}"
+            f"<Explanation: {self.what} = {self.explained:.6g}, {self.method.title} on {size}"
             f"{about and f', {about}'}>",
             LONGEST_REPR,
         )

@@ -772,3 +772,10 @@ def test_what_is_no_file_is_refused_unread(tmp_path: Path) -> None:
             from_toml(tmp_path / name)
     with pytest.raises(ReflError, match="pipe or device"):
         from_toml("/dev/zero")
+
+
+def test_an_explanation_s_repr_names_what_was_changed() -> None:
+    mine = from_table(ON_TOP | {"name": "mine"}, "f")
+    for how, title in ((mine, "mine (attnlrp changed)"), ("attnlrp", "attnlrp on")):
+        e = random_model(LLAMA, 0).explain([1, 2], how, keep=())
+        assert title in repr(e)
