@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from refl import arguments
 from refl.arrays import asnumpy, namespace
 from refl.batching import TOKENS, grouped
+from refl.device import blas
 from refl.errors import ReflError, argument, nearest, shown
 from refl.explanation import Candidate, Explanation, Sites, SitesOnDemand
 from refl.io.images import PREPARATION, Preparation
@@ -56,6 +57,8 @@ class Forward:
     """Site of the input's embeddings, or of the pixels."""
     decoder_embedded: list[str]
     """Site of a decoder's embeddings, where there is one."""
+    positions: Sequence[int] | None
+    """Of each example the token whose output is explained; None where it is no token's."""
 
     def input_sites(self) -> set[str]:
         return {self.embedded, *self.decoder_embedded}
@@ -173,6 +176,7 @@ class Explainer:
             readings=readings,
             embedded=embedded[0],
             decoder_embedded=embedded[1:],
+            positions=batch.rows,
         )
 
     def _refuse_strange_patterns(self, trace: Trace) -> None:
@@ -341,6 +345,7 @@ class Explainer:
             "architecture": self.network.net.MODEL_TYPE,
             "dtype": self.network.dtype,
             "task": self.network.task,
+            "computed by": _computed_by(self.network.device),
             **self.network.ignored,
         }
 
@@ -383,6 +388,8 @@ class Explainer:
         if self.network.takes_images:
             return self._picture(forward, swept, b)
         fields = self._tokens(swept, b, reading.input, forward.embedded)
+        fields["types"] = None if reading.types is None else list(reading.types)
+        fields["position"] = None if forward.positions is None else int(forward.positions[b])
         if reading.prefix is not None:
             decoder = self._tokens(swept, b, reading.prefix, forward.decoder_embedded[0])
             fields |= {f"decoder_{name}": value for name, value in decoder.items()}
@@ -413,6 +420,15 @@ class Explainer:
         return (
             propagated * x if self.composite.formulation == "gradient_x_input" else propagated
         ).sum(axis=-1)
+
+
+@cache
+def _computed_by(device: str) -> str:
+    """What multiplies the matrices: another library or kernel rounds in another order."""
+    about = f"NumPy {np.__version__}"
+    if device != "cpu":
+        return f"{about}, {device}"
+    return " ".join([f"{about},", *filter(None, blas().values())])
 
 
 def _example(swept: Swept, site: str, b: int) -> tuple[Any, Any]:

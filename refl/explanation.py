@@ -154,6 +154,8 @@ class Explanation:
     picture        for a net that takes images: uint8 (H, W, C), what it was given; then tokens is
                    empty and relevance (H, W), summed over channels
     patch          height and width of a patch of it; `patches` has the sums over each
+    types          token type ids, where somebody has said them
+    position       which token's output is explained, counted from 0; None where that is no token's
     decoder_tokens, decoder_ids, decoder_relevance
                    the same three of what a decoder has written; None where there is none
     seed           logit, log-probability or probability; activation where a neuron is explained,
@@ -189,6 +191,8 @@ class Explanation:
     decoder_word_starts: list[bool] | None = None
     picture: Any = None
     patch: tuple[int, int] | None = None
+    types: list[int] | None = None
+    position: int | None = None
     fingerprint: Callable[[], str] = field(default=Fingerprint(), repr=False)
     """Of the checkpoint: a hash of all its bytes, so it is formed only when it is asked for."""
 
@@ -364,6 +368,7 @@ class Explanation:
         arrays = self._arrays()
         facts = {key: value for key, value in self.as_dict().items() if key not in arrays}
         facts |= {"aliases": dict(self.sites.aliases), "patch": self.patch}
+        facts |= {"types": self.types, "position": self.position}
         oracle.save(path, oracle.Oracle(facts, arrays, sites))
 
     def _arrays(self) -> dict[str, Any]:
@@ -415,6 +420,8 @@ def _fields(content: oracle.Oracle) -> dict[str, Any]:
         "decoder_relevance": arrays.get("decoder_relevance"),
         "picture": arrays.get("picture"),
         "patch": None if facts["patch"] is None else tuple(facts["patch"]),
+        "types": facts.get("types"),
+        "position": facts.get("position"),
     }
 
 

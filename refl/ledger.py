@@ -220,6 +220,7 @@ class Ledger:
                     "absorbed": {name: plain(s) for name, s in e.absorbed.items()},
                     "conservation_error": plain(e.conservation_error),
                 }
+                | ({} if e.rounding_scale is None else {"rounding_scale": plain(e.rounding_scale)})
                 for e in self.entries
             ],
         }
@@ -235,6 +236,7 @@ class Ledger:
                 float(e["received"]),
                 _floats(e["passed"]),
                 _floats(e["absorbed"]),
+                None if e.get("rounding_scale") is None else float(e["rounding_scale"]),
             )
             for e in said["sites"]
         ]

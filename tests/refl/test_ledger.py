@@ -141,6 +141,7 @@ def test_as_plain_numbers() -> None:
                 "passed": {"body": [7, 15, 31]},
                 "absorbed": {"bias": [2, 5, -1]},
                 "conservation_error": [1, 0, 0],
+                "rounding_scale": [11, 21, 31],
             },
             {
                 "site": "body",
@@ -171,4 +172,4 @@ def test_one_example_comes_back() -> None:
     head, _ = Ledger.from_dict(one.as_dict())
     sums = (head.received, head.passed["body"], head.absorbed["bias"], one.conservation_error)
     assert all(type(s) is float for s in (*sums, one.explained, one.tokens, one.absorbed["bias"]))
-    assert head.rounding_scale is None
+    assert head.rounding_scale == one["head"].rounding_scale > 0  # what an audit found is kept

@@ -13,19 +13,20 @@ import pytest
 import refl
 from refl import Explanation
 from refl.cli import main
+from refl.device import blas
 from refl.errors import ReflError
 from refl.io import ORACLE_FORMAT, format_1, oracle
 from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.rules.composites import Rule
 from refl.rules.published import METHODS
 from refl.verification.compare.compare import compare
-from refl.verification.random_models import MIXTRAL, random_model
+from refl.verification.random_models import BERT, MIXTRAL, random_model
 
 FOLDER = Path(__file__).parent / "data" / "format_1"
 BOUND = 1e-12
 """float64 against float64: another processor may add up in another order."""
-PROSE = {"source", "summary", "refl", "fingerprint"}
-"""What a newer version may say in other words."""
+PROSE = {"source", "summary", "refl", "fingerprint", "computed by"}
+"""What a newer version may say in other words, or for the first time."""
 
 
 def text() -> Explanation:
@@ -280,3 +281,39 @@ def test_what_a_newer_version_says_besides_is_passed_over(whole: Any, tmp_path: 
     said = {"ledger": json.dumps(ledger), "surprise": '{"a": 1}'}
     write_safetensors(path, arrays | {"surprise": np.ones(2)}, metadata | said)
     assert Explanation.load(path).tokens == json.loads(metadata["tokens"])
+
+
+# -- what a file says of how it was made -----------------------------------------------------------
+
+
+def test_a_file_says_what_multiplied_and_which_position(tmp_path: Path) -> None:
+    model, path = refl.load(), tmp_path / "e.safetensors"
+    for position, at in ((None, 2), (1, 1), (-3, 0)):
+        model.explain("the keys", keep=(), position=position).save(path)
+        e = Explanation.load(path)
+        assert (e.position, e.types) == (at, None)
+        facts = {key: json.loads(value) for key, value in read_safetensors(path)[1].items()}
+        assert facts["format"] == 2 and facts["position"] == at
+    said = blas()
+    assert f"NumPy {np.__version__}" in e.about["computed by"]
+    assert said["name"] in e.about["computed by"] and said["kernel"] in e.about["computed by"]
+
+
+def test_a_file_says_the_token_types(tmp_path: Path) -> None:
+    model, path = random_model(BERT, 0), tmp_path / "e.safetensors"
+    model.explain([1, 2, 3], position=1, types=[0, 1, 1], keep=()).save(path)
+    e = Explanation.load(path)
+    assert (e.position, e.types) == (1, [0, 1, 1])
+    e.save(path)
+    assert Explanation.load(path).types == [0, 1, 1]
+
+
+def test_a_file_says_the_rounding_scale_of_an_audit(tmp_path: Path) -> None:
+    path = tmp_path / "e.safetensors"
+    e = refl.load().explain("the keys", keep=(), audit=True)
+    e.save(path)
+    read = Explanation.load(path).ledger
+    assert [r.rounding_scale for r in read] == [r.rounding_scale for r in e.ledger]
+    assert read.rounding_bound == e.ledger.rounding_bound and read.rounding_bound > 0
+    refl.load().explain("the keys", keep=()).save(path)
+    assert Explanation.load(path).ledger.rounding_bound is None
