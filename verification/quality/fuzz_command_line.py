@@ -32,7 +32,7 @@ import refl
 from refl.cli import _parser, files, main
 from refl.model import SHIPPED
 from refl.verification.quality.fuzz_files import room
-from refl.verification.quality.fuzzing import LONGEST, Try, fuzz
+from refl.verification.quality.fuzzing import LONGEST, SECONDS, Try, fuzz
 from refl.verification.vectors import __path__ as vectors
 
 CHECKS = ("verify", "compare", "conform")
@@ -235,7 +235,9 @@ class End:
 
 def inside(random: Random) -> Try:
     arguments, stdin = line(random), random.choice([b"the keys\n", b"", b"\xff", b"the " * 9000])
-    return Try(_told(arguments), lambda: _run(arguments, stdin), _wrong)
+    check = bool(arguments) and arguments[0] in CHECKS  # whose answer may take a minute
+    seconds = 5 * SECONDS if check else SECONDS
+    return Try(_told(arguments), lambda: _run(arguments, stdin), _wrong, seconds=seconds)
 
 
 def _told(arguments: list[str]) -> str:

@@ -56,6 +56,8 @@ class Try:
     """What is wrong with the answer of `run`; "" where nothing is."""
     alone: bool = False
     """In a child process: for what could kill this one, or hang outside Python."""
+    seconds: float = SECONDS
+    """More, for what may be answered and takes its time."""
 
 
 Draw: TypeAlias = Callable[[Random], Try]
@@ -127,14 +129,14 @@ class TooLong(BaseException):
 def ended_here(one: Try) -> tuple[str, str]:
     """How a try ended, REFUSED, ANSWERED or FOUND, and what was said; in this process."""
     try:
-        with guarded():
+        with guarded(one.seconds):
             wrong = one.wrong(one.run())
     except ReflError as error:
         said = str(error)
         reason = no_sentence(said)
         return (FOUND, f"{reason}: {said[:LONGEST]!r}") if reason else (REFUSED, said)
     except TooLong:
-        return FOUND, f"took more than {SECONDS:g} s"
+        return FOUND, f"took more than {one.seconds:g} s"
     except KeyboardInterrupt:  # whoever runs this wants it to end
         raise
     except BaseException as error:  # noqa: BLE001 - a panic of a Rust library is no Exception
@@ -179,12 +181,12 @@ def ended_alone(one: Try) -> tuple[str, str]:
         _tell(write, one)
     os.close(write)
     with os.fdopen(read, "rb", buffering=0) as answer:
-        said = _read_all(answer.fileno(), time.monotonic() + SECONDS + 5)
+        said = _read_all(answer.fileno(), time.monotonic() + one.seconds + 5)
     if said is None:
         os.kill(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if said is None:
-        return FOUND, f"hangs: more than {SECONDS:g} s, and deaf to its alarm"
+        return FOUND, f"hangs: more than {one.seconds:g} s, and deaf to its alarm"
     if status or not said:
         return FOUND, f"the process died: {_end(status)}"
     ended, words = json.loads(said)
