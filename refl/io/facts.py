@@ -222,8 +222,9 @@ def _check_input(group: str, facts: Mapping[str, Any], arrays: Mapping[str, Arra
         raise ReflError(f"{group}relevance is of {relevance.dtype}, expected floats")
     if len(ids) != len(tokens):
         raise ReflError(f"there are {len(tokens)} {group}tokens and {len(ids)} ids of them")
-    of_pixels = not group and not tokens and relevance.ndim == 2  # of a picture, there or not
-    if not of_pixels and relevance.shape != (len(ids),):
+    if not group and relevance.ndim == 2 and "picture" not in arrays:
+        raise ReflError("relevance is of a picture, and there is no array 'picture'")
+    if (group or "picture" not in arrays) and relevance.shape != (len(ids),):
         raise ReflError(
             f"{group}relevance has shape {relevance.shape}, expected ({len(ids)},) for the tokens"
         )

@@ -44,6 +44,10 @@ def shorten(text: str, most: int) -> str:
     """The text in at most so many columns; what is left out is marked."""
     if cells(text) <= most:
         return text
-    while cells(text) > most - 1:
-        text = text[:-1]
-    return text + "…"
+    room, kept = most - 1, 0
+    for c in text:  # once through: it may be as long as anybody likes
+        room -= cells(c)
+        if room < 0:
+            break
+        kept += 1
+    return text[:kept] + "…"

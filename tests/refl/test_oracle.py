@@ -283,6 +283,15 @@ def test_what_a_newer_version_says_besides_is_passed_over(whole: Any, tmp_path: 
     assert Explanation.load(path).tokens == json.loads(metadata["tokens"])
 
 
+def test_relevance_of_a_picture_that_is_not_there(whole: Any, tmp_path: Path) -> None:
+    arrays, metadata = whole
+    path, no_tokens = tmp_path / "odd.safetensors", np.zeros(0, np.int64)
+    changed = arrays | {"relevance": np.zeros((4, 4)), "input_ids": no_tokens}
+    write_safetensors(path, changed, metadata | {"tokens": "[]"})
+    with pytest.raises(ReflError, match="there is no array 'picture'"):
+        Explanation.load(path)
+
+
 # -- what a file says of how it was made -----------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import time
 from dataclasses import replace
 from decimal import Decimal
 from html.parser import HTMLParser
@@ -645,3 +646,14 @@ def test_hostile_tokens_are_text_on_the_page(hostile: Explanation) -> None:
 
 def test_a_page_can_be_written_as_utf8(hostile: Explanation) -> None:
     html(hostile).encode("utf-8")
+
+
+def test_a_long_text_is_shortened_once_through() -> None:
+    """By hand: wide characters take two columns, marks none."""
+    assert shorten("abcdef", 4) == "abc…"
+    assert shorten("日本語", 4) == "日…" and shorten("日本語", 6) == "日本語"
+    assert shorten("e\u0301" * 3, 3) == "e\u0301" * 3
+    assert shorten("e\u0301" * 4, 3) == "e\u0301" * 2 + "…"
+    began = time.perf_counter()
+    assert len(shorten("x" * 2_000_000, 80)) == 80
+    assert time.perf_counter() - began < 5

@@ -84,7 +84,7 @@ def one(words: list[str]) -> Try:
 
 
 def test_an_output_that_destroys_an_input_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["explain", "the", "--method", "m.toml", "--html", "m.toml"]
+    words = ["compare", "a.html", "a.safetensors", "--html", "a.html"]
     assert fuzzing.ended_here(one(words)) == (fuzzing.ANSWERED, "")
     monkeypatch.setattr(files, "_read_as", lambda *_: "")
     assert "destroyed an input" in fuzzing.ended_here(one(words))[1]

@@ -34,6 +34,7 @@ from refl.errors import ReflError
 from refl.explanation import Candidate, Explanation, Method, Sites
 from refl.extras import install
 from refl.io.config import decoder_start_id, read_config
+from refl.io.images import prepared
 from refl.io.text import Text
 from refl.io.weights import Weights
 from refl.rules.published import METHODS
@@ -433,7 +434,7 @@ def _explanation(
         decoder_tokens=None if inputs.decoder is None else _read(text, list(inputs.decoder)),
         decoder_ids=None if inputs.decoder is None else list(inputs.decoder),
         decoder_relevance=decoder,
-        picture=inputs.picture,
+        picture=_picture(inputs),
         patch=None if inputs.pixels is None else _patch(model.config),
         fingerprint=Weights(folder, dtype=dtype, place=lambda array: array).fingerprint,
     )
@@ -498,6 +499,14 @@ def _tokens(
     table = model.get_input_embeddings()
     embedding = next(name for name, module in model.named_modules() if module is table)
     return relevance(embedding).sum(axis=-1), None
+
+
+def _picture(inputs: Input) -> Any:
+    """What an eye would see: of pixels alone the darkest is black, the lightest white."""
+    if inputs.picture is not None or inputs.pixels is None:
+        return inputs.picture
+    pixels = np.asarray(inputs.pixels, dtype=np.float64)
+    return prepared(pixels, None, pixels.shape[0], pixels.shape[1:], "float64").picture
 
 
 def _patch(config: Any) -> tuple[int, int] | None:

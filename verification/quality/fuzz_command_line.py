@@ -68,6 +68,7 @@ def inputs() -> Path:
     model.explain("the keys", keep=("*.mlp",)).save(place / "a.safetensors")
     model.explain("the keys", "cp-lrp", keep=("*.mlp",)).save(place / "b.safetensors")
     os.link(place / "a.safetensors", place / "hard.safetensors")
+    (place / "a.html").write_bytes((place / "a.safetensors").read_bytes())
     for name, words in {
         "ad.py": ADAPTER,
         "m.toml": COMPOSITE,
@@ -138,15 +139,16 @@ FILES = [
     "/dev/stdin", "model/config.json", "x" * 300, "x" * 5000, "a\0b", "\udcff", "\x1b[31m", "-",
 ]  # fmt: skip
 OUTPUTS = [
-    "out", "out", "out", "other", "OUT", "model/model.safetensors", "snapshot/model.safetensors",
-    "snapshot/new.json", "read-only", "/dev/full", "/dev/stdout", *FILES,
+    "out", "out.html", "out.safetensors", "out.png", "out.xml", "a.html", "other", "OUT",
+    "model/model.safetensors", "snapshot/model.safetensors", "snapshot/new.json", "read-only",
+    "/dev/full", "/dev/stdout", *FILES,
 ]  # fmt: skip
 NUMBERS = [
     "0", "1", "-1", "2", "5", "17", "99999", "4.7", "1e400", "nan", "x", "٣", "0x10", "1e-6",
     "inf", "-inf", "1e39", "True", "", str(10**30), "1" * 5000,
 ]  # fmt: skip
 LIKELY = {
-    "model": ["model", "model", "snapshot"], "folder": ["model"], "a": ["a.safetensors"],
+    "model": ["model", "model", "snapshot"], "folder": ["model"], "a": ["a.safetensors", "a.html"],
     "b": ["b.safetensors"], "adapter": ["ad.py"], "method": ["attnlrp", "cp-lrp", "m.toml"],
     "text": ["the keys", "the"], "target": ["are"], "rule": ["linear_epsilon"], "only": ["8"],
     "keep": ["*.mlp"], "at": ["model.layers.1.mlp"], "ids": ["2"], "name": ["attnlrp"],
@@ -198,7 +200,7 @@ def _value(random: Random, action: argparse.Action) -> str:
     if action.choices is not None and random.random() < 0.8:
         return str(random.choice(list(action.choices)))
     if action.type is files.output:
-        return random.choice(OUTPUTS if random.random() < 0.5 else ["out", "other"])
+        return random.choice(OUTPUTS if random.random() < 0.5 else ["out", "a.html"])
     if action.dest in LIKELY and random.random() < 0.7:
         return random.choice(LIKELY[action.dest])
     if action.type in (int, float):
