@@ -198,7 +198,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     refused("loop", "a link that leads in a circle")
     refused("dangling", "there is no folder .*absent: make it first")
     refused("absent/out", "there is no folder .*absent: make it first")
-    refused("", "the name is empty")
+    refused("", "the name is empty|path is ''")
     refused(".", "it is a folder")
     refused("read-only/out", "there is no folder")
     refused("/dev/null", "a pipe or a device")
