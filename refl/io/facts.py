@@ -45,9 +45,9 @@ def whole(at: str, value: Any) -> None:
         raise _refuse(at, value, "a whole number of at least 0")
 
 
-def signed(at: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not abs(value) <= _MOST:
-        raise _refuse(at, value, "a whole number")
+def truth(at: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise _refuse(at, value, "true or false")
 
 
 def number(at: str, value: Any) -> None:
@@ -152,9 +152,11 @@ FACTS = record(
     {
         "order": each(text),
         "decoder_tokens": maybe(each(text)),
+        "word_starts": maybe(each(truth)),
+        "decoder_word_starts": maybe(each(truth)),
+        "against_logit": maybe(number),
         "types": maybe(each(whole)),
-        "position": maybe(signed),
-        "ignored": each(text),
+        "position": maybe(whole),
     },
 )
 """Every fact of an oracle file, by name. New ones are optional, so that files stay readable both
@@ -175,6 +177,9 @@ def check_arrays(
             raise ReflError(f"it has no array {name!r}")
     for group in ("", "decoder_"):
         _check_input(group, facts, arrays)
+        starts, tokens = facts.get(f"{group}word_starts"), facts.get(f"{group}tokens")
+        if starts is not None and len(starts) != len(tokens or ()):
+            raise ReflError(f"there are {len(starts)} {group}word_starts, expected one for a token")
     _check_picture(facts, arrays)
     check_sites(sites)
     groups = ["activation", "relevance"]

@@ -205,7 +205,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     read, write = os.pipe()
     refused(f"/dev/fd/{write}", "a pipe or a device")
     os.close(read), os.close(write)
-    refused("a\0b", "null")
+    refused("a\0b", r"null|path is 'a")
     refused("\ud800", "surrogates not allowed")
     assert Path("read-only").read_bytes() == b"old"
     assert sorted(os.listdir()) == ["dangling", "loop", "pool", "read-only"]

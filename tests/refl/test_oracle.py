@@ -203,6 +203,7 @@ ODD_FACTS: list[tuple[str, Any]] = [
     ("method/rules", [3]), ("method/score", []), ("ledger/explained", None), ("ledger/sites", {}),
     ("ledger/sites", ["a"]), ("ledger/roundoff", "u"), ("format", 3), ("format", "2"),
     ("format", 2.5), ("format", None), ("types", [-1]), ("position", "last"),
+    ("word_starts", [1, 1]), ("word_starts", [True]), ("against_logit", "a"),
 ]  # fmt: skip
 
 
