@@ -8,7 +8,9 @@
 
 The metadata are facts, each a JSON string: `format`, `about` (versions, model, fingerprint),
 `method` with every parameter, `tokens`, `target`, `seed`, `ledger`, the `order` of sites from the
-output down (the file sorts its arrays), `aliases` of sites, and so on.
+output down (the file sorts its arrays), `aliases` of sites, and so on. Some are optional: `types`
+of tokens, the explained `position`, and in an audited ledger every `rounding_scale`; who does not
+know a name passes it over, so they need no new format.
 """
 
 from __future__ import annotations
