@@ -307,7 +307,7 @@ def test_prints_go_to_standard_error(tmp_path: Path, capfd: pytest.CaptureFixtur
         "import sys\nprint('on import')\n"
         f"def {RULE}(x, r, *, factor):\n    print('in a rule')\n    return r\n"
     )
-    assert main(["conform", str(path), "--rule", RULE, "--json"]) == 0
+    assert main(["conform", "--in-process", str(path), "--rule", RULE, "--json"]) == 0
     said = capfd.readouterr()
     assert json.loads(said.out)["passed"] and "in a rule" in said.err and "on import" in said.err
 
