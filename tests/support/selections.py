@@ -99,6 +99,7 @@ SLOW = (
     "tests/verification/test_compare.py::test_every_single_site[attnlrp-gradient*",
     "tests/verification/test_compare.py::test_strange_metadata[a*",
     "tests/verification/test_compare.py::test_strange_metadata[l*",
+    "tests/verification/test_conformance.py::test_targeted_cases_are_what_the_definitions_give[*",
     "tests/verification/test_conformance.py::test_the_files_follow_the_schema[*_gradient]",
     "tests/verification/test_conformance.py::test_the_files_follow_the_schema[*_gxi]",
     "tests/verification/test_exact_sweep.py::test_a_fault_is_seen[copies*",

@@ -72,6 +72,15 @@ def test_a_sign_that_rounding_decides_is_refused() -> None:
 
 @pytest.mark.parametrize("rule", rule_vectors.rules())
 def test_the_files_are_what_the_definitions_give(rule: str) -> None:
+    """Byte for byte; the targeted cases, which are larger, below."""
+    path, held = rule_vectors.FOLDER / f"{rule}.json", rule_vectors.load(rule)
+    small = make_vectors.small(rule)
+    page = make_vectors.page(rule, [*small, *held[len(small) :]])
+    assert path.read_bytes() == page.encode()
+
+
+@pytest.mark.parametrize("rule", rule_vectors.rules())
+def test_targeted_cases_are_what_the_definitions_give(rule: str) -> None:
     path = rule_vectors.FOLDER / f"{rule}.json"
     assert path.read_bytes() == make_vectors.page(rule, make_vectors.published(rule)).encode()
 
@@ -83,11 +92,20 @@ def test_the_lint_has_nothing_to_complain_of(rule: str) -> None:
 
 @pytest.mark.parametrize("rule", rule_vectors.rules())
 def test_the_files_follow_the_schema(rule: str) -> None:
+    """Of an array the first few of each axis: the schema says the same of all its numbers."""
     schema = json.loads((rule_vectors.FOLDER.parent / "schema.json").read_text())
     assert schema["properties"]["format"] == {"const": FORMAT}
     jsonschema.Draft202012Validator(schema).validate(
-        json.loads((rule_vectors.FOLDER / f"{rule}.json").read_text())
+        first_few(json.loads((rule_vectors.FOLDER / f"{rule}.json").read_text()))
     )
+
+
+def first_few(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {name: first_few(each, name) for name, each in value.items()}
+    if isinstance(value, list):
+        return [first_few(each, key) for each in (value[:2] if key == "data" else value)]
+    return value
 
 
 def test_every_case_id_is_one_of_a_kind() -> None:
@@ -130,7 +148,7 @@ def test_every_rule_has_required_cases_and_says_so_in_the_file() -> None:
     for rule in rule_vectors.rules():
         data = json.loads((rule_vectors.FOLDER / f"{rule}.json").read_text())
         said = [each for each in data["cases"] if each["required"]]
-        assert "float64" in {each["dtype"] for each in said} <= {"float64", "float32"}, rule
+        assert {each["dtype"] for each in said} == {"float64", "float32"}, rule
 
 
 def test_the_vectors_are_small() -> None:
@@ -173,7 +191,10 @@ def tamper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tamper]:
         (lambda d: d["notes"]["eps-unsigned"].__setitem__("effect", "None."), "notes"),
         (lambda d: d["cases"][0]["flags"].append("eps-two-heads"), "no known mistake"),
         (lambda d: d["cases"][0].__setitem__("required", False), "required must be True"),
-        (lambda d: d["cases"][-1].pop("required"), "required must be False"),
+        (
+            lambda d: next(c for c in d["cases"] if c["dtype"] == "float16").pop("required"),
+            "required must be False",
+        ),
         (
             lambda d: d["cases"][0]["tolerance"]["relevance"]["x"]["data"][0].__setitem__(0, 0.0),
             "below the number",

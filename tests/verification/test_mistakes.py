@@ -27,7 +27,7 @@ from refl.verification.conformance.mistakes import (
 )
 from refl.verification.conformance.reference_rules import ReferenceRules, rounded
 from refl.verification.quality.plant_peer_faults import PLANTS
-from refl.verification.vectors import make_vectors
+from refl.verification.vectors import make_vectors, rule_vectors
 from refl.verification.vectors.case import SIGNATURES, UNITS, Case, decode, encode
 from refl.verification.vectors.catalogue import CATALOGUE, KnownMistake
 
@@ -129,7 +129,7 @@ def cases(rule: str) -> tuple[Case, ...]:
     return (
         *make_vectors.drawn(rule, 1001),
         *make_vectors.drawn(rule, 1002),
-        *make_vectors.published(rule),
+        *rule_vectors.load(rule),
         *_more(rule),
     )
 
@@ -318,7 +318,7 @@ def test_flags_of_the_vectors_name_mistakes_that_show_there() -> None:
     shows, by the rule it is of.
     """
     for rule in RULES:
-        for on in make_vectors.published(rule):
+        for on in rule_vectors.load(rule):
             for flag in on.flags:
                 m = mistake(flag)
                 assert any(shown(form, on) for form in m.forms) or (

@@ -25,6 +25,7 @@ from refl.verification.conformance.planting import (
     planted,
 )
 from refl.verification.conformance.reference_rules import (
+    GREATEST,
     Answer,
     ReferenceRules,
     activation,
@@ -595,6 +596,18 @@ MISTAKES: tuple[Mistake, ...] = (
         planted(
             rms_norm_gradient=ReferenceRules.rms_norm_identity_gxi,
             layer_norm_gradient=ReferenceRules.layer_norm_epsilon_gxi,
+        ),
+    ),
+    mistake(
+        "norm-in-half",
+        "layer_norm_epsilon layer_norm_epsilon_gxi layer_norm_gradient "
+        "rms_norm_identity_gxi rms_norm_gradient",
+        wrong.in_half(
+            planted(
+                root=lambda self, square, norm_eps: np.sqrt(
+                    np.where(square > GREATEST[self.dtype], np.inf, square) + norm_eps
+                )
+            )
         ),
     ),
     mistake(

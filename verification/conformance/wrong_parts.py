@@ -117,11 +117,14 @@ def rescaled_over_batch(
 
 def as_a_whole(change: Callable[[Answer, Array, int], Answer], axes: int) -> Answering:
     """What one seed gives changed as a whole: change(its arrays, what came in, axes). Sums are
-    taken per example (axes from 1), or over the batch (from 0).
+    taken per example (axes from 1), or over the batch (from 0). An operand that the examples share
+    has no sum for each of them.
     """
 
     def form(case: Case) -> Answer:
         reference = reference_answer(case)
+        if axes and any(a is not None and len(a) != case.batch for a in reference):
+            raise NoDifference("an operand is shared by the examples")
         if case.rule != "network":
             return change(reference, wide(case.inputs[case.seed]), axes)
         incoming = wide(case.inputs["seeds"])

@@ -621,6 +621,12 @@ def _density(x: Number) -> Number:
 
 
 def _sigmoid(x: Number) -> Number:
+    """Far below 0 in the form whose exponential stays within a float's range: rounding is counted
+    in floats.
+    """
+    if x < -600:
+        e = function("exp", x)
+        return e / (1 + e)
     return 1 / (1 + function("exp", -x))
 
 

@@ -126,9 +126,7 @@ def multiply_uniform(
 
 
 def _product_by_rule(*leaves: Tensor) -> Tensor:
-    import torch
-
-    return _rules().uniform_rule_fn.apply(lambda *each: torch.stack(each).prod(0), *leaves)
+    return _rules().uniform_rule_fn.apply(lambda *each: math.prod(each), *leaves)
 
 
 def multiply_second(a: Tensor, b: Tensor, r: Tensor) -> Any:

@@ -16,6 +16,7 @@ whatever the model's format is, which would hide everything else.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,13 +102,10 @@ def renormalize_identity_gxi(x: Tensor, g: Tensor) -> Any:
 def multiply_uniform_gxi(
     operands: Sequence[Tensor], g: Tensor, *, constant: Sequence[bool] | None = None
 ) -> Any:
-    import torch
-
     factors = len(operands) - sum(constant or ())
 
     def halved(leaves: list[Tensor]) -> None:
-        product = leaves[0] * leaves[1] if len(leaves) == 2 else torch.stack(leaves).prod(0)
-        _rules().divide_gradient(product, factors).backward(g)
+        _rules().divide_gradient(math.prod(leaves), factors).backward(g)
 
     return except_constants(constant, operands, halved)
 

@@ -110,14 +110,14 @@ def convolution_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any
 def sum_epsilon(
     operands: Sequence[Tensor], r: Tensor, *, eps: float, stabilizer: str = "sign"
 ) -> Any:
-    """Stacked on a last axis, which its Sum layer adds up."""
+    """Stacked on a last axis, which its Sum layer adds up; broadcast before, and summed back."""
     import torch
 
     layer = load_zennit("zennit.layer").Sum()
-    found = _under(
-        _z().Norm(_stabilizer(eps, stabilizer)), layer, r, torch.stack(list(operands), dim=-1)
-    )
-    return tuple(found.unbind(-1))
+    side_by_side = torch.stack(torch.broadcast_tensors(*operands), dim=-1)
+    found = _under(_z().Norm(_stabilizer(eps, stabilizer)), layer, r, side_by_side)
+    parts = zip(found.unbind(-1), operands, strict=True)
+    return tuple(part.sum_to_size(a.shape) for part, a in parts)
 
 
 def add_epsilon(a: Tensor, b: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:

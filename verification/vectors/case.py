@@ -156,9 +156,10 @@ class Case:
 
     @property
     def batch(self) -> int:
-        """How many examples it holds."""
-        first = self.inputs["x"] if self.rule == "network" else self.arguments[0]
-        return len(first[0] if isinstance(first, list) else first)
+        """How many examples it holds: an operand may be broadcast over them, what is propagated is
+        not.
+        """
+        return len(self.inputs["x" if self.rule == "network" else self.seed])
 
     @property
     def arguments(self) -> list[Any]:

@@ -34,6 +34,7 @@ from refl.verification.vectors import FORMAT, handwritten, make_model_vectors
 from refl.verification.vectors.case import Case, signature
 from refl.verification.vectors.catalogue import notes
 from refl.verification.vectors.rule_vectors import rules
+from refl.verification.vectors.targeted import Aim, Numbers, aims
 
 FOLDER = Path(__file__).parent
 UNITS = 8
@@ -439,6 +440,26 @@ def _moderate(case: Case) -> bool:
     )
 
 
+# -- aiming ----------------------------------------------------------------------------------------
+
+
+def targeted(rule: str, seed: int = 0) -> Iterator[Case]:
+    """A rule's cases in every shape (targeted.py), with numbers from a seed."""
+    for k, aim in enumerate(aims(rule)):
+        for dtype in aim.dtypes:
+            yield _targeted(rule, aim, dtype, f"{rule} {aim.key} {k} {dtype} {seed}")
+
+
+def _targeted(rule: str, aim: Aim, dtype: str, seed: str) -> Case:
+    for attempt in range(TRIES):
+        inputs, options = aim.make(Numbers(f"{seed} {attempt}", dtype, aim.kind))
+        try:
+            return answered(rule, dtype, inputs, options, (), aim.note)
+        except RoundingDecides:
+            continue
+    raise RuntimeError(f"{rule} in {dtype}, {aim.note}: in each of {TRIES} draws rounding decides")
+
+
 # -- all of it -------------------------------------------------------------------------------------
 
 
@@ -446,7 +467,12 @@ SEEDS = range(3)
 
 
 def published(rule: str) -> list[Case]:
-    """The cases of a rule's file: those written by hand, then drawn ones."""
+    """The cases of a rule's file: those written by hand, drawn ones, then targeted ones."""
+    return [*small(rule), *targeted(rule)]
+
+
+def small(rule: str) -> list[Case]:
+    """Those written by hand, and drawn ones."""
     written = [
         answered(rule, case.dtype, case.inputs, case.options, case.flags, case.note)
         for case in handwritten.read(rule)

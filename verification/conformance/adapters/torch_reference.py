@@ -84,7 +84,7 @@ def widened(rule: Rule) -> Rule:
 def answer(relevance: Any, **absorbed: Tensor) -> Answer:  # absorbed (B, ...) each -> (B,)
     return {
         "relevance": relevance,
-        "absorbed": {entry: each.flatten(1).sum(1) for entry, each in absorbed.items()},
+        "absorbed": {e: each.reshape(len(each), -1).sum(1) for e, each in absorbed.items()},
     }
 
 
@@ -155,15 +155,13 @@ def derivative(f: Callable[..., Tensor]) -> Rule:
 
 @widened
 def identity(*operands: Any, **options: Any) -> Answer:
-    """R_x = R: activations, norms (as proposition 3.4 has it),
-    a constant factor, and what stands beside a gate.
-    """
+    """R_x = R: activations, norms (as proposition 3.4 has it), and a constant factor."""
     return answer(operands[-1])
 
 
-multiply_second = activation_identity = rms_norm_identity = layer_norm_identity = (
-    renormalize_identity
-) = scale_pass_through = identity
+activation_identity = rms_norm_identity = layer_norm_identity = renormalize_identity = (
+    scale_pass_through
+) = identity
 
 
 # -- linear, z_j = sum_i W_ji x_i + b_j ------------------------------------------------------------
@@ -273,9 +271,13 @@ def convolution_gradient(x: Tensor, w: Tensor, b: Tensor | None, g: Tensor) -> T
 def sum_epsilon(
     operands: Sequence[Tensor], r: Tensor, *, eps: float, stabilizer: str = "sign"
 ) -> Answer:
-    """The operands side by side are the contributions to one output."""
-    result = cut(torch.stack(list(operands), -1)[..., None, :], None, r[..., None], eps, stabilizer)
-    return result | {"relevance": result["relevance"].unbind(-1)}
+    """The operands side by side are the contributions to one output. One that is broadcast receives
+    from all its copies.
+    """
+    stacked = torch.stack(torch.broadcast_tensors(*operands), -1)
+    result = cut(stacked[..., None, :], None, r[..., None], eps, stabilizer)
+    parts = zip(result["relevance"].unbind(-1), operands, strict=True)
+    return result | {"relevance": tuple(part.sum_to_size(a.shape) for part, a in parts)}
 
 
 @widened
@@ -329,7 +331,16 @@ def multiply_uniform(
     operands: Sequence[Tensor], r: Tensor, *, constant: Sequence[bool] | None = None
 ) -> Any:
     fixed = list(constant or [False] * len(operands))
-    return tuple(None if c else r / fixed.count(False) for c in fixed)
+    share = r / fixed.count(False)
+    return tuple(
+        None if c else share.sum_to_size(a.shape) for a, c in zip(operands, fixed, strict=True)
+    )
+
+
+@widened
+def multiply_second(a: Tensor, b: Tensor, r: Tensor) -> Answer:
+    """The first is a gate; what stands beside it gets all."""
+    return answer(r.sum_to_size(b.shape))
 
 
 @widened
