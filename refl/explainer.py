@@ -26,7 +26,7 @@ from refl.io.images import PREPARATION, Preparation
 from refl.ledger import DESTINATIONS, Ledger
 from refl.network import Network, Reading
 from refl.rules.composites import Composite, Rule
-from refl.seeds import Seed, softmax
+from refl.seeds import Seed, probabilities
 from refl.show.explanation import ShownExplanation
 from refl.sweep import Sweep, Swept
 from refl.trace import Trace, Value
@@ -37,6 +37,12 @@ Progress = Callable[[str, int, int], object]
 
 Target = tuple[int | None, int | None]
 """The output to explain, None for the largest; and the one it is contrasted with, or None."""
+
+NO_SOFTMAX = {
+    "sigmoid": "each of its classes is there or not by itself",
+    "none": "its outputs are numbers, not classes",
+}
+"""What outputs are that are no alternatives."""
 
 CANDIDATES = 5
 """How many of the likeliest outputs an explanation names."""
@@ -141,11 +147,16 @@ class Explainer:
                 "on their own"
             )
 
-    @staticmethod
-    def _refuse_seeds(wanted: Sequence[Sequence[Target]], kind: str) -> None:
+    def _refuse_seeds(self, wanted: Sequence[Sequence[Target]], kind: str) -> None:
         """What contradicts itself is refused before anything runs."""
         for target, against in chain.from_iterable(wanted):
             Seed(kind, -1 if target is None else target, against)
+        if kind != "logit" and self.network.probability != "softmax":
+            raise ReflError(
+                f"the {argument('seed')} {kind!r} is that of a softmax, by which "
+                f"{self.network.name or 'the model'} has no probabilities "
+                f"({NO_SOFTMAX[self.network.probability]}): take 'logit'"
+            )
 
     # -- the forward pass --------------------------------------------------------------------------
 
@@ -346,14 +357,19 @@ class Explainer:
             "dtype": self.network.dtype,
             "task": self.network.task,
             "computed by": _computed_by(self.network.device),
+            **self._unusual_probability(),
             **self.network.ignored,
         }
+
+    def _unusual_probability(self) -> dict[str, str]:
+        kind = self.network.probability
+        return {} if kind == "softmax" else {"probability": kind}
 
     def _output(self, z: Any, seed: Seed) -> dict[str, Any]:  # logits (V,)
         """What is explained, and the likeliest outputs."""
         if self.at is not None:
             return self._neuron_output(float(z[seed.target]), seed.target, *self.at)
-        names, p = self.network.output_names, softmax(z.astype(np.float64))
+        names, p = self.network.output_names, probabilities(z, self.network.probability)
         best = [int(i) for i in np.argsort(-z, kind="stable")[:CANDIDATES]]
         return {
             "target": names([seed.target])[0],

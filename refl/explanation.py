@@ -47,7 +47,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A next token the model considered."""
+    """A next token the model considered, or a class; probability is nan for what has none."""
 
     token: str
     id: int
@@ -159,7 +159,8 @@ class Explanation:
     decoder_tokens, decoder_ids, decoder_relevance
                    the same three of what a decoder has written; None where there is none
     seed           logit, log-probability or probability; activation where a neuron is explained,
-                   which has no probability (nan)
+                   which has no probability (nan). Nor has an output that is no class: a number of
+                   a regression, a feature. Classes that do not exclude each other have sigmoids
     explained      what the conservation ledger adds up to: sum of tokens + everything absorbed
     candidates     the most likely next tokens
     method         what made it: a composite with every parameter; `composite` is the same
@@ -334,8 +335,10 @@ class Explanation:
                 "seed": self.seed,
                 "explained": self.explained,
                 "logit": self.logit,
-                "probability": None if self.seed == "activation" else self.probability,
-                "candidates": [vars(c) for c in self.candidates],
+                "probability": _or_null(self.probability),
+                "candidates": [
+                    vars(c) | {"probability": _or_null(c.probability)} for c in self.candidates
+                ],
                 "ledger": None if self.recorded is None else self.recorded.as_dict(),
             }
             | self._decoder_dict()
@@ -407,8 +410,11 @@ def _fields(content: oracle.Oracle) -> dict[str, Any]:
     return {key: facts[key] for key in _PLAIN} | {
         "input_ids": [int(i) for i in arrays["input_ids"]],
         "relevance": arrays["relevance"],
-        "probability": float("nan") if facts["probability"] is None else facts["probability"],
-        "candidates": [Candidate(**c) for c in facts["candidates"]],
+        "probability": _or_nan(facts["probability"]),
+        "candidates": [
+            Candidate(c["token"], c["id"], c["logit"], _or_nan(c["probability"]))
+            for c in facts["candidates"]
+        ],
         "method": method,
         "recorded": None if ledger is None else Ledger.from_dict(ledger),
         "sites": _sites(content, method.formulation),
@@ -423,6 +429,15 @@ def _fields(content: oracle.Oracle) -> dict[str, Any]:
         "types": facts.get("types"),
         "position": facts.get("position"),
     }
+
+
+def _or_null(p: float) -> float | None:
+    """JSON has no nan."""
+    return None if math.isnan(p) else p
+
+
+def _or_nan(p: float | None) -> float:
+    return math.nan if p is None else p
 
 
 _LONE_BYTES = re.compile("(?:<0x[0-9A-F]{2}>)+")

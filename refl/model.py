@@ -14,7 +14,7 @@ from refl.errors import ReflError, argument, shown
 from refl.explainer import Explainer, Progress, Target
 from refl.explanation import Explanation
 from refl.io import composites
-from refl.io.config import decoder_start_id, eos_ids, labels, read_config
+from refl.io.config import decoder_start_id, eos_ids, labels, probability, read_config
 from refl.io.images import Preparation, is_one, read_preparation
 from refl.io.names import named_weights
 from refl.io.text import Text
@@ -81,6 +81,7 @@ def load(
         eos_ids=eos_ids(raw),
         mask_id=None if text is None else text.mask,
         labels=_output_names(raw, net, config),
+        probability=_probability(raw, net, config),
         fingerprint=weights.fingerprint,
         decoder_start_id=decoder_start_id(raw),
         preparation=_preparation(folder, net, config),
@@ -145,6 +146,13 @@ def _output_names(raw: dict[str, Any], net: Net, config: Any) -> dict[int, str]:
     if getattr(config, "head", None) == "Model":
         return {i: str(i) for i in range(config.labels)}
     return labels(raw, config.labels) if net.task(config) in CLASSIFIES else {}
+
+
+def _probability(raw: dict[str, Any], net: Net, config: Any) -> str:
+    """Features have no probability: no class is among them."""
+    if getattr(config, "head", None) == "Model":
+        return "none"
+    return probability(raw, config.labels) if net.task(config) in CLASSIFIES else "softmax"
 
 
 def _preparation(folder: Path, net: Net, config: Any) -> Preparation | None:

@@ -93,6 +93,10 @@ class Network:
     """Id of the mask token, for models that guess one."""
     labels: Mapping[int, str] = field(default_factory=dict)
     """Names of a classifier's outputs."""
+    probability: str = "softmax"
+    """What makes probabilities of the logits: "softmax"; "sigmoid" where classes do not exclude
+    each other; "none" where the outputs are numbers (a regression, features).
+    """
     fingerprint: Callable[[], str] = no_fingerprint
     decoder_start_id: int = 0
     """Id that a decoder's text starts with."""

@@ -94,6 +94,14 @@ def softmax(z: Any) -> Any:  # (V,) -> (V,) float64, NumPy
     return e / e.sum()
 
 
+def probabilities(z: Any, kind: str) -> Any:  # (V,) -> (V,) float64, NumPy
+    """Of logits: by softmax; by sigmoid, each for itself; nan where they are none ("none")."""
+    if kind == "softmax":
+        return softmax(z)
+    wide = z.astype(np.float64)
+    return np.exp(-np.logaddexp(0, -wide)) if kind == "sigmoid" else np.full_like(wide, np.nan)
+
+
 def _others(p: Any, k: int) -> Any:
     """1 - p_k, none of whose digits cancel."""
     return p[:k].sum() + p[k + 1 :].sum()

@@ -102,5 +102,29 @@ def labels(raw: dict[str, Any], count: int) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
+PROBLEMS = {
+    "single_label_classification": "softmax",
+    "multi_label_classification": "sigmoid",
+    "regression": "none",
+}
+"""problem_type of a classifier -> what makes probabilities of its logits."""
+
+
+def probability(raw: dict[str, Any], count: int) -> str:
+    """What makes probabilities of a classifier's logits: "softmax" where one class is right,
+    "sigmoid" where each is by itself, "none" where the outputs are numbers, as a single one is.
+    Raises ReflError for a problem_type that is none.
+    """
+    kind = raw.get("problem_type")
+    if kind is None:
+        return "softmax" if count > 1 else "none"
+    if not isinstance(kind, str) or kind not in PROBLEMS:
+        raise ReflError(
+            f"config.json has problem_type = {shown(repr(kind)[:80])}: expected "
+            f"{', '.join(PROBLEMS)}, or null"
+        )
+    return "none" if PROBLEMS[kind] == "softmax" and count == 1 else PROBLEMS[kind]
+
+
 def _number(key: str) -> int:
     return int(key) if len(key) < 10 and key.isascii() and key.isdecimal() else -1

@@ -123,7 +123,7 @@ _RULE = record(
 )
 _WORDS = dict.fromkeys(("name", "formulation", "source", "summary", "score"), text)
 METHOD = record(_WORDS, {"rules": each(_RULE), "base": text, "changes": each(text)})
-_CANDIDATE = record({"token": text, "id": whole, "logit": number, "probability": number}, {})
+_CANDIDATE = record({"token": text, "id": whole, "logit": number, "probability": maybe(number)}, {})
 _SITE = record(
     {"site": text, "operation": text, "rule": text, "received": number}
     | dict.fromkeys(("passed", "absorbed"), named(number)),

@@ -164,10 +164,22 @@ def facts(e: Explanation) -> str:
     """What the model gives the target."""
     if e.seed == "activation":
         return printable(f"{e.target} is {e.logit:.4f}")
-    said = f"{e.target!r} has logit {e.logit:.4f} and probability {e.probability:.2%}"
+    said = f"{e.target!r} has logit {e.logit:.4f}"
+    if not math.isnan(e.probability):
+        said += f" and probability {e.probability:.2%}"
     if e.against is not None:
-        said += f", {e.against!r} has logit {e.logit - e.explained:.4f}"
+        said += f", {e.against!r} has logit {_against_logit(e):.4f}"
     return printable(said)
+
+
+def _against_logit(e: Explanation) -> float:
+    """The second logit of a contrast; files of refl 0.2 and before say the difference alone."""
+    return e.logit - e.explained if e.against_logit is None else e.against_logit
+
+
+def in_percent(p: float) -> str:
+    """A probability; nothing where there is none."""
+    return "" if math.isnan(p) else f"{p:.2%}"
 
 
 def legend(e: Explanation) -> tuple[str, str]:
@@ -263,10 +275,22 @@ def considered(e: Explanation) -> list[tuple[str, int | str, float, float, str]]
     if all(c.id != e.target_id for c in e.candidates):
         found.append((e.target, e.target_id, e.logit, e.probability, "explained"))
     if e.against is not None and all(c.token != e.against for c in e.candidates):
-        other = e.logit - e.explained
-        odds = math.exp(min(other - e.logit, 700.0))
-        found.append((e.against, "", other, e.probability * odds, "against"))
+        other = _against_logit(e)
+        found.append((e.against, "", other, _against_probability(e, other), "against"))
     return found
+
+
+def _against_probability(e: Explanation, logit: float) -> float:
+    """By the softmax that gives the target its own, or by a sigmoid, which asks for no other."""
+    if e.about.get("probability") == "sigmoid":
+        return 1 / (1 + math.exp(min(-logit, 700.0)))
+    return e.probability * math.exp(min(logit - e.logit, 700.0))
+
+
+def names_of_columns(e: Explanation) -> tuple[str, str, str, str, str]:
+    """Of the table of candidates."""
+    none = all(math.isnan(p) for _, _, _, p, _ in considered(e))
+    return outputs(e), "id", "logit", "" if none else "probability", ""
 
 
 def _part_in(e: Explanation, token: str, number: int) -> str:

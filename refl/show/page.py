@@ -23,9 +23,10 @@ from refl.show.account import (
     described,
     facts,
     form,
+    in_percent,
     joiner,
     legend,
-    outputs,
+    names_of_columns,
     quantity,
     remarks,
     rows_of_tokens,
@@ -279,11 +280,11 @@ def _candidates(e: Explanation) -> Markup:
     if e.seed == "activation":
         return Markup("")
     rows = [
-        (tag("code", visible(t)), i, f"{z:.4f}", f"{p:.2%}", part)
+        (tag("code", visible(t)), i, f"{z:.4f}", in_percent(p), part)
         for t, i, z, p, part in considered(e)
     ]
-    name = outputs(e)
-    head = (name.rpartition(" ")[2], "id", "logit", "probability", "")
+    name, *columns = names_of_columns(e)
+    head = (name.rpartition(" ")[2], *columns)
     return tag("section", tag("h2", f"The {name}"), safe_table(head, rows, (1, 2, 3)))
 
 

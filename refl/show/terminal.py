@@ -23,9 +23,10 @@ from refl.show.account import (
     described,
     facts,
     form,
+    in_percent,
     joiner,
     legend,
-    outputs,
+    names_of_columns,
     quantity,
     remarks,
     rows_of_tokens,
@@ -256,13 +257,13 @@ def _noted(line: Line, note: str, width: int) -> list[Line]:
 def _candidates(e: Explanation) -> list[Line]:
     if e.seed == "activation":
         return []
-    names: list[Span] = [(name, "dim") for name in (outputs(e), "id", "logit", "probability", "")]
+    names: list[Span] = [(name, "dim") for name in names_of_columns(e)]
     rows: list[list[Span]] = [
         [
             (shorten(visible(token), LONGEST_TOKEN), "bold" if part else ""),
             (str(i), "dim"),
             (f"{z:.4f}", ""),
-            (f"{p:.2%}", ""),
+            (in_percent(p), ""),
             (part, "dim"),
         ]
         for token, i, z, p, part in considered(e)

@@ -496,3 +496,65 @@ def test_an_option_given_twice(tmp_path: Path) -> None:
     text = json.dumps(LLAMA)
     (folder / "config.json").write_text(text[:-1] + ', "rope_theta": 5.0}')
     assert "rope_theta is given twice" in refused(folder)
+
+
+# -- what the numbers of a classifier are ----------------------------------------------------------
+
+CLASSIFIER = BERT | {"architectures": ["BertForSequenceClassification"], "num_labels": 3}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, lambda z: np.exp(z) / np.exp(z).sum()),
+        ({"problem_type": "single_label_classification"}, lambda z: np.exp(z) / np.exp(z).sum()),
+        ({"problem_type": "multi_label_classification"}, lambda z: 1 / (1 + np.exp(-z))),
+        ({"problem_type": "regression"}, lambda z: np.full(3, np.nan)),
+        ({"num_labels": 1}, lambda z: np.full(1, np.nan)),
+    ],
+)
+def test_the_probability_of_a_class_is_what_problem_type_makes_of_its_logit(
+    tmp_path: Path, options: dict[str, Any], expected: Any
+) -> None:
+    """A softmax is right where one class is; one number alone would have the probability 1."""
+    model = refl.load(checkpoint_of(tmp_path / "model", CLASSIFIER | options), dtype="float64")
+    e = model.explain([1, 2, 4])
+    p = expected(model.logits([1, 2, 4])[0])
+    assert e.probability == pytest.approx(p[e.target_id], rel=1e-12, nan_ok=True)
+    for c in e.candidates:
+        assert c.probability == pytest.approx(p[c.id], rel=1e-12, nan_ok=True)
+    said = json.loads(json.dumps(e.as_dict(), allow_nan=False))
+    assert (said["probability"] is None) == np.isnan(p[e.target_id])
+    shown = str(e)
+    assert "nan%" not in shown + e.html() and ("probability" in shown) == (not np.isnan(p).all())
+    e.save(tmp_path / "e.safetensors")
+    assert refl.Explanation.load(tmp_path / "e.safetensors").as_dict() == said
+
+
+@pytest.mark.parametrize("kind", ["probability", "log-probability"])
+def test_seeds_of_a_softmax_are_refused_where_there_is_none(tmp_path: Path, kind: str) -> None:
+    for number, problem in enumerate(("multi_label_classification", "regression")):
+        folder = checkpoint_of(tmp_path / str(number), CLASSIFIER | {"problem_type": problem})
+        with pytest.raises(ReflError, match=f"'{kind}' is that of a softmax"):
+            refl.load(folder).explain([1, 2, 4], seed=kind)
+    assert "expected single_label" in refused(
+        checkpoint_of(tmp_path / "other", CLASSIFIER | {"problem_type": "ranking"})
+    )
+
+
+def test_classes_that_do_not_exclude_each_other_have_a_sigmoid_each_in_a_contrast(
+    tmp_path: Path,
+) -> None:
+    many = CLASSIFIER | {"num_labels": 9, "problem_type": "multi_label_classification"}
+    model = refl.load(checkpoint_of(tmp_path, many), dtype="float64")
+    z = model.logits([1, 2, 4])[0]
+    best, worst = int(z.argmax()), int(z.argmin())
+    shown = str(model.explain([1, 2, 4], contrast=(best, worst)))
+    assert f"{1 / (1 + np.exp(-z[worst])):.2%}" in shown and f"{z[worst]:.4f}" in shown
+
+
+def test_features_have_no_probability(tmp_path: Path) -> None:
+    e = refl.load(checkpoint_of(tmp_path, VIT | {"architectures": ["ViTModel"]})).explain(
+        np.linspace(-1, 1, 288).reshape(3, 8, 12)
+    )
+    assert np.isnan(e.probability) and "probability" not in str(e)

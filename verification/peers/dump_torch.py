@@ -33,12 +33,13 @@ import refl
 from refl.errors import ReflError
 from refl.explanation import Candidate, Explanation, Method, Sites
 from refl.extras import install
-from refl.io.config import decoder_start_id, read_config
+from refl.io.config import decoder_start_id, probability, read_config
 from refl.io.images import prepared
 from refl.io.text import Text
 from refl.io.weights import Weights
+from refl.network import CLASSIFIES
 from refl.rules.published import METHODS
-from refl.seeds import softmax
+from refl.seeds import probabilities
 from refl.verification.peers import lxt
 
 LXT_METHODS = {"attnlrp": "attnlrp-gradient", "cp-lrp": "cp-lrp"}
@@ -401,13 +402,14 @@ def _explanation(
     activations, gradients = _arrays(recording, str(model.config.model_type))
     text, ids = Text.load(folder), list(inputs.ids)
     relevance, decoder = _tokens(recording, model, inputs, activations, gradients)
-    p = softmax(z.astype(np.float64))
     best = [int(i) for i in np.argsort(-z, kind="stable")[:5]]
     names = _names(model, text)
     ran = f"torch {torch.__version__}, transformers {version}" + (
         ", LXT 2.1" if method in LXT_METHODS else ""
     )
-    raw = read_config(folder)
+    raw, task = read_config(folder), _task(model)
+    kind = probability(raw, len(z)) if task in CLASSIFIES else "softmax"
+    p = probabilities(z, kind)
     return Explanation(
         tokens=_read(text, ids),
         input_ids=ids,
@@ -427,7 +429,8 @@ def _explanation(
             "model": folder.resolve().name,
             "architecture": str(raw.get("model_type")),
             "dtype": dtype,
-            "task": _task(model),
+            "task": task,
+            **({} if kind == "softmax" else {"probability": kind}),
             "ran": ran,
         },
         sites=Sites(gradients, activations, recording.aliases, "gradient_x_input"),
