@@ -432,7 +432,7 @@ class Explainer:
 
     def _scores(self, propagated: Any, x: Any) -> Any:  # (T, D), (T, D) -> (T,)
         if self.composite.score == "norm":
-            return np.sqrt((propagated * propagated).sum(axis=-1))
+            return _lengths(propagated)
         return (
             propagated * x if self.composite.formulation == "gradient_x_input" else propagated
         ).sum(axis=-1)
@@ -445,6 +445,15 @@ def _computed_by(device: str) -> str:
     if device != "cpu":
         return f"{about}, {device}"
     return " ".join([f"{about},", *filter(None, blas().values())])
+
+
+def _lengths(x: Any) -> Any:  # (T, D) -> (T,)
+    """sqrt(sum_i x_i^2) of x over its largest: the squares of small numbers would be 0, those of
+    large ones infinite.
+    """
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    scale = np.where((largest > 0) & np.isfinite(largest), largest, 1)
+    return (scale * np.sqrt(np.square(x / scale).sum(axis=-1, keepdims=True)))[..., 0]
 
 
 def _example(swept: Swept, site: str, b: int) -> tuple[Any, Any]:

@@ -66,7 +66,7 @@ class Word(NamedTuple):
     """Its tokens are those from start to stop, stop excluded."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sites:
     """Arrays of the kept sites, of one example and without a batch axis; on whatever device they
     were computed.
@@ -140,9 +140,9 @@ class Fingerprint:
         return self.known
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class Explanation:
-    """One explained output.
+    """One explained output. Two are equal only if they are one: what they say is in `as_dict()`.
 
     tokens         the input's tokens, T strings
     input_ids      their ids

@@ -30,6 +30,9 @@ from refl.show.explanation import Batch
 SHIPPED = Path(__file__).parent / "shipped"
 """The small model that comes with refl."""
 
+EACH = ("keep", "position", "recompute", "audit", "progress", "batch_tokens")
+"""Options of `explain` that `explain_each` hands on as they are."""
+
 DTYPES = ("float32", "float64")
 
 
@@ -260,12 +263,14 @@ class Model(Network):
         seed: str = "logit",
         decoder: Any = None,
         types: Any = None,
+        pair: Any = None,
         eps: float | None = None,
         stabilizer: str | None = None,
         **how: Any,
     ) -> list[Explanation]:
         """Several targets of one input from a single forward pass: one Explanation each. `how`:
-        other options of `explain`. Raises ReflError as that does, and for a batch.
+        keep, position, recompute, audit, progress and batch_tokens, as in `explain`. Raises
+        ReflError as that does, and for a batch.
         """
         for name in ("at", "contrast", "target"):
             if how.pop(name, None) is not None:
@@ -273,12 +278,16 @@ class Model(Network):
                     f"{argument(f'{name}=')} says what is explained, and so do targets: "
                     "leave it out, or take explain"
                 )
+        for name in how.keys() - EACH:
+            raise ReflError(
+                f"explain_each has no option {shown(name)}: expected one of {', '.join(EACH)}"
+            )
         if not self._is_single(item):
             raise ReflError("explain_each takes one input and its targets: give a batch to explain")
         wanted = [[(self.output_id(t), None)] for t in _tokens("targets", targets)]
         explainer = Explainer(self, composites.chosen(method, eps, stabilizer), **how)
         types = None if types is None else [types]
-        readings = self.readings([item], decoder, types)
+        readings = self.readings([item], decoder, types, self._seconds(True, pair))
         return Batch(one for (one,) in explainer.run(readings, wanted, seed))
 
     # -- what is asked -----------------------------------------------------------------------------

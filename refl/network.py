@@ -493,6 +493,8 @@ class Network:
                 "model of the next token"
             )
         tokens = arguments.whole("tokens", tokens)
+        if tokens < 0:
+            raise arguments.expected("tokens", "a whole number of at least 0", tokens)
         read, prefixes = self.encode(item), self.decoder_prefixes(1, decoder)
         ids = read if prefixes is None else prefixes[0]
         for _ in range(min(tokens, self.config.longest - len(ids))):

@@ -42,7 +42,7 @@ class Batch(list[Explanation]):
         return batch_fragment(self)
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class ShownExplanation(Explanation):
     """One explained output; print it for the picture."""
 

@@ -407,3 +407,15 @@ def test_numbers_of_numpy_are_options() -> None:
     wanted = net("llama").explain(IDS, eps=1e-3)
     for eps in (np.float64(1e-3), np.asarray(1e-3)):
         assert np.array_equal(net("llama").explain(IDS, eps=eps).relevance, wanted.relevance)
+
+
+# -- odd orders ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["foo", "network", "composite", "batch_token"])
+def test_an_option_that_explain_each_lacks(name: str, never_run: None) -> None:
+    refused(lambda: net("llama").explain_each(IDS, [1], **{name: 1}), f"no option {name}: expected")
+
+
+def test_a_text_of_no_tokens_more_is_not_generated(never_run: None) -> None:
+    refused(lambda: net("llama").generate(IDS, -1), "tokens is -1: expected")

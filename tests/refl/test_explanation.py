@@ -15,6 +15,7 @@ import pytest
 
 import refl
 from refl import Explanation
+from refl.explainer import _lengths
 from refl.explanation import Method
 from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.rules.published import METHODS
@@ -267,3 +268,36 @@ def test_a_neuron_on_demand(model: refl.Model) -> None:
     e, wanted = (model.explain(TEXT, at=at, keep=keep) for keep in (None, "*"))
     assert list(e) == list(wanted)
     assert np.array_equal(e["model.layers.0"], wanted["model.layers.0"])
+
+
+def test_an_explanation_is_found_among_others(model: refl.Model) -> None:
+    """Compared number by number, arrays have no one truth."""
+    batch = model.explain(["the keys", "the key"], keep=())
+    assert batch.index(batch[1]) == 1 and batch[1] in batch and len(set(batch)) == 2
+    assert batch[0] != batch[1] and batch[0] not in batch[1:]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        ("float32", 1e-30),
+        ("float32", 1.0),
+        ("float32", 1e25),
+        ("float64", 1e-300),
+        ("float64", 1e200),
+    ],
+)
+def test_the_length_of_a_gradient_of_any_size(dtype: str, size: float) -> None:
+    """3, 4, 12 -> 13, and a row of zeros."""
+    x = np.asarray([[3, 4, 12], [0, 0, 0]], dtype) * np.asarray(size, dtype)
+    expected = [13 * float(x[0, 0]) / 3, 0]
+    np.testing.assert_allclose(_lengths(x), expected, rtol=4 * np.finfo(dtype).eps)
+    assert _lengths(x).dtype == x.dtype
+
+
+def test_the_second_logit_of_a_contrast_is_shown_as_it_is(model: refl.Model) -> None:
+    """Not as what is left of the first, which rounding of the difference moves."""
+    e = model.explain(TEXT, contrast=("are", "is"), keep=())
+    e = replace(e, logit=2e4, against_logit=1e4, explained=1e4 - 0.25)
+    shown = str(e)
+    assert "10000.0000" in shown and "10000.25" not in shown
