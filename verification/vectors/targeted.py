@@ -881,6 +881,95 @@ def _blocks_of_network(rule: str) -> Iterator[Aim]:
     yield Aim("sixes", partial(_network_call, 6, (6, 6, 6), "relu"), WIDE)
 
 
+# -- what structural_mutants.py found to be left --------------------------------------------------
+
+
+def _rest_of_linear(rule: str) -> Iterator[Aim]:
+    yield Aim(
+        "wide", partial(_linear_call, rule, (1, 70), 2, 3, True), WIDE, "70 positions, a bias"
+    )
+
+
+def _rest_of_convolution(rule: str) -> Iterator[Aim]:
+    windows = partial(_convolution_call, rule, (2, 1, 4), (2, 2), (3, 3), (1, 1))
+    yield Aim("borders", windows, WIDE, "as many windows each way, a bias")
+    yield Aim("borders", partial(_without_bias, windows), WIDE, "as many windows each way")
+
+
+def _without_bias(make: Callable[[Numbers], Made], d: Numbers) -> Made:
+    inputs, options = make(d)
+    return inputs | {"b": None}, options
+
+
+def _rest_of_lists(rule: str) -> Iterator[Aim]:
+    yield Aim("equal", partial(_list, rule, *[(2, 2, 2)] * 4), WIDE, "four operands")
+    if rule.startswith("multiply"):
+        for shapes in (
+            ((3, 3), (4, 3, 3), (4, 3, 3), (4, 3, 3)),
+            ((3, 1, 2), (3, 4, 1), (3, 4, 2), (3, 4, 1)),
+        ):
+            yield Aim("broadcast", partial(_list, rule, *shapes), WIDE, "of four operands")
+
+
+def _rest_of_softmax(rule: str) -> Iterator[Aim]:
+    yield Aim("minus infinity", partial(_scattered, rule), WIDE, "all axes of one length")
+    yield Aim("minus infinity", partial(_in_two_corners, rule), WIDE, "three axes of length 2")
+    yield Aim("single", partial(_softmax_call, rule, shape=(1, 1)), WIDE, "one logit")
+
+
+def _scattered(rule: str, d: Numbers) -> Made:
+    inputs, options = _softmax_call(rule, d, (3, 3, 3, 3))
+    inputs["x"] = np.where(_mask(d, (3, 3, 3, 3)), inputs["x"], -np.inf)
+    return inputs, options
+
+
+def _in_two_corners(rule: str, d: Numbers) -> Made:
+    """Places that no exchange of two axes keeps."""
+    inputs, options = _softmax_call(rule, d, (2, 2, 2))
+    inputs["x"][:, 0, 1] = -np.inf
+    return inputs, options
+
+
+def _rest_of_activation(rule: str) -> Iterator[Aim]:
+    yield Aim("single", partial(_activation_call, rule, "gelu", (1, 1)), WIDE, "one number")
+
+
+def _rest_of_rotary(rule: str) -> Iterator[Aim]:
+    yield Aim("long", partial(_rotary_call, rule, (1, 2, 2, 70)), WIDE, "heads of 70")
+
+
+def _rest_of_scale(rule: str) -> Iterator[Aim]:
+    yield Aim("equal", partial(_scale_call, rule, (2, 2, 2), -0.75), WIDE, "three axes")
+
+
+def _rest_of_repeat(rule: str) -> Iterator[Aim]:
+    yield Aim("single", partial(_repeat_call, (1, 1, 1, 1), 1), WIDE, "one copy")
+
+
+def _rest_of_gather(rule: str) -> Iterator[Aim]:
+    yield Aim("single", partial(_gather_call, (1, 1, 1), [[0]]), WIDE, "one row")
+
+
+def _rest_of_top_k(rule: str) -> Iterator[Aim]:
+    yield Aim("long", partial(_top_k_call, (1, 2, 80), 70), WIDE, "seventy of 80")
+
+
+REST: dict[str, Callable[[str], Iterator[Aim]]] = {
+    "linear": _rest_of_linear,
+    "convolution": _rest_of_convolution,
+    "sum": _rest_of_lists,
+    "multiply": _rest_of_lists,
+    "softmax": _rest_of_softmax,
+    "activation": _rest_of_activation,
+    "rotary": _rest_of_rotary,
+    "scale": _rest_of_scale,
+    "repeat_heads": _rest_of_repeat,
+    "gather": _rest_of_gather,
+    "top_k": _rest_of_top_k,
+}
+"""The same, after those of AIMS."""
+
+
 AIMS: dict[str, tuple[Callable[[str], Iterator[Aim]], ...]] = {
     "linear": (_linear, _blocks_of_linear),
     "convolution": (_convolution, _blocks_of_convolution),
@@ -909,5 +998,6 @@ AIMS: dict[str, tuple[Callable[[str], Iterator[Aim]], ...]] = {
 
 def aims(rule: str) -> Iterator[Aim]:
     """The cases of a rule, in their order."""
-    for of in AIMS[max((name for name in AIMS if rule.startswith(name)), key=len)]:
+    name = max((name for name in AIMS if rule.startswith(name)), key=len)
+    for of in (*AIMS[name], *((REST[name],) if name in REST else ())):
         yield from of(rule)
