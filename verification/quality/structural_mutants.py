@@ -33,7 +33,7 @@ from refl.verification.conformance.deviation import deviations
 from refl.verification.conformance.mistakes import MISTAKES
 from refl.verification.conformance.planting import NoDifference, changed, reference_answer
 from refl.verification.conformance.reference_rules import Answer, ReferenceRules, wide
-from refl.verification.conformance.results import RuleResult
+from refl.verification.conformance.results import FAILED, CaseResult, RuleResult
 from refl.verification.conformance.runner import compared, rule_result
 from refl.verification.quality.planted_structures import Mutant, mutants, mutants_of_options
 from refl.verification.quality.wide_shapes import drawn, drawn_with_options
@@ -240,12 +240,16 @@ def naming(rule: str, some: Sequence[Mutant], tallied: Naming) -> None:
     cases = [case for case in load(rule) if smallest(case)]
     for mutant in some:
         if any(shows(mutant, case) for case in cases):
-            results = [compared(case, _named(mutant, case)) for case in cases]
+            results = [_result(mutant, case) for case in cases]
             tallied.count(mutant.id, rule_result(rule, results, {}))
 
 
-def _named(mutant: Mutant, case: Case) -> dict[str, Array | None]:
-    return dict(zip(case.returns, answered(mutant, case), strict=True))
+def _result(mutant: Mutant, case: Case) -> CaseResult:
+    got = dict(zip(case.returns, answered(mutant, case), strict=True))
+    try:
+        return compared(case, got)
+    except ValueError as reason:  # another shape
+        return CaseResult(case, FAILED, message=str(reason))
 
 
 # -- the report ------------------------------------------------------------------------------------
@@ -309,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rule", default="*", metavar="PATTERN")
     parser.add_argument("--seed", type=int, default=0, help="of the numbers in every shape")
     parser.add_argument(
-        "--naming", type=int, default=0, metavar="N", help="diagnose N mutants of each rule, too"
+        "--naming", type=int, default=0, metavar="N", help="diagnose N of each rule, too"
     )
     parser.add_argument("--markdown", metavar="FILE", help="write the table there")
     options = parser.parse_args(arguments)
@@ -332,12 +336,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _all_named(names: Sequence[str], count: int) -> list[str]:
-    """Of every rule `count` structural mutants, drawn; and all mistakes that are known."""
+    """Of every rule `count` structural mutants and `count` known mistakes, drawn."""
     structural, known = Naming(), Naming()
     for rule in names:
-        drawn_ones = random.Random(rule).sample(list(mutants(drawn(rule, 0))), count)
-        naming(rule, drawn_ones, structural)
-        naming(rule, planted_before(rule), known)
+        for some, tallied in (
+            (list(mutants(drawn(rule, 0))), structural),
+            (planted_before(rule), known),
+        ):
+            naming(rule, random.Random(rule).sample(some, min(count, len(some))), tallied)
     return [said(structural, "Structural mutants"), said(known, "Known mistakes")]
 
 

@@ -130,7 +130,7 @@ def _rows(skipped: int, long: int) -> list[tuple[int, ...]]:
 
 
 def _is_quadratic(rule: str) -> bool:
-    return "identity" not in rule
+    return "identity" not in rule or rule == "renormalize_identity_gxi"
 
 
 def _shapes(broadcast: bool) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
