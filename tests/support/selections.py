@@ -135,6 +135,7 @@ SLOW = (
     "tests/verification/test_planted_faults.py::test_every_planted_fault_is_caught",
     "tests/verification/test_suites.py::test_pytest_is_not_needed*",
     "tests/verification/test_suites.py::test_run_in_any_way*",
+    "tests/verification/test_structural_mutants.py::test_no_mutant_survives[*",
     "tests/verification/test_surrogate.py::*[babyllama105*",
     "tests/verification/test_verify.py::test_dynamic_positions*",
     "tests/verification/test_verify.py::test_every_row_is_seen_to_fail[a*",

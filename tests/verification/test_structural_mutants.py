@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refl.verification.conformance import runner
+from refl.verification.conformance.adapter import Adapter
 from refl.verification.conformance.structural import (
     FACTOR,
     MIRRORED,
@@ -129,3 +131,136 @@ def test_with_few_vectors_there_are_survivors(
     assert t.survivors and t.planted == t.caught + t.equal + len(t.survivors)
     assert structural_mutants.main(["--rule", "linear_flat"]) == 1
     assert "survivors" in capsys.readouterr().out
+
+
+# -- four that once passed -------------------------------------------------------------------------
+
+
+def smallest_adapter(rule: str, function: Any) -> dict[str, Any]:
+    """One function, default options alone, float64 and float32."""
+
+    def minimal(*operands: Any, **options: Any) -> Any:
+        defaults = {"eps": options.get("eps"), "stabilizer": "sign", "denominator": "2z+eps"}
+        defaults |= {"axis": -1, "mask": None, "constant": None}
+        if any(value is not defaults[n] and value != defaults[n] for n, value in options.items()):
+            raise NotImplementedError("default options alone")
+        floats = operands[0][0] if isinstance(operands[0], list) else operands[0]
+        if floats.dtype not in (np.float64, np.float32):
+            raise NotImplementedError("float64 and float32 alone")
+        return function(*operands, **{n: options[n] for n in options if n == "eps"})
+
+    return {rule: minimal}
+
+
+def signed(z: Any, eps: float) -> Any:
+    return z + np.where(z >= 0, eps, -eps)
+
+
+def matmul_uniform(a: Any, v: Any, r: Any, eps: float) -> tuple[Any, Any]:
+    """R_a = a (s v^T), R_v = v (a^T s), s = R / (2 O + eps s(O))."""
+    a, v, r = (each.astype(np.float64) for each in (a, v, r))
+    s = r / signed(2 * (a @ v), eps)
+    return a * (s @ v.swapaxes(-1, -2)), v * (a.swapaxes(-1, -2) @ s)
+
+
+def over_heads(mix: Any) -> Any:
+    def wrong(a: Any, v: Any, r: Any, *, eps: float) -> Any:
+        r_a, r_v = matmul_uniform(a, v, r, eps)
+        return r_a, mix(r_v) if r_v.ndim == 4 else r_v
+
+    return wrong
+
+
+def multiply_reversed_above_rank_2(operands: Any, r: Any) -> Any:
+    share = [folded(r.astype(np.float64) / len(operands), a.shape) for a in operands]
+    return [x[:, ::-1] if r.ndim > 2 and x.ndim > 2 else x for x in share]
+
+
+def softmax_sums_over_heads(x: Any, r: Any) -> Any:
+    """R_i = x_i (R_i - p_i sum_j R_j), the sums averaged over heads."""
+    x, r = x.astype(np.float64), r.astype(np.float64)
+    hidden = np.isneginf(x) | (x <= np.finfo(np.float32).min / 2)
+    top = np.max(np.where(hidden, -np.inf, x), -1, keepdims=True)
+    e = np.where(hidden, 0.0, np.exp(np.where(hidden, 0.0, x - np.where(np.isfinite(top), top, 0))))
+    total = e.sum(-1, keepdims=True)
+    p = e / np.where(total == 0, 1.0, total)
+    r = np.where(hidden, 0.0, r)
+    sums = r.sum(-1, keepdims=True)
+    sums = sums.mean(1, keepdims=True) if x.ndim == 4 else sums
+    return np.where(hidden, 0.0, x) * (r - p * sums)
+
+
+def add_without_summing_back(take: Any) -> Any:
+    def wrong(a: Any, b: Any, r: Any, *, eps: float) -> Any:
+        a, b, r = (each.astype(np.float64) for each in (a, b, r))
+        s = r / signed(a + b, eps)
+        return [kept(each * s, each.shape, take) for each in (a, b)]
+
+    return wrong
+
+
+def kept(r: Any, shape: tuple[int, ...], take: Any) -> Any:
+    lead = tuple(range(r.ndim - len(shape)))
+    r = take(r, lead) if lead else r
+    axes = tuple(i for i, n in enumerate(shape) if n < r.shape[i])
+    return np.reshape(take(r, axes), shape) if axes else r
+
+
+def folded(r: Any, shape: tuple[int, ...]) -> Any:
+    return kept(r, shape, lambda a, axes: a.sum(axes))
+
+
+def first(r: Any, axes: tuple[int, ...]) -> Any:
+    return r[tuple(0 if i in axes else slice(None) for i in range(r.ndim))]
+
+
+WRONG: dict[str, tuple[str, Any]] = {
+    "summed over heads": (
+        "matmul_uniform",
+        over_heads(lambda x: np.broadcast_to(x.sum(1, keepdims=True), x.shape)),
+    ),
+    "rolled over heads": ("matmul_uniform", over_heads(lambda x: np.roll(x, 1, axis=1))),
+    "reversed above rank 2": ("multiply_uniform", multiply_reversed_above_rank_2),
+    "sums averaged over heads": ("softmax_taylor", softmax_sums_over_heads),
+    "the first copy alone": ("add_epsilon", add_without_summing_back(first)),
+    "the mean of the copies": (
+        "add_epsilon",
+        add_without_summing_back(lambda r, axes: r.mean(axes)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_that_once_passed_in_the_smallest_adapter(name: str) -> None:
+    """By a required case, in the runner itself."""
+    rule, wrong = WRONG[name]
+    adapter = Adapter(smallest_adapter(rule, wrong))
+    assert any(runner.run_case(adapter, case).failed for case in load(rule) if case.required)
+
+
+RIGHT: dict[str, Any] = {
+    "matmul_uniform": over_heads(lambda x: x),
+    "multiply_uniform": lambda operands, r: [
+        folded(r.astype(np.float64) / len(operands), a.shape) for a in operands
+    ],
+    "add_epsilon": add_without_summing_back(lambda r, axes: r.sum(axes)),
+}
+
+
+@pytest.mark.parametrize("rule", RIGHT)
+def test_the_same_without_the_mistake_fails_nowhere(rule: str) -> None:
+    adapter = Adapter(smallest_adapter(rule, RIGHT[rule]))
+    results = [runner.run_case(adapter, case) for case in load(rule)]
+    assert not any(result.failed for result in results)
+    assert any(result.status == "passed" and result.case.required for result in results)
+
+
+# -- all of them -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", SIGNATURES)
+def test_no_mutant_survives(rule: str) -> None:
+    """Every tenth; .ci/run tries all of them."""
+    t = structural_mutants.tally(rule, every=10)
+    assert [mutant.says for mutant, _ in t.survivors] == []
+    assert t.caught
