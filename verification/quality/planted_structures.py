@@ -101,7 +101,6 @@ FUNCTIONS = (
     "_others",
     "_sigmoid",
     "_bell",
-    "_normal",
     "activation",
     "identity_factor",
     "derivative",
@@ -182,21 +181,16 @@ def _difference_of_squares(self: ReferenceRules, x: Array) -> Array:
     return np.asarray((x * x).mean(-1, keepdims=True) - x.mean(-1, keepdims=True) ** 2, dtype=float)
 
 
-def _difference_of_one(self: ReferenceRules, x: Array, p: Array) -> Array:
-    return x[..., None, :] * (np.eye(p.shape[-1]) - p[..., None, :])
-
-
 CANCELING: dict[str, tuple[str, str, Answering]] = {
     "the variance as a difference of squares": (
         "variance",
         "",
         planted(variance=_difference_of_squares),
     ),
-    "1 - p in a softmax": ("expansion", "", planted(expansion=_difference_of_one)),
 }
 """What cancels: right to a few digits, or to none. The slope of tanh as 1 - tanh^2, that of a gate
-as p (1 - p), and gelu's gate as (1 + erf) / 2 cancel as well, but are within what the condition of
-their definition allows.
+as p (1 - p), gelu's gate as (1 + erf) / 2 and 1 - p in a softmax cancel as well, but are within
+what the condition of their definition allows.
 """
 
 
