@@ -7,8 +7,9 @@ the file holds.
 from __future__ import annotations
 
 import math
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -277,10 +278,25 @@ def _find(folder: Path) -> tuple[Path, dict[str, Entry]]:
         single = folder / "model.safetensors"
     elif "model.safetensors.index.json" in names:
         index = folder / "model.safetensors.index.json"
-        return index, _read_index(index)
+        found = _read_index(index)
+        _refuse_strays(index, names, {entry.file.name for entry in found.values()})
+        return index, found
     else:
         single = folder / _only_safetensors(folder, names)
     return single, read_header(single)[0]
+
+
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+
+
+def _refuse_strays(index: Path, names: list[str], known: Collection[str]) -> None:
+    """A shard beside those of the index is of another save: one of the two is not this model's."""
+    for name in names:
+        if _SHARD.fullmatch(name) and name not in known:
+            raise ReflError(
+                f"{shown(index)} names no tensor in {shown(name)}, which lies beside it: one of "
+                "the two is not this model's; move the shard away, or make the index anew"
+            )
 
 
 def _only_safetensors(folder: Path, names: list[str]) -> str:

@@ -242,6 +242,16 @@ def test_shards(tmp_path: Path) -> None:
     assert same(weights, arrays) and weights.source == index and len(weights) == 3
 
 
+def test_a_shard_that_the_index_does_not_know(tmp_path: Path) -> None:
+    """Of another save, with tensors that nobody would miss; other files are no shards."""
+    sharded(tmp_path)
+    safetensors.numpy.save_file(arrays_of(1, "a"), tmp_path / "consolidated.safetensors")
+    assert len(opened(tmp_path)) == 3
+    safetensors.numpy.save_file(arrays_of(1, "d"), tmp_path / "model-00003-of-00003.safetensors")
+    with pytest.raises(ReflError, match=r"names no tensor in model-00003-of-00003\.safetensors"):
+        opened(tmp_path)
+
+
 def test_one_file_of_another_name(tmp_path: Path) -> None:
     arrays = arrays_of(3, "a")
     safetensors.numpy.save_file(arrays, tmp_path / "weights.safetensors")
