@@ -27,6 +27,8 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
         args.parser.error("give a TEXT (or - for standard input) or --ids")
     if args.text is not None and args.ids is not None:
         args.parser.error("give a TEXT (or - for standard input) or --ids, not both")
+    if args.pair is not None and (args.ids is not None or args.types is not None):
+        args.parser.error("--pair joins two texts: give TEXT with it, and no --ids or --types")
     if args.contrast and args.target is not None:
         args.parser.error("give --target or --contrast, not both")
     if args.decoder is not None and args.decoder_ids is not None:
@@ -64,6 +66,7 @@ def explained(
         position=args.position,
         at=_neuron(args),
         types=args.types,
+        pair=args.pair,
     )
     return e
 

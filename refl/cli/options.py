@@ -85,6 +85,12 @@ def _input(p: argparse.ArgumentParser) -> None:
     ids(p)
     types(p)
     p.add_argument(
+        "--pair",
+        metavar="TEXT",
+        help="a second text, for encoders that read two (a question and its context): joined to "
+        "the first as the checkpoint's tokenizer does",
+    )
+    p.add_argument(
         "--decoder",
         metavar="TEXT",
         help="the decoder prefix of an encoder-decoder: what it has said so far; its next token is "

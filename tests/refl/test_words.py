@@ -4,6 +4,7 @@ as encoders read them. Expected ids and types are those of the tokenizers librar
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from dataclasses import replace
@@ -12,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoint_folders import checkpoint_of
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 import refl
+from refl.cli import main
 from refl.errors import UnknownWords
 from refl.io.text import Text
 from refl.model import Model
@@ -234,3 +237,19 @@ def test_what_is_no_pair(how: dict[str, Any], words: str) -> None:
 def test_decoders_read_no_pairs() -> None:
     with pytest.raises(refl.ReflError, match="reads no pairs of texts"):
         refl.load().explain("the keys", pair="the cabinet")
+
+
+def test_a_pair_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = checkpoint_of(tmp_path / "model", CLASSES)
+    wordpiece().save(str(folder / "tokenizer.json"))
+    given = ["who", "--pair", "the key", "--model", str(folder)]
+    e = refl.load(folder).explain("who", pair="the key")
+    for command in ("explain", "trace"):
+        assert main([command, *given, "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["input_ids"] == e.input_ids and said["relevance"] == e.relevance.tolist()
+    for more in (["--types", "0", "0"], ["--ids", "5"]):
+        assert main(["explain", *(given[1:] if more[0] == "--ids" else given), *more]) == 2
+        assert "--pair joins two texts" in capsys.readouterr().err
+    assert main(["explain", "the keys", "--pair", "the key"]) == 2
+    assert "leave --pair out" in capsys.readouterr().err
