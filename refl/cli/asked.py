@@ -8,6 +8,7 @@ import argparse
 import sys
 from typing import Any
 
+from refl import arguments
 from refl.errors import ReflError
 from refl.explanation import Explanation
 from refl.io import composites
@@ -85,7 +86,12 @@ def _target(model: Model, token: str) -> str | int:
     numbered = (
         model.text is None if model.task not in CLASSIFIES else token not in model.labels.values()
     )
-    return int(token) if numbered and token.isdecimal() else token
+    return int(token) if numbered and _is_number(token) else token
+
+
+def _is_number(text: str) -> bool:
+    """Digits, and not thousands of them."""
+    return text.isdecimal() and len(text) <= LONGEST_NUMBER
 
 
 def _contrast(model: Model, token: str, against: str) -> tuple[str | int, str | int]:
@@ -97,13 +103,16 @@ def _neuron(args: argparse.Namespace) -> tuple[str, list[int]] | None:
     if args.at is None:
         return None
     site, *index = args.at
-    if not index or not all(i.lstrip("-").isdecimal() for i in index):
+    if not index or not all(_is_number(i.removeprefix("-")) for i in index):
         raise ReflError(
-            f"--at is {' '.join(args.at)!r}: expected a site and the neuron's index there, "
-            "such as model.layers.1.mlp 2 17"
+            f"--at is {arguments.received(' '.join(args.at))}: expected a site and the neuron's "
+            "index there, such as model.layers.1.mlp 2 17"
         )
     return site, [int(i) for i in index]
 
+
+LONGEST_NUMBER = 20
+"""Digits: more than any index or id has."""
 
 _MOST_INPUT = 16 << 20
 

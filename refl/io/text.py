@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 
 from refl.errors import ReflError, nearest, shown
+from refl.io import tokenizer_config
 from refl.io.config import read_json
 from refl.io.files import list_folder, read_bytes
 from refl.io.tokenizer_process import TokenizerProcess
@@ -46,10 +47,13 @@ class Text:
         tokenizer: Tokenizer,
         around: tuple[list[int], list[int]] | None = None,
         process: TokenizerProcess | None = None,
+        unlike: str = "",
+        strangers: frozenset[str] = frozenset(),
     ) -> None:
         """`around`: ids to put before and after a text; None leaves that to the tokenizer's
         post-processor. `process`: encodes and decodes; None does it here, for a tokenizer that is
-        known to be well-behaved.
+        known to be well-behaved. `unlike`: how tokenizer_config.json contradicts tokenizer.json;
+        `strangers`: tokens that only one of them knows.
         """
         # an input is explained as it was given: whole, and nothing beside it
         tokenizer.no_truncation()
@@ -57,6 +61,7 @@ class Text:
         self._tokenizer = tokenizer
         self._around = around
         self._process = process
+        self._unlike, self._strangers = unlike, strangers
         added = tokenizer.get_added_tokens_decoder()
         self._added: dict[int, str] = {number: token.content for number, token in added.items()}
         kinds = _kinds(tokenizer.decoder) | _kinds(tokenizer.pre_tokenizer)
@@ -74,9 +79,17 @@ class Text:
         if "tokenizer.json" not in names:
             return None
         tokenizer, process = _parse(Path(folder) / "tokenizer.json", trusted)
-        path = Path(folder) / "tokenizer_config.json"
-        config = read_json(path, _CONFIG_LIMIT) if path.name in names else {}
-        return cls(tokenizer, _special_ids_around(tokenizer, config), process)
+        config, special, added = (
+            read_json(Path(folder) / name, _CONFIG_LIMIT) if name in names else {}
+            for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+        )
+        return cls(
+            tokenizer,
+            _special_ids_around(tokenizer, config),
+            process,
+            tokenizer_config.disagreement(tokenizer, config),
+            tokenizer_config.strangers(tokenizer, config, special, added),
+        )
 
     @property
     def mask(self) -> int | None:
@@ -139,6 +152,7 @@ class Text:
     def _encoding(self, text: str, second: str | None) -> list[Any]:
         """Ids, token types, which text each token is of, and where it stands there."""
         text, second = _checked(text), None if second is None else _checked(second)
+        tokenizer_config.refuse(f"{text}\0{second or ''}", self._unlike, self._strangers)
         special = self._around is None
         try:
             if self._process is not None:
@@ -197,6 +211,7 @@ class Text:
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
         text = _checked(text)
+        tokenizer_config.refuse(text, self._unlike, self._strangers)
         try:
             if self._process is not None:
                 return list(self._process.ask("encode", text, add_special_tokens))

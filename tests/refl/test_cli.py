@@ -202,6 +202,7 @@ def test_html_is_written(tmp_path: Path, capsys: Capture) -> None:
 
 SPELLED = [
     (("--at", "lm_head", "9", "9", "9"), "--at has the index"),
+    (("--at", "lm_head", "0", "9" * 5000), "expected a site and the neuron's index"),
     (("--at", "lm_hea", "1"), "--at names 'lm_hea'"),
     (("--position", "77"), "--position 77 is outside"),
     (("--types", "0", "0"), "leave --types out"),

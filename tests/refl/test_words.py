@@ -253,3 +253,69 @@ def test_a_pair_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert "--pair joins two texts" in capsys.readouterr().err
     assert main(["explain", "the keys", "--pair", "the key"]) == 2
     assert "leave --pair out" in capsys.readouterr().err
+
+
+# -- files beside tokenizer.json -------------------------------------------------------------------
+
+
+def beside(folder: Path, tokenizer: Tokenizer, **files: Any) -> Text:
+    """A tokenizer.json, and other files that say something of it."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for name, says in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(says))
+    text = Text.load(folder, trusted=True)
+    assert text is not None
+    return text
+
+
+def byte_level() -> Tokenizer:
+    t = Tokenizer(models.BPE({"t": 0, "h": 1, "e": 2, "\u0120": 3, "<s>": 4}, []))
+    t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    t.add_special_tokens(["<s>"])
+    return t
+
+
+@pytest.mark.parametrize(
+    ("made", "says", "words"),
+    [
+        (wordpiece, {"do_lower_case": False}, "do_lower_case = false, tokenizer.json for true"),
+        (wordpiece, {"strip_accents": False}, "strip_accents = false, tokenizer.json for null"),
+        (wordpiece, {"tokenize_chinese_chars": False}, "tokenize_chinese_chars = false"),
+        (byte_level, {"add_prefix_space": True}, "add_prefix_space = true"),
+    ],
+)
+def test_files_that_read_one_text_in_two_ways(
+    tmp_path: Path, made: Any, says: dict[str, Any], words: str
+) -> None:
+    """transformers goes by tokenizer_config.json: other ids, another input."""
+    text = beside(tmp_path, made(), tokenizer_config=says)
+    for read in (text.encode, text.encode_bare, lambda t: text.pair(t, t)):
+        with pytest.raises(refl.ReflError, match=words):
+            read("the")
+    assert text.tokens([0, 1, 2]) and text.id_of("the" if made is wordpiece else "t") >= 0
+    silent = beside(tmp_path, made(), tokenizer_config={})
+    assert silent.encode("the") == made().encode("the").ids
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config": {"additional_special_tokens": ["key"]}},
+        {"tokenizer_config": {"bos_token": {"content": "key"}}},
+        {"tokenizer_config": {"added_tokens_decoder": {"6": {"content": "key"}}}},
+        {"special_tokens_map": {"cls_token": "key"}},
+        {"added_tokens": {"key": 6}},
+    ],
+)
+def test_a_token_that_tokenizer_json_does_not_know(tmp_path: Path, files: dict[str, Any]) -> None:
+    text = beside(tmp_path, wordpiece(), **files)
+    assert text.encode("the cab") == wordpiece().encode("the cab").ids
+    with pytest.raises(refl.ReflError, match="the text has 'key', which tokenizer.json"):
+        text.encode("the keys")
+
+
+def test_special_tokens_that_are_text_to_other_readers(tmp_path: Path) -> None:
+    text = beside(tmp_path, wordpiece(), tokenizer_config={"split_special_tokens": True})
+    assert text.encode("the") == wordpiece().encode("the").ids
+    with pytest.raises(refl.ReflError, match=r"the text has '\[MASK\]'"):
+        text.encode("the [MASK]")
