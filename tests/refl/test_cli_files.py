@@ -141,7 +141,7 @@ def test_python_overwrites_no_checkpoint_in_use(place: Path) -> None:
 # -- every option that names a file ----------------------------------------------------------------
 
 NO_FILES = {
-    "decoder", "target", "contrast", "at", "keep", "rule", "ignore", "ignore_tensors", "only",
+    "decoder", "target", "contrast", "at", "keep", "rule", "ignore", "ignore_tensors", "only", "pair",
 }  # fmt: skip
 """Options of free text that name no file."""
 
