@@ -141,7 +141,8 @@ def test_python_overwrites_no_checkpoint_in_use(place: Path) -> None:
 # -- every option that names a file ----------------------------------------------------------------
 
 NO_FILES = {
-    "decoder", "target", "contrast", "at", "keep", "rule", "ignore", "ignore_tensors", "only", "pair",
+    "decoder", "target", "contrast", "at", "keep", "pair", "rule", "ignore", "ignore_tensors",
+    "only",
 }  # fmt: skip
 """Options of free text that name no file."""
 
