@@ -52,14 +52,14 @@ def mistakes_behind(case: Case, got: Answer) -> list[Mistake]:
 
 
 def diagnoses(case: Case, got: Answer) -> list[Diagnosis]:
-    """Those that give the same numbers; where none does, those that give them to float32's
-    precision, or that precision alone.
+    """Those that give the same numbers; where none does, float32's precision if the answer is right
+    to that, or those that give it to that precision.
     """
     wrong = [((m, k), answer) for m in MISTAKES for k, answer in answers(m, case)]
     found = [d for d, answer in wrong if reproduces(answer, case, got)]
     coarse = replace(case, dtype="float32", units=4 * case.units)
     if case.dtype == "float64" and got and not deviations(coarse, got):
-        found += shown_by("narrowed")
+        found = found or shown_by("narrowed")
     elif got:
         found += changes_of_answers(case, got)
     if case.dtype == "float64" and not found:

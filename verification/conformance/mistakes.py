@@ -360,6 +360,17 @@ MISTAKES: tuple[Mistake, ...] = (
         wrong.multiplied_in_place(""),
         wrong.multiplied_in_place("plain"),
     ),
+    mistake("eps-in-float32", _EPSILON, planted(**wrong.IN_FLOAT32)),
+    mistake(
+        "lrp-0-divides",
+        "linear_epsilon",
+        planted(divided=lambda self, r, d: r / d),
+    ),
+    mistake(
+        "vjp-for-relevance",
+        "layer_norm_epsilon",
+        planted(layer_norm_epsilon=wrong.derivative_of_layer_norm),
+    ),
     # what is easily got wrong
     mistake(
         "weight-transposed",
@@ -807,6 +818,18 @@ MISTAKES: tuple[Mistake, ...] = (
         ),
     ),
     # choices that are made on purpose
+    mistake("top-k-ties", "top_k_pass_through", planted(chosen=wrong.last_of_equals)),
+    mistake(
+        "bias-by-size",
+        "linear_epsilon linear_gamma linear_z_plus linear_alpha_beta linear_z_box "
+        "convolution_epsilon convolution_z_plus",
+        wrong.bias_by_size(1e-30),
+    ),
+    mistake(
+        "mean-by-size",
+        "pooling_epsilon layer_norm_epsilon",
+        planted(pooling_epsilon=wrong.mean_by_size, layer_norm_epsilon=wrong.layer_norm_by_size),
+    ),
     mistake(
         "bias-redistributed",
         "linear_epsilon convolution_epsilon network",

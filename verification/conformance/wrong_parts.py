@@ -669,3 +669,92 @@ def root_mean_square(z: Array, axes: int) -> Array:
 
 def kind_for(asked: str, used: str) -> Answering:
     return called_with(lambda case: {"kind": used} if case.options["kind"] == asked else {})
+
+
+# -- by size, not by sign; a derivative for relevance (autoLRP, tdhook) --------
+
+
+def share_by_size(a: Array, b: Array, eps: float) -> Array:
+    """|a| / (|a| + |b|)"""
+    return np.abs(a) / (np.abs(a) + np.abs(b) + eps)
+
+
+def bias_by_size(floor: float) -> Answering:
+    """The bias keeps |b| / (|W x| + |b|); the rule gets the rest, as if there were no bias."""
+
+    def form(case: Case) -> Answer:
+        if case.inputs["b"] is None:
+            raise NoDifference("there is no bias")
+        x, w, b, r = (np.asarray(case.inputs[name], float) for name in ("x", "w", "b", "r"))
+        z = x @ w.T if w.ndim == 2 else _convolved(x, w, None)
+        b = b if w.ndim == 2 else b[:, None, None]
+        left = r * share_by_size(z, b, case.options.get("eps", floor))
+        return planted(linear_gamma=gamma_off_zero)(changed(case, {"b": None, "r": left}))
+
+    return form
+
+
+def gamma_off_zero(
+    self: ReferenceRules, x: Array, w: Array, b: Array | None, r: Array, *, gamma: float
+) -> Array:
+    """Each branch asks for a sign, and z = 0 has none."""
+    kept = np.where(self.linear_sum(x, w, b) == 0, 0.0, r)
+    return ReferenceRules.linear_gamma(self, x, w, b, kept, gamma=gamma)
+
+
+def mean_by_size(
+    self: ReferenceRules,
+    x: Array,
+    r: Array,
+    *,
+    eps: float,
+    counted: Array | None = None,
+    stabilizer: str = "sign",
+) -> Array:
+    size = np.abs(x) if counted is None else np.abs(x) * counted
+    return size / (size.sum(1, keepdims=True) + eps) * r
+
+
+def layer_norm_by_size(
+    self: ReferenceRules,
+    x: Array,
+    w: Array,
+    b: Array | None,
+    r: Array,
+    *,
+    norm_eps: float,
+    eps: float,
+    stabilizer: str = "sign",
+) -> Array:
+    """beta by size, x against its mean by size, the mean's part over x by size."""
+    mean = x.mean(-1, keepdims=True)
+    if b is not None:
+        r = r * share_by_size(self.layer_norm(x, w, None, norm_eps=norm_eps), b, eps)
+    of_mean = (r * share_by_size(mean, x, eps)).sum(-1, keepdims=True)
+    spread = np.abs(x) / (np.abs(x).sum(-1, keepdims=True) + eps)
+    return r * share_by_size(x, mean, eps) + spread * of_mean
+
+
+def derivative_of_layer_norm(
+    self: ReferenceRules,
+    x: Array,
+    w: Array,
+    b: Array | None,
+    r: Array,
+    *,
+    norm_eps: float,
+    eps: float,
+    stabilizer: str = "sign",
+) -> Array:
+    return self.layer_norm_epsilon_gxi(x, w, b, r, norm_eps=norm_eps)
+
+
+IN_FLOAT32: dict[str, Any] = {
+    "stabilized": lambda self, z, eps, kind: ReferenceRules.stabilized(
+        self, z, float(np.float32(eps)), kind
+    )
+}
+
+
+def last_of_equals(self: ReferenceRules, x: Array, k: int) -> Array:
+    return x.shape[-1] - 1 - ReferenceRules.chosen(self, x[..., ::-1], k)

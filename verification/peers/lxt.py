@@ -15,6 +15,7 @@ Nothing here uses refl's engine, and torch is imported only when a function is c
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import math
@@ -51,7 +52,7 @@ FAMILIES = {"gemma3_text": "gemma3"}
 def load(name: str = "lxt.efficient") -> Any:
     """A module of LXT. Raises ImportError where torch, transformers or LXT is not installed."""
     importlib.import_module("transformers")
-    with warnings.catch_warnings(), _stand_in_for_torchvision():
+    with warnings.catch_warnings(), stand_in_for_torchvision():
         warnings.filterwarnings(
             "ignore", message="'zennit' library is not available"
         )  # it wants Pillow; only vision models want it
@@ -61,12 +62,12 @@ def load(name: str = "lxt.efficient") -> Any:
 
 def load_zennit(name: str = "zennit.rules") -> Any:
     """A module of zennit. Raises ImportError where torch or zennit is not installed."""
-    with _stand_in_for_torchvision():
+    with stand_in_for_torchvision():
         return importlib.import_module(name)
 
 
 @contextmanager
-def _stand_in_for_torchvision() -> Iterator[None]:
+def stand_in_for_torchvision() -> Iterator[None]:
     """Only while LXT or zennit is imported: transformers asks elsewhere whether torchvision is
     there, and it is not.
     """
@@ -181,7 +182,7 @@ def patched(
                 )
             )
         stack.enter_context(restored(modeling, "ALL_ATTENTION_FUNCTIONS"))
-        modeling.ALL_ATTENTION_FUNCTIONS = dict(
+        modeling.ALL_ATTENTION_FUNCTIONS = copy.deepcopy(
             modeling.ALL_ATTENTION_FUNCTIONS
         )  # LXT's CP patch writes into the one all models share
         stack.enter_context(restored(rules.identity_rule_implicit_fn.forward, "__defaults__"))

@@ -28,8 +28,10 @@ import numpy as np
 
 from refl.io.files import atomic_write
 from refl.verification.conformance import report
+from refl.verification.conformance import wrong_parts as wrong
 from refl.verification.conformance.adapter import Adapter
 from refl.verification.conformance.diagnosis import mistakes_behind
+from refl.verification.conformance.mistakes import MISTAKES, NoDifference
 from refl.verification.conformance.planting import Answering, planted
 from refl.verification.conformance.reference_rules import ReferenceRules
 from refl.verification.conformance.results import (
@@ -136,7 +138,7 @@ def right_in_float32(v: CaseResult) -> bool:
     if v.case.dtype != "float64" or not v.got:
         return False
     allowed = {
-        name: v.case.units * UNITS["float32"] * c
+        name: v.case.units * UNITS["float32"] * c + UNDERFLOW["float32"]
         for name, c in v.case.condition.items()
         if c is not None
     }
@@ -154,6 +156,20 @@ def known(mistake: str, says: str = "") -> Cause:
         says,
         lambda v: any(m.id == mistake for m in (*v.mistakes, *mistakes_behind(v.case, v.got))),
     )
+
+
+def made(mistake: str) -> Callable[[CaseResult], bool]:
+    """A mistake of the table gives the numbers, to half the digits of the case's format."""
+    forms = [form for m in MISTAKES if m.id == mistake for form in m.forms]
+
+    def explains(v: CaseResult) -> bool:
+        for form in forms:
+            with suppress(NoDifference):
+                if reproduces(form)(v):
+                    return True
+        return False
+
+    return explains
 
 
 def where(
@@ -225,7 +241,8 @@ def _uniform_mean(case: Case) -> tuple[Any, ...]:
 
 def _constant_shares(case: Case) -> tuple[Any, ...]:
     share = case.inputs["r"].astype(np.float64) / len(case.inputs["operands"])
-    return tuple(None if fixed else share for fixed in case.options["constant"])
+    fixed = case.options["constant"] or [False] * len(case.inputs["operands"])
+    return tuple(None if each else share for each in fixed)
 
 
 def _bridged(case: Case) -> tuple[Any, ...]:
@@ -330,6 +347,104 @@ def _has(case: Case, rule: str) -> bool:
     return any(layer["rule"] == rule for layer in case.inputs["layers"])
 
 
+# what tdhook computes
+
+
+ONE_FORM: dict[str, Any] = {
+    "matmul_uniform": lambda self, a, v, r, **o: ReferenceRules.matmul_uniform(
+        self, a, v, r, **o | {"denominator": "2(z+eps)"}
+    ),
+}
+
+
+def _tdhook_softmax(case: Case) -> tuple[Any, ...]:
+    """p from torch along the axis, the sum along the last one, masked logits as they stand."""
+    x, r, mask = case.inputs["x"], case.inputs["r"].astype(np.float64), case.options["mask"]
+    x = np.where(True if mask is None else mask, x.astype(np.float64), -np.inf)
+    p = ReferenceRules(case.dtype).probabilities(x, case.options["axis"])
+    return (x * (r - p * r.sum(-1, keepdims=True)),)
+
+
+def _ratio_at_zero_is_zero(case: Case) -> tuple[Any, ...]:
+    return (np.where(case.inputs["x"] == 0, 0.0, case.expected["x"]),)
+
+
+# what autoLRP computes
+
+
+def _sizes(a: Array, b: Array, eps: float) -> Array:
+    """|a| / (|a| + |b|)"""
+    return np.abs(a) / (np.abs(a) + np.abs(b) + eps)
+
+
+def _plain(case: Case, *names: str) -> Iterator[Array]:
+    return (np.asarray(case.inputs[name], np.float64) for name in names)
+
+
+def _sum_by_size(case: Case) -> tuple[Any, ...]:
+    a, b, r = _plain(case, "a", "b", "r")
+    return tuple(_summed_to(r * _sizes(p, q, case.options["eps"]), p) for p, q in ((a, b), (b, a)))
+
+
+def _summed_to(r: Array, a: Array) -> Array:
+    r = r.sum(tuple(range(r.ndim - a.ndim)))
+    return r.sum(tuple(n for n, size in enumerate(a.shape) if size == 1), keepdims=True)
+
+
+def _product_by_size(case: Case) -> tuple[Any, ...]:
+    """Two by two, from the left: the last product's relevance is split first."""
+    operands = [np.asarray(a, np.float64) for a in case.inputs["operands"]]
+    fixed = case.options["constant"] or [False] * len(operands)
+    r = np.asarray(case.inputs["r"], np.float64)
+    handed: list[Any] = []
+    for n in reversed(range(1, len(operands))):
+        rest, last = math.prod(operands[:n]), operands[n]
+        share = 0.0 if fixed[n] else 1.0 if all(fixed[:n]) else _sizes(last, rest, 1e-30)
+        handed.append(None if fixed[n] else _summed_to(r * share, last))
+        r = _summed_to(
+            r * (1 - share if fixed[n] or all(fixed[:n]) else _sizes(rest, last, 1e-30)), rest
+        )
+    return (None if fixed[0] else _summed_to(r, operands[0]), *reversed(handed))
+
+
+def _masked_as_numbers(case: Case) -> tuple[Any, ...]:
+    x, r, mask = case.inputs["x"], case.inputs["r"].astype(np.float64), case.options["mask"]
+    axis = case.options["axis"]
+    x = np.where(True if mask is None else mask, x.astype(np.float64), -np.inf)
+    p = ReferenceRules(case.dtype).probabilities(x, axis)
+    return (x * (r - p * r.sum(axis, keepdims=True)),)
+
+
+def _passed_whole(case: Case) -> tuple[Any, ...]:
+    return (case.inputs["r"].astype(np.float64),)
+
+
+def _norm_not_recognized(case: Case) -> tuple[Any, ...]:
+    """x times 1 / rms split by size; what 1 / rms got, evenly over x."""
+    x, r = _plain(case, "x", "r")
+    scale = 1 / np.sqrt((x * x).mean(-1, keepdims=True) + case.options["norm_eps"])
+    of_scale = (r * _sizes(scale, x, 1e-30)).sum(-1, keepdims=True)
+    return (r * _sizes(x, scale, 1e-30) + of_scale / x.shape[-1],)
+
+
+def _ratio_in_relevance_form(case: Case) -> tuple[Any, ...]:
+    x, r = _plain(case, "x", "r")
+    f = ReferenceRules(case.dtype).forward({"operation": "activation", **case.options}, x)
+    return (np.where(x == 0, 0.0, r * f / np.where(x == 0, 1.0, x)),)
+
+
+def _same_but_for_ties(v: CaseResult) -> bool:
+    """What equal numbers get together is right."""
+    x, got, expected = v.case.inputs["x"], v.got.get("x"), v.case.expected["x"]
+    if got is None or expected is None or not bool(np.isfinite(got).all()):
+        return False
+    equal = x[..., :, None] == x[..., None, :]
+    apart = (equal * (got - expected)[..., None, :]).sum(-1)
+    return bool(np.all(np.abs(apart) <= x.shape[-1] * v.case.u * np.abs(expected).max()))
+
+
+TIES = "torch.topk: which of equal numbers it takes is left open"
+
 BOTH_FORMS = (
     "Scores divide by 2 z + eps, contexts by 2 (z + eps), each without the sign of z; whichever "
     "denominator is asked for, one of the two is the other."
@@ -352,6 +467,20 @@ WHOLE_ROW = (
     "The softmax is left to torch, for which a row that is masked whole is NaN, and so is its "
     "gradient."
 )
+
+
+def _squares_overflow(case: Case) -> bool:
+    x = case.inputs["x"].astype(np.float64)
+    return case.dtype == "float16" and bool(np.all((x * x).sum(-1) > GREATEST_HALF))
+
+
+def _nothing(case: Case) -> tuple[Any, ...]:
+    return tuple(np.zeros_like(case.inputs[name], np.float64) for name in case.returns)
+
+
+GREATEST_HALF = 65504
+"""The largest number of float16."""
+
 INSIDE = (
     "A float64 model's value is computed in float32 on the way, as transformers does it: right to "
     "float32's digits and no further. In float32 and half precision it is right."
@@ -377,6 +506,50 @@ ITS_DEFAULT = (
 UNDERFLOWS = (
     "The eps that was asked for, 1e-8, is 0 in float16, and a dead unit is divided by it. "
     "zennit's default, 1e-6, is not 0."
+)
+
+BY_SIZE_PRODUCT = (
+    "A product's relevance is split by |a| / (|a| + |b|), two operands at a time; there is no "
+    "other rule for products."
+)
+BY_SIZE_NORM = (
+    "With the deviation held constant, LayerNorm's relevance is split by size three times: "
+    "between output and beta, between x and its mean, and the mean's part over all x."
+)
+STATISTIC = (
+    "torch writes F.rms_norm out on the CPU, and 1 / rms is taken for a constant only where "
+    "scaling x leaves the output the same within 1e-4, which norm_eps prevents when x is small. "
+    "Then x and 1 / rms are two operands of a product, split by size."
+)
+HALF_FIRST = (
+    "R is halved and divided by z + eps then, so the denominator is 2 (z + eps), and no argument "
+    "asks for 2 z + eps."
+)
+MASKED_PASSED = "Relevance that stands at masked entries is passed on like any other."
+QUOTIENT_16 = (
+    "An output near 0 is divided by a stabilizer that is 0 in float16, or whose quotient is "
+    "infinite there, and 0 times it is NaN."
+)
+IN_FLOAT32 = (
+    "The stabilizer is formed as epsilon * ((-1) ** (z < 0)), which torch makes an array of "
+    "float32: in float64, eps is right to seven digits, and an eps below 1e-45 is 0."
+)
+HALVED_BEFORE = (
+    "R is divided by z + eps and halved then, so the denominator is 2 (z + eps), and no argument "
+    "asks for 2 z + eps. Its eps is formed in float32, as everywhere."
+)
+MASK_AS_NUMBER = (
+    "Masked logits are multiplied like any other: -inf gives -inf or NaN, the lowest finite number "
+    "an enormous relevance where the least arrives at a masked entry, and a row that is masked "
+    "whole NaN."
+)
+RATIO_AT_ZERO = (
+    "The factor is f(x) / (x + eps s(x)): 0 at x = 0, where its limit is f'(0). The gradient of "
+    "a unit that is exactly 0 is lost."
+)
+QUOTIENT = (
+    "R / (z + eps s(z)) is formed in float32 and handed to torch in float16, where it is infinite "
+    "if z is near 0, and 0 times it is NaN."
 )
 
 OVERFLOW = Cause(
@@ -450,7 +623,7 @@ EXPLAINED: Mapping[tuple[str, str], tuple[Cause, ...]] = {
         Cause(("moe-degree-0",), "", reproduces(LXT_RENORMALIZE)),
     ),
     ("lxt_explicit", "*"): (
-        known("eps-unsigned"),
+        Cause(("eps-unsigned",), "", made("eps-unsigned")),
         known("fp16-nan", ITS_DEFAULT),
         Cause(("fp16-nan",), ITS_DEFAULT, no_number),
     ),
@@ -471,6 +644,9 @@ EXPLAINED: Mapping[tuple[str, str], tuple[Cause, ...]] = {
             "",
             reproduces(planted(renormalize_identity_gxi=ReferenceRules.renormalize_gradient)),
         ),
+    ),
+    ("lxt_gradient", "layer_norm_epsilon_gxi"): (
+        Cause(("norm-in-half",), "", where(_squares_overflow, reproduces(_nothing))),
     ),
     ("lxt_gradient", "rms_norm_identity_gxi"): (Cause(("narrowed",), INSIDE, right_in_float32),),
     ("lxt_gradient", "attention_attnlrp_gxi"): (Cause(("narrowed",), INSIDE, right_in_float32),),
@@ -539,6 +715,77 @@ EXPLAINED: Mapping[tuple[str, str], tuple[Cause, ...]] = {
         OVERFLOW,
     ),
     ("lxt_gradient", "*"): (OVERFLOW,),
+    ("autolrp_rules", "linear_gamma"): (
+        Cause(
+            ("gamma-at-zero",),
+            "",
+            where(
+                lambda case: case.inputs["b"] is None,
+                reproduces(planted(linear_gamma=wrong.gamma_off_zero)),
+            ),
+        ),
+    ),
+    ("autolrp_rules", "linear_*"): (known("bias-by-size"),),
+    ("autolrp_rules", "convolution_*"): (known("bias-by-size"),),
+    ("autolrp_rules", "add_epsilon"): (
+        Cause(("residual-absolute",), "", reproduces(_sum_by_size)),
+    ),
+    ("autolrp_rules", "multiply_uniform"): (
+        Cause(("product-proportional",), BY_SIZE_PRODUCT, reproduces(_product_by_size)),
+    ),
+    ("autolrp_rules", "matmul_uniform"): (
+        Cause(("eps-two-forms",), HALF_FIRST, reproduces(planted(**ONE_FORM))),
+    ),
+    ("autolrp_rules", "softmax_taylor"): (
+        Cause(("mask-finfo",), MASK_AS_NUMBER, reproduces(_masked_as_numbers)),
+    ),
+    ("autolrp_rules", "softmax_identity"): (
+        Cause(("mask-ignored",), MASKED_PASSED, reproduces(_passed_whole)),
+    ),
+    ("autolrp_rules", "pooling_epsilon"): (known("mean-by-size"),),
+    ("autolrp_rules", "layer_norm_epsilon"): (known("mean-by-size", BY_SIZE_NORM),),
+    ("autolrp_rules", "rms_norm_identity"): (
+        Cause(("statistic-missed",), STATISTIC, reproduces(_norm_not_recognized)),
+    ),
+    ("autolrp_rules", "top_k_pass_through"): (
+        Cause(("top-k-ties",), "", _same_but_for_ties, documented=TIES),
+    ),
+    ("autolrp_rules", "activation_identity"): (
+        Cause(("identity-in-wrong-form",), "", reproduces(_ratio_in_relevance_form)),
+    ),
+    ("autolrp_rules", "*"): (Cause(("fp16-overflow",), QUOTIENT_16, no_number),),
+    ("tdhook_rules", "linear_w_square"): (Cause(("bias-counted",), "", reproduces(_bias_squared)),),
+    ("tdhook_rules", "multiply_uniform"): (
+        Cause(("constant-eats-share",), "", reproduces(_constant_shares)),
+    ),
+    ("tdhook_rules", "matmul_uniform"): (
+        Cause(
+            ("eps-two-forms",), HALVED_BEFORE, reproduces(planted(**ONE_FORM, **wrong.IN_FLOAT32))
+        ),
+    ),
+    ("tdhook_rules", "softmax_taylor"): (
+        Cause(
+            ("softmax-dim",),
+            "",
+            where(lambda case: case.options["axis"] != -1, reproduces(_tdhook_softmax)),
+        ),
+        Cause(("mask-finfo",), MASK_AS_NUMBER, reproduces(_tdhook_softmax)),
+    ),
+    ("tdhook_rules", "layer_norm_epsilon"): (known("vjp-for-relevance"),),
+    ("tdhook_rules", "activation_identity_gxi"): (
+        Cause(("ratio-eps",), RATIO_AT_ZERO, reproduces(_ratio_at_zero_is_zero)),
+    ),
+    ("tdhook_rules", "network"): (
+        Cause(
+            ("one-target",),
+            "",
+            lambda v: v.behavior == "targets",
+        ),
+    ),
+    ("tdhook_rules", "*"): (
+        Cause(("eps-in-float32",), IN_FLOAT32, reproduces(planted(**wrong.IN_FLOAT32))),
+        Cause(("fp16-overflow",), QUOTIENT, no_number),
+    ),
 }
 """(Adapter, rules) -> what may be behind a failure, the first that explains it counts."""
 
@@ -635,6 +882,22 @@ PEERS = (
         "captum.attr.LRP with rules set as attributes of the layers. It explains one score: "
         "relevance r at the output is asked for by a score whose gradient there is r.",
     ),
+    Peer(
+        "tdhook_rules",
+        "tdhook-0.3.0.md",
+        "tdhook 0.3.0",
+        "relevance",
+        "Rules registered on torch modules, adapted, as its sources say, from zennit and LXT.",
+        ("torch", "tensordict"),
+    ),
+    Peer(
+        "autolrp_rules",
+        "autolrp-0.2.0.md",
+        "autoLRP 0.2.0",
+        "relevance",
+        "Rules for the nodes of torch's autograd graph, by their names. What it calls constant is "
+        "what does not come from the wrapped input.",
+    ),
 )
 
 
@@ -709,14 +972,14 @@ def models(peer: Peer) -> list[ModelRow]:
         for method in METHODS:
             cases = model_vectors.load(architecture, [method])
             with suppress(NotImplementedError):
-                found.append(_model_row(module, architecture, method, cases))
+                found.append(model_row(module, architecture, method, cases))
     return found
 
 
 METHODS = ("attnlrp", "attnlrp-gradient", "cp-lrp", "input-x-gradient")
 
 
-def _model_row(module: Any, architecture: str, method: str, cases: Sequence[ModelCase]) -> ModelRow:
+def model_row(module: Any, architecture: str, method: str, cases: Sequence[ModelCase]) -> ModelRow:
     compared = [_sites(module.model, case) for case in cases]
     parted = sum(len(wrong) for _, wrong in compared)
     again = [_sites(module.VARIANTS[WITHOUT_EPS].model, case) for case in cases] if parted else []
@@ -948,8 +1211,7 @@ def write(peer: Peer, folder: Path = FOLDER, date: str = "") -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Run LXT, zennit and captum on the conformance vectors and write a page on "
-        "each."
+        description="Run other libraries on the conformance vectors and write a page on each."
     )
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
     folder = parser.parse_args().folder

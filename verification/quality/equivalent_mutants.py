@@ -140,6 +140,5 @@ EQUIVALENT: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         "rules/composites.py",
         (("> 1e-12", ">= 1e-12"),),
     ),
-    ("the same in other letters", "rules/composites.py", (('float("inf")', 'float("INF")'),)),
 )
 """Why, file, and the changes (this becomes that) after which the program does the same."""

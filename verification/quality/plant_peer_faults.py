@@ -66,6 +66,14 @@ WITH_ZEROS = (
     "rms_norm_identity",
     "layer_norm_identity",
 )
+WHERE_EPS_SHOWS = (
+    "linear_epsilon",
+    "matmul_uniform",
+    "layer_norm_epsilon",
+    "attention_attnlrp",
+    "attention_cp",
+)
+"""Those in which the eighth digit of eps shows in most cases."""
 MODEL = ("model",)
 
 T = Any
@@ -607,6 +615,152 @@ def logit_squared(t: T) -> None:
     t.model = model
 
 
+# -- found since: LXT 2.1, zennit, captum, autoLRP, tdhook ----------------------------------------
+
+
+def shared_gradient(t: T) -> None:
+    """Every operand of a sum is handed the same gradient, and multiplies it in place."""
+
+    def sum_epsilon(
+        operands: Sequence[Tensor], r: Tensor, *, eps: float, stabilizer: str = "sign"
+    ) -> Any:
+        wide = [t.widen(a) for a in operands]
+        s, _ = t.stabilized_ratio(t.widen(r), sum(wide), eps, stabilizer)
+        for a in wide:
+            s = s * a
+        return tuple(s.to(r.dtype) for _ in wide)
+
+    t.sum_epsilon = sum_epsilon
+
+
+def norm_in_float32(t: T) -> None:
+    for name in ("rms_norm_identity_gxi", "rms_norm_gradient"):
+        _in_float32(t, name)
+
+
+def _in_float32(t: T, name: str) -> None:
+    unplanted = getattr(t, name)
+
+    def narrow(x: Tensor, w: Tensor, g: Tensor, *, norm_eps: float) -> Tensor:
+        if x.dtype != t.torch.float64:
+            return unplanted(x, w, g, norm_eps=norm_eps)
+        return unplanted(x.float(), w.float(), g.float(), norm_eps=norm_eps).double()
+
+    setattr(t, name, narrow)
+
+
+def mask_counted(t: T) -> None:
+    """p is 0 where masked, and what stands there enters the row's sum all the same."""
+
+    def softmax_taylor(
+        x: Tensor, r: Tensor, *, mask: Tensor | None = None, axis: int = -1
+    ) -> Tensor:
+        p, logits, _ = over(t, x, r, mask, axis)
+        wide = t.widen(r)
+        return (logits * (wide - p * wide.sum(axis, keepdim=True))).to(x.dtype)
+
+    t.softmax_taylor = softmax_taylor
+
+
+def ratio_eps(t: T) -> None:
+    """f(x) / (x + 1e-10), with a pole at -1e-10."""
+
+    def activation_identity_gxi(x: Tensor, g: Tensor, *, kind: str) -> Tensor:
+        wide = t.widen(x)
+        return (t.widen(g) * (t.activation(kind, wide) / (wide + 1e-10))).to(x.dtype)
+
+    t.activation_identity_gxi = activation_identity_gxi
+
+
+def cap_by_its_slope(t: T) -> None:
+    """Elementwise functions are left to autograd, a soft cap's tanh among them."""
+    t.activation_identity_gxi = t.activation_gradient
+
+
+def plus_weights(t: T) -> None:
+    unplanted = t.linear_epsilon
+
+    def linear_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Tensor:
+        return bare(unplanted(x, w.clamp(min=0), b, r, eps=1e-9))
+
+    t.linear_z_plus = linear_z_plus
+
+
+def lrp_0_divides(t: T) -> None:
+    unplanted = t.linear_epsilon
+
+    def linear_epsilon(
+        x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
+    ) -> Tensor:
+        if stabilizer != "none":
+            return bare(unplanted(x, w, b, r, eps=eps, stabilizer=stabilizer))
+        wide = [t.widen(a) for a in (x, w, b)]
+        return (wide[0] * ((t.widen(r) / t.functional.linear(*wide)) @ wide[1])).to(x.dtype)
+
+    t.linear_epsilon = linear_epsilon
+
+
+def bias_by_size(t: T) -> None:
+    for name in ("linear_epsilon", "linear_z_plus", "linear_alpha_beta", "linear_z_box"):
+        _bias_by_size(t, name)
+
+
+def _bias_by_size(t: T, name: str) -> None:
+    unplanted = getattr(t, name)
+
+    def rule(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, **options: Any) -> Tensor:
+        wx, ww, wr = (t.widen(a) for a in (x, w, r))
+        if b is not None:
+            z = (wx @ ww.T).abs()
+            wr = wr * z / (z + t.widen(b).abs() + options.get("eps", 1e-30))
+        return bare(unplanted(wx, ww, None, wr, **options)).to(x.dtype)
+
+    setattr(t, name, rule)
+
+
+def mean_by_size(t: T) -> None:
+    def pooling_epsilon(
+        x: Tensor,
+        r: Tensor,
+        *,
+        eps: float,
+        counted: Tensor | None = None,
+        stabilizer: str = "sign",
+    ) -> Tensor:
+        size = t.widen(x).abs() * (1 if counted is None else counted)
+        return (size / (size.sum(1, keepdim=True) + eps) * t.widen(r)).to(x.dtype)
+
+    t.pooling_epsilon = pooling_epsilon
+
+
+def eps_in_float32(t: T) -> None:
+    """(-1) ** (z < 0) is an array of integers; eps times it is one of float32."""
+    unplanted = t.stabilize
+
+    def stabilize(z: Tensor, eps: float, stabilizer: str) -> Tensor:
+        if stabilizer != "sign":
+            return unplanted(z, eps, stabilizer)
+        return (eps * (-1) ** (z < 0)).to(z.dtype)
+
+    t.stabilize = stabilize
+
+
+def vjp_of_layer_norm(t: T) -> None:
+    def layer_norm_epsilon(
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        r: Tensor,
+        *,
+        norm_eps: float,
+        eps: float,
+        stabilizer: str = "sign",
+    ) -> Tensor:
+        return bare(t.layer_norm_epsilon_gxi(x, w, b, r, norm_eps=norm_eps))
+
+    t.layer_norm_epsilon = layer_norm_epsilon
+
+
 # -- the table -------------------------------------------------------------------------------------
 
 PLANTS: tuple[Plant, ...] = (
@@ -662,6 +816,17 @@ PLANTS: tuple[Plant, ...] = (
     Plant("residual-absolute", MODEL, residual_absolute),
     Plant("gqa-repeat", MODEL, gqa_first_copy),
     Plant("rope-interleave", ROTARY, rope_interleave),
+    Plant("shared-gradient", ("sum_epsilon",), shared_gradient),
+    Plant("narrowed", ("rms_norm_identity_gxi", "rms_norm_gradient"), norm_in_float32),
+    Plant("mask-counted", ("softmax_taylor",), mask_counted),
+    Plant("ratio-eps", ("activation_identity_gxi",), ratio_eps),
+    Plant("slope-for-ratio", ("activation_identity_gxi", "model"), cap_by_its_slope),
+    Plant("plus-weights", ("linear_z_plus",), plus_weights),
+    Plant("lrp-0-divides", ("linear_epsilon",), lrp_0_divides),
+    Plant("bias-by-size", ("linear_epsilon", "linear_z_plus", "linear_z_box"), bias_by_size),
+    Plant("mean-by-size", ("pooling_epsilon",), mean_by_size),
+    Plant("eps-in-float32", WHERE_EPS_SHOWS, eps_in_float32),
+    Plant("vjp-for-relevance", ("layer_norm_epsilon",), vjp_of_layer_norm),
 )
 
 
