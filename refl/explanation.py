@@ -458,7 +458,9 @@ def _character(found: re.Match[str]) -> str:
 
 
 def _method(said: dict[str, Any]) -> Composite | Method:
-    return identified(Composite.from_dict(said)) if "rules" in said else Method(**said)
+    if "rules" in said:
+        return identified(Composite.from_dict(said))
+    return Method(**{key: said[key] for key in vars(Method("")) if key in said})
 
 
 def _sites(content: oracle.Oracle, formulation: str) -> Sites:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -60,6 +60,26 @@ def _is_finite(value: float) -> bool:
         return math.isfinite(value)
     except OverflowError:  # a whole number that no float holds
         return False
+
+
+def fraction(at: str, value: Any) -> None:
+    number(at, value)
+    if not 0 <= value <= 1:
+        raise _refuse(at, value, "a number from 0 to 1")
+
+
+def formulation(at: str, value: Any) -> None:
+    if value not in ("relevance", "gradient_x_input"):
+        raise _refuse(at, value, "relevance or gradient_x_input")
+
+
+def causes(at: str, value: Any) -> None:
+    """What absorbed relevance -> how much; a cause stands among the other rows of the ledger."""
+    named(number)(at, value)
+    for name in value:
+        word(f"a cause in {at}", name)
+        if name == "explained":
+            raise _refuse(f"a cause in {at}", name, "another name than that of the sum")
 
 
 def anything(at: str, value: Any) -> None:
@@ -121,15 +141,18 @@ def record(required: Mapping[str, Check], optional: Mapping[str, Check]) -> Chec
 _RULE = record(
     {"operation": text, "rule": text, "site": text, "role": text, "options": named(anything)}, {}
 )
-_WORDS = dict.fromkeys(("name", "formulation", "source", "summary", "score"), text)
+_WORDS = dict.fromkeys(("name", "source", "summary", "score"), text)
+_WORDS["formulation"] = formulation
 METHOD = record(_WORDS, {"rules": each(_RULE), "base": text, "changes": each(text)})
-_CANDIDATE = record({"token": text, "id": whole, "logit": number, "probability": maybe(number)}, {})
+_CANDIDATE = record(
+    {"token": text, "id": whole, "logit": number, "probability": maybe(fraction)}, {}
+)
 _SITE = record(
     {"site": text, "operation": text, "rule": text, "received": number}
-    | dict.fromkeys(("passed", "absorbed"), named(number)),
+    | {"passed": named(number), "absorbed": causes},
     {"rounding_scale": maybe(number)},
 )
-LEDGER = record({"explained": number, "roundoff": number, "sites": each(_SITE)}, {})
+LEDGER = record({"explained": number, "roundoff": fraction, "sites": each(_SITE)}, {})
 
 FACTS = record(
     {
@@ -140,7 +163,7 @@ FACTS = record(
         "target": text,
         "target_id": whole,
         "logit": number,
-        "probability": maybe(number),
+        "probability": maybe(fraction),
         "against": maybe(text),
         "seed": word,
         "explained": number,
@@ -182,11 +205,57 @@ def check_arrays(
             raise ReflError(f"there are {len(starts)} {group}word_starts, expected one for a token")
     _check_picture(facts, arrays)
     check_sites(sites)
+    _check_sums(facts, arrays, sites)
     groups = ["activation", "relevance"]
     if facts["method"]["formulation"] == "gradient_x_input":
         groups.append("gradient")
     if len({frozenset(sites[group]) for group in groups}) > 1:
         raise ReflError(f"{', '.join(groups)} are not of the same sites")
+
+
+def _check_sums(
+    facts: Mapping[str, Any],
+    arrays: Mapping[str, Array],
+    sites: Mapping[str, Mapping[str, Array]],
+) -> None:
+    """That what is said twice is said the same."""
+    for name in ("relevance", "decoder_relevance"):
+        if name in arrays and not np.isfinite(arrays[name]).all():
+            raise ReflError(f"{name} holds what is no finite number")
+    ledger = facts["ledger"]
+    if ledger is None:
+        return
+    if ledger["explained"] != facts["explained"]:
+        raise ReflError(
+            f"explained is {quoted(facts['explained'])}, and {quoted(ledger['explained'])} in the "
+            "ledger: expected one"
+        )
+    if facts["method"]["score"] == "sum":
+        for said in contradictions(ledger["sites"], arrays, sites["relevance"]):
+            raise ReflError(said)
+
+
+def contradictions(
+    entries: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array], sites: Mapping[str, Array]
+) -> Iterator[str]:
+    """Where the relevance of tokens, the sum over features of that at their embeddings, is that of
+    no embedding in the file. `entries`: of the ledger.
+    """
+    tables = [e["site"] for e in entries if e.get("operation") == "embedding"]
+    for name in ("relevance", "decoder_relevance"):
+        r = arrays.get(name)
+        found = [sites[s] for s in tables if s in sites]
+        near = [x for x in found if r is not None and x.ndim == 2 and len(x) == r.size]
+        if r is not None and near and not any(_adds_up(r.reshape(-1), x) for x in near):
+            yield f"{name} is not the sum over features of that at {shown(', '.join(tables[:3]))}"
+
+
+def _adds_up(r: Array, x: Array) -> bool:  # (T,), (T, D)
+    """To rounding, which is D u of the sum of sizes."""
+    u = max(np.finfo(r.dtype).eps, np.finfo(x.dtype).eps)
+    wide = x.astype(np.float64)
+    bound = 4 * x.shape[1] * u * np.abs(wide).sum(axis=1) + np.finfo(x.dtype).smallest_subnormal
+    return bool((np.abs(wide.sum(axis=1) - r) <= bound).all())
 
 
 def check_sites(sites: Mapping[str, Mapping[str, Array]]) -> None:

@@ -327,3 +327,66 @@ def test_a_file_says_the_rounding_scale_of_an_audit(tmp_path: Path) -> None:
     assert read.rounding_bound == e.ledger.rounding_bound and read.rounding_bound > 0
     refl.load().explain("the keys", keep=()).save(path)
     assert Explanation.load(path).ledger.rounding_bound is None
+
+
+# -- files that were tampered with -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("oracle") / "o.safetensors"
+    text().save(path)
+    return path
+
+
+def tampered(path: Path, at: Path, change: Any) -> Path:
+    """The file with its facts and arrays changed."""
+    arrays, metadata = read_safetensors(path)
+    facts = {key: json.loads(value) for key, value in metadata.items()}
+    arrays = {name: np.array(a) for name, a in arrays.items()}
+    change(facts, arrays)
+    write_safetensors(at, arrays, {key: json.dumps(value) for key, value in facts.items()})
+    return at
+
+
+def absorb(name: str) -> Any:
+    return lambda f, a: f["ledger"]["sites"][0]["absorbed"].update({name: 1.0})
+
+
+def scores(change: Any) -> Any:
+    return lambda f, a: a.update(relevance=change(a["relevance"]))
+
+
+TAMPERED = {
+    "explained": (lambda f, a: f.update(explained=9.0), "in the ledger: expected one"),
+    "probability": (lambda f, a: f.update(probability=5.0), "a number from 0 to 1"),
+    "candidate": (lambda f, a: f["candidates"][0].update(probability=-1.0), "from 0 to 1"),
+    "roundoff": (lambda f, a: f["ledger"].update(roundoff=-1e-3), "a number from 0 to 1"),
+    "formulation": (lambda f, a: f["method"].update(formulation="x"), "gradient_x_input"),
+    "the sum": (absorb("explained"), "another name than that of the sum"),
+    "a row": (absorb("conservation error"), "a word of small letters"),
+    "markup": (absorb("<img src=x>"), "a word of small letters"),
+    "twice": (scores(lambda r: 2 * r), "relevance is not the sum over features"),
+    "reversed": (scores(lambda r: r[::-1].copy()), "relevance is not the sum over features"),
+    "nan": (scores(lambda r: r * np.nan), "relevance holds what is no finite number"),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_a_file_that_contradicts_itself(saved: Path, tmp_path: Path, name: str) -> None:
+    change, words = TAMPERED[name]
+    with pytest.raises(ReflError, match=words):
+        Explanation.load(tampered(saved, tmp_path / "t", change))
+
+
+@pytest.mark.parametrize("name", ["twice", "reversed", "nan"])
+def test_compare_sees_tokens_that_are_not_those_of_the_sites(
+    saved: Path, tmp_path: Path, name: str
+) -> None:
+    """Every site may agree: it is the relevance of the tokens that people read."""
+    other = tampered(saved, tmp_path / "t.safetensors", TAMPERED[name][0])
+    for a, b, where in ((saved, other, "in B"), (other, saved, "in A")):
+        c = compare(a, b)
+        assert not c.equal and where in str(c) and "is not the sum over features" in str(c)
+    assert main(["compare", str(saved), str(other)]) == 1
+    assert compare(saved, saved).equal

@@ -27,6 +27,7 @@ import numpy as np
 
 from refl.errors import ReflError
 from refl.explanation import Explanation
+from refl.io.facts import contradictions
 from refl.model import Model, load
 from refl.verification.compare.alignment import known_sites
 from refl.verification.compare.comparison import Comparison
@@ -114,7 +115,18 @@ def compare(
         found,
         changed,
         {e["site"]: f"{e.get('operation')}, rule {e.get('rule')}" for e in ledger},
+        [] if first else [*_contradictions("A", left), *_contradictions("B", right)],
     )
+
+
+def _contradictions(name: str, side: Oracle) -> list[str]:
+    """Sites may agree, and the relevance of the tokens, which people read, be another's."""
+    said = side.metadata.get("method")
+    if not isinstance(said, dict) or said.get("score") != "sum":
+        return []
+    arrays = {k: a for k, a in side.inputs.items() if a.dtype.kind == "f"}
+    found = contradictions(side.ledger, arrays, side.relevance)
+    return [f"in {name} {words}" for words in found]
 
 
 def _side(side: Side) -> Oracle:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from refl.show.text import printable
@@ -47,6 +47,8 @@ class Comparison:
     """What B's relevance is of A's at the first site that parts, where no diagnosis says more."""
     operations: dict[str, str]
     """Site -> the operation it is the output of, where a file says."""
+    contradictions: list[str] = field(default_factory=list)
+    """What a file says of its tokens that its own sites do not bear out."""
 
     @property
     def equal(self) -> bool:
@@ -55,7 +57,13 @@ class Comparison:
 
     @property
     def parts(self) -> bool:
-        return bool(self.quantity or self.shape_mismatches or self.first or self.first_forward)
+        return bool(
+            self.quantity
+            or self.shape_mismatches
+            or self.first
+            or self.first_forward
+            or self.contradictions
+        )
 
     @property
     def first(self) -> SiteError | None:
@@ -86,6 +94,7 @@ class Comparison:
             "only_a": self.only[0],
             "only_b": self.only[1],
             "shape_mismatches": self.shape_mismatches,
+            "contradictions": self.contradictions,
             "sites": [_plain(e) for e in self.errors],
             "activations": [_plain(e) for e in self.forward],
         }
@@ -119,6 +128,8 @@ def headline(c: Comparison) -> str:
         )
     if c.first:
         return f"Relevance parts first at {c.first.site}, {_deviation(c.first)}; {_above(c)}."
+    if c.contradictions:
+        return f"Relevance agrees at {len(c.errors)} sites; but {'; '.join(c.contradictions)}."
     if c.shape_mismatches:
         count = len(c.shape_mismatches)
         return f"Relevance agrees at {len(c.errors)} sites; at {count} the shapes do not fit."

@@ -38,6 +38,8 @@ class Oracle:
     metadata: dict[str, Any] = field(default_factory=dict)
     """Everything else of its metadata, and the ids."""
     picture: Any = None
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """`relevance` and `decoder_relevance`: those of the tokens, of no site."""
 
     @functools.cached_property
     def _called(self) -> dict[str, set[str]]:
@@ -93,6 +95,7 @@ def read(path: str | Path) -> Oracle:
         _composite(metadata.get("method")),
         metadata,
         arrays.get("picture"),
+        {name: arrays[name] for name in _INPUTS if name in arrays},
     )
 
 
@@ -112,7 +115,11 @@ def of(e: Explanation, name: str = "") -> Oracle:
         method if isinstance(method, Composite) else _composite(method.as_dict()),
         metadata,
         e.picture,
+        {name: getattr(e, name) for name in _INPUTS if getattr(e, name) is not None},
     )
+
+
+_INPUTS = ("relevance", "decoder_relevance")
 
 
 def _ids(name: str, array: Any) -> list[int]:
