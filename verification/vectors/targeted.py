@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -41,6 +41,10 @@ WHY = {
     "apart": "an example 10,000 times the size of the others, one with relevance of 1e-20: "
     "examples that touch each other, and small relevance that is dropped",
     "zeros": "zeros of both signs, sums that cancel",
+    "loud": "an example with relevance of a million, one of 1e20: what is clipped",
+    "offset": "a mean a thousand times the spread: E[x^2] - E[x]^2 cancels",
+    "outside": "inputs beyond both bounds: they are not cut to the box",
+    "twice": "the same operand twice: each place gets its own part",
     "long": "a long row: blocks whose rest is forgotten, sums in a narrower format",
     "square": "a square weight that is not symmetric, after two leading axes",
     "fewer": "fewer outputs than inputs, no bias",
@@ -88,8 +92,9 @@ WHY = {
 class Numbers:
     """Short decimals of one format from a seed, no two of an array equal.
 
-    kind: `apart` makes the second example large and the relevance of the third small, `zeros` draws
-    small whole numbers with zeros of both signs, `heavy` makes weights large.
+    kind: `apart` makes the second example large and the relevance of the third small, `loud` the
+    relevance of the second and third large; `zeros` draws small whole numbers with zeros of both
+    signs, `heavy` makes weights large.
     """
 
     def __init__(self, seed: str, dtype: str, kind: str = "") -> None:
@@ -107,7 +112,7 @@ class Numbers:
         """An operand: examples along the first axis."""
         if self.kind == "zeros":
             return self._whole(*shape)
-        return self._by_example(shape, (0, self.power, 0), sign)
+        return self._by_example(shape, (0, self.power * (self.kind == "apart"), 0), sign)
 
     def w(self, *shape: int) -> Array:
         """A weight."""
@@ -118,7 +123,7 @@ class Numbers:
 
     def r(self, *shape: int) -> Array:
         """Relevance, or a gradient."""
-        return self._by_example(shape, (0, 0, -20), 0)
+        return self._by_example(shape, (0, 6, 20) if self.kind == "loud" else (0, 0, -20), 0)
 
     def table(self, values: Any) -> Array:
         return self._held(np.ravel(values).tolist(), np.shape(values))
@@ -126,7 +131,7 @@ class Numbers:
     def _by_example(self, shape: tuple[int, ...], powers: Sequence[int], sign: int) -> Array:
         n = math.prod(shape)
         decimals = self._decimals(n, sign)
-        if self.kind == "apart":
+        if self.kind in ("apart", "loud"):
             each = n // shape[0]
             decimals = [f"{d}e{powers[i // each % 3]}" for i, d in enumerate(decimals)]
         return self._held(decimals, shape)
@@ -168,7 +173,7 @@ class Aim:
 
     @property
     def kind(self) -> str:
-        return self.key if self.key in ("apart", "zeros", "heavy") else ""
+        return self.key if self.key in ("apart", "loud", "zeros", "heavy") else ""
 
     @property
     def note(self) -> str:
@@ -996,8 +1001,70 @@ AIMS: dict[str, tuple[Callable[[str], Iterator[Aim]], ...]] = {
 """Beginning of a rule's name (the longest counts) -> its cases."""
 
 
+# -- what came later: behind the others, whose numbers follow from their places --------------------
+
+LOUD: dict[str, Callable[[str], Callable[[Numbers], Made]]] = {
+    "linear": lambda rule: partial(_linear_call, rule, (3,), 2, 2, True),
+    "convolution": lambda rule: partial(_convolution_call, rule, (3, 1, 2), (1, 2), (1, 1), (0, 0)),
+    "add": lambda rule: partial(_pair, rule, (3, 2), (3, 2)),
+    "sum": lambda rule: partial(_list, rule, (3, 2), (3, 2)),
+    "multiply": lambda rule: partial(_list, rule, (3, 2), (3, 2)),
+    "multiply_second": lambda rule: partial(_pair, rule, (3, 2), (3, 2)),
+    "matmul": lambda rule: partial(_matmul_call, rule, (3,), 2, 2, 1),
+    "softmax": lambda rule: partial(_shaped, _softmax_call, rule, (3, 2)),
+    "rms_norm": lambda rule: partial(_shaped, _norm_call, rule, (3, 2)),
+    "layer_norm": lambda rule: partial(_shaped, _norm_call, rule, (3, 3)),
+    "activation": lambda rule: partial(_activation_call, rule, "silu", (3, 2)),
+    "rotary": lambda rule: partial(_rotary_call, rule, (3, 1, 1, 2)),
+    "pooling": lambda rule: partial(_pooling_call, rule, (3, 2, 1)),
+    "scale": lambda rule: partial(_scale_call, rule, (3, 2), 0.37),
+    "repeat_heads": lambda rule: partial(_repeat_call, (3, 1, 1, 2), 2),
+    "gather": lambda rule: partial(_gather_call, (3, 2, 1), [[1, 0], [0, 1], [1, 0]]),
+    "top_k": lambda rule: partial(_top_k_call, (3, 1, 3), 2),
+    "renormalize": lambda rule: partial(_shaped, _renormalize_call, rule, (3, 2)),
+    "fan_out": lambda rule: partial(_fan_out_call, rule, (3,), 2, 2),
+    "attention": lambda rule: partial(_attention_call, rule, (3, 1, 1, 2, 2, 1)),
+    "network": lambda rule: partial(_network_call, 3, (2, 2, 1), "relu"),
+}
+"""As AIMS: one small call of three examples."""
+
+
+def _later(rule: str) -> Iterator[Aim]:
+    yield Aim("loud", LOUD[_of(rule, LOUD)](rule))
+    if rule == "linear_z_box":
+        yield Aim("outside", partial(_beyond_the_box, rule))
+    if rule in ("layer_norm_epsilon", "layer_norm_epsilon_gxi", "layer_norm_gradient"):
+        yield Aim("offset", partial(_norm_offset, rule))
+    if AIMS[_of(rule, AIMS)][0] is _lists:
+        yield Aim("twice", partial(_list_twice, rule))
+
+
+def _beyond_the_box(rule: str, d: Numbers) -> Made:
+    inputs, _ = _linear_call(rule, (2,), 4, 3, True, d)
+    return inputs, {"low": -1.0, "high": 0.5}
+
+
+def _norm_offset(rule: str, d: Numbers) -> Made:
+    """With a bias: without one the scale of layer_norm_epsilon cancels."""
+    inputs, options = _norm_call(rule, d, (2, 4))
+    inputs["x"] = held(inputs["x"] + 4000.0, d.dtype)
+    return inputs, options
+
+
+def _list_twice(rule: str, d: Numbers) -> Made:
+    """Of three operands the first and the last."""
+    inputs, options = _list(rule, (2, 3), (2, 3), (2, 3), d)
+    first, second, _ = inputs["operands"]
+    return inputs | {"operands": [first, second, first.copy()]}, options
+
+
+def _of(rule: str, known: Iterable[str]) -> str:
+    """The longest beginning of a rule's name."""
+    return max((name for name in known if rule.startswith(name)), key=len)
+
+
 def aims(rule: str) -> Iterator[Aim]:
     """The cases of a rule, in their order."""
-    name = max((name for name in AIMS if rule.startswith(name)), key=len)
-    for of in (*AIMS[name], *((REST[name],) if name in REST else ())):
+    name = _of(rule, AIMS)
+    for of in (*AIMS[name], *((REST[name],) if name in REST else ()), _later):
         yield from of(rule)
