@@ -245,7 +245,9 @@ def contradictions(
     for name in ("relevance", "decoder_relevance"):
         r = arrays.get(name)
         found = [sites[s] for s in tables if s in sites]
-        near = [x for x in found if r is not None and x.ndim == 2 and len(x) == r.size]
+        near = [  # of a padded batch, with rows behind that are of no token
+            x[: r.size] for x in found if r is not None and x.ndim == 2 and len(x) >= r.size
+        ]
         if r is not None and near and not any(_adds_up(r.reshape(-1), x) for x in near):
             yield f"{name} is not the sum over features of that at {shown(', '.join(tables[:3]))}"
 

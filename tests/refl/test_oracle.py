@@ -20,7 +20,7 @@ from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.rules.composites import Rule
 from refl.rules.published import METHODS
 from refl.verification.compare.compare import compare
-from refl.verification.random_models import BERT, MIXTRAL, random_model
+from refl.verification.random_models import BERT, MIXTRAL, T5, random_model
 
 FOLDER = Path(__file__).parent / "data" / "format_1"
 BOUND = 1e-12
@@ -377,6 +377,14 @@ def test_a_file_that_contradicts_itself(saved: Path, tmp_path: Path, name: str) 
     change, words = TAMPERED[name]
     with pytest.raises(ReflError, match=words):
         Explanation.load(tampered(saved, tmp_path / "t", change))
+
+
+def test_no_contradiction_in_a_padded_batch_of_two_embeddings(tmp_path: Path) -> None:
+    """The decoder's rows are padded to as many as the encoder reads."""
+    model = random_model(T5, 3)
+    for e in model.explain([[1, 2, 4, 3], [1, 2]], decoder=[[0, 3], [0]], keep="*"):
+        e.save(tmp_path / "e")
+        assert Explanation.load(tmp_path / "e").as_dict() == e.as_dict()
 
 
 @pytest.mark.parametrize("name", ["twice", "reversed", "nan"])
