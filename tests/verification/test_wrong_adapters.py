@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refl.verification.conformance import results, runner
+from refl.verification.conformance import report, results, runner
 from refl.verification.vectors import rule_vectors
 from refl.verification.vectors.case import Case
 
@@ -121,3 +121,50 @@ def same_operands(a: Case, b: Case) -> bool:
         return (x is None) == (y is None) and np.array_equal(x, y)
 
     return a.dtype == b.dtype and all(map(alike, a.arguments[:-1], b.arguments[:-1]))
+
+
+def mean_over_outputs(x: Array, w: Array, b: Array, g: Array) -> Array:
+    return g @ w / len(w)
+
+
+def factors_exchanged(
+    x: Array, w: Array, b: Array, r: Array, *, alpha: float, beta: float
+) -> Array:
+    c, bias = x[..., None, :] * w, 0 * w[:, 0] if b is None else b
+    parts = (
+        (beta, np.maximum(c, 0), np.maximum(bias, 0)),
+        (-alpha, np.minimum(c, 0), np.minimum(bias, 0)),
+    )
+    return sum((m * quotient(m.sum(-1) + n, f * r, 0.0)[..., None]).sum(-2) for f, m, n in parts)
+
+
+def halves(operands: list[Array], r: Array, *, eps: float) -> tuple[Array, ...]:
+    return tuple(r / len(operands) for _ in operands)
+
+
+def where_active(x: Array, r: Array, *, kind: str) -> Array:
+    return np.where(x > 0, r, 0.0) if kind == "relu" else r
+
+
+def eps_above(x: Array, w: Array, b: Array, r: Array, *, eps: float) -> Array:
+    """eps is added to the relevance: 1e-6 of it, which is about what float32 loses."""
+    return x * (quotient(x @ w.T + (0 if b is None else b), r + eps, 0.0) @ w)
+
+
+NAMED: dict[str, tuple[Callable[..., Any], str | None]] = {
+    "linear_gradient": (mean_over_outputs, "constant-factor"),
+    "linear_alpha_beta": (factors_exchanged, "alpha-index"),
+    "sum_epsilon": (halves, "residual-halves"),
+    "activation_identity": (where_active, "relu-identity-lost"),
+    "linear_epsilon": (eps_above, None),
+}
+"""What is named as the cause, if anything is."""
+
+
+@pytest.mark.parametrize("rule", NAMED)
+def test_the_cause_is_named_or_nothing_is(rule: str) -> None:
+    function, name = NAMED[rule]
+    with np.errstate(all="ignore"):
+        result = found(rule, function)
+    assert (result.cause.id if result.cause else None) == name
+    assert report.looks_like(result).startswith("looks like" if name else "in part like")

@@ -24,6 +24,7 @@ from refl.verification.conformance.reproduction import (
     reproduces,
 )
 from refl.verification.conformance.structural_diagnosis import (
+    FITTED,
     changes_of_answers,
     changes_of_inputs,
 )
@@ -121,6 +122,7 @@ def most_telling(
     for case_id, found in failed.items():
         for each in found:
             explains.setdefault(each, set()).add(case_id)
+    _join_factors(explains)
     right = list(passed)
     documented = {id for d, ids in explains.items() if d[0].id in conventions for id in ids}
     for d in explains:
@@ -130,6 +132,14 @@ def most_telling(
         d for d in explains if d[0].behavior or not any(_would_fail(d, case) for case in right)
     }
     return sorted(_fewest(explains, believed), key=lambda m: m.id in conventions)
+
+
+def _join_factors(explains: dict[Diagnosis, set[str]]) -> None:
+    """A factor may be another in each case (a mean in place of a sum): counted together, too."""
+    factors = [d for d in explains if d[0].id == "constant-factor"]
+    if len(factors) > 1:
+        joined = set().union(*(explains[d] for d in factors))
+        explains[factors[0][0], FITTED] = joined
 
 
 def _fewest(explains: Mapping[Diagnosis, set[str]], believed: set[Diagnosis]) -> list[Mistake]:

@@ -209,6 +209,15 @@ MISTAKES: tuple[Mistake, ...] = (
         planted(sum_epsilon=wrong.by_size(1.0)),
     ),
     mistake(
+        "residual-halves",
+        "add_epsilon sum_epsilon",
+        planted(
+            sum_epsilon=lambda self, operands, r, **o: tuple(
+                self.folded(r / len(operands), a) for a in operands
+            )
+        ),
+    ),
+    mistake(
         "constant-eats-share",
         "multiply_uniform multiply_uniform_gxi",
         planted(fractions=lambda self, operands, fixed: [1 / len(operands)] * len(operands)),
@@ -219,6 +228,8 @@ MISTAKES: tuple[Mistake, ...] = (
         "relu-identity-lost",
         "activation_identity network",
         planted(activation_identity=lambda self, x, r, *, kind: 0 * r if kind == "relu" else r),
+        planted(activation_identity=lambda self, x, r, *, kind: r * ((kind != "relu") | (x > 0))),
+        planted(activation_identity=lambda self, x, r, *, kind: r * ((kind != "relu") | (x >= 0))),
     ),
     mistake(
         "rule-forgotten",
@@ -269,6 +280,9 @@ MISTAKES: tuple[Mistake, ...] = (
         wrong.with_factors(lambda alpha, beta: (alpha, alpha)),
         wrong.with_factors(lambda alpha, beta: (beta, beta)),
         wrong.with_factors(lambda alpha, beta: (alpha, 1.0)),
+        wrong.with_factors(lambda alpha, beta: (beta, alpha)),
+        wrong.with_factors(lambda alpha, beta: (2.0, 1.0)),
+        wrong.with_factors(lambda alpha, beta: (1.0, 0.0)),
     ),
     mistake(
         "gamma-forward",
@@ -501,6 +515,7 @@ MISTAKES: tuple[Mistake, ...] = (
         _ATTENTION,
         called_with(lambda case: {"scale": 1.0}),
         called_with(lambda case: {"scale": case.options["scale"] ** 2}),
+        called_with(lambda case: {"scale": case.inputs["q"].shape[-1] ** -0.5}),
     ),
     mistake(
         "product-doubled",

@@ -252,9 +252,14 @@ def _table(shown: Sequence[RuleResult], width: int) -> list[Line]:
 def looks_like(r: RuleResult) -> str:
     """The mistakes, with how much of what is wrong each explains, and what none does."""
     said = [f"{m.id} ({r.fraction(m)})" for m in r.mistakes[:MOST_MISTAKES]]
-    found = f"looks like {', '.join(said)}" if said else ""
+    found = f"{_likeness(r)} {', '.join(said)}" if said else ""
     left = f"{len(r.unexplained)} of {r.failing} failing cases not explained"
     return "; ".join([*([found] if found else []), *([left] if r.unexplained else [])])
+
+
+def _likeness(r: RuleResult) -> str:
+    """Nothing is called the cause that explains few of the failing cases."""
+    return "looks like" if r.cause else "in part like"
 
 
 def rule_lines(r: RuleResult, width: int) -> list[Line]:
@@ -266,8 +271,8 @@ def rule_lines(r: RuleResult, width: int) -> list[Line]:
     for m in r.mistakes[:MOST_MISTAKES]:
         also = f" Documented: {r.conventions[m.id]}" if m.id in r.conventions else ""
         out += paragraph(
-            f"looks like {m} (gives the same wrong numbers: {r.fraction(m)}; met in: {m.met_in})"
-            f"{printable(also)}",
+            f"{_likeness(r)} {m} (gives the same wrong numbers: {r.fraction(m)}; "
+            f"met in: {m.met_in}){printable(also)}",
             width,
         )
     raised = Counter(x.message for x in r.cases if x.failed and x.message and not x.behavior)
