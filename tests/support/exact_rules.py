@@ -147,4 +147,5 @@ def near(got: Any, wanted: Number, bound: Number, where: Any = "") -> None:
 
 
 def arrays_of(backend: Backend, *values: Any) -> list[Any]:
-    return [backend.place(np.asarray(v, dtype=np.float64)) for v in values]
+    floats = (np.asarray(v, dtype=getattr(v, "dtype", np.float64)) for v in values)
+    return [backend.place(v) for v in floats]
