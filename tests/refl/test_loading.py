@@ -558,3 +558,13 @@ def test_features_have_no_probability(tmp_path: Path) -> None:
         np.linspace(-1, 1, 288).reshape(3, 8, 12)
     )
     assert np.isnan(e.probability) and "probability" not in str(e)
+
+
+def test_a_model_without_a_softmax_is_verified(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Conservation then speaks of the logit's seed alone."""
+    one = {"num_labels": 1, "num_hidden_layers": 1, "architectures": CLASSIFIER["architectures"]}
+    folder = str(checkpoint_of(tmp_path / "model", BERT | one))
+    assert main(["verify", "--model", folder, "--ids", "1", "2", "4", "--only", "3"]) == 0
+    assert "hold" in capsys.readouterr().out

@@ -102,7 +102,7 @@ def whole_account(m: ModelUnderTest) -> Iterator[Row]:
             scores = input_scores(e)
             error = abs(float(scores.sum() - e.ledger.tokens))
             worst.add(error, rounding_bound(e), shown, float(np.abs(scores).sum()))
-    for seed in () if m.at else KINDS:
+    for seed in () if m.at else KINDS if m.model.probability == "softmax" else ("logit",):
         _add_account_error(m.explain("attnlrp", seed=seed, keep=()), f"seed {seed}", worst)
     yield worst.row(
         3,
