@@ -26,7 +26,7 @@ pytest.register_assert_rewrite(
 
 from backends import BACKENDS, Backend, Recorder, backend_named, why_no_cupy
 from hypothesis import HealthCheck, Phase, settings
-from selections import GONE, QUICK, SLOW, matching
+from selections import GONE, QUICK, RARE, SLOW, matching
 
 import refl.arrays
 
@@ -125,12 +125,12 @@ def _mark(config: pytest.Config, items: list[pytest.Item]) -> None:
     """By the lists of tests/support/selections.py; what they name in vain, test_selections says."""
     found: set[str] = set()
     for item in items:
-        for mark, patterns in (("quick", QUICK), ("slow", SLOW)):
+        for mark, patterns in (("quick", QUICK), ("slow", SLOW), ("rare", RARE)):
             if named := matching(item.nodeid, patterns):
                 item.add_marker(mark)
                 found.update(named)
     if config.args == config.getini("testpaths"):
-        config.stash[GONE] = {*QUICK, *SLOW} - found
+        config.stash[GONE] = {*QUICK, *SLOW, *RARE} - found
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

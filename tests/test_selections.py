@@ -1,9 +1,9 @@
-"""The lists of quick and slow tests are kept up: they name no test that is gone."""
+"""The lists of quick, slow and rare tests are kept up: they name no test that is gone."""
 
 from __future__ import annotations
 
 import pytest
-from selections import GONE, QUICK, SLOW, matching
+from selections import GONE, QUICK, RARE, SLOW, matching
 
 
 def test_every_pattern_names_a_test(pytestconfig: pytest.Config) -> None:
@@ -17,4 +17,4 @@ def test_patterns_mean_brackets_as_they_stand() -> None:
 
 
 def test_nothing_is_quick_and_slow() -> None:
-    assert not [pattern for pattern in SLOW if matching(pattern, QUICK)]
+    assert not [pattern for pattern in (*SLOW, *RARE) if matching(pattern, QUICK)]

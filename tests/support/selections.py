@@ -1,4 +1,4 @@
-"""Which tests are marked `quick`, and which `slow`: lists, so that each is seen as a whole. A
+"""Which tests are marked `quick`, `slow` and `rare`: lists, so that each is seen as a whole. A
 pattern is the name of a test as pytest prints it, with * for anything.
 """
 
@@ -74,6 +74,12 @@ QUICK = (
 """Every part once, in under half a minute on two cores."""
 
 SLOW = (
+    "tests/refl/test_checkpoint.py::test_fuzz_in_bounded_memory",
+    "tests/verification/test_conformance.py::test_refl_passes_whole_models",
+    "tests/verification/test_verify.py::test_a_net_without_relevance*",
+    "tests/verification/test_verify.py::test_a_recomputation_that_loses_a_bit*",
+    "tests/verification/test_verify.py::test_everything_holds[T5]",
+    "tests/verification/test_verify.py::test_where_rounding_is_allowed_something_was_measured",
     "tests/refl/test_readme.py::test_the_misses_are_as_said",
     "tests/refl/test_cli_exits.py::test_a_signal_leaves_no_half_file[SIGHUP]",
     "tests/refl/test_cli_exits.py::test_a_signal_leaves_no_half_file[SIGINT]",
@@ -164,6 +170,72 @@ SLOW = (
 )
 """What repeats, on another net, what a kept test shows, and takes seconds."""
 
+
+RARE = (
+    "tests/nets/test_decoders.py::test_every_backend[gemma2-*",
+    "tests/nets/test_decoders.py::test_every_backend[mistral-*",
+    "tests/nets/test_decoders.py::test_every_backend[olmo2-*",
+    "tests/nets/test_decoders.py::test_every_backend[phi-*",
+    "tests/nets/test_decoders.py::test_every_backend[qwen2-*",
+    "tests/nets/test_encoders.py::*surrogate_gradient[albert, one*-input-x-gradient]",
+    "tests/nets/test_encoders.py::*surrogate_gradient[albert, classes-*",
+    "tests/nets/test_encoders.py::*surrogate_gradient[albert-input-x-gradient]",
+    "tests/nets/test_encoders.py::test_the_same_under_the_array_standard[*-albert, classes]",
+    "tests/nets/test_encoders.py::test_the_same_under_the_array_standard[*-roberta]",
+    "tests/nets/test_experts.py::*surrogate_gradient[mixtral-input-x-gradient]",
+    "tests/nets/test_experts.py::*surrogate_gradient[mixtral-lrp-0]",
+    "tests/nets/test_experts.py::*surrogate_gradient[qwen3-moe-cp-lrp]",
+    "tests/nets/test_experts.py::*surrogate_gradient[qwen3-moe-input-x-gradient]",
+    "tests/nets/test_experts.py::*surrogate_gradient[qwen3-moe-lrp-0]",
+    "tests/nets/test_experts.py::test_the_same_in_every_backend[*,*",
+    "tests/refl/test_backends.py::test_dtype_is_kept_everywhere[gpt2, relu-*",
+    "tests/refl/test_backends.py::test_dtype_is_kept_everywhere[llama, tanh, llama3 rope-*",
+    "tests/refl/test_backends.py::test_explanations_are_the_same_in_every_backend[*-alpha-beta-*",
+    "tests/refl/test_backends.py::test_explanations_are_the_same_in_every_backend[*-attnlrp-vit-*",
+    "tests/refl/test_backends.py::test_explanations_are_the_same_in_every_backend[*-cp-lrp-vit-*",
+    "tests/refl/test_backends.py::test_explanations_are_the_same_in_every_backend[*-flat-*",
+    "tests/refl/test_backends.py::test_explanations_are_the_same_in_every_backend[*-w-square-*",
+    "tests/refl/test_backends.py::test_explanations_are_the_same_in_every_backend[gpt2-gamma-*",
+    "tests/refl/test_backends.py::test_explanations_are_the_same_in_every_backend[gpt2-input-*",
+    "tests/refl/test_backends.py::test_explanations_are_the_same_in_every_backend[gpt2-lrp-0-*",
+    "tests/refl/test_backends.py::test_explanations_are_the_same_in_every_backend[gpt2-lxt-*",
+    "tests/refl/test_memory.py::test_keeping_costs_and_recomputing_saves",
+    "tests/verification/test_compare.py::test_another_rounding[T5-float64]",
+    "tests/verification/test_compare.py::test_command_json",
+    "tests/verification/test_compare.py::test_every_kind_of_output_is_run_again[contrast]",
+    "tests/verification/test_compare.py::test_every_kind_of_output_is_run_again[experts]",
+    "tests/verification/test_compare.py::test_every_kind_of_output_is_run_again[masked]",
+    "tests/verification/test_compare.py::test_every_kind_of_output_is_run_again[picture]",
+    "tests/verification/test_compare.py::test_every_kind_of_output_is_run_again[position]",
+    "tests/verification/test_compare.py::test_most_alternatives_are_others",
+    "tests/verification/test_compare.py::test_strange_metadata[input_ids]",
+    "tests/verification/test_compare.py::test_strange_metadata[method]",
+    "tests/verification/test_compare.py::test_strange_metadata[target_id]",
+    "tests/verification/test_compare.py::test_the_other_reading_held_against_refl",
+    "tests/verification/test_compare.py::test_what_no_alternative_is[attnlrp]",
+    "tests/verification/test_compare.py::test_what_was_done_is_named[eps-unsigned: eps 1e-05]",
+    "tests/verification/test_compare.py::test_what_was_done_is_named[gate-constant]",
+    "tests/verification/test_compare.py::test_what_was_done_is_named[halved-linear]",
+    "tests/verification/test_compare.py::test_what_was_done_is_named[identity-in-wrong-form]",
+    "tests/verification/test_compare.py::test_what_was_done_is_named[matmul*",
+    "tests/verification/test_compare.py::test_what_was_done_is_named[moe-degree-0]",
+    "tests/verification/test_compare.py::test_what_was_done_is_named[product-proportional]",
+    "tests/verification/test_exact_sweep.py::test_a_fault_is_seen[positions counted from one]",
+    "tests/verification/test_exact_sweep.py::test_a_fault_is_seen[logits shifted*",
+    "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[qwen3]",
+    "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[roberta]",
+    "tests/verification/test_identities.py::test_9_fast_attention_is_plain_attention[gpt2-129]",
+    "tests/verification/test_identities.py::test_9_fast_attention_is_plain_attention[llama-129]",
+    "tests/verification/test_verify.py::test_a_wrong_rule_fails_its_identities[*doubled]",
+    "tests/verification/test_verify.py::test_a_wrong_rule_fails_its_identities[*to one]",
+    "tests/verification/test_verify.py::test_a_wrong_rule_fails_its_identities[*3 : 1]",
+    "tests/verification/test_verify.py::test_everything_holds[BERT]",
+    "tests/verification/test_verify.py::test_everything_holds[GPT2]",
+    "tests/verification/test_verify.py::test_everything_holds_in_float32[LLAMA]",
+)
+"""What repeats, on another net or method, what a kept test shows, and is left out of the build too:
+for the day before a release (`pytest -m rare`).
+"""
 
 GONE = pytest.StashKey[set[str]]()
 """Patterns that name no test of a whole run."""

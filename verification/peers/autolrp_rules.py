@@ -46,6 +46,7 @@ def _explained(
     import autolrp
     import torch
 
+    eps = max(eps, float(r.abs().max()) * 1e-37)  # for the quotient to be a number in float32
     wrapped = [autolrp.tensor(a.clone()) for a in operands]
     z = function(*wrapped)
     z.register_hook(lambda ones: r.as_subclass(torch.Tensor))

@@ -233,19 +233,19 @@ def linear_epsilon(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: fl
 
 def linear_gamma(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, gamma: float) -> Any:
     return _bridged(
-        lambda z: z.Gamma(gamma, stabilizer=least_stabilizer(x)), linear_module(w, b), r, x
+        lambda z: z.Gamma(gamma, stabilizer=least_stabilizer(x, r)), linear_module(w, b), r, x
     )
 
 
 def linear_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    return _bridged(lambda z: z.ZPlus(stabilizer=least_stabilizer(x)), linear_module(w, b), r, x)
+    return _bridged(lambda z: z.ZPlus(stabilizer=least_stabilizer(x, r)), linear_module(w, b), r, x)
 
 
 def linear_alpha_beta(
     x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float
 ) -> Any:
     return _bridged(
-        lambda z: z.AlphaBeta(alpha, beta, stabilizer=least_stabilizer(x)),
+        lambda z: z.AlphaBeta(alpha, beta, stabilizer=least_stabilizer(x, r)),
         linear_module(w, b),
         r,
         x,
@@ -253,12 +253,12 @@ def linear_alpha_beta(
 
 
 def linear_flat(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    return _bridged(lambda z: z.Flat(stabilizer=least_stabilizer(x)), linear_module(w, b), r, x)
+    return _bridged(lambda z: z.Flat(stabilizer=least_stabilizer(x, r)), linear_module(w, b), r, x)
 
 
 def linear_w_square(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
     return _bridged(
-        lambda z: z.WSquare(stabilizer=least_stabilizer(x), zero_params="bias"),
+        lambda z: z.WSquare(stabilizer=least_stabilizer(x, r), zero_params="bias"),
         linear_module(w, b),
         r,
         x,
@@ -269,12 +269,14 @@ def linear_z_box(
     x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, low: float, high: float
 ) -> Any:
     return _bridged(
-        lambda z: z.ZBox(low, high, stabilizer=least_stabilizer(x)), linear_module(w, b), r, x
+        lambda z: z.ZBox(low, high, stabilizer=least_stabilizer(x, r)), linear_module(w, b), r, x
     )
 
 
 def convolution_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    return _bridged(lambda z: z.ZPlus(stabilizer=least_stabilizer(x)), patches_module(w, b), r, x)
+    return _bridged(
+        lambda z: z.ZPlus(stabilizer=least_stabilizer(x, r)), patches_module(w, b), r, x
+    )
 
 
 # -- whole models ----------------------------------------------------------------------------------

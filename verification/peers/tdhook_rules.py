@@ -18,6 +18,7 @@ from refl.verification.peers.tensors import (
     activation_modules,
     except_constants,
     handed_back,
+    least_stabilizer,
     linear_module,
     needs,
     patches_module,
@@ -47,13 +48,9 @@ def _signed(stabilizer: str) -> None:
         raise NotImplementedError("tdhook's stabilizer is z + eps s(z), and no other")
 
 
-def _least(x: Tensor) -> float:
-    """Does not show beside any sum of contributions that is not zero, and is no zero in float32,
-    in which tdhook forms eps s(z) whatever the tensors are in.
-    """
-    import torch
-
-    return 1e-6 if x.dtype == torch.float16 else 1e-30
+def _least(x: Tensor, r: Tensor | None = None) -> float:
+    """No zero in float32, in which tdhook forms eps s(z) whatever the tensors are in."""
+    return max(least_stabilizer(x, r), 1e-30)
 
 
 def _calling(function: Callable[..., Tensor]) -> Any:
@@ -85,7 +82,7 @@ def linear_epsilon(
 def linear_alpha_beta(
     x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float
 ) -> Any:
-    rule = _rules().AlphaBetaRule(alpha, beta, stabilizer=_least(x))
+    rule = _rules().AlphaBetaRule(alpha, beta, stabilizer=_least(x, r))
     return _under(rule, linear_module(w, b), r, x)
 
 
@@ -95,11 +92,11 @@ def linear_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
 
 
 def linear_flat(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    return _under(_rules().FlatRule(_least(x)), linear_module(w, b), r, x)
+    return _under(_rules().FlatRule(_least(x, r)), linear_module(w, b), r, x)
 
 
 def linear_w_square(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    return _under(_rules().WSquareRule(_least(x)), linear_module(w, b), r, x)
+    return _under(_rules().WSquareRule(_least(x, r)), linear_module(w, b), r, x)
 
 
 def convolution_epsilon(
@@ -110,7 +107,7 @@ def convolution_epsilon(
 
 
 def convolution_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    rule = _rules().AlphaBetaRule(1.0, 0.0, stabilizer=_least(x))
+    rule = _rules().AlphaBetaRule(1.0, 0.0, stabilizer=_least(x, r))
     return _under(rule, patches_module(w, b), r, x)
 
 
@@ -198,7 +195,7 @@ def activation_identity(x: Tensor, r: Tensor, *, kind: str) -> Any:
 
 
 def activation_identity_gxi(x: Tensor, g: Tensor, *, kind: str) -> Any:
-    return _under(_rules().PseudoIdentityRule(_least(x)), _activation(kind), g, x)
+    return _under(_rules().PseudoIdentityRule(_least(x, g)), _activation(kind), g, x)
 
 
 def _activation(kind: str) -> Any:

@@ -90,13 +90,17 @@ def activation_modules() -> dict[str, Callable[[], Any]]:
     }
 
 
-def least_stabilizer(x: Tensor) -> float:
-    """For zennit's rules that always add one: vanishes beside any sum of contributions that is not
-    zero, and divides a zero without an overflow. float16 has no such number.
+def least_stabilizer(x: Tensor, r: Tensor | None = None) -> float:
+    """For rules of other libraries that always add one: vanishes beside any sum of contributions
+    that is not zero, and divides a zero without an overflow, whatever relevance r arrives. float16
+    has no such number.
     """
     import torch
 
-    return 1e-6 if x.dtype == torch.float16 else float(torch.finfo(x.dtype).tiny) ** 0.5
+    if x.dtype == torch.float16:
+        return 1e-6
+    greatest = 0.0 if r is None else float(r.abs().max())
+    return max(float(torch.finfo(x.dtype).tiny) ** 0.5, greatest * 4 / torch.finfo(x.dtype).max)
 
 
 def linear_module(w: Tensor, b: Tensor | None) -> Any:

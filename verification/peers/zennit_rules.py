@@ -65,33 +65,35 @@ def linear_epsilon(
 
 
 def linear_gamma(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, gamma: float) -> Any:
-    return _under(_z().Gamma(gamma, stabilizer=least_stabilizer(x)), linear_module(w, b), r, x)
+    return _under(_z().Gamma(gamma, stabilizer=least_stabilizer(x, r)), linear_module(w, b), r, x)
 
 
 def linear_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    return _under(_z().ZPlus(stabilizer=least_stabilizer(x)), linear_module(w, b), r, x)
+    return _under(_z().ZPlus(stabilizer=least_stabilizer(x, r)), linear_module(w, b), r, x)
 
 
 def linear_alpha_beta(
     x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, alpha: float, beta: float
 ) -> Any:
     return _under(
-        _z().AlphaBeta(alpha, beta, stabilizer=least_stabilizer(x)), linear_module(w, b), r, x
+        _z().AlphaBeta(alpha, beta, stabilizer=least_stabilizer(x, r)), linear_module(w, b), r, x
     )
 
 
 def linear_flat(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    return _under(_z().Flat(stabilizer=least_stabilizer(x)), linear_module(w, b), r, x)
+    return _under(_z().Flat(stabilizer=least_stabilizer(x, r)), linear_module(w, b), r, x)
 
 
 def linear_w_square(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    return _under(_z().WSquare(stabilizer=least_stabilizer(x)), linear_module(w, b), r, x)
+    return _under(_z().WSquare(stabilizer=least_stabilizer(x, r)), linear_module(w, b), r, x)
 
 
 def linear_z_box(
     x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, low: float, high: float
 ) -> Any:
-    return _under(_z().ZBox(low, high, stabilizer=least_stabilizer(x)), linear_module(w, b), r, x)
+    return _under(
+        _z().ZBox(low, high, stabilizer=least_stabilizer(x, r)), linear_module(w, b), r, x
+    )
 
 
 def convolution_epsilon(
@@ -101,7 +103,7 @@ def convolution_epsilon(
 
 
 def convolution_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
-    return _under(_z().ZPlus(stabilizer=least_stabilizer(x)), patches_module(w, b), r, x)
+    return _under(_z().ZPlus(stabilizer=least_stabilizer(x, r)), patches_module(w, b), r, x)
 
 
 # -- sums, activations -----------------------------------------------------------------------------
@@ -194,7 +196,10 @@ def _rule_of(layer: dict[str, Any]) -> Any:
 
 def _w_square_without_bias(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
     return _under(
-        _z().WSquare(stabilizer=least_stabilizer(x), zero_params="bias"), linear_module(w, b), r, x
+        _z().WSquare(stabilizer=least_stabilizer(x, r), zero_params="bias"),
+        linear_module(w, b),
+        r,
+        x,
     )
 
 
