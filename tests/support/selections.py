@@ -222,7 +222,6 @@ RARE = (
     "tests/verification/test_compare.py::test_what_was_done_is_named[product-proportional]",
     "tests/verification/test_exact_sweep.py::test_a_fault_is_seen[positions counted from one]",
     "tests/verification/test_exact_sweep.py::test_a_fault_is_seen[logits shifted*",
-    "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[qwen3]",
     "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[roberta]",
     "tests/verification/test_identities.py::test_9_fast_attention_is_plain_attention[gpt2-129]",
     "tests/verification/test_identities.py::test_9_fast_attention_is_plain_attention[llama-129]",

@@ -7,6 +7,7 @@ torch is imported when a function is called, not before.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -100,7 +101,8 @@ def least_stabilizer(x: Tensor, r: Tensor | None = None) -> float:
     if x.dtype == torch.float16:
         return 1e-6
     greatest = 0.0 if r is None else float(r.abs().max())
-    return max(float(torch.finfo(x.dtype).tiny) ** 0.5, greatest * 4 / torch.finfo(x.dtype).max)
+    format = torch.finfo(x.dtype)
+    return max(math.sqrt(format.tiny), greatest * 4 / float(format.max))
 
 
 def linear_module(w: Tensor, b: Tensor | None) -> Any:
