@@ -79,6 +79,7 @@ def test_a_signal_unwinds_and_is_the_exit_code(
     number: str, code: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unwound = []
+    before = signal.signal(getattr(signal, number), signal.SIG_DFL)  # nohup has SIGHUP ignored
 
     def run(*_: Any) -> int:
         try:
@@ -91,7 +92,7 @@ def test_a_signal_unwinds_and_is_the_exit_code(
     monkeypatch.setattr(methods, "_lines", run)
     assert main(["methods"]) == code
     assert unwound == [number] and capsys.readouterr() == ("", "")
-    assert signal.getsignal(getattr(signal, number)) is signal.SIG_DFL
+    assert signal.signal(getattr(signal, number), before) is signal.SIG_DFL
 
 
 def test_warnings_are_a_line_each_after_an_answer_and_none_beside_a_refusal(
