@@ -184,7 +184,9 @@ def test_streams_that_are_closed_or_full(line: str, code: int, said: str) -> Non
 def test_a_signal_leaves_no_half_file(name: str, tmp_path: Path) -> None:
     """While files of 60 MB are being written."""
     program = (
-        "import sys; from refl.cli import exits; from refl.io.files import atomic_write\n"
+        "import sys, signal; from refl.cli import exits; from refl.io.files import atomic_write\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has ignored, and `&` SIGINT\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def run():\n"
         "    print('ready', flush=True)\n"
         "    while True: atomic_write(sys.argv[1], bytes(30_000_000), bytes(30_000_000))\n"
@@ -196,7 +198,10 @@ def test_a_signal_leaves_no_half_file(name: str, tmp_path: Path) -> None:
         assert process.stdout.readline() == b"ready\n"
         time.sleep(0.07)
         process.send_signal(getattr(signal, name))
-        code = process.wait(30)
+        try:
+            code = process.wait(30)
+        finally:
+            process.kill()
         assert process.stderr.read() == b""
     assert code == {"SIGTERM": 143, "SIGHUP": 129, "SIGINT": 130, "SIGKILL": -9}[name]
     assert [path.name for path in tmp_path.iterdir()] in ([], ["out"])
