@@ -44,7 +44,7 @@ def test_every_fault_of_the_peers_is_planted() -> None:
         re.findall(r"^\| ([a-z0-9-]+) \| (?!where)", page.read_text(encoding="utf-8"), re.MULTILINE)
     )
     assert len(listed) == 33
-    assert {plant.fault for plant in faults.PLANTS} == listed
+    assert {plant.fault for plant in faults.PLANTS} >= listed
 
 
 @pytest.mark.parametrize(

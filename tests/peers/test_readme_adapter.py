@@ -41,7 +41,7 @@ def test_the_output_is_the_program_s_own(
     ("denominator", "mistake"),
     [
         ("torch.where(z >= 0, z + eps, z - eps)", None),
-        ("z + torch.where(z >= 0, eps, -eps)", "narrowed"),
+        ("z + torch.where(z >= 0, eps, -eps)", "eps-in-float32"),
     ],
 )
 def test_the_repair_passes_and_the_other_does_not(
