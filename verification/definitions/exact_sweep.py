@@ -291,7 +291,7 @@ _LXT: tuple[Line, ...] = (
     ),
     ("layer_norm", "*", "epsilon", {"eps": _FLOAT["1e-6"], "kind": "plain"}),
     ("pooling", "*", "epsilon", {"eps": _FLOAT["1e-6"], "kind": "plain"}),
-    ("combine", "*", "epsilon", {"eps": _FLOAT["1e-6"], "kind": "sign"}),
+    ("combine", "*", "epsilon", {"eps": _FLOAT["1e-8"], "kind": "plain"}),
 )
 
 _VISION: tuple[Line, ...] = (

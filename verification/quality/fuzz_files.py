@@ -440,7 +440,7 @@ def _image_bytes(random: Random) -> tuple[bytes, str]:
     target = io.BytesIO()
     try:
         picture.save(target, kind, **how)
-    except (OSError, ValueError, KeyError, TypeError):  # no format has every mode
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # no format has every mode
         return b"\x89PNG\r\n\x1a\n", "half of a head"
     return target.getvalue(), f"{kind} of {mode}, {width} x {height}, {sorted(how)}"
 
