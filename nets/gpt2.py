@@ -31,7 +31,7 @@ CHECKED = (
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(heads.OfDecoder):
     """The options of config.json that this net reads."""
 
     vocab_size: int
@@ -52,8 +52,6 @@ class Config:
     pad_token_id: int | None = field(default=None, metadata={"least": -LARGEST})
 
     HEADS: ClassVar[dict[str, str]] = heads.of_decoder("GPT2", language="LMHeadModel")
-    SHOWN_BY: ClassVar[dict[str, str]] = heads.DECODERS
-    OTHERWISE: ClassVar[str] = heads.NEXT_TOKEN
     HARMLESS: ClassVar[tuple[str, ...]] = (
         "n_ctx",
         "is_decoder",
@@ -67,20 +65,6 @@ class Config:
     def __post_init__(self) -> None:
         _ = self.task, self.act
         divides("n_head", self.n_head, "n_embd", self.n_embd)
-
-    @property
-    def task(self) -> str:
-        """What the head is for, by the class that wrote the checkpoint."""
-        return heads.chosen(self.architectures, self.HEADS, self.OTHERWISE)
-
-    @classmethod
-    def classes(cls, model_type: str | None) -> dict[str, str]:
-        return cls.HEADS
-
-    @property
-    def labels(self) -> int:
-        """How many classes a classifier tells apart."""
-        return heads.labels(self.id2label, self.num_labels)
 
     @property
     def act(self) -> str:

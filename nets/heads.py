@@ -35,8 +35,31 @@ class Headed(Protocol):
         """The classes that write such files -> their head."""
 
 
-DECODERS = {NEXT_TOKEN: "lm_head.", CLASS: "score."}
-"""Head of a decoder -> how the names of its tensors begin."""
+class OfDecoder:
+    """What the Config of a decoder says about heads; the fields are read from config.json."""
+
+    HEADS: ClassVar[dict[str, str]] = {}
+    """The classes that write such files -> head."""
+    SHOWN_BY: ClassVar[dict[str, str]] = {NEXT_TOKEN: "lm_head.", CLASS: "score."}
+    OTHERWISE: ClassVar[str] = NEXT_TOKEN
+
+    architectures: list[str] | None
+    id2label: dict[str, Any] | None
+    num_labels: int | None
+
+    @property
+    def task(self) -> str:
+        """What the head is for, by the class that wrote the checkpoint."""
+        return chosen(self.architectures, self.HEADS, self.OTHERWISE)
+
+    @classmethod
+    def classes(cls, model_type: str | None) -> dict[str, str]:
+        return cls.HEADS
+
+    @property
+    def labels(self) -> int:
+        """How many classes a classifier tells apart."""
+        return labels(self.id2label, self.num_labels)
 
 
 def of_decoder(family: str, *, language: str = "ForCausalLM") -> dict[str, str]:

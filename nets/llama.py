@@ -38,7 +38,7 @@ CHECKED = (
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(heads.OfDecoder):
     """The options that every decoder with rotary positions reads."""
 
     vocab_size: int
@@ -59,11 +59,6 @@ class DecoderConfig:
     num_labels: int | None = None
     pad_token_id: int | None = field(default=None, metadata={"least": -LARGEST})
 
-    HEADS: ClassVar[dict[str, str]] = {}
-    """The classes that write such files -> task."""
-    SHOWN_BY: ClassVar[dict[str, str]] = heads.DECODERS
-    OTHERWISE: ClassVar[str] = heads.NEXT_TOKEN
-
     def __post_init__(self) -> None:
         if self.head_dim is None:
             divides(
@@ -73,20 +68,6 @@ class DecoderConfig:
             "num_key_value_heads", self.kv_heads, "num_attention_heads", self.num_attention_heads
         )
         _ = self.task, self.rope, self.windows, self.act
-
-    @property
-    def task(self) -> str:
-        """What the head is for, by the class that wrote the checkpoint."""
-        return heads.chosen(self.architectures, self.HEADS, self.OTHERWISE)
-
-    @classmethod
-    def classes(cls, model_type: str | None) -> dict[str, str]:
-        return cls.HEADS
-
-    @property
-    def labels(self) -> int:
-        """How many classes a classifier tells apart."""
-        return heads.labels(self.id2label, self.num_labels)
 
     @property
     def kv_heads(self) -> int:
