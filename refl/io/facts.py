@@ -13,6 +13,7 @@ import numpy as np
 
 from refl.arrays import Array
 from refl.errors import ReflError, quoted, shown
+from refl.io.precision import held_in
 
 Check: TypeAlias = Callable[[str, Any], None]
 """Takes where a value stands, and the value. Raises ReflError for one that may not stand there."""
@@ -257,25 +258,10 @@ def _adds_up(r: Array, x: Array) -> bool:  # (T,), (T, D)
     that were computed when they were asked for are of another run than the tokens, and rounding
     grows on the way down.
     """
-    u = max(_held_in(r), _held_in(x))
+    u = max(held_in([r]), held_in([x]))
     wide = x.astype(np.float64)
     bound = u**0.25 * np.abs(wide).sum(axis=1).max(initial=np.finfo(x.dtype).smallest_subnormal)
     return bool((np.abs(wide.sum(axis=1) - r) <= bound).all())
-
-
-def _held_in(a: Array) -> float:
-    """The unit roundoff of the coarsest format that holds the numbers."""
-    wide = a.astype(np.float64)
-    with np.errstate(all="ignore"):
-        single = wide.astype(np.float32)
-        for u, same in (
-            (2.0**-8, single.view(np.uint32) & 0xFFFF == 0),
-            (2.0**-11, wide.astype(np.float16) == wide),
-            (2.0**-24, single == wide),
-        ):
-            if bool((same & (single == wide)).all()):
-                return u
-    return float(np.finfo(a.dtype).eps) / 2
 
 
 def check_sites(sites: Mapping[str, Mapping[str, Array]]) -> None:

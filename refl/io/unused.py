@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from refl.arrays import Array, asnumpy
 from refl.errors import ReflError, shown
 from refl.io.names import Prefixed
+from refl.io.precision import holds
 from refl.io.weights import Weights
 
 COPIES = {
@@ -136,11 +137,9 @@ def _precision(found: NDArray[Any]) -> tuple[float, float]:
     """How far rounding to float16, bfloat16 or float32 moves a number: in parts of it, and where
     it is small. Files were cast to and fro, so the numbers say which it was, not their dtype.
     """
-    with numpy.errstate(over="ignore", invalid="ignore"):
-        if (found.astype(numpy.float16) == found).all():
-            return 2.0**-10, 2.0**-24
-        bits = found.astype("<f4").view("<u4")
-    return (2.0**-18 if (bits & 0xFFFF).any() else 2.0**-8), 0.0
+    if holds("float16", found):
+        return 2.0**-10, 2.0**-24
+    return (2.0**-8 if holds("bfloat16", found) else 2.0**-18), 0.0
 
 
 def _expected_frequencies(config: Any) -> list[list[float]]:

@@ -28,6 +28,7 @@ import numpy as np
 from refl.errors import ReflError
 from refl.explanation import Explanation
 from refl.io.facts import contradictions
+from refl.io.precision import held_in
 from refl.model import Model, load
 from refl.verification.compare.alignment import known_sites
 from refl.verification.compare.comparison import Comparison
@@ -46,11 +47,14 @@ from refl.verification.compare.rounding import (
     Site,
     SiteError,
     activation_error,
-    held_in,
     relevance_errors,
 )
 from refl.verification.compare.structure import Structure, structures
 from refl.verification.vectors.placing import misfit, place
+
+FEW = 64
+"""Fewer numbers than these may fit a narrow format by chance."""
+
 
 # -- comparing -------------------------------------------------------------------------------------
 
@@ -80,7 +84,7 @@ def compare(
             f"{left.name} and {right.name} share no site whose shapes fit: "
             f"{_some(left.relevance)} stand beside {_some(right.relevance)}"
         )
-    roundoff = max(held_in([s.relevance for s in side]) for side in _sides(pairs))
+    roundoff = max(held_in([s.relevance for s in side], FEW) for side in _sides(pairs))
     errors = list(relevance_errors(pairs, roundoff, _divides(left, right), tolerance))
     forward = [
         activation_error(name, x.activation, y.activation, roundoff, tolerance)

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from refl.errors import ReflError
+from refl.io.precision import unit_roundoff
 from refl.model import Model
 from refl.rules.composites import Composite
 from refl.verification.compare.alignment import known_sites
 from refl.verification.compare.alternatives import Alternative, alternatives, unsigned, with_eps
 from refl.verification.compare.forward import ExplainedOutput, RecordedForward
-from refl.verification.compare.rounding import Site, SiteError, relevance_errors, unit_roundoff
+from refl.verification.compare.rounding import Site, SiteError, relevance_errors
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from refl.arrays import asnumpy
 from refl.explainer import with_pixel_bounds
 from refl.io.images import Image
+from refl.io.precision import unit_roundoff
 from refl.model import Model
 from refl.rules.composites import Composite
 from refl.seeds import Seed
@@ -20,7 +21,6 @@ from refl.verification.compare.rounding import (
     Divides,
     SiteError,
     activation_error,
-    unit_roundoff,
 )
 
 

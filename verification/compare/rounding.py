@@ -97,44 +97,6 @@ class SiteError:
         return not self.parts and self.level > EMPTY and plain < self.relative < math.inf
 
 
-def held_in(arrays: Collection[Any]) -> float:
-    """The unit roundoff of the coarsest format that holds every number of some arrays: a file may
-    have been written in a wider one than it was computed in."""
-    finest = max((unit_roundoff(a) for a in arrays), default=0.0)
-    if sum(int(np.count_nonzero(a)) for a in arrays) < FEW:
-        return finest
-    for u, fits in ((2.0**-8, _is_bfloat16), (2.0**-11, _is_float16), (2.0**-24, _is_float32)):
-        if u > finest and all(fits(np.asarray(a)) for a in arrays):
-            return u
-    return finest
-
-
-FEW = 64
-"""Fewer numbers than these may fit a narrow format by chance."""
-
-
-def _is_float32(a: Any) -> bool:
-    with np.errstate(all="ignore"):
-        return bool(np.array_equal(a.astype(np.float32), a, equal_nan=True))
-
-
-def _is_float16(a: Any) -> bool:
-    with np.errstate(all="ignore"):
-        return bool(np.array_equal(a.astype(np.float16), a, equal_nan=True))
-
-
-def _is_bfloat16(a: Any) -> bool:
-    if not _is_float32(a):
-        return False
-    with np.errstate(all="ignore"):
-        return not np.any(np.ascontiguousarray(a, dtype=np.float32).view(np.uint32) & 0xFFFF)
-
-
-def unit_roundoff(array: Any) -> float:
-    """The unit roundoff of an array's dtype."""
-    return float(np.finfo(array.dtype).eps) / 2 if np.issubdtype(array.dtype, np.floating) else 0.0
-
-
 def relevance_errors(
     pairs: Iterable[tuple[str, Site, Site]],
     roundoff: float,
