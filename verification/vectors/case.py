@@ -38,6 +38,16 @@ UNDERFLOW = {
 precision is kept between the steps of a rule it is lost there, too."""
 
 
+def held(a: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
+    """To the nearest number of the format; bfloat16 is held in float32, of which it keeps the upper
+    half.
+    """
+    if dtype != "bfloat16":
+        return a.astype(dtype)
+    bits = a.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
 # -- how each rule is called -----------------------------------------------------------------------
 
 

@@ -31,7 +31,7 @@ from refl.io.files import atomic_write
 from refl.verification.definitions.exact_answers import MASKS, answer, numbers
 from refl.verification.definitions.running_error import RoundingDecides, TrackedNumber
 from refl.verification.vectors import FORMAT, handwritten, make_model_vectors
-from refl.verification.vectors.case import Case, signature
+from refl.verification.vectors.case import Case, held, signature
 from refl.verification.vectors.catalogue import notes
 from refl.verification.vectors.rule_vectors import rules
 from refl.verification.vectors.targeted import Aim, Numbers, aims
@@ -126,7 +126,7 @@ class Draw:
             self._awkward() if self.awkward else self.random.uniform(-2, 2)
             for _ in range(math.prod(shape))
         ]
-        return rounded(np.array(flat).reshape(shape), self.dtype)
+        return held(np.array(flat).reshape(shape), self.dtype)
 
     def size(self, most: int = 4) -> int:
         return self.random.randint(1, most)
@@ -139,7 +139,7 @@ class Draw:
 
     def positive(self, *shape: int) -> Array:
         flat = [self.random.uniform(0.25, 2) for _ in range(math.prod(shape))]
-        return rounded(np.array(flat).reshape(shape), self.dtype)
+        return held(np.array(flat).reshape(shape), self.dtype)
 
     def bias(self, n: int) -> Array | None:
         bias: Array | None = self.one_of(None, self(n))
@@ -151,16 +151,6 @@ class Draw:
         if kind < 4:
             return self.random.choice((0.0, -0.0, 1.0, -1.0, 2.0, 0.5, -0.5, 3.0))
         return self.random.uniform(-2, 2) * self.random.choice((1.0, 1.0, 1.0, 1e-3, 20.0))
-
-
-def rounded(a: Array, dtype: str) -> Array:
-    """To the nearest number of the format; bfloat16 is held in float32,
-    of which it keeps the upper half.
-    """
-    if dtype != "bfloat16":
-        return a.astype(dtype)
-    bits = a.astype(np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
 
 def _eps(d: Draw, rule: str) -> dict[str, Any]:
@@ -257,7 +247,7 @@ def _rotary(d: Draw, rule: str) -> Drawn:
     t, width = d.size(3), d.one_of(2, 4)
     angles = np.array([[d.random.uniform(0, 6) for _ in range(width // 2)] * 2 for _ in range(t)])
     cos, sin = (
-        rounded(np.array([[f(each) for each in row] for row in angles.tolist()]), d.dtype)
+        held(np.array([[f(each) for each in row] for row in angles.tolist()]), d.dtype)
         for f in (math.cos, math.sin)
     )
     shape = (d.batch, d.size(2), t, width)
@@ -270,7 +260,7 @@ def _pooling(d: Draw, rule: str) -> Drawn:
     counted = None
     if d.one_of(True, False):
         kept = [d.random.randint(1, t) for _ in range(b)]
-        counted = rounded(
+        counted = held(
             np.array([[[1.0] if i < n else [0.0] for i in range(t)] for n in kept]), d.dtype
         )
     inputs = {"x": d(b, t, width), _propagated(rule): d(b, 1, width)}
@@ -301,7 +291,7 @@ def _top_k(d: Draw, rule: str) -> Drawn:
     # no ties: which of two equals is chosen is nobody's mistake
     x = [[d.random.sample(range(1, 9), e) for _ in range(t)] for _ in range(b)]
     k = d.random.randint(1, e)
-    return {"x": rounded(np.array(x) / 8, d.dtype), "r": d(b, t, k)}, {"k": k}
+    return {"x": held(np.array(x) / 8, d.dtype), "r": d(b, t, k)}, {"k": k}
 
 
 def _renormalize(d: Draw, rule: str) -> Drawn:

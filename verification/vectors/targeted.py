@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from refl.verification.vectors.case import signature
+from refl.verification.vectors.case import held, signature
 
 Array: TypeAlias = Any
 Made: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
@@ -149,16 +149,6 @@ class Numbers:
 
     def _held(self, flat: Sequence[Any], shape: tuple[int, ...]) -> Array:
         return held(np.array([float(v) for v in flat]).reshape(shape), self.dtype)
-
-
-def held(a: Array, dtype: str) -> Array:
-    """To the nearest number of the format; bfloat16 is held in float32, of which it keeps the upper
-    half.
-    """
-    if dtype != "bfloat16":
-        return a.astype(dtype)
-    bits = a.astype(np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
 
 @dataclass(frozen=True)
