@@ -16,7 +16,14 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from refl.verification.peers.tensors import Tensor, activations, needs, to_array, to_numpy
+from refl.verification.peers.tensors import (
+    Tensor,
+    activations,
+    needs,
+    only_signed,
+    to_array,
+    to_numpy,
+)
 
 needs("torch", "autolrp")
 
@@ -57,11 +64,6 @@ def _explained(
     return found if len(found) > 1 else found[0]
 
 
-def _signed(stabilizer: str) -> None:
-    if stabilizer != "sign":
-        raise NotImplementedError("autoLRP's stabilizer is z + eps s(z), and no other")
-
-
 def _linear(w: Tensor, b: Tensor | None) -> Callable[[Tensor], Tensor]:
     from torch.nn import functional
 
@@ -81,7 +83,7 @@ def _products(rule: Any) -> dict[str, Any]:
 def linear_epsilon(
     x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
 ) -> Any:
-    _signed(stabilizer)
+    only_signed(stabilizer, "autoLRP")
     return _explained(_linear(w, b), r, x, eps=eps)
 
 
@@ -117,7 +119,7 @@ def _patches(w: Tensor, b: Tensor | None) -> Callable[[Tensor], Tensor]:
 def convolution_epsilon(
     x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
 ) -> Any:
-    _signed(stabilizer)
+    only_signed(stabilizer, "autoLRP")
     return _explained(_patches(w, b), r, x, eps=eps)
 
 
@@ -129,7 +131,7 @@ def convolution_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any
 
 
 def add_epsilon(a: Tensor, b: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
-    _signed(stabilizer)
+    only_signed(stabilizer, "autoLRP")
     return _explained(lambda p, q: p + q, r, a, b, eps=eps)
 
 
@@ -163,14 +165,14 @@ def matmul_uniform(
     stabilizer: str = "sign",
     denominator: str = "2z+eps",
 ) -> Any:
-    _signed(stabilizer)
+    only_signed(stabilizer, "autoLRP")
     return _explained(
         lambda p, q: p @ q, r, a, v, eps=eps, bilinear=("epsilon", {"attribute": "both"})
     )
 
 
 def matmul_second(a: Tensor, v: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
-    _signed(stabilizer)
+    only_signed(stabilizer, "autoLRP")
     return _explained(lambda q: a @ q, r, v, eps=eps)
 
 
@@ -203,7 +205,7 @@ def layer_norm_epsilon(
     eps: float,
     stabilizer: str = "sign",
 ) -> Any:
-    _signed(stabilizer)
+    only_signed(stabilizer, "autoLRP")
     return _layer_norm("detach_std", x, w, b, r, norm_eps, eps)
 
 
@@ -258,7 +260,7 @@ def pooling_epsilon(
 ) -> Any:
     if counted is not None:
         raise NotImplementedError("an average over tokens that are not masked has no node")
-    _signed(stabilizer)
+    only_signed(stabilizer, "autoLRP")
     return _explained(lambda p: p.mean(1, keepdim=True), r, x, eps=eps)
 
 
@@ -290,12 +292,12 @@ def _attnlrp_activation(x: Tensor, r: Tensor, *, kind: str) -> Any:
 def _attnlrp_linear(
     x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
 ) -> Any:
-    _signed(stabilizer)
+    only_signed(stabilizer, "autoLRP")
     return _explained(_linear(w, b), r, x, eps=eps, **_of_attnlrp())
 
 
 def _attnlrp_add(a: Tensor, b: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
-    _signed(stabilizer)
+    only_signed(stabilizer, "autoLRP")
     return _explained(lambda p, q: p + q, r, a, b, eps=eps, **_of_attnlrp())
 
 

@@ -17,9 +17,10 @@ from typing import Any
 
 from refl.verification.peers.tensors import (
     Tensor,
-    activation_modules,
+    activation_module,
     linear_module,
     needs,
+    only_signed,
     patches_module,
     stacked,
     to_array,
@@ -74,18 +75,13 @@ def _one(module: Any, rule: Any, r: Tensor, x: Tensor) -> Tensor:
     return _explained(stacked(lambda layer: _ruled(module, rule), [{}]), r, x)
 
 
-def _signed(stabilizer: str) -> None:
-    if stabilizer != "sign":
-        raise NotImplementedError("captum's stabilizer is z + eps s(z), and no other")
-
-
 # -- rules -----------------------------------------------------------------------------------------
 
 
 def linear_epsilon(
     x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
 ) -> Any:
-    _signed(stabilizer)
+    only_signed(stabilizer, "captum")
     return _one(linear_module(w, b), _rules().EpsilonRule(eps), r, x)
 
 
@@ -108,7 +104,7 @@ def linear_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
 def convolution_epsilon(
     x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
 ) -> Any:
-    _signed(stabilizer)
+    only_signed(stabilizer, "captum")
     return _one(patches_module(w, b), _rules().EpsilonRule(eps), r, x)
 
 
@@ -122,11 +118,7 @@ def activation_identity(x: Tensor, r: Tensor, *, kind: str) -> Any:
 
 def _activation(kind: str) -> Any:
     """captum passes relevance through ReLU and Tanh unasked; the others need its IdentityRule."""
-    if kind not in activation_modules():
-        raise NotImplementedError(
-            f"torch has no module for {kind}, and captum's rules are put on modules"
-        )
-    module = activation_modules()[kind]()
+    module = activation_module(kind, "captum")
     return module if kind in ("relu", "tanh") else _ruled(module, _rules().IdentityRule())
 
 

@@ -15,12 +15,13 @@ from typing import Any
 
 from refl.verification.peers.tensors import (
     Tensor,
-    activation_modules,
+    activation_module,
     except_constants,
     handed_back,
     least_stabilizer,
     linear_module,
     needs,
+    only_signed,
     patches_module,
     several_targets,
     stacked,
@@ -41,11 +42,6 @@ def _rules() -> Any:
     from tdhook.attribution.lrp_helpers import rules
 
     return rules
-
-
-def _signed(stabilizer: str) -> None:
-    if stabilizer != "sign":
-        raise NotImplementedError("tdhook's stabilizer is z + eps s(z), and no other")
 
 
 def _least(x: Tensor, r: Tensor | None = None) -> float:
@@ -75,7 +71,7 @@ def _under(rule: Any, module: Any, r: Tensor, *operands: Tensor) -> Any:
 def linear_epsilon(
     x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
 ) -> Any:
-    _signed(stabilizer)
+    only_signed(stabilizer, "tdhook")
     return _under(_rules().EpsilonRule(eps), linear_module(w, b), r, x)
 
 
@@ -102,7 +98,7 @@ def linear_w_square(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any:
 def convolution_epsilon(
     x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
 ) -> Any:
-    _signed(stabilizer)
+    only_signed(stabilizer, "tdhook")
     return _under(_rules().EpsilonRule(eps), patches_module(w, b), r, x)
 
 
@@ -115,7 +111,7 @@ def convolution_z_plus(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor) -> Any
 
 
 def add_epsilon(a: Tensor, b: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign") -> Any:
-    _signed(stabilizer)
+    only_signed(stabilizer, "tdhook")
     return _under(_rules().EpsilonRule(eps), _calling(lambda p, q: p + q), r, a, b)
 
 
@@ -126,7 +122,7 @@ def sum_epsilon(
     import torch
     from tdhook.attribution.lrp_helpers.layers import Sum
 
-    _signed(stabilizer)
+    only_signed(stabilizer, "tdhook")
     return _under(_rules().EpsilonRule(eps), Sum(), r, torch.stack(list(operands), dim=-1)).unbind(
         -1
     )
@@ -158,7 +154,7 @@ def matmul_uniform(
     stabilizer: str = "sign",
     denominator: str = "2z+eps",
 ) -> Any:
-    _signed(stabilizer)
+    only_signed(stabilizer, "tdhook")
     return _under(_rules().UniformEpsilonRule(eps), _calling(lambda p, q: p @ q), r, a, v)
 
 
@@ -182,7 +178,7 @@ def layer_norm_epsilon(
 ) -> Any:
     from torch import nn
 
-    _signed(stabilizer)
+    only_signed(stabilizer, "tdhook")
     module = nn.LayerNorm(x.shape[-1], eps=norm_eps, bias=b is not None, dtype=x.dtype)
     module.weight.data = w.clone()
     if b is not None:
@@ -191,19 +187,13 @@ def layer_norm_epsilon(
 
 
 def activation_identity(x: Tensor, r: Tensor, *, kind: str) -> Any:
-    return _under(_rules().PassRule(), _activation(kind), r, x)
+    return _under(_rules().PassRule(), activation_module(kind, "tdhook"), r, x)
 
 
 def activation_identity_gxi(x: Tensor, g: Tensor, *, kind: str) -> Any:
-    return _under(_rules().PseudoIdentityRule(_least(x, g)), _activation(kind), g, x)
-
-
-def _activation(kind: str) -> Any:
-    if kind not in activation_modules():
-        raise NotImplementedError(
-            f"torch has no module for {kind}, and tdhook's rules are put on modules"
-        )
-    return activation_modules()[kind]()
+    return _under(
+        _rules().PseudoIdentityRule(_least(x, g)), activation_module(kind, "tdhook"), g, x
+    )
 
 
 def pooling_epsilon(
@@ -219,7 +209,7 @@ def pooling_epsilon(
     """
     if counted is not None:
         raise NotImplementedError("an average over tokens that are not masked has no module")
-    _signed(stabilizer)
+    only_signed(stabilizer, "tdhook")
     return _under(
         _rules().EpsilonRule(eps / x.shape[1]), _calling(lambda p: p.mean(1, keepdim=True)), r, x
     )
@@ -231,7 +221,7 @@ def pooling_epsilon(
 def network(layers: Sequence[dict[str, Any]]) -> Callable[..., Any]:
     net = stacked(
         lambda layer: (
-            _activation(layer["kind"])
+            activation_module(layer["kind"], "tdhook")
             if layer["operation"] == "activation"
             else linear_module(layer["w"], layer["b"])
         ),

@@ -78,17 +78,28 @@ def activations() -> dict[str, Callable[[Tensor], Tensor]]:
     }
 
 
-def activation_modules() -> dict[str, Callable[[], Any]]:
-    """kind -> torch's module of it; quick_gelu has none."""
+def activation_module(kind: str, library: str) -> Any:
+    """torch's module of it, for a library whose rules are put on modules; quick_gelu has none."""
     from torch import nn
 
-    return {
+    modules: dict[str, Callable[[], Any]] = {
         "gelu": nn.GELU,
         "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
         "silu": nn.SiLU,
         "relu": nn.ReLU,
         "tanh": nn.Tanh,
     }
+    if kind not in modules:
+        raise NotImplementedError(
+            f"torch has no module for {kind}, and {library}'s rules are put on modules"
+        )
+    return modules[kind]()
+
+
+def only_signed(stabilizer: str, library: str) -> None:
+    """Refuses the forms of the stabilizer that a library lacks."""
+    if stabilizer != "sign":
+        raise NotImplementedError(f"{library}'s stabilizer is z + eps s(z), and no other")
 
 
 def least_stabilizer(x: Tensor, r: Tensor | None = None) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 from refl.verification.peers.lxt import load_zennit
 from refl.verification.peers.tensors import (
     Tensor,
-    activation_modules,
+    activation_module,
     handed_back,
     least_stabilizer,
     linear_module,
@@ -143,15 +143,7 @@ def pooling_epsilon(x: Tensor, r: Tensor, *, eps: float, stabilizer: str = "sign
 
 
 def activation_identity(x: Tensor, r: Tensor, *, kind: str) -> Any:
-    return _under(_z().Pass(), _activation(kind), r, x)
-
-
-def _activation(kind: str) -> Any:
-    if kind not in activation_modules():
-        raise NotImplementedError(
-            f"torch has no module for {kind}, and zennit's rules are put on modules"
-        )
-    return activation_modules()[kind]()
+    return _under(_z().Pass(), activation_module(kind, "zennit"), r, x)
 
 
 # -- small networks --------------------------------------------------------------------------------
@@ -161,7 +153,7 @@ def network(layers: Sequence[dict[str, Any]]) -> Callable[..., Any]:
     """A module for each layer, its rule by name in a composite, which stays registered."""
     net = stacked(
         lambda layer: (
-            _activation(layer["kind"])
+            activation_module(layer["kind"], "zennit")
             if layer["operation"] == "activation"
             else linear_module(layer["w"], layer["b"])
         ),
