@@ -7,12 +7,21 @@ needs no model. Ids are the catalogue's (vectors/mistakes.toml), the same as for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from refl.verification.array_changes import (
+    AlongAxis,
+    first_for_all,
+    last_for_all,
+    over,
+    summed_up,
+    without_first,
+    without_last,
+)
 from refl.verification.vectors.catalogue import CATALOGUE
 
 
@@ -67,32 +76,15 @@ def _candidates(a: Any, b: Any) -> Iterator[tuple[Structure, Any]]:
                 yield Structure(mistake, f"{how} axis {axis}"), change(a, axis)
 
 
-def _for_all(reduced: Callable[..., Any]) -> Callable[[Any, int], Any]:
-    return lambda a, axis: np.broadcast_to(reduced(a, axis=axis, keepdims=True), a.shape)
-
-
-def _slice(place: int) -> Callable[[Any, int], Any]:
-    return lambda a, axis: np.broadcast_to(a.take([place], axis), a.shape)
-
-
-def _cleared(place: int) -> Callable[[Any, int], Any]:
-    def change(a: Any, axis: int) -> Any:
-        kept = np.ones(a.shape[axis], dtype=bool)
-        kept[place] = False
-        return np.moveaxis(np.moveaxis(a, axis, -1) * kept, -1, axis)
-
-    return change
-
-
-_ALONG: tuple[tuple[str, str, Callable[[Any, int], Any]], ...] = (
+_ALONG: tuple[tuple[str, str, AlongAxis], ...] = (
     ("axis-permuted", "reversed along", np.flip),
     ("axis-permuted", "rolled by one along", lambda a, axis: np.roll(a, 1, axis)),
     ("axis-permuted", "rolled back by one along", lambda a, axis: np.roll(a, -1, axis)),
-    ("axis-mixed", "averaged over", _for_all(np.mean)),
-    ("axis-mixed", "summed over", _for_all(np.sum)),
-    ("axis-mixed", "summed up along", np.cumsum),
-    ("one-slice-for-all", "the first for all along", _slice(0)),
-    ("one-slice-for-all", "the last for all along", _slice(-1)),
-    ("slice-dropped", "without the first along", _cleared(0)),
-    ("slice-dropped", "without the last along", _cleared(-1)),
+    ("axis-mixed", "averaged over", over(np.mean)),
+    ("axis-mixed", "summed over", over(np.sum)),
+    ("axis-mixed", "summed up along", summed_up),
+    ("one-slice-for-all", "the first for all along", first_for_all),
+    ("one-slice-for-all", "the last for all along", last_for_all),
+    ("slice-dropped", "without the first along", without_first),
+    ("slice-dropped", "without the last along", without_last),
 )

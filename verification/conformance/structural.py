@@ -17,6 +17,17 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from refl.arrays import Array
+from refl.verification.array_changes import (
+    AlongAxis,
+    first_for_all,
+    last_for_all,
+    over,
+    picked,
+    summed_up,
+    without_first,
+    without_last,
+    zeroed,
+)
 from refl.verification.conformance.planting import (
     Answering,
     changed,
@@ -57,52 +68,32 @@ class Change:
 # -- changes along one axis ------------------------------------------------------------------------
 
 
-def _over(reduce: Callable[..., Array]) -> Callable[[Array, int], Array]:
-    """One number for the whole axis, in every place of it."""
-    return lambda a, axis: np.broadcast_to(reduce(a, axis, keepdims=True), a.shape).copy()
-
-
-def _picked(places: Callable[[int], Any]) -> Callable[[Array, int], Array]:
-    """places: length of the axis -> which entry stands in each place."""
-    return lambda a, axis: np.take(a, np.asarray(places(a.shape[axis])), axis)
-
-
-def _zeroed(places: Callable[[int], Any]) -> Callable[[Array, int], Array]:
-    """places: length of the axis -> which entries are dropped."""
-
-    def change(a: Array, axis: int) -> Array:
-        dropped = np.isin(np.arange(a.shape[axis]), places(a.shape[axis]))
-        return np.where(dropped.reshape((-1,) + (1,) * (a.ndim - 1 - axis % a.ndim)), 0.0, a)
-
-    return change
-
-
 def _dealt(groups: int) -> Callable[[int], Any]:
     """1 2 1 2 in place of 1 1 2 2."""
     return lambda n: np.arange(n).reshape(groups, -1).T.ravel() if n % groups == 0 else np.arange(n)
 
 
-ALONG: Mapping[str, tuple[str, Callable[[Array, int], Array], bool]] = {
-    "averaged over": ("axis-mixed", _over(np.mean), False),
-    "summed over": ("axis-mixed", _over(np.sum), False),
-    "at its largest over": ("axis-mixed", _over(np.max), False),
-    "summed up along": ("axis-mixed", lambda a, axis: np.cumsum(a, axis), False),
-    "reversed along": ("axis-permuted", _picked(lambda n: range(n)[::-1]), True),
-    "rolled along": ("axis-permuted", _picked(lambda n: np.roll(range(n), 1)), True),
+ALONG: Mapping[str, tuple[str, AlongAxis, bool]] = {
+    "averaged over": ("axis-mixed", over(np.mean), False),
+    "summed over": ("axis-mixed", over(np.sum), False),
+    "at its largest over": ("axis-mixed", over(np.max), False),
+    "summed up along": ("axis-mixed", summed_up, False),
+    "reversed along": ("axis-permuted", picked(lambda n: range(n)[::-1]), True),
+    "rolled along": ("axis-permuted", picked(lambda n: np.roll(range(n), 1)), True),
     "with the first two swapped along": (
         "axis-permuted",
-        _picked(lambda n: [1, 0, *range(2, n)]),
+        picked(lambda n: [1, 0, *range(2, n)]),
         True,
     ),
-    "dealt out by twos along": ("axis-permuted", _picked(_dealt(2)), True),
-    "dealt out by threes along": ("axis-permuted", _picked(_dealt(3)), True),
+    "dealt out by twos along": ("axis-permuted", picked(_dealt(2)), True),
+    "dealt out by threes along": ("axis-permuted", picked(_dealt(3)), True),
     "sorted along": ("axis-permuted", lambda a, axis: np.sort(a, axis), False),
-    "the first for all along": ("one-slice-for-all", _picked(lambda n: [0] * n), True),
-    "the last for all along": ("one-slice-for-all", _picked(lambda n: [n - 1] * n), True),
-    "without the first along": ("slice-dropped", _zeroed(lambda n: [0]), False),
-    "without the last along": ("slice-dropped", _zeroed(lambda n: [n - 1]), False),
-    "the first alone along": ("slice-dropped", _zeroed(lambda n: range(1, n)), False),
-    "the last alone along": ("slice-dropped", _zeroed(lambda n: range(n - 1)), False),
+    "the first for all along": ("one-slice-for-all", first_for_all, True),
+    "the last for all along": ("one-slice-for-all", last_for_all, True),
+    "without the first along": ("slice-dropped", without_first, False),
+    "without the last along": ("slice-dropped", without_last, False),
+    "the first alone along": ("slice-dropped", zeroed(lambda n: range(1, n)), False),
+    "the last alone along": ("slice-dropped", zeroed(lambda n: range(n - 1)), False),
 }
 """What is done along an axis -> mistake, how, and whether it only rearranges."""
 
@@ -121,7 +112,7 @@ def cut(axis: int) -> Iterator[Change]:
     """Nothing beyond a chunk."""
     for most in LONG:
         said = f"cut off after {most} along axis {axis}"
-        apply = _where_it_is(axis, _zeroed(partial(_beyond, most)))
+        apply = _where_it_is(axis, zeroed(partial(_beyond, most)))
         yield Change("long-rows-cut", said, apply, False, (axis,))
 
 
@@ -129,7 +120,7 @@ def _beyond(most: int, length: int) -> range:
     return range(most, length)
 
 
-def _where_it_is(axis: int, change: Callable[[Array, int], Array]) -> ChangeOfArray:
+def _where_it_is(axis: int, change: AlongAxis) -> ChangeOfArray:
     def apply(a: Array) -> Array:
         there = -a.ndim <= axis < a.ndim and a.shape[axis] > 1
         return change(a, axis) if there else a
