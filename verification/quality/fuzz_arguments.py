@@ -132,9 +132,6 @@ RIGHT: dict[str, tuple[Any, ...]] = {
 }
 """Parameter -> values it can have; None four times is a value that is tried more often."""
 
-UNLIKELY_ANSWERS = ("path", "folder")
-"""Parameters that name a file: odd values are tried in an empty folder."""
-
 
 def drawn(random: Random, parameter: inspect.Parameter) -> Any:
     """A value for a parameter; `inspect.Parameter.empty` for its default."""

@@ -38,8 +38,6 @@ from refl.verification.vectors import __path__ as vectors
 CHECKS = ("verify", "compare", "conform")
 """The commands that may end with exit code 1."""
 
-SIGNALED = {129, 130, 141, 143}
-
 ADAPTER = "def linear_epsilon(x, w, b, r, *, eps):\n    return x\n"
 COMPOSITE = 'base = "attnlrp"\n[[rule]]\noperation = "linear"\nrule = "gamma"\ngamma = 0.25\n'
 
