@@ -470,6 +470,32 @@ def test_a_second_target_that_raises_is_named() -> None:
     assert [m.id for m in found.mistakes] == ["one-target"]
 
 
+def test_a_second_target_that_is_refused_is_no_pass() -> None:
+    def network(layers: Any) -> Any:
+        explain = engine.network(layers)
+
+        def explained(x: Any, seeds: Any) -> Any:
+            if len(seeds) > 1:
+                raise NotImplementedError("one seed at a time")
+            return explain(x, seeds)
+
+        return explained
+
+    adapter = {"network": network, "to_array": engine.to_array}
+    report = runner.run(adapter, "network")
+    found = report["network"]
+    assert found.status == results.PARTLY and not report.passed
+    assert found.count(results.PARTLY) == len(found.missing) + sum(
+        not c.case.required for c in found.cases
+    )
+    assert f"0 of {len(found.cases)} cases, {len(found.cases)} in part alone" in str(report)
+    assert "right for one seed; 2 from one forward are not covered: one seed at a time" in str(
+        report
+    )
+    with pytest.raises(NotCovered, match="one seed at a time"):
+        runner.check(adapter, rule_vectors.cases("network")[0])
+
+
 def test_check_says_what_is_wrong() -> None:
     case = rule_vectors.cases("linear_epsilon", flags="eps-unsigned")[0]
     runner.check(plain_linear(correct), case)
@@ -789,6 +815,25 @@ def test_the_second_of_two_targets_is_compared_too(
     found = runner.run(with_answers(change, "llama"), "model")
     tried = [m for m in found.models if m.status != results.NOT_COVERED]
     assert tried and all(m.status == results.FAILED and said in m.message for m in tried)
+
+
+def test_a_model_that_refuses_two_targets_is_no_pass() -> None:
+    def model(folder: str) -> Any:
+        if Path(folder).name != "llama":
+            raise NotImplementedError
+        explain = engine.model(folder)
+
+        def explained(ids: Any, targets: list[int], method: str) -> Any:
+            if len(targets) > 1:
+                raise NotImplementedError("one target at a time")
+            return explain(ids, targets, method)
+
+        return explained
+
+    found = runner.run({"model": model}, "model")
+    tried = [m for m in found.models if m.status != results.NOT_COVERED]
+    assert {m.status for m in tried} == {results.PARTLY} and found.partly and not found.passed
+    assert "two from one forward are not covered: one target at a time" in str(found)
 
 
 def squared(answer: dict[str, Any]) -> dict[str, Any]:

@@ -274,7 +274,7 @@ def _rule_table(rules: Sequence[RuleResult]) -> str:
             str(r.count(PASSED)),
             str(r.count(FAILED)),
             str(r.count(CONVENTION)),
-            str(r.count(NOT_COVERED)),
+            str(r.count(NOT_COVERED, PARTLY)),
             str(len(r.cases)),
             safe(looks_like(r) or r.partly),
         )

@@ -431,6 +431,6 @@ Give back a list with a dictionary for each target, all from one forward: {site:
 'logit': number}. A site is a module's path for its output (model.layers.0.mlp), with .input for
 its input; relevance has its activation's shape, with or without a batch axis of one in front.
 Where refl keeps one row alone (lm_head, poolers, classifiers) all may be given, the others
-without relevance. Which sites are given is free, but the embeddings (or pixels) must be among
-them for a pass.
+without relevance. Which sites are given is free. For a pass the embeddings (or pixels) must be
+among them, and several targets answered.
 """

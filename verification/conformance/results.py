@@ -17,11 +17,10 @@ from refl.verification.vectors.case import Case
 from refl.verification.vectors.model_vectors import SiteDeviation
 
 PASSED, FAILED, CONVENTION, NOT_COVERED = "passed", "failed", "convention", "not covered"
-STATUSES = (PASSED, FAILED, CONVENTION, NOT_COVERED)
-"""Of a case."""
 PARTLY = "partly covered"
-"""Of a rule, or of a model: nothing is wrong in what was answered, and something is missing that
-must be answered for a pass."""
+"""Nothing is wrong in what was answered, and something is missing that must be answered for a
+pass."""
+STATUSES = (PASSED, FAILED, CONVENTION, PARTLY, NOT_COVERED)
 
 
 @dataclass(frozen=True)
@@ -77,19 +76,24 @@ class RuleResult:
 
     @property
     def missing(self) -> tuple[CaseResult, ...]:
-        """Required cases that are not covered."""
-        return tuple(c for c in self.cases if c.status == NOT_COVERED and c.case.required)
+        """Required cases that are not covered, or in part alone."""
+        return tuple(c for c in self.cases if c.status in (NOT_COVERED, PARTLY) and c.case.required)
 
     @property
     def status(self) -> str:
         """A rule is passed only where all of its required cases are."""
-        found = next((s for s in (FAILED, CONVENTION, PASSED) if self.count(s)), NOT_COVERED)
+        order = (FAILED, CONVENTION, PASSED, PARTLY)
+        found = next((s for s in order if self.count(s)), NOT_COVERED)
         return PARTLY if found == PASSED and self.missing else found
 
     @property
     def coverage(self) -> str:
         """How many of its cases are right, wrong and not covered."""
-        counts = ((self.failing, "wrong"), (self.count(NOT_COVERED), "not covered"))
+        counts = (
+            (self.failing, "wrong"),
+            (self.count(PARTLY), "in part alone"),
+            (self.count(NOT_COVERED), "not covered"),
+        )
         said = "".join(f", {n} {what}" for n, what in counts if n)
         return f"{self.count(PASSED)} of {len(self.cases)} cases{said}"
 
@@ -100,7 +104,9 @@ class RuleResult:
             return ""
         required = sum(c.case.required for c in self.cases)
         why = Counter(c.message for c in self.missing).most_common(1)[0][0]
-        return f"{len(self.missing)} of {required} required cases not covered ({why})"
+        in_part = all(c.status == PARTLY for c in self.missing)
+        extent = "covered in part alone" if in_part else "not covered"
+        return f"{len(self.missing)} of {required} required cases {extent} ({why})"
 
     def fraction(self, mistake: Mistake) -> str:
         """How much of what is wrong a mistake explains."""

@@ -61,6 +61,7 @@ from refl.verification.conformance.results import (
     CONVENTION,
     FAILED,
     NOT_COVERED,
+    PARTLY,
     PASSED,
     CaseResult,
     RuleResult,
@@ -265,8 +266,9 @@ def _run_network(adapter: Adapter, case: Case) -> CaseResult:
         return _misbehaved(again, "again", f"{before} is not")
     try:
         return compared(case, ask(seeds))
-    except NotCovered:
-        return first
+    except NotCovered as reason:
+        said = f"right for one seed; {len(seeds)} from one forward are not covered: {reason}"
+        return replace(first, case=case, status=PARTLY, message=said)
     except (Raised, WrongAnswer) as reason:
         said = _said("a second seed from one forward", reason)
         return _misbehaved(CaseResult(case, FAILED), "targets", said)
@@ -304,7 +306,7 @@ def check(adapter: Any, case: Case) -> None:
     adapter = _by_name(adapter) if isinstance(adapter, (str, Path)) else adapter
     adapter = adapter if isinstance(adapter, Adapter) else Adapter(adapter)
     result = run_case(adapter, case)
-    if result.status == NOT_COVERED:
+    if result.status in (NOT_COVERED, PARTLY):
         raise NotCovered(result.message)
     if result.failed and not documented(adapter, result):
         raise AssertionError(report.failure(result))

@@ -180,8 +180,8 @@ def _counted(whole: Callable[[str], RuleResult], rule: str, complete: bool) -> O
 
 
 def _of_case(adapter: Adapter, v: CaseResult) -> Outcome:
-    if v.status == NOT_COVERED:
-        required = "a required case is not covered: " if v.case.required else ""
+    if v.status in (NOT_COVERED, PARTLY):
+        required = f"a required case is {v.status}: " if v.case.required else ""
         return Outcome(NOT_COVERED, f"{v.case.rule}: {required}{v.message}")
     if not v.failed:
         return Outcome(PASSED)
@@ -192,7 +192,7 @@ def _of_case(adapter: Adapter, v: CaseResult) -> Outcome:
 
 def _of_rule(r: RuleResult, complete: bool) -> Outcome:
     """How much of a rule is covered; wrong answers fail in tests of their own."""
-    if not r.count(NOT_COVERED):
+    if not r.count(NOT_COVERED, PARTLY):
         return Outcome(PASSED)
     why = f"; {r.partly}, which is no pass" if r.missing and r.tried else ""
     why = why or ("" if r.tried else f"; {r.cases[0].message}")
@@ -204,12 +204,12 @@ def _of_rule(r: RuleResult, complete: bool) -> Outcome:
 
 def _of_all(rules: Sequence[RuleResult], complete: bool) -> Outcome:
     cases = Counter(v.status for r in rules for v in r.cases)
-    if not cases[NOT_COVERED]:
+    if not (missing := cases[NOT_COVERED] + cases[PARTLY]):
         return Outcome(PASSED)
     count = Counter(_extent(r) for r in rules)
     partly = [r.rule for r in rules if r.missing and r.tried]
     said = (
-        f"{cases[NOT_COVERED]} of {cases.total()} cases not covered; of {len(rules)} rules "
+        f"{missing} of {cases.total()} cases not covered; of {len(rules)} rules "
         + ", ".join(f"{n} {extent}" for extent, n in count.items())
         + (f": {', '.join(partly)}" if partly else "")
     )
