@@ -7,7 +7,7 @@ Mistakes are planted with these (conformance/structural.py) and recognized (comp
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -22,12 +22,12 @@ def over(reduce: Callable[..., Array]) -> AlongAxis:
     return lambda a, axis: np.broadcast_to(reduce(a, axis, keepdims=True), a.shape).copy()
 
 
-def picked(places: Callable[[int], object]) -> AlongAxis:
+def picked(places: Callable[[int], Any]) -> AlongAxis:
     """places: length of the axis -> which entry stands in each place."""
     return lambda a, axis: np.take(a, np.asarray(places(a.shape[axis])), axis)
 
 
-def zeroed(places: Callable[[int], object]) -> AlongAxis:
+def zeroed(places: Callable[[int], Any]) -> AlongAxis:
     """places: length of the axis -> which entries are dropped."""
 
     def change(a: Array, axis: int) -> Array:

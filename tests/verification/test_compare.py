@@ -214,6 +214,17 @@ def test_half_precision_in_a_wider_file(stories: Model, held: str) -> None:
     assert not c.equal and not c.parts and str(c).startswith("Cannot tell"), str(c)
 
 
+def test_float16_as_it_is(stories: Model) -> None:
+    """Which has no number as large as what stands for a masked score; a warning is an error."""
+    a = of(stories.explain(TEXT))
+    narrow = {
+        name: {site: x.astype(np.float16) for site, x in getattr(a, name).items()}
+        for name in ("relevance", "activations")
+    }
+    b = replace(a, gradients={}, **narrow)
+    assert compare(b, b).equal
+
+
 def test_numpy_threads(tmp_path: Path) -> None:
     """BLAS sums in another order where it has two threads."""
     folder, files = checkpoint("babyllama105"), [tmp_path / f"{n}.safetensors" for n in (1, 2)]

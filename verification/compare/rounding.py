@@ -150,7 +150,7 @@ def _length(c: Any) -> float:
 
 
 def _finite(x: Any) -> Any:
-    return np.isfinite(x) & (np.abs(x) < HIDDEN)
+    return np.isfinite(x) & (np.abs(x) < np.float64(HIDDEN))  # float16 has no such number
 
 
 def activation_error(
