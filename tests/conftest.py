@@ -125,10 +125,13 @@ def _mark(config: pytest.Config, items: list[pytest.Item]) -> None:
     """By the lists of tests/support/selections.py; what they name in vain, test_selections says."""
     found: set[str] = set()
     for item in items:
+        marks: set[str] = set()
         for mark, patterns in (("quick", QUICK), ("slow", SLOW), ("rare", RARE)):
             if named := matching(item.nodeid, patterns):
-                item.add_marker(mark)
+                marks.add(mark)
                 found.update(named)
+        for mark in marks - {"slow"} if "rare" in marks else marks:
+            item.add_marker(mark)
     if config.args == config.getini("testpaths"):
         config.stash[GONE] = {*QUICK, *SLOW, *RARE} - found
 

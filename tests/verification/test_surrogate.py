@@ -123,7 +123,6 @@ def long_truth() -> Truth:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", EXACT)
 def test_longer_text(method: str) -> None:
     """Twenty-four tokens of the shipped model, after the third of four blocks."""

@@ -170,7 +170,6 @@ REAL = (
 )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shipped", *REAL])
 def test_everything_holds_on_checkpoints(name: str) -> None:
     found = list(
@@ -183,7 +182,6 @@ def test_everything_holds_on_checkpoints(name: str) -> None:
     assert all(r.holds for r in found), told(found)
 
 
-@pytest.mark.slow
 def test_everything_holds_on_an_encoder() -> None:
     """One layer, run twelve times, and a text with a mask token: all identities but 1 and 2."""
     model = refl.load(checkpoint("rxnmapper_albert"), dtype="float64")

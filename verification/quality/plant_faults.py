@@ -12,7 +12,9 @@ test does not exist, and where it fails without any fault.
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -868,6 +870,8 @@ def copy_to(folder: Path) -> Path:
     for name in ("refl", "tests"):
         shutil.copytree(PROJECT / name, target / name, ignore=unwanted)
     shutil.copy(PROJECT / "pyproject.toml", target)
+    by_hash = py_compile.PycInvalidationMode.CHECKED_HASH  # what is planted is compiled anew
+    compileall.compile_dir(target / "refl", quiet=1, invalidation_mode=by_hash)
     return target
 
 
