@@ -13,6 +13,7 @@ from refl.cli.command import FAILED, add_command
 from refl.cli.files import Module, output, write
 from refl.cli.output import print_json, print_lines, width
 from refl.cli.progress import Progress
+from refl.errors import quoted
 
 _ABOUT = """\
 Hold an implementation of LRP, in whatever framework, against the conformance vectors: numbers for
@@ -48,6 +49,10 @@ something is partly covered.
 """
 
 
+LONGEST = 1_000_000
+"""Seconds that may be asked for."""
+
+
 def add(commands: Any) -> None:
     """The command and its options."""
     summary = "hold an implementation against the conformance vectors"
@@ -80,6 +85,13 @@ def add(commands: Any) -> None:
         action="store_true",
         help="run the adapter in this process, for a debugger; if it ends that, nothing is said",
     )
+    p.add_argument(
+        "--seconds",
+        type=int,
+        default=600,
+        metavar="N",
+        help="give up on a rule, or a model, that takes longer (default: 600)",
+    )
     p.add_argument("--all", action="store_true", help="list the rules that are not covered, too")
     p.add_argument("--html", type=output, metavar="FILE", help="write the report as one HTML page")
     p.add_argument(
@@ -109,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
             args.parser.error("--list prints text alone: leave --json, --html and --junit out")
         print_lines(report.signatures(args.rule, width()), args)
         return 0
+    if not 1 <= args.seconds <= LONGEST:
+        args.parser.error(f"--seconds: expected 1 to {LONGEST}, got {quoted(args.seconds)}")
     if args.adapter is None:
         args.parser.error("give an ADAPTER: a Python file, or the name of a module (or --list)")
     sys.path.insert(0, "")
@@ -129,7 +143,7 @@ def _report(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
 
     if not args.in_process and sys.executable:
         asked = {"adapter": args.adapter, "rule": args.rule, "width": width(), "all": args.all}
-        return child.run(asked, progress)
+        return child.run(asked, progress, args.seconds)
     from refl.verification.conformance import runner
 
     return child.in_every_form(

@@ -93,6 +93,7 @@ SLOW = (
     "tests/refl/test_backends.py::test_explanations_are_the_same_in_every_backend[*,*",
     "tests/verification/test_adapters.py::test_a_report_comes_out_of_the_process_whole",
     "tests/verification/test_adapters.py::test_what_ends_the_process_is_said[*s]",
+    "tests/verification/test_adapters.py::test_what_never_ends_is_ended",
     "tests/verification/test_adapters.py::test_what_ends_the_process_is_said[*import]",
     "tests/refl/test_tokenizer_process.py::test_a_text_that_grows_without_end*",
     "tests/refl/test_tokenizer_process.py::test_the_command_line_ends_with_one_sentence",

@@ -335,6 +335,24 @@ def test_what_ends_the_process_is_said(
     assert last == f"refl: {last.removeprefix('refl: ')}" and said in last and not out
 
 
+def test_what_never_ends_is_ended(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "hangs.py"
+    path.write_text(f"def {RULE}(x, r, *, factor):\n    while True:\n        pass\n")
+    assert main(["conform", str(path), "--rule", RULE, "--seconds", "3"]) == 2
+    out, err = capfd.readouterr()
+    assert err.strip().splitlines()[-1] == (
+        f"refl: the adapter took more than 3 s in {RULE}: there is no report; --seconds allows more"
+    )
+    assert not out
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "9" * 400])
+def test_no_time_at_all(seconds: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["conform", "json", "--seconds", seconds]) == 2
+    said = capfd.readouterr().err
+    assert "--seconds: expected 1 to 1000000, got " in said and len(said) < 500
+
+
 def test_a_report_comes_out_of_the_process_whole(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """The runner in a process of its own, for what an adapter can do that no `except` stops: os._exit,
-a crash, prints of libraries in C. Then there is no report, and it is said which rule it was.
+a crash, prints of libraries in C, a loop without end. Then there is no report, and it is said which
+rule it was.
 
 The child's standard output has one line of JSON for each rule that is begun, and one for the
 whole report, written out as lines, JSON, HTML and JUnit XML; what the adapter prints goes to
@@ -13,9 +14,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from refl.errors import ReflError
 
@@ -30,13 +32,20 @@ _PROGRAM = (
 # -- the parent ------------------------------------------------------------------------------------
 
 
-def run(asked: dict[str, Any], progress: Progress) -> dict[str, Any]:
+SECONDS = 600
+"""For a rule, or for all that is asked of one model."""
+
+
+def run(asked: dict[str, Any], progress: Progress, seconds: float = SECONDS) -> dict[str, Any]:
     """The report in every form. asked: adapter, rule, width, all. Raises ReflError for
-    what the runner refuses, and where the adapter ended the process.
+    what the runner refuses, and where the adapter ended the process or took too long.
+
+    seconds    for the import, and for each rule or model
     """
     at = "while it was imported"
-    with _process(asked) as process:
+    with _process(asked) as process, _Limit(process.kill, seconds) as limit:
         for line in process.stdout or ():
+            limit.start_again()
             said = json.loads(line)
             if "refused" in said:
                 raise ReflError(said["refused"])
@@ -45,7 +54,42 @@ def run(asked: dict[str, Any], progress: Progress) -> dict[str, Any]:
             at = f"in {said['at'][0]}"
             progress(*said["at"])
         code = process.wait()
+    if limit.passed:
+        raise ReflError(
+            f"the adapter took more than {seconds:g} s {at}: there is no report; --seconds allows "
+            "more"
+        )
     raise ReflError(f"the adapter ended the process {_how(code)} {at}: there is no report")
+
+
+class _Limit:
+    """Calls `end` once so many seconds have passed since it was started (again)."""
+
+    def __init__(self, end: Callable[[], None], seconds: float) -> None:
+        self.passed = False
+        self._end, self._seconds = end, seconds
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> Self:
+        self.start_again()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cancel()
+
+    def start_again(self) -> None:
+        self._cancel()
+        self._timer = threading.Timer(self._seconds, self._pass)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _pass(self) -> None:
+        self.passed = True
+        self._end()
 
 
 @contextmanager
