@@ -22,18 +22,10 @@ from tokenizers.models import Unigram
 
 from refl.errors import ReflError, nearest, shown
 from refl.io import tokenizer_config
-from refl.io.config import read_json
 from refl.io.files import list_folder, read_bytes
 from refl.io.tokenizer_process import TokenizerProcess
 
 _TOKENIZER_LIMIT = 128 << 20  # the largest published ones are near 32 MiB
-_CONFIG_LIMIT = 16 << 20
-
-# The tokenizer classes for which transformers (4.52) puts special tokens around a text as
-# tokenizer_config.json says, whatever tokenizer.json says; and what add_bos_token is where it is
-# not given.
-_BOS_BY_CONFIG = {"Llama": True, "CodeLlama": True, "Gemma": True, "Cohere": True, "GPTNeoX": False}
-_DEFAULT_NAMES = {"bos": "<s>", "eos": "</s>"}
 
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 _NOT_UNICODE = re.compile("[\udc80-\udcff]")  # how surrogateescape keeps such a byte
@@ -79,16 +71,13 @@ class Text:
         if "tokenizer.json" not in names:
             return None
         tokenizer, process = _parse(Path(folder) / "tokenizer.json", trusted)
-        config, special, added = (
-            read_json(Path(folder) / name, _CONFIG_LIMIT) if name in names else {}
-            for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-        )
+        says = tokenizer_config.read(Path(folder), names)
         return cls(
             tokenizer,
-            _special_ids_around(tokenizer, config),
+            tokenizer_config.ids_around(tokenizer, says),
             process,
-            tokenizer_config.disagreement(tokenizer, config),
-            tokenizer_config.strangers(tokenizer, config, special, added),
+            tokenizer_config.disagreement(tokenizer, says),
+            tokenizer_config.strangers(tokenizer, says),
         )
 
     @property
@@ -360,46 +349,6 @@ def _kinds(part: Any) -> set[str]:
     return (
         set() if part is None else set(re.findall(r'"type":"(\w+)"', part.__getstate__().decode()))
     )
-
-
-def _special_ids_around(
-    tokenizer: Tokenizer, config: dict[str, Any]
-) -> tuple[list[int], list[int]] | None:
-    """The ids around a text where tokenizer_config.json decides them,
-    None where tokenizer.json does.
-    """
-    named = config.get("tokenizer_class") or ("Llama" if config.get("add_bos_token") else None)
-    kind = str(named).removesuffix("Fast").removesuffix("Tokenizer")
-    if kind not in _BOS_BY_CONFIG:
-        return None
-    first = _flag(config, "add_bos_token", _BOS_BY_CONFIG[kind])
-    last = _flag(config, "add_eos_token", False)
-    return (
-        _special(tokenizer, config, "bos") if first else [],
-        _special(tokenizer, config, "eos") if last else [],
-    )
-
-
-def _flag(config: dict[str, Any], name: str, otherwise: bool) -> bool:
-    value = config.get(name, otherwise)
-    if value is not None and not isinstance(value, bool):
-        raise ReflError(
-            f"tokenizer_config.json has {name} = {shown(repr(value)[:80])}: expected true or false"
-        )
-    return bool(value)
-
-
-def _special(tokenizer: Tokenizer, config: dict[str, Any], which: str) -> list[int]:
-    """The id of the BOS or EOS token, by the name that tokenizer_config.json gives it."""
-    token = config.get(f"{which}_token", _DEFAULT_NAMES[which])
-    name = token.get("content") if isinstance(token, dict) else token
-    number = tokenizer.token_to_id(_checked(name)) if name and isinstance(name, str) else None
-    if number is None:
-        raise ReflError(
-            f"tokenizer_config.json asks for {which}_token {shown(repr(name)[:80])}, which "
-            "tokenizer.json lacks"
-        )
-    return [number]
 
 
 def _readable(raw: bytes) -> str:

@@ -1,22 +1,193 @@
 """What the files beside tokenizer.json say against it.
 
 transformers (4.52) goes by tokenizer_config.json where the two disagree, and makes of every token
-that it names, or special_tokens_map.json or added_tokens.json, one that text is split at. Then the
-same text comes to other ids, and another input would be explained. Only the `tokenizers` library
-reads text here, by tokenizer.json alone: so such a text is refused.
+that it names, or special_tokens_map.json or added_tokens.json, one that text is split at. Where
+these files are silent or not there, it goes by the class of tokenizer that config.json stands for,
+and by what that class does unasked. Then the same text comes to other ids, and another input would
+be explained. Only the `tokenizers` library reads text here, by tokenizer.json alone, beside the
+special tokens that a class puts around a text: so such a text is refused.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from refl.errors import ReflError, shown
+from refl.io.config import read_json
+
+_LIMIT = 16 << 20
 
 SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+# -- classes of tokenizers -------------------------------------------------------------------------
+
+CLASS_OF = {
+    "albert": "Albert",
+    "bert": "Bert",
+    "gemma2": "Gemma",
+    "gemma3_text": "Gemma",
+    "gpt2": "GPT2",
+    "llama": "Llama",
+    "mistral": "Llama",
+    "mixtral": "Llama",
+    "olmo2": "GPTNeoX",
+    "phi": "CodeGen",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen2",
+    "qwen3_moe": "Qwen2",
+    "roberta": "Roberta",
+    "t5": "T5",
+    "xlm-roberta": "XLMRoberta",
+}
+"""model_type -> the class of tokenizer where no file names one."""
+
+_END_OF_TEXT = dict.fromkeys(("bos", "eos", "unk"), "<|endoftext|>")
+_SENTENCES = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
+_ROBERTA = _SENTENCES | {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "mask": "<mask>"}
+_BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+
+TOKENS_OF: Mapping[str, Mapping[str, str]] = {
+    "Albert": _BERT | {"bos": "[CLS]", "eos": "[SEP]", "unk": "<unk>", "pad": "<pad>"},
+    "Bert": _BERT,
+    "CodeGen": _END_OF_TEXT,
+    "CodeLlama": _SENTENCES,
+    "Cohere": {"bos": "<BOS_TOKEN>", "eos": "<|END_OF_TURN_TOKEN|>", "unk": "<UNK>"},
+    "GPT2": _END_OF_TEXT,
+    "GPTNeoX": _END_OF_TEXT,
+    "Gemma": {"bos": "<bos>", "eos": "<eos>", "unk": "<unk>", "pad": "<pad>"},
+    "Llama": _SENTENCES,
+    "Qwen2": dict.fromkeys(("eos", "unk", "pad"), "<|endoftext|>"),
+    "Roberta": _ROBERTA,
+    "T5": {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"},
+    "XLMRoberta": _ROBERTA,
+}
+"""Class -> the special tokens that it has unasked."""
+
+EXTRA_OF = {"T5": [f"<extra_id_{i}>" for i in range(100)]}
+"""Class -> additional special tokens that it has unasked."""
+
+
+# -- what the files say ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What stands beside tokenizer.json."""
+
+    config: Mapping[str, Any]
+    """tokenizer_config.json"""
+    special: Mapping[str, Any]
+    """special_tokens_map.json"""
+    added: Mapping[str, Any]
+    """added_tokens.json"""
+    kind: str
+    """The class of tokenizer, without Fast and Tokenizer; empty where it cannot be told."""
+
+    def token(self, role: str) -> Any:
+        """A special token as the files spell it, or as the class has it unasked."""
+        first, then = self.special, self.config
+        if "added_tokens_decoder" in self.config:
+            first, then = then, first
+        name = f"{role}_token"
+        return first.get(name, then.get(name, TOKENS_OF.get(self.kind, {}).get(role)))
+
+    def is_unasked(self, role: str) -> bool:
+        """Whether no file names this token."""
+        return f"{role}_token" not in {*self.config, *self.special}
+
+
+def read(folder: Path, names: Collection[str]) -> Settings:
+    """`names`: of the files in the folder. Raises ReflError for one that is no JSON object."""
+    model, config, special, added = (
+        read_json(folder / name, _LIMIT) if name in names else {}
+        for name in (
+            "config.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
+        )
+    )
+    named = config.get("tokenizer_class") or model.get("tokenizer_class")
+    named = named or CLASS_OF.get(str(model.get("model_type")))
+    named = named or ("Llama" if config.get("add_bos_token") else "")
+    kind = str(named).removesuffix("Fast").removesuffix("Tokenizer")
+    return Settings(config, special, added, kind)
+
+
+# -- tokens around a text --------------------------------------------------------------------------
+
+BOS_UNASKED = {"Llama": True, "CodeLlama": True, "Gemma": True, "Cohere": True, "GPTNeoX": False}
+"""Classes that put special tokens around a text as tokenizer_config.json says, whatever
+tokenizer.json says -> what add_bos_token is where it is not given."""
+
+
+def ids_around(tokenizer: Tokenizer, says: Settings) -> tuple[list[int], list[int]] | None:
+    """The ids around a text where tokenizer_config.json or the class decides them, None where
+    tokenizer.json does. Raises ReflError for a token that a file names and tokenizer.json lacks.
+    """
+    if (roles := _around(says)) is None or _lacking(tokenizer, says):
+        return None
+    before, after = ([_id(tokenizer, says, role) for role in some] for some in roles)
+    return before, after
+
+
+def _around(says: Settings) -> tuple[list[str], list[str]] | None:
+    """The roles of the special tokens before and after a text."""
+    if says.kind not in BOS_UNASKED:
+        return None
+    first = _flag(says.config, "add_bos_token", BOS_UNASKED[says.kind])
+    last = _flag(says.config, "add_eos_token", False)
+    return ["bos"] * first, ["eos"] * last
+
+
+def _flag(config: Mapping[str, Any], name: str, otherwise: bool) -> bool:
+    value = config.get(name, otherwise)
+    if value is not None and not isinstance(value, bool):
+        raise ReflError(
+            f"tokenizer_config.json has {name} = {shown(repr(value)[:80])}: expected true or false"
+        )
+    return bool(value)
+
+
+def _id(tokenizer: Tokenizer, says: Settings, role: str) -> int:
+    if (number := _number(tokenizer, says, role)) is None:
+        spelled = shown(repr(_spelled(says.token(role)))[:80])
+        raise ReflError(
+            f"tokenizer_config.json asks for {role}_token {spelled}, which tokenizer.json lacks"
+        )
+    return number
+
+
+def _number(tokenizer: Tokenizer, says: Settings, role: str) -> int | None:
+    name = _spelled(says.token(role))
+    try:
+        return tokenizer.token_to_id(name) if isinstance(name, str) else None
+    except UnicodeEncodeError:  # half a character
+        return None
+
+
+def _lacking(tokenizer: Tokenizer, says: Settings) -> str:
+    """A token that the class puts around a text unasked and tokenizer.json lacks, in a sentence;
+    empty where there is none.
+    """
+    for role in (each for some in _around(says) or () for each in some):
+        if says.is_unasked(role) and _number(tokenizer, says, role) is None:
+            return (
+                f"{_unasked_class(says)} puts its {role}_token {says.token(role)} beside a text, "
+                f"and tokenizer.json lacks it: {_REMEDY}"
+            )
+    return ""
+
+
+# -- disagreement ----------------------------------------------------------------------------------
+
+_ADDITIONAL = "additional_special_tokens"
 
 _NORMALIZER = {
     "do_lower_case": ("lowercase", True),
@@ -28,30 +199,33 @@ _NORMALIZER = {
 _REMEDY = "save the tokenizer again with transformers, so that both say the same, or give token ids"
 
 
-def disagreement(tokenizer: Tokenizer, config: Mapping[str, Any]) -> str:
-    """How tokenizer_config.json contradicts tokenizer.json, in a sentence; empty where it does
-    not.
+def disagreement(tokenizer: Tokenizer, says: Settings) -> str:
+    """How tokenizer_config.json, or the class, contradicts tokenizer.json, in a sentence; empty
+    where neither does.
     """
-    for option, ours, theirs in _pairs(tokenizer, config):
+    for option, ours, theirs in _pairs(tokenizer, says.kind, says.config):
         if ours != theirs:
+            asked = option in says.config or not says.kind
+            who = "tokenizer_config.json" if asked else _unasked_class(says)
             return (
-                f"tokenizer_config.json stands for {option} = {_json(theirs)}, tokenizer.json for "
-                f"{_json(ours)}: {_REMEDY}"
+                f"{who} stands for {option} = {_json(theirs)}, tokenizer.json for {_json(ours)}: "
+                f"{_REMEDY}"
             )
-    return ""
+    return _lacking(tokenizer, says)
 
 
-def _pairs(tokenizer: Tokenizer, config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Option, what tokenizer.json has for it, and what tokenizer_config.json."""
-    if not config:
+def _pairs(
+    tokenizer: Tokenizer, kind: str, config: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Option, what tokenizer.json has for it, and what tokenizer_config.json or the class."""
+    if not (config or kind):
         return
-    kind = str(config.get("tokenizer_class")).removesuffix("Fast").removesuffix("Tokenizer")
     normalizer, splitter = _state(tokenizer.normalizer), _state(tokenizer.pre_tokenizer)
     if normalizer.get("type") == "BertNormalizer" and kind != "PreTrained":
         for option, (name, silent) in _NORMALIZER.items():
-            if option in config or kind in ("Bert", "None"):  # none: by the architecture
+            if option in config or kind in ("Bert", ""):
                 yield option, normalizer.get(name), config.get(option, silent)
-    if splitter.get("type") == "ByteLevel":
+    if splitter.get("type") == "ByteLevel" and (kind != "T5" or "add_prefix_space" in config):
         theirs = config.get("add_prefix_space")
         yield "add_prefix_space", splitter.get("add_prefix_space"), bool(theirs)
 
@@ -61,6 +235,10 @@ def _state(part: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _unasked_class(says: Settings) -> str:
+    return f"{shown(says.kind[:60])}Tokenizer, which no file asks for anything else,"
+
+
 def _json(value: Any) -> str:
     return shown(json.dumps(value)[:60])
 
@@ -68,35 +246,40 @@ def _json(value: Any) -> str:
 # -- tokens that only one of them knows ------------------------------------------------------------
 
 
-def strangers(
-    tokenizer: Tokenizer,
-    config: Mapping[str, Any],
-    special: Mapping[str, Any],
-    added: Mapping[str, Any],
-) -> frozenset[str]:
-    """Tokens that a text is split at by the other files and not by tokenizer.json, or the other way
-    around. `special`: special_tokens_map.json; `added`: added_tokens.json.
+def strangers(tokenizer: Tokenizer, says: Settings) -> frozenset[str]:
+    """Tokens that a text is split at by the other files, or by the class, and not by
+    tokenizer.json, or the other way around.
     """
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    listed = config.get("added_tokens_decoder")
-    named = {*_named(config), *_named(special), *added}
+    listed = says.config.get("added_tokens_decoder")
+    named = {*_named(says.config), *_named(says.special), *says.added, *_unasked(says)}
     named |= set(_contents(list(listed.values()) if isinstance(listed, dict) else None))
-    ours = known if config.get("split_special_tokens") is True else set()
+    ours = known if says.config.get("split_special_tokens") is True else set()
     return frozenset(named - known | ours) - {""}
 
 
 def _named(says: Mapping[str, Any]) -> Iterator[str]:
     for name in SPECIAL:
         yield from _contents(says.get(f"{name}_token"))
-    yield from _contents(says.get("additional_special_tokens"))
+    yield from _contents(says.get(_ADDITIONAL))
+
+
+def _unasked(says: Settings) -> Iterator[str]:
+    for role in SPECIAL:
+        yield from _contents(says.token(role))
+    if not (says.config.get(_ADDITIONAL) or says.special.get(_ADDITIONAL)):
+        yield from EXTRA_OF.get(says.kind, [])
 
 
 def _contents(value: Any) -> Iterator[str]:
     """The spelling of a token, or of each in a list."""
     for one in value if isinstance(value, list) else [value]:
-        content = one.get("content") if isinstance(one, dict) else one
-        if isinstance(content, str):
+        if isinstance(content := _spelled(one), str):
             yield content
+
+
+def _spelled(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def refuse(text: str, unlike: str, unknown: frozenset[str]) -> None:
@@ -107,6 +290,6 @@ def refuse(text: str, unlike: str, unknown: frozenset[str]) -> None:
         if token in text:
             raise ReflError(
                 f"the text has {shown(token[:60])!r}, which tokenizer.json and the files beside it "
-                f"(tokenizer_config.json, special_tokens_map.json, added_tokens.json) take "
-                f"differently: {_REMEDY}"
+                f"(tokenizer_config.json, special_tokens_map.json, added_tokens.json, or the "
+                f"model_type where they are silent) take differently: {_REMEDY}"
             )

@@ -319,3 +319,85 @@ def test_special_tokens_that_are_text_to_other_readers(tmp_path: Path) -> None:
     assert text.encode("the") == wordpiece().encode("the").ids
     with pytest.raises(refl.ReflError, match=r"the text has '\[MASK\]'"):
         text.encode("the [MASK]")
+
+
+# -- where the files are silent --------------------------------------------------------------------
+
+
+def sentences(*special: str) -> Tokenizer:
+    """Of single letters, as SentencePiece has them, without a post-processor."""
+    entries = [*special, "\u2581", *"abcdefghijklmnopqrstuvwxyz"]
+    t = Tokenizer(models.BPE({entry: i for i, entry in enumerate(entries)}, []))
+    t.pre_tokenizer = pre_tokenizers.Metaspace()
+    t.add_special_tokens(list(special))
+    return t
+
+
+@pytest.mark.parametrize(
+    ("says", "config", "bos"),
+    [
+        ({"model_type": "llama"}, None, "<s>"),
+        ({"model_type": "mixtral"}, {}, "<s>"),
+        ({"model_type": "gemma2"}, {"model_max_length": 9}, "<bos>"),
+        ({"model_type": "gemma3_text"}, {"add_bos_token": False}, None),
+        ({"model_type": "llama", "tokenizer_class": "GPT2Tokenizer"}, None, None),
+        ({"model_type": "gpt2", "tokenizer_class": "GemmaTokenizer"}, None, "<bos>"),
+        ({"model_type": "llama"}, {"tokenizer_class": "PreTrainedTokenizerFast"}, None),
+        ({"model_type": "llama"}, {"bos_token": "<bos>"}, "<bos>"),
+        ({"model_type": "qwen3"}, None, None),
+        ({}, None, None),
+    ],
+)
+def test_what_a_class_puts_around_a_text_unasked(
+    tmp_path: Path, says: dict[str, Any], config: dict[str, Any] | None, bos: str | None
+) -> None:
+    made = sentences("<s>", "<bos>", "</s>", "<eos>", "<unk>", "<pad>")
+    files = {"config": says} | ({} if config is None else {"tokenizer_config": config})
+    text = beside(tmp_path, made, **files)
+    first = [] if bos is None else [made.token_to_id(bos)]
+    assert text.encode("the cab") == [*first, *made.encode("the cab").ids]
+
+
+def test_a_class_whose_token_is_not_there(tmp_path: Path) -> None:
+    """The model is loaded, and explains token ids; a text would begin otherwise elsewhere."""
+    text = beside(tmp_path, sentences("<unk>"), config={"model_type": "llama"})
+    assert text.tokens([0, 2]) == ["<unk>", "a"]
+    with pytest.raises(refl.ReflError, match="LlamaTokenizer, .* bos_token <s> .* lacks it"):
+        text.encode("the")
+
+
+@pytest.mark.parametrize(
+    ("made", "model_type", "words"),
+    [
+        (wordpiece, "bert", "BertTokenizer, which no file asks .* do_lower_case = true"),
+        (byte_level, "gpt2", "GPT2Tokenizer, which no file asks .* add_prefix_space = false"),
+        (byte_level, "roberta", "RobertaTokenizer, .* add_prefix_space = false"),
+    ],
+)
+def test_a_class_that_reads_a_text_in_another_way(
+    tmp_path: Path, made: Any, model_type: str, words: str
+) -> None:
+    other = made()
+    if made is wordpiece:
+        other.normalizer = normalizers.BertNormalizer(lowercase=False)
+    else:
+        other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    text = beside(tmp_path, other, config={"model_type": model_type})
+    with pytest.raises(refl.ReflError, match=words):
+        text.encode("the")
+    as_it_is = beside(tmp_path, made(), config={"model_type": model_type})
+    assert as_it_is.encode("the") == made().encode("the").ids
+
+
+@pytest.mark.parametrize(
+    ("model_type", "token"),
+    [("gpt2", "<|endoftext|>"), ("qwen2", "<|endoftext|>"), ("t5", "<extra_id_7>"),
+     ("albert", "[MASK]"), ("xlm-roberta", "<mask>"), ("olmo2", "<|endoftext|>")],
+)  # fmt: skip
+def test_a_token_that_a_class_knows_unasked(tmp_path: Path, model_type: str, token: str) -> None:
+    text = beside(tmp_path, sentences("<x>"), config={"model_type": model_type})
+    assert text.encode("the")
+    with pytest.raises(refl.ReflError, match="or the model_type where they are silent"):
+        text.encode(f"the {token} cab")
+    known = beside(tmp_path, sentences("<x>", token), config={"model_type": model_type})
+    assert known.id_of(token) in known.encode(f"the {token} cab")
