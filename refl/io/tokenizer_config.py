@@ -69,6 +69,16 @@ TOKENS_OF: Mapping[str, Mapping[str, str]] = {
 }
 """Class -> the special tokens that it has unasked."""
 
+_TAKES_THE_BLANK_BEFORE = {"mask": {"lstrip": True}}
+FLAGS_OF: Mapping[str, Mapping[str, Mapping[str, bool]]] = {
+    "Albert": _TAKES_THE_BLANK_BEFORE,
+    "Qwen2": {"eos": {}, "unk": {}, "pad": {}},
+    "Roberta": _TAKES_THE_BLANK_BEFORE,
+    "XLMRoberta": _TAKES_THE_BLANK_BEFORE,
+}
+"""Class -> how those of its tokens are split off that it has unasked, whatever tokenizer.json says
+(for the others tokenizer.json decides)."""
+
 EXTRA_OF = {"T5": [f"<extra_id_{i}>" for i in range(100)]}
 """Class -> additional special tokens that it has unasked."""
 
@@ -255,13 +265,35 @@ def strangers(tokenizer: Tokenizer, says: Settings) -> frozenset[str]:
     named = {*_named(says.config), *_named(says.special), *says.added, *_unasked(says)}
     named |= set(_contents(list(listed.values()) if isinstance(listed, dict) else None))
     ours = known if says.config.get("split_special_tokens") is True else set()
-    return frozenset(named - known | ours) - {""}
+    return frozenset(named - known | ours | {*_split_otherwise(tokenizer, says)}) - {""}
 
 
 def _named(says: Mapping[str, Any]) -> Iterator[str]:
     for name in SPECIAL:
         yield from _contents(says.get(f"{name}_token"))
     yield from _contents(says.get(_ADDITIONAL))
+
+
+def _split_otherwise(tokenizer: Tokenizer, says: Settings) -> Iterator[str]:
+    """Tokens that take the blanks beside them here and not there."""
+    found = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    for content, flags in _flags(says):
+        ours = found.get(content)
+        if ours is not None and any(getattr(ours, name) != flag for name, flag in flags.items()):
+            yield content
+
+
+def _flags(says: Settings) -> Iterator[tuple[str, dict[str, bool]]]:
+    """Tokens whose flags are set, whatever tokenizer.json says, and the flags."""
+    plain = dict.fromkeys(("lstrip", "rstrip", "single_word"), False)
+    listed = says.config.get("added_tokens_decoder")
+    for token in listed.values() if isinstance(listed, dict) else ():
+        if isinstance(token, dict) and isinstance(_spelled(token), str):
+            said = {name: bool(token[name]) for name in (*plain, "normalized") if name in token}
+            yield _spelled(token), plain | said
+    for role, flags in FLAGS_OF.get(says.kind, {}).items():
+        if says.is_unasked(role):
+            yield says.token(role), {**plain, **flags}
 
 
 def _unasked(says: Settings) -> Iterator[str]:

@@ -22,7 +22,8 @@ TEXTS = (
     "The keys to the Cabinet",
     "café naïve 中文",
     "Hello, World! it's 3.5",
-    "x <s> y [MASK] <mask>",
+    "x <s> y [MASK]",
+    "x <mask> y",
     "a <|endoftext|> b",
     "a </s> b <unk> c <bos> <extra_id_3>",
 )
@@ -33,6 +34,7 @@ def byte_level(prefix: bool) -> Tokenizer:
     alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *SPECIAL, "<|endoftext|>"]
     t = Tokenizer(models.BPE({entry: i for i, entry in enumerate(alphabet)}, []))
     t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    t.add_special_tokens(["<mask>", "<unk>"])
     return t
 
 
@@ -75,6 +77,8 @@ CONFIGS: tuple[dict[str, Any] | None, ...] = (
     {"model_max_length": 9},
     {"add_bos_token": False},
     {"add_eos_token": True, "eos_token": "</s>"},
+    {"mask_token": "<mask>"},
+    {"added_tokens_decoder": {"7": {"content": "<mask>", "lstrip": True, "special": True}}},
 )
 
 

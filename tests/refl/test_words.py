@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint_folders import checkpoint_of
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 import refl
 from refl.cli import main
@@ -399,5 +407,38 @@ def test_a_token_that_a_class_knows_unasked(tmp_path: Path, model_type: str, tok
     assert text.encode("the")
     with pytest.raises(refl.ReflError, match="or the model_type where they are silent"):
         text.encode(f"the {token} cab")
-    known = beside(tmp_path, sentences("<x>", token), config={"model_type": model_type})
+    made = sentences("<x>", token)
+    made.add_special_tokens([AddedToken(token, lstrip="mask" in token.lower())])
+    known = beside(tmp_path, made, config={"model_type": model_type})
     assert known.id_of(token) in known.encode(f"the {token} cab")
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word", "normalized"])
+def test_a_token_that_is_split_off_in_another_way(tmp_path: Path, flag: str) -> None:
+    """With the blank before it, say: transformers goes by tokenizer_config.json."""
+    made = sentences("<x>")
+    says: dict[str, Any] = {"content": "<x>", "normalized": False, "special": True}
+    for value in (True, False):
+        config = {"added_tokens_decoder": {"0": says | {flag: value}}}
+        text = beside(tmp_path, made, tokenizer_config=config)
+        assert text.encode("the cab") == made.encode("the cab").ids
+        if value:
+            with pytest.raises(refl.ReflError, match="the text has '<x>'"):
+                text.encode("the <x> cab")
+        else:
+            assert text.encode("the <x> cab") == made.encode("the <x> cab").ids
+
+
+@pytest.mark.parametrize(("named", "refused"), [({}, True), ({"mask_token": "<mask>"}, False)])
+def test_a_mask_that_its_class_splits_off_with_the_blank(
+    tmp_path: Path, named: dict[str, Any], refused: bool
+) -> None:
+    """As RoBERTa does unless a file names its mask."""
+    made = sentences("<mask>")
+    says = {"model_type": "roberta"}
+    text = beside(tmp_path, made, config=says, tokenizer_config=named)
+    if refused:
+        with pytest.raises(refl.ReflError, match="the text has '<mask>'"):
+            text.encode("the <mask> cab")
+    else:
+        assert text.encode("the <mask> cab") == made.encode("the <mask> cab").ids
