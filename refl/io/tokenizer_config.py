@@ -98,6 +98,8 @@ class Settings:
     """added_tokens.json"""
     kind: str
     """The class of tokenizer, without Fast and Tokenizer; empty where it cannot be told."""
+    named: bool
+    """Whether a file names the class: else it is that of the model_type."""
 
     def token(self, role: str) -> Any:
         """A special token as the files spell it, or as the class has it unasked."""
@@ -124,10 +126,10 @@ def read(folder: Path, names: Collection[str]) -> Settings:
         )
     )
     named = config.get("tokenizer_class") or model.get("tokenizer_class")
-    named = named or CLASS_OF.get(str(model.get("model_type")))
-    named = named or ("Llama" if config.get("add_bos_token") else "")
-    kind = str(named).removesuffix("Fast").removesuffix("Tokenizer")
-    return Settings(config, special, added, kind)
+    guessed = CLASS_OF.get(str(model.get("model_type")))
+    guessed = guessed or ("Llama" if config.get("add_bos_token") else "")
+    kind = str(named or guessed).removesuffix("Fast").removesuffix("Tokenizer")
+    return Settings(config, special, added, kind, bool(named))
 
 
 # -- tokens around a text --------------------------------------------------------------------------
@@ -141,7 +143,8 @@ def ids_around(tokenizer: Tokenizer, says: Settings) -> tuple[list[int], list[in
     """The ids around a text where tokenizer_config.json or the class decides them, None where
     tokenizer.json does. Raises ReflError for a token that a file names and tokenizer.json lacks.
     """
-    if (roles := _around(says)) is None or _lacking(tokenizer, says):
+    roles = _around(says)
+    if roles is None or any(_is_a_guess(tokenizer, says, role) for role in (*roles[0], *roles[1])):
         return None
     before, after = ([_id(tokenizer, says, role) for role in some] for some in roles)
     return before, after
@@ -182,17 +185,12 @@ def _number(tokenizer: Tokenizer, says: Settings, role: str) -> int | None:
         return None
 
 
-def _lacking(tokenizer: Tokenizer, says: Settings) -> str:
-    """A token that the class puts around a text unasked and tokenizer.json lacks, in a sentence;
-    empty where there is none.
+def _is_a_guess(tokenizer: Tokenizer, says: Settings, role: str) -> bool:
+    """Whether no file asks for the token or names the class, and tokenizer.json lacks it: then it
+    is of another class than its model_type stands for.
     """
-    for role in (each for some in _around(says) or () for each in some):
-        if says.is_unasked(role) and _number(tokenizer, says, role) is None:
-            return (
-                f"{_unasked_class(says)} puts its {role}_token {says.token(role)} beside a text, "
-                f"and tokenizer.json lacks it: {_REMEDY}"
-            )
-    return ""
+    asked = says.named or f"add_{role}_token" in says.config or not says.is_unasked(role)
+    return not asked and _number(tokenizer, says, role) is None
 
 
 # -- disagreement ----------------------------------------------------------------------------------
@@ -207,6 +205,7 @@ _NORMALIZER = {
 """Option -> its name in a BertNormalizer, and what transformers takes where the file is silent."""
 
 _REMEDY = "save the tokenizer again with transformers, so that both say the same, or give token ids"
+_SAY_WHICH = "say which is meant in tokenizer_config.json, or give token ids"
 
 
 def disagreement(tokenizer: Tokenizer, says: Settings) -> str:
@@ -216,12 +215,13 @@ def disagreement(tokenizer: Tokenizer, says: Settings) -> str:
     for option, ours, theirs in _pairs(tokenizer, says.kind, says.config):
         if ours != theirs:
             asked = option in says.config or not says.kind
-            who = "tokenizer_config.json" if asked else _unasked_class(says)
+            unasked = f"{shown(says.kind[:60])}Tokenizer, which no file asks for anything else,"
             return (
-                f"{who} stands for {option} = {_json(theirs)}, tokenizer.json for {_json(ours)}: "
-                f"{_REMEDY}"
+                f"{'tokenizer_config.json' if asked else unasked} stands for {option} = "
+                f"{_json(theirs)}, tokenizer.json for {_json(ours)}: "
+                f"{_REMEDY if asked else _SAY_WHICH}"
             )
-    return _lacking(tokenizer, says)
+    return ""
 
 
 def _pairs(
@@ -243,10 +243,6 @@ def _pairs(
 def _state(part: Any) -> dict[str, Any]:
     found = {} if part is None else json.loads(part.__getstate__())
     return found if isinstance(found, dict) else {}
-
-
-def _unasked_class(says: Settings) -> str:
-    return f"{shown(says.kind[:60])}Tokenizer, which no file asks for anything else,"
 
 
 def _json(value: Any) -> str:

@@ -367,11 +367,18 @@ def test_what_a_class_puts_around_a_text_unasked(
 
 
 def test_a_class_whose_token_is_not_there(tmp_path: Path) -> None:
-    """The model is loaded, and explains token ids; a text would begin otherwise elsewhere."""
-    text = beside(tmp_path, sentences("<unk>"), config={"model_type": "llama"})
-    assert text.tokens([0, 2]) == ["<unk>", "a"]
-    with pytest.raises(refl.ReflError, match="LlamaTokenizer, .* bos_token <s> .* lacks it"):
-        text.encode("the")
+    """No Llama wrote this tokenizer.json: it alone says what a text begins with, unless a file asks
+    for the token.
+    """
+    made, says = sentences("<unk>"), {"model_type": "llama"}
+    assert beside(tmp_path, made, config=says).encode("the") == made.encode("the").ids
+    for asked in (
+        {"add_bos_token": True},
+        {"bos_token": "<s>"},
+        {"tokenizer_class": "LlamaTokenizer"},
+    ):
+        with pytest.raises(refl.ReflError, match="asks for bos_token '<s>', which tokenizer.json"):
+            beside(tmp_path, made, config=says, tokenizer_config=asked)
 
 
 @pytest.mark.parametrize(
@@ -391,8 +398,13 @@ def test_a_class_that_reads_a_text_in_another_way(
     else:
         other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     text = beside(tmp_path, other, config={"model_type": model_type})
-    with pytest.raises(refl.ReflError, match=words):
+    with pytest.raises(refl.ReflError, match=f"{words}.*: say which is meant in tokenizer_config"):
         text.encode("the")
+    option = "do_lower_case" if made is wordpiece else "add_prefix_space"
+    config = {option: made is not wordpiece}
+    said = beside(tmp_path, other, config={"model_type": model_type}, tokenizer_config=config)
+    assert said.encode("the") == other.encode("the").ids
+    (tmp_path / "tokenizer_config.json").unlink()
     as_it_is = beside(tmp_path, made(), config={"model_type": model_type})
     assert as_it_is.encode("the") == made().encode("the").ids
 
