@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from refl.errors import ReflError
 from refl.io.text import Text
-from refl.io.tokenizer_config import CLASS_OF
+from refl.io.tokenizer_classes import CLASS_OF
 
 pytestmark = [pytest.mark.peers, pytest.mark.needs("transformers")]
 

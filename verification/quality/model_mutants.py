@@ -74,9 +74,9 @@ class MadeChange:
     change: Change
     applies: bool = False
 
-    def __call__(self, right: Array) -> Array:
-        wrong = np.ascontiguousarray(self.change.apply(right))
-        self.applies = self.applies or not np.array_equal(wrong, right)
+    def __call__(self, r: Array) -> Array:
+        wrong = np.ascontiguousarray(self.change.apply(r))
+        self.applies = self.applies or not np.array_equal(wrong, r)
         return wrong
 
 
