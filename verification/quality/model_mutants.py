@@ -109,7 +109,7 @@ class Input:
 
     case: ModelCase
     forward: RecordedForward
-    right: Relevance
+    expected: Relevance
 
     @classmethod
     def of(cls, case: ModelCase) -> Input:
@@ -122,7 +122,7 @@ class Input:
     def moved(self, wrong: Relevance) -> bool:
         return any(
             bool(np.max(np.abs(wrong[site] - r)) > NEAR * np.max(np.abs(r)))
-            for site, r in self.right.items()
+            for site, r in self.expected.items()
         )
 
 
@@ -147,7 +147,7 @@ def tally(architecture: str, method: str, every: int = 1) -> Tally:
     """
     start, t = time.monotonic(), Tally(architecture, method)
     inputs = [Input.of(case) for case in model_vectors.load(architecture, [method])]
-    if any(model_vectors.check(i.case, i.right) for i in inputs):
+    if any(model_vectors.check(i.case, i.expected) for i in inputs):
         raise ReflError(f"without a mistake {architecture} under {method} is not as expected")
     planted = [(place, change) for place in _all_places(inputs) for change in CHANGES]
     for place, change in planted[::every]:
