@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from refl.errors import ReflError, shown
 from refl.io.config import read_json
@@ -51,6 +51,12 @@ class Settings:
             first, then = then, first
         name = f"{role}_token"
         return first.get(name, then.get(name, TOKENS_OF.get(self.kind, {}).get(role)))
+
+    @property
+    def listed(self) -> list[Any]:
+        """The tokens that tokenizer_config.json lists by their ids."""
+        found = self.config.get("added_tokens_decoder")
+        return list(found.values()) if isinstance(found, dict) else []
 
     def is_unasked(self, role: str) -> bool:
         """Whether no file names this token."""
@@ -195,12 +201,12 @@ def strangers(tokenizer: Tokenizer, says: Settings) -> frozenset[str]:
     """Tokens that a text is split at by the other files, or by the class, and not by
     tokenizer.json, or the other way around.
     """
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    listed = says.config.get("added_tokens_decoder")
-    named = {*_named(says.config), *_named(says.special), *says.added, *_unasked(says)}
-    named |= set(_contents(list(listed.values()) if isinstance(listed, dict) else None))
-    ours = known if says.config.get("split_special_tokens") is True else set()
-    return frozenset(named - known | ours | {*_split_otherwise(tokenizer, says)}) - {""}
+    ours = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    theirs = {*_named(says.config), *_named(says.special), *_contents(says.listed)}
+    theirs |= {*says.added, *_unasked(says)}
+    text_elsewhere = set(ours) if says.config.get("split_special_tokens") is True else set()
+    otherwise = set(_split_otherwise(ours, says))
+    return frozenset(theirs - set(ours) | text_elsewhere | otherwise) - {""}
 
 
 def _named(says: Mapping[str, Any]) -> Iterator[str]:
@@ -209,20 +215,18 @@ def _named(says: Mapping[str, Any]) -> Iterator[str]:
     yield from _contents(says.get(_ADDITIONAL))
 
 
-def _split_otherwise(tokenizer: Tokenizer, says: Settings) -> Iterator[str]:
+def _split_otherwise(ours: Mapping[str, AddedToken], says: Settings) -> Iterator[str]:
     """Tokens that take the blanks beside them here and not there."""
-    found = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     for content, flags in _flags(says):
-        ours = found.get(content)
-        if ours is not None and any(getattr(ours, name) != flag for name, flag in flags.items()):
+        token = ours.get(content)
+        if token is not None and any(getattr(token, name) != flag for name, flag in flags.items()):
             yield content
 
 
 def _flags(says: Settings) -> Iterator[tuple[str, dict[str, bool]]]:
     """Tokens whose flags are set, whatever tokenizer.json says, and the flags."""
     plain = dict.fromkeys(("lstrip", "rstrip", "single_word"), False)
-    listed = says.config.get("added_tokens_decoder")
-    for token in listed.values() if isinstance(listed, dict) else ():
+    for token in says.listed:
         if isinstance(token, dict) and isinstance(_spelled(token), str):
             said = {name: bool(token[name]) for name in (*plain, "normalized") if name in token}
             yield _spelled(token), plain | said
@@ -232,8 +236,8 @@ def _flags(says: Settings) -> Iterator[tuple[str, dict[str, bool]]]:
 
 
 def _unasked(says: Settings) -> Iterator[str]:
-    for role in SPECIAL:
-        yield from _contents(says.token(role))
+    """Tokens that no file names and the class knows."""
+    yield from (t for role, t in TOKENS_OF.get(says.kind, {}).items() if says.is_unasked(role))
     if not (says.config.get(_ADDITIONAL) or says.special.get(_ADDITIONAL)):
         yield from EXTRA_OF.get(says.kind, [])
 
