@@ -28,7 +28,7 @@ import statistics
 import sys
 import zlib
 from array import array as Doubles
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import product
 from typing import Any
@@ -43,6 +43,7 @@ import refl
 from refl.io.files import atomic_write
 from refl.rules.conservation import RuleOutput
 from refl.rules.operations import FORMULATIONS, rules_in
+from refl.verification.markdown import table
 from refl.verification.quality.cases import CASES, DTYPES, Case, Draw, Judged, OutOfRange, Trial
 
 LEAVES = ("embedding", "learned", "source")
@@ -252,13 +253,7 @@ def markdown(result: dict[str, Any]) -> str:
         "under which names composites call a rule.\n\n"
     )
     called = [row for row in rules().items() if row[0] in result["rules"]]
-    return head + _table(COLUMNS, cells(result)) + "\n" + _table(("rule", "called"), called)
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "".join(
-        "| " + " | ".join(row) + " |\n" for row in (columns, ["---"] * len(columns), *rows)
-    )
+    return f"{head}{table(COLUMNS, cells(result))}\n\n{table(('rule', 'called'), called)}\n"
 
 
 def show(result: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "verification",
         "verification.array_changes",
         "verification.definitions",
+        "verification.markdown",
         "verification.random_models",
     ),
     ("evaluation", "verification.identities", "verification.vectors"),

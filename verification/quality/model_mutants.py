@@ -27,16 +27,19 @@ import numpy as np
 from refl.arrays import Array
 from refl.errors import ReflError
 from refl.io.files import atomic_write
-from refl.model import load
+from refl.model import Model, load
 from refl.rules.composites import Composite
 from refl.rules.conservation import RuleOutput
 from refl.rules.published import METHODS
 from refl.verification.compare.alternatives import Step, altered
 from refl.verification.compare.forward import ExplainedOutput, RecordedForward
 from refl.verification.conformance.structural import Change, changes
+from refl.verification.markdown import command, table
 from refl.verification.vectors import model_vectors
 from refl.verification.vectors.model_vectors import ModelCase
 from refl.version import __version__
+
+MODULE = "refl.verification.quality.model_mutants"
 
 AXES = (-1, -2, -3, -4)
 NEAR = 1e-7
@@ -112,8 +115,7 @@ class Input:
     expected: Relevance
 
     @classmethod
-    def of(cls, case: ModelCase) -> Input:
-        model = load(case.folder, dtype="float64")
+    def of(cls, case: ModelCase, model: Model) -> Input:
         where = case.position
         output = ExplainedOutput(case.item, case.target, position=where, decoder=case.decoder_ids)
         forward = RecordedForward(model, output)
@@ -131,11 +133,12 @@ def _of_input(case: ModelCase, forward: RecordedForward, c: Composite) -> Releva
     return {site: found[site] for site in case.input_sites if site in found}
 
 
-def places(forward: RecordedForward) -> list[Place]:
+def places(inputs: Sequence[Input]) -> list[Place]:
     """Every operation of the net, by role, with each of its operands."""
     found = {
         Place(record.operation, record.role, k)
-        for record in forward.trace.records
+        for i in inputs
+        for record in i.forward.trace.records
         for k in range(len(record.operands))
     }
     return sorted(found)
@@ -146,18 +149,16 @@ def tally(architecture: str, method: str, every: int = 1) -> Tally:
     expected one: nothing would be said of mistakes.
     """
     start, t = time.monotonic(), Tally(architecture, method)
-    inputs = [Input.of(case) for case in model_vectors.load(architecture, [method])]
+    cases = model_vectors.load(architecture, [method])
+    model = load(cases[0].folder, dtype="float64")
+    inputs = [Input.of(case, model) for case in cases]
     if any(model_vectors.check(i.case, i.expected) for i in inputs):
         raise ReflError(f"without a mistake {architecture} under {method} is not as expected")
-    planted = [(place, change) for place in _all_places(inputs) for change in CHANGES]
+    planted = [(place, change) for place in places(inputs) for change in CHANGES]
     for place, change in planted[::every]:
         _plant(t, inputs, place, change)
     t.seconds = time.monotonic() - start
     return t
-
-
-def _all_places(inputs: Sequence[Input]) -> list[Place]:
-    return sorted({place for i in inputs for place in places(i.forward)})
 
 
 @np.errstate(all="ignore")
@@ -205,21 +206,20 @@ def line(t: Tally) -> str:
     )
 
 
-def markdown(found: Sequence[Tally], command: str) -> str:
+def markdown(found: Sequence[Tally], made_by: str) -> str:
     planted, caught, in_float32, equal, survivors = (
         sum(map(int, column)) for column in list(zip(*map(cells, found), strict=True))[2:]
     )
     head = (
         "# Structural mistakes in whole models\n\n"
-        f"Written by `{command}` on {date.today().isoformat()} (refl {__version__}, numpy "
+        f"Written by `{made_by}` on {date.today().isoformat()} (refl {__version__}, numpy "
         f"{np.__version__}).\n\n"
         "Each is planted in one operation's rule, and only the relevance of the input is held "
         "against the model vectors, in float64.\n\n"
         f"{planted} mutants: {caught} caught ({in_float32} of them with all that an adapter in "
         f"float32 may be off), {equal} that make no difference, {survivors} survivors.\n\n"
     )
-    rows = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, found)]
-    return head + "".join("| " + " | ".join(row) + " |\n" for row in rows)
+    return head + table(COLUMNS, map(cells, found)) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -238,10 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not found:
         parser.error("there are no vectors of that model under that method")
     if options.markdown:
-        asked = " ".join(sys.argv[1:] if arguments is None else arguments)
-        asked = asked.replace(options.markdown, "FILE")
-        command = f"python -m refl.verification.quality.model_mutants {asked}"
-        atomic_write(options.markdown, markdown(found, command).encode())
+        made_by = command(MODULE, arguments, options.markdown)
+        atomic_write(options.markdown, markdown(found, made_by).encode())
     return 1 if any(t.survivors for t in found) else 0
 
 

@@ -35,11 +35,14 @@ from refl.verification.conformance.planting import NoDifference, changed, refere
 from refl.verification.conformance.reference_rules import Answer, ReferenceRules, wide
 from refl.verification.conformance.results import FAILED, CaseResult, RuleResult
 from refl.verification.conformance.runner import compared, rule_result
+from refl.verification.markdown import command, table
 from refl.verification.quality.planted_structures import Mutant, mutants, mutants_of_options
 from refl.verification.quality.wide_shapes import drawn, drawn_with_options
 from refl.verification.vectors.case import SIGNATURES, Case
 from refl.verification.vectors.rule_vectors import fingerprint, load
 from refl.version import __version__
+
+MODULE = "refl.verification.quality.structural_mutants"
 
 PERTURBED = 1e-12
 """The relative change of every input that says how well an answer is determined."""
@@ -278,13 +281,13 @@ def said(n: Naming, what: str) -> str:
     )
 
 
-def markdown(tallies: Sequence[Tally], named: Sequence[str], command: str) -> str:
+def markdown(tallies: Sequence[Tally], named: Sequence[str], made_by: str) -> str:
     planted, caught, equal, survivors = (
         sum(map(int, column)) for column in list(zip(*map(cells, tallies), strict=True))[2:]
     )
     head = (
         "# Structural mistakes in the smallest adapter\n\n"
-        f"Written by `{command}` on {date.today().isoformat()} (refl {__version__}, "
+        f"Written by `{made_by}` on {date.today().isoformat()} (refl {__version__}, "
         f"numpy {np.__version__}, vectors {fingerprint()}).\n\n"
         "The smallest adapter has one function for a rule, takes default options alone, and "
         "float64 and float32. `cases` are the vectors that it covers. A mutant that none of them "
@@ -294,8 +297,7 @@ def markdown(tallies: Sequence[Tally], named: Sequence[str], command: str) -> st
         "survivors.\n\n"
     )
     diagnosed = "".join(f"{each}\n\n" for each in named)
-    rows = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, tallies)]
-    return head + diagnosed + "".join("| " + " | ".join(row) + " |\n" for row in rows)
+    return head + diagnosed + table(COLUMNS, map(cells, tallies)) + "\n"
 
 
 def shapes(case: Case) -> str:
@@ -328,10 +330,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     named = _all_named([t.rule for t in tallies], options.naming) if options.naming else []
     print("\n".join(named))
     if options.markdown:
-        asked = " ".join(sys.argv[1:] if arguments is None else arguments)
-        asked = asked.replace(options.markdown, "FILE")
-        command = f"python -m refl.verification.quality.structural_mutants {asked}"
-        atomic_write(options.markdown, markdown(tallies, named, command).encode())
+        made_by = command(MODULE, arguments, options.markdown)
+        atomic_write(options.markdown, markdown(tallies, named, made_by).encode())
     return 1 if any(t.survivors for t in tallies) else 0
 
 
