@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from refl.arrays import asnumpy
+from refl.io.precision import unit_roundoff
 from refl.model import Model
 from refl.verification.identities.conditioning import (
     RunComparison,
     other_digits,
     rounding_bound,
-    roundoff,
 )
 from refl.verification.identities.model_under_test import input_scores, model_under_test
 from refl.verification.identities.rows import WorstDeviation
@@ -111,7 +111,7 @@ def test_other_digits(dtype: str) -> None:
     w = model.weights[name]
     one, again, two = (other_digits(model, draw).weights[name] for draw in (0, 0, 1))
     assert one.dtype == w.dtype and np.array_equal(one, again) and not np.array_equal(one, two)
-    steps = (one - w) / (w * roundoff(w) * np.sqrt(w.shape[1]))
+    steps = (one - w) / (w * unit_roundoff(w) * np.sqrt(w.shape[1]))
     assert np.allclose(np.abs(steps), 1, atol=0.4) and {-1.0, 1.0} == set(np.sign(steps).ravel())
     other = other_digits(model, 0).weights[next_one] - model.weights[next_one]
     assert not np.array_equal(np.sign(other / model.weights[next_one]), np.sign(steps))

@@ -47,6 +47,7 @@ import numpy as np
 
 from refl.arrays import Array, asnumpy
 from refl.explanation import Explanation
+from refl.io.precision import unit_roundoff
 from refl.ledger import Ledger
 from refl.model import Model
 from refl.rules.composites import Chosen
@@ -86,12 +87,7 @@ def rule_rounding(
     """The same for one application of a rule, where r arrived at z."""
     how = OPERATIONS[operation].options(rule.function) | rule.options | attributes
     scale = rounding_scale(operation, rule.name, formulation, operands, z, r, how)
-    return FACTOR * roundoff(r) * float(scale.sum())
-
-
-def roundoff(array: Any) -> float:
-    """u of the array's dtype."""
-    return float(np.finfo(array.dtype).eps) / 2
+    return FACTOR * unit_roundoff(r) * float(scale.sum())
 
 
 # -- 2 ---------------------------------------------------------------------------------------------
@@ -142,4 +138,4 @@ def _other_digits(draw: int, name: str, w: Any) -> Array:  # -> w (1 +- sqrt(n) 
     w = asnumpy(w)
     random = np.random.default_rng([draw, zlib.crc32(name.encode("utf-8"))])
     signs = random.choice(np.asarray([-1, 1], dtype=w.dtype), w.shape)
-    return w + w * signs * w.dtype.type(roundoff(w) * sqrt(prod(w.shape[1:])))
+    return w + w * signs * w.dtype.type(unit_roundoff(w) * sqrt(prod(w.shape[1:])))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from refl.io.precision import unit_roundoff
 from refl.rules.composites import Chosen
 from refl.rules.conservation import RuleOutput
 from refl.rules.operations import OPERATIONS
@@ -20,7 +21,6 @@ from refl.trace import Record, Trace, Value
 from refl.verification.identities.conditioning import (
     FACTOR,
     ledger_rounding,
-    roundoff,
     rule_rounding,
 )
 from refl.verification.identities.graph import host_arrays
@@ -92,7 +92,7 @@ def product(
 def _rounding_of_product(r: Any, operand: Any) -> float:
     """As many terms are summed as the operand was repeated."""
     terms = max(1, r.size // operand.size)
-    return float(FACTOR * roundoff(r) * np.abs(r).max() * terms)
+    return float(FACTOR * unit_roundoff(r) * np.abs(r).max() * terms)
 
 
 def relevance_of(output: RuleOutput, k: int, operand: Any) -> Any:
