@@ -18,6 +18,7 @@ from refl.verification.peers.tensors import (
     activation_module,
     except_constants,
     handed_back,
+    layer_module,
     least_stabilizer,
     linear_module,
     needs,
@@ -219,14 +220,7 @@ def pooling_epsilon(
 
 
 def network(layers: Sequence[dict[str, Any]]) -> Callable[..., Any]:
-    net = stacked(
-        lambda layer: (
-            activation_module(layer["kind"], "tdhook")
-            if layer["operation"] == "activation"
-            else linear_module(layer["w"], layer["b"])
-        ),
-        layers,
-    )
+    net = stacked(lambda layer: layer_module(layer, "tdhook"), layers)
     for module, layer in zip(net, layers, strict=True):
         _rule_of(layer).register(module)
     return lambda x, seeds: several_targets(net, x, seeds)

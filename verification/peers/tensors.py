@@ -123,6 +123,13 @@ def linear_module(w: Tensor, b: Tensor | None) -> Any:
     return _holding(nn.Linear(w.shape[1], w.shape[0], bias=b is not None, dtype=w.dtype), w, b)
 
 
+def layer_module(layer: dict[str, Any], library: str) -> Any:
+    """Of a layer of a small network."""
+    if layer["operation"] == "activation":
+        return activation_module(layer["kind"], library)
+    return linear_module(layer["w"], layer["b"])
+
+
 def patches_module(w: Tensor, b: Tensor | None) -> Any:
     """torch.nn.Conv2d on patches that do not overlap: w (O, C, h, w')."""
     from torch import nn

@@ -19,6 +19,7 @@ from refl.verification.peers.tensors import (
     Tensor,
     activation_module,
     handed_back,
+    layer_module,
     least_stabilizer,
     linear_module,
     needs,
@@ -151,14 +152,7 @@ def activation_identity(x: Tensor, r: Tensor, *, kind: str) -> Any:
 
 def network(layers: Sequence[dict[str, Any]]) -> Callable[..., Any]:
     """A module for each layer, its rule by name in a composite, which stays registered."""
-    net = stacked(
-        lambda layer: (
-            activation_module(layer["kind"], "zennit")
-            if layer["operation"] == "activation"
-            else linear_module(layer["w"], layer["b"])
-        ),
-        layers,
-    )
+    net = stacked(lambda layer: layer_module(layer, "zennit"), layers)
     composite = load_zennit("zennit.composites").NameMapComposite(
         [([str(n)], _rule_of(layer)) for n, layer in enumerate(layers)]
     )
