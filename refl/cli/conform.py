@@ -49,8 +49,8 @@ something is partly covered.
 """
 
 
-LONGEST = 1_000_000
-"""Seconds that may be asked for."""
+SECONDS, MOST_SECONDS = 600, 1_000_000
+"""For a rule, or for all that is asked of one model; and how many may be asked for."""
 
 
 def add(commands: Any) -> None:
@@ -88,9 +88,9 @@ def add(commands: Any) -> None:
     p.add_argument(
         "--seconds",
         type=int,
-        default=600,
+        default=SECONDS,
         metavar="N",
-        help="give up on a rule, or a model, that takes longer (default: 600)",
+        help=f"give up on a rule, or a model, that takes longer (default: {SECONDS})",
     )
     p.add_argument("--all", action="store_true", help="list the rules that are not covered, too")
     p.add_argument("--html", type=output, metavar="FILE", help="write the report as one HTML page")
@@ -121,8 +121,8 @@ def run(args: argparse.Namespace) -> int:
             args.parser.error("--list prints text alone: leave --json, --html and --junit out")
         print_lines(report.signatures(args.rule, width()), args)
         return 0
-    if not 1 <= args.seconds <= LONGEST:
-        args.parser.error(f"--seconds: expected 1 to {LONGEST}, got {quoted(args.seconds)}")
+    if not 1 <= args.seconds <= MOST_SECONDS:
+        args.parser.error(f"--seconds: expected 1 to {MOST_SECONDS}, got {quoted(args.seconds)}")
     if args.adapter is None:
         args.parser.error("give an ADAPTER: a Python file, or the name of a module (or --list)")
     sys.path.insert(0, "")

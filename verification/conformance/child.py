@@ -32,11 +32,7 @@ _PROGRAM = (
 # -- the parent ------------------------------------------------------------------------------------
 
 
-SECONDS = 600
-"""For a rule, or for all that is asked of one model."""
-
-
-def run(asked: dict[str, Any], progress: Progress, seconds: float = SECONDS) -> dict[str, Any]:
+def run(asked: dict[str, Any], progress: Progress, seconds: float) -> dict[str, Any]:
     """The report in every form. asked: adapter, rule, width, all. Raises ReflError for
     what the runner refuses, and where the adapter ended the process or took too long.
 
