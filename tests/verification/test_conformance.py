@@ -455,33 +455,30 @@ def test_a_rule_that_is_forgotten_after_the_first_call_is_named() -> None:
         assert found.mistakes[0].id == "rule-forgotten"
 
 
-def test_a_second_target_that_raises_is_named() -> None:
+def one_seed_alone(reason: Exception) -> dict[str, Any]:
+    """An adapter whose network raises this where several are asked for."""
+
     def network(layers: Any) -> Any:
         explain = engine.network(layers)
 
         def explained(x: Any, seeds: Any) -> Any:
             if len(seeds) > 1:
-                raise RuntimeError("the graph is gone")
+                raise reason
             return explain(x, seeds)
 
         return explained
 
-    found = runner.run({"network": network, "to_array": engine.to_array}, "network")["network"]
+    return {"network": network, "to_array": engine.to_array}
+
+
+def test_a_second_target_that_raises_is_named() -> None:
+    adapter = one_seed_alone(RuntimeError("the graph is gone"))
+    found = runner.run(adapter, "network")["network"]
     assert [m.id for m in found.mistakes] == ["one-target"]
 
 
 def test_a_second_target_that_is_refused_is_no_pass() -> None:
-    def network(layers: Any) -> Any:
-        explain = engine.network(layers)
-
-        def explained(x: Any, seeds: Any) -> Any:
-            if len(seeds) > 1:
-                raise NotImplementedError("one seed at a time")
-            return explain(x, seeds)
-
-        return explained
-
-    adapter = {"network": network, "to_array": engine.to_array}
+    adapter = one_seed_alone(NotImplementedError("one seed at a time"))
     report = runner.run(adapter, "network")
     found = report["network"]
     assert found.status == results.PARTLY and not report.passed

@@ -23,6 +23,7 @@ from refl.verification.conformance.report import (
 from refl.verification.conformance.results import (
     CONVENTION,
     FAILED,
+    INCOMPLETE,
     NOT_COVERED,
     PARTLY,
     PASSED,
@@ -274,7 +275,7 @@ def _rule_table(rules: Sequence[RuleResult]) -> str:
             str(r.count(PASSED)),
             str(r.count(FAILED)),
             str(r.count(CONVENTION)),
-            str(r.count(NOT_COVERED, PARTLY)),
+            str(r.count(*INCOMPLETE)),
             str(len(r.cases)),
             safe(looks_like(r) or r.partly),
         )

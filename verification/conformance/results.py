@@ -21,6 +21,8 @@ PARTLY = "partly covered"
 """Nothing is wrong in what was answered, and something is missing that must be answered for a
 pass."""
 STATUSES = (PASSED, FAILED, CONVENTION, PARTLY, NOT_COVERED)
+INCOMPLETE = (NOT_COVERED, PARTLY)
+"""Of what is no failure, and no pass."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class RuleResult:
     @property
     def missing(self) -> tuple[CaseResult, ...]:
         """Required cases that are not covered, or in part alone."""
-        return tuple(c for c in self.cases if c.status in (NOT_COVERED, PARTLY) and c.case.required)
+        return tuple(c for c in self.cases if c.status in INCOMPLETE and c.case.required)
 
     @property
     def status(self) -> str:

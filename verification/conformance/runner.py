@@ -60,6 +60,7 @@ from refl.verification.conformance.report import Report
 from refl.verification.conformance.results import (
     CONVENTION,
     FAILED,
+    INCOMPLETE,
     NOT_COVERED,
     PARTLY,
     PASSED,
@@ -306,7 +307,7 @@ def check(adapter: Any, case: Case) -> None:
     adapter = _by_name(adapter) if isinstance(adapter, (str, Path)) else adapter
     adapter = adapter if isinstance(adapter, Adapter) else Adapter(adapter)
     result = run_case(adapter, case)
-    if result.status in (NOT_COVERED, PARTLY):
+    if result.status in INCOMPLETE:
         raise NotCovered(result.message)
     if result.failed and not documented(adapter, result):
         raise AssertionError(report.failure(result))

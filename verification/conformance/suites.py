@@ -32,6 +32,7 @@ from refl.verification.conformance.adapter import Adapter
 from refl.verification.conformance.results import (
     CONVENTION,
     FAILED,
+    INCOMPLETE,
     NOT_COVERED,
     PARTLY,
     PASSED,
@@ -180,7 +181,7 @@ def _counted(whole: Callable[[str], RuleResult], rule: str, complete: bool) -> O
 
 
 def _of_case(adapter: Adapter, v: CaseResult) -> Outcome:
-    if v.status in (NOT_COVERED, PARTLY):
+    if v.status in INCOMPLETE:
         required = f"a required case is {v.status}: " if v.case.required else ""
         return Outcome(NOT_COVERED, f"{v.case.rule}: {required}{v.message}")
     if not v.failed:
@@ -192,7 +193,7 @@ def _of_case(adapter: Adapter, v: CaseResult) -> Outcome:
 
 def _of_rule(r: RuleResult, complete: bool) -> Outcome:
     """How much of a rule is covered; wrong answers fail in tests of their own."""
-    if not r.count(NOT_COVERED, PARTLY):
+    if not r.count(*INCOMPLETE):
         return Outcome(PASSED)
     why = f"; {r.partly}, which is no pass" if r.missing and r.tried else ""
     why = why or ("" if r.tried else f"; {r.cases[0].message}")
@@ -204,7 +205,7 @@ def _of_rule(r: RuleResult, complete: bool) -> Outcome:
 
 def _of_all(rules: Sequence[RuleResult], complete: bool) -> Outcome:
     cases = Counter(v.status for r in rules for v in r.cases)
-    if not (missing := cases[NOT_COVERED] + cases[PARTLY]):
+    if not (missing := sum(cases[s] for s in INCOMPLETE)):
         return Outcome(PASSED)
     count = Counter(_extent(r) for r in rules)
     partly = [r.rule for r in rules if r.missing and r.tried]
@@ -255,7 +256,7 @@ def _of_model(m: ModelResult, complete: bool) -> Outcome:
 
 
 def _of_models(models: Sequence[ModelResult]) -> Outcome:
-    missing = sum(m.status in (NOT_COVERED, PARTLY) for m in models)
+    missing = sum(m.status in INCOMPLETE for m in models)
     if not missing:
         return Outcome(PASSED)
     return Outcome(NOT_COVERED, f"{missing} of {len(models)} not covered, or in part alone")

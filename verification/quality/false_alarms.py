@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from refl.verification.conformance.adapter import Adapter
-from refl.verification.conformance.results import NOT_COVERED, PARTLY, CaseResult
+from refl.verification.conformance.results import INCOMPLETE, CaseResult
 from refl.verification.conformance.runner import run_case
 from refl.verification.vectors.make_vectors import drawn
 from refl.verification.vectors.rule_vectors import rules
@@ -48,7 +48,7 @@ def tally(adapter: Adapter, rule: str, seeds: Iterable[int]) -> Tally:
         for case in drawn(rule, seed):
             result = run_case(adapter, case)
             t.cases += 1
-            t.uncovered += result.status in (NOT_COVERED, PARTLY)
+            t.uncovered += result.status in INCOMPLETE
             t.worst = max(t.worst, used(result))
             if result.failed:
                 where = (
