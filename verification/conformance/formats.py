@@ -207,6 +207,7 @@ CSS = """\
 .call { padding: .5rem .7rem; border-radius: 4px; overflow-x: auto }
 .result { font-size: 1.1rem; font-weight: 600 }
 details > summary { cursor: pointer }
+td code[id] { white-space: nowrap }
 """
 
 
