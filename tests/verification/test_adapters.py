@@ -335,6 +335,21 @@ def test_what_ends_the_process_is_said(
     assert last == f"refl: {last.removeprefix('refl: ')}" and said in last and not out
 
 
+def test_what_lies_beside_the_adapter_is_not_taken_for_refl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A clone of the project, say, or a file that is called as a module of Python's."""
+    decoy = tmp_path / "refl" / "verification" / "conformance"
+    decoy.mkdir(parents=True)
+    for path in (decoy / "child.py", tmp_path / "json.py"):
+        path.write_text("raise SystemExit(7)\n")
+    (tmp_path / "mine.py").write_text(
+        f"import refl\nassert refl.load\ndef {RULE}(x, r, *, factor):\n    return r\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["conform", "mine.py", "--rule", RULE]) == 0, capfd.readouterr().err
+
+
 def test_what_never_ends_is_ended(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "hangs.py"
     path.write_text(f"def {RULE}(x, r, *, factor):\n    while True:\n        pass\n")

@@ -17,16 +17,20 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
+import refl
 from refl.errors import ReflError
 
 Progress = Callable[[str, int, int], object]
 
 _PROGRAM = (
-    "import json, sys; asked = json.loads(sys.stdin.readline()); sys.path[:] = asked['path']; "
+    "import json, sys; asked = json.loads(sys.stdin.readline()); "
+    "sys.path[:] = [asked['home'], *asked['path']]; import refl; sys.path[:] = asked['path']; "
     "from refl.verification.conformance import child; child.serve(asked)"
 )
+"""The refl of the parent comes first: a clone in the folder at hand is called so, too."""
 
 
 # -- the parent ------------------------------------------------------------------------------------
@@ -91,7 +95,7 @@ class _Limit:
 @contextmanager
 def _process(asked: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM],
+        [sys.executable, "-P", "-c", _PROGRAM],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=_errors(),
@@ -101,7 +105,8 @@ def _process(asked: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
     try:
         assert process.stdin is not None
         with process.stdin as requests:
-            requests.write(json.dumps({"path": sys.path, **asked}) + "\n")
+            home = str(Path(refl.__file__).parent.parent)
+            requests.write(json.dumps({"home": home, "path": sys.path, **asked}) + "\n")
         yield process
     finally:
         process.kill()
