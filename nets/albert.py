@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from refl.arrays import Array
+from refl.mask import Mask
 from refl.nets import encoder, masks, tensors
 from refl.nets.batch import Batch, positions
 from refl.nets.tensors import Tensors
@@ -135,7 +135,7 @@ def stored(group: int) -> str:
 
 
 def layer(
-    t: Trace, h: Value, c: Config, group: int, mask: Array | None
+    t: Trace, h: Value, c: Config, group: int, mask: Mask | None
 ) -> Value:  # (B, T, D) -> (B, T, D)
     with t.sharing(stored(group)):
         for j in range(c.inner_group_num):
@@ -143,7 +143,7 @@ def layer(
     return h
 
 
-def inner(t: Trace, h: Value, c: Config, mask: Array | None) -> Value:  # (B, T, D) -> (B, T, D)
+def inner(t: Trace, h: Value, c: Config, mask: Mask | None) -> Value:  # (B, T, D) -> (B, T, D)
     h = t.module("attention", attention, h, c, mask)
     m = t.linear("ffn", h, bias=True, role="mlp.up")
     m = t.activation("activation", m, c.act, role="mlp.activation")
@@ -152,7 +152,7 @@ def inner(t: Trace, h: Value, c: Config, mask: Array | None) -> Value:  # (B, T,
     return t.layer_norm("full_layer_layer_norm", h, c.layer_norm_eps)
 
 
-def attention(t: Trace, h: Value, c: Config, mask: Array | None) -> Value:  # (B, T, D) -> (B, T, D)
+def attention(t: Trace, h: Value, c: Config, mask: Mask | None) -> Value:  # (B, T, D) -> (B, T, D)
     context = encoder.self_attention(t, h, c.num_attention_heads, mask)
     a = t.linear("dense", context, bias=True, role="attention.output")
     h = t.add("residual", h, a, role="residual")

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from refl.arrays import Array, namespace
 from refl.errors import ReflError
+from refl.mask import Mask
 from refl.nets import heads, tensors
 from refl.nets.batch import Batch
 from refl.nets.config import activation_kind, brief, divides
@@ -142,7 +143,7 @@ def embeddings(
 
 
 def self_attention(
-    t: Trace, x: Value, heads: int, mask: Array | None, bias: bool = True
+    t: Trace, x: Value, heads: int, mask: Mask | None, bias: bool = True
 ) -> Value:  # (B, T, D) -> (B, T, D)
     """softmax(q k^T / sqrt(d)) v of all heads, side by side; `query`, `key` and `value` are modules
     of the one that is open.
@@ -157,7 +158,7 @@ def self_attention(
         for name in ("query", "key", "value")
     )
     q = t.scale("query.scaled", q, q.array.shape[-1] ** -0.5)
-    return t.move("context.merged", "merge_heads", t.attention(q, k, v, mask, causal=False))
+    return t.move("context.merged", "merge_heads", t.attention(q, k, v, mask))
 
 
 def intermediate(t: Trace, x: Value, act: str) -> Value:  # (B, T, D) -> (B, T, I)
@@ -166,14 +167,14 @@ def intermediate(t: Trace, x: Value, act: str) -> Value:  # (B, T, D) -> (B, T, 
 
 
 def post_norm(
-    t: Trace, h: Value, c: EncoderConfig, mask: Array | None
+    t: Trace, h: Value, c: EncoderConfig, mask: Mask | None
 ) -> Value:  # (B, T, D) -> (B, T, D)
     h = t.module("attention", _attention, h, c, mask)
     m = t.module("intermediate", intermediate, h, c.act)
     return t.module("output", _output, m, h, c, "mlp.down")
 
 
-def _attention(t: Trace, h: Value, c: EncoderConfig, mask: Array | None) -> Value:
+def _attention(t: Trace, h: Value, c: EncoderConfig, mask: Mask | None) -> Value:
     context = t.module("self", self_attention, h, c.num_attention_heads, mask)
     return t.module("output", _output, context, h, c, "attention.output")
 

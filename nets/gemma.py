@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from refl.arrays import Array
 from refl.errors import ReflError
+from refl.mask import Mask
 from refl.nets import heads, llama, masks, tensors
 from refl.nets.batch import Batch
 from refl.nets.config import LARGEST, activation_kind
@@ -82,7 +83,7 @@ def block(
     attention: Callable[..., Value],
     cos: Array,
     sin: Array,
-    mask: Array,
+    mask: Mask,
 ) -> Value:  # (B, T, D) -> (B, T, D)
     n = norm(t, "input_layernorm", h, c)
     a = t.module("self_attn", attention, n, c, cos, sin, mask)
@@ -97,10 +98,4 @@ def lm_head(
     logits = llama.lm_head(t, norm(t, "model.norm", h, c), c, batch)
     if c.task == heads.CLASS or c.final_logit_softcapping is None:
         return logits
-    return soft_cap(t, "lm_head", logits, c.final_logit_softcapping, "head.cap")
-
-
-def soft_cap(t: Trace, name: str, x: Value, cap: float, role: str) -> Value:  # (...) -> (...)
-    """cap tanh(x / cap)"""
-    z = t.activation(f"{name}.tanh", t.scale(f"{name}.divided", x, 1 / cap), "tanh", role=role)
-    return t.scale(f"{name}.capped", z, cap)
+    return t.soft_cap("lm_head", logits, c.final_logit_softcapping, role="head.cap")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from refl.arrays import Array
+from refl.mask import Mask
 from refl.nets import gemma, heads, llama, masks, rope
 from refl.nets.batch import Batch
 from refl.trace import Trace, Value
@@ -58,25 +59,11 @@ def forward(
 
 
 def attention(
-    t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Array
+    t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Mask
 ) -> Value:  # (B, T, D) -> (B, T, D)
     q, k, v = llama.project(t, x, c)
     scale = c.query_pre_attn_scalar**-0.5
     q = t.scale("query.scaled", t.rotary("query.rotated", q, cos, sin), scale)
     k = t.rotary("key.rotated", k, cos, sin)
-    cap = c.attn_logit_softcapping
-    context = llama.attend(t, q, k, v, mask) if cap is None else attend(t, q, k, v, mask, cap)
+    context = llama.attend(t, q, k, v, mask, c.attn_logit_softcapping)
     return t.linear("o_proj", context, bias="o_proj" in c.biased, role="attention.output")
-
-
-def attend(
-    t: Trace, q: Value, k: Value, v: Value, mask: Array, cap: float
-) -> Value:  # (B, H, T, d), (B, K, T, d) x 2 -> (B, T, H d)
-    """softmax(cap tanh(q k^T / cap)) v of every head, q scaled already."""
-    k, v = llama.repeat_groups(t, q, k, v)
-    k = t.move("key.transposed", "transpose", k)
-    scores = t.matmul("scores", q, k, role="attention.scores")
-    scores = gemma.soft_cap(t, "scores", scores, cap, "attention.cap")
-    p = t.softmax("probabilities", scores, mask, role="attention.probabilities")
-    context = t.matmul("context", p, v, role="attention.context")
-    return t.move("context.merged", "merge_heads", context)

@@ -19,6 +19,7 @@ from typing import ClassVar
 
 from refl.arrays import Array
 from refl.errors import ReflError, shown
+from refl.mask import Mask
 from refl.nets import gemma, heads, llama, masks, qwen3, rope
 from refl.nets.batch import Batch
 from refl.nets.masks import FULL, SLIDING
@@ -108,7 +109,7 @@ def forward(
 
 
 def attention(
-    t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Array
+    t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Mask
 ) -> Value:  # (B, T, D) -> (B, T, D)
     q, k, v = llama.project(t, x, c)
     q, k = gemma.norm(t, "q_norm", q, c), gemma.norm(t, "k_norm", k, c)

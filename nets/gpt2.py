@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from refl.arrays import Array
+from refl.mask import Mask
 from refl.nets import heads, masks, tensors
 from refl.nets.batch import Batch, positions
 from refl.nets.config import LARGEST, activation_kind, divides
@@ -123,9 +123,7 @@ def forward(
     return t.linear("lm_head", h, weight=tied, role="head")
 
 
-def block(
-    t: Trace, h: Value, c: Config, index: int, mask: Array
-) -> Value:  # (B, T, D) -> (B, T, D)
+def block(t: Trace, h: Value, c: Config, index: int, mask: Mask) -> Value:  # (B, T, D) -> (B, T, D)
     n = t.layer_norm("ln_1", h, c.layer_norm_epsilon)
     h = t.add("residual", h, t.module("attn", attention, n, c, index, mask), role="residual")
     n = t.layer_norm("ln_2", h, c.layer_norm_epsilon)
@@ -133,12 +131,12 @@ def block(
 
 
 def attention(
-    t: Trace, x: Value, c: Config, index: int, mask: Array
+    t: Trace, x: Value, c: Config, index: int, mask: Mask
 ) -> Value:  # (B, T, D) -> (B, T, D)
     qkv = t.linear("c_attn", x, bias=True, transposed=True, role="attention.query_key_value")
     q, k, v = (head_parts(t, qkv, c, i, name) for i, name in enumerate(("query", "key", "value")))
     q = t.scale("query.scaled", q, score_scale(c, index))
-    context = t.move("context.merged", "merge_heads", t.attention(q, k, v, mask, causal=True))
+    context = t.move("context.merged", "merge_heads", t.attention(q, k, v, mask))
     return t.linear("c_proj", context, bias=True, transposed=True, role="attention.output")
 
 

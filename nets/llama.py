@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from refl.arrays import Array
+from refl.mask import Mask
 from refl.nets import heads, masks, rope, tensors
 from refl.nets.batch import Batch
 from refl.nets.config import LARGEST, activation_kind, divides
@@ -212,7 +213,7 @@ def decoder(
 
 
 def block(
-    t: Trace, h: Value, c: LlamaConfig, cos: Array, sin: Array, mask: Array
+    t: Trace, h: Value, c: LlamaConfig, cos: Array, sin: Array, mask: Mask
 ) -> Value:  # (B, T, D) -> (B, T, D)
     n = t.rms_norm("input_layernorm", h, c.rms_norm_eps)
     a = t.module("self_attn", attention, n, c, cos, sin, mask)
@@ -222,7 +223,7 @@ def block(
 
 
 def attention(
-    t: Trace, x: Value, c: DecoderConfig, cos: Array, sin: Array, mask: Array
+    t: Trace, x: Value, c: DecoderConfig, cos: Array, sin: Array, mask: Mask
 ) -> Value:  # (B, T, D) -> (B, T, D)
     q, k, v = project(t, x, c)
     q = t.scale("query.scaled", t.rotary("query.rotated", q, cos, sin), c.width**-0.5)
@@ -244,11 +245,11 @@ def project(
 
 
 def attend(
-    t: Trace, q: Value, k: Value, v: Value, mask: Array
+    t: Trace, q: Value, k: Value, v: Value, mask: Mask, cap: float | None = None
 ) -> Value:  # (B, H, T, d), (B, K, T, d) x 2 -> (B, T, H d)
-    """softmax(q k^T) v of every head, q scaled already."""
+    """softmax(q k^T) v of every head, q scaled already; `cap`: what scores are soft-capped at."""
     k, v = repeat_groups(t, q, k, v)
-    return t.move("context.merged", "merge_heads", t.attention(q, k, v, mask, causal=True))
+    return t.move("context.merged", "merge_heads", t.attention(q, k, v, mask, cap=cap))
 
 
 def repeat_groups(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from refl.arrays import Array, namespace
+from refl.arrays import Array
 from refl.errors import ReflError, shown
+from refl.mask import Mask
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """What config.json's layer_types call a block that attends to everything before it, and one that
@@ -15,39 +16,27 @@ reaches back over a window.
 
 def causal(
     ids: Array, attention_mask: Array | None = None, window: int | None = None
-) -> Array:  # (B, T), bool (B, T) -> bool (1|B, 1, T, T)
+) -> Mask:  # (B, T), bool (B, T) -> (T, T)
     """A token sees itself and what came before: of that only the last `window`, and only tokens
     that are no padding (`attention_mask`).
     """
-    xp = namespace(ids)
-    device = {} if xp.__name__ == "cupy" else {"device": ids.device}
-    t = xp.arange(ids.shape[-1], **device)
-    mask = (t[None, :] <= t[:, None])[None, None, :, :]
-    if window is not None:
-        mask = xp.logical_and(mask, (t[None, :] > t[:, None] - window)[None, None, :, :])
-    return (
-        mask if attention_mask is None else xp.logical_and(mask, attention_mask[:, None, None, :])
-    )
+    length = ids.shape[-1]
+    return Mask(ids, length, length, causal=True, window=window, unpadded=attention_mask)
 
 
 def causal_of_blocks(
     ids: Array, attention_mask: Array | None, windows: Sequence[int | None]
-) -> list[Array]:  # -> for each block bool (1|B, 1, T, T)
-    """Formed once for each size of window."""
+) -> list[Mask]:  # -> for each block (T, T)
+    """One for each size of window."""
     by_window = {window: causal(ids, attention_mask, window) for window in set(windows)}
     return [by_window[window] for window in windows]
 
 
-def keys(
-    attention_mask: Array | None, queries: int
-) -> Array | None:  # bool (B, I) -> bool (B, 1, J, I)
+def keys(attention_mask: Array | None, queries: int) -> Mask | None:  # bool (B, I) -> (J, I)
     """Every query sees every token that is no padding; None where nothing is padded."""
     if attention_mask is None:
         return None
-    return namespace(attention_mask).broadcast_to(
-        attention_mask[:, None, None, :],
-        (attention_mask.shape[0], 1, queries, attention_mask.shape[1]),
-    )
+    return Mask(attention_mask, queries, attention_mask.shape[1], unpadded=attention_mask)
 
 
 def windows(

@@ -19,6 +19,7 @@ from functools import partial
 from typing import ClassVar
 
 from refl.arrays import Array
+from refl.mask import Mask
 from refl.nets import heads, llama, moe, tensors
 from refl.nets.batch import Batch
 from refl.nets.tensors import Tensors
@@ -86,7 +87,7 @@ def forward(
 
 
 def block(
-    t: Trace, h: Value, c: Config, cos: Array, sin: Array, mask: Array, attention_mask: Array | None
+    t: Trace, h: Value, c: Config, cos: Array, sin: Array, mask: Mask, attention_mask: Array | None
 ) -> Value:  # (B, T, D) -> (B, T, D)
     n = t.rms_norm("input_layernorm", h, c.rms_norm_eps)
     a = t.module("self_attn", llama.attention, n, c, cos, sin, mask)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from refl.arrays import Array
+from refl.mask import Mask
 from refl.nets import heads, llama, tensors
 from refl.nets.batch import Batch
 from refl.nets.tensors import Tensors
@@ -72,7 +73,7 @@ def forward(
 
 
 def block(
-    t: Trace, h: Value, c: Config, cos: Array, sin: Array, mask: Array
+    t: Trace, h: Value, c: Config, cos: Array, sin: Array, mask: Mask
 ) -> Value:  # (B, T, D) -> (B, T, D)
     a = t.module("self_attn", attention, h, c, cos, sin, mask)
     a = t.rms_norm("post_attention_layernorm", a, c.rms_norm_eps)
@@ -83,7 +84,7 @@ def block(
 
 
 def attention(
-    t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Array
+    t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Mask
 ) -> Value:  # (B, T, D) -> (B, T, D)
     q, k, v = project(t, x, c)
     q = t.scale("query.scaled", t.rotary("query.rotated", q, cos, sin), c.width**-0.5)

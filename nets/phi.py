@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from refl.arrays import Array
 from refl.errors import ReflError
+from refl.mask import Mask
 from refl.nets import heads, llama, masks, rope, tensors
 from refl.nets.batch import Batch
 from refl.nets.config import activation_kind, brief
@@ -106,7 +107,7 @@ def forward(
 
 
 def block(
-    t: Trace, h: Value, c: Config, cos: Array, sin: Array, mask: Array
+    t: Trace, h: Value, c: Config, cos: Array, sin: Array, mask: Mask
 ) -> Value:  # (B, T, D) -> (B, T, D)
     n = t.layer_norm("input_layernorm", h, c.layer_norm_eps)
     a = t.module("self_attn", attention, n, c, cos, sin, mask)
@@ -115,7 +116,7 @@ def block(
 
 
 def attention(
-    t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Array
+    t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Mask
 ) -> Value:  # (B, T, D) -> (B, T, D)
     q, k, v = llama.project(t, x, c)
     if c.qk_layernorm:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from refl.arrays import Array
+from refl.mask import Mask
 from refl.nets import heads, llama, qwen2, tensors
 from refl.nets.batch import Batch
 from refl.nets.tensors import Tensors
@@ -67,7 +68,7 @@ def forward(
 
 
 def block(
-    t: Trace, h: Value, c: Config, cos: Array, sin: Array, mask: Array
+    t: Trace, h: Value, c: Config, cos: Array, sin: Array, mask: Mask
 ) -> Value:  # (B, T, D) -> (B, T, D)
     n = t.rms_norm("input_layernorm", h, c.rms_norm_eps)
     a = t.module("self_attn", attention, n, c, cos, sin, mask)
@@ -77,7 +78,7 @@ def block(
 
 
 def attention(
-    t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Array
+    t: Trace, x: Value, c: Config, cos: Array, sin: Array, mask: Mask
 ) -> Value:  # (B, T, D) -> (B, T, D)
     q, k, v = llama.project(t, x, c)
     q, k = t.rms_norm("q_norm", q, c.rms_norm_eps), t.rms_norm("k_norm", k, c.rms_norm_eps)

@@ -23,6 +23,7 @@ from typing import ClassVar
 
 from refl.arrays import Array
 from refl.errors import ReflError
+from refl.mask import Mask
 from refl.nets import heads, llama, masks, moe, qwen3, rope, tensors
 from refl.nets.batch import Batch
 from refl.nets.config import brief
@@ -110,7 +111,7 @@ def block(
     c: Config,
     cos: Array,
     sin: Array,
-    mask: Array,
+    mask: Mask,
     mlp: Callable[..., Value],
     *rest: Array | None,
 ) -> Value:  # (B, T, D) -> (B, T, D)

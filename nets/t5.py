@@ -21,6 +21,7 @@ from typing import ClassVar
 
 from refl.arrays import Array
 from refl.errors import ReflError
+from refl.mask import Mask
 from refl.nets import heads, masks, relative_bias, tensors
 from refl.nets.batch import Batch
 from refl.nets.config import activation_kind, brief
@@ -198,8 +199,8 @@ def stack(
     c: Config,
     ids: Array,
     layers: int,
-    mask: Array | None,
-    *rest: Value | Array | None,
+    mask: Mask | None,
+    *rest: Value | Mask | None,
     causal: bool,
 ) -> Value:  # (B, T) -> (B, T, D)
     with t.inside(name):
@@ -214,14 +215,14 @@ def stack(
 
 
 def encoder_block(
-    t: Trace, h: Value, c: Config, bias: Value, mask: Array | None
+    t: Trace, h: Value, c: Config, bias: Value, mask: Mask | None
 ) -> Value:  # (B, T, D) -> (B, T, D)
     h = t.module("layer.0", half_block, h, c, "SelfAttention", attention, c, mask, bias)
     return t.module("layer.1", half_block, h, c, "DenseReluDense", mlp, c)
 
 
 def decoder_block(
-    t: Trace, h: Value, c: Config, bias: Value, mask: Array, encoded: Value, unpadded: Array | None
+    t: Trace, h: Value, c: Config, bias: Value, mask: Mask, encoded: Value, unpadded: Mask | None
 ) -> Value:  # (B, U, D), encoded (B, T, D) -> (B, U, D)
     h = t.module("layer.0", half_block, h, c, "SelfAttention", attention, c, mask, bias)
     h = t.module(
@@ -242,7 +243,7 @@ def attention(
     t: Trace,
     x: Value,
     c: Config,
-    mask: Array | None,
+    mask: Mask | None,
     bias: Value | None,
     encoded: Value | None = None,
 ) -> Value:  # (B, J, D), to itself or to what was encoded (B, I, D) -> (B, J, D)
@@ -257,7 +258,7 @@ def attention(
         )
         for name, part, source in parts
     )
-    context = t.attention(q, k, v, mask, causal=False, bias=bias)
+    context = t.attention(q, k, v, mask, bias=bias)
     context = t.move("context.merged", "merge_heads", context)
     return t.linear("o", context, role="attention.output")
 

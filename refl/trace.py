@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from refl.arrays import Array, namespace
+from refl.mask import Mask
 from refl.rules import gather, top_k
 from refl.rules.operations import OPERATIONS
 
@@ -408,62 +409,90 @@ class Trace:
         """
         return self._run("combine", name, tuple(ys), role, index=index, length=length)
 
+    def soft_cap(self, name: str, x: Value, cap: float, *, role: str = "") -> Value:
+        """cap tanh(x / cap), with the sites `divided`, `tanh` and `capped` of this name."""
+        z = self.scale(f"{name}.divided", x, 1 / cap)
+        z = self.activation(f"{name}.tanh", z, "tanh", role=role)
+        return self.scale(f"{name}.capped", z, cap)
+
     def attention(
         self,
         q: Value,
         k: Value,
         v: Value,
-        mask: Array | None,
+        mask: Mask | None,
         *,
-        causal: bool,
         bias: Value | None = None,
+        cap: float | None = None,
     ) -> Value:
         """softmax(q k^T) v per head, with the sites `scores`, `probabilities` and `context`; q is
         scaled already.
 
-        mask: bool (B, 1, J, I), True where a query may look; None where nothing is hidden. `causal`
-        promises that it hides every key after its query, so that whole blocks need no arithmetic.
-        `bias` (B, H, J, I) is added to the scores; then attention is always the plain operations.
+        mask: which query may look where; None where nothing is hidden. `bias` (B, H, J, I) is added
+        to the scores; `cap` is what they are soft-capped at.
         """
-        if not self.plain and bias is None:
-            return self._attention_in_parts(q, k, v, mask, causal)
-        turned = self.move("key.transposed", "transpose", k)
-        scores = self.matmul("scores", q, turned, role="attention.scores")
+        if not self.plain:
+            return self._attention_in_parts(q, k, v, mask, bias, cap)
+        return self._attention(q, k, v, None if mask is None else mask.array, bias, cap)
+
+    def _attention(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        seen: Array | None,
+        bias: Value | None,
+        cap: float | None,
+    ) -> Value:
+        """As recorded operations."""
+        scores = self.matmul(
+            "scores", q, self.move("key.transposed", "transpose", k), role="attention.scores"
+        )
         if bias is not None:
             scores = self.add("scores.biased", scores, bias, role="attention.bias")
-        p = self.softmax("probabilities", scores, mask, role="attention.probabilities")
+        if cap is not None:
+            scores = self.soft_cap("scores", scores, cap, role="attention.cap")
+        p = self.softmax("probabilities", scores, seen, role="attention.probabilities")
         return self.matmul("context", p, v, role="attention.context")
 
     def _attention_in_parts(
-        self, q: Value, k: Value, v: Value, mask: Array | None, causal: bool
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        mask: Mask | None,
+        bias: Value | None,
+        cap: float | None,
     ) -> Value:
         """The same some queries at a time, on the keys that they can see."""
+        operands = (q, k, v) if bias is None else (q, k, v, bias)
         length, every = q.array.shape[-2], k.array.shape[-2]
         alike, parts = partial(_at, self._alike(plain=True), self.path), []
         for start in range(0, length, QUERIES):
             rows = slice(start, min(start + QUERIES, length))
-            queries = (Ellipsis, rows, slice(None))
-            keys = (Ellipsis, slice(rows.stop if causal else every), slice(None))
-            hidden = None if mask is None else mask[..., rows, keys[1]]
-            indices = (queries, keys, keys)
-            run = partial(self._attention_part, alike, (q, k, v), indices, hidden, causal)
+            columns = slice(0, every) if mask is None else mask.seen(rows)
+            queries, keys = (..., rows, slice(None)), (..., columns, slice(None))
+            indices = (queries, keys, keys, (..., rows, columns))[: len(operands)]
+            seen = None if mask is None else mask.part(rows, columns)
+            run = partial(self._attention_part, alike, operands, indices, seen, cap)
             parts.append(Part(run, indices, queries))
-        return self._edited(self._in_parts(self.site("context"), (q, k, v), tuple(parts)))
+        return self._edited(self._in_parts(self.site("context"), operands, tuple(parts)))
 
     @staticmethod
     def _attention_part(
         alike: Callable[..., Trace],
         operands: tuple[Value, ...],
         indices: tuple[Any, ...],
-        mask: Array | None,
-        causal: bool,
+        seen: Array | None,
+        cap: float | None,
         record: bool = True,
         output: Array | None = None,
     ) -> tuple[Trace, tuple[Value, ...], Value]:
         inner, pairs = alike(record=record), zip(operands, indices, strict=True)
         inner.known = {} if output is None else {inner.site("context"): output}
-        q, k, v = (Value(o.array[index], o.site, o.constant) for o, index in pairs)
-        return inner, (q, k, v), inner.attention(q, k, v, mask, causal=causal)
+        parts = tuple(Value(o.array[index], o.site, o.constant) for o, index in pairs)
+        bias = parts[3] if len(parts) == 4 else None
+        return inner, parts, inner._attention(*parts[:3], seen, bias, cap)
 
     # -- the one place where something is computed -------------------------------------------------
 

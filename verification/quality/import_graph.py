@@ -24,7 +24,7 @@ if not (PROJECT / "tests").is_dir():  # reached through the link refl/verificati
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "extras", "version"),
     ("arguments", "arrays", "batching"),
-    ("rules",),
+    ("mask", "rules"),
     ("device", "io", "ledger", "seeds", "trace"),
     ("explanation", "nets", "sweep"),
     ("network", "show"),
