@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeAlias
 
-from refl.arrays import Array, asnumpy, namespace, total, total_product
+from refl import attention, pieces
+from refl.arrays import Array, asnumpy, namespace
 from refl.ledger import Entry, Ledger
 from refl.rules.composites import Chosen, Composite
 from refl.rules.conservation import RuleOutput
@@ -78,23 +80,67 @@ class Sweep:
 
     def relevance_sum(self, x: Array, propagated: Array) -> Array:  # -> (B,)
         """Relevance per example of what is propagated to the activation x."""
-        if self.composite.formulation == "gradient_x_input":
-            return total_product(x, propagated)
-        return total(propagated)
+        return pieces.relevance_sum(x, propagated, self.as_gradient)
+
+    @property
+    def as_gradient(self) -> bool:
+        return self.composite.formulation == "gradient_x_input"
 
     def _walk(self, trace: Trace, incoming: dict[Value, Incoming], swept: Swept) -> None:
         for record in reversed(trace.records):
             relevance = incoming.pop(record.output, None)
             self._keep(record.output, relevance, swept)
             if relevance is not None:
-                step = self._recompute if record.parts else self._apply
-                per_input = step(record, *relevance, incoming, swept)
+                per_input = self._step(record)(record, *relevance, incoming, swept)
                 for operand, received in zip(record.operands, per_input, strict=True):
                     if received is not None and isinstance(operand, Value):
                         _accumulate(incoming, operand, received)
             if self.release:
                 record.output.array = None
             self.progress()
+
+    def _step(self, record: Record) -> Callable[..., Sequence[Incoming | None]]:
+        if not record.parts:
+            return self._apply
+        if record.operation == "attention" and not self.audit:
+            rules = self._rules_inside(record)
+            if all(attention.handled(site, rule) for site, rule in rules.items()):
+                return partial(self._attend, rules)
+        return self._recompute
+
+    def _rules_inside(self, record: Record) -> dict[str, Chosen]:
+        """The rules of an attention's own operations to which anything comes, by the ends of their
+        sites.
+        """
+        rules = dict[str, Chosen]()
+        for step in record.attributes["steps"]:
+            names = record.output.names if step.site == "context" else [_inside(record, step.site)]
+            rules[step.site] = self.composite.rule(step.operation, names, step.role)
+            if not attention.passes_on(step.site, rules[step.site]):
+                break
+        return rules
+
+    def _attend(
+        self,
+        rules: attention.Rules,
+        record: Record,
+        relevance: Array,
+        amount: Array,
+        incoming: dict[Value, Incoming],
+        swept: Swept,
+    ) -> Sequence[Incoming | None]:
+        """Attention by tiles, entered as the operations that it is made of."""
+        how, z = record.attributes, record.output.array
+        a = attention.Attention(*record.arrays, mask=how["mask"], cap=how["cap"])
+        passed, sums = attention.sweep(a, how["kept"], z, relevance, rules)
+        amounts = {"context": amount} | {operand: s for (_, operand), s in sums.passed.items()}
+        for step in how["steps"][: len(rules)]:
+            rule, received = rules[step.site].name, amounts[step.site]
+            swept.enter(_entry_inside(record, step, rule, received, sums))
+        return [
+            None if r is None else (r, amounts[name])
+            for name, r in zip(attention.OPERANDS[: len(record.operands)], passed, strict=False)
+        ]
 
     def _apply(
         self,
@@ -105,11 +151,17 @@ class Sweep:
         swept: Swept,
     ) -> Sequence[Incoming | None]:
         rule = self.composite.rule(record.operation, record.output.names, record.role)
-        arrays, z = record.arrays, record.output.array
-        output = rule.function(*arrays, z, relevance, **record.attributes, **rule.options)
+        output, sums = pieces.apply(
+            record.operation,
+            rule.function,
+            record.arrays,
+            record.output.array,
+            relevance,
+            record.attributes | rule.options,
+            self.as_gradient,
+        )
         per_input = [
-            None if r is None else (r, self.relevance_sum(a, r))
-            for a, r in zip(arrays, output.inputs, strict=True)
+            None if r is None else (r, s) for r, s in zip(output.inputs, sums, strict=True)
         ]
         swept.enter(self._entry(record, rule, relevance, amount, output, per_input))
         return per_input
@@ -200,6 +252,27 @@ class Sweep:
         swept.aliases.update(dict.fromkeys(further, value.site))
 
 
+def _inside(record: Record, end: str) -> str:
+    """The site of an attention's own operation, by its end."""
+    path: str = record.attributes["path"]
+    return f"{path}.{end}" if path else end
+
+
+def _entry_inside(
+    record: Record, step: attention.Step, rule: str, received: Array, sums: attention.Sums
+) -> Entry:
+    values = dict(zip(attention.OPERANDS, record.operands, strict=False))
+    passed = {}
+    for operand in step.operands:
+        if (step.site, operand) in sums.passed:
+            value = values.get(operand)
+            site = value.site if isinstance(value, Value) else _inside(record, operand)
+            passed[site] = sums.passed[step.site, operand]
+    absorbed = {cause: s for (site, cause), s in sums.absorbed.items() if site == step.site}
+    site = record.output.site if step.site == "context" else _inside(record, step.site)
+    return Entry(site, step.operation, rule, received, passed, absorbed)
+
+
 def _nothing(names: list[str]) -> bool:
     return False
 
@@ -208,7 +281,9 @@ def _accumulate(incoming: dict[Value, Incoming], value: Value, received: Incomin
     """What several operations pass on to one value is summed, and so are the sums."""
     before = incoming.get(value)
     incoming[value] = (
-        received if before is None else (before[0] + received[0], before[1] + received[1])
+        received
+        if before is None
+        else (pieces.added(before[0], received[0]), before[1] + received[1])
     )
 
 

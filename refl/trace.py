@@ -22,10 +22,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
+from refl import attention, pieces
 from refl.arrays import Array, namespace
 from refl.mask import Mask
 from refl.rules import gather, top_k
-from refl.rules.operations import OPERATIONS
 
 Choice: TypeAlias = top_k.Choice
 """[example][row][k]: the numbers of a row's k largest entries."""
@@ -36,6 +36,10 @@ Index: TypeAlias = gather.Index
 QUERIES = 128
 """Queries of a part of attention: few enough that a part of every head stays in cache, enough for
 efficient matrix products."""
+
+FEW = 64 * 64
+"""So many pairs of a query and a key, and fewer, are held: it costs less to keep the scores than to
+form them again."""
 
 
 class Value:
@@ -153,7 +157,7 @@ class Trace:
     weights    tensor name -> array, in the dtype and on the device of the computation
     record     keep a record of every operation (what the sweep walks), or compute only
     plain      attention as recorded operations (every site readable), or in parts of its queries,
-               which the sweep runs again (faster, and T x T is never held)
+               which the sweep runs again (faster, and T x T is never held but for a few tokens)
     recompute  record blocks by their inputs and run each again when the sweep reaches it: memory
                for one block at a time
     edits      site -> function of the activation that replaces it; for runs that are not recorded
@@ -431,9 +435,27 @@ class Trace:
         mask: which query may look where; None where nothing is hidden. `bias` (B, H, J, I) is added
         to the scores; `cap` is what they are soft-capped at.
         """
-        if not self.plain:
-            return self._attention_in_parts(q, k, v, mask, bias, cap)
-        return self._attention(q, k, v, None if mask is None else mask.array, bias, cap)
+        pairs = q.array.shape[-2] * k.array.shape[-2]
+        if self.plain or pairs <= FEW:
+            return self._attention(q, k, v, None if mask is None else mask.array, bias, cap)
+        operands = (q, k, v) if bias is None else (q, k, v, bias)
+        parts = self._parts_of_attention(operands, mask, cap)
+        tiled = self._tiled(operands, mask, cap)
+        if tiled is None:
+            return self._edited(self._in_parts(self.site("context"), operands, parts))
+        array, kept = tiled
+        output = self._edited(Value(array, self.site("context")))
+        steps = attention.steps(bias is not None, cap)
+        again = {"mask": mask, "cap": cap, "kept": kept, "path": self.path, "steps": steps}
+        return self._keep(Record("attention", operands, output, again, parts=parts))
+
+    def _tiled(
+        self, operands: tuple[Value, ...], mask: Mask | None, cap: float | None
+    ) -> tuple[Array, attention.Kept] | None:
+        """By refl/attention.py, where that can be."""
+        arrays = [operand.array for operand in operands]
+        a = attention.taken(*arrays, mask=mask, cap=cap)
+        return None if a is None else attention.forward(a)
 
     def _attention(
         self,
@@ -455,35 +477,28 @@ class Trace:
         p = self.softmax("probabilities", scores, seen, role="attention.probabilities")
         return self.matmul("context", p, v, role="attention.context")
 
-    def _attention_in_parts(
-        self,
-        q: Value,
-        k: Value,
-        v: Value,
-        mask: Mask | None,
-        bias: Value | None,
-        cap: float | None,
-    ) -> Value:
+    def _parts_of_attention(
+        self, operands: tuple[Value, ...], mask: Mask | None, cap: float | None
+    ) -> tuple[Part, ...]:
         """The same some queries at a time, on the keys that they can see."""
-        operands = (q, k, v) if bias is None else (q, k, v, bias)
-        length, every = q.array.shape[-2], k.array.shape[-2]
+        length, every = (operand.array.shape[-2] for operand in operands[:2])
         alike, parts = partial(_at, self._alike(plain=True), self.path), []
         for start in range(0, length, QUERIES):
             rows = slice(start, min(start + QUERIES, length))
             columns = slice(0, every) if mask is None else mask.seen(rows)
             queries, keys = (..., rows, slice(None)), (..., columns, slice(None))
             indices = (queries, keys, keys, (..., rows, columns))[: len(operands)]
-            seen = None if mask is None else mask.part(rows, columns)
+            seen = None if mask is None else partial(mask.part, rows, columns)
             run = partial(self._attention_part, alike, operands, indices, seen, cap)
             parts.append(Part(run, indices, queries))
-        return self._edited(self._in_parts(self.site("context"), operands, tuple(parts)))
+        return tuple(parts)
 
     @staticmethod
     def _attention_part(
         alike: Callable[..., Trace],
         operands: tuple[Value, ...],
         indices: tuple[Any, ...],
-        seen: Array | None,
+        seen: Callable[[], Array | None] | None,
         cap: float | None,
         record: bool = True,
         output: Array | None = None,
@@ -492,7 +507,7 @@ class Trace:
         inner.known = {} if output is None else {inner.site("context"): output}
         parts = tuple(Value(o.array[index], o.site, o.constant) for o, index in pairs)
         bias = parts[3] if len(parts) == 4 else None
-        return inner, parts, inner._attention(*parts[:3], seen, bias, cap)
+        return inner, parts, inner._attention(*parts[:3], seen and seen(), bias, cap)
 
     # -- the one place where something is computed -------------------------------------------------
 
@@ -523,7 +538,7 @@ class Trace:
     ) -> Array:
         if self.watched is not None and operation in _HIDING:
             self.watched.append((site, _HIDING[operation](arrays[0])))
-        return OPERATIONS[operation].forward(*arrays, **attributes)
+        return pieces.forward(operation, arrays, attributes)
 
     def _edited(self, value: Value) -> Value:
         if value.site in self.edits:

@@ -1,0 +1,91 @@
+"""NumPy's work on every core: calls spread over threads, while BLAS keeps to one thread in each.
+
+As many threads are used as BLAS would use by itself, so that whoever sets their number (the
+variables OPENBLAS_NUM_THREADS and OMP_NUM_THREADS, or threadpoolctl) sets it for both. What each
+call does never depends on that number: neither do the results.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from functools import cache
+from itertools import count
+
+from threadpoolctl import ThreadpoolController
+
+
+class _Blas:
+    """How many threads BLAS uses; held at one while anybody asks for that."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.holders = 0
+        self.threads = 1
+        self.limit: object = None
+
+    @contextmanager
+    def alone(self) -> Iterator[int]:
+        """BLAS in one thread, and the number that it would use by itself. The setting is one for
+        the whole process: the last to leave restores it.
+        """
+        with self.lock:
+            if not self.holders:
+                self.threads = _used_by_blas()
+                self.limit = _libraries().limit(limits=1, user_api="blas")
+            self.holders += 1
+            threads = self.threads
+        try:
+            yield threads
+        finally:
+            with self.lock:
+                self.holders -= 1
+                if not self.holders:
+                    self.limit.restore_original_limits()  # type: ignore[attr-defined]
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    import numpy  # noqa: F401 - its library has to be loaded to be found
+
+    return ThreadpoolController()
+
+
+def _used_by_blas() -> int:
+    counts = [library.num_threads for library in _libraries().lib_controllers]
+    return max((n for n in counts if n), default=1)
+
+
+_BLAS = _Blas()
+
+
+def each(function: Callable[[int], object], calls: int) -> None:
+    """function(0), ..., function(calls - 1), side by side; what one of them raises is raised."""
+    with _BLAS.alone() as threads:
+        numbers, helpers = count(), min(threads, calls) - 1
+
+        def work() -> None:
+            for number in iter(lambda: next(numbers), None):
+                if number >= calls:
+                    return
+                function(number)
+
+        waiting = [_pool(threads).submit(copy_context().run, work) for _ in range(helpers)]
+        try:
+            work()
+        finally:
+            for one in waiting:
+                one.result()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="refl")
+
+
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -1,0 +1,221 @@
+"""NumPy's large arrays a few rows at a time.
+
+An operation that treats each row by itself is called for some rows after others, by the rules as
+they stand: what it makes on the way stays in a core's cache, the pieces are spread over threads,
+and what the ledger wants to know of an array is summed while it is at hand. Results are those of
+one call for all rows; sums are formed piece by piece, in an order that depends on no number of
+threads.
+
+What is not NumPy's, or small, is handed to the operation and its rule as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refl import parallel
+from refl.arrays import Array, total, total_product
+from refl.buffers import BUFFERS
+from refl.rules import linear
+from refl.rules.conservation import RuleOutput
+from refl.rules.operations import OPERATIONS
+
+LARGE = 1 << 17
+"""Numbers from which on an array is worth several calls."""
+
+PIECE = 1 << 16
+"""Numbers of a piece: a rule's arrays of that size share a second-level cache."""
+
+ROW_BY_ROW = frozenset(
+    {"activation", "add", "layer_norm", "multiply", "rms_norm", "rotary", "scale"}
+)
+"""Operations whose output has a row for each row of their inputs, and depends on no other."""
+
+Sums = list[Array | None]
+"""For each operand the relevance that it receives, (B,) float64; None where it receives none."""
+
+
+def forward(operation: str, arrays: Sequence[Array | None], attributes: Mapping[str, Any]) -> Array:
+    """The operation's output."""
+    compute = OPERATIONS[operation].forward
+    x = arrays[0]
+    if operation == "linear" and is_large(x):
+        return _linear(*arrays)
+    if operation not in ROW_BY_ROW or not is_large(x) or not _alike(arrays, x):
+        return compute(*arrays, **attributes)
+    z = BUFFERS.like(x)
+
+    def piece(rows: slice) -> None:
+        z[..., rows, :] = compute(*_cut(arrays, rows), **_cut_attributes(attributes, rows))
+
+    _each(x, piece)
+    return z
+
+
+def _linear(x: Array, w: Array, b: Array | None) -> Array:
+    z = _product(x, w.T)
+    if b is not None:
+
+        def piece(rows: slice) -> None:
+            z[..., rows, :] += b
+
+        _each(z, piece)
+    return z
+
+
+def _product(x: Array, w: Array) -> Array:  # (..., I), (I, O) -> (..., O)
+    """x w, of all rows at once."""
+    z = BUFFERS.empty((*x.shape[:-1], w.shape[-1]), np.result_type(x, w))
+    np.matmul(x.reshape(-1, x.shape[-1]), w, out=z.reshape(-1, w.shape[-1]))
+    return z
+
+
+class Applied(NamedTuple):
+    """What a rule makes of r, and the relevance that each operand receives by it."""
+
+    output: RuleOutput
+    sums: Sums
+
+
+def apply(
+    operation: str,
+    rule: Callable[..., RuleOutput],
+    arrays: Sequence[Array | None],
+    z: Array,
+    r: Array,
+    how: Mapping[str, Any],
+    as_gradient: bool,
+) -> Applied:
+    """`how`: attributes of the operation and options of the rule."""
+    whole = (*arrays, z, r)
+    if rule is linear.gradient and is_large(r):
+        return _linear_gradient(*arrays, r)
+    if operation in ROW_BY_ROW and is_large(r) and _alike(whole, r):
+        return _by_rows(rule, whole, how, as_gradient)
+    output = rule(*whole, **how)
+    received = [
+        None if x is None else relevance_sum(a, x, as_gradient)
+        for a, x in zip(arrays, output.inputs, strict=True)
+    ]
+    return Applied(output, received)
+
+
+def _linear_gradient(x: Array, w: Array, b: Array | None, g: Array) -> Applied:
+    g_x = _product(g, w)
+    bias = {} if b is None else {"bias": relevance_sum(b, g, as_gradient=True)}
+    return Applied(RuleOutput((g_x, None, None), bias), [relevance_sum(x, g_x, True), None, None])
+
+
+def _by_rows(
+    rule: Callable[..., RuleOutput],
+    whole: tuple[Array | None, ...],
+    how: Mapping[str, Any],
+    as_gradient: bool,
+) -> Applied:
+    *arrays, _, r = whole
+    made: list[Array | None] = [None] * len(arrays)
+    found: dict[int, tuple[dict[str, Array], Sums]] = {}
+
+    def piece(rows: slice) -> None:
+        *_, r_here = here = _cut(whole, rows)
+        output = rule(*here, **_cut_attributes(how, rows))
+        for i, x in enumerate(output.inputs):
+            if x is not None:
+                _place(made, i, x, r, r_here, rows)
+        sums = [
+            None if x is None else _sum(a, x, as_gradient)
+            for a, x in zip(here, output.inputs, strict=False)
+        ]
+        found[rows.start] = output.absorbed, sums
+
+    _each(r, piece, ahead=1)
+    absorbed: dict[str, Array] = {}
+    received: Sums = [None] * len(arrays)
+    for start in sorted(found):
+        causes, sums = found[start]
+        for cause, amount in causes.items():
+            absorbed[cause] = absorbed.get(cause, 0.0) + amount
+        received = [s if t is None else s + t for s, t in zip(sums, received, strict=True)]
+    return Applied(RuleOutput(tuple(made), absorbed), received)
+
+
+def _place(
+    made: list[Array | None], i: int, x: Array, r: Array, r_here: Array, rows: slice
+) -> None:
+    """A piece of what operand i receives; nothing is copied where that is r as it came."""
+    if x is r_here:
+        made[i] = r
+        return
+    if made[i] is None:
+        made[i] = BUFFERS.like(r)
+    made[i][..., rows, :] = x
+
+
+def added(a: Array, b: Array) -> Array:
+    """a + b"""
+    return forward("add", (a, b), {})
+
+
+# -- sums ------------------------------------------------------------------------------------------
+
+
+def relevance_sum(x: Array, propagated: Array, as_gradient: bool) -> Array:  # -> (B,)
+    """Relevance per example of what is propagated to the activation x: of its product with x where
+    that is a gradient.
+    """
+    if not is_large(propagated):
+        return _sum(x, propagated, as_gradient)
+    found: dict[int, Array] = {}
+
+    def piece(rows: slice) -> None:
+        here = x if x.ndim == 1 else x[..., rows, :]
+        found[rows.start] = _sum(here, propagated[..., rows, :], as_gradient)
+
+    _each(propagated, piece)
+    return sum(found[start] for start in sorted(found))
+
+
+def _sum(x: Array, propagated: Array, as_gradient: bool) -> Array:
+    return total_product(x, propagated) if as_gradient else total(propagated)
+
+
+# -- rows ------------------------------------------------------------------------------------------
+
+
+def is_large(x: Array) -> bool:
+    """Whether an array of NumPy's is worth several calls."""
+    return isinstance(x, np.ndarray) and x.size >= LARGE and x.ndim > 2 and x.dtype.kind == "f"
+
+
+def _alike(arrays: Sequence[Array | None], x: Array) -> bool:
+    """Whether all have the shape of x, but for weights, which are one row for all."""
+    return all(
+        a is None or (isinstance(a, np.ndarray) and (a.ndim == 1 or a.shape == x.shape))
+        for a in arrays
+    )
+
+
+def _cut(arrays: Sequence[Array | None], rows: slice) -> tuple[Array | None, ...]:
+    return tuple(a if a is None or a.ndim == 1 else a[..., rows, :] for a in arrays)
+
+
+def _cut_attributes(how: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+    """Attributes that are arrays (cosines and sines) have a row for each row as well."""
+    return {
+        name: value[..., rows, :] if isinstance(value, np.ndarray) and value.ndim > 1 else value
+        for name, value in how.items()
+    }
+
+
+def _each(x: Array, piece: Callable[[slice], None], ahead: int = 0) -> None:
+    """piece(rows) for all rows of x, some after others; `ahead`: so many before the others."""
+    length = x.shape[-2]
+    rows = max(1, PIECE * length // x.size)
+    starts = range(0, length, rows)
+    for start in starts[:ahead]:
+        piece(slice(start, min(start + rows, length)))
+    rest = starts[ahead:]
+    parallel.each(lambda n: piece(slice(rest[n], min(rest[n] + rows, length))), len(rest))
