@@ -41,7 +41,7 @@ Sums = list[Array | None]
 def forward(operation: str, arrays: Sequence[Array | None], attributes: Mapping[str, Any]) -> Array:
     """The operation's output."""
     compute = OPERATIONS[operation].forward
-    x = arrays[0]
+    x = arrays[0] if arrays else None
     if operation == "linear" and is_large(x):
         return _linear(*arrays)
     if operation not in ROW_BY_ROW or not is_large(x) or not _alike(arrays, x):

@@ -96,7 +96,9 @@ class Sweep:
                     if received is not None and isinstance(operand, Value):
                         _accumulate(incoming, operand, received)
             if self.release:
-                record.output.array = None
+                record.output.let_go()
+            else:
+                record.output.let_go_for_now()
             self.progress()
 
     def _step(self, record: Record) -> Callable[..., Sequence[Incoming | None]]:

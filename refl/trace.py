@@ -47,13 +47,33 @@ class Value:
     and whether it is a constant of the net.
     """
 
-    __slots__ = ("array", "constant", "names", "site")
+    __slots__ = ("_again", "_array", "constant", "names", "site")
 
     def __init__(self, array: Array, site: str, constant: bool = False) -> None:
-        self.array = array
+        self._array = array
+        self._again: Callable[[], Array] | None = None
         self.site = site
         self.names = [site]
         self.constant = constant
+
+    @property
+    def array(self) -> Array:
+        if self._array is None and self._again is not None:
+            self._array = self._again()
+        return self._array
+
+    @array.setter
+    def array(self, array: Array) -> None:
+        self._array = array
+
+    def let_go(self, again: Callable[[], Array] | None = None) -> None:
+        """Of the array: for good, or until it is asked for and `again` forms it once more."""
+        self._array, self._again = None, again
+
+    def let_go_for_now(self) -> None:
+        """Of an array that can be formed again; any other is kept."""
+        if self._again is not None:
+            self._array = None
 
 
 class Parameter:
@@ -241,7 +261,10 @@ class Trace:
         blocks share) receive relevance as x does.
         """
         if not (self.record and self.recompute):
-            return self.module(name, function, x, *rest)
+            first = len(self.records)
+            y = self.module(name, function, x, *rest)
+            _let_go_of_light(self.records[first:], y)
+            return y
         path = self.site(name)
         self.name(x, f"{path}.input")
         outside = tuple(dict.fromkeys(v for v in (x, *rest) if isinstance(v, Value)))
@@ -555,6 +578,28 @@ class Trace:
             self.values[record.output.site] = record.output
             self.records.append(record)
         return record.output
+
+
+LIGHT = frozenset({"activation", "add", "layer_norm", "multiply", "rms_norm", "rotary", "scale"})
+"""Operations that cost less than the memory of what they give: a few passes over their inputs."""
+
+HEAVY = 1 << 19
+"""Numbers from above which an array is formed again where that is light."""
+
+
+def _let_go_of_light(records: Iterable[Record], last: Value) -> None:
+    """Once a block has run: nothing reads these arrays before the sweep is there. The block's own
+    output is read by the next.
+    """
+    for record in records:
+        z = record.output
+        if record.operation in LIGHT and z is not last and z.array.size > HEAVY:
+            z.let_go(partial(_again, record.operation, record.operands, record.attributes))
+
+
+def _again(operation: str, operands: tuple[Operand, ...], attributes: Mapping[str, Any]) -> Array:
+    arrays = [None if o is None else o.array for o in operands]
+    return pieces.forward(operation, arrays, attributes)
 
 
 def _alike(
