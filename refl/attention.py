@@ -119,9 +119,9 @@ class Attention:
     q: Floats
     k: Floats
     v: Floats
-    bias: Floats | None = None
-    mask: Mask | None = None
-    cap: float | None = None
+    bias: Floats | None
+    mask: Mask | None
+    cap: float | None
 
     @cached_property
     def on_scores(self) -> list[Step]:
@@ -159,7 +159,7 @@ class Attention:
         way: list[tuple[Floats, ...]] = [(np.matmul(q, k.T, out=_cut(out, len(q), len(k))),)]
         for step in self.on_scores:
             if step.operation == "add" and self.bias is not None:
-                way[-1] = (*way[-1], _example(self.bias, at)[rows, columns])
+                way[-1] = (*way[-1], _head_of(self.bias, at)[rows, columns])
             way.append((OPERATIONS[step.operation].forward(*way[-1], **step.attributes),))
         return way
 
@@ -175,8 +175,14 @@ def taken(
         return None
     if len({x.dtype for x in arrays}) > 1 or (bias is not None and len(bias) != len(q)):
         return None
-    found = Attention(q, k, v, bias, mask, cap)
+    found = operands(q, k, v, bias, mask=mask, cap=cap)
     return found if found.finite() else None
+
+
+def operands(
+    q: Any, k: Any, v: Any, bias: Any = None, *, mask: Mask | None, cap: float | None
+) -> Attention:
+    return Attention(q, k, v, bias, mask, cap)
 
 
 def _hidden(part: NDArray[np.bool_], dtype: Any) -> tuple[slice, Floats] | None:
@@ -196,9 +202,9 @@ def _hide(s: Floats, tile: Tile, example: int) -> None:
         s[:, where] += added[example if len(added) > 1 else 0]
 
 
-def _example(x: Floats, at: tuple[int, int]) -> Floats:
-    """One head of one example, of which there may be one for all."""
-    return x[at[0] if len(x) > 1 else 0, at[1]]
+def _head_of(x: Floats, at: tuple[int, int]) -> Floats:
+    found: Floats = x[at]
+    return found
 
 
 def _longest(x: Floats) -> float:
@@ -327,12 +333,30 @@ def sweep(a: Attention, kept: Kept, z: Floats, r: Floats, rules: Rules) -> tuple
     heads, plan = _heads(a), a.plan()
 
     def head(number: int) -> None:
+        at = heads[number]
         for rows, tiles in plan:
-            for tile in tiles:
-                work.tile(heads[number], rows, tile)
+            alive = _alive(r[at], rows)
+            for tile in tiles if alive.stop > alive.start else ():
+                work.tile(at, alive, _of_rows(tile, rows, alive))
 
     parallel.each(head, len(heads))
     return work.passed(), work.sums()
+
+
+def _alive(r: Floats, rows: slice) -> slice:
+    """Those of the rows to which anything comes: behind the last block it is a single one."""
+    found = np.flatnonzero(r[rows].any(axis=1))
+    if not found.size:
+        return slice(rows.start, rows.start)
+    return slice(rows.start + int(found[0]), rows.start + int(found[-1]) + 1)
+
+
+def _of_rows(tile: Tile, rows: slice, some: slice) -> Tile:
+    """A tile of some of its rows."""
+    if tile.hidden is None:
+        return tile
+    where, added = tile.hidden
+    return Tile(tile.columns, (where, added[:, some.start - rows.start : some.stop - rows.start]))
 
 
 class _Sweep:
@@ -358,6 +382,7 @@ class _Sweep:
         """R / (2 z + eps s(z)), or R / (z + eps s(z)) where all goes to the values."""
         twice, eps = (2, _eps(rule)) if self.to_p else (1, rule.options.get("eps", 1e-6))
         stabilizer = rule.options.get("stabilizer", "sign")
+        h: Floats
         h, self.sum.absorbed["context", "stabilizer"] = stabilized_ratio(
             twice * z, r, eps, stabilizer
         )
@@ -415,11 +440,12 @@ class _Sweep:
             found = rule.function(*operands, z[None], r[None], **step.attributes, **rule.options)
             for cause, amount in found.absorbed.items():
                 self.absorbed_by.add(at, step.site, cause, amount[0])
-            for name, x, received in zip(step.operands, way[n], found.inputs, strict=True):
-                self.passed_by.add(at, step.site, name, self._amount(x, received[0]))
-            r = found.inputs[0][0]
-            if len(operands) > 1 and self.bias is not None:
-                _example(self.bias, at)[rows, columns] += found.inputs[1][0]
+            received: list[Floats] = [x[0] for x in found.inputs if x is not None]
+            for name, x, to_x in zip(step.operands, way[n], received, strict=True):
+                self.passed_by.add(at, step.site, name, self._amount(x, to_x))
+            r = received[0]
+            if len(received) > 1 and self.bias is not None:
+                _head_of(self.bias, at)[rows, columns] += received[1]
         return r
 
     def _amount(self, x: Floats, r: Floats) -> float:
@@ -447,7 +473,7 @@ class _Sweep:
         return Passed(self.q, self.k, self.v, self.bias)
 
     def sums(self) -> Sums:
-        rows = np.sum(self.along, axis=(1, 2), dtype=np.float64)
+        rows: Floats = self.along.sum(axis=(1, 2), dtype=np.float64)
         passed, absorbed = self.sum
         if self.to_p:
             passed["context", "probabilities"] = rows
@@ -497,7 +523,8 @@ def _ones(count: int, dtype: Any) -> Floats:
 
 
 def _row_products(x: Floats, y: Floats) -> Floats:  # (J, I), (J, I) -> (J,)
-    return np.matmul(x[:, None, :], y[:, :, None])[:, 0, 0]
+    products: Floats = x[:, None, :] @ y[:, :, None]
+    return products[:, 0, 0]
 
 
 def _sum(rows: Floats) -> float:

@@ -41,12 +41,12 @@ Sums = list[Array | None]
 def forward(operation: str, arrays: Sequence[Array | None], attributes: Mapping[str, Any]) -> Array:
     """The operation's output."""
     compute = OPERATIONS[operation].forward
-    x = arrays[0] if arrays else None
+    x: Array = arrays[0] if arrays else None
     if operation == "linear" and is_large(x):
         return _linear(*arrays)
     if operation not in ROW_BY_ROW or not is_large(x) or not _alike(arrays, x):
         return compute(*arrays, **attributes)
-    z = BUFFERS.like(x)
+    z: Array = BUFFERS.like(x)
 
     def piece(rows: slice) -> None:
         z[..., rows, :] = compute(*_cut(arrays, rows), **_cut_attributes(attributes, rows))
@@ -92,7 +92,8 @@ def apply(
     """`how`: attributes of the operation and options of the rule."""
     whole = (*arrays, z, r)
     if rule is linear.gradient and is_large(r):
-        return _linear_gradient(*arrays, r)
+        x, w, b = arrays
+        return _linear_gradient(x, w, b, r)
     if operation in ROW_BY_ROW and is_large(r) and _alike(whole, r):
         return _by_rows(rule, whole, how, as_gradient)
     output = rule(*whole, **how)
@@ -101,6 +102,47 @@ def apply(
         for a, x in zip(arrays, output.inputs, strict=True)
     ]
     return Applied(output, received)
+
+
+def alive(r: Array) -> slice | None:
+    """The rows of r (B, T, N) to which anything comes, where they are few: behind the last block of
+    a model it is the one whose logit is explained. None where they are many.
+    """
+    if not is_large(r) or r.ndim != 3:
+        return None
+    found = np.flatnonzero(r.any(axis=(0, 2)))
+    if not found.size or 2 * (found[-1] + 1 - found[0]) > r.shape[1]:
+        return None
+    return slice(int(found[0]), int(found[-1]) + 1)
+
+
+def apply_to_rows(
+    rows: slice,
+    operation: str,
+    rule: Callable[..., RuleOutput],
+    arrays: Sequence[Array | None],
+    z: Array,
+    r: Array,
+    how: Mapping[str, Any],
+    as_gradient: bool,
+) -> Applied:
+    """`apply` where r is zero but for these rows: so is what the inputs receive, and every rule
+    passes on nothing of nothing.
+    """
+    if operation != "linear" and not (operation in ROW_BY_ROW and _alike((*arrays, z), r)):
+        return apply(operation, rule, arrays, z, r, how, as_gradient)
+    here = [a if a is None or a.shape[:-1] != r.shape[:-1] else a[:, rows] for a in arrays]
+    part = apply(
+        operation, rule, here, z[:, rows], r[:, rows], _cut_attributes(how, rows), as_gradient
+    )
+    inputs = [None if x is None else _spread(x, rows, r.shape[1]) for x in part.output.inputs]
+    return Applied(RuleOutput(tuple(inputs), part.output.absorbed), part.sums)
+
+
+def _spread(x: Array, rows: slice, length: int) -> Array:
+    whole = np.zeros((x.shape[0], length, x.shape[-1]), x.dtype)
+    whole[:, rows] = x
+    return whole
 
 
 def _linear_gradient(x: Array, w: Array, b: Array | None, g: Array) -> Applied:
@@ -116,7 +158,7 @@ def _by_rows(
     as_gradient: bool,
 ) -> Applied:
     *arrays, _, r = whole
-    made: list[Array | None] = [None] * len(arrays)
+    made: list[Array] = [None] * len(arrays)
     found: dict[int, tuple[dict[str, Array], Sums]] = {}
 
     def piece(rows: slice) -> None:
@@ -142,9 +184,7 @@ def _by_rows(
     return Applied(RuleOutput(tuple(made), absorbed), received)
 
 
-def _place(
-    made: list[Array | None], i: int, x: Array, r: Array, r_here: Array, rows: slice
-) -> None:
+def _place(made: list[Array], i: int, x: Array, r: Array, r_here: Array, rows: slice) -> None:
     """A piece of what operand i receives; nothing is copied where that is r as it came."""
     if x is r_here:
         made[i] = r

@@ -40,6 +40,8 @@ class Swept:
     activations: dict[str, Array] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     """Every further name of a kept site -> the site."""
+    dense: bool = False
+    """Whether relevance has come to most rows of a text: until then it is that of one output."""
     ledger: Ledger = field(init=False)
 
     def enter(self, entry: Entry) -> None:
@@ -133,7 +135,7 @@ class Sweep:
     ) -> Sequence[Incoming | None]:
         """Attention by tiles, entered as the operations that it is made of."""
         how, z = record.attributes, record.output.array
-        a = attention.Attention(*record.arrays, mask=how["mask"], cap=how["cap"])
+        a = attention.operands(*record.arrays, mask=how["mask"], cap=how["cap"])
         passed, sums = attention.sweep(a, how["kept"], z, relevance, rules)
         amounts = {"context": amount} | {operand: s for (_, operand), s in sums.passed.items()}
         for step in how["steps"][: len(rules)]:
@@ -153,7 +155,10 @@ class Sweep:
         swept: Swept,
     ) -> Sequence[Incoming | None]:
         rule = self.composite.rule(record.operation, record.output.names, record.role)
-        output, sums = pieces.apply(
+        rows = None if swept.dense else pieces.alive(relevance)
+        swept.dense = swept.dense or (rows is None and pieces.is_large(relevance))
+        apply = pieces.apply if rows is None else partial(pieces.apply_to_rows, rows)
+        output, sums = apply(
             record.operation,
             rule.function,
             record.arrays,

@@ -17,13 +17,14 @@ read has several names and one relevance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from refl import attention, pieces
 from refl.arrays import Array, namespace
+from refl.attention import Kept
 from refl.mask import Mask
 from refl.rules import gather, top_k
 
@@ -474,7 +475,7 @@ class Trace:
 
     def _tiled(
         self, operands: tuple[Value, ...], mask: Mask | None, cap: float | None
-    ) -> tuple[Array, attention.Kept] | None:
+    ) -> tuple[Array, Kept] | None:
         """By refl/attention.py, where that can be."""
         arrays = [operand.array for operand in operands]
         a = attention.taken(*arrays, mask=mask, cap=cap)
@@ -530,7 +531,8 @@ class Trace:
         inner.known = {} if output is None else {inner.site("context"): output}
         parts = tuple(Value(o.array[index], o.site, o.constant) for o, index in pairs)
         bias = parts[3] if len(parts) == 4 else None
-        return inner, parts, inner._attention(*parts[:3], seen and seen(), bias, cap)
+        x, y, z = parts[:3]
+        return inner, parts, inner._attention(x, y, z, seen and seen(), bias, cap)
 
     # -- the one place where something is computed -------------------------------------------------
 

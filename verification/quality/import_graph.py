@@ -23,8 +23,9 @@ if not (PROJECT / "tests").is_dir():  # reached through the link refl/verificati
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "extras", "version"),
-    ("arguments", "arrays", "batching"),
+    ("arguments", "arrays", "batching", "buffers", "parallel"),
     ("mask", "rules"),
+    ("attention", "pieces"),
     ("device", "io", "ledger", "seeds", "trace"),
     ("explanation", "nets", "sweep"),
     ("network", "show"),
