@@ -90,9 +90,11 @@ def test_padding_changes_no_relevance(tmp_path: Path, bound: int) -> None:
 
 def test_every_tokens_logits_change_no_relevance(tmp_path: Path) -> None:
     spec = toy(tmp_path, tokens=7)
-    side, item = Torch(spec, devices.CPU), workload.item_of(spec)
+    side, item, rows = Torch(spec, devices.CPU), workload.item_of(spec), []
+    side.model.lm_head.register_forward_hook(lambda module, x, z: rows.append(z.shape[1]))
     with side.patched():
         pair = side.run(item, 3), side.run(item, 3, last=0)
+    assert rows == [1, 7]
     assert parts.deviation(*pair) < 1e-5
 
 

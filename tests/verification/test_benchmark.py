@@ -7,7 +7,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -165,6 +167,16 @@ def test_sentences_are_as_long_as_said() -> None:
     assert lengths == workload.sentence_lengths(500) != sorted(lengths)
 
 
+def test_inputs_are_as_long_as_asked_for(tmp_path: Path) -> None:
+    workload.write_t5(tmp_path, workload.QUICK.t5)
+    spec = Spec("t5", str(tmp_path), "refl", "attnlrp", tokens=7, prefix=3)
+    item = workload.item_of(spec)
+    assert item.prefix is not None and item.prefix[0] == 0
+    assert (len(item.input), len(item.prefix)) == (7, 3)
+    answer = Refl(spec, devices.CPU).run(item)
+    assert [len(r) for r in answer.relevance] == [7, 3]
+
+
 def test_the_bare_products_of_a_model(tmp_path: Path) -> None:
     """Two layers of seven linear maps and two products of attention, and the head: two products for
     each of the first kind, three for each of the second.
@@ -203,6 +215,13 @@ def test_a_peak_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     why = devices.peak_in_a_process(spec)
     assert isinstance(why, str) and "safetensors" in why
+
+
+def test_a_process_that_is_killed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = SimpleNamespace(returncode=-9, stdout="", stderr="a warning")
+    monkeypatch.setattr(devices.subprocess, "run", lambda *asked, **how: killed)
+    why = devices.peak_in_a_process(Spec("llama", "folder", "refl", "attnlrp"))
+    assert why == "ended by signal 9: out of memory?"
 
 
 @pytest.mark.parametrize(
@@ -385,7 +404,8 @@ def test_the_table_goes_between_the_markers(tmp_path: Path) -> None:
     text = readme.read_text(encoding="utf-8")
     assert text == f"before\n{page.START}\n\nnewer\n\n{page.END}\nbehind\n"
     assert page.between(text) == "newer"
-    for wrong in ("nothing", page.START, f"{page.END}{page.START}", 2 * f"{page.START}{page.END}"):
+    start, end = page.START, page.END
+    for wrong in ("", start, end, end + start, start + start + end, start + end + end):
         readme.write_text(wrong, encoding="utf-8")
         with pytest.raises(ReflError, match="once"):
             page.write_into(readme, "new")
@@ -449,11 +469,44 @@ def test_this_machine_is_described() -> None:
     assert re.fullmatch(r"[0-9a-f]{7,}\+?|unknown", found["commit"])
 
 
-@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the system does not tell")
-def test_what_others_do_is_not_what_this_process_does() -> None:
+def test_what_others_do_is_not_what_this_process_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In ten seconds all cores together were busy for twelve, this process for nine."""
+    wall, own = iter([100.0, 110.0]), iter([1.0, 10.0])
+    clocks = {"perf_counter": lambda: next(wall), "process_time": lambda: next(own)}
+    monkeypatch.setattr(machine, "time", SimpleNamespace(**clocks))
+    busy = iter([50.0, 62.0])
+    monkeypatch.setattr(machine, "_busy", lambda: next(busy))
     row: dict[str, Any] = {}
     with machine.others_at_work(row):
-        start = machine.time.process_time()
-        while machine.time.process_time() < start + 0.3:
-            pass
-    assert 0 <= row["others"] < machine.os.cpu_count()
+        pass
+    assert row == {"others": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("others", "counts"),
+    [([0.1], 0), ([0.9, 0.2], 1), ([0.9, 0.5, 0.7], 1), ([0.9, 0.8, 0.7], 2)],
+)
+def test_the_quietest_time_counts(
+    monkeypatch: pytest.MonkeyPatch, others: list[float], counts: int
+) -> None:
+    busy = iter(others)
+
+    @contextmanager
+    def at_work(row: dict[str, Any]) -> Iterator[None]:
+        yield
+        row["others"] = next(busy)
+
+    monkeypatch.setattr(machine, "others_at_work", at_work)
+    times, row = iter([10.0, 11.0, 12.0]), dict[str, Any]()
+    parts._timed_rounds(bench(), {"refl": lambda: {"refl": next(times)}}, 1, row)
+    assert row["seconds"] == {"refl": [10.0 + counts]} and row["tries"] == len(others)
+    assert row["others"] == others[counts]
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the system does not tell")
+def test_what_the_system_tells_of_its_cores() -> None:
+    before, start = machine._busy(), time.process_time()
+    while time.process_time() < start + 0.3:
+        pass
+    after = machine._busy()
+    assert before is not None and after is not None and after - before > 0.2

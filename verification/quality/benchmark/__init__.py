@@ -20,6 +20,9 @@ last token only, which is what refl computes; `every token` is how its documenta
 it. For input-x-gradient it is torch's autograd on transformers' model, with gradients asked for at
 the embeddings (or pixels) alone. refl is run with nothing kept, its fast path.
 
+A row that was measured while others kept the machine busy is measured again, three times at most;
+the quietest time counts, whatever it gave. How busy others were stands in the row.
+
 Peak memory is measured apart, each side in a process of its own, as the rise above what the process
 held with the weights loaded and used once. On a GPU both sides count what their allocators hold.
 

@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--patience", type=float, default=120, help="seconds of a row's rounds; then 3 do"
     )
+    p.add_argument("--tries", type=int, default=3, help="of a row while others are at work")
     p.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     p.add_argument("--quick", action="store_true", help="a smoke test: toy sizes, nothing kept")
     p.add_argument("--alone", action="store_true", help="refl without its peers")
@@ -94,6 +95,7 @@ def bench(o: argparse.Namespace) -> Any:
         threads=o.threads,
         repeat=1 if o.quick else o.repeat,
         patience=o.patience,
+        tries=1 if o.quick else o.tries,
         methods=o.methods,
         peers=not o.alone,
         peak=None if o.quick or o.no_memory else devices.peak_in_a_process,

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from refl.arrays import swap
 from refl.verification.quality.benchmark import devices, machine, workload
 from refl.verification.quality.benchmark.devices import Device, Peak
 from refl.verification.quality.benchmark.rounds import Seconds, Ways, alternated, timed
@@ -38,6 +39,8 @@ largest amount: float32 through a dozen blocks; measured about 1e-6.
 """
 ROOM = 0.8
 """Of the memory that is free: what a run may be expected to take."""
+QUIET = 0.3
+"""Cores that others may keep busy while a row is measured."""
 TEXT = "the keys to the cabinet"
 STORIES = PROJECT.parent / "shared" / "checkpoints" / "stories260K"
 
@@ -52,6 +55,7 @@ class Bench:
     repeat: int = 5
     patience: float = 120.0
     """Seconds after which a row makes do with fewer rounds."""
+    tries: int = 3
     methods: Sequence[str] = METHODS
     peers: bool = True
     peak: Callable[[Spec], Peak | str] | None = devices.peak_in_a_process
@@ -159,16 +163,21 @@ def _rounds(
     row["conservation_error"] = answer.error
     ways: dict[str, Any] = {"refl": partial(ours.seconds, item), **beside.more}
     if theirs is not None:
-        theirs.seconds(item, answer.target, beside.every)
-        if beside.same:
-            row["deviation"] = deviation(answer, theirs.run(item, answer.target))
+        other = theirs.run(item, answer.target)
+        row |= {"deviation": deviation(answer, other)} if beside.same else {}
         ways["peer"] = partial(theirs.seconds, item, answer.target, beside.every)
     _timed_rounds(b, ways, beside.repeat or b.repeat, row)
 
 
 def _timed_rounds(b: Bench, ways: Ways, repeat: int, row: Row) -> None:
-    with machine.others_at_work(row):
-        row["seconds"] = rounded(alternated(ways, repeat, b.patience))
+    """Again, `tries` times at most, where others were at work: the quietest time counts."""
+    found: list[Row] = []
+    while not found or (found[-1].get("others", 0) > QUIET and len(found) < b.tries):
+        one: Row = {}
+        with machine.others_at_work(one):
+            one["seconds"] = rounded(alternated(ways, repeat, b.patience))
+        found.append(one)
+    row |= min(found, key=lambda one: one.get("others", 0)) | {"tries": len(found)}
 
 
 def deviation(ours: Answer, theirs: Answer) -> float:
@@ -284,11 +293,11 @@ def _products(record: Any) -> Iterator[Product]:
     if record.operation not in ("linear", "matmul"):
         return
     (a, b), z = record.arrays[:2], record.output.array
-    b = b.T if record.operation == "linear" else b
+    b = swap(b) if record.operation == "linear" else b
     yield a, b
-    yield z, b.mT
+    yield z, swap(b)
     if record.operation == "matmul":
-        yield a.mT, z
+        yield swap(a), z
 
 
 def _multiply(pairs: Sequence[Product]) -> None:

@@ -19,7 +19,7 @@ LOOKS = {
     "refl": {"color": "#b2182b", "marker": "o", "label": "refl, forward and sweep"},
     "refl forward": {"color": "#ef8a62", "marker": "o", "ls": "--", "label": "refl, forward alone"},
     "LXT": {"color": "#2166ac", "marker": "s", "label": "LXT, forward and backward"},
-    "LXT forward": {"color": "#67a9cf", "marker": "s", "ls": "--", "label": "torch, forward alone"},
+    "LXT forward": {"color": "#67a9cf", "marker": "s", "ls": "--", "label": "LXT, forward alone"},
 }
 STYLE = {
     "svg.fonttype": "none",
@@ -104,6 +104,7 @@ def _panel(
     if log:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     else:
         axes.set_ylim(bottom=0)
     places = sorted({row[x] for row in rows if x in row})

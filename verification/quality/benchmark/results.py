@@ -1,4 +1,5 @@
-"""Rows as JSON: a file for each kind of machine, and in it for each part what ran it.
+"""Rows as JSON: a file for each kind of machine, and in it for each part what ran it. A part that
+is measured again replaces what is stored of it, whatever lengths were asked for.
 
 {"format": 1, "kind": "amd-skylakex", "parts": {"tokens": {"about": {...}, "rows": [...]}}}
 """
