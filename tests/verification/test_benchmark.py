@@ -373,6 +373,8 @@ def stored(kind: str, *rows: Any) -> results.Results:
 
 def test_the_cells_of_a_row() -> None:
     assert page.seconds_cell(ROW) == "3.00 s / 2.00 s"
+    assert page.seconds_cell(ROW | {"others": 0.31}) == "3.00 s / 2.00 s, busy"
+    assert page.seconds_cell(ROW | {"others": 0.3}) == "3.00 s / 2.00 s"
     assert page.quotient_cell(ROW) == "**1.50** (1.25 to 1.75)"
     assert page.quotient_cell(ROW, page.EVERY) == "**1.00** (0.75 to 1.00)"
     assert page.sweep_cell(ROW) == "2.00"

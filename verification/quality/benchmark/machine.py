@@ -140,6 +140,15 @@ def load() -> float:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
 
+QUIET = 0.3
+"""Cores that others may keep busy while a row is measured."""
+
+
+def is_busy(row: dict[str, Any]) -> bool:
+    """Whether it was measured while others were at work."""
+    return bool(row.get("others", 0) > QUIET)
+
+
 @contextmanager
 def others_at_work(row: dict[str, Any]) -> Iterator[None]:
     """Enters under `others` how many cores everyone else kept busy meanwhile, where it is told."""

@@ -66,7 +66,8 @@ def seconds_cell(row: Row, suffix: str = "") -> str:
     """Medians: refl's, then the peer's."""
     names = (whole(row), f"{row['peer']}{suffix}")
     found = [median(row["seconds"][name]) for name in names if name in row.get("seconds", {})]
-    return " / ".join(map(duration, found)) or "-"
+    busy = ", busy" if machine.is_busy(row) else ""
+    return (" / ".join(map(duration, found)) or "-") + busy
 
 
 def duration(seconds: float) -> str:
@@ -214,7 +215,8 @@ def _quiet(found: results.Results, rows: Sequence[Row]) -> str:
     )
     busy = [row["others"] for row in rows if "others" in row]
     others = f"{median(busy):.1f} in the median of rows, {max(busy):.1f} at most" if busy else "-"
-    return f"Load at the start of each part: {loads}; cores that others kept busy: {others}."
+    said = f"Load at the start of each part: {loads}; cores that others kept busy: {others}"
+    return f"{said}. What says `busy` was measured beside more than {machine.QUIET}."
 
 
 def _left_out(rows: Sequence[Row]) -> dict[str, str]:

@@ -39,8 +39,6 @@ largest amount: float32 through a dozen blocks; measured about 1e-6.
 """
 ROOM = 0.8
 """Of the memory that is free: what a run may be expected to take."""
-QUIET = 0.3
-"""Cores that others may keep busy while a row is measured."""
 TEXT = "the keys to the cabinet"
 STORIES = PROJECT.parent / "shared" / "checkpoints" / "stories260K"
 
@@ -172,7 +170,7 @@ def _rounds(
 def _timed_rounds(b: Bench, ways: Ways, repeat: int, row: Row) -> None:
     """Again, `tries` times at most, where others were at work: the quietest time counts."""
     found: list[Row] = []
-    while not found or (found[-1].get("others", 0) > QUIET and len(found) < b.tries):
+    while not found or (machine.is_busy(found[-1]) and len(found) < b.tries):
         one: Row = {}
         with machine.others_at_work(one):
             one["seconds"] = rounded(alternated(ways, repeat, b.patience))
