@@ -18,6 +18,7 @@ from refl.verification.quality.benchmark import (
     parts,
     results,
     rounds,
+    sides,
     workload,
 )
 from refl.verification.quality.benchmark.__main__ import main
@@ -102,6 +103,22 @@ def test_the_peak_of_a_peer(tmp_path: Path) -> None:
     """As many more tokens as make its own memory seen above what a small run leaves behind."""
     found = devices.peak_in_a_process(toy(tmp_path, tokens=64))
     assert isinstance(found, dict) and 0 <= found["rise"] < found["peak"]
+
+
+@pytest.mark.parametrize("side", ["refl", "peer"])
+@pytest.mark.parametrize("kind", ["vit", "t5", "list"])
+def test_the_peak_of_every_kind_of_work(tmp_path: Path, kind: str, side: str) -> None:
+    spec = toy(tmp_path, sentences=3, bound=64) if kind == "list" else of_kind(tmp_path, kind)
+    spec = replace(spec, side="refl") if side == "refl" else spec
+    found = sides.peak(spec, devices.CPU)
+    assert found["peak"] > 0 and found["rise"] >= 0
+
+
+def of_kind(folder: Path, kind: str) -> Spec:
+    write = {"vit": workload.write_vit, "t5": workload.write_t5}[kind]
+    write(folder, getattr(workload.QUICK, kind))
+    lengths = {"tokens": 5, "prefix": 2} if kind == "t5" else {}
+    return Spec(kind, str(folder), "torch", "input-x-gradient", **lengths)
 
 
 def test_every_time_of_a_peer_waits_for_the_device(tmp_path: Path) -> None:
