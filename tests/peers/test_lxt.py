@@ -13,8 +13,6 @@ Run with `-s` to see the numbers.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -545,38 +543,3 @@ def wrong_rule() -> Any:
             return (1000 * out_relevance[0] - 7,)
 
     return Wrong
-
-
-# -- the benchmark ---------------------------------------------------------------------------------
-
-
-def test_benchmark_runs_and_agrees() -> None:
-    """At a toy size, for its form: both sides timed, one relevance."""
-    sizes = [
-        "--hidden",
-        "32",
-        "--layers",
-        "2",
-        "--heads",
-        "4",
-        "--intermediate",
-        "48",
-        "--vocabulary",
-        "64",
-        "--tokens",
-        "12",
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "refl.verification.quality.benchmark",
-        *sizes,
-        "--threads",
-        "1",
-        "--repeat",
-        "2",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "same relevance" in done.stdout
-    assert "LXT" in done.stdout
