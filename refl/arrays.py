@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterable
+from functools import cache
 from typing import Any, TypeAlias
 
 Array: TypeAlias = Any
@@ -22,21 +24,34 @@ def namespace(*arrays: Array) -> Namespace:
 
     Raises TypeError when they come from two libraries: host and device are never mixed silently.
     """
-    found = {_library(a) for a in arrays if a is not None}
-    if len(found) == 1:
-        return found.pop()
-    names = ", ".join(sorted(xp.__name__ for xp in found)) or "none"
-    raise TypeError(f"expected arrays of one library, got {names}; move them to one device first")
+    found: Namespace = None
+    for array in arrays:
+        xp = found if array is None else _library(array)
+        if found is not None and xp is not found:
+            raise _mixed(arrays)
+        found = xp
+    if found is None:
+        raise _mixed(arrays)
+    return found
+
+
+def _mixed(arrays: Iterable[Array]) -> TypeError:
+    names = sorted({_library(a).__name__ for a in arrays if a is not None})
+    return TypeError(
+        f"expected arrays of one library, got {', '.join(names) or 'none'}; "
+        "move them to one device first"
+    )
 
 
 def _library(array: Array) -> Namespace:
-    if _is_cupy(array):  # cupy.ndarray (14.2) has no __array_namespace__
+    if _is_cupy(type(array)):  # cupy.ndarray (14.2) has no __array_namespace__
         return sys.modules["cupy"]
     return array.__array_namespace__()
 
 
-def _is_cupy(array: Array) -> bool:
-    return type(array).__module__.partition(".")[0] == "cupy"
+@cache
+def _is_cupy(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "cupy"
 
 
 def asnumpy(array: Array) -> Any:
@@ -45,7 +60,7 @@ def asnumpy(array: Array) -> Any:
     """
     import numpy
 
-    if _is_cupy(array):
+    if _is_cupy(type(array)):
         return array.get()
     if isinstance(array, numpy.ndarray):
         return array
