@@ -24,9 +24,11 @@ def namespace(*arrays: Array) -> Namespace:
 
     Raises TypeError when they come from two libraries: host and device are never mixed silently.
     """
-    found: Namespace = None
+    found, kind = None, type(None)
     for array in arrays:
-        xp = found if array is None else _library(array)
+        if type(array) is kind or array is None:
+            continue
+        xp, kind = _library(array), type(array)
         if found is not None and xp is not found:
             raise _mixed(arrays)
         found = xp
@@ -81,20 +83,23 @@ def total(x: Array) -> Array:  # (B, ...) -> (B,)
     """The sum over everything but the first axis:
     along the last in the array's own dtype, then in float64.
     """
-    return _sum_rows(row_sum(x) if x.ndim > 1 else x[:, None])
+    xp = namespace(x)
+    return _sum_rows(xp, _row_sums(xp, x) if x.ndim > 1 else x[:, None])
 
 
 def total_product(x: Array, y: Array) -> Array:  # (B, ..., N), (B, ..., N) -> (B,)
     """`total(x * y)` without holding the product."""
-    return _sum_rows(row_product(x, y) if x.ndim > 1 else (x * y)[:, None])
+    return _sum_rows(namespace(x, y), row_product(x, y) if x.ndim > 1 else (x * y)[:, None])
 
 
 def row_sum(x: Array) -> Array:  # (..., N) -> (..., 1)
-    """The sum over the last axis, as a matrix product:
-    BLAS is twice as fast at it as a reduction.
-    """
-    xp = namespace(x)
-    return x @ xp.ones_like(x[(0,) * (x.ndim - 1) + (slice(None), None)])
+    """The sum over the last axis."""
+    return _row_sums(namespace(x), x)[..., None]
+
+
+def _row_sums(xp: Namespace, x: Array) -> Array:  # (..., N) -> (...)
+    """As a matrix product: BLAS is twice as fast at it as a reduction."""
+    return x @ xp.ones_like(x[(0,) * (x.ndim - 1)])
 
 
 def row_product(x: Array, y: Array) -> Array:  # (..., N), (..., N) -> (..., 1)
@@ -131,8 +136,7 @@ def inverse_rms(x: Array, eps: float) -> tuple[Array, Array]:  # (..., N) -> (..
     return inverse if scale is None else inverse / scale, share
 
 
-def _sum_rows(rows: Array) -> Array:  # (B, ...) -> (B,)
-    xp = namespace(rows)
+def _sum_rows(xp: Namespace, rows: Array) -> Array:  # (B, ...) -> (B,)
     return xp.sum(rows, axis=tuple(range(1, rows.ndim)), dtype=xp.float64)
 
 
