@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable
-from functools import cache
 from typing import Any, TypeAlias
 
 Array: TypeAlias = Any
@@ -46,14 +45,14 @@ def _mixed(arrays: Iterable[Array]) -> TypeError:
 
 
 def _library(array: Array) -> Namespace:
-    if _is_cupy(type(array)):  # cupy.ndarray (14.2) has no __array_namespace__
+    if _is_cupy(array):  # cupy.ndarray (14.2) has no __array_namespace__
         return sys.modules["cupy"]
     return array.__array_namespace__()
 
 
-@cache
-def _is_cupy(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] == "cupy"
+def _is_cupy(array: Array) -> bool:
+    module = type(array).__module__
+    return module == "cupy" or module.startswith("cupy.")
 
 
 def asnumpy(array: Array) -> Any:
@@ -62,7 +61,7 @@ def asnumpy(array: Array) -> Any:
     """
     import numpy
 
-    if _is_cupy(type(array)):
+    if _is_cupy(array):
         return array.get()
     if isinstance(array, numpy.ndarray):
         return array
@@ -99,7 +98,7 @@ def row_sum(x: Array) -> Array:  # (..., N) -> (..., 1)
 
 def _row_sums(xp: Namespace, x: Array) -> Array:  # (..., N) -> (...)
     """As a matrix product: BLAS is twice as fast at it as a reduction."""
-    return x @ xp.ones_like(x[(0,) * (x.ndim - 1)])
+    return x @ xp.ones_like(x[(0,) * (x.ndim - 1) + (...,)])
 
 
 def row_product(x: Array, y: Array) -> Array:  # (..., N), (..., N) -> (..., 1)
