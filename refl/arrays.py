@@ -44,10 +44,17 @@ def _mixed(arrays: Iterable[Array]) -> TypeError:
     )
 
 
+_LIBRARIES: dict[type, Namespace] = {}
+"""Type of array -> its library: asked of the first array of each type, for it is asked of every
+array that is computed with."""
+
+
 def _library(array: Array) -> Namespace:
-    if _is_cupy(array):  # cupy.ndarray (14.2) has no __array_namespace__
-        return sys.modules["cupy"]
-    return array.__array_namespace__()
+    kind = type(array)
+    if kind not in _LIBRARIES:  # cupy.ndarray (14.2) has no __array_namespace__
+        cupy = _is_cupy(array)
+        _LIBRARIES[kind] = sys.modules["cupy"] if cupy else array.__array_namespace__()
+    return _LIBRARIES[kind]
 
 
 def _is_cupy(array: Array) -> bool:
