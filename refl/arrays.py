@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 Array: TypeAlias = Any
@@ -22,21 +23,43 @@ def namespace(*arrays: Array) -> Namespace:
 
     Raises TypeError when they come from two libraries: host and device are never mixed silently.
     """
-    found = {_library(a) for a in arrays if a is not None}
-    if len(found) == 1:
-        return found.pop()
-    names = ", ".join(sorted(xp.__name__ for xp in found)) or "none"
-    raise TypeError(f"expected arrays of one library, got {names}; move them to one device first")
+    found, kind = None, type(None)
+    for array in arrays:
+        if type(array) is kind or array is None:
+            continue
+        xp, kind = _library(array), type(array)
+        if found is not None and xp is not found:
+            raise _mixed(arrays)
+        found = xp
+    if found is None:
+        raise _mixed(arrays)
+    return found
+
+
+def _mixed(arrays: Iterable[Array]) -> TypeError:
+    names = sorted({_library(a).__name__ for a in arrays if a is not None})
+    return TypeError(
+        f"expected arrays of one library, got {', '.join(names) or 'none'}; "
+        "move them to one device first"
+    )
+
+
+_LIBRARIES: dict[type, Namespace] = {}
+"""Type of array -> its library: asked of the first array of each type, for it is asked of every
+array that is computed with."""
 
 
 def _library(array: Array) -> Namespace:
-    if _is_cupy(array):  # cupy.ndarray (14.2) has no __array_namespace__
-        return sys.modules["cupy"]
-    return array.__array_namespace__()
+    kind = type(array)
+    if kind not in _LIBRARIES:  # cupy.ndarray (14.2) has no __array_namespace__
+        cupy = _is_cupy(array)
+        _LIBRARIES[kind] = sys.modules["cupy"] if cupy else array.__array_namespace__()
+    return _LIBRARIES[kind]
 
 
 def _is_cupy(array: Array) -> bool:
-    return type(array).__module__.partition(".")[0] == "cupy"
+    module = type(array).__module__
+    return module == "cupy" or module.startswith("cupy.")
 
 
 def asnumpy(array: Array) -> Any:
@@ -66,20 +89,23 @@ def total(x: Array) -> Array:  # (B, ...) -> (B,)
     """The sum over everything but the first axis:
     along the last in the array's own dtype, then in float64.
     """
-    return _sum_rows(row_sum(x) if x.ndim > 1 else x[:, None])
+    xp = namespace(x)
+    return _sum_rows(xp, _row_sums(xp, x) if x.ndim > 1 else x[:, None])
 
 
 def total_product(x: Array, y: Array) -> Array:  # (B, ..., N), (B, ..., N) -> (B,)
     """`total(x * y)` without holding the product."""
-    return _sum_rows(row_product(x, y) if x.ndim > 1 else (x * y)[:, None])
+    return _sum_rows(namespace(x, y), row_product(x, y) if x.ndim > 1 else (x * y)[:, None])
 
 
 def row_sum(x: Array) -> Array:  # (..., N) -> (..., 1)
-    """The sum over the last axis, as a matrix product:
-    BLAS is twice as fast at it as a reduction.
-    """
-    xp = namespace(x)
-    return x @ xp.ones_like(x[(0,) * (x.ndim - 1) + (slice(None), None)])
+    """The sum over the last axis."""
+    return _row_sums(namespace(x), x)[..., None]
+
+
+def _row_sums(xp: Namespace, x: Array) -> Array:  # (..., N) -> (...)
+    """As a matrix product: BLAS is twice as fast at it as a reduction."""
+    return x @ xp.ones_like(x[(0,) * (x.ndim - 1) + (...,)])
 
 
 def row_product(x: Array, y: Array) -> Array:  # (..., N), (..., N) -> (..., 1)
@@ -116,8 +142,7 @@ def inverse_rms(x: Array, eps: float) -> tuple[Array, Array]:  # (..., N) -> (..
     return inverse if scale is None else inverse / scale, share
 
 
-def _sum_rows(rows: Array) -> Array:  # (B, ...) -> (B,)
-    xp = namespace(rows)
+def _sum_rows(xp: Namespace, rows: Array) -> Array:  # (B, ...) -> (B,)
     return xp.sum(rows, axis=tuple(range(1, rows.ndim)), dtype=xp.float64)
 
 

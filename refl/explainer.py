@@ -282,6 +282,7 @@ class Explainer:
                 self.progress and self.progress("sweep", next(done, 0), part[1] * each)
             ),
         )
+        self.network.refuse_changed()  # the sweep reads the weights again
         swept = sweep.run(forward.trace, forward.explained, start)
         lost = [seed.unpropagated(z) for seed, z in zip(seeds, forward.rows, strict=True)]
         if as_gradient and any(lost):

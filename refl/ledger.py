@@ -69,12 +69,14 @@ class Entry:
     def each(self, change: Callable[[Any], Sums]) -> Entry:
         """The same with every sum changed."""
         scale = self.rounding_scale
-        return replace(
-            self,
-            received=change(self.received),
-            passed={site: change(sums) for site, sums in self.passed.items()},
-            absorbed={cause: change(sums) for cause, sums in self.absorbed.items()},
-            rounding_scale=None if scale is None else change(scale),
+        return Entry(
+            self.site,
+            self.operation,
+            self.rule,
+            change(self.received),
+            {site: change(sums) for site, sums in self.passed.items()},
+            {cause: change(sums) for cause, sums in self.absorbed.items()},
+            None if scale is None else change(scale),
         )
 
 

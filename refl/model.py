@@ -86,6 +86,7 @@ def load(
         labels=_output_names(raw, net, config),
         probability=_probability(raw, net, config),
         fingerprint=weights.fingerprint,
+        refuse_changed=weights.refuse_changed,
         decoder_start_id=decoder_start_id(raw),
         preparation=_preparation(folder, net, config),
         ignored=_ignored(raw, ignore, without),

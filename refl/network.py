@@ -58,6 +58,10 @@ def no_fingerprint() -> str:
     return ""
 
 
+def no_file_to_change() -> None:
+    """The same: nothing can change under them."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """One input as the net takes it."""
@@ -98,6 +102,8 @@ class Network:
     each other; "none" where the outputs are numbers (a regression, features).
     """
     fingerprint: Callable[[], str] = no_fingerprint
+    refuse_changed: Callable[[], None] = no_file_to_change
+    """Raises ReflError where the weights' files have changed since they were opened."""
     decoder_start_id: int = 0
     """Id that a decoder's text starts with."""
     ignored: Mapping[str, str] = field(default_factory=dict)
@@ -206,7 +212,7 @@ class Network:
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The ids as a reader expects to see them. Raises ReflError for what are none."""
         numbers = [arguments.token_id(i) for i in arguments.listed("ids", ids, "token ids")]
-        return self.text.tokens(numbers) if self.text else list(map(received, numbers))
+        return list(map(received, numbers)) if self.text is None else self.text.tokens(numbers)
 
     def token_id(self, token: str | int) -> int:
         """The id of a target given as text or as id.
@@ -454,7 +460,10 @@ class Network:
         return masks[0]
 
     def forward(self, t: Trace, batch: Batch) -> Value:
-        """The logits, run on a trace. Raises ReflError where they are not finite."""
+        """The logits, run on a trace. Raises ReflError where they are not finite, and where the
+        checkpoint has changed.
+        """
+        self.refuse_changed()
         with np.errstate(all="ignore"):  # what goes wrong is said in a sentence, by its site
             logits = self.net.forward(t, self.config, batch)
         self._refuse_overflow(t, logits)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 from refl.errors import ReflError, argument, shown
@@ -49,10 +50,12 @@ class Rule:
             )
 
     def fits(self, operation: str, names: Sequence[str], role: str = "") -> bool:
-        return (
-            fnmatchcase(operation, self.operation)
-            and fnmatchcase(role, self.role)
-            and any(fnmatchcase(name, self.site) for name in names)
+        return fnmatchcase(operation, self.operation) and self.fits_value(names, role)
+
+    def fits_value(self, names: Sequence[str], role: str) -> bool:
+        """Whatever operation made it."""
+        return (self.role == "*" or fnmatchcase(role, self.role)) and (
+            self.site == "*" or any(fnmatchcase(name, self.site) for name in names)
         )
 
 
@@ -108,19 +111,31 @@ class Composite:
         operations (`*`) is for those that have its rule, and gives each the options it takes.
         Raises ReflError where the table has none.
         """
-        there = OPERATIONS[operation]
-        for line in self.rules:
-            function = there.rules_in(self.formulation).get(line.rule)
-            if function is not None and line.fits(operation, names, role):
-                options = dict(line.options)
-                if line.operation != operation:
-                    known = there.options(function)
-                    options = {key: value for key, value in options.items() if key in known}
+        for line, options in self._lines[operation]:
+            if line.fits_value(names, role):
+                function = getattr(OPERATIONS[operation].rules[line.rule], self.formulation)
                 return Chosen(line.rule, function, options)
         raise ReflError(
             f"composite {self.name} has no rule for {operation} at {names[0]}: add a line for it "
             "to its table"
         )
+
+    @cached_property
+    def _lines(self) -> dict[str, list[tuple[Rule, dict[str, Any]]]]:
+        """Operation -> the lines for it, from the top, each with the options that its rule takes
+        there.
+        """
+        found: dict[str, list[tuple[Rule, dict[str, Any]]]] = {name: [] for name in OPERATIONS}
+        for line in self.rules:
+            for operation, function in _functions(line, self.formulation):
+                known = operation.options(function)
+                options = {key: value for key, value in line.options if key in known}
+                found[operation.name].append((line, options))
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Its fields: what was worked out from them is worked out again."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     def __repr__(self) -> str:
         form = self.formulation.replace("_", " ")

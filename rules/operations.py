@@ -53,8 +53,8 @@ class Operation:
 
     def rules_in(self, formulation: str) -> dict[str, Callable[..., RuleOutput]]:
         """Name -> function of the rules that exist in a formulation."""
-        forms = {name: getattr(rule, formulation) for name, rule in self.rules.items()}
-        return {name: function for name, function in forms.items() if function is not None}
+        forms = ((name, getattr(rule, formulation)) for name, rule in self.rules.items())
+        return {name: function for name, function in forms if function is not None}
 
     @cached_property
     def attributes(self) -> frozenset[str]:

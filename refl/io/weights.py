@@ -61,6 +61,7 @@ class Weights(Mapping[str, Array]):
         self.folder = checkpoint_folder(folder)
         self.dtype = dtype
         self.source, self._entries = _find(self.folder)
+        self._shards = {entry.file for entry in self._entries.values()}
         self.keeps = self._widened_bytes() <= cache_bytes
         self._place = place
         self._kept: dict[str, Array] = {}
@@ -78,7 +79,6 @@ class Weights(Mapping[str, Array]):
         """The tensor, placed. Raises ReflError where it is missing,
         of no float dtype, or not finite.
         """
-        self._refuse_changed(self._entry(name).file)
         if name in self._kept:
             return self._kept[name]
         placed = self._place(self._read(name))
@@ -109,8 +109,14 @@ class Weights(Mapping[str, Array]):
 
     def _files(self) -> list[Path]:
         """config.json, then the index, if any, and the weight files, sorted by name."""
-        files = {entry.file for entry in self._entries.values()} | {self.source}
-        return [self.folder / "config.json", *sorted(files)]
+        return [self.folder / "config.json", *sorted(self._shards | {self.source})]
+
+    def refuse_changed(self) -> None:
+        """Raises ReflError where a file has been written to since it was opened. A tensor that is
+        kept may be a view of its file, so whoever runs a net asks before the run.
+        """
+        for path in self._shards:
+            self._refuse_changed(path)
 
     def _refuse_changed(self, path: Path) -> None:
         """A mapped file that is overwritten changes under the net, and one that is cut short ends

@@ -268,6 +268,14 @@ def test_a_checkpoint_that_changes_under_a_model_is_refused(
         assert ended == REFUSED and "has changed since the model was loaded" in said
 
 
+def test_a_checkpoint_that_changes_between_two_sweeps_is_refused(tmp_path: Path) -> None:
+    """Each sweep reads the weights again."""
+    folder = copytree(SHIPPED, tmp_path / "model")
+    path, model = folder / "model.safetensors", refl.load(folder)
+    with pytest.raises(ReflError, match="has changed since the model was loaded"):
+        model.explain_each([1, 2], [3, 4], keep=(), progress=lambda *_: os.utime(path, ns=(1, 1)))
+
+
 def test_a_model_outlives_its_folder(tmp_path: Path) -> None:
     folder = copytree(SHIPPED, tmp_path / "model")
     model = refl.load(folder)

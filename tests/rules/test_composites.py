@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -779,3 +780,12 @@ def test_an_explanation_s_repr_names_what_was_changed() -> None:
     for how, title in ((mine, "mine (attnlrp changed)"), ("attnlrp", "attnlrp on")):
         e = random_model(LLAMA, 0).explain([1, 2], how, keep=())
         assert title in repr(e)
+
+
+def test_a_composite_that_was_used_is_the_same() -> None:
+    """What it keeps of its own table is in no pickle and no comparison."""
+    fresh, used = replace(CP_LRP), replace(CP_LRP)
+    used.rule("linear", ["h"], "mlp.up")
+    assert pickle.dumps(used) == pickle.dumps(fresh)
+    assert used == fresh and hash(used) == hash(fresh) and repr(used) == repr(fresh)
+    assert pickle.loads(pickle.dumps(used)).rule("linear", ["h"]) == fresh.rule("linear", ["h"])
