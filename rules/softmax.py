@@ -147,7 +147,7 @@ def others(a: Array) -> Array:  # (..., I) -> (..., I)
 
 def _unmasked(x: Array, mask: Array | None) -> Array:
     """1.0 where an entry is visible, 0.0 where it is masked, in the shape of x."""
-    unmasked = flags(x > namespace(x).finfo(x.dtype).min / 2, x)
+    unmasked = flags(x > _least(x), x)
     return unmasked if mask is None else unmasked * flags(mask, x)
 
 
@@ -156,7 +156,7 @@ def visible(x: Array, r: Array, mask: Array | None) -> tuple[Array, Array, dict[
     is known that nothing is masked.
     """
     xp = namespace(x, r)
-    if can_ask(x) and not xp.any(x <= xp.finfo(x.dtype).min / 2):
+    if can_ask(x) and not xp.any(x <= _least(x)):
         if mask is None:
             return x, r, {}
         unmasked = flags(mask, r)  # x keeps its finite numbers: they stand beside p = 0 and r = 0
@@ -168,8 +168,13 @@ def visible(x: Array, r: Array, mask: Array | None) -> tuple[Array, Array, dict[
 @fused
 def _cleared(x: Array, mask: Array | None) -> tuple[Array, Array]:
     """x with masked entries set to zero, and 1.0 where an entry is visible."""
-    xp, unmasked = namespace(x), _unmasked(x, mask)
-    return xp.where(x <= float(xp.finfo(x.dtype).min) / 2, 0.0, x) * unmasked, unmasked
+    unmasked = _unmasked(x, mask)
+    return namespace(x).where(x <= _least(x), 0.0, x) * unmasked, unmasked
+
+
+def _least(x: Array) -> float:
+    """A logit of so much or less is none: only a mask can have made it."""
+    return float(namespace(x).finfo(x.dtype).min) / 2
 
 
 RULES = {

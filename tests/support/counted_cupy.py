@@ -19,6 +19,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+import refl.arrays
+
+GO_BETWEENS = (__file__, refl.arrays.__file__)
+"""Files whose functions ask in the name of others."""
+
 
 class Crossing(NamedTuple):
     """One transfer: during what, which way, and the file and function that asked for it."""
@@ -38,13 +43,15 @@ class Log:
     """Functions of the namespace: name, number of arguments by position, keywords."""
     launches: int = 0
     """Operations that are a kernel each; those inside a fused kernel are not counted."""
-    fused: set[str] = field(default_factory=set)
-    """Kernels made by `fuse`."""
+    kernels: set[tuple[Callable[..., Any], tuple[Any, ...]]] = field(default_factory=set)
+    """Functions that were fused, each with what it was called with: the dtype and the number of
+    axes of an array, a number, None.
+    """
     during: str = ""
 
     def cross(self, way: str) -> None:
         frame = sys._getframe(1)
-        while frame.f_code.co_filename == __file__ and frame.f_back is not None:
+        while frame.f_code.co_filename in GO_BETWEENS and frame.f_back is not None:
             frame = frame.f_back
         code = frame.f_code
         file = Path(code.co_filename).name
@@ -62,12 +69,12 @@ class Log:
 TO_HOST, TO_DEVICE = "to host", "to device"
 NUMBERS = (bool, int, float, np.generic)
 
-BINARY = {
-    name: getattr(operator, name)
-    for name in "add sub mul truediv floordiv mod pow matmul and_ or_ xor lt le eq ne gt ge".split()
-}
-REFLECTED = "add sub mul truediv floordiv mod pow matmul and_ or_ xor".split()
-UNARY = {name: getattr(operator, name) for name in ("neg", "invert", "abs")}
+ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
+LOGIC = ("and_", "or_", "xor")
+COMPARISONS = ("lt", "le", "eq", "ne", "gt", "ge")
+REFLECTED = {f"{name.strip('_')}": getattr(operator, name) for name in (*ARITHMETIC, *LOGIC)}
+OPERATORS = REFLECTED | {name: getattr(operator, name) for name in COMPARISONS}
+OPERATORS |= {name: getattr(operator, name) for name in ("neg", "invert", "abs")}
 
 
 class Device(NamedTuple):
@@ -77,7 +84,7 @@ class Device(NamedTuple):
 def device_array(log: Log) -> type:
     """The type of the arrays of a device whose transfers are counted in `log`."""
 
-    class ndarray:  # noqa: N801 - CuPy's name
+    class ndarray:
         __slots__ = ("held",)
         __array_ufunc__ = None  # NumPy's arrays leave an operation to this one, which refuses them
         __hash__ = None  # type: ignore[assignment]
@@ -166,12 +173,11 @@ def device_array(log: Log) -> type:
         *(("__repr__", repr), ("__str__", str)),
     ):
         setattr(ndarray, name, to_host(convert))
-    for name, function in (BINARY | UNARY).items():
-        setattr(ndarray, f"__{name.strip('_')}__", computed(function))
-    for name in REFLECTED:
-        swapped = computed(lambda a, b, f=BINARY[name]: f(b, a))
-        setattr(ndarray, f"__r{name.strip('_')}__", swapped)
-        setattr(ndarray, f"__i{name.strip('_')}__", _in_place(name.strip("_"), log, _inside))
+    for name, function in OPERATORS.items():
+        setattr(ndarray, f"__{name}__", computed(function))
+    for name, function in REFLECTED.items():
+        setattr(ndarray, f"__r{name}__", computed(lambda a, b, f=function: f(b, a)))
+        setattr(ndarray, f"__i{name}__", _in_place(name, log, _inside))
     ndarray.inside = staticmethod(_inside)  # type: ignore[attr-defined]
     ndarray.__module__ = "cupy"
     return ndarray
@@ -212,6 +218,8 @@ class CountedCupy(ModuleType):
         return array.get()
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
         found = getattr(np, name)
         if not callable(found) or (isinstance(found, type) and issubclass(found, np.generic)):
             return found
@@ -253,7 +261,7 @@ class Fused:
         finally:
             self.module.tracing = False
         log.launches += 1
-        log.fused.add(self.name)
+        log.kernels.add((self.function, tuple(map(_kind, arguments))))
         return tuple(map(self._array, made)) if isinstance(made, tuple) else self._array(made)
 
     def _stand_in(self, argument: Any) -> Any:
@@ -267,12 +275,14 @@ class Fused:
         return self.module.ndarray(made.held)
 
 
-FUSIBLE = frozenset(
-    "abs absolute add ceil clip cos equal exp expm1 floor isfinite isinf isnan log log1p "
-    "logical_and logical_not logical_or maximum minimum negative round sign sin sqrt square "
-    "tanh where".split()
-)
-"""Functions of CuPy that a fused kernel may call, of those that are found in the array API too."""
+def _kind(argument: Any) -> Any:
+    if argument is None or isinstance(argument, NUMBERS):
+        return argument
+    return argument.dtype.char, argument.ndim
+
+
+FUSIBLE = ("abs", "clip", "exp", "maximum", "round", "where")
+"""Functions that fused kernels call. CuPy has more: a new one is traced by CuPy itself first."""
 
 
 class Traced:
@@ -320,6 +330,8 @@ def traced(function: Callable[..., Any], *operands: Any, chooses: bool = False) 
     take them in half precision.
     """
     values = operands[1:] if chooses else operands
+    if not all(isinstance(o, (Traced, *NUMBERS)) for o in operands):
+        raise TypeError("a fused kernel takes arrays of the device, and numbers")
     if not any(isinstance(o, Traced) and not o.is_number for o in values):
         raise TypeError("numbers meet in a fused kernel, where CuPy takes them in half precision")
     return Traced(function(*(o.held if isinstance(o, Traced) else o for o in operands)), False)
@@ -329,12 +341,12 @@ def _traced_methods() -> None:
     def method(function: Callable[..., Any]) -> Callable[..., Traced]:
         return lambda *operands: traced(function, *operands)
 
-    for name, function in (BINARY | UNARY).items():
+    for name, function in OPERATORS.items():
         if name != "matmul":
-            setattr(Traced, f"__{name.strip('_')}__", method(function))
-    for name in set(REFLECTED) - {"matmul"}:
-        swapped = method(lambda a, b, f=BINARY[name]: f(b, a))
-        setattr(Traced, f"__r{name.strip('_')}__", swapped)
+            setattr(Traced, f"__{name}__", method(function))
+    for name, function in REFLECTED.items():
+        if name != "matmul":
+            setattr(Traced, f"__r{name}__", method(lambda a, b, f=function: f(b, a)))
 
 
 _traced_methods()
