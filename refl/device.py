@@ -39,6 +39,23 @@ def placer(device: str) -> Callable[[Any], Array]:
     return cupy.asarray  # type: ignore[no-any-return]
 
 
+ROOM_ON_HOST = 2 << 30
+"""Bytes of weights that are kept on the host, where the files they are read from are mapped."""
+
+
+def room(device: str) -> int:
+    """How many bytes of weights are kept once they have been used. On a GPU half of the memory that
+    is free: a tensor that is not kept is sent again for every operation and every rule that reads
+    it.
+    """
+    if device == "cpu":
+        return ROOM_ON_HOST
+    import cupy
+
+    free, _ = cupy.cuda.runtime.memGetInfo()
+    return int(free) // 2
+
+
 _KERNEL_NAMES = tuple(
     f"{prefix}openblas_get_corename{suffix}"
     for prefix in ("scipy_", "")
