@@ -113,6 +113,14 @@ def test_what_experts_send_while_a_sweep_walks(device: CountedCupy) -> None:
     assert walked == {ROWS_OF_EXPERTS: crossings(device, "forward")[ROWS_OF_EXPERTS]}
 
 
+@pytest.mark.parametrize("bounds, sent", [((-1.0, 1.0), 0), (([-1.0] * 3, [1.0] * 3), 2)])
+def test_bounds_of_pixels(bounds: tuple[Any, Any], sent: int, device: CountedCupy) -> None:
+    """A bound that is one number is filled in, those of channels are sent."""
+    method = METHODS["attnlrp-vit-box"].with_options(low=bounds[0], high=bounds[1])
+    explained(moved(random_model(ARCHITECTURES["vit"], 1), device.asarray), method, keep=())
+    assert crossings(device, "walk") == Counter({(TO_DEVICE, "linear.py", "bound"): sent})
+
+
 def test_a_number_that_is_asked_for_is_seen(
     device: CountedCupy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
