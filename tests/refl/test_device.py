@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from counted_cupy import CountedCupy
 
 from refl import device
 
@@ -49,9 +49,7 @@ def test_a_blas_that_cannot_be_asked_has_no_kernel(monkeypatch: pytest.MonkeyPat
 
 def test_room_for_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of what is free on a GPU, and the same as ever on the host."""
-    cupy = ModuleType("cupy")
-    cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(memGetInfo=lambda: (6 << 30, 8 << 30)))
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(sys.modules, "cupy", CountedCupy())
     assert device.room("cuda") == 3 << 30 and device.room("cpu") == 2 << 30
 
 

@@ -22,6 +22,7 @@ import pytest
 from backends import refusal
 from counted_cupy import TO_DEVICE, TO_HOST, CountedCupy, Traced
 
+import refl
 import refl.arrays
 import refl.rules
 from refl.arrays import asnumpy_each, can_ask, flags, fused, like, namespace
@@ -172,6 +173,20 @@ def test_what_crosses_around_them(device: CountedCupy) -> None:
     explained(moved(random_model(LLAMA, 1), device.asarray), "attnlrp", keep=())
     around = crossings(device, "")
     assert {key: around[key] for key in (IDS, LOGITS, SEED)} == {IDS: 2, LOGITS: 1, SEED: 1}
+
+
+def test_a_checkpoint_on_the_device(device: CountedCupy) -> None:
+    """`device="cuda"` from end to end; each weight is sent once, at its first use."""
+    text = "the keys to the cabinet"
+    wanted = refl.load().explain(text)
+    model = refl.load(device="cuda")
+    first = model.explain(text)
+    assert any(c.file == "weights.py" for c in device.log.crossings)
+    device.log.crossings.clear()
+    again = model.explain(text)
+    assert not any(c.file == "weights.py" or c.during == "walk" for c in device.log.crossings)
+    for e in (first, again):
+        assert np.array_equal(e.relevance, wanted.relevance) and e.logit == wanted.logit
 
 
 # -- what takes the place of a branch --------------------------------------------------------------

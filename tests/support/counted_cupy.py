@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -206,6 +206,8 @@ class CountedCupy(ModuleType):
         self.log = Log()
         self.ndarray = device_array(self.log)
         self.tracing = False
+        runtime = SimpleNamespace(getDeviceCount=lambda: 1, memGetInfo=lambda: (6 << 30, 8 << 30))
+        self.cuda = SimpleNamespace(runtime=runtime)
 
     def asarray(self, values: Any, dtype: Any = None) -> Any:
         self.log.calls.add(("asarray", 1, () if dtype is None else ("dtype",)))
