@@ -93,7 +93,7 @@ def fused(function: Elementwise) -> Elementwise:
     functions of single elements, `where`, `clip`, `flags`. There are no shapes in it, no sums, no
     new arrays, and no branch that a number decides.
 
-    Two numbers never meet in it, of which one is an argument: such a product CuPy (14.0) takes in
+    Two numbers never meet in it, of which one is an argument: such a product CuPy (14.2) takes in
     half precision. They are multiplied before the call.
     """
 
