@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, wraps
+from typing import Any, TypeAlias, TypeVar, cast
 
 Array: TypeAlias = Any
 """A NumPy or CuPy array, or one of any array-API library: they share no static type."""
 
 Namespace: TypeAlias = Any
 """The module such an array comes from."""
+
+Elementwise = TypeVar("Elementwise", bound=Callable[..., Any])
 
 
 def namespace(*arrays: Array) -> Namespace:
@@ -75,14 +78,63 @@ def asnumpy(array: Array) -> Any:
     return numpy.asarray(numpy.from_dlpack(array, device="cpu"))
 
 
+def asnumpy_each(arrays: Sequence[Array]) -> list[Any]:  # each of one shape and dtype
+    """`asnumpy` of every array: all in one transfer, where they lie elsewhere."""
+    if not arrays or can_ask(arrays[0]):
+        return [asnumpy(array) for array in arrays]
+    return list(asnumpy(namespace(*arrays).stack(arrays)))
+
+
+def can_ask(array: Array) -> bool:
+    """Whether the numbers of an array can be looked at for nothing: whether they are NumPy's.
+
+    A device works through what it has been told while the host goes on. To look at one number, the
+    host waits for all of it. So a branch that numbers decide is taken where this is true alone, and
+    beside it stands what needs no branch.
+    """
+    return type(array).__module__ == "numpy"
+
+
 def like(values: Array, other: Array) -> Array:
-    """`values` (anything a NumPy array can be made of) in the library,
-    dtype and on the device of `other`.
+    """`values` (anything a NumPy array can be made of) in the library, dtype and on the device of
+    `other`. One number is filled in there, and not sent.
     """
     xp = namespace(other)
     # cupy.asarray takes no device
     device = {} if xp.__name__ == "cupy" else {"device": other.device}
+    if isinstance(values, (int, float)):
+        return xp.full((), values, dtype=other.dtype, **device)
     return xp.asarray(values, dtype=other.dtype, **device)
+
+
+def fused(function: Elementwise) -> Elementwise:
+    """An element-wise function as one kernel for CuPy's arrays, and as it is for any others.
+
+    One by one, its operations would each read and write whole arrays. It is called by position with
+    arrays, numbers and None, and keeps to what `cupy.fuse` can trace: arithmetic, comparisons,
+    functions of single elements, `where`, `clip`, `flags`. There are no shapes in it, no sums, no
+    new arrays, and no branch that a number decides.
+
+    Two numbers never meet in it, of which one is an argument: such a product CuPy (14.2) takes in
+    half precision. They are multiplied before the call.
+    """
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        if "cupy" in sys.modules and any(map(_is_cupy, arguments)):
+            return _kernel(sys.modules["cupy"], function)(*arguments)
+        return function(*arguments)
+
+    return cast(Elementwise, call)
+
+
+@cache
+def _kernel(cupy: Namespace, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Made once: CuPy keeps with it what it compiles, for each dtype and number of axes."""
+    return cast(  # CUDA has an erfc of its own, so the kernel has a longer name
+        Callable[..., Any],
+        cupy.fuse(kernel_name=f"refl_{function.__name__.strip('_')}")(function),
+    )
 
 
 def total(x: Array) -> Array:  # (B, ...) -> (B,)
@@ -117,17 +169,21 @@ def squares_scale(x: Array, eps: float) -> Array | None:  # (..., N) -> (..., 1)
     """What rows are divided by before they are squared: None where squares and their sum fit the
     dtype, else the largest number of each row (or sqrt(eps), or 1, where that is more than 0).
 
-    The largest of all is looked for first, which costs a hundredth of a matrix product.
+    The largest of all is looked for first, which costs a hundredth of a matrix product. Where
+    looking costs more, a row whose squares fit is divided by 1.
     """
     xp = namespace(x)
     about = xp.finfo(x.dtype)
     most = math.sqrt(float(about.max) / (4 * max(x.shape[-1], 1)))
-    least = float(about.smallest_normal) / float(about.eps)
-    if 0 in x.shape or (eps >= least and float(xp.max(x)) <= most and float(xp.min(x)) >= -most):
+    none_vanish = eps >= float(about.smallest_normal) / float(about.eps)
+    if 0 in x.shape or (none_vanish and can_ask(x) and xp.max(x) <= most and xp.min(x) >= -most):
         return None
     top = xp.max(xp.abs(x), axis=-1, keepdims=True)
-    top = xp.maximum(top, like(math.sqrt(eps), x))
-    return top + flags(top == 0, x)
+    scale = xp.maximum(top, like(math.sqrt(eps), x))
+    scale = scale + flags(scale == 0, x)
+    if none_vanish and not can_ask(x):
+        return xp.where(top <= most, xp.ones_like(scale), scale)
+    return scale
 
 
 def inverse_rms(x: Array, eps: float) -> tuple[Array, Array]:  # (..., N) -> (..., 1) x 2
@@ -146,20 +202,23 @@ def _sum_rows(xp: Namespace, rows: Array) -> Array:  # (B, ...) -> (B,)
     return xp.sum(rows, axis=tuple(range(1, rows.ndim)), dtype=xp.float64)
 
 
-def sign_up(magnitude: float, z: Array) -> Array:
+def sign_up(magnitude: float, twice: float, z: Array) -> Array:
     """`magnitude` times s(z), where s(z) = +1 for z >= 0 (zero of either sign included), else -1.
+    `twice` is 2 * magnitude.
 
     In arithmetic, exactly: a branch per element (`where`) costs NumPy forty passes over memory when
     signs are mixed.
     """
     s = flags(z >= 0, z)
-    s *= 2 * magnitude
+    s *= twice
     s -= magnitude
     return s
 
 
 def flags(condition: Array, other: Array) -> Array:
     """1.0 where the condition holds, else 0.0, in the dtype of `other`."""
+    if _is_cupy(condition):  # cupy.astype refuses what stands for an array in a fused kernel
+        return condition.astype(other.dtype)
     return namespace(condition).astype(condition, other.dtype)
 
 
@@ -168,6 +227,7 @@ def swap(x: Array) -> Array:  # (..., M, N) -> (..., N, M)
     return namespace(x).matrix_transpose(x) if x.ndim > 1 else x
 
 
+@fused
 def erfc(x: Array) -> Array:
     """1 - erf(x), to about 6 units of roundoff relative, far tails included.
 
@@ -179,8 +239,8 @@ def erfc(x: Array) -> Array:
     xp = namespace(x)
     a = xp.abs(x)
     t = (a - 4.0) / (a + 4.0)
-    p = xp.zeros_like(t)
-    for coefficient in reversed(_ERFC):
+    p: Array = _ERFC[-1]
+    for coefficient in reversed(_ERFC[:-1]):
         p = p * t + coefficient
     head = xp.round(a * 16.0) / 16.0  # few enough bits that head * head is exact
     tail = xp.exp(-(head * head)) * xp.exp(-(a - head) * (a + head)) * p / (a + 4.0)

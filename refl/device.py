@@ -1,5 +1,14 @@
 """Where arrays lie: on the host, or on a GPU. CuPy is imported here and nowhere else. And which
 library multiplies matrices on the host.
+
+What crosses in one explanation on a GPU. There go: weights at their first use, ids and attention
+mask (or pixels), tables of constants (angles of rotary positions, T5's buckets), the seed, and
+bounds of pixels that are not one number. Back come: the check for overflow and the logits at the
+end of a forward, the ledger and what reached the input at the end of a sweep, and any site that is
+looked at. In between a sweep neither waits nor sends. Only what numbers decide is an exception: of
+a block with experts the choice of them comes back in the forward (and where the block is run again,
+in the sweep), and the numbers of the rows that each reads go there; a decoder that classifies texts
+looks at its ids. `tests/refl/test_transfers.py` counts all of it.
 """
 
 from __future__ import annotations
@@ -37,6 +46,23 @@ def placer(device: str) -> Callable[[Any], Array]:
             f"device cuda needs CuPy and an NVIDIA GPU ({reason}): {install('cuda12')} (or cuda13)"
         ) from reason
     return cupy.asarray  # type: ignore[no-any-return]
+
+
+ROOM_ON_HOST = 2 << 30
+"""Bytes of weights that are kept on the host, where the files they are read from are mapped."""
+
+
+def room(device: str) -> int:
+    """How many bytes of weights are kept once they have been used. On a GPU half of the memory that
+    is free: a tensor that is not kept is sent again for every operation and every rule that reads
+    it.
+    """
+    if device == "cpu":
+        return ROOM_ON_HOST
+    import cupy
+
+    free, _ = cupy.cuda.runtime.memGetInfo()
+    return int(free) // 2
 
 
 _KERNEL_NAMES = tuple(

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from refl.arrays import Array, erfc, flags, namespace, total
+from refl.arrays import Array, erfc, flags, fused, namespace, total
 from refl.rules.conservation import Forms, RuleOutput
 
 CAUSES = {"activation_offset": "what an activation's slope at x does not account for"}
@@ -36,13 +36,24 @@ def identity(x: Array, z: Array, r: Array, *, kind: str) -> RuleOutput:
 
 
 def identity_gxi(x: Array, z: Array, g: Array, *, kind: str) -> RuleOutput:
+    return RuleOutput((_times_ratio(g, z, x, AT_ZERO[kind]),), {})
+
+
+@fused
+def _times_ratio(g: Array, z: Array, x: Array, at_zero: float) -> Array:
+    """g z/x, and g times z/x's limit where x = 0."""
     zero = flags(x == 0, x)
-    return RuleOutput((g * (z / (x + zero) + AT_ZERO[kind] * zero),), {})
+    return g * (z / (x + zero) + at_zero * zero)
 
 
 def gradient(x: Array, z: Array, g: Array, *, kind: str) -> RuleOutput:
-    f_prime = slope(x, kind)
-    return RuleOutput((g * f_prime,), {"activation_offset": total(g * (z - x * f_prime))})
+    g_x, offset = _times_slope(g, slope(x, kind), z, x)
+    return RuleOutput((g_x,), {"activation_offset": total(offset)})
+
+
+@fused
+def _times_slope(g: Array, f_prime: Array, z: Array, x: Array) -> tuple[Array, Array]:
+    return g * f_prime, g * (z - x * f_prime)
 
 
 def slope(x: Array, kind: str) -> Array:
@@ -50,6 +61,7 @@ def slope(x: Array, kind: str) -> Array:
     return SLOPES[kind](x)
 
 
+@fused
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), never exponentiating a positive number."""
     xp = namespace(x)
@@ -61,10 +73,12 @@ def _clipped(x: Array) -> Array:
     return namespace(x).clip(x, -SATURATED, SATURATED)
 
 
+@fused
 def _normal_cdf(x: Array) -> Array:
     return erfc(_clipped(x) * -math.sqrt(0.5)) / 2
 
 
+@fused
 def _gelu_slope(x: Array) -> Array:
     c = _clipped(x)
     return _normal_cdf(c) + c * namespace(x).exp(-c * c / 2) * math.sqrt(0.5 / math.pi)
@@ -75,6 +89,12 @@ def _tanh_argument(x: Array) -> Array:  # 2u
     return math.sqrt(8 / math.pi) * x * (1 + 0.044715 * x * x)
 
 
+@fused
+def _gelu_tanh_gate(x: Array) -> Array:
+    return sigmoid(_tanh_argument(x))
+
+
+@fused
 def _gelu_tanh_slope(x: Array) -> Array:
     x = _clipped(x)
     gate = sigmoid(_tanh_argument(x))
@@ -83,10 +103,18 @@ def _gelu_tanh_slope(x: Array) -> Array:
     )
 
 
+@fused
+def _scaled_sigmoid(x: Array, a: float) -> Array:
+    return sigmoid(a * x)
+
+
+@fused
 def _scaled_sigmoid_slope(x: Array, a: float) -> Array:
-    return sigmoid(a * x) * (1 + a * x * sigmoid(-a * x))
+    y = a * x
+    return sigmoid(y) * (1 + y * sigmoid(-y))
 
 
+@fused
 def _tanh_slope(x: Array) -> Array:
     """4 e / (1 + e)^2, e = exp(-2|x|): 1 - tanh(x)^2 has no digits left where tanh is near 1."""
     xp = namespace(x)
@@ -100,9 +128,9 @@ def _step(x: Array) -> Array:
 
 GATES: dict[str, Callable[[Array], Array]] = {
     "gelu": _normal_cdf,
-    "gelu_tanh": lambda x: sigmoid(_tanh_argument(x)),
+    "gelu_tanh": _gelu_tanh_gate,
     "silu": sigmoid,
-    "quick_gelu": lambda x: sigmoid(1.702 * x),
+    "quick_gelu": lambda x: _scaled_sigmoid(x, 1.702),
     "relu": _step,
 }
 SLOPES: dict[str, Callable[[Array], Array]] = {

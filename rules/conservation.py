@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from refl.arrays import Array, namespace, sign_up, total, total_product
+from refl.arrays import Array, fused, namespace, sign_up, total, total_product
 
 STABILIZERS = ("sign", "plain", "none")
 
@@ -51,17 +51,32 @@ def stabilized_ratio(
     xp = namespace(z, r)
     if stabilizer == "none":
         return _unstabilized_ratio(z, r)
-    e = sign_up(eps, z) if stabilizer == "sign" else xp.zeros_like(z) + eps
-    d = z + e
     if stabilizer == "plain":  # z = -eps: the denominator vanishes, as in libraries that code it so
-        return _unstabilized_ratio(d, r, e)
-    s = r / d
+        e = xp.zeros_like(z) + eps
+        return _unstabilized_ratio(z + e, r, e)
+    s, e = _signed_ratio(z, r, eps, 2 * eps)
     return s, total_product(s, e)
 
 
+@fused
+def _signed_ratio(
+    z: Array, r: Array, eps: float, twice: float
+) -> tuple[Array, Array]:  # -> s, eps s(z)
+    e = sign_up(eps, twice, z)
+    return r / (z + e), e
+
+
 def _unstabilized_ratio(d: Array, r: Array, e: Array | None = None) -> tuple[Array, Array]:
-    xp = namespace(d, r)
-    dead = xp.abs(d) <= xp.abs(r) / xp.finfo(d.dtype).max
-    s = xp.where(dead, xp.zeros_like(r), r / xp.where(dead, xp.ones_like(d), d))
-    absorbed = total(xp.where(dead, r, xp.zeros_like(r)))
+    s, lost = _finite_ratio(d, r, float(namespace(d, r).finfo(d.dtype).max))
+    absorbed = total(lost)
     return s, absorbed if e is None else absorbed + total_product(s, e)
+
+
+@fused
+def _finite_ratio(d: Array, r: Array, most: float) -> tuple[Array, Array]:
+    """r / d, and r where that is more than `most`, the largest number of the dtype: there the ratio
+    is 0.
+    """
+    xp = namespace(d, r)
+    dead = xp.abs(d) <= xp.abs(r) / most
+    return xp.where(dead, 0.0, r / xp.where(dead, 1.0, d)), xp.where(dead, r, 0.0)

@@ -13,14 +13,19 @@ is absorbed as `position`.
 
 from __future__ import annotations
 
-from refl.arrays import Array, namespace, total_product
+from refl.arrays import Array, fused, namespace, total_product
 from refl.rules.conservation import Forms, RuleOutput, stabilized_ratio
 
 
 def forward(
     x: Array, *, cos: Array, sin: Array
 ) -> Array:  # (B, H, T, d), (1|B, 1, T, d) -> (B, H, T, d)
-    return x * cos + halves_exchanged(x, -1.0, 1.0) * sin
+    return _turned(x, cos, halves_exchanged(x, -1.0, 1.0), sin)
+
+
+@fused
+def _turned(x: Array, cos: Array, across: Array, sin: Array) -> Array:
+    return x * cos + across * sin
 
 
 def epsilon(

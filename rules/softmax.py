@@ -24,7 +24,18 @@ rows that are masked whole.
 
 from __future__ import annotations
 
-from refl.arrays import Array, flags, like, namespace, row_product, row_sum, total, total_product
+from refl.arrays import (
+    Array,
+    can_ask,
+    flags,
+    fused,
+    like,
+    namespace,
+    row_product,
+    row_sum,
+    total,
+    total_product,
+)
 from refl.rules.conservation import Forms, RuleOutput, stabilized_ratio
 
 CAUSES = {
@@ -42,10 +53,15 @@ def forward(
     if mask is not None:
         x = x + xp.where(mask, like(0.0, x), like(-float("inf"), x))
     top = xp.max(x, axis=-1, keepdims=True)
-    e = xp.exp(x - xp.where(xp.isfinite(top), top, xp.zeros_like(top)))
+    e = _raised(x, xp.where(xp.isfinite(top), top, xp.zeros_like(top)))
     z = row_sum(e)
     e /= z + flags(z == 0, z)
     return e
+
+
+@fused
+def _raised(x: Array, top: Array) -> Array:
+    return namespace(x, top).exp(x - top)
 
 
 def taylor(
@@ -53,7 +69,12 @@ def taylor(
 ) -> RuleOutput:  # r: (..., J, I) -> (..., J, I)
     x, r, hidden = visible(x, r, mask)
     s, offset = _offset(x, p, r)
-    return RuleOutput((x * (r - p * s),), {"softmax_offset": offset} | hidden)
+    return RuleOutput((_times_centered(x, r, p, s),), {"softmax_offset": offset} | hidden)
+
+
+@fused
+def _times_centered(x: Array, r: Array, p: Array, s: Array) -> Array:
+    return x * (r - p * s)
 
 
 def spread(x: Array, p: Array, r: Array, *, mask: Array | None = None) -> RuleOutput:
@@ -126,25 +147,34 @@ def others(a: Array) -> Array:  # (..., I) -> (..., I)
 
 def _unmasked(x: Array, mask: Array | None) -> Array:
     """1.0 where an entry is visible, 0.0 where it is masked, in the shape of x."""
-    unmasked = flags(x > namespace(x).finfo(x.dtype).min / 2, x)
+    unmasked = flags(x > _least(x), x)
     return unmasked if mask is None else unmasked * flags(mask, x)
 
 
 def visible(x: Array, r: Array, mask: Array | None) -> tuple[Array, Array, dict[str, Array]]:
-    """x and r with masked entries set to zero, and what r held there; nothing is copied where
-    nothing is masked.
+    """x and r with masked entries set to zero, and what r held there; nothing is copied where it
+    is known that nothing is masked.
     """
     xp = namespace(x, r)
-    low = x <= xp.finfo(x.dtype).min / 2
-    any_low = bool(xp.any(low))
-    if mask is None and not any_low:
-        return x, r, {}
-    if any_low:
-        unmasked = _unmasked(x, mask)
-        x = xp.where(low, xp.zeros_like(x), x) * unmasked
-    else:  # x keeps its numbers there: they are finite, and stand beside p = 0 and r = 0
-        unmasked = flags(mask, r)
+    if can_ask(x) and not xp.any(x <= _least(x)):
+        if mask is None:
+            return x, r, {}
+        unmasked = flags(mask, r)  # x keeps its finite numbers: they stand beside p = 0 and r = 0
+    else:
+        x, unmasked = _cleared(x, mask)
     return x, r * unmasked, {"mask": total_product(r, 1 - unmasked)}
+
+
+@fused
+def _cleared(x: Array, mask: Array | None) -> tuple[Array, Array]:
+    """x with masked entries set to zero, and 1.0 where an entry is visible."""
+    unmasked = _unmasked(x, mask)
+    return namespace(x).where(x <= _least(x), 0.0, x) * unmasked, unmasked
+
+
+def _least(x: Array) -> float:
+    """A logit of so much or less is none: only a mask can have made it."""
+    return float(namespace(x).finfo(x.dtype).min) / 2
 
 
 RULES = {

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from counted_cupy import CountedCupy
 
 from refl import device
 
@@ -44,3 +45,16 @@ def test_the_kernel_is_the_one_in_use() -> None:
 def test_a_blas_that_cannot_be_asked_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_KERNEL_NAMES", ("no_such_function",))
     assert device.blas()["kernel"] == ""
+
+
+def test_room_for_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what is free on a GPU, and the same as ever on the host."""
+    monkeypatch.setitem(sys.modules, "cupy", CountedCupy())
+    assert device.room("cuda") == 3 << 30 and device.room("cpu") == 2 << 30
+
+
+@pytest.mark.needs("cupy")
+def test_cupy_tells_what_is_free() -> None:
+    import cupy
+
+    assert callable(cupy.cuda.runtime.memGetInfo)
