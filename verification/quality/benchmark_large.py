@@ -26,7 +26,6 @@ import json
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -140,7 +139,8 @@ def write(folder: Path, options: argparse.Namespace) -> None:
             "free: give another --folder, or a smaller shape"
         )
     (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
-    shards, places, done = _shards(shapes, width), {}, 0
+    places: dict[str, str] = {}
+    shards, done = _shards(shapes, width), 0
     for number, names in enumerate(shards, 1):
         shard = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         inside = {name: shapes[name] for name in sorted(names)}
