@@ -34,9 +34,8 @@ thread starts in a tenth of one."""
 STRETCH = 1 << 18
 """Numbers that are widened at a time: few enough to stay in a core's cache."""
 
-CONTEXTS = (16, 4, 2)
-"""How many steps back are looked at for what comes next, from the surest on: enough for a block run
-again, whose matrices come once more from the last to the first."""
+CONTEXTS = (4, 2)
+"""How many steps back are looked at for what comes next, the surest first."""
 
 _PAGE = 4096
 
@@ -173,7 +172,8 @@ class Ahead:
             return None
         following = self._following(name)
         if following is not None:
-            with suppress(ReflError):  # raised again where that tensor is asked for
+            # raised again where that tensor is asked for
+            with suppress(ReflError, MemoryError):
                 self._begun = following, self._begin(source(following))
         return tensor
 

@@ -77,10 +77,10 @@ def opened(folder: Path, dtype: str = "float32", cache_bytes: int = 0) -> Weight
     return Weights(folder, dtype=dtype, place=lambda array: array, cache_bytes=cache_bytes)
 
 
-def recomputed() -> list[str]:
+def recomputed(names: list[str] = NAMES) -> list[str]:
     """Up, then block by block up once more and down: a forward and a sweep that recomputes."""
-    blocks = [NAMES[i : i + len(PARTS)] for i in range(0, len(NAMES), len(PARTS))]
-    return NAMES + [name for block in reversed(blocks) for name in block + block[::-1]]
+    blocks = [names[i : i + len(PARTS)] for i in range(0, len(names), len(PARTS))]
+    return names + [name for block in reversed(blocks) for name in block + block[::-1]]
 
 
 ORDERS = {
@@ -217,14 +217,18 @@ def test_what_needs_no_widening_is_not_copied(tmp_path: Path) -> None:
 # -- what comes next -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", ["up", "up and down", "recomputed"])
-def test_what_comes_next_is_learned(order: str) -> None:
-    """Wrong in the first block and where the way turns, hardly ever besides."""
-    steps, wrong, expected = Steps(sorted(NAMES)), 0, None
-    for name in ORDERS[order]:
-        wrong += name != expected
-        expected = steps.after(name)
-    assert wrong <= 5 * len(PARTS) < len(ORDERS[order]) / 2
+@pytest.mark.parametrize("parts", [PARTS, ("a", "b", "c", "d")])
+def test_what_comes_next_is_learned(parts: tuple[str, ...]) -> None:
+    """Wrong in the first block and where the way turns, hardly ever besides; where the parts come
+    as in the alphabet, all steps up are one.
+    """
+    names = [f"layers.{i}.{part}" for i in range(BLOCKS) for part in parts]
+    for order in (names, names + names[::-1], recomputed(names)):
+        steps, wrong, expected = Steps(sorted(names)), 0, None
+        for name in order:
+            wrong += name != expected
+            expected = steps.after(name)
+        assert wrong <= 5 * len(parts) < len(order) / 2
 
 
 def test_nothing_is_begun_on_a_guess_that_has_no_ground(tmp_path: Path) -> None:
@@ -305,6 +309,44 @@ def test_a_file_that_has_changed_is_refused(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(ReflError, match="has changed since the model was loaded"):
             weights[NAMES[20]]
+
+
+def test_a_shard_that_has_changed_is_refused_where_it_is_used(tmp_path: Path) -> None:
+    """And not with the last tensor of the shard before, after which it would be begun."""
+    arrays = arrays_of(7)
+    shards = (NAMES[:20], NAMES[20:])
+    places = {}
+    for number, names in enumerate(shards, 1):
+        places |= dict.fromkeys(names, f"model-0000{number}-of-00002.safetensors")
+        save_file({name: arrays[name] for name in names}, tmp_path / places[names[0]])
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    (tmp_path / "config.json").write_text("{}")
+    weights = opened(tmp_path, "float64")
+    os.utime(tmp_path / places[NAMES[20]], ns=(1, 1))
+    assert all(np.array_equal(weights[name], arrays[name]) for name in NAMES[:20])
+    with pytest.raises(ReflError, match="00002-of-00002.safetensors has changed"):
+        weights[NAMES[20]]
+
+
+def test_memory_that_does_not_suffice_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked for once more where the tensor is used."""
+    arrays = arrays_of(7)
+    weights = opened(write(tmp_path, arrays))
+    assert all(weights[name].size for name in NAMES[:20])
+    lend, asked = Memory.lend, []
+
+    def refuse_the_next(memory: Memory, nbytes: int) -> Any:
+        asked.append(nbytes)
+        if len(asked) % 2:
+            raise MemoryError
+        return lend(memory, nbytes)
+
+    monkeypatch.setattr(Memory, "lend", refuse_the_next)
+    assert all(np.array_equal(weights[name], arrays[name]) for name in NAMES[20:])
+    assert len(asked) > len(NAMES[20:])
 
 
 def test_a_helper_that_fails_is_done_without(
