@@ -243,6 +243,7 @@ def test_the_next_is_begun_before_it_is_asked_for(tmp_path: Path) -> None:
         weights[name]
         if not name.startswith(("layers.0.", "layers.1.")):
             assert begun(weights) == following
+    assert weights[NAMES[-1]].size and begun(weights) is None
 
 
 def test_steps_are_forgotten_before_they_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
