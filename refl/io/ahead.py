@@ -165,7 +165,7 @@ class Ahead:
         """
         if self._process != os.getpid():  # a fork: the helper is in the other process
             self._start_anew()
-        tensor = self._taken(name) or self._begin(source(name))
+        tensor = self._expected(name) or self._begin(source(name))
         tensor.work()
         tensor.wait()
         if not tensor.whole:
@@ -181,7 +181,7 @@ class Ahead:
         self._begun, self._memory, self._lock = None, Memory(), threading.Lock()
         self._process = os.getpid()
 
-    def _taken(self, name: str) -> Tensor | None:
+    def _expected(self, name: str) -> Tensor | None:
         """What was begun, if it is this; dropped, if it is another."""
         with self._lock:
             begun, self._begun = self._begun, None
