@@ -6,7 +6,6 @@ the file holds.
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from refl.arrays import Array
 from refl.errors import ReflError, nearest, shown
+from refl.io.ahead import LARGE, Ahead, Source
 from refl.io.config import once_each, read_json
 from refl.io.files import NO_PICKLES, PICKLES, InUse, checkpoint_folder, list_folder, sha256, state
 from refl.io.safetensors import (
@@ -27,7 +27,6 @@ from refl.io.safetensors import (
     read_entry,
     read_header,
     view,
-    widen_bfloat16,
 )
 
 # the largest published indexes, mixtures of hundreds of experts, are near 10 MiB
@@ -39,7 +38,8 @@ class Weights(Mapping[str, Array]):
 
     Reads `model.safetensors`, or the shards that `model.safetensors.index.json` names, or the only
     other *.safetensors in the folder. Tensors are kept after their first use where all of them,
-    widened, fit in `cache_bytes`; otherwise none is, and each access widens anew.
+    widened, fit in `cache_bytes`; otherwise none is, and each access widens anew: a large one by
+    two threads, begun before it is asked for (see `ahead`).
     """
 
     def __init__(
@@ -68,12 +68,22 @@ class Weights(Mapping[str, Array]):
         self._checked: set[str] = set()
         self._mapped: dict[Path, NDArray[numpy.uint8]] = {}
         self._fingerprint: str | None = None
+        self._ahead = Ahead(self._large())
         self._in_use = InUse(self.folder)
         self._states = {path: state(path) for path in self._files()}
 
     def _widened_bytes(self) -> int:
         width = numpy.dtype(self.dtype).itemsize
         return sum(entry.count * width for entry in self._entries.values() if entry.tag in FLOATS)
+
+    def _large(self) -> list[str]:
+        """Names of the tensors that are not kept, and worth a second thread."""
+        width = numpy.dtype(self.dtype).itemsize
+        return [
+            name
+            for name, entry in self._entries.items()
+            if not self.keeps and entry.tag in FLOATS and entry.count * width >= LARGE
+        ]
 
     def __getitem__(self, name: str) -> Array:
         """The tensor, placed. Raises ReflError where it is missing,
@@ -87,12 +97,20 @@ class Weights(Mapping[str, Array]):
         return placed
 
     def _read(self, name: str) -> NDArray[Any]:
-        entry = self._entry(name)
-        _refuse_numbers(name, entry.tag)
-        values = _as_float(view(entry, self._bytes(entry.file)), entry.tag, self.dtype)
-        self._check_finite(name, values)
+        _refuse_numbers(name, self._entry(name).tag)
+        ahead = self._ahead.read(name, self._source) if name in self._ahead else None
+        tensor = ahead or self._source(name).read()
+        if not tensor.finite:
+            raise self._not_finite(name, tensor.values)
+        self._checked.add(name)
+        values = tensor.values
         values.flags.writeable = False
         return values
+
+    def _source(self, name: str) -> Source:
+        entry = self._entry(name)
+        stored = view(entry, self._bytes(entry.file))
+        return Source(stored, entry.tag, self.dtype, check=name not in self._checked)
 
     def _bytes(self, file: Path) -> NDArray[numpy.uint8]:
         self._refuse_changed(file)
@@ -126,15 +144,13 @@ class Weights(Mapping[str, Array]):
         if now is not None and now != self._states[path]:
             raise ReflError(f"{shown(path)} has changed since the model was loaded: load it again")
 
-    def _check_finite(self, name: str, values: NDArray[Any]) -> None:
-        if name not in self._checked and not _is_finite(values):
-            nan, infinite = int(numpy.isnan(values).sum()), int(numpy.isinf(values).sum())
-            raise ReflError(
-                f"{shown(name)} holds {nan} NaN and {infinite} infinite of {values.size} numbers, "
-                f"stored as {self.dtype_of(name)} in {shown(self._entries[name].file.name)}, "
-                f"read as {self.dtype}: the checkpoint is damaged, or float64 is needed"
-            )
-        self._checked.add(name)
+    def _not_finite(self, name: str, values: NDArray[Any]) -> ReflError:
+        nan, infinite = int(numpy.isnan(values).sum()), int(numpy.isinf(values).sum())
+        return ReflError(
+            f"{shown(name)} holds {nan} NaN and {infinite} infinite of {values.size} numbers, "
+            f"stored as {self.dtype_of(name)} in {shown(self._entries[name].file.name)}, "
+            f"read as {self.dtype}: the checkpoint is damaged, or float64 is needed"
+        )
 
     def _entry(self, name: str) -> Entry:
         if name not in self._entries:
@@ -246,25 +262,6 @@ def _missing(name: str, weights: Iterable[str], source: Path | None) -> ReflErro
     near = ", ".join(map(shown, nearest(name, weights, 3))) or "none"
     where = "the weights hold" if source is None else f"{shown(source)} holds"
     return ReflError(f"expected a tensor {shown(name)}, {where} no such name; nearest: {near}")
-
-
-def _as_float(stored: NDArray[Any], tag: str, dtype: str) -> NDArray[Any]:
-    """`stored` as float32 or float64: exact but for F64 asked for as float32,
-    which is rounded to nearest.
-    """
-    values = widen_bfloat16(stored) if tag == "BF16" else stored
-    with numpy.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by name
-        values = values.astype(dtype, copy=False)
-    # a header of odd length leaves the numbers unaligned
-    return numpy.require(values, requirements="A")
-
-
-def _is_finite(values: NDArray[Any]) -> bool:
-    """Whether every number is finite. The extremes carry NaN and inf,
-    without the temporary of isfinite.
-    """
-    with numpy.errstate(invalid="ignore"):
-        return math.isfinite(values.min(initial=0)) and math.isfinite(values.max(initial=0))
 
 
 # -- which files -----------------------------------------------------------------------------------
