@@ -229,6 +229,12 @@ class Trace:
             y = function(self, x, *rest)
         return y if y.site == path else self.name(y, path)
 
+    def once(self, name: str, function: Callable[..., Value], *rest: Any) -> Value:
+        """`function(t, name, *rest)`: what is the same however far a text is continued, an
+        encoder's output say. A trace with a cache runs it once.
+        """
+        return function(self, name, *rest)
+
     def block(self, name: str, function: Callable[..., Value], x: Value, *rest: Any) -> Value:
         """`module` for the repeated blocks of a net: where the trace recomputes, the unit of
         recomputation.

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("arguments", "arrays", "batching"),
     ("mask", "rules"),
     ("device", "io", "ledger", "seeds", "trace"),
-    ("explanation", "nets", "sweep"),
+    ("cache", "explanation", "nets", "sweep"),
     ("network", "show"),
     ("explainer",),
     ("model",),
