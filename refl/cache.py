@@ -17,10 +17,12 @@ them differ by at most 2 gamma_n sum_i |x_i w_i|. Here both runs take the same o
     sums of rows  in tiles of ROWS rows
 
 Hidden keys have probability 0, and adding 0 changes no number; the largest score of a row and what
-is done to every number alone depend on nothing else. So a cached run gives the same bits as a run
-of the whole text in this form. The first of the three is what OpenBLAS does, not what BLAS
-promises: where another library sums otherwise, the bound stands. Arrays of other libraries than
-NumPy are computed as everywhere else, and differ within the bound.
+is done to every number alone depend on nothing else. So in float64 a cached run gives the same bits
+as a run of the whole text in this form (but where squares of activations leave the range of the
+dtype, and norms divide the rows of a run by a number that depends on all of them). That a row is
+summed alike in every group of ROWS is what OpenBLAS does, not what BLAS promises: in another
+library the bound stands. float32 is for speed: there a single row keeps the kernel of its own,
+several times as fast, and stays within the bound; so do arrays of other libraries than NumPy.
 """
 
 from __future__ import annotations
@@ -179,7 +181,7 @@ def by_rows(
 ) -> Array:
     """`run(operation, site, arrays, attributes)` on rows that are filled up."""
     x, *others = arrays
-    if operation not in ("linear", "softmax", "renormalize") or not _is_numpy(x):
+    if operation not in ("linear", "softmax", "renormalize") or not _is_wide(x):
         return run(operation, site, arrays, attributes)
     length = x.shape[-2]
     if operation == "linear":
@@ -286,6 +288,10 @@ def filled(n: int, unit: int) -> int:
 
 def _is_numpy(x: Array) -> bool:
     return isinstance(x, np.ndarray)
+
+
+def _is_wide(x: Array) -> bool:
+    return _is_numpy(x) and x.dtype == np.float64
 
 
 def _zeros(shape: tuple[int, ...], other: Array) -> Array:

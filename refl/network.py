@@ -458,10 +458,11 @@ class Network:
         """The logits, run on a trace. Raises ReflError where they are not finite."""
         with np.errstate(all="ignore"):  # what goes wrong is said in a sentence, by its site
             logits = self.net.forward(t, self.config, batch)
-        self._refuse_overflow(t, logits)
+        self.refuse_overflow(t, logits)
         return logits
 
-    def _refuse_overflow(self, t: Trace, logits: Value) -> None:
+    def refuse_overflow(self, t: Trace, logits: Value) -> None:
+        """Raises ReflError where something on the way to the logits is not finite."""
         xp = namespace(logits.array)
         watched = [*(t.watched or []), (logits.site, xp.all(xp.isfinite(logits.array)))]
         finite = asnumpy(xp.stack([fine for _, fine in watched]))  # one transfer from a device
