@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from refl.arrays import Array, namespace
 
@@ -21,6 +21,9 @@ class Batch:
     decoder_attention_mask   bool (B, U), as `attention_mask`
     rows                     for each example the position whose output is wanted, B integers; None
                              for every position
+    past                     how many tokens of every text were run before: the ids of the text
+                             (of a decoder's, where there is one) are those that follow, and the
+                             trace has the keys and values of the others (see refl.cache)
     """
 
     ids: Array = None
@@ -30,8 +33,16 @@ class Batch:
     decoder_ids: Array = None
     decoder_attention_mask: Array = None
     rows: tuple[int, ...] | None = None
+    past: int = 0
+
+    def after(self, past: int) -> Batch:
+        """What follows the first `past` tokens of every text, or of what a decoder has written."""
+        rows = None if self.rows is None else tuple(row - past for row in self.rows)
+        name = "ids" if self.decoder_ids is None else "decoder_ids"
+        return replace(self, **{name: getattr(self, name)[:, past:]}, rows=rows, past=past)
 
 
-def positions(ids: Array) -> Array:  # (B, T) -> int (B, T): 0, 1, ..., T - 1 in every row
+def positions(ids: Array, past: int = 0) -> Array:  # (B, T) -> int (B, T)
+    """past, past + 1, ..., past + T - 1 in every row."""
     xp = namespace(ids)
-    return xp.cumulative_sum(xp.ones_like(ids), axis=1) - 1
+    return xp.cumulative_sum(xp.ones_like(ids), axis=1) + (past - 1)

@@ -52,8 +52,8 @@ def forward(
 ) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
     h = t.embedding("model.embed_tokens", batch.ids)
     h = t.scale("model.embed_tokens.scaled", h, c.hidden_size**0.5)
-    cos, sin = rope.tables(c.rope, batch.ids.shape[-1], h.array)
-    for i, mask in enumerate(masks.causal_of_blocks(batch.ids, batch.attention_mask, c.windows)):
+    cos, sin = rope.tables(c.rope, batch.ids.shape[-1], h.array, batch.past)
+    for i, mask in enumerate(masks.causal_of_blocks(batch, c.windows)):
         h = t.block(f"model.layers.{i}", gemma.block, h, c, attention, cos, sin, mask)
     return gemma.lm_head(t, h, c, batch)
 

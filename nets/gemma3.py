@@ -100,8 +100,9 @@ def forward(
 ) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
     h = t.embedding("model.embed_tokens.stored", batch.ids, weight="model.embed_tokens.weight")
     h = t.scale("model.embed_tokens", h, c.hidden_size**0.5)
-    full, local = (rope.tables(r, batch.ids.shape[-1], h.array) for r in (c.rope, c.local_rope))
-    of_blocks = masks.causal_of_blocks(batch.ids, batch.attention_mask, c.windows)
+    length, past = batch.ids.shape[-1], batch.past
+    full, local = (rope.tables(r, length, h.array, past) for r in (c.rope, c.local_rope))
+    of_blocks = masks.causal_of_blocks(batch, c.windows)
     for i, (mask, window) in enumerate(zip(of_blocks, c.windows, strict=True)):
         cos, sin = full if window is None else local
         h = t.block(f"model.layers.{i}", gemma.block, h, c, attention, cos, sin, mask)

@@ -109,9 +109,9 @@ def forward(
 ) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
     ids = batch.ids
     words = t.embedding("transformer.wte", ids)
-    places = t.embedding("transformer.wpe", positions(ids), role="position")
+    places = t.embedding("transformer.wpe", positions(ids, batch.past), role="position")
     h = t.add("transformer.drop", words, places, role="embedding.sum")
-    mask = masks.causal(ids, batch.attention_mask)
+    mask = masks.causal(ids, batch.attention_mask, past=batch.past)
     for i in range(c.n_layer):
         h = t.block(f"transformer.h.{i}", block, h, c, i, mask)
     h = t.layer_norm("transformer.ln_f", h, c.layer_norm_epsilon)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from refl.arrays import Array
 from refl.errors import ReflError, shown
 from refl.mask import Mask
+from refl.nets.batch import Batch
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """What config.json's layer_types call a block that attends to everything before it, and one that
@@ -15,20 +16,23 @@ reaches back over a window.
 
 
 def causal(
-    ids: Array, attention_mask: Array | None = None, window: int | None = None
-) -> Mask:  # (B, T), bool (B, T) -> (T, T)
-    """A token sees itself and what came before: of that only the last `window`, and only tokens
-    that are no padding (`attention_mask`).
+    ids: Array, attention_mask: Array | None = None, window: int | None = None, past: int = 0
+) -> Mask:  # (B, T), bool (B, past + T) -> (T, past + T)
+    """A token sees itself and what came before, the `past` tokens ahead of `ids` too: of that only
+    the last `window`, and only tokens that are no padding (`attention_mask`).
     """
     length = ids.shape[-1]
-    return Mask(ids, length, length, causal=True, window=window, unpadded=attention_mask)
+    return Mask(ids, length, past + length, True, window, attention_mask, past)
 
 
 def causal_of_blocks(
-    ids: Array, attention_mask: Array | None, windows: Sequence[int | None]
-) -> list[Mask]:  # -> for each block (T, T)
+    batch: Batch, windows: Sequence[int | None]
+) -> list[Mask]:  # -> for each block (T, past + T)
     """One for each size of window."""
-    by_window = {window: causal(ids, attention_mask, window) for window in set(windows)}
+    by_window = {
+        window: causal(batch.ids, batch.attention_mask, window, batch.past)
+        for window in set(windows)
+    }
     return [by_window[window] for window in windows]
 
 

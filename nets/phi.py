@@ -98,8 +98,8 @@ def forward(
     t: Trace, c: Config, batch: Batch
 ) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
     h = t.embedding("model.embed_tokens", batch.ids)
-    cos, sin = rope.tables(c.rope, batch.ids.shape[-1], h.array)
-    mask = masks.causal(batch.ids, batch.attention_mask)
+    cos, sin = rope.tables(c.rope, batch.ids.shape[-1], h.array, batch.past)
+    mask = masks.causal(batch.ids, batch.attention_mask, past=batch.past)
     for i in range(c.num_hidden_layers):
         h = t.block(f"model.layers.{i}", block, h, c, cos, sin, mask)
     h = t.layer_norm("model.final_layernorm", h, c.layer_norm_eps)

@@ -21,32 +21,34 @@ class Buckets(Protocol):
     def relative_attention_max_distance(self) -> int: ...
 
 
-def bias(t: Trace, c: Buckets, ids: Array, causal: bool) -> Value:  # (B, T) -> (B, H, T, T)
+def bias(
+    t: Trace, c: Buckets, ids: Array, causal: bool, past: int = 0
+) -> Value:  # (B, T) -> (B, H, T, past + T)
     """Looked up for each example, so that the table's relevance is absorbed for each."""
-    size, length = ids.shape
-    found = namespace(ids).broadcast_to(buckets(c, ids, causal)[None, :, :], (size, length, length))
-    rows = t.embedding("relative_attention_bias", found, role="position")  # (B, T, T, H)
-    flat = t.move("bias.flat", "reshape", rows, shape=(-1, length * length, c.num_heads))
+    xp, (size, length), keys = namespace(ids), ids.shape, past + ids.shape[1]
+    found = xp.broadcast_to(buckets(c, ids, causal, past)[None, :, :], (size, length, keys))
+    rows = t.embedding("relative_attention_bias", found, role="position")  # (B, T, past + T, H)
+    flat = t.move("bias.flat", "reshape", rows, shape=(-1, length * keys, c.num_heads))
     return t.move(
         "bias",
         "reshape",
         t.move("bias.transposed", "transpose", flat),
-        shape=(-1, c.num_heads, length, length),
+        shape=(-1, c.num_heads, length, keys),
     )
 
 
 def buckets(
-    c: Buckets, ids: Array, causal: bool
-) -> Array:  # (B, T) -> int (T, T): for query j and key i the row of the table
+    c: Buckets, ids: Array, causal: bool, past: int = 0
+) -> Array:  # (B, T) -> int (T, past + T): for query j and key i the row of the table
     """Keys behind the query share the table with those ahead, where those can be seen."""
-    xp, length = namespace(ids), ids.shape[1]
+    xp, length = namespace(ids), past + ids.shape[1]
     device = {} if xp.__name__ == "cupy" else {"device": ids.device}
     each = c.relative_attention_num_buckets // (1 if causal else 2)
     row = xp.asarray(
         [bucket(n, each, c.relative_attention_max_distance) for n in range(length)], **device
     )
     t = xp.arange(length, **device)
-    ahead = t[None, :] - t[:, None]
+    ahead = t[None, :] - t[past:, None]
     distance = xp.clip(-ahead, 0, None) if causal else xp.abs(ahead)
     found = xp.reshape(xp.take(row, xp.reshape(distance, (-1,)), axis=0), ahead.shape)
     return found if causal else found + each * xp.astype(ahead > 0, ids.dtype)

@@ -183,14 +183,17 @@ def _check_number(kind: str, key: str, value: Any) -> None:
 
 
 def tables(
-    rope: Rope, length: int, other: Array
+    rope: Rope, length: int, other: Array, past: int = 0
 ) -> tuple[Array, Array]:  # -> cos, sin (1, 1, T, d), like `other`
-    """Angles are formed in float64 and rounded once, to the dtype of `other`."""
+    """Of `length` positions after `past` ones.
+    Angles are formed in float64 and rounded once, to the dtype of `other`.
+    """
     xp = namespace(other)
     device = {} if xp.__name__ == "cupy" else {"device": other.device}
-    t = xp.reshape(xp.arange(length, dtype=xp.float64, **device), (1, 1, length, 1))
+    t = xp.arange(past, past + length, dtype=xp.float64, **device)
+    t = xp.reshape(t, (1, 1, length, 1))
     f = xp.reshape(
-        xp.asarray(rope.frequencies(length) * 2, dtype=xp.float64, **device), (1, 1, 1, -1)
+        xp.asarray(rope.frequencies(past + length) * 2, dtype=xp.float64, **device), (1, 1, 1, -1)
     )
     angle = t * f
     return xp.astype(xp.cos(angle) * rope.gain, other.dtype), xp.astype(

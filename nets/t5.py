@@ -181,10 +181,10 @@ def forward(
 ) -> Value:  # ids (B, T), (B, U) -> logits (B, U, V), or (B, 1, V) at the wanted rows
     ids, prefix = batch.ids, batch.decoder_ids
     unpadded = masks.keys(batch.attention_mask, ids.shape[1])
-    encoded = stack(t, "encoder", c, ids, c.num_layers, unpadded, causal=False)
+    encoded = t.once("encoder", stack, c, ids, c.num_layers, unpadded)
     unpadded = masks.keys(batch.attention_mask, prefix.shape[1])
-    mask = masks.causal(prefix, batch.decoder_attention_mask)
-    h = stack(t, "decoder", c, prefix, c.decoder_layers, mask, encoded, unpadded, causal=True)
+    mask, past = masks.causal(prefix, batch.decoder_attention_mask, past=batch.past), batch.past
+    h = stack(t, "decoder", c, prefix, c.decoder_layers, mask, encoded, unpadded, past=past)
     if batch.rows is not None:
         h = t.move("lm_head.row", "rows", h, index=batch.rows)
     if c.tie_word_embeddings:
@@ -201,12 +201,12 @@ def stack(
     layers: int,
     mask: Mask | None,
     *rest: Value | Mask | None,
-    causal: bool,
+    past: int = 0,
 ) -> Value:  # (B, T) -> (B, T, D)
     with t.inside(name):
         h = t.embedding("embed_tokens", ids, weight="shared.weight")
         with t.inside(FIRST):
-            bias = relative_bias.bias(t, c, ids, causal)
+            bias = relative_bias.bias(t, c, ids, bool(rest), past)
         block = decoder_block if rest else encoder_block
         for i in range(layers):
             h = t.block(f"block.{i}", block, h, c, bias, mask, *rest)

@@ -121,6 +121,26 @@ class Explainer:
                     row[b] = e
         return found
 
+    def successive(
+        self, readings: Sequence[Reading], targets: Sequence[int], kind: str
+    ) -> list[Explanation]:
+        """An Explanation for each beginning of one text, given in the order of their lengths, from
+        one forward of the longest: what a decoder computes for a token stays the same however its
+        text goes on. Where it does not (dynamic rotary positions beyond those of training), and
+        where sites are kept, whose shapes are those of the beginning, each is run on its own.
+        """
+        wanted = [(target, None) for target in targets]
+        longest = max((len(reading.explained) for reading in readings), default=0)
+        if not readings or self.patterns or self.network.batch_dependent(longest):
+            runs = [self.run([r], [[w]], kind) for r, w in zip(readings, wanted, strict=True)]
+            return [explained for ((explained,),) in runs]
+        self._refuse_seeds([wanted], kind)
+        forward, count = self._forward(readings[-1:]), len(readings)
+        return [
+            self._explained(self._at(forward, reading), [target], kind, (n, count), n == count - 1)[0]
+            for n, (reading, target) in enumerate(zip(readings, wanted, strict=True))
+        ]
+
     def _batch(
         self,
         readings: Sequence[Reading],
@@ -188,6 +208,24 @@ class Explainer:
             embedded=embedded[0],
             decoder_embedded=embedded[1:],
             positions=batch.rows,
+        )
+
+    def _at(self, forward: Forward, reading: Reading) -> Forward:
+        """The same forward, with the logits at the end of a beginning of its text: what comes after
+        the choice of a row is recorded anew.
+        """
+        position = len(reading.explained) - 1
+        with np.errstate(all="ignore"):
+            trace = forward.trace.at_rows((position,))
+        explained = trace.records[-1].output
+        self.network.refuse_overflow(trace, explained)
+        return replace(
+            forward,
+            trace=trace,
+            explained=explained,
+            rows=asnumpy(explained.array).reshape(1, -1),
+            readings=[reading],
+            positions=[position],
         )
 
     def _refuse_strange_patterns(self, trace: Trace) -> None:

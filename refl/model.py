@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 EACH = ("keep", "position", "recompute", "audit", "progress", "batch_tokens")
 """Options of `explain` that `explain_each` hands on as they are."""
+
+GENERATED = ("keep", "recompute", "audit", "progress")
+"""Those of `explain_generated`."""
 
 DTYPES = ("float32", "float64")
 
@@ -290,6 +293,43 @@ class Model(Network):
         types = None if types is None else [types]
         readings = self.readings([item], decoder, types, self._seconds(True, pair))
         return Batch(one for (one,) in explainer.run(readings, wanted, seed))
+
+    def explain_generated(
+        self,
+        item: Input,
+        tokens: int = 32,
+        method: str | Composite = "attnlrp",
+        *,
+        decoder: Any = None,
+        seed: str = "logit",
+        eps: float | None = None,
+        stabilizer: str | None = None,
+        **how: Any,
+    ) -> list[Explanation]:
+        """Continue a text greedily by up to `tokens` tokens and explain each of them: an
+        Explanation for every new token, of the text before it, as `explain` of that text with this
+        target gives it (to rounding). All share one forward pass, each has a sweep of its own.
+
+        decoder    of a sequence-to-sequence model what is continued: as in `explain`
+        how        keep, recompute, audit and progress, as in `explain`. With `keep`, and for
+                   dynamic rotary positions beyond those of training, every text is run on its own
+
+        Raises ReflError as `generate` and `explain` do, and for a batch.
+        """
+        for name in how.keys() - GENERATED:
+            raise ReflError(
+                f"explain_generated has no option {shown(name)}: expected one of "
+                f"{', '.join(GENERATED)}"
+            )
+        if not self._is_single(item):
+            raise ReflError("explain_generated continues one text: give the others on their own")
+        explainer = Explainer(self, composites.chosen(method, eps, stabilizer), **how)
+        whole = self.generate(item, tokens, decoder)
+        (reading,) = self.readings([item], decoder)
+        first = len(reading.explained)
+        part = "input" if reading.prefix is None else "prefix"
+        begun = [replace(reading, **{part: whole[:end]}) for end in range(first, len(whole))]
+        return Batch(explainer.successive(begun, whole[first:], seed))
 
     # -- what is asked -----------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import numpy as np
 from refl import arguments
 from refl.arguments import is_single, received
 from refl.arrays import Array, asnumpy, namespace
+from refl.cache import Cache, CachedTrace
 from refl.device import on_host
 from refl.errors import LONGEST_REPR, ReflError, UnknownWords, argument, sentence, shown
 from refl.io.images import Image, Preparation, prepared
@@ -466,10 +467,11 @@ class Network:
         self.refuse_changed()
         with np.errstate(all="ignore"):  # what goes wrong is said in a sentence, by its site
             logits = self.net.forward(t, self.config, batch)
-        self._refuse_overflow(t, logits)
+        self.refuse_overflow(t, logits)
         return logits
 
-    def _refuse_overflow(self, t: Trace, logits: Value) -> None:
+    def refuse_overflow(self, t: Trace, logits: Value) -> None:
+        """Raises ReflError where something on the way to the logits is not finite."""
         xp = namespace(logits.array)
         watched = [*(t.watched or []), (logits.site, xp.all(xp.isfinite(logits.array)))]
         finite = asnumpy(xp.stack([fine for _, fine in watched]))  # one transfer from a device
@@ -492,9 +494,12 @@ class Network:
 
     def generate(self, item: Input, tokens: int = 32, decoder: Input | None = None) -> list[int]:
         """Greedy continuation: the input's ids (or its decoder prefix) and up to `tokens` more,
-        stopping at the end-of-text token.
+        stopping at the end-of-text token, or where the model has no more positions.
 
-        Plain on purpose: the whole text is run again for every new token.
+        Only the new token is run, beside the keys and values of those before (refl.cache): with
+        the same bits as `logits` of the whole text on OpenBLAS, elsewhere to rounding. Where the
+        rotary angles of all tokens change with the length (dynamic scaling, beyond
+        max_position_embeddings), the whole text is run for every token.
         """
         if self.task not in GENERATES:
             raise ReflError(
@@ -506,16 +511,27 @@ class Network:
             raise arguments.expected("tokens", "a whole number of at least 0", tokens)
         read, prefixes = self.encode(item), self.decoder_prefixes(1, decoder)
         ids = read if prefixes is None else prefixes[0]
+        cache = Cache()
         for _ in range(min(tokens, self.config.longest - len(ids))):
-            batch = self.batch([read], decoder_prefix=prefixes)
-            logits = self.forward(self._unrecorded(), batch).array
-            ids.append(int(asnumpy(logits)[0, 0].argmax()))
+            if self.batch_dependent(len(ids)):
+                cache = Cache()
+            ids.append(int(self._next(cache, read, prefixes).argmax()))
             if ids[-1] in self.eos_ids:
                 break
         return ids
 
+    def _next(
+        self, cache: Cache, read: list[int], prefixes: list[list[int]] | None
+    ) -> Any:  # -> NumPy (V,)
+        """The logits of the next token, from a run of the tokens that the cache does not hold."""
+        batch = self.batch([read], decoder_prefix=prefixes)
+        new = batch.after(cache.length)
+        logits = self.forward(CachedTrace(self.weights, cache), new).array
+        cache.length = len(read if prefixes is None else prefixes[0])
+        return asnumpy(logits)[0, 0]
+
     def _unrecorded(self) -> Trace:
-        return Trace(self.weights, record=False, plain=False)
+        return CachedTrace(self.weights)
 
     def trace(
         self,

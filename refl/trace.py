@@ -254,6 +254,12 @@ class Trace:
             y = function(self, x, *rest)
         return y if y.site == path else self.name(y, path)
 
+    def once(self, name: str, function: Callable[..., Value], *rest: Any) -> Value:
+        """`function(t, name, *rest)`: what is the same however far a text is continued, an
+        encoder's output say. A trace with a cache runs it once.
+        """
+        return function(self, name, *rest)
+
     def block(self, name: str, function: Callable[..., Value], x: Value, *rest: Any) -> Value:
         """`module` for the repeated blocks of a net: where the trace recomputes, the unit of
         recomputation.
@@ -296,6 +302,23 @@ class Trace:
         activations have to go when the last name for a trace does, not at a garbage collection.
         """
         return partial(_alike, type(self), self.weights, self.watched, plain)
+
+    def at_rows(self, index: tuple[int, ...]) -> Trace:
+        """A recorded trace with other rows chosen from the last choice of rows on; the records
+        before it are the same ones.
+        """
+        last = max(n for n, r in enumerate(self.records) if r.attributes.get("kind") == "rows")
+        t = Trace(self.weights, plain=self.plain, recompute=self.recompute)
+        t.records = self.records[:last]
+        anew: dict[Operand, Operand] = {}
+        for r in self.records[last:]:
+            operands = tuple(anew.get(o, o) for o in r.operands)
+            arrays = tuple(None if o is None else o.array for o in operands)
+            how = r.attributes | ({"index": index} if r is self.records[last] else {})
+            output = Value(self.compute(r.operation, r.output.site, arrays, how), r.output.site)
+            output.names, anew[r.output] = list(r.output.names), output
+            t.records.append(Record(r.operation, operands, output, how, r.role))
+        return t
 
     # -- operations, in the order of a textbook ----------------------------------------------------
 

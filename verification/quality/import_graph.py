@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mask", "rules"),
     ("attention", "pieces"),
     ("device", "io", "ledger", "seeds", "trace"),
-    ("explanation", "nets", "sweep"),
+    ("cache", "explanation", "nets", "sweep"),
     ("network", "show"),
     ("explainer",),
     ("model",),
