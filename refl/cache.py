@@ -240,9 +240,7 @@ def _attended(
     size, heads, queries, width = q.shape
     groups, tiles = k.shape[1], k.shape[2] // KEYS
     x = with_rows(q, filled(queries, ROWS)).reshape(size, groups, heads // groups, -1, ROWS, width)
-    k, v = (
-        np.moveaxis(a.reshape(size, groups, 1, 1, tiles, KEYS, width), 4, 0) for a in (k, v)
-    )
+    k, v = (np.moveaxis(a.reshape(size, groups, 1, 1, tiles, KEYS, width), 4, 0) for a in (k, v))
     s = x @ np.matrix_transpose(k)
     finite = np.isfinite(s.max()) & (s.min() > np.finfo(s.dtype).min / 2)
     if bias is not None:

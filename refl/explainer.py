@@ -137,7 +137,9 @@ class Explainer:
         self._refuse_seeds([wanted], kind)
         forward, count = self._forward(readings[-1:]), len(readings)
         return [
-            self._explained(self._at(forward, reading), [target], kind, (n, count), n == count - 1)[0]
+            self._explained(self._at(forward, reading), [target], kind, (n, count), n == count - 1)[
+                0
+            ]
             for n, (reading, target) in enumerate(zip(readings, wanted, strict=True))
         ]
 
@@ -497,7 +499,7 @@ def _lengths(x: Any) -> Any:  # (T, D) -> (T,)
 
 def _example(swept: Swept, site: str, b: int) -> tuple[Any, Any]:
     """What was propagated to a site, and its activation, of one example."""
-    return asnumpy(swept.propagated[site])[b], asnumpy(swept.activations[site])[b]
+    return asnumpy(swept.propagated[site][b, ...]), asnumpy(swept.activations[site][b, ...])
 
 
 def refuse_beyond_dtype(composite: Composite, dtype: str) -> None:

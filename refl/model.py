@@ -9,7 +9,7 @@ from typing import Any
 
 from refl import arguments
 from refl.batching import TOKENS
-from refl.device import placer
+from refl.device import placer, room
 from refl.errors import ReflError, argument, shown
 from refl.explainer import Explainer, Progress, Target
 from refl.explanation import Explanation
@@ -68,7 +68,7 @@ def load(
     raw = read_config(folder)
     net = architecture(raw)
     _refuse_own_code(raw, net, ignore)
-    weights = Weights(folder, dtype=dtype, place=place)
+    weights = Weights(folder, dtype=dtype, place=place, cache_bytes=room(device))
     renamed = getattr(net, "renamed", lambda weights: weights)(weights)
     config = parse(net.Config, _with_architectures(raw, net, renamed, ignore), ignore)
     named = named_weights(renamed, net.PREFIX, net.shapes(config))

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from refl import attention, pieces
-from refl.arrays import Array, asnumpy, namespace
+from refl.arrays import Array, asnumpy_each, can_ask, namespace
 from refl.ledger import Entry, Ledger
 from refl.rules.composites import Chosen, Composite
 from refl.rules.conservation import RuleOutput
@@ -74,10 +74,9 @@ class Sweep:
         """
         swept, explained = Swept(), self.relevance_sum(at.array, seed)
         self._walk(trace, {at: (seed, explained)}, swept)
-        # sums are brought to the host once, after the sweep: one by one would stall a GPU
-        entries = [entry.each(asnumpy) for entry in swept.entries.values()]
         roundoff = float(namespace(at.array, seed).finfo(seed.dtype).eps) / 2
-        swept.ledger = Ledger(asnumpy(explained), roundoff, entries)
+        explained, entries = _on_host(explained, list(swept.entries.values()))
+        swept.ledger = Ledger(explained, roundoff, entries)
         return swept
 
     def relevance_sum(self, x: Array, propagated: Array) -> Array:  # -> (B,)
@@ -257,6 +256,19 @@ class Sweep:
         )
         further = (name for name in value.names if name != value.site)
         swept.aliases.update(dict.fromkeys(further, value.site))
+
+
+def _on_host(explained: Array, entries: list[Entry]) -> tuple[Any, list[Entry]]:
+    """Every sum as a NumPy array, brought after the sweep and in one transfer: one by one they
+    would each wait for a GPU.
+    """
+    if can_ask(explained):
+        return explained, entries
+    sums = [explained]
+    for entry in entries:
+        entry.each(sums.append)
+    brought = iter(asnumpy_each(sums))
+    return next(brought), [entry.each(lambda _: next(brought)) for entry in entries]
 
 
 def _inside(record: Record, end: str) -> str:

@@ -169,7 +169,11 @@ class Record:
 
     @property
     def arrays(self) -> tuple[Array | None, ...]:
-        return tuple(None if o is None else o.array for o in self.operands)
+        return _arrays(self.operands)
+
+
+def _arrays(operands: tuple[Operand, ...]) -> tuple[Array | None, ...]:
+    return tuple([None if o is None else o.array for o in operands])
 
 
 class Trace:
@@ -214,7 +218,7 @@ class Trace:
     # -- names -------------------------------------------------------------------------------------
 
     def site(self, name: str) -> str:
-        return ".".join(part for part in (self.path, name) if part)
+        return f"{self.path}.{name}" if self.path and name else self.path or name
 
     def name(self, value: Value, site: str) -> Value:
         """Give the value one more name."""
@@ -569,7 +573,7 @@ class Trace:
         **attributes: Any,
     ) -> Value:
         site = self.site(name)
-        arrays = tuple(None if o is None else o.array for o in operands)
+        arrays = _arrays(operands)
         values = [o for o in operands if isinstance(o, Value)]
         constant = bool(values) and all(v.constant for v in values)
         known = site in self.known
@@ -623,8 +627,7 @@ def _let_go_of_light(records: Iterable[Record], last: Value) -> None:
 
 
 def _again(operation: str, operands: tuple[Operand, ...], attributes: Mapping[str, Any]) -> Array:
-    arrays = [None if o is None else o.array for o in operands]
-    return pieces.forward(operation, arrays, attributes)
+    return pieces.forward(operation, _arrays(operands), attributes)
 
 
 def _alike(

@@ -122,6 +122,14 @@ def test_bounds_of_pixels(bounds: tuple[Any, Any], sent: int, device: CountedCup
     assert crossings(device, "walk") == Counter({(TO_DEVICE, "linear.py", "bound"): sent})
 
 
+def test_a_sweep_ends_in_one_transfer(device: CountedCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its whole ledger at once; after it each example's relevance and embeddings, nobody else's."""
+    monkeypatch.setattr(Sweep, "run", _during(device, "sweep", Sweep.run))
+    explained(moved(random_model(LLAMA, 1), device.asarray), "attnlrp", keep=(), audit=True)
+    assert crossings(device, "sweep") == Counter([(TO_HOST, "sweep.py", "_on_host")])
+    assert crossings(device, "")[TO_HOST, "explainer.py", "_example"] == 2 * len(TEXTS)
+
+
 def test_a_number_that_is_asked_for_is_seen(
     device: CountedCupy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
