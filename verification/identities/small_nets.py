@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from refl.mask import Mask
 from refl.rules.published import LRP_0
 from refl.trace import Trace
 from refl.verification.identities.conservation import norm_jacobian
@@ -57,8 +58,7 @@ def small_attention(worst: WorstDeviation) -> str:
     h = input_value(t, "x", random.standard_normal((1, 5, 4)))
     q, k, v = (t.move(f"{name}.heads", "split_heads", t.linear(name, h), heads=1) for name in "qkv")
     with t.inside("attn"):
-        mask = np.tril(np.ones((5, 5), dtype=bool))[None, None]
-        context = t.attention(q, k, v, mask, causal=True)
+        context = t.attention(q, k, v, Mask(h.array, 5, 5, causal=True))
     t.linear("head", t.move("merged", "merge_heads", context))
     graph = Graph(t.records)
     value_attention(graph, next(graph.attentions()), worst)
