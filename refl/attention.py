@@ -47,7 +47,7 @@ Floats = NDArray[Any]
 
 OPERANDS = ("q", "k", "v", "bias")
 
-QUERIES, KEYS = 256, 512
+QUERIES, KEYS = 256, 256
 """Rows and columns of a tile: three of them nearly fit a second-level cache of 1 MiB, and matrix
 products of this size are as fast as larger ones.
 """
@@ -509,9 +509,10 @@ _LOCAL = threading.local()
 def _buffers(dtype: Any) -> list[Floats]:
     """Three for a tile, of each thread its own."""
     held: dict[Any, list[Floats]] = _LOCAL.__dict__.setdefault("buffers", {})
-    if dtype not in held:
-        held[dtype] = [np.empty(QUERIES * KEYS, dtype) for _ in range(3)]
-    return held[dtype]
+    size = QUERIES * KEYS
+    if (dtype, size) not in held:
+        held[dtype, size] = [np.empty(size, dtype) for _ in range(3)]
+    return held[dtype, size]
 
 
 def _cut(buffer: Floats, rows: int, columns: int) -> Floats:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from refl import arguments
+from refl import arguments, parallel
 from refl.arguments import is_single, received
 from refl.arrays import Array, asnumpy, namespace
 from refl.cache import Cache, CachedTrace
@@ -465,7 +465,8 @@ class Network:
         checkpoint has changed.
         """
         self.refuse_changed()
-        with np.errstate(all="ignore"):  # what goes wrong is said in a sentence, by its site
+        # what goes wrong is said in a sentence, by its site
+        with parallel.alone(), np.errstate(all="ignore"):
             logits = self.net.forward(t, self.config, batch)
         self.refuse_overflow(t, logits)
         return logits

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import copy_context
 from functools import cache
 from itertools import count
@@ -63,10 +63,25 @@ def _used_by_blas() -> int:
 _BLAS = _Blas()
 
 
+def alone() -> AbstractContextManager[int]:
+    """Inside, BLAS keeps to one thread; the number that it would use by itself."""
+    return _BLAS.alone()
+
+
+def threads() -> int:
+    """How many there are to share work among."""
+    with _BLAS.alone() as count:
+        return count
+
+
 def each(function: Callable[[int], object], calls: int) -> None:
     """function(0), ..., function(calls - 1), side by side; what one of them raises is raised."""
     with _BLAS.alone() as threads:
         numbers, helpers = count(), min(threads, calls) - 1
+        if helpers < 1:
+            for number in range(calls):
+                function(number)
+            return
 
         def work() -> None:
             for number in iter(lambda: next(numbers), None):

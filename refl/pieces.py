@@ -26,6 +26,9 @@ from refl.rules.operations import OPERATIONS
 LARGE = 1 << 17
 """Numbers from which on an array is worth several calls."""
 
+LONG = 1 << 22
+"""Multiplications from which on a product is worth several threads."""
+
 PIECE = 1 << 16
 """Numbers of a piece: a rule's arrays of that size share a second-level cache."""
 
@@ -42,7 +45,7 @@ def forward(operation: str, arrays: Sequence[Array | None], attributes: Mapping[
     """The operation's output."""
     compute = OPERATIONS[operation].forward
     x: Array = arrays[0] if arrays else None
-    if operation == "linear" and is_large(x):
+    if operation == "linear" and _is_long(x, arrays[1]):
         return _linear(*arrays)
     if operation not in ROW_BY_ROW or not is_large(x) or not _alike(arrays, x):
         return compute(*arrays, **attributes)
@@ -56,21 +59,37 @@ def forward(operation: str, arrays: Sequence[Array | None], attributes: Mapping[
 
 
 def _linear(x: Array, w: Array, b: Array | None) -> Array:
-    z = _product(x, w.T)
-    if b is not None:
+    return _product(x, w.T, b)
 
-        def piece(rows: slice) -> None:
-            z[..., rows, :] += b
 
-        _each(z, piece)
+def _product(x: Array, w: Array, b: Array | None = None) -> Array:  # (..., I), (I, O) -> (..., O)
+    """x w + b, rows or columns shared out among the threads: BLAS's own go on waiting busily for
+    more when they are done, and are in the way of what comes next.
+    """
+    z = BUFFERS.empty((*x.shape[:-1], w.shape[-1]), x.dtype)
+    x, flat = x.reshape(-1, x.shape[-1]), z.reshape(-1, w.shape[-1])
+    tall = len(flat) >= flat.shape[1]
+    shares = _shares(flat.shape[0 if tall else 1])
+
+    def share(number: int) -> None:
+        some = shares[number]
+        rows, columns = (some, slice(None)) if tall else (slice(None), some)
+        np.matmul(x[rows], w[:, columns], out=flat[rows, columns])
+        if b is not None:
+            flat[rows, columns] += b[columns]
+
+    parallel.each(share, len(shares))
     return z
 
 
-def _product(x: Array, w: Array) -> Array:  # (..., I), (I, O) -> (..., O)
-    """x w, of all rows at once."""
-    z = BUFFERS.empty((*x.shape[:-1], w.shape[-1]), np.result_type(x, w))
-    np.matmul(x.reshape(-1, x.shape[-1]), w, out=z.reshape(-1, w.shape[-1]))
-    return z
+def _shares(length: int) -> list[slice]:
+    """One for each thread, at multiples of what BLAS computes at once."""
+    each = -(-length // parallel.threads() // _AT_ONCE) * _AT_ONCE
+    return [slice(start, min(start + each, length)) for start in range(0, length, each)]
+
+
+_AT_ONCE = 48
+"""Rows and columns of OpenBLAS's kernels divide this, or nearly."""
 
 
 class Applied(NamedTuple):
@@ -91,7 +110,7 @@ def apply(
 ) -> Applied:
     """`how`: attributes of the operation and options of the rule."""
     whole = (*arrays, z, r)
-    if rule is linear.gradient and is_large(r):
+    if rule is linear.gradient and _is_long(r, arrays[1]):
         x, w, b = arrays
         return _linear_gradient(x, w, b, r)
     if operation in ROW_BY_ROW and is_large(r) and _alike(whole, r):
@@ -228,6 +247,12 @@ def _sum(x: Array, propagated: Array, as_gradient: bool) -> Array:
 def is_large(x: Array) -> bool:
     """Whether an array of NumPy's is worth several calls."""
     return isinstance(x, np.ndarray) and x.size >= LARGE and x.ndim > 2 and x.dtype.kind == "f"
+
+
+def _is_long(x: Array, w: Array) -> bool:
+    """Whether a product with a matrix (O, I) is worth several threads."""
+    several = isinstance(x, np.ndarray) and isinstance(w, np.ndarray) and x.dtype == w.dtype
+    return several and x.dtype.kind == "f" and x.size * (w.size // x.shape[-1]) >= LONG
 
 
 def _alike(arrays: Sequence[Array | None], x: Array) -> bool:

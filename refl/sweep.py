@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from refl import attention, pieces
+from refl import attention, parallel, pieces
 from refl.arrays import Array, asnumpy_each, can_ask, namespace
 from refl.ledger import Entry, Ledger
 from refl.rules.composites import Chosen, Composite
@@ -72,8 +72,9 @@ class Sweep:
         """Sweep from the value `at`, where `seed` (its shape) is what is to be explained:
         relevance, or a gradient.
         """
-        swept, explained = Swept(), self.relevance_sum(at.array, seed)
-        self._walk(trace, {at: (seed, explained)}, swept)
+        with parallel.alone():
+            swept, explained = Swept(), self.relevance_sum(at.array, seed)
+            self._walk(trace, {at: (seed, explained)}, swept)
         roundoff = float(namespace(at.array, seed).finfo(seed.dtype).eps) / 2
         explained, entries = _on_host(explained, list(swept.entries.values()))
         swept.ledger = Ledger(explained, roundoff, entries)
