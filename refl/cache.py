@@ -211,8 +211,8 @@ def tiled(
     queries, found, finite = q.shape[2], [], np.True_
     for start in range(0, queries, QUERIES):
         rows = slice(start, min(start + QUERIES, queries))
-        first, last = (0, keys) if mask is None else (mask.seen(rows).start, mask.seen(rows).stop)
-        tiles = slice(first // KEYS * KEYS, filled(last, KEYS))
+        columns = slice(0, keys) if mask is None else mask.seen(rows)
+        tiles = slice(columns.start // KEYS * KEYS, filled(columns.stop, KEYS))
         hidden = _hidden(mask, rows, tiles, keys)
         added = None if bias is None else bias[:, :, rows, tiles]
         part, fine = _attended(
@@ -228,10 +228,10 @@ def _hidden(
 ) -> Array:  # -> bool (1|B, 1, J, I)
     """What these queries do not see of whole tiles of keys."""
     columns = slice(tiles.start, min(tiles.stop, keys))
-    seen = None if mask is None else mask.part(rows, columns)
-    shape = (1, 1, rows.stop - rows.start) if seen is None else seen.shape[:3]
+    visible = None if mask is None else mask.part(rows, columns)
+    shape = (1, 1, rows.stop - rows.start) if visible is None else visible.shape[:3]
     hidden = np.ones((*shape, tiles.stop - tiles.start), dtype=bool)
-    hidden[..., : columns.stop - columns.start] = False if seen is None else ~seen
+    hidden[..., : columns.stop - columns.start] = False if visible is None else ~visible
     return hidden
 
 
