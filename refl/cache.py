@@ -20,9 +20,11 @@ Hidden keys have probability 0, and adding 0 changes no number; the largest scor
 is done to every number alone depend on nothing else. So in float64 a cached run gives the same bits
 as a run of the whole text in this form (but where squares of activations leave the range of the
 dtype, and norms divide the rows of a run by a number that depends on all of them). That a row is
-summed alike in every group of ROWS is what OpenBLAS does, not what BLAS promises: in another
-library the bound stands. float32 is for speed: there a single row keeps the kernel of its own,
-several times as fast, and stays within the bound; so do arrays of other libraries than NumPy.
+summed alike in every group of ROWS is what OpenBLAS does in one thread, not what BLAS promises:
+several threads share a matrix out by its shape, and some kernels then sum otherwise (Prescott's in
+three threads, where the widths of layers are no multiples of theirs). There, and in another
+library, the bound stands. float32 is for speed: a single row keeps the kernel of its own, several
+times as fast, and stays within the bound; so do arrays of other libraries than NumPy.
 """
 
 from __future__ import annotations
@@ -176,13 +178,13 @@ def by_rows(
     run: Callable[..., Array],
     operation: str,
     site: str,
-    arrays: tuple[Array | None, ...],
+    arrays: tuple[Array, ...],
     attributes: dict[str, Any],
 ) -> Array:
     """`run(operation, site, arrays, attributes)` on rows that are filled up."""
-    x, *others = arrays
-    if operation not in ("linear", "softmax", "renormalize") or not _is_wide(x):
+    if operation not in ("linear", "softmax", "renormalize") or not _is_wide(arrays[0]):
         return run(operation, site, arrays, attributes)
+    x, *others = arrays
     length = x.shape[-2]
     if operation == "linear":
         least = -(-LEAST // max(others[0].size, 1))
@@ -209,8 +211,8 @@ def tiled(
     queries, found, finite = q.shape[2], [], np.True_
     for start in range(0, queries, QUERIES):
         rows = slice(start, min(start + QUERIES, queries))
-        first, last = (0, keys) if mask is None else (mask.seen(rows).start, mask.seen(rows).stop)
-        tiles = slice(first // KEYS * KEYS, filled(last, KEYS))
+        columns = slice(0, keys) if mask is None else mask.seen(rows)
+        tiles = slice(columns.start // KEYS * KEYS, filled(columns.stop, KEYS))
         hidden = _hidden(mask, rows, tiles, keys)
         added = None if bias is None else bias[:, :, rows, tiles]
         part, fine = _attended(
@@ -226,10 +228,10 @@ def _hidden(
 ) -> Array:  # -> bool (1|B, 1, J, I)
     """What these queries do not see of whole tiles of keys."""
     columns = slice(tiles.start, min(tiles.stop, keys))
-    seen = None if mask is None else mask.part(rows, columns)
-    shape = (1, 1, rows.stop - rows.start) if seen is None else seen.shape[:3]
+    visible = None if mask is None else mask.part(rows, columns)
+    shape = (1, 1, rows.stop - rows.start) if visible is None else visible.shape[:3]
     hidden = np.ones((*shape, tiles.stop - tiles.start), dtype=bool)
-    hidden[..., : columns.stop - columns.start] = False if seen is None else ~seen
+    hidden[..., : columns.stop - columns.start] = False if visible is None else ~visible
     return hidden
 
 

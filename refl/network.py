@@ -502,11 +502,7 @@ class Network:
         rotary angles of all tokens change with the length (dynamic scaling, beyond
         max_position_embeddings), the whole text is run for every token.
         """
-        if self.task not in GENERATES:
-            raise ReflError(
-                f"{self.name or 'the model'} writes no text (its task is {self.task}): expected a "
-                "model of the next token"
-            )
+        self.refuse_silent()
         tokens = arguments.whole("tokens", tokens)
         if tokens < 0:
             raise arguments.expected("tokens", "a whole number of at least 0", tokens)
@@ -520,6 +516,14 @@ class Network:
             if ids[-1] in self.eos_ids:
                 break
         return ids
+
+    def refuse_silent(self) -> None:
+        """Raises ReflError for a net that writes no text."""
+        if self.task not in GENERATES:
+            raise ReflError(
+                f"{self.name or 'the model'} writes no text (its task is {self.task}): expected a "
+                "model of the next token"
+            )
 
     def _next(
         self, cache: Cache, read: list[int], prefixes: list[list[int]] | None

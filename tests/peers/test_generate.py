@@ -36,9 +36,7 @@ def theirs(folder: Any, ids: list[int]) -> list[int]:
     "text", ["", "Once upon a time", "Lily and Ben went to the park. They saw a big"]
 )
 def test_greedy_text(name: str, text: str) -> None:
-    """From the start token alone, and from two beginnings. refl runs the whole text again for every
-    token, transformers keeps a cache.
-    """
+    """From the start token alone, and from two beginnings; both keep keys and values."""
     model = refl.load(checkpoint(name), dtype="float64")
     ids = model.encode(text) if text else [1]
     ours = model.generate(ids, TOKENS)
