@@ -22,7 +22,7 @@ from refl.verification.quality import import_graph
 PATHS = import_graph.modules(ROOT)
 GRAPH = import_graph.module_graph(ROOT)
 
-NEEDED = {"numpy", "safetensors", "tokenizers", "rich"}
+NEEDED = {"numpy", "safetensors", "threadpoolctl", "tokenizers", "rich"}
 """What `pip install` brings."""
 WHEN_ASKED_FOR = {"cupy", "PIL"}
 """Imported where a device or a picture is asked for: the extras `cuda12`, `cuda13`, `image`."""
@@ -95,9 +95,9 @@ def test_lazy_imports_and_those_for_type_checking_count() -> None:
 
 @pytest.mark.parametrize("module", modules_of("nets"))
 def test_nets_know_the_trace_alone(module: str) -> None:
-    """Beside the trace's interface: arrays, errors and each other."""
+    """Beside the trace's interface: arrays, masks, errors and each other."""
     others = {m for m in GRAPH[module] if not m.startswith("refl.nets")}
-    assert others <= {"refl.trace", "refl.arrays", "refl.errors"}
+    assert others <= {"refl.trace", "refl.arrays", "refl.mask", "refl.errors"}
 
 
 @pytest.mark.parametrize("module", modules_of("rules"))

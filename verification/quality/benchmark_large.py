@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,7 +34,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from refl.verification.quality import measuring
+from refl.verification.quality.benchmark import machine
+from refl.verification.quality.benchmark.rounds import timed
+from refl.verification.quality.benchmark.workload import ids_of
 
 SIZES = {
     "hidden": 4096,
@@ -50,12 +53,13 @@ READING = ("ahead", "together", "alone")
 SHARD = 5_000_000_000
 """Bytes, as checkpoints are published."""
 MIB = 2**20
+MODULE = "refl.verification.quality.benchmark_large"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns 1 where a process failed."""
     options = _parser().parse_args(arguments)
-    measuring.limit_threads(options.threads)
+    machine.limit_threads(options.threads)
     if options.run:
         print(json.dumps(run(Path(options.folder), json.loads(options.run), options.method)))
         return 0
@@ -71,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = measuring.parser("benchmark_large", __doc__, {})
-    parser = argparse.ArgumentParser(prog=parser.prog, description=parser.description)
+    about = (__doc__ or "").partition("\n\n")[0]
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=about)
     parser.add_argument("--folder", required=True, help="of the checkpoint; filled if need be")
     for size, default in SIZES.items():
         parser.add_argument(f"--{size}", type=int, default=default, help=f"default {default}")
@@ -214,7 +218,7 @@ def run(folder: Path, way: dict[str, Any], method: str) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("*.safetensors")):
         _forget(path)
     model = refl.load(folder)
-    ids = measuring.ids_of(way["tokens"], model.config.vocab_size)
+    ids = ids_of(way["tokens"], model.config.vocab_size)
     explain = partial(model.explain, ids, method, keep=(), recompute=way["recompute"])
     with read_as(way["reading"]):
         return [_measured(explain) for _ in range(1 + way["repeat"])]
@@ -252,7 +256,7 @@ def replaced(kind: type, name: str, instead: Any) -> Iterator[Any]:
 def _measured(explain: Callable[[], Any]) -> dict[str, Any]:
     clock, memory = Clock(), Memory()
     with clock.running(), memory.watched():
-        e, wall = measuring.timed(explain)
+        e, wall = timed(explain)
     seconds = {
         "wall": wall,
         "waiting": clock.waiting,
@@ -292,7 +296,7 @@ class Clock:
 
     def _access(self, access: Any, weights: Any, name: str) -> Any:
         self._asked = True
-        array, seconds = measuring.timed(partial(access, weights, name))
+        array, seconds = timed(partial(access, weights, name))
         self._asked = False
         self.waiting += seconds
         return array
@@ -300,8 +304,8 @@ class Clock:
     def _stretch(self, widen: Any, tensor: Any, stretch: slice) -> None:
         hidden = not self._asked
         pages = tensor._stored[stretch].view("u1")[::4096]
-        _, reading = measuring.timed(pages.max)
-        _, widening = measuring.timed(partial(widen, tensor, stretch))
+        _, reading = timed(pages.max)
+        _, widening = timed(partial(widen, tensor, stretch))
         self.reading.append(reading)
         self.widening.append(widening)
         self.hidden += hidden * (reading + widening)
@@ -325,11 +329,15 @@ class Memory:
             thread.join()
 
     def _watch(self, over: threading.Event) -> None:
+        self._look()
         while not over.wait(0.02):
-            for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-                name = line.partition(":")[0]
-                if name in self.peaks:
-                    self.peaks[name] = max(self.peaks[name], float(line.split()[1]) / 1024)
+            self._look()
+
+    def _look(self) -> None:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            name = line.partition(":")[0]
+            if name in self.peaks:
+                self.peaks[name] = max(self.peaks[name], float(line.split()[1]) / 1024)
 
 
 # -- what is printed -------------------------------------------------------------------------------
@@ -346,7 +354,8 @@ def describe(folder: Path, options: argparse.Namespace) -> str:
         f"{raw['vocab_size']}, {'tied' if raw['tie_word_embeddings'] else 'untied'} head, random "
         f"weights, {size / 1e9:.2f} GB in {len(list(folder.glob('*.safetensors')))} files; "
         f"{options.method}\n"
-        f"{measuring.machine()}, {options.threads} threads; load at the start {measuring.load()}\n"
+        f"{machine.processor()}, {machine.cores()} cores, {options.threads} threads; load at the "
+        f"start {machine.load():.1f}\n"
         "seconds; reading and widening summed over two threads, hidden is the part of both that "
         "ran beside arithmetic; MiB at the peak"
     )
@@ -354,7 +363,7 @@ def describe(folder: Path, options: argparse.Namespace) -> str:
 
 def report(folder: Path, way: dict[str, Any], options: argparse.Namespace) -> Any:
     asked = ["--folder", folder, "--run", json.dumps(way), "--method", options.method]
-    found = measuring.in_a_process("benchmark_large", *asked, "--threads", options.threads)
+    found = _in_a_process(*asked, "--threads", options.threads)
     blocks = "recompute" if way["recompute"] else "every block held"
     print(f"\n{way['tokens']} tokens, {blocks}, weights read {way['reading']}")
     if isinstance(found, str):
@@ -364,6 +373,15 @@ def report(folder: Path, way: dict[str, Any], options: argparse.Namespace) -> An
     for each in found:
         print("  " + " ".join(_numbers(each)), flush=True)
     return way | {"explanations": found}
+
+
+def _in_a_process(*options: object) -> Any:
+    """What this file prints as JSON, run anew; the last line of the error where it fails."""
+    command = [sys.executable, "-m", MODULE, *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["?"])[-1]
+    return json.loads(done.stdout)
 
 
 def _numbers(found: dict[str, float]) -> Iterable[str]:
