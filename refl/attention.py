@@ -129,11 +129,13 @@ class Attention:
 
     def finite(self) -> bool:
         """Whether all scores are known to be finite, and none below half the least number there is,
-        which the rules of softmax take for a mask: |q k| <= |q| |k|.
+        which the rules of softmax take for a mask: |q k| <= |q| |k|. And so the sums of values,
+        which are not divided before all are added.
         """
         reach = _longest(self.q) * _longest(self.k)
         reach += 0.0 if self.bias is None else float(np.abs(self.bias).max(initial=0))
-        return bool(reach < np.finfo(self.q.dtype).max / 8)
+        sums = _longest(self.v) * self.v.shape[2]
+        return all(x < np.finfo(self.q.dtype).max / 8 for x in (reach, sums))
 
     def plan(self) -> list[tuple[slice, list[Tile]]]:
         """For some queries after others the tiles in which they see anything."""
@@ -340,7 +342,16 @@ def sweep(a: Attention, kept: Kept, z: Floats, r: Floats, rules: Rules) -> tuple
                 work.tile(at, alive, _of_rows(tile, rows, alive))
 
     parallel.each(head, len(heads))
+    if not any(work.passed_by.heads.values()):  # nothing comes, or all is hidden
+        work.tile(
+            (0, 0), slice(0, 1), _hiding_all(r.dtype)
+        )  # the ledger has its zeros all the same
     return work.passed(), work.sums()
+
+
+def _hiding_all(dtype: Any) -> Tile:
+    first = slice(0, 1)
+    return Tile(first, (first, np.full((1, 1, 1), -np.inf, dtype)))
 
 
 def _alive(r: Floats, rows: slice) -> slice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -88,10 +89,10 @@ def attended(
     plain: bool,
     cap: float | None = None,
     audit: bool = False,
-    seed: Any = None,
+    seed: Callable[[Any], Any] = np.cos,
 ) -> Attended:
-    """Attention between values that have an operation of their own, explained at its output from
-    `seed`, by default its cosines.
+    """Attention between values that have an operation of their own, explained at its output z from
+    seed(z).
     """
     t = Trace({}, plain=plain)
     with t.inside("layer.0"), t.inside("attn"):
@@ -104,7 +105,7 @@ def attended(
     keep = {f"layer.0.attn.{name}" for name in Operands._fields}
     sweep = Sweep(composite, audit=audit, keep=lambda names: names[0] in keep)
     array = z.array
-    return Attended(array, sweep.run(t, z, np.cos(array) if seed is None else seed))
+    return Attended(array, sweep.run(t, z, seed(array)))
 
 
 def same_ledger(found: Swept, wanted: Swept, bound: Any) -> None:
