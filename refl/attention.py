@@ -173,7 +173,7 @@ def taken(
     that are sure to be finite, a bias for each example.
     """
     arrays = [x for x in (q, k, v, bias) if x is not None]
-    if not all(isinstance(x, np.ndarray) and x.dtype.kind == "f" for x in arrays):
+    if not all(isinstance(x, np.ndarray) and x.dtype.char in "fd" for x in arrays):
         return None
     if len({x.dtype for x in arrays}) > 1 or (bias is not None and len(bias) != len(q)):
         return None

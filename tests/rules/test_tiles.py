@@ -341,14 +341,15 @@ def taken(x: Operands) -> bool:
 
 
 def test_what_tiles_are_not_for() -> None:
-    """Arrays of two dtypes or not of floats, a bias that examples share, scores that may not be
+    """Arrays of two dtypes or of none that nets run in, a bias that examples share, scores that may not be
     finite or that a mask could have made.
     """
     x = operands(biased=True)
     assert taken(x) and taken(operands(dtype="float32"))
     assert not taken(x._replace(bias=x.bias[:1]))
     assert not taken(x._replace(q=x.q.astype("float32")))
-    assert not taken(Operands(*(a.astype(complex) for a in x)))
+    for dtype in (complex, "float16", int):
+        assert not taken(Operands(*(a.astype(dtype) for a in x)))
     for wrong in (np.nan, np.inf, -np.inf):
         for name in ("q", "k", "v", "bias"):
             array = getattr(x, name).copy()
