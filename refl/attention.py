@@ -129,11 +129,13 @@ class Attention:
 
     def finite(self) -> bool:
         """Whether all scores are known to be finite, and none below half the least number there is,
-        which the rules of softmax take for a mask: |q k| <= |q| |k|.
+        which the rules of softmax take for a mask: |q k| <= |q| |k|. And so the sums of values,
+        which are not divided before all are added.
         """
         reach = _longest(self.q) * _longest(self.k)
         reach += 0.0 if self.bias is None else float(np.abs(self.bias).max(initial=0))
-        return bool(reach < np.finfo(self.q.dtype).max / 8)
+        sums = _longest(self.v) * self.v.shape[2]
+        return all(x < np.finfo(self.q.dtype).max / 8 for x in (reach, sums))
 
     def plan(self) -> list[tuple[slice, list[Tile]]]:
         """For some queries after others the tiles in which they see anything."""
@@ -142,7 +144,7 @@ class Attention:
         return [(rows, list(self._tiles(rows))) for rows in starts]
 
     def _tiles(self, rows: slice) -> Iterator[Tile]:
-        seen = slice(0, self.k.shape[2]) if self.mask is None else self.mask.seen(rows)
+        seen = slice(0, self.k.shape[2]) if self.mask is None else self.mask.visible(rows)
         for start in range(seen.start, seen.stop, KEYS):
             columns = slice(start, min(start + KEYS, seen.stop))
             part = None if self.mask is None else self.mask.part(rows, columns)
@@ -164,14 +166,14 @@ class Attention:
         return way
 
 
-def taken(
+def computable(
     q: Any, k: Any, v: Any, bias: Any = None, *, mask: Mask | None, cap: float | None
 ) -> Attention | None:
     """The operands, where this file can compute with them: NumPy's arrays of one real dtype, scores
     that are sure to be finite, a bias for each example.
     """
     arrays = [x for x in (q, k, v, bias) if x is not None]
-    if not all(isinstance(x, np.ndarray) and x.dtype.kind == "f" for x in arrays):
+    if not all(isinstance(x, np.ndarray) and x.dtype.char in "fd" for x in arrays):
         return None
     if len({x.dtype for x in arrays}) > 1 or (bias is not None and len(bias) != len(q)):
         return None
@@ -290,7 +292,7 @@ def handled(site: str, rule: Chosen) -> bool:
     return site != "context" or rule.function in _SHARES
 
 
-class Passed(NamedTuple):
+class Handed(NamedTuple):
     """What the operands receive, each in its shape; None for those that get nothing."""
 
     q: Floats | None
@@ -327,7 +329,7 @@ class _Counted:
                 whole[key][b] += amount
 
 
-def sweep(a: Attention, kept: Kept, z: Floats, r: Floats, rules: Rules) -> tuple[Passed, Sums]:
+def sweep(a: Attention, kept: Kept, z: Floats, r: Floats, rules: Rules) -> tuple[Handed, Sums]:
     """What the operands receive of r (B, H, J, d), what is propagated to z, with the sums."""
     work = _Sweep(a, kept, z, r, rules)
     heads, plan = _heads(a), a.plan()
@@ -340,7 +342,16 @@ def sweep(a: Attention, kept: Kept, z: Floats, r: Floats, rules: Rules) -> tuple
                 work.tile(at, alive, _of_rows(tile, rows, alive))
 
     parallel.each(head, len(heads))
+    if not any(work.passed_by.heads.values()):  # nothing comes, or all is hidden
+        work.tile(
+            (0, 0), slice(0, 1), _hiding_all(r.dtype)
+        )  # the ledger has its zeros all the same
     return work.passed(), work.sums()
+
+
+def _hiding_all(dtype: Any) -> Tile:
+    first = slice(0, 1)
+    return Tile(first, (first, np.full((1, 1, 1), -np.inf, dtype)))
 
 
 def _alive(r: Floats, rows: slice) -> slice:
@@ -360,7 +371,7 @@ def _of_rows(tile: Tile, rows: slice, some: slice) -> Tile:
 
 
 class _Sweep:
-    """What the tiles of one sweep share."""
+    """What the tiles of one sweep weight."""
 
     def __init__(self, a: Attention, kept: Kept, z: Floats, r: Floats, rules: Rules) -> None:
         self.a, self.kept, self.rules, self.sum = a, kept, rules, Sums({}, {})
@@ -397,29 +408,29 @@ class _Sweep:
         _hide(e, tile, at[0])
         np.exp(e, out=e)
         total = self.kept.total[at][rows]
-        share = 1 / (total + (total == 0))
-        h = self.h[at][rows] * share[:, None]
+        weight = 1 / (total + (total == 0))
+        h = self.h[at][rows] * weight[:, None]
         self.v[at][columns] += e.T @ (self.to_v * h)
         if self.q is None or self.k is None:
             return
         r = np.matmul(self.to_p * h, a.v[at][columns].T, out=_cut(third, *s.shape))
-        self._through_softmax(at, s, e, r, self.along[at][rows], share)
+        self._through_softmax(at, s, e, r, self.along[at][rows], weight)
         r = self._through_steps(at, rows, columns, way, r)
         self._to_product(at, way[0][0], e, r)
         self.q[at][rows] += r @ a.k[at][columns]
         self.k[at][columns] += r.T @ a.q[at][rows]
 
     def _through_softmax(
-        self, at: tuple[int, int], s: Floats, e: Floats, r: Floats, along: Floats, share: Floats
+        self, at: tuple[int, int], s: Floats, e: Floats, r: Floats, along: Floats, weight: Floats
     ) -> None:
         """r: h v^T -> p g_p - p sum_j p_j g_j, in place; e is used up. In relevance form times s.
 
         The offset is sum_j r_j (1 - s_j + sum_i p_i s_i), of which the 1 is counted with the rows.
         """
         r *= e  # p g_p
-        offset = along * share @ _row_products(e, s) - _sum(_row_products(r, s))
+        offset = along * weight @ _row_products(e, s) - _sum(_row_products(r, s))
         self.absorbed_by.add(at, "probabilities", "softmax_offset", offset)
-        e *= (along * share)[:, None]
+        e *= (along * weight)[:, None]
         r -= e
         self.passed_by.add(at, "probabilities", self.last, _sum(_row_products(r, s)))
         if self.divides:
@@ -465,12 +476,12 @@ class _Sweep:
             return
         r *= _SHARES[rule.function][0]
 
-    def passed(self) -> Passed:
+    def passed(self) -> Handed:
         """What was summed by the tiles: in relevance form times the operands."""
         for x, r in ((self.a.q, self.q), (self.a.k, self.k), (self.a.v, self.v)):
             if self.divides and r is not None:
                 r *= x
-        return Passed(self.q, self.k, self.v, self.bias)
+        return Handed(self.q, self.k, self.v, self.bias)
 
     def sums(self) -> Sums:
         rows: Floats = self.along.sum(axis=(1, 2), dtype=np.float64)

@@ -9,6 +9,7 @@ use, the most that was ever in use at once, nor more than `IDLE` bytes.
 from __future__ import annotations
 
 import math
+import os
 import threading
 from typing import Any
 
@@ -47,6 +48,10 @@ class Buffers:
         made = self.empty(tuple(x.shape[axis] for axis in order), x.dtype)
         return made.transpose([order.index(axis) for axis in range(x.ndim)])
 
+    def unlock(self) -> None:
+        """In a child of a process one of whose threads may have held the lock."""
+        self._lock = threading.RLock()
+
     def clear(self) -> None:
         """Lets go of what waits."""
         with self._lock:
@@ -54,13 +59,16 @@ class Buffers:
 
     def _take(self, size: int) -> NDArray[np.uint8]:
         with self._lock:
+            if self._waiting.get(size):
+                memory = self._waiting[size].pop()
+                self._idle -= size
+            else:
+                used = self._used + size
+                self._drop(used + self._idle - max(self._most, used))
+                memory = np.empty(size, np.uint8)
             self._used += size
             self._most = max(self._most, self._used)
-            if self._waiting.get(size):
-                self._idle -= size
-                return self._waiting[size].pop()
-            self._drop(self._used + self._idle - self._most)
-        return np.empty(size, np.uint8)
+            return memory
 
     def give_back(self, memory: NDArray[np.uint8]) -> None:
         with self._lock:
@@ -100,3 +108,6 @@ def _size(needed: int) -> int:
 
 
 BUFFERS = Buffers()
+
+if hasattr(os, "register_at_fork"):  # the thread that may hold the lock is none of the child's
+    os.register_at_fork(after_in_child=BUFFERS.unlock)

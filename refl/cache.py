@@ -211,7 +211,7 @@ def tiled(
     queries, found, finite = q.shape[2], [], np.True_
     for start in range(0, queries, QUERIES):
         rows = slice(start, min(start + QUERIES, queries))
-        columns = slice(0, keys) if mask is None else mask.seen(rows)
+        columns = slice(0, keys) if mask is None else mask.visible(rows)
         tiles = slice(columns.start // KEYS * KEYS, filled(columns.stop, KEYS))
         hidden = _hidden(mask, rows, tiles, keys)
         added = None if bias is None else bias[:, :, rows, tiles]

@@ -36,7 +36,7 @@ class Mask:
         """All of it, True where a query may look."""
         return self._formed(slice(0, self.queries), slice(0, self.keys))
 
-    def seen(self, rows: slice) -> slice:
+    def visible(self, rows: slice) -> slice:
         """The keys among which are all that any of these queries sees."""
         last = self.keys if not self.causal else min(self.past + rows.stop, self.keys)
         first = 0 if self.window is None else max(self.past + rows.start - self.window + 1, 0)
@@ -55,8 +55,8 @@ class Mask:
         device = {} if xp.__name__ == "cupy" else {"device": self.ids.device}
         j = xp.arange(self.past + rows.start, self.past + rows.stop, **device)[:, None]
         i = xp.arange(columns.start, columns.stop, **device)[None, :]
-        seen = i <= j if self.causal else (i >= 0) & (j >= 0)
+        visible = i <= j if self.causal else (i >= 0) & (j >= 0)
         if self.window is not None:
-            seen = seen & (i > j - self.window)
-        seen = seen[None, None, :, :]
-        return seen if self.unpadded is None else seen & self.unpadded[:, None, None, columns]
+            visible = visible & (i > j - self.window)
+        visible = visible[None, None, :, :]
+        return visible if self.unpadded is None else visible & self.unpadded[:, None, None, columns]

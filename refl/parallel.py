@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import copy_context
 from functools import cache
@@ -47,6 +47,13 @@ class _Blas:
                 if not self.holders:
                     self.limit.restore_original_limits()  # type: ignore[attr-defined]
 
+    def let_go(self) -> None:
+        """Of what the threads of a parent held, which a child of it does not have."""
+        self.lock = threading.Lock()
+        if self.holders:
+            self.holders = 0
+            self.limit.restore_original_limits()  # type: ignore[attr-defined]
+
 
 @cache
 def _libraries() -> ThreadpoolController:
@@ -56,7 +63,8 @@ def _libraries() -> ThreadpoolController:
 
 
 def _used_by_blas() -> int:
-    counts = [library.num_threads for library in _libraries().lib_controllers]
+    libraries = _libraries().select(user_api="blas")
+    counts = [library.num_threads for library in libraries.lib_controllers]
     return max((n for n in counts if n), default=1)
 
 
@@ -89,12 +97,14 @@ def each(function: Callable[[int], object], calls: int) -> None:
                     return
                 function(number)
 
-        waiting = [_pool(threads).submit(copy_context().run, work) for _ in range(helpers)]
+        asked = [_pool(threads).submit(copy_context().run, work) for _ in range(helpers)]
         try:
             work()
-        finally:
-            for one in waiting:
-                one.result()
+        finally:  # one that has not begun is needed no more: all threads may be busy with calls
+            running = [one for one in asked if not one.cancel()]
+            wait(running)
+        for one in running:
+            one.result()
 
 
 @cache
@@ -104,3 +114,4 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):  # threads do not survive a fork
     os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(after_in_child=_BLAS.let_go)

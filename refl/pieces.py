@@ -37,6 +37,8 @@ ROW_BY_ROW = frozenset(
 )
 """Operations whose output has a row for each row of their inputs, and depends on no other."""
 
+NORMS = ("layer_norm", "rms_norm")
+
 Sums = list[Array | None]
 """For each operand the relevance that it receives, (B,) float64; None where it receives none."""
 
@@ -47,7 +49,7 @@ def forward(operation: str, arrays: Sequence[Array | None], attributes: Mapping[
     x: Array = arrays[0] if arrays else None
     if operation == "linear" and _is_long(x, arrays[1]):
         return _linear(*arrays)
-    if operation not in ROW_BY_ROW or not is_large(x) or not _alike(arrays, x):
+    if not is_large(x) or not _by_itself(operation, arrays, x):
         return compute(*arrays, **attributes)
     z: Array = BUFFERS.like(x)
 
@@ -71,14 +73,14 @@ def _product(x: Array, w: Array, b: Array | None = None) -> Array:  # (..., I), 
     tall = len(flat) >= flat.shape[1]
     shares = _shares(flat.shape[0 if tall else 1])
 
-    def share(number: int) -> None:
+    def portion(number: int) -> None:
         some = shares[number]
         rows, columns = (some, slice(None)) if tall else (slice(None), some)
         np.matmul(x[rows], w[:, columns], out=flat[rows, columns])
         if b is not None:
             flat[rows, columns] += b[columns]
 
-    parallel.each(share, len(shares))
+    parallel.each(portion, len(shares))
     return z
 
 
@@ -113,7 +115,7 @@ def apply(
     if rule is linear.gradient and _is_long(r, arrays[1]):
         x, w, b = arrays
         return _linear_gradient(x, w, b, r)
-    if operation in ROW_BY_ROW and is_large(r) and _alike(whole, r):
+    if is_large(r) and _by_itself(operation, whole, r):
         return _by_rows(rule, whole, how, as_gradient)
     output = rule(*whole, **how)
     received = [
@@ -148,7 +150,7 @@ def apply_to_rows(
     """`apply` where r is zero but for these rows: so is what the inputs receive, and every rule
     passes on nothing of nothing.
     """
-    if operation != "linear" and not (operation in ROW_BY_ROW and _alike((*arrays, z), r)):
+    if operation != "linear" and not _by_itself(operation, (*arrays, z), r):
         return apply(operation, rule, arrays, z, r, how, as_gradient)
     here = [a if a is None or a.shape[:-1] != r.shape[:-1] else a[:, rows] for a in arrays]
     part = apply(
@@ -246,19 +248,22 @@ def _sum(x: Array, propagated: Array, as_gradient: bool) -> Array:
 
 def is_large(x: Array) -> bool:
     """Whether an array of NumPy's is worth several calls."""
-    return isinstance(x, np.ndarray) and x.size >= LARGE and x.ndim > 2 and x.dtype.kind == "f"
+    return isinstance(x, np.ndarray) and x.size >= LARGE and x.ndim > 2 and x.dtype.char in "fd"
 
 
 def _is_long(x: Array, w: Array) -> bool:
     """Whether a product with a matrix (O, I) is worth several threads."""
     several = isinstance(x, np.ndarray) and isinstance(w, np.ndarray) and x.dtype == w.dtype
-    return several and x.dtype.kind == "f" and x.size * (w.size // x.shape[-1]) >= LONG
+    return several and x.dtype.char in "fd" and x.size * (w.size // x.shape[-1]) >= LONG
 
 
-def _alike(arrays: Sequence[Array | None], x: Array) -> bool:
-    """Whether all have the shape of x, but for weights, which are one row for all."""
-    return all(
-        a is None or (isinstance(a, np.ndarray) and (a.ndim == 1 or a.shape == x.shape))
+def _by_itself(operation: str, arrays: Sequence[Array | None], x: Array) -> bool:
+    """Whether the operation treats each row by itself: all have the shape of x, but for a norm's
+    weights, which are one row for all.
+    """
+    weights = operation in NORMS
+    return operation in ROW_BY_ROW and all(
+        a is None or (isinstance(a, np.ndarray) and (a.shape == x.shape or weights and a.ndim == 1))
         for a in arrays
     )
 

@@ -505,7 +505,7 @@ class Trace:
     ) -> tuple[Array, Kept] | None:
         """By refl/attention.py, where that can be."""
         arrays = [operand.array for operand in operands]
-        a = attention.taken(*arrays, mask=mask, cap=cap)
+        a = attention.computable(*arrays, mask=mask, cap=cap)
         return None if a is None else attention.forward(a)
 
     def _attention(
@@ -513,7 +513,7 @@ class Trace:
         q: Value,
         k: Value,
         v: Value,
-        seen: Array | None,
+        visible: Array | None,
         bias: Value | None,
         cap: float | None,
     ) -> Value:
@@ -525,7 +525,7 @@ class Trace:
             scores = self.add("scores.biased", scores, bias, role="attention.bias")
         if cap is not None:
             scores = self.soft_cap("scores", scores, cap, role="attention.cap")
-        p = self.softmax("probabilities", scores, seen, role="attention.probabilities")
+        p = self.softmax("probabilities", scores, visible, role="attention.probabilities")
         return self.matmul("context", p, v, role="attention.context")
 
     def _parts_of_attention(
@@ -536,11 +536,11 @@ class Trace:
         alike, parts = partial(_at, self._alike(plain=True), self.path), []
         for start in range(0, length, QUERIES):
             rows = slice(start, min(start + QUERIES, length))
-            columns = slice(0, every) if mask is None else mask.seen(rows)
+            columns = slice(0, every) if mask is None else mask.visible(rows)
             queries, keys = (..., rows, slice(None)), (..., columns, slice(None))
             indices = (queries, keys, keys, (..., rows, columns))[: len(operands)]
-            seen = None if mask is None else partial(mask.part, rows, columns)
-            run = partial(self._attention_part, alike, operands, indices, seen, cap)
+            visible = None if mask is None else partial(mask.part, rows, columns)
+            run = partial(self._attention_part, alike, operands, indices, visible, cap)
             parts.append(Part(run, indices, queries))
         return tuple(parts)
 
@@ -549,7 +549,7 @@ class Trace:
         alike: Callable[..., Trace],
         operands: tuple[Value, ...],
         indices: tuple[Any, ...],
-        seen: Callable[[], Array | None] | None,
+        visible: Callable[[], Array | None] | None,
         cap: float | None,
         record: bool = True,
         output: Array | None = None,
@@ -559,7 +559,7 @@ class Trace:
         parts = tuple(Value(o.array[index], o.site, o.constant) for o, index in pairs)
         bias = parts[3] if len(parts) == 4 else None
         x, y, z = parts[:3]
-        return inner, parts, inner._attention(x, y, z, seen and seen(), bias, cap)
+        return inner, parts, inner._attention(x, y, z, visible and visible(), bias, cap)
 
     # -- the one place where something is computed -------------------------------------------------
 

@@ -401,7 +401,7 @@ def test_every_backend(name: str, backend: Backend) -> None:
 
 
 def test_a_window_hides_what_is_further_back() -> None:
-    mask = masks.causal(np.zeros((1, 5), dtype=int), window=2)[0, 0]
+    mask = masks.causal(np.zeros((1, 5), dtype=int), window=2).array[0, 0]
     assert mask.tolist() == [[t - 2 < i <= t for i in range(5)] for t in range(5)]
 
 

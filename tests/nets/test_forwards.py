@@ -87,6 +87,6 @@ def test_gpt2_in_plain_numpy() -> None:
 
 def test_causal_mask() -> None:
     attention_mask = np.asarray([[True, True, False]])
-    mask = masks.causal(np.asarray([[7, 7, 7]]), attention_mask)
+    mask = masks.causal(np.asarray([[7, 7, 7]]), attention_mask).array
     assert mask.shape == (1, 1, 3, 3)
     assert mask[0, 0].tolist() == [[True, False, False], [True, True, False], [True, True, False]]

@@ -1,17 +1,17 @@
-"""Attention in parts of its queries against the three plain operations:
-relevance and conservation ledger.
+"""Attention in parts of its queries, and by tiles, against the plain operations: relevance and
+conservation ledger. More of tiles is in test_tiles.py.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
+from attentions import FAST, Given, Operands, attended, counted, in_form, same_ledger
 from hand_arrays import B
 
 from refl import trace
-from refl.ledger import Entry, Ledger
+from refl.ledger import Entry
+from refl.mask import Mask
 from refl.rules import matmul, softmax
 from refl.rules.composites import Composite, Rule
 from refl.rules.published import ATTNLRP, ATTNLRP_GRADIENT, CP_LRP, INPUT_X_GRADIENT
@@ -27,26 +27,14 @@ OTHER_OPTIONS = ATTNLRP.override(
 )
 CONSTANT = ATTNLRP.override(Rule("softmax", "constant"), name="constant")
 IDENTITY = ATTNLRP.override(Rule("softmax", "identity"), name="identity")
+OPERANDS = Operands(Q, K, V)
+CAUSAL = Mask(Q, 5, 5, causal=True)
 MASKS = {
     "none": None,
-    "causal": np.tril(np.ones((5, 5), dtype=bool))[None, None],
-    "in the first block": np.arange(25).reshape(1, 1, 5, 5) != 3,
-    "in the last block": np.arange(25).reshape(1, 1, 5, 5) != 22,
+    "causal": CAUSAL,
+    "in the first block": Given(np.arange(25).reshape(1, 1, 5, 5) != 3),
+    "in the last block": Given(np.arange(25).reshape(1, 1, 5, 5) != 22),
 }
-
-
-def attended(
-    composite: Composite, mask: Any, plain: bool, causal: bool, audit: bool = True
-) -> tuple[Ledger, dict[str, Any]]:
-    t = Trace({}, plain=plain)
-    with t.inside("layer.0"), t.inside("attn"):
-        q, k, v = (
-            t.scale(name, Value(a, name.upper()), 1.0) for name, a in (("q", Q), ("k", K), ("v", V))
-        )
-        z = t.attention(q, k, v, mask, causal=causal)
-    sweep = Sweep(composite, audit=audit, keep=lambda names: names[0][-2:] in (".q", ".k", ".v"))
-    swept = sweep.run(t, z, np.cos(z.array))
-    return swept.ledger, swept.propagated
 
 
 @pytest.mark.parametrize(
@@ -55,47 +43,46 @@ def attended(
     ids=lambda c: str(c.name),
 )
 @pytest.mark.parametrize("mask", MASKS)
-def test_attention_in_parts_has_the_ledger_of_the_plain_operations(
-    composite: Composite, mask: str, monkeypatch: Any
+@pytest.mark.parametrize("form", FAST)
+def test_each_form_has_the_ledger_of_the_plain_operations(
+    composite: Composite, mask: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same sites, rules and numbers as three records: what each received, passed on and
-    absorbed, and its terms.
+    absorbed, and where the sweep is audited its terms. An audit runs in parts in either form.
     """
-    monkeypatch.setattr(trace, "QUERIES", 2)
-    (plain, propagated), (fast, fast_propagated) = (
-        attended(composite, MASKS[mask], how, mask == "causal") for how in (True, False)
-    )
-    sites = [entry.site for entry in fast]
-    assert set(sites) == {entry.site for entry in plain}
-    assert sites[0] == "layer.0.attn.context"
-    for entry in fast:
-        wanted = plain[entry.site]
-        assert (entry.operation, entry.rule) == (wanted.operation, wanted.rule)
-        passed = wanted.passed
-        assert entry.passed.keys() == passed.keys()
-        assert entry.absorbed.keys() == wanted.absorbed.keys()
-        for got, want in (
-            (entry.received, wanted.received),
-            *((entry.passed[name], passed[name]) for name in passed),
-            *((entry.absorbed[name], wanted.absorbed[name]) for name in wanted.absorbed),
-        ):
-            assert np.abs(got - want).max() <= 1e-12 * (1 + np.abs(want).max()), entry.site
-        assert entry.rounding_scale is not None and wanted.rounding_scale is not None
-        more = entry.rounding_scale - wanted.rounding_scale
-        if entry.operation == "movement":  # of keys that several parts read: sums of more terms
-            assert (more >= -1e-12).all()
-        else:
-            assert np.abs(more).max() <= 1e-12 * wanted.rounding_scale.max(), entry.site
-    for site, relevance in propagated.items():
-        assert np.abs(fast_propagated[site] - relevance).max() <= 1e-12 * (
-            1 + np.abs(relevance).max()
+    in_form(monkeypatch, form)
+    for audit in (False, True):
+        plain, fast = (
+            attended(composite, OPERANDS, MASKS[mask], plain=how, audit=audit)
+            for how in (True, False)
         )
+        assert fast.swept.ledger.entries[0].site == "layer.0.attn.context"
+        terms = max(1.0, *(np.abs(e.received).max() for e in plain.swept.ledger))
+        same_ledger(fast.swept, plain.swept, 1e-12 * terms)
+        for site, relevance in plain.swept.propagated.items():
+            deviation = np.abs(fast.swept.propagated[site] - relevance).max()
+            assert deviation <= 1e-12 * (1 + np.abs(relevance).max())
+        for entry in fast.swept.ledger:
+            same_terms(entry, plain.swept.entries[entry.site])
 
 
-def test_attention_in_parts_is_audited_only_on_demand() -> None:
-    assert [
-        entry.rounding_scale for entry in attended(ATTNLRP, None, False, False, audit=False)[0]
-    ] == [None] * 7
+def same_terms(entry: Entry, wanted: Entry) -> None:
+    if entry.rounding_scale is None or wanted.rounding_scale is None:
+        assert entry.rounding_scale is wanted.rounding_scale
+        return
+    more = entry.rounding_scale - wanted.rounding_scale
+    if entry.operation == "movement":  # of keys that several parts read: sums of more terms
+        assert (more >= -1e-12).all()
+    else:
+        assert np.abs(more).max() <= 1e-12 * wanted.rounding_scale.max(), entry.site
+
+
+@pytest.mark.parametrize("form", FAST)
+def test_attention_is_audited_only_on_demand(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_form(monkeypatch, form)
+    for audit in (False, True):
+        ledger = attended(ATTNLRP, OPERANDS, plain=False, audit=audit).swept.ledger
+        assert [entry.rounding_scale is not None for entry in ledger] == [audit] * 7
 
 
 def with_a_residual(composite: Composite, plain: bool) -> tuple[Trace, Swept, int]:
@@ -104,20 +91,21 @@ def with_a_residual(composite: Composite, plain: bool) -> tuple[Trace, Swept, in
     """
     t, visits = Trace({}, plain=plain), []
     q = t.scale("q", Value(Q, "Q"), 1.0)
-    z = t.attention(q, Value(K, "K"), Value(V, "V"), None, causal=False)
+    z = t.attention(q, Value(K, "K"), Value(V, "V"), None)
     y = t.add("y", z, q)
     sweep = Sweep(composite, keep=lambda names: True, progress=lambda: visits.append(1))
     return t, sweep.run(t, y, np.cos(y.array)), len(visits)
 
 
 @pytest.mark.parametrize("composite", [ATTNLRP, ATTNLRP_GRADIENT], ids=lambda c: str(c.name))
+@pytest.mark.parametrize("form", FAST)
 def test_what_was_passed_on_before_stays_as_it_is(
-    composite: Composite, monkeypatch: pytest.MonkeyPatch
+    form: str, composite: Composite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Parts add nothing in place to what the sum behind them passed on to the queries, which in
-    gradient x input form is the array that it passed on to the attention.
+    """Nothing is added in place to what the sum behind passed on to the queries, which in gradient
+    x input form is the array that it passed on to the attention.
     """
-    monkeypatch.setattr(trace, "QUERIES", 2)
+    in_form(monkeypatch, form)
     (_, plain, _), (_, fast, _) = (with_a_residual(composite, how) for how in (True, False))
     for site, wanted in plain.propagated.items():
         if site in fast.propagated:
@@ -125,9 +113,12 @@ def test_what_was_passed_on_before_stays_as_it_is(
     assert {"q", "context", "y"} <= plain.propagated.keys() & fast.propagated.keys()
 
 
-def test_parts_keep_nothing_and_report_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept, and what is reported, is whole records."""
-    monkeypatch.setattr(trace, "QUERIES", 2)
+@pytest.mark.parametrize("form", FAST)
+def test_attention_keeps_and_reports_whole_records(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing inside of it is kept or reported."""
+    in_form(monkeypatch, form)
     t, swept, visits = with_a_residual(ATTNLRP, False)
     assert visits == len(t.records) == 3
     assert set(swept.propagated) == {"q", "context", "y"}
@@ -140,13 +131,14 @@ def parts(causal: bool, keys: int = 5) -> list[Part]:
     )
     other = np.zeros((B, 2, keys, 3))
     k, v = (k, v) if keys == 5 else (Value(other, "k"), Value(other, "v"))
-    t.attention(q, k, v, None, causal=causal)
+    t.attention(q, k, v, CAUSAL if causal else None)
     return list(t.records[-1].parts)
 
 
-def test_parts_of_attention(monkeypatch: Any) -> None:
+@pytest.mark.parametrize("form", FAST)
+def test_parts_of_attention(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some queries after others, with the keys that they can see."""
-    monkeypatch.setattr(trace, "QUERIES", 2)
+    in_form(monkeypatch, form)
     every = [slice(0, 2), slice(2, 4), slice(4, 5)]
     for found, seen in ((parts(True), (2, 4, 5)), (parts(False, 7), (7, 7, 7))):
         assert [part.output[1] for part in found] == every
@@ -155,19 +147,42 @@ def test_parts_of_attention(monkeypatch: Any) -> None:
         assert all(part.inputs[1] == part.inputs[2] and not part.whole for part in found)
 
 
-def test_a_causal_part_never_looks_at_later_keys(monkeypatch: Any) -> None:
+def test_few_pairs_are_plain_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to FEW pairs of a query and a key; beyond, none of the scores has a record."""
+    for few, wanted in ((25, ["movement", "matmul", "softmax", "matmul"]), (24, ["attention"])):
+        monkeypatch.setattr(trace, "FEW", few)
+        t = Trace({}, plain=False)
+        t.attention(Value(Q, "q"), Value(K, "k"), Value(V, "v"), CAUSAL)
+        assert [record.operation for record in t.records] == wanted
+
+
+def test_a_causal_part_never_looks_at_later_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last key and value are no numbers:
     what the first queries give and get is untouched by them.
     """
-    monkeypatch.setattr(trace, "QUERIES", 4)
+    in_form(monkeypatch, "parts", 4)
     k, v = K.copy(), V.copy()
     k[..., 4, :] = v[..., 4, :] = np.nan
-    t = Trace({}, plain=False)
-    q = t.scale("q", Value(Q, "Q"), 1.0)
-    z = t.attention(q, Value(k, "k"), Value(v, "v"), MASKS["causal"], causal=True)
-    assert np.isfinite(z.array[..., :4, :]).all() and np.isnan(z.array[..., 4, :]).all()
-    swept = Sweep(ATTNLRP, keep=lambda names: "q" in names).run(t, z, np.ones_like(z.array))
-    assert np.isfinite(swept.propagated["q"][..., :4, :]).all()
+    fast = attended(ATTNLRP, Operands(Q, k, v), CAUSAL, plain=False, seed=np.ones_like)
+    assert np.isfinite(fast.z[..., :4, :]).all() and np.isnan(fast.z[..., 4, :]).all()
+    assert np.isfinite(fast.to("q")[..., :4, :]).all()
+
+
+def test_a_causal_tile_never_looks_at_later_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever they are: the first queries, none of which shares a tile with the last key, give and
+    get the same to the last bit.
+    """
+    in_form(monkeypatch, "tiles", 4, 4)
+    ran = counted(monkeypatch, "sweep")
+    k, v = K.copy(), V.copy()
+    k[..., 4, :] = v[..., 4, :] = 7.0
+    one, other = (
+        attended(ATTNLRP, Operands(Q, *kv), CAUSAL, plain=False, seed=np.ones_like)
+        for kv in ((K, V), (k, v))
+    )
+    assert len(ran) == 2 and not np.array_equal(one.z[..., 4, :], other.z[..., 4, :])
+    assert np.array_equal(one.z[..., :4, :], other.z[..., :4, :])
+    assert np.array_equal(one.to("q")[..., :4, :], other.to("q")[..., :4, :])
 
 
 def test_parts_may_absorb_under_different_causes() -> None:
@@ -181,12 +196,13 @@ def test_parts_may_absorb_under_different_causes() -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_attention_in_parts_against_the_rules(
-    causal: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("form", FAST)
+def test_each_form_against_the_rules(
+    form: str, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Parts of 2 queries give what the rules of the three plain operations give, one by one."""
-    monkeypatch.setattr(trace, "QUERIES", 2)
-    mask = MASKS["causal" if causal else "none"]
+    """What the rules of the three plain operations give, one by one."""
+    in_form(monkeypatch, form)
+    mask = np.tril(np.ones((5, 5), dtype=bool))[None, None] if causal else None
     scores = Q @ K.swapaxes(-1, -2)
     p = softmax.forward(scores, mask=mask)
     z = p @ V
@@ -194,7 +210,7 @@ def test_attention_in_parts_against_the_rules(
     to_p, to_v = matmul.uniform(p, V, z, r).inputs
     to_scores = softmax.taylor(scores, p, to_p, mask=mask).inputs[0]
     to_q, to_k = matmul.uniform(Q, K.swapaxes(-1, -2), scores, to_scores).inputs
-    _, propagated = attended(ATTNLRP, mask, False, causal)
+    fast = attended(ATTNLRP, OPERANDS, CAUSAL if causal else None, plain=False)
+    assert np.abs(fast.z - z).max() <= 1e-12
     for name, wanted in (("q", to_q), ("k", to_k.swapaxes(-1, -2)), ("v", to_v)):
-        got = propagated[f"layer.0.attn.{name}"]
-        assert np.abs(got - wanted).max() <= 1e-12 * np.abs(wanted).max()
+        assert np.abs(fast.to(name) - wanted).max() <= 1e-12 * np.abs(wanted).max()
