@@ -283,8 +283,11 @@ def forward_passes(m: ModelUnderTest) -> Iterator[Row]:
 
 
 def attention_in_blocks(m: ModelUnderTest) -> Iterator[Row]:
-    """Attention in blocks of queries, without the T x T matrix: the same relevance. Where the net
-    takes a text of more than one block.
+    """Attention without the T x T matrix, in blocks of queries and, in NumPy, by tiles of queries
+    and keys: the same relevance. Where the net takes a text of more than one block.
+
+    An audited sweep runs in blocks; any other by tiles, where its rules are among those that are
+    written for tiles. They are run with the sizes of blocks, so that both have several.
     """
     identity, means = (
         "attention in blocks = attention in one piece",
@@ -299,7 +302,10 @@ def attention_in_blocks(m: ModelUnderTest) -> Iterator[Row]:
     for method in ("attnlrp", "attnlrp-gradient", "cp-lrp"):
         plain = partial(m.explain, method, keep=("*.scores",))
         run = RunComparison(m.model, plain(), plain, worst)
-        run.compare(input_scores(m.explain(method, keep=())), input_scores, method)
+        for form, audit in (("in blocks", True), ("by tiles", False)):
+            with tiles_of(QUERIES):
+                found = m.explain(method, keep=(), audit=audit)
+            run.compare(input_scores(found), input_scores, f"{method}, {form}")
     yield worst.row(9, identity, means, f"{queries} positions, blocks of {QUERIES}")
 
 
