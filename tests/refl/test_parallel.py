@@ -31,7 +31,6 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Model:
     monkeypatch.setattr(buffers, "LEAST", 1)
     monkeypatch.setattr(attention, "QUERIES", 64)
     monkeypatch.setattr(attention, "KEYS", 48)
-    monkeypatch.setattr(attention, "_LOCAL", threading.local())
     return random_model(LLAMA, 4, "float32")
 
 
