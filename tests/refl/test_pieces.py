@@ -340,3 +340,18 @@ def test_sums(as_gradient: bool) -> None:
         exact = (X * x if as_gradient else X).sum(axis=(1, 2))
         assert found.dtype == np.float64
         near(found, exact, X)
+
+
+def test_sums_do_not_depend_on_which_piece_is_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, of numbers whose order of adding shows."""
+    x = np.exp(12 * array(B, 90, N))
+    case, z = Case("add", (x, -x[::-1]), {}), x - x[::-1]
+    rule = OPERATIONS["add"].rules_in("relevance")["epsilon"]
+    found = []
+    for order in (1, -1):
+        monkeypatch.setattr(
+            pieces.parallel, "each", lambda f, n, by=order: [f(i) for i in range(n)[::by]]
+        )
+        output, sums = pieces.apply("add", rule, case.operands, z, np.cos(x), {}, False)
+        found.append([*sums, *output.absorbed.values(), pieces.relevance_sum(x, x, False)])
+    assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
