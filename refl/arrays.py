@@ -54,9 +54,11 @@ array that is computed with."""
 
 def _library(array: Array) -> Namespace:
     kind = type(array)
-    if kind not in _LIBRARIES:  # cupy.ndarray (14.2) has no __array_namespace__
-        cupy = _is_cupy(array)
-        _LIBRARIES[kind] = sys.modules["cupy"] if cupy else array.__array_namespace__()
+    if kind in _LIBRARIES:
+        return _LIBRARIES[kind]
+    if _is_cupy(array):  # cupy.ndarray (14.2) has no __array_namespace__
+        return sys.modules["cupy"]
+    _LIBRARIES[kind] = array.__array_namespace__()
     return _LIBRARIES[kind]
 
 

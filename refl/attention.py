@@ -243,7 +243,7 @@ def _attended(
     z, total = np.zeros((count, v.shape[-1]), v.dtype), np.zeros(count, v.dtype)
     top = np.full(count, np.finfo(v.dtype).min / 2, v.dtype)  # stays where all is hidden
     for tile in tiles:
-        e = a.scores(at, rows, tile.columns, _buffers(v.dtype)[0])[-1][0]
+        e = a.scores(at, rows, tile.columns, _buffers(v.dtype, rows, tile.columns)[0])[-1][0]
         _hide(e, tile, at[0])
         before, top = top, np.maximum(top, e.max(axis=1))
         e -= top[:, None]
@@ -401,7 +401,7 @@ class _Sweep:
 
     def tile(self, at: tuple[int, int], rows: slice, tile: Tile) -> None:
         a, columns = self.a, tile.columns
-        first, second, third = _buffers(a.q.dtype)
+        first, second, third = _buffers(a.q.dtype, rows, columns)
         way = a.scores(at, rows, columns, first)
         s = way[-1][0]
         e = np.subtract(s, self.kept.top[at][rows][:, None], out=_cut(second, *s.shape))
@@ -517,13 +517,13 @@ def _eps(rule: Chosen) -> float:
 _LOCAL = threading.local()
 
 
-def _buffers(dtype: Any) -> list[Floats]:
+def _buffers(dtype: Any, rows: slice, columns: slice) -> list[Floats]:
     """Three for a tile, of each thread its own."""
     held: dict[Any, list[Floats]] = _LOCAL.__dict__.setdefault("buffers", {})
-    size = QUERIES * KEYS
-    if (dtype, size) not in held:
-        held[dtype, size] = [np.empty(size, dtype) for _ in range(3)]
-    return held[dtype, size]
+    size = (rows.stop - rows.start) * (columns.stop - columns.start)
+    if dtype not in held or held[dtype][0].size < size:
+        held[dtype] = [np.empty(max(size, QUERIES * KEYS), dtype) for _ in range(3)]
+    return held[dtype]
 
 
 def _cut(buffer: Floats, rows: int, columns: int) -> Floats:

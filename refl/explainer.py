@@ -24,7 +24,7 @@ from refl.errors import ReflError, argument, nearest, shown
 from refl.explanation import Candidate, Explanation, Sites, SitesOnDemand
 from refl.io.images import PREPARATION, Preparation
 from refl.ledger import DESTINATIONS, Ledger
-from refl.network import Network, Reading
+from refl.network import Network, Reading, refuse_overflow
 from refl.rules.composites import Composite, Rule
 from refl.seeds import Seed, probabilities
 from refl.show.explanation import ShownExplanation
@@ -220,7 +220,7 @@ class Explainer:
         with np.errstate(all="ignore"):
             trace = forward.trace.at_rows((position,))
         explained = trace.records[-1].output
-        self.network.refuse_overflow(trace, explained)
+        refuse_overflow(trace, explained, self.network.dtype)
         return replace(
             forward,
             trace=trace,

@@ -316,7 +316,7 @@ class Model(Network):
 
         Raises ReflError as `generate` and `explain` do, and for a batch.
         """
-        self.refuse_silent()
+        self._refuse_silent()
         for name in how.keys() - GENERATED:
             raise ReflError(
                 f"explain_generated has no option {shown(name)}: expected one of "

@@ -468,24 +468,8 @@ class Network:
         # what goes wrong is said in a sentence, by its site
         with parallel.alone(), np.errstate(all="ignore"):
             logits = self.net.forward(t, self.config, batch)
-        self.refuse_overflow(t, logits)
+        refuse_overflow(t, logits, self.dtype)
         return logits
-
-    def refuse_overflow(self, t: Trace, logits: Value) -> None:
-        """Raises ReflError where something on the way to the logits is not finite."""
-        xp = namespace(logits.array)
-        watched = [*(t.watched or []), (logits.site, xp.all(xp.isfinite(logits.array)))]
-        finite = asnumpy(xp.stack([fine for _, fine in watched]))  # one transfer from a device
-        if finite.all():
-            return
-        site = _first_not_finite(t) or watched[int(finite.argmin())][0]
-        if self.dtype == "float32":
-            raise ReflError(
-                f"float32 overflowed at {site} in the forward pass: use {argument('dtype')} float64"
-            )
-        raise ReflError(
-            f"the forward pass is not finite at {site} in {self.dtype}: check the checkpoint"
-        )
 
     def logits(self, item: Input, decoder: Input | None = None) -> Any:  # -> NumPy (T, V)
         """The logits after every token of one input, or of what its decoder has written."""
@@ -502,7 +486,7 @@ class Network:
         rotary angles of all tokens change with the length (dynamic scaling, beyond
         max_position_embeddings), the whole text is run for every token.
         """
-        self.refuse_silent()
+        self._refuse_silent()
         tokens = arguments.whole("tokens", tokens)
         if tokens < 0:
             raise arguments.expected("tokens", "a whole number of at least 0", tokens)
@@ -517,7 +501,7 @@ class Network:
                 break
         return ids
 
-    def refuse_silent(self) -> None:
+    def _refuse_silent(self) -> None:
         """Raises ReflError for a net that writes no text."""
         if self.task not in GENERATES:
             raise ReflError(
@@ -570,6 +554,21 @@ class Network:
 def _is_local(function: Any) -> bool:
     """Whether it has no name that it could be pickled by."""
     return "<" in getattr(function, "__qualname__", "")
+
+
+def refuse_overflow(t: Trace, logits: Value, dtype: str) -> None:
+    """Raises ReflError where something on the way to the logits is not finite."""
+    xp = namespace(logits.array)
+    watched = [*(t.watched or []), (logits.site, xp.all(xp.isfinite(logits.array)))]
+    finite = asnumpy(xp.stack([fine for _, fine in watched]))  # one transfer from a device
+    if finite.all():
+        return
+    site = _first_not_finite(t) or watched[int(finite.argmin())][0]
+    if dtype == "float32":
+        raise ReflError(
+            f"float32 overflowed at {site} in the forward pass: use {argument('dtype')} float64"
+        )
+    raise ReflError(f"the forward pass is not finite at {site} in {dtype}: check the checkpoint")
 
 
 def _first_not_finite(t: Trace) -> str | None:

@@ -91,6 +91,7 @@ class Weights(Mapping[str, Array]):
         """
         if name in self._kept:
             return self._kept[name]
+        self._refuse_changed(self._entry(name).file)
         placed = self._place(self._read(name))
         if self.keeps:
             self._kept[name] = placed

@@ -22,6 +22,7 @@ from refl.rules import rms_norm
 from refl.rules.published import METHODS
 from refl.trace import QUERIES
 from refl.verification.identities.conditioning import rounding_bound
+from refl.verification.identities.runs import tiles_of
 from refl.verification.random_models import (
     GEMMA2,
     GEMMA3,
@@ -338,16 +339,17 @@ def test_a_padded_batch_is_its_members(name: str, keep: Any) -> None:
 
 @pytest.mark.parametrize("name", FIRST)
 def test_fast_is_plain(name: str) -> None:
-    """More tokens than a block of queries has rows, padding beside:
+    """More tokens than a block of queries or a tile has rows, padding beside:
     the same logits, relevance and ledger.
     """
     model = net(name)
     texts = [text(model, n, seed=n) for n in (QUERIES + 1, QUERIES - 5, 3)]
     for method in ("attnlrp", "attnlrp-gradient", "cp-lrp"):
-        for p, f in zip(
-            *(model.explain(texts, method, keep=keep, audit=True) for keep in ("*", ())),
-            strict=True,
-        ):
+        plain = model.explain(texts, method, keep="*", audit=True)
+        fast = model.explain(texts, method, keep=(), audit=True)  # in blocks
+        with tiles_of(QUERIES // 2):
+            fast += model.explain(texts, method, keep=())
+        for p, f in zip([*plain, *plain], fast, strict=True):
             close(f.relevance, p.relevance, rounding_bound(p))
             same_ledger(f, p)
 

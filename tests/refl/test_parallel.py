@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +22,9 @@ from refl.verification.random_models import LLAMA, random_model
 
 LENGTH = 150
 
+forking = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Model:
@@ -31,7 +34,6 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Model:
     monkeypatch.setattr(buffers, "LEAST", 1)
     monkeypatch.setattr(attention, "QUERIES", 64)
     monkeypatch.setattr(attention, "KEYS", 48)
-    monkeypatch.setattr(attention, "_LOCAL", threading.local())
     return random_model(LLAMA, 4, "float32")
 
 
@@ -107,7 +109,7 @@ def test_threads_of_other_libraries_do_not_count(monkeypatch: pytest.MonkeyPatch
             self.user_api, self.num_threads = user_api, num_threads
 
     class Libraries:
-        lib_controllers = [Library("blas", 1), Library("openmp", 8)]
+        lib_controllers = (Library("blas", 1), Library("openmp", 8))
 
         def select(self, **wanted: str) -> Any:
             found = Libraries()
@@ -163,19 +165,32 @@ def test_nothing_runs_on_behind_what_is_raised() -> None:
         assert not running
 
 
-def finishes(function: Any, seconds: float = 60) -> None:
-    thread = threading.Thread(target=function, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    assert not thread.is_alive(), "waits for ever"
+def test_the_last_to_leave_restores_blas(two: None) -> None:
+    with parallel._BLAS.alone() as threads:
+        assert threads == 2
+        with parallel._BLAS.alone() as threads:
+            assert threads == 2
+        assert blas() == [1] * len(blas())
+    assert blas() == [2] * len(blas())
 
 
-def test_calls_within_calls(two: None) -> None:
-    """From as many threads as there are, which leaves none free for those within: nobody waits for
-    ever.
-    """
-    counted, lock = [0], threading.Lock()
-    meeting = threading.Barrier(4, timeout=5)
+def in_a_child(function: Callable[[], Any], seconds: float = 60) -> Any:
+    """What it returns in a forked process, which is ended if it waits for ever."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    process = context.Process(target=lambda: there.send(function()))
+    process.start()
+    try:
+        assert here.poll(seconds), "the child waits for ever"
+        return here.recv()
+    finally:
+        process.kill()
+        process.join()
+
+
+def calls_within_calls() -> int:
+    """Two threads call from two each, which leaves none free for the calls within."""
+    counted, lock, meeting = [0], threading.Lock(), threading.Barrier(4, timeout=5)
 
     def inner(_: int) -> None:
         with lock:
@@ -186,18 +201,16 @@ def test_calls_within_calls(two: None) -> None:
             meeting.wait()
         parallel.each(inner, 5)
 
-    def run() -> None:
-        with ThreadPoolExecutor(2) as pool:
-            for one in [pool.submit(parallel.each, outer, 4) for _ in range(2)]:
-                one.result()
+    with ThreadPoolExecutor(2) as pool:
+        for one in [pool.submit(parallel.each, outer, 4) for _ in range(2)]:
+            one.result()
+    return counted[0]
 
-    before = parallel._pool(2).submit(threading.get_ident)  # the pool is there, and answers
-    before.result(30)
-    try:
-        finishes(run, 20)
-    finally:
-        parallel._pool.cache_clear()  # where threads wait for ever the next test gets others
-    assert counted[0] == 2 * 4 * 5
+
+@forking
+def test_calls_within_calls(two: None) -> None:
+    """Nobody waits for ever."""
+    assert in_a_child(calls_within_calls, 20) == 2 * 4 * 5
 
 
 def test_two_explain_at_once(model: Model, two: None) -> None:
@@ -234,8 +247,7 @@ def test_settings_of_the_caller_reach_every_thread(two: None) -> None:
     assert states == ["raise", "raise"]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@forking
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_child_explains_behind_a_fork(busy: bool, model: Model, two: None) -> None:
     """Whose parent has used its threads; also where another thread of the parent holds BLAS to
@@ -243,12 +255,6 @@ def test_a_child_explains_behind_a_fork(busy: bool, model: Model, two: None) -> 
     """
     ids = text(model, LENGTH)
     wanted = model.explain(ids).relevance
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe()
-
-    def child() -> None:
-        there.send((model.explain(ids).relevance, blas()))
-
     holding, done = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -260,15 +266,10 @@ def test_a_child_explains_behind_a_fork(busy: bool, model: Model, two: None) -> 
     if busy:
         other.start()
         holding.wait(30)
-    process = context.Process(target=child)
-    process.start()
     try:
-        assert here.poll(60), "the child waits for ever"
-        found, threads = here.recv()
+        found, threads = in_a_child(lambda: (model.explain(ids).relevance, blas()))
     finally:
         done.set()
-        process.kill()
-        process.join()
         if busy:
             other.join()
     assert np.array_equal(found, wanted) and threads == [2] * len(blas())

@@ -109,11 +109,11 @@ def one_call(case: Case, rule: Any, z: Any, r: Any) -> RuleOutput:
     return output
 
 
-def near(found: Any, wanted: Any, terms: Any) -> None:
+def near(found: Any, wanted: Any, weighed: Any) -> None:
     """To rounding."""
     assert np.shape(found) == np.shape(wanted)
-    u = np.finfo(np.asarray(terms).dtype).eps
-    assert np.abs(found - wanted).max() <= 8 * N * u * np.abs(terms).sum()
+    u = np.finfo(np.asarray(weighed).dtype).eps
+    assert np.abs(found - wanted).max() <= 8 * N * u * np.abs(weighed).sum()
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -149,10 +149,10 @@ def test_every_rule(case: Case, rule: Any, as_gradient: bool) -> None:
     assert found.absorbed.keys() == wanted.absorbed.keys()
     for cause, amount in wanted.absorbed.items():
         assert found.absorbed[cause].dtype == np.float64
-        near(found.absorbed[cause], amount, terms(case, z, r))
+        near(found.absorbed[cause], amount, weighed(case, z, r))
 
 
-def terms(case: Case, z: Any, r: Any) -> Any:
+def weighed(case: Case, z: Any, r: Any) -> Any:
     """Of the size of what a rule may absorb: r, z r and parts of them."""
     return (
         (1 + np.abs(z))
@@ -219,7 +219,7 @@ BROADCAST = {
     "a number for each row": (X, array(B, T, 1)),
     "a vector": (X, array(N)),
     "two axes": (X[0], Y[0]),
-    "half": (X.astype("float16"), Y.astype("float16")),
+    "float16": (X.astype("float16"), Y.astype("float16")),
 }
 NO_FLOATS = {
     "complex": (X + 1j, Y + 1j),
@@ -340,3 +340,18 @@ def test_sums(as_gradient: bool) -> None:
         exact = (X * x if as_gradient else X).sum(axis=(1, 2))
         assert found.dtype == np.float64
         near(found, exact, X)
+
+
+def test_sums_do_not_depend_on_which_piece_is_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, of numbers whose order of adding shows."""
+    x = np.exp(12 * array(B, 90, N))
+    case, z = Case("add", (x, -x[::-1]), {}), x - x[::-1]
+    rule = OPERATIONS["add"].rules_in("relevance")["epsilon"]
+    found = []
+    for order in (1, -1):
+        monkeypatch.setattr(
+            pieces.parallel, "each", lambda f, n, by=order: [f(i) for i in range(n)[::by]]
+        )
+        output, sums = pieces.apply("add", rule, case.operands, z, np.cos(x), {}, False)
+        found.append([*sums, *output.absorbed.values(), pieces.relevance_sum(x, x, False)])
+    assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))

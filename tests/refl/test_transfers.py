@@ -146,7 +146,7 @@ def test_a_number_that_is_asked_for_is_seen(
 
 # -- a forward -------------------------------------------------------------------------------------
 
-OVERFLOW = (TO_HOST, "network.py", "_refuse_overflow")
+OVERFLOW = (TO_HOST, "network.py", "refuse_overflow")
 ANGLES = (TO_DEVICE, "rope.py", "tables")
 BUCKETS = (TO_DEVICE, "relative_bias.py", "buckets")
 LAST_TOKENS = (TO_HOST, "heads.py", "last_tokens")

@@ -94,7 +94,7 @@ def padding(kind: str, examples: int, keys: int) -> Any:  # -> bool (B, I)
     unpadded = np.ones((examples, keys), dtype=bool)
     some = max(1, keys // 2)
     unpadded[-1] = {
-        "right": np.arange(keys) < some,
+        "end": np.arange(keys) < some,
         "left": np.arange(keys) >= keys - some,
         "all": np.zeros(keys, dtype=bool),
         "none": np.ones(keys, dtype=bool),
@@ -106,11 +106,11 @@ MASKS = (
     "none",
     "causal",
     "window",
-    "padded right",
+    "padded end",
     "padded left",
     "padded none",
     "padded all",
-    "causal padded right",
+    "causal padded end",
     "causal padded left",
     "causal window padded left",
     "rows hidden",
@@ -183,25 +183,29 @@ def agrees(a: Attending, composite: Composite) -> Attended:
     """
     fast, plain = (a.run(composite, plain=how) for how in (False, True))
     others = [a.with_other_digits(draw).run(composite, plain=True) for draw in range(DRAWS)]
-    terms = sums_of_terms(a, composite)
+    weighed = sums_of_terms(a, composite)
     near(fast.z, plain.z, [o.z for o in others], largest(a.operands.v), "z")
     wanted = plain.swept.propagated
     assert fast.swept.propagated.keys() == wanted.keys()
     for site, r in wanted.items():
         near(
-            fast.swept.propagated[site], r, [o.swept.propagated[site] for o in others], terms, site
+            fast.swept.propagated[site],
+            r,
+            [o.swept.propagated[site] for o in others],
+            weighed,
+            site,
         )
     numbers = in_ledger(plain)
     moved = max(largest(in_ledger(o) - numbers) for o in others)
-    few = np.finfo(plain.z.dtype).eps * terms
+    few = np.finfo(plain.z.dtype).eps * weighed
     same_ledger(fast.swept, plain.swept, FACTOR * (moved + few))
     return fast
 
 
-def near(found: Any, wanted: Any, others: list[Any], terms: float, where: str) -> None:
+def near(found: Any, wanted: Any, others: list[Any], weighed: float, where: str) -> None:
     assert found.dtype == wanted.dtype and found.shape == wanted.shape, where
     moved = max(largest(other - wanted) for other in others)
-    bound = FACTOR * (moved + np.finfo(wanted.dtype).eps * terms)
+    bound = FACTOR * (moved + np.finfo(wanted.dtype).eps * weighed)
     assert largest(found - wanted) <= bound, (where, largest(found - wanted), bound)
 
 
@@ -214,7 +218,7 @@ def in_ledger(run: Attended) -> Any:
 
 
 def sums_of_terms(a: Attending, composite: Composite) -> float:
-    """|terms| that the rules add up, and those of a gradient."""
+    """Sizes of what the rules add up, and those of a gradient."""
     with np.errstate(all="ignore"):
         run = attended(composite, a[0], a.mask, plain=True, cap=a.cap, audit=True, seed=seed)
     q, k, v = map(largest, a.operands[:3])
@@ -267,7 +271,7 @@ def test_other_rules_are_swept_in_parts(
 ) -> None:
     in_form(monkeypatch, "tiles")
     ran, forward = counted(monkeypatch, "sweep"), counted(monkeypatch, "forward")
-    for kind in ("none", "causal padded left", "padded right"):
+    for kind in ("none", "causal padded left", "padded end"):
         x = operands()
         agrees(Attending(x, mask_of(kind, x.q, x.k)), composite)
     assert not ran and len(forward) == 3
@@ -328,7 +332,7 @@ def test_padding_gives_and_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None
         hidden = Attending(x, mask_of("padded all", x.q, x.k)).run(composite, plain=False)
         assert not hidden.z[-1].any() and hidden.z[0].any()
         assert not any(r[-1].any() for r in hidden.swept.propagated.values())
-        padded = Attending(x, mask_of("padded right", x.q, x.k)).run(composite, plain=False)
+        padded = Attending(x, mask_of("padded end", x.q, x.k)).run(composite, plain=False)
         assert not padded.to("k")[-1, :, 2:].any() and not padded.to("v")[-1, :, 2:].any()
         assert padded.to("v")[-1, :, :2].all()
 
@@ -336,29 +340,31 @@ def test_padding_gives_and_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 # -- what tiles are not for ------------------------------------------------------------------------
 
 
-def taken(x: Operands) -> bool:
+def computable(x: Operands) -> bool:
     return attention.computable(*(a for a in x if a is not None), mask=None, cap=None) is not None
 
 
 def test_what_tiles_are_not_for() -> None:
-    """Arrays of two dtypes or of none that nets run in, a bias that examples share, scores that may not be
-    finite or that a mask could have made.
+    """Arrays of two dtypes or of none that nets run in, a bias that examples share, scores that may
+    not be finite or that a mask could have made.
     """
     x = operands(biased=True)
-    assert taken(x) and taken(operands(dtype="float32"))
-    assert not taken(x._replace(bias=x.bias[:1]))
-    assert not taken(x._replace(q=x.q.astype("float32")))
+    assert computable(x) and computable(operands(dtype="float32"))
+    assert not computable(x._replace(bias=x.bias[:1]))
+    assert not computable(x._replace(q=x.q.astype("float32")))
     for dtype in (complex, "float16", int):
-        assert not taken(Operands(*(a.astype(dtype) for a in x)))
+        assert not computable(Operands(*(a.astype(dtype) for a in x)))
     for wrong in (np.nan, np.inf, -np.inf):
         for name in ("q", "k", "v", "bias"):
             array = getattr(x, name).copy()
             array[1, 0, 2, 1] = wrong
-            assert not taken(x._replace(**{name: array})), (name, wrong)
+            assert not computable(x._replace(**{name: array})), (name, wrong)
     small = operands(dtype="float32")
-    assert not taken(small._replace(q=small.q * np.float32(1e38)))
-    assert not taken(small._replace(q=small.q * np.float32(1e25), k=small.k * np.float32(1e14)))
-    assert taken(small._replace(q=small.q * np.float32(1e15)))
+    assert not computable(small._replace(q=small.q * np.float32(1e38)))
+    assert not computable(
+        small._replace(q=small.q * np.float32(1e25), k=small.k * np.float32(1e14))
+    )
+    assert computable(small._replace(q=small.q * np.float32(1e15)))
 
 
 @pytest.mark.parametrize("composite", [ATTNLRP, ATTNLRP_GRADIENT], ids=by_name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -43,7 +42,6 @@ def in_form(patch: pytest.MonkeyPatch, form: str, queries: int = 2, keys: int = 
     patch.setattr(trace, "QUERIES", queries)
     patch.setattr(attention, "QUERIES", queries)
     patch.setattr(attention, "KEYS", keys)
-    patch.setattr(attention, "_LOCAL", threading.local())  # its arrays are as large as a tile
     if form == "parts":
         patch.setattr(attention, "computable", lambda *operands, **how: None)
 

@@ -280,6 +280,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     stream = SimpleNamespace(synchronize=lambda: calls.append("cupy"))
     runtime = SimpleNamespace(
         getDeviceCount=lambda: 1,
+        memGetInfo=lambda: (4 << 30, 8 << 30),
         getDeviceProperties=lambda i: {"name": b"NVIDIA Stand-in 1", "totalGlobalMem": 8 << 30},
         runtimeGetVersion=lambda: 12000,
         driverGetVersion=lambda: 12010,

@@ -34,6 +34,7 @@ from refl.verification.identities.graph import Graph
 from refl.verification.identities.methods import WITHOUT_EPS, configured_methods
 from refl.verification.identities.reparametrized import CHANGES
 from refl.verification.identities.rows import WorstDeviation
+from refl.verification.identities.runs import tiles_of
 from refl.verification.identities.small_traces import sweep_from
 from refl.verification.random_models import GPT2, LLAMA, random_model, with_weights
 
@@ -464,14 +465,17 @@ def test_9_several_targets_from_one_forward(method: str, recompute: bool) -> Non
 @pytest.mark.parametrize("length", [QUERIES - 1, QUERIES, QUERIES + 1, 300])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_9_fast_attention_is_plain_attention(name: str, length: int) -> None:
-    """Blocks of queries, with boundaries inside and at the end of the text and with padding: the
-    same relevance and ledger.
+    """Blocks of queries, where the sweep is audited, and tiles, with boundaries inside and at the
+    end of the text and with padding: the same relevance and ledger.
     """
     model = random_model(RANDOM[name], 7)
     texts = [text(model, n, seed=n) for n in (length, length - 5, 3)]
     for method in METHODS if length == QUERIES + 1 else ("attnlrp", "attnlrp-gradient", "cp-lrp"):
-        plain, fast = (model.explain(texts, method, keep=keep, audit=True) for keep in ("*", ()))
-        for p, f in zip(plain, fast, strict=True):
+        plain = model.explain(texts, method, keep="*", audit=True)
+        fast = model.explain(texts, method, keep=(), audit=True)
+        with tiles_of(QUERIES // 2):
+            fast += model.explain(texts, method, keep=())
+        for p, f in zip([*plain, *plain], fast, strict=True):
             close(f.relevance, p.relevance, rounding_bound(p))
             entries = {entry.site: entry for entry in p.ledger}
             for entry in f.ledger:

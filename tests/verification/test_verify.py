@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attentions import Given
 from checkpoints import ROOT, checkpoint
 
 import refl
+from refl import attention
 from refl.cli import main
 from refl.errors import ReflError
 from refl.model import Model
@@ -381,8 +383,8 @@ def test_a_leak_of_causality_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         masks,
         "causal",
-        lambda ids, attention_mask=None, window=None: (
-            right(ids, attention_mask, window) | (np.eye(ids.shape[-1], k=1) > 0)
+        lambda ids, attention_mask=None, window=None, past=0: Given(
+            right(ids, attention_mask, window, past).array | (np.eye(ids.shape[-1], k=1) > 0)
         ),
     )
     assert {"no", "a"} <= ninth(net("GPT2"))
@@ -393,8 +395,8 @@ def test_a_leak_of_padding_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         masks,
         "causal",
-        lambda ids, attention_mask=None, window=None: (
-            right(ids, None, window) | (attention_mask is not None)
+        lambda ids, attention_mask=None, window=None, past=0: Given(
+            right(ids, None, window, past).array | (attention_mask is not None)
         ),
     )
     assert {"together", "padding"} <= ninth(net("GPT2"))
@@ -417,14 +419,51 @@ def test_attention_that_forgets_later_keys_fails(monkeypatch: pytest.MonkeyPatch
     right = Trace._attention_part
 
     def first_keys_alone(
-        alike: Any, operands: Any, indices: Any, mask: Any, *rest: Any, **how: Any
+        alike: Any, operands: Any, indices: Any, seen: Any, *rest: Any, **how: Any
     ) -> Any:
         """Of the keys that a part may see, the first ones alone."""
-        first = np.arange(mask.shape[-1]) < QUERIES
-        return right(alike, operands, indices, mask & first, *rest, **how)
+
+        def first() -> Any:
+            mask = seen()
+            return mask & (np.arange(mask.shape[-1]) < QUERIES)
+
+        return right(alike, operands, indices, first, *rest, **how)
 
     assert "attention" not in ninth(net("LLAMA"))
     monkeypatch.setattr(Trace, "_attention_part", staticmethod(first_keys_alone))
+    assert ninth(net("LLAMA")) == {"attention"}
+
+
+def without_the_last(self: Any, rows: slice) -> Any:
+    return list(TILES(self, rows))[:-1]
+
+
+def scaled_twice(a: Any, at: Any, rows: slice, tiles: Any) -> Any:
+    z, top, total = ATTENDED(a, at, rows, tiles)
+    return z, top, total * (1 + (len(tiles) > 1))
+
+
+def without_its_offset(self: Any, at: Any, s: Any, e: Any, r: Any, along: Any, share: Any) -> None:
+    THROUGH_SOFTMAX(self, at, s, e, r, 0 * along, share)
+
+
+TILES, ATTENDED = attention.Attention._tiles, attention._attended
+THROUGH_SOFTMAX = attention._Sweep._through_softmax
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "wrong"),
+    [
+        (attention.Attention, "_tiles", without_the_last),
+        (attention, "_attended", scaled_twice),
+        (attention._Sweep, "_through_softmax", without_its_offset),
+    ],
+    ids=["a tile is left out", "rows are scaled twice", "the rows' sums are left out"],
+)
+def test_attention_by_wrong_tiles_fails(
+    owner: Any, name: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, name, wrong)
     assert ninth(net("LLAMA")) == {"attention"}
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter, itemgetter
@@ -14,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from refl import attention
 from refl.arrays import Array, asnumpy
 from refl.explanation import Explanation
 from refl.model import Model
@@ -27,6 +29,9 @@ from refl.verification.identities.model_under_test import (
     with_mask,
 )
 from refl.verification.identities.rows import Row, WorstDeviation, deviation
+
+TILE = 60
+"""Queries and keys of a tile, where several are looked at."""
 
 
 def ways_to_run(m: ModelUnderTest) -> Iterator[Row]:
@@ -283,8 +288,11 @@ def forward_passes(m: ModelUnderTest) -> Iterator[Row]:
 
 
 def attention_in_blocks(m: ModelUnderTest) -> Iterator[Row]:
-    """Attention in blocks of queries, without the T x T matrix: the same relevance. Where the net
-    takes a text of more than one block.
+    """Attention without the T x T matrix, in blocks of queries and, in NumPy, by tiles of queries
+    and keys: the same relevance. Where the net takes a text of more than one block.
+
+    An audited sweep runs in blocks; any other by tiles, where its rules are among those that are
+    written for tiles. These are made small, so that there are several both ways.
     """
     identity, means = (
         "attention in blocks = attention in one piece",
@@ -299,8 +307,22 @@ def attention_in_blocks(m: ModelUnderTest) -> Iterator[Row]:
     for method in ("attnlrp", "attnlrp-gradient", "cp-lrp"):
         plain = partial(m.explain, method, keep=("*.scores",))
         run = RunComparison(m.model, plain(), plain, worst)
-        run.compare(input_scores(m.explain(method, keep=())), input_scores, method)
+        for form, audit in (("in blocks", True), ("by tiles", False)):
+            with tiles_of(TILE):
+                found = m.explain(method, keep=(), audit=audit)
+            run.compare(input_scores(found), input_scores, f"{method}, {form}")
     yield worst.row(9, identity, means, f"{queries} positions, blocks of {QUERIES}")
+
+
+@contextmanager
+def tiles_of(size: int) -> Iterator[None]:
+    """Meanwhile attention by tiles takes so many queries and keys at a time."""
+    before = attention.QUERIES, attention.KEYS
+    attention.QUERIES = attention.KEYS = size
+    try:
+        yield
+    finally:
+        attention.QUERIES, attention.KEYS = before
 
 
 def _most_queries(m: ModelUnderTest) -> int:
