@@ -419,12 +419,12 @@ def test_attention_that_forgets_later_keys_fails(monkeypatch: pytest.MonkeyPatch
     right = Trace._attention_part
 
     def first_keys_alone(
-        alike: Any, operands: Any, indices: Any, seen: Any, *rest: Any, **how: Any
+        alike: Any, operands: Any, indices: Any, visible: Any, *rest: Any, **how: Any
     ) -> Any:
         """Of the keys that a part may see, the first ones alone."""
 
         def first() -> Any:
-            mask = seen()
+            mask = visible()
             return mask & (np.arange(mask.shape[-1]) < QUERIES)
 
         return right(alike, operands, indices, first, *rest, **how)
@@ -443,8 +443,8 @@ def scaled_twice(a: Any, at: Any, rows: slice, tiles: Any) -> Any:
     return z, top, total * (1 + (len(tiles) > 1))
 
 
-def without_its_offset(self: Any, at: Any, s: Any, e: Any, r: Any, along: Any, share: Any) -> None:
-    THROUGH_SOFTMAX(self, at, s, e, r, 0 * along, share)
+def without_its_offset(self: Any, at: Any, s: Any, e: Any, r: Any, along: Any, weight: Any) -> None:
+    THROUGH_SOFTMAX(self, at, s, e, r, 0 * along, weight)
 
 
 TILES, ATTENDED = attention.Attention._tiles, attention._attended
