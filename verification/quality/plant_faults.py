@@ -62,8 +62,9 @@ class Outcome:
     said: str
 
 
-PARTS = "tests/rules/test_attention.py::test_attention_in_parts_against_the_rules"
+PARTS = "tests/rules/test_attention.py::test_each_form_against_the_rules"
 COMPOSITES = "tests/rules/test_composites.py::"
+TILES = "tests/rules/test_tiles.py::test_tiles_are_the_recorded_operations[attnlrp-gradient-causal]"
 SWEEP = "tests/refl/test_sweep.py::"
 SEED = "tests/refl/test_seeds.py::test_the_seed_of_a_logit"
 FORWARDS = "tests/nets/test_forwards.py::"
@@ -692,7 +693,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "leaf-twice",
         "refl/sweep.py",
-        "(before[0] + received[0], before[1] + received[1])",
+        "(pieces.added(before[0], received[0]), before[1] + received[1])",
         "received",
         f"{SWEEP}test_a_value_read_twice_gets_both_shares",
         "shares that meet are not summed",
@@ -757,9 +758,9 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "tril-always",
         TRACE,
-        "slice(rows.stop if causal else every)",
-        "slice(rows.stop)",
-        f"{PARTS}[False]",
+        "slice(0, every) if mask is None else",
+        "slice(0, rows.stop) if mask is None else",
+        f"{PARTS}[parts-False]",
         "bidirectional attention is cut like causal attention",
     ),
     Fault(
@@ -767,22 +768,22 @@ FAULTS: tuple[Fault, ...] = (
         "refl/sweep.py",
         "whole[index] += passed[0]",
         "whole[index] = passed[0]",
-        f"{PARTS}[True]",
+        f"{PARTS}[parts-True]",
         "later queries overwrite what earlier ones gave to a key",
     ),
     Fault(
         "mask-strict",
-        "nets/masks.py",
-        "t[None, :] <= t[:, None]",
-        "t[None, :] < t[:, None]",
+        "refl/mask.py",
+        "visible = i <= j if",
+        "visible = i < j if",
         f"{FORWARDS}test_causal_mask",
         "a token does not see itself",
     ),
     Fault(
         "padding-seen",
-        "nets/masks.py",
-        "mask if attention_mask is None else",
-        "mask if True else",
+        "refl/mask.py",
+        "return visible if self.unpadded is None else",
+        "return visible if True else",
         f"{FORWARDS}test_causal_mask",
         "padding is attended to",
     ),
@@ -838,17 +839,74 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "gpt2-positions",
         "nets/batch.py",
-        "xp.cumulative_sum(xp.ones_like(ids), axis=1) - 1",
-        "xp.cumulative_sum(xp.ones_like(ids), axis=1)",
+        "(past - 1)",
+        "past",
         f"{FORWARDS}test_gpt2_in_plain_numpy",
         "positions count from 1",
+    ),
+    # -- what makes it fast ------------------------------------------------------------------------
+    Fault(
+        "tile-not-rescaled",
+        "refl/attention.py",
+        "z *= shrunk[:, None]",
+        "z *= 1",
+        TILES,
+        "what earlier tiles gave stands under another largest score",
+    ),
+    Fault(
+        "tile-row-sum-dropped",
+        "refl/attention.py",
+        "e *= (along * weight)[:, None]",
+        "e *= 0",
+        TILES,
+        "softmax passes p g on whole",
+    ),
+    Fault(
+        "tile-values-unshared",
+        "refl/attention.py",
+        "e.T @ (self.to_v * h)",
+        "e.T @ h",
+        TILES,
+        "values get all of what they share with the probabilities",
+    ),
+    Fault(
+        "piece-counted-twice",
+        "refl/pieces.py",
+        "absorbed.get(cause, 0.0) + amount",
+        "absorbed.get(cause, 0.0) + 2 * amount",
+        "tests/refl/test_pieces.py::test_every_rule[layer_norm-epsilon-relevance-float64]",
+        "what a piece absorbs is entered twice",
+    ),
+    Fault(
+        "buffer-lent-twice",
+        "refl/buffers.py",
+        "memory = self._waiting[size].pop()",
+        "memory = self._waiting[size][-1]",
+        "tests/refl/test_buffers.py::test_threads_share_no_memory",
+        "two arrays share memory",
+    ),
+    Fault(
+        "light-outputs-stay",
+        TRACE,
+        "self._array, self._again = None, again",
+        "self._again = again",
+        "tests/refl/test_light.py::test_they_are_gone_after_the_forward[llama-True]",
+        "what could be formed again is held",
+    ),
+    Fault(
+        "cache-starts-anew",
+        "nets/rope.py",
+        "xp.arange(past, past + length,",
+        "xp.arange(0, length,",
+        "tests/refl/test_cache.py::test_a_continued_run_has_the_bits_of_the_whole[llama]",
+        "rotary positions of a continued text begin at 0",
     ),
     # -- what other decoders add -------------------------------------------------------------------
     Fault(
         "window-one-more",
-        "nets/masks.py",
-        "t[None, :] > t[:, None] - window",
-        "t[None, :] >= t[:, None] - window",
+        "refl/mask.py",
+        "(i > j - self.window)",
+        "(i >= j - self.window)",
         f"{DECODERS}test_a_window_hides_what_is_further_back",
         "a window of w tokens shows w + 1",
     ),
@@ -870,9 +928,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "cap-forgotten",
-        "nets/gemma.py",
-        'x, 1 / cap), "tanh"',
-        'x, 1.0), "tanh"',
+        TRACE,
+        'z = self.scale(f"{name}.divided", x, 1 / cap)',
+        'z = self.scale(f"{name}.divided", x, 1.0)',
         f"{DECODERS}test_a_cap_bounds_scores_and_logits",
         "logits are not divided by their cap",
     ),
