@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from refl.arrays import Array, namespace
+from refl.arrays import Array, device_of, namespace
 from refl.trace import Trace, Value
 
 
@@ -41,8 +41,7 @@ def buckets(
     c: Buckets, ids: Array, causal: bool, past: int = 0
 ) -> Array:  # (B, T) -> int (T, past + T): for query j and key i the row of the table
     """Keys behind the query share the table with those ahead, where those can be seen."""
-    xp, length = namespace(ids), past + ids.shape[1]
-    device = {} if xp.__name__ == "cupy" else {"device": ids.device}
+    xp, device, length = namespace(ids), device_of(ids), past + ids.shape[1]
     each = c.relative_attention_num_buckets // (1 if causal else 2)
     row = xp.asarray(
         [bucket(n, each, c.relative_attention_max_distance) for n in range(length)], **device

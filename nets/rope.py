@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from refl.arrays import Array, namespace
+from refl.arrays import Array, device_of, namespace
 from refl.errors import ReflError, shown
 from refl.nets.config import LARGEST, brief
 
@@ -188,8 +188,7 @@ def tables(
     """Of `length` positions after `past` ones.
     Angles are formed in float64 and rounded once, to the dtype of `other`.
     """
-    xp = namespace(other)
-    device = {} if xp.__name__ == "cupy" else {"device": other.device}
+    xp, device = namespace(other), device_of(other)
     t = xp.arange(past, past + length, dtype=xp.float64, **device)
     t = xp.reshape(t, (1, 1, length, 1))
     f = xp.reshape(

@@ -97,13 +97,18 @@ def can_ask(array: Array) -> bool:
     return type(array).__module__ == "numpy"
 
 
+def device_of(x: Array) -> dict[str, Any]:
+    """What a function that makes an array is told, so that it lies where x does: cupy's take no
+    device.
+    """
+    return {} if namespace(x).__name__ == "cupy" else {"device": x.device}
+
+
 def like(values: Array, other: Array) -> Array:
     """`values` (anything a NumPy array can be made of) in the library, dtype and on the device of
     `other`. One number is filled in there, and not sent.
     """
-    xp = namespace(other)
-    # cupy.asarray takes no device
-    device = {} if xp.__name__ == "cupy" else {"device": other.device}
+    xp, device = namespace(other), device_of(other)
     if isinstance(values, (int, float)):
         return xp.full((), values, dtype=other.dtype, **device)
     return xp.asarray(values, dtype=other.dtype, **device)

@@ -26,7 +26,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refl import parallel
-from refl.arrays import total, total_product
+from refl.arrays import row_product, row_sum, total, total_product
 from refl.buffers import BUFFERS
 from refl.mask import Mask
 from refl.rules import matmul, softmax
@@ -119,9 +119,9 @@ class Attention:
     q: Floats
     k: Floats
     v: Floats
-    bias: Floats | None
-    mask: Mask | None
-    cap: float | None
+    bias: Floats | None = None
+    mask: Mask | None = field(kw_only=True)
+    cap: float | None = field(kw_only=True)
 
     @cached_property
     def on_scores(self) -> list[Step]:
@@ -177,14 +177,8 @@ def computable(
         return None
     if len({x.dtype for x in arrays}) > 1 or (bias is not None and len(bias) != len(q)):
         return None
-    found = operands(q, k, v, bias, mask=mask, cap=cap)
+    found = Attention(q, k, v, bias, mask=mask, cap=cap)
     return found if found.finite() else None
-
-
-def operands(
-    q: Any, k: Any, v: Any, bias: Any = None, *, mask: Mask | None, cap: float | None
-) -> Attention:
-    return Attention(q, k, v, bias, mask, cap)
 
 
 def _hidden(part: NDArray[np.bool_], dtype: Any) -> tuple[slice, Floats] | None:
@@ -249,7 +243,7 @@ def _attended(
         e -= top[:, None]
         np.exp(e, out=e)
         shrunk = np.exp(before - top)
-        total = total * shrunk + e @ _ones(e.shape[1], e.dtype)
+        total = total * shrunk + row_sum(e)[:, 0]
         z *= shrunk[:, None]
         z += e @ v[tile.columns]
     z /= (total + (total == 0))[:, None]
@@ -371,7 +365,7 @@ def _of_rows(tile: Tile, rows: slice, some: slice) -> Tile:
 
 
 class _Sweep:
-    """What the tiles of one sweep weight."""
+    """What the tiles of one sweep have in common."""
 
     def __init__(self, a: Attention, kept: Kept, z: Floats, r: Floats, rules: Rules) -> None:
         self.a, self.kept, self.rules, self.sum = a, kept, rules, Sums({}, {})
@@ -428,11 +422,11 @@ class _Sweep:
         The offset is sum_j r_j (1 - s_j + sum_i p_i s_i), of which the 1 is counted with the rows.
         """
         r *= e  # p g_p
-        offset = along * weight @ _row_products(e, s) - _sum(_row_products(r, s))
+        offset = along * weight @ row_product(e, s)[:, 0] - _sum(row_product(r, s))
         self.absorbed_by.add(at, "probabilities", "softmax_offset", offset)
         e *= (along * weight)[:, None]
         r -= e
-        self.passed_by.add(at, "probabilities", self.last, _sum(_row_products(r, s)))
+        self.passed_by.add(at, "probabilities", self.last, _sum(row_product(r, s)))
         if self.divides:
             r *= s
 
@@ -460,7 +454,7 @@ class _Sweep:
         return r
 
     def _amount(self, x: Floats, r: Floats) -> float:
-        return float(_sum(r.sum(axis=-1) if self.divides else _row_products(r, x)))
+        return float(_sum(r.sum(axis=-1) if self.divides else row_product(r, x)))
 
     def _to_product(self, at: tuple[int, int], s: Floats, spare: Floats, r: Floats) -> None:
         """r -> what is to be multiplied by the operands of s = q k^T, in place."""
@@ -468,10 +462,10 @@ class _Sweep:
         if self.divides:
             e = np.copysign(_eps(rule), s, out=spare)
             r /= 2 * s + e
-            self.absorbed_by.add(at, "scores", "stabilizer", _sum(_row_products(r, e)))
+            self.absorbed_by.add(at, "scores", "stabilizer", _sum(row_product(r, e)))
             return
         if rule.function is matmul.gradient:
-            offset = -_sum(_row_products(r, s))
+            offset = -_sum(row_product(r, s))
             self.absorbed_by.add(at, "scores", "product_offset", offset)
             return
         r *= _SHARES[rule.function][0]
@@ -528,15 +522,6 @@ def _buffers(dtype: Any, rows: slice, columns: slice) -> list[Floats]:
 
 def _cut(buffer: Floats, rows: int, columns: int) -> Floats:
     return buffer[: rows * columns].reshape(rows, columns)
-
-
-def _ones(count: int, dtype: Any) -> Floats:
-    return np.ones(count, dtype)
-
-
-def _row_products(x: Floats, y: Floats) -> Floats:  # (J, I), (J, I) -> (J,)
-    products: Floats = x[:, None, :] @ y[:, :, None]
-    return products[:, 0, 0]
 
 
 def _sum(rows: Floats) -> float:

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from refl.arrays import Array, namespace
+from refl.arrays import Array, device_of, namespace
 from refl.mask import Mask
 from refl.trace import Trace, Value
 
@@ -296,6 +296,4 @@ def _is_wide(x: Array) -> bool:
 
 def _zeros(shape: tuple[int, ...], other: Array) -> Array:
     """In the library, dtype and on the device of `other`."""
-    xp = namespace(other)
-    device = {} if xp.__name__ == "cupy" else {"device": other.device}
-    return xp.zeros(shape, dtype=other.dtype, **device)
+    return namespace(other).zeros(shape, dtype=other.dtype, **device_of(other))

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from refl.arrays import Array, namespace
+from refl.arrays import Array, device_of, namespace
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ class Mask:
         return self._formed(rows, columns) if hides else None
 
     def _formed(self, rows: slice, columns: slice) -> Array:
-        xp = namespace(self.ids)
-        device = {} if xp.__name__ == "cupy" else {"device": self.ids.device}
+        xp, device = namespace(self.ids), device_of(self.ids)
         j = xp.arange(self.past + rows.start, self.past + rows.stop, **device)[:, None]
         i = xp.arange(columns.start, columns.stop, **device)[None, :]
         visible = i <= j if self.causal else (i >= 0) & (j >= 0)

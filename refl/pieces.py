@@ -109,9 +109,17 @@ def apply(
     r: Array,
     how: Mapping[str, Any],
     as_gradient: bool,
+    rows: slice | None = None,
 ) -> Applied:
-    """`how`: attributes of the operation and options of the rule."""
+    """`how`: attributes of the operation and options of the rule. `rows`: where r is zero but for
+    these, which is what the inputs receive then, for every rule passes on nothing of nothing.
+    """
     whole = (*arrays, z, r)
+    if rows is not None and (operation == "linear" or _by_itself(operation, (*arrays, z), r)):
+        here = [a if a is None or a.shape[:-1] != r.shape[:-1] else a[:, rows] for a in arrays]
+        how = _cut_attributes(how, rows)
+        part = apply(operation, rule, here, z[:, rows], r[:, rows], how, as_gradient)
+        return _spread(part, rows, r.shape[1])
     if rule is linear.gradient and _is_long(r, arrays[1]):
         x, w, b = arrays
         return _linear_gradient(x, w, b, r)
@@ -137,33 +145,17 @@ def alive(r: Array) -> slice | None:
     return slice(int(found[0]), int(found[-1]) + 1)
 
 
-def apply_to_rows(
-    rows: slice,
-    operation: str,
-    rule: Callable[..., RuleOutput],
-    arrays: Sequence[Array | None],
-    z: Array,
-    r: Array,
-    how: Mapping[str, Any],
-    as_gradient: bool,
-) -> Applied:
-    """`apply` where r is zero but for these rows: so is what the inputs receive, and every rule
-    passes on nothing of nothing.
-    """
-    if operation != "linear" and not _by_itself(operation, (*arrays, z), r):
-        return apply(operation, rule, arrays, z, r, how, as_gradient)
-    here = [a if a is None or a.shape[:-1] != r.shape[:-1] else a[:, rows] for a in arrays]
-    part = apply(
-        operation, rule, here, z[:, rows], r[:, rows], _cut_attributes(how, rows), as_gradient
-    )
-    inputs = [None if x is None else _spread(x, rows, r.shape[1]) for x in part.output.inputs]
-    return Applied(RuleOutput(tuple(inputs), part.output.absorbed), part.sums)
+def _spread(part: Applied, rows: slice, length: int) -> Applied:
+    """The same of all rows, of which the others receive nothing."""
 
+    def whole(x: Array) -> Array:
+        found = np.zeros((x.shape[0], length, x.shape[-1]), x.dtype)
+        found[:, rows] = x
+        return found
 
-def _spread(x: Array, rows: slice, length: int) -> Array:
-    whole = np.zeros((x.shape[0], length, x.shape[-1]), x.dtype)
-    whole[:, rows] = x
-    return whole
+    (inputs, absorbed), sums = part
+    spread = tuple(None if x is None else whole(x) for x in inputs)
+    return Applied(RuleOutput(spread, absorbed), sums)
 
 
 def _linear_gradient(x: Array, w: Array, b: Array | None, g: Array) -> Applied:

@@ -135,7 +135,8 @@ class Sweep:
     ) -> Sequence[Incoming | None]:
         """Attention by tiles, entered as the operations that it is made of."""
         how, z = record.attributes, record.output.array
-        a = attention.operands(*record.arrays, mask=how["mask"], cap=how["cap"])
+        arrays: tuple[Any, ...] = record.arrays
+        a = attention.Attention(*arrays, mask=how["mask"], cap=how["cap"])
         passed, sums = attention.sweep(a, how["kept"], z, relevance, rules)
         amounts = {"context": amount} | {operand: s for (_, operand), s in sums.passed.items()}
         for step in how["steps"][: len(rules)]:
@@ -157,8 +158,7 @@ class Sweep:
         rule = self.composite.rule(record.operation, record.output.names, record.role)
         rows = None if swept.dense else pieces.alive(relevance)
         swept.dense = swept.dense or (rows is None and pieces.is_large(relevance))
-        apply = pieces.apply if rows is None else partial(pieces.apply_to_rows, rows)
-        output, sums = apply(
+        output, sums = pieces.apply(
             record.operation,
             rule.function,
             record.arrays,
@@ -166,6 +166,7 @@ class Sweep:
             relevance,
             record.attributes | rule.options,
             self.as_gradient,
+            rows,
         )
         per_input = [
             None if r is None else (r, s) for r, s in zip(output.inputs, sums, strict=True)

@@ -317,7 +317,7 @@ class Trace:
         anew: dict[Operand, Operand] = {}
         for r in self.records[last:]:
             operands = tuple(anew.get(o, o) for o in r.operands)
-            arrays = tuple(None if o is None else o.array for o in operands)
+            arrays = _arrays(operands)
             how = r.attributes | ({"index": index} if r is self.records[last] else {})
             output = Value(self.compute(r.operation, r.output.site, arrays, how), r.output.site)
             output.names, anew[r.output] = list(r.output.names), output
@@ -609,7 +609,7 @@ class Trace:
         return record.output
 
 
-LIGHT = frozenset({"activation", "add", "layer_norm", "multiply", "rms_norm", "rotary", "scale"})
+LIGHT = pieces.ROW_BY_ROW
 """Operations that cost less than the memory of what they give: a few passes over their inputs."""
 
 HEAVY = 1 << 19

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from refl.arrays import Array, namespace
+from refl.arrays import Array, device_of, namespace
 from refl.rules.conservation import Forms, RuleOutput
 
 Index: TypeAlias = tuple[tuple[int | None, ...], ...]
@@ -38,8 +38,7 @@ def rows(x: Array, index: Index) -> Array:  # (B, M, D) -> (B, N, D)
     stacked = xp.reshape(x, (b * m, d))
     if b * m in flat:
         stacked = xp.concat([stacked, xp.zeros_like(stacked[:1, :])], axis=0)
-    device = {} if xp.__name__ == "cupy" else {"device": x.device}
-    taken = xp.take(stacked, xp.asarray(flat, dtype=xp.int64, **device), axis=0)
+    taken = xp.take(stacked, xp.asarray(flat, dtype=xp.int64, **device_of(x)), axis=0)
     return xp.reshape(taken, (b, count, d))
 
 

@@ -302,8 +302,8 @@ def on_few_rows(
     case: Case, rule: Any, z: Any, r: Any, rows: slice, as_gradient: bool, **how: Any
 ) -> None:
     wanted = rule(*case.operands, z, r, **case.attributes, **how)
-    found, sums = pieces.apply_to_rows(
-        rows, case.operation, rule, case.operands, z, r, case.attributes | how, as_gradient
+    found, sums = pieces.apply(
+        case.operation, rule, case.operands, z, r, case.attributes | how, as_gradient, rows
     )
     for x, got, want, s in zip(case.operands, found.inputs, wanted.inputs, sums, strict=True):
         assert (got is None) == (want is None) == (s is None)
