@@ -127,13 +127,18 @@ def config_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def write(folder: Path, options: argparse.Namespace) -> None:
-    """Raises SystemExit where it does not fit the disk."""
+    """Raises SystemExit where it does not fit the disk, and where there can be no such folder."""
     from refl.nets import llama
     from refl.nets.config import parse
 
     raw = config_of(options)
     shapes = {name: shape for name, shape, _ in llama.shapes(parse(llama.Config, raw))}
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as reason:
+        raise SystemExit(
+            f"{folder} cannot be made: {reason.strerror}; give another --folder"
+        ) from None
     width = STORED[options.stored]
     needed = sum(map(partial(_nbytes, width), shapes.values()))
     free = shutil.disk_usage(folder).free

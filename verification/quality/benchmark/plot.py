@@ -47,14 +47,20 @@ def draw(found: results.Results, path: Path) -> str:
 def _figure(found: results.Results) -> Any:
     figure = importlib.import_module("matplotlib.figure").Figure((11, 3.9), layout="constrained")
     figure.suptitle(_heading(found), fontsize=10)
-    length, memory, depth = figure.subplots(1, 3)
     by_tokens, by_layers = results.rows(found, "tokens"), results.rows(found, "depth")
     if by_tokens:
         by_tokens = [row for row in by_tokens if row["method"] == by_tokens[0]["method"]]
-    _panel(length, by_tokens, "tokens", seconds_of, "seconds", log=True)
-    _panel(memory, by_tokens, "tokens", memory_of, "MiB above the weights", log=True)
-    _panel(depth, by_layers, "layers", seconds_of, _depth_label(by_layers), log=False)
-    handles, labels = length.get_legend_handles_labels()
+    panels = [
+        (by_tokens, "tokens", seconds_of, "seconds"),
+        (by_tokens, "tokens", memory_of, "MiB above the weights"),
+        (by_layers, "layers", seconds_of, _depth_label(by_layers)),
+    ]
+    measured = [panel for panel in panels if panel[0]] or panels
+    for axes, panel in zip(
+        figure.subplots(1, len(measured), squeeze=False)[0], measured, strict=True
+    ):
+        _panel(axes, *panel, log=panel[1] == "tokens")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
