@@ -3,9 +3,11 @@ all scores.
 
     s = q k^T (+ bias, soft-capped),   p = exp(s - top) / total,   z = p v
 
-A tile is some queries of one head with some keys: few enough that its scores, and all that is made
-of them, stay in a core's cache. Tiles that are hidden whole are skipped; heads are spread over
-threads, and each is computed by one, so that sums form in the same order for any number of threads.
+A tile is some queries with some keys, of one head or of a few: few enough that its scores, and all
+that is made of them, stay in a core's cache, and enough that a call of NumPy's takes longer than
+one thread's handing Python's lock to another. Keys that no query of a tile sees are skipped. Heads
+are spread over threads, and each is computed by one, so that sums form in the same order for any
+number of threads.
 What is kept of the forward is top and total of each row: the sweep forms the scores again.
 
 In gradient x input form, with g what comes in at z and h = g / total for a tile's rows,
@@ -23,21 +25,23 @@ the operations themselves, run again some queries at a time (refl/trace.py).
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refl import parallel
-from refl.arrays import row_product, row_sum, total, total_product
+from refl.arrays import row_product, row_sum, swap
 from refl.buffers import BUFFERS
 from refl.mask import Mask
+from refl.pieces import relevance_sum
 from refl.rules import matmul, softmax
 from refl.rules.composites import Chosen
 from refl.rules.conservation import stabilized_ratio
@@ -47,10 +51,13 @@ Floats = NDArray[Any]
 
 OPERANDS = ("q", "k", "v", "bias")
 
-QUERIES, KEYS = 256, 256
-"""Rows and columns of a tile: three of them nearly fit a second-level cache of 1 MiB, and matrix
-products of this size are as fast as larger ones.
+QUERIES, KEYS = 128, 1024
+"""Rows and columns of a tile, at most: where rows are few, so are the keys that a tile has for some
+of them and others do not see.
 """
+
+At: TypeAlias = tuple[int, slice, slice]
+"""An example, some of its heads, some of its queries."""
 
 
 class Tile(NamedTuple):
@@ -140,8 +147,18 @@ class Attention:
     def plan(self) -> list[tuple[slice, list[Tile]]]:
         """For some queries after others the tiles in which they see anything."""
         length = self.q.shape[2]
-        starts = (slice(n, min(n + QUERIES, length)) for n in range(0, length, QUERIES))
+        each = _even(length, QUERIES)
+        starts = (slice(n, min(n + each, length)) for n in range(0, length, each))
         return [(rows, list(self._tiles(rows))) for rows in starts]
+
+    def heads(self) -> list[tuple[int, slice]]:
+        """Examples with those of their heads that tiles hold together: a few where texts are short,
+        and a quarter of them at most, for there may be many threads.
+        """
+        examples, heads, length, keys = *self.q.shape[:3], self.k.shape[2]
+        pairs = min(length, QUERIES) * min(keys, KEYS)
+        each = max(1, min(QUERIES * KEYS // (2 * pairs or 1), heads // 4))
+        return [(b, slice(h, h + each)) for b in range(examples) for h in range(0, heads, each)]
 
     def _tiles(self, rows: slice) -> Iterator[Tile]:
         seen = slice(0, self.k.shape[2]) if self.mask is None else self.mask.visible(rows)
@@ -152,16 +169,17 @@ class Attention:
                 yield Tile(columns, None if part is None else _hidden(part, self.q.dtype))
 
     def scores(
-        self, at: tuple[int, int], rows: slice, columns: slice, out: Floats
-    ) -> list[tuple[Floats, ...]]:  # (J, I) each
+        self, at: At, columns: slice, out: Floats
+    ) -> list[tuple[Floats, ...]]:  # (heads, J, I) each
         """What the scores of a tile go through, nothing hidden: the product of q and k, then the
         operands of each step; those of softmax are the last.
         """
-        q, k = self.q[at][rows], self.k[at][columns]
-        way: list[tuple[Floats, ...]] = [(np.matmul(q, k.T, out=_cut(out, len(q), len(k))),)]
+        q, k = self.q[at], self.k[*at[:2], columns]
+        way: list[tuple[Floats, ...]] = [(np.matmul(q, swap(k), out=out),)]
         for step in self.on_scores:
             if step.operation == "add" and self.bias is not None:
-                way[-1] = (*way[-1], _head_of(self.bias, at)[rows, columns])
+                bias: Floats = self.bias[*at, columns]
+                way[-1] = (*way[-1], bias)
             way.append((OPERATIONS[step.operation].forward(*way[-1], **step.attributes),))
         return way
 
@@ -195,12 +213,7 @@ def _hidden(part: NDArray[np.bool_], dtype: Any) -> tuple[slice, Floats] | None:
 def _hide(s: Floats, tile: Tile, example: int) -> None:
     if tile.hidden is not None:
         where, added = tile.hidden
-        s[:, where] += added[example if len(added) > 1 else 0]
-
-
-def _head_of(x: Floats, at: tuple[int, int]) -> Floats:
-    found: Floats = x[at]
-    return found
+        s[..., where] += added[example if len(added) > 1 else 0]
 
 
 def _longest(x: Floats) -> float:
@@ -216,37 +229,38 @@ def forward(a: Attention) -> tuple[Floats, Kept]:
     """z (B, H, J, d), and what is kept of the rows."""
     z = _beside(a.q, a.v.shape[-1])
     kept = Kept(*(np.empty(a.q.shape[:3], a.q.dtype) for _ in range(2)))
-    plan, heads = a.plan(), _heads(a)
+    plan, heads = a.plan(), a.heads()
 
-    def head(number: int) -> None:
-        at = heads[number]
+    def some(number: int) -> None:
         for rows, tiles in plan:
-            z[at][rows], kept.top[at][rows], kept.total[at][rows] = _attended(a, at, rows, tiles)
+            at = (*heads[number], rows)
+            z[at], kept.top[at], kept.total[at] = _attended(a, at, tiles)
 
-    parallel.each(head, len(heads))
+    parallel.each(some, len(heads))
     return z, kept
 
 
 def _attended(
-    a: Attention, at: tuple[int, int], rows: slice, tiles: Sequence[Tile]
-) -> tuple[Floats, Floats, Floats]:  # -> z (J, d), top (J,), total (J,)
-    """The rows of one head: what was summed before is scaled by what the largest score has grown
-    (Milakov and Gimelshein 2018, arXiv 1805.02867).
+    a: Attention, at: At, tiles: Sequence[Tile]
+) -> tuple[Floats, Floats, Floats]:  # -> z (heads, J, d), top and total (heads, J)
+    """What was summed before is scaled by what the largest score has grown (Milakov and Gimelshein
+    2018, arXiv 1805.02867).
     """
-    count, v = rows.stop - rows.start, a.v[at]
-    z, total = np.zeros((count, v.shape[-1]), v.dtype), np.zeros(count, v.dtype)
-    top = np.full(count, np.finfo(v.dtype).min / 2, v.dtype)  # stays where all is hidden
+    v = a.v[at[:2]]
+    shape = a.q[at].shape[:2]
+    z, total = np.zeros((*shape, v.shape[-1]), v.dtype), np.zeros(shape, v.dtype)
+    top = np.full(shape, np.finfo(v.dtype).min / 2, v.dtype)  # stays where all is hidden
     for tile in tiles:
-        e = a.scores(at, rows, tile.columns, _buffers(v.dtype, rows, tile.columns)[0])[-1][0]
+        e = a.scores(at, tile.columns, _buffers(a, at, tile)[0])[-1][0]
         _hide(e, tile, at[0])
-        before, top = top, np.maximum(top, e.max(axis=1))
-        e -= top[:, None]
+        before, top = top, np.maximum(top, e.max(axis=-1))
+        e -= top[..., None]
         np.exp(e, out=e)
         shrunk = np.exp(before - top)
-        total = total * shrunk + row_sum(e)[:, 0]
-        z *= shrunk[:, None]
-        z += e @ v[tile.columns]
-    z /= (total + (total == 0))[:, None]
+        total = total * shrunk + row_sum(e)[..., 0]
+        z *= shrunk[..., None]
+        z += e @ v[:, tile.columns]
+    z /= (total + (total == 0))[..., None]
     return z, top, total
 
 
@@ -305,14 +319,18 @@ class Sums(NamedTuple):
 
 
 class _Counted:
-    """Amounts of relevance by head, each counted by one thread, and summed in the heads' order."""
+    """Amounts of relevance by the heads of tiles, each counted by one thread, and summed in the
+    heads' order.
+    """
 
     def __init__(self, a: Attention) -> None:
         self.examples = a.q.shape[0]
-        self.heads = {at: defaultdict[tuple[str, str], float](float) for at in _heads(a)}
+        self.heads = {
+            (b, heads.start): defaultdict[tuple[str, str], float](float) for b, heads in a.heads()
+        }
 
-    def add(self, at: tuple[int, int], site: str, what: str, amount: Any) -> None:
-        self.heads[at][site, what] += float(amount)
+    def add(self, at: At, site: str, what: str, amount: float) -> None:
+        self.heads[at[0], at[1].start][site, what] += amount
 
     def into(self, whole: dict[tuple[str, str], Floats]) -> None:
         """Added to what is there."""
@@ -326,20 +344,19 @@ class _Counted:
 def sweep(a: Attention, kept: Kept, z: Floats, r: Floats, rules: Rules) -> tuple[Handed, Sums]:
     """What the operands receive of r (B, H, J, d), what is propagated to z, with the sums."""
     work = _Sweep(a, kept, z, r, rules)
-    heads, plan = _heads(a), a.plan()
+    plan, heads = a.plan(), a.heads()
 
-    def head(number: int) -> None:
-        at = heads[number]
+    def some(number: int) -> None:
+        b, several = heads[number]
         for rows, tiles in plan:
-            alive = _alive(r[at], rows)
-            for tile in tiles if alive.stop > alive.start else ():
-                work.tile(at, alive, _of_rows(tile, rows, alive))
+            alive = _alive(r[b, several], rows)
+            if alive.stop > alive.start:
+                work.tiles((b, several, alive), [_of_rows(tile, rows, alive) for tile in tiles])
 
-    parallel.each(head, len(heads))
-    if not any(work.passed_by.heads.values()):  # nothing comes, or all is hidden
-        work.tile(
-            (0, 0), slice(0, 1), _hiding_all(r.dtype)
-        )  # the ledger has its zeros all the same
+    parallel.each(some, len(heads))
+    if not work.counted():  # nothing comes, or all is hidden
+        first = slice(0, 1)  # the ledger has its zeros all the same
+        work.tiles((0, first, first), [_hiding_all(r.dtype)])
     return work.passed(), work.sums()
 
 
@@ -348,9 +365,12 @@ def _hiding_all(dtype: Any) -> Tile:
     return Tile(first, (first, np.full((1, 1, 1), -np.inf, dtype)))
 
 
-def _alive(r: Floats, rows: slice) -> slice:
+def _alive(r: Floats, rows: slice) -> slice:  # (heads, J, d)
     """Those of the rows to which anything comes: behind the last block it is a single one."""
-    found = np.flatnonzero(r[rows].any(axis=1))
+    r = r[:, rows]
+    if r[:, 0].any() and r[:, -1].any():
+        return rows
+    found = np.flatnonzero(r.any(axis=(0, 2)))
     if not found.size:
         return slice(rows.start, rows.start)
     return slice(rows.start + int(found[0]), rows.start + int(found[-1]) + 1)
@@ -364,79 +384,102 @@ def _of_rows(tile: Tile, rows: slice, some: slice) -> Tile:
     return Tile(tile.columns, (where, added[:, some.start - rows.start : some.stop - rows.start]))
 
 
+class _Rows(NamedTuple):
+    """What the tiles of some rows have in common: (heads, J, ...)."""
+
+    at: At
+    h: Floats
+    """What the operands of the last product are multiplied by, over the row's total."""
+    along: Floats
+    """sum_j r_j over the row's total."""
+
+
 class _Sweep:
     """What the tiles of one sweep have in common."""
 
     def __init__(self, a: Attention, kept: Kept, z: Floats, r: Floats, rules: Rules) -> None:
-        self.a, self.kept, self.rules, self.sum = a, kept, rules, Sums({}, {})
+        self.a, self.kept, self.z, self.r, self.rules = a, kept, z, r, rules
         self.passed_by, self.absorbed_by = _Counted(a), _Counted(a)
-        rule = rules["context"]
-        self.divides = rule.function in _DIVIDING
-        self.to_p, self.to_v = _SHARES[rule.function]
-        self.h = self._divided(z, r, rule) if self.divides else r
-        self.along = self.to_p * np.einsum("...i,...i->...", self.h, z)  # sum_j r_j of each row
-        if rule.function is matmul.gradient:
-            self.sum.absorbed["context", "product_offset"] = -total_product(z, r)
+        self.divides = rules["context"].function in _DIVIDING
         self.passes = "scores" in rules
         self.last = a.on_scores[-1].site if a.on_scores else "scores"
         self.v = _zeros_beside(a.v)
         self.q, self.k = (_zeros_beside(x) if self.passes else None for x in (a.q, a.k))
         self.bias = np.zeros_like(a.bias) if self.passes and a.bias is not None else None
 
-    def _divided(self, z: Floats, r: Floats, rule: Chosen) -> Floats:
-        """R / (2 z + eps s(z)), or R / (z + eps s(z)) where all goes to the values."""
-        twice, eps = (2, _eps(rule)) if self.to_p else (1, rule.options.get("eps", 1e-6))
-        stabilizer = rule.options.get("stabilizer", "sign")
-        h: Floats
-        h, self.sum.absorbed["context", "stabilizer"] = stabilized_ratio(
-            twice * z, r, eps, stabilizer
-        )
-        return h
+    def counted(self) -> bool:
+        """Whether the ledger has anything, if only zeros."""
+        return any(any(amounts.heads.values()) for amounts in (self.passed_by, self.absorbed_by))
 
-    def tile(self, at: tuple[int, int], rows: slice, tile: Tile) -> None:
-        a, columns = self.a, tile.columns
-        first, second, third = _buffers(a.q.dtype, rows, columns)
-        way = a.scores(at, rows, columns, first)
+    def tiles(self, at: At, tiles: Sequence[Tile]) -> None:
+        rows = self._rows(at)
+        for tile in tiles:
+            self._tile(rows, tile)
+
+    def _rows(self, at: At) -> _Rows:
+        to_p, to_v = _SHARES[self.rules["context"].function]  # to_p is to_v, or nothing
+        z, total = self.z[at], self.kept.total[at]
+        h = to_v * self._divided(at, to_p > 0)
+        along = row_product(h, z)[..., 0]
+        self._count_rows(at, _sum(along), to_p > 0)
+        weight = 1 / (total + (total == 0))
+        return _Rows(at, h * weight[..., None], along * weight)
+
+    def _count_rows(self, at: At, amount: float, to_p: bool) -> None:
+        if self.rules["context"].function is matmul.gradient:
+            self.absorbed_by.add(at, "context", "product_offset", -amount)
+        if to_p:
+            self.passed_by.add(at, "context", "probabilities", amount)
+            offset = "softmax_offset" if self.passes else "constant"
+            self.absorbed_by.add(at, "probabilities", offset, amount)  # the 1 of every row, or all
+
+    def _divided(self, at: At, twice: bool) -> Floats:
+        """g, or in relevance form R / (2 z + eps s(z)); not twice z where the values get all."""
+        z, r, rule = self.z[at], self.r[at], self.rules["context"]
+        if not self.divides:
+            return r
+        eps = _eps(rule) if twice else rule.options.get("eps", 1e-6)
+        stabilizer = rule.options.get("stabilizer", "sign")
+        h, (absorbed,) = stabilized_ratio((1 + twice) * z[None], r[None], eps, stabilizer)
+        self.absorbed_by.add(at, "context", "stabilizer", float(absorbed))
+        return _first(h)
+
+    def _tile(self, rows: _Rows, tile: Tile) -> None:
+        a, at = self.a, rows.at
+        keys = (*at[:2], tile.columns)
+        first, second, third = _buffers(a, at, tile)
+        way = a.scores(at, tile.columns, first)
         s = way[-1][0]
-        e = np.subtract(s, self.kept.top[at][rows][:, None], out=_cut(second, *s.shape))
+        e = np.subtract(s, self.kept.top[at][..., None], out=second)
         _hide(e, tile, at[0])
         np.exp(e, out=e)
-        total = self.kept.total[at][rows]
-        weight = 1 / (total + (total == 0))
-        h = self.h[at][rows] * weight[:, None]
-        self.v[at][columns] += e.T @ (self.to_v * h)
+        self.v[keys] += swap(e) @ rows.h
         if self.q is None or self.k is None:
             return
-        r = np.matmul(self.to_p * h, a.v[at][columns].T, out=_cut(third, *s.shape))
-        self._through_softmax(at, s, e, r, self.along[at][rows], weight)
-        r = self._through_steps(at, rows, columns, way, r)
-        self._to_product(at, way[0][0], e, r)
-        self.q[at][rows] += r @ a.k[at][columns]
-        self.k[at][columns] += r.T @ a.q[at][rows]
+        r = np.matmul(rows.h, swap(a.v[keys]), out=third)
+        self._through_softmax(rows, s, e, r)
+        r = self._through_steps(at, tile.columns, way, r)
+        to_each = self._to_product(at, way[0][0], e, r)
+        self.q[at] += to_each * (r @ a.k[keys])
+        self.k[keys] += to_each * (swap(r) @ a.q[at])
 
-    def _through_softmax(
-        self, at: tuple[int, int], s: Floats, e: Floats, r: Floats, along: Floats, weight: Floats
-    ) -> None:
+    def _through_softmax(self, rows: _Rows, s: Floats, e: Floats, r: Floats) -> None:
         """r: h v^T -> p g_p - p sum_j p_j g_j, in place; e is used up. In relevance form times s.
 
         The offset is sum_j r_j (1 - s_j + sum_i p_i s_i), of which the 1 is counted with the rows.
         """
         r *= e  # p g_p
-        offset = along * weight @ row_product(e, s)[:, 0] - _sum(row_product(r, s))
-        self.absorbed_by.add(at, "probabilities", "softmax_offset", offset)
-        e *= (along * weight)[:, None]
+        of_p = _sum(rows.along * row_product(e, s)[..., 0])
+        offset = of_p - _sum(row_product(r, s))
+        self.absorbed_by.add(rows.at, "probabilities", "softmax_offset", offset)
+        e *= rows.along[..., None]
         r -= e
-        self.passed_by.add(at, "probabilities", self.last, _sum(row_product(r, s)))
+        self.passed_by.add(rows.at, "probabilities", self.last, _sum(row_product(r, s)))
         if self.divides:
             r *= s
 
     def _through_steps(
-        self,
-        at: tuple[int, int],
-        rows: slice,
-        columns: slice,
-        way: Sequence[tuple[Floats, ...]],
-        r: Floats,
+        self, at: At, columns: slice, way: Sequence[tuple[Floats, ...]], r: Floats
     ) -> Floats:
         """Back to the product of q and k, by the rules of bias and soft cap themselves."""
         for n, step in reversed(list(enumerate(self.a.on_scores))):
@@ -444,31 +487,31 @@ class _Sweep:
             rule = self.rules[step.site]
             found = rule.function(*operands, z[None], r[None], **step.attributes, **rule.options)
             for cause, amount in found.absorbed.items():
-                self.absorbed_by.add(at, step.site, cause, amount[0])
+                self.absorbed_by.add(at, step.site, cause, float(amount[0]))
             received: list[Floats] = [x[0] for x in found.inputs if x is not None]
             for name, x, to_x in zip(step.operands, way[n], received, strict=True):
                 self.passed_by.add(at, step.site, name, self._amount(x, to_x))
             r = received[0]
             if len(received) > 1 and self.bias is not None:
-                _head_of(self.bias, at)[rows, columns] += received[1]
+                self.bias[*at, columns] += received[1]
         return r
 
     def _amount(self, x: Floats, r: Floats) -> float:
-        return float(_sum(r.sum(axis=-1) if self.divides else row_product(r, x)))
+        return _sum(r.sum(axis=-1) if self.divides else row_product(r, x))
 
-    def _to_product(self, at: tuple[int, int], s: Floats, spare: Floats, r: Floats) -> None:
-        """r -> what is to be multiplied by the operands of s = q k^T, in place."""
+    def _to_product(self, at: At, s: Floats, spare: Floats, r: Floats) -> float:
+        """r -> what is to be multiplied by the operands of s = q k^T, in place, but for the share
+        that each gets of it, which is handed back.
+        """
         rule = self.rules["scores"]
         if self.divides:
             e = np.copysign(_eps(rule), s, out=spare)
             r /= 2 * s + e
             self.absorbed_by.add(at, "scores", "stabilizer", _sum(row_product(r, e)))
-            return
+            return 1.0
         if rule.function is matmul.gradient:
-            offset = -_sum(row_product(r, s))
-            self.absorbed_by.add(at, "scores", "product_offset", offset)
-            return
-        r *= _SHARES[rule.function][0]
+            self.absorbed_by.add(at, "scores", "product_offset", -_sum(row_product(r, s)))
+        return _SHARES[rule.function][0]
 
     def passed(self) -> Handed:
         """What was summed by the tiles: in relevance form times the operands."""
@@ -478,26 +521,21 @@ class _Sweep:
         return Handed(self.q, self.k, self.v, self.bias)
 
     def sums(self) -> Sums:
-        rows: Floats = self.along.sum(axis=(1, 2), dtype=np.float64)
-        passed, absorbed = self.sum
-        if self.to_p:
-            passed["context", "probabilities"] = rows
-            offset = "softmax_offset" if self.passes else "constant"
-            absorbed["probabilities", offset] = rows.copy()  # the 1 of every row, or all of it
+        passed, absorbed = Sums({}, {})
         if self.passes and self.a.mask is not None:
-            absorbed["probabilities", "mask"] = np.zeros(len(rows))  # p is 0 there
+            absorbed["probabilities", "mask"] = np.zeros(len(self.v))  # p is 0 there
         for key, x, r in (
             (("context", "v"), self.a.v, self.v),
             (("scores", "q"), self.a.q, self.q),
             (("scores", "key.transposed"), self.a.k, self.k),
         ):
             if r is not None:
-                passed[key] = total(r) if self.divides else total_product(x, r)
+                passed[key] = relevance_sum(_merged(x), _merged(r), not self.divides)
         if self.passes:
             passed["key.transposed", "k"] = passed["scores", "key.transposed"]
         self.passed_by.into(passed)
         self.absorbed_by.into(absorbed)
-        return self.sum
+        return Sums(passed, absorbed)
 
 
 def _eps(rule: Chosen) -> float:
@@ -511,31 +549,39 @@ def _eps(rule: Chosen) -> float:
 _LOCAL = threading.local()
 
 
-def _buffers(dtype: Any, rows: slice, columns: slice) -> list[Floats]:
+def _buffers(a: Attention, at: At, tile: Tile) -> list[Floats]:
     """Three for a tile, of each thread its own."""
     held: dict[Any, list[Floats]] = _LOCAL.__dict__.setdefault("buffers", {})
-    size = (rows.stop - rows.start) * (columns.stop - columns.start)
+    dtype, shape = a.q.dtype, (*a.q[at].shape[:2], tile.columns.stop - tile.columns.start)
+    size = math.prod(shape)
     if dtype not in held or held[dtype][0].size < size:
         held[dtype] = [np.empty(max(size, QUERIES * KEYS), dtype) for _ in range(3)]
-    return held[dtype]
-
-
-def _cut(buffer: Floats, rows: int, columns: int) -> Floats:
-    return buffer[: rows * columns].reshape(rows, columns)
+    return [buffer[:size].reshape(shape) for buffer in held[dtype]]
 
 
 def _sum(rows: Floats) -> float:
     return float(rows.sum(dtype=np.float64))
 
 
-def _heads(a: Attention) -> list[tuple[int, int]]:
-    return [(b, h) for b in range(a.q.shape[0]) for h in range(a.q.shape[1])]
+def _even(length: int, most: int) -> int:
+    """The length of as few parts as there may be, all of about one length."""
+    return -(-length // -(-length // most)) if length else 1
+
+
+def _first(x: Floats) -> Floats:
+    found: Floats = x[0]
+    return found
 
 
 def _beside(x: Floats, width: int) -> Floats:  # (B, H, T, d) -> empty (B, H, T, width)
     """With heads side by side in memory, as `merge_heads` puts them: it is a view then."""
     b, h, t, _ = x.shape
     return BUFFERS.empty((b, t, h, width), x.dtype).transpose(0, 2, 1, 3)
+
+
+def _merged(x: Floats) -> Floats:  # (B, H, T, d) -> (B, T, H d)
+    b, h, t, d = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(b, t, h * d)
 
 
 def _zeros_beside(x: Floats) -> Floats:

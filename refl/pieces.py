@@ -29,8 +29,16 @@ LARGE = 1 << 17
 LONG = 1 << 22
 """Multiplications from which on a product is worth several threads."""
 
-PIECE = 1 << 16
-"""Numbers of a piece: a rule's arrays of that size share a second-level cache."""
+FEW = 96
+"""So many rows and fewer are multiplied by a matrix that lies transposed as its columns are by the
+matrix as it lies: BLAS copies what it reads into an order of its own, and is quicker at that so.
+"""
+
+PIECE = 1 << 18
+"""Numbers of a piece. A rule's arrays of a quarter of that size would share a second-level cache;
+but after each call of NumPy's a thread waits for Python's lock, and the longer the calls, the
+seldomer it does.
+"""
 
 ROW_BY_ROW = frozenset(
     {"activation", "add", "layer_norm", "multiply", "rms_norm", "rotary", "scale"}
@@ -71,12 +79,16 @@ def _product(x: Array, w: Array, b: Array | None = None) -> Array:  # (..., I), 
     z = BUFFERS.empty((*x.shape[:-1], w.shape[-1]), x.dtype)
     x, flat = x.reshape(-1, x.shape[-1]), z.reshape(-1, w.shape[-1])
     tall = len(flat) >= flat.shape[1]
+    turned = len(flat) <= FEW and not w.flags.c_contiguous
     shares = _shares(flat.shape[0 if tall else 1])
 
     def portion(number: int) -> None:
         some = shares[number]
         rows, columns = (some, slice(None)) if tall else (slice(None), some)
-        np.matmul(x[rows], w[:, columns], out=flat[rows, columns])
+        if turned:
+            flat[rows, columns] = (w[:, columns].T @ x[rows].T).T
+        else:
+            np.matmul(x[rows], w[:, columns], out=flat[rows, columns])
         if b is not None:
             flat[rows, columns] += b[columns]
 

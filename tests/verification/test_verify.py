@@ -438,13 +438,13 @@ def without_the_last(self: Any, rows: slice) -> Any:
     return list(TILES(self, rows))[:-1]
 
 
-def scaled_twice(a: Any, at: Any, rows: slice, tiles: Any) -> Any:
-    z, top, total = ATTENDED(a, at, rows, tiles)
+def scaled_twice(a: Any, at: Any, tiles: Any) -> Any:
+    z, top, total = ATTENDED(a, at, tiles)
     return z, top, total * (1 + (len(tiles) > 1))
 
 
-def without_its_offset(self: Any, at: Any, s: Any, e: Any, r: Any, along: Any, weight: Any) -> None:
-    THROUGH_SOFTMAX(self, at, s, e, r, 0 * along, weight)
+def without_its_offset(self: Any, rows: Any, s: Any, e: Any, r: Any) -> None:
+    THROUGH_SOFTMAX(self, rows._replace(along=0 * rows.along), s, e, r)
 
 
 TILES, ATTENDED = attention.Attention._tiles, attention._attended

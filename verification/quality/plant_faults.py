@@ -848,7 +848,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "tile-not-rescaled",
         "refl/attention.py",
-        "z *= shrunk[:, None]",
+        "z *= shrunk[..., None]",
         "z *= 1",
         TILES,
         "what earlier tiles gave stands under another largest score",
@@ -856,7 +856,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "tile-row-sum-dropped",
         "refl/attention.py",
-        "e *= (along * weight)[:, None]",
+        "e *= rows.along[..., None]",
         "e *= 0",
         TILES,
         "softmax passes p g on whole",
@@ -864,8 +864,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "tile-values-unshared",
         "refl/attention.py",
-        "e.T @ (self.to_v * h)",
-        "e.T @ h",
+        "h = to_v * self._divided(",
+        "h = self._divided(",
         TILES,
         "values get all of what they share with the probabilities",
     ),
