@@ -145,16 +145,32 @@ def _kernel(cupy: Namespace, function: Callable[..., Any]) -> Callable[..., Any]
 
 
 def total(x: Array) -> Array:  # (B, ...) -> (B,)
-    """The sum over everything but the first axis:
-    along the last in the array's own dtype, then in float64.
+    """The sum over everything but the first axis: along the last in the array's own dtype, then in
+    float64; of few numbers, where a call costs more than they do, in float64 all along.
     """
     xp = namespace(x)
+    if _are_few(x):
+        return _sum_all(xp, x)
     return _sum_rows(xp, _row_sums(xp, x) if x.ndim > 1 else x[:, None])
 
 
 def total_product(x: Array, y: Array) -> Array:  # (B, ..., N), (B, ..., N) -> (B,)
-    """`total(x * y)` without holding the product."""
+    """`total(x * y)`, without holding the product where it is large."""
+    if _are_few(y):
+        return _sum_all(namespace(x, y), x * y)
     return _sum_rows(namespace(x, y), row_product(x, y) if x.ndim > 1 else (x * y)[:, None])
+
+
+def _are_few(x: Array) -> bool:
+    return 0 < x.size <= FEW and can_ask(x)
+
+
+FEW = 1 << 12
+"""Numbers up to which one call for all is quicker than two for rows and their sums."""
+
+
+def _sum_all(xp: Namespace, x: Array) -> Array:  # (B, ...) -> (B,)
+    return xp.add.reduce(x.reshape(len(x), -1), axis=1, dtype=xp.float64)
 
 
 def row_sum(x: Array) -> Array:  # (..., N) -> (..., 1)
@@ -172,6 +188,14 @@ def row_product(x: Array, y: Array) -> Array:  # (..., N), (..., N) -> (..., 1)
     return (x[..., None, :] @ y[..., :, None])[..., 0]
 
 
+def ends(x: Array) -> tuple[Array, Array]:
+    """The largest number of all, and the least."""
+    if can_ask(x):  # for few numbers the methods take half as long
+        return x.max(), x.min()
+    xp = namespace(x)
+    return xp.max(x), xp.min(x)
+
+
 def squares_scale(x: Array, eps: float) -> Array | None:  # (..., N) -> (..., 1)
     """What rows are divided by before they are squared: None where squares and their sum fit the
     dtype, else the largest number of each row (or sqrt(eps), or 1, where that is more than 0).
@@ -183,8 +207,12 @@ def squares_scale(x: Array, eps: float) -> Array | None:  # (..., N) -> (..., 1)
     about = xp.finfo(x.dtype)
     most = math.sqrt(float(about.max) / (4 * max(x.shape[-1], 1)))
     none_vanish = eps >= float(about.smallest_normal) / float(about.eps)
-    if 0 in x.shape or (none_vanish and can_ask(x) and xp.max(x) <= most and xp.min(x) >= -most):
+    if 0 in x.shape:
         return None
+    if none_vanish and can_ask(x):
+        largest, least = ends(x)
+        if largest <= most and least >= -most:
+            return None
     top = xp.max(xp.abs(x), axis=-1, keepdims=True)
     scale = xp.maximum(top, like(math.sqrt(eps), x))
     scale = scale + flags(scale == 0, x)
@@ -224,8 +252,8 @@ def sign_up(magnitude: float, twice: float, z: Array) -> Array:
 
 def flags(condition: Array, other: Array) -> Array:
     """1.0 where the condition holds, else 0.0, in the dtype of `other`."""
-    if _is_cupy(condition):  # cupy.astype refuses what stands for an array in a fused kernel
-        return condition.astype(other.dtype)
+    if can_ask(condition) or _is_cupy(condition):  # no function: it is slow in numpy, and cupy's
+        return condition.astype(other.dtype)  # refuses what stands for an array in a fused kernel
     return namespace(condition).astype(condition, other.dtype)
 
 

@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from refl import attention, pieces
-from refl.arrays import Array, namespace
+from refl.arrays import Array, ends, namespace
 from refl.attention import Kept
 from refl.mask import Mask
 from refl.rules import gather, top_k
@@ -647,16 +647,16 @@ def _finite_scores(x: Array) -> Array:  # -> bool ()
     """For a softmax, which makes a zero of minus infinity, and whose rules take what is below half
     the dtype's minimum for a mask.
     """
-    xp = namespace(x)
-    return xp.isfinite(xp.max(x)) & (xp.min(x) > xp.finfo(x.dtype).min / 2)
+    xp, (largest, least) = namespace(x), ends(x)
+    return xp.isfinite(largest) & (least > xp.finfo(x.dtype).min / 2)
 
 
 def _finite_ends(x: Array) -> Array:  # -> bool ()
     """For a norm, which may make zeros of infinities, and for an activation, which is flat at one
     end or at both.
     """
-    xp = namespace(x)
-    return xp.isfinite(xp.max(x)) & xp.isfinite(xp.min(x))
+    xp, (largest, least) = namespace(x), ends(x)
+    return xp.isfinite(largest) & xp.isfinite(least)
 
 
 _HIDING = {
