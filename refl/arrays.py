@@ -94,6 +94,10 @@ def can_ask(array: Array) -> bool:
     host waits for all of it. So a branch that numbers decide is taken where this is true alone, and
     beside it stands what needs no branch.
     """
+    return _is_numpy(array)
+
+
+def _is_numpy(array: Array) -> bool:
     return type(array).__module__ == "numpy"
 
 
@@ -162,7 +166,7 @@ def total_product(x: Array, y: Array) -> Array:  # (B, ..., N), (B, ..., N) -> (
 
 
 def _are_few(x: Array) -> bool:
-    return 0 < x.size <= FEW and can_ask(x)
+    return x.size <= FEW and _is_numpy(x)
 
 
 FEW = 1 << 12
@@ -170,7 +174,7 @@ FEW = 1 << 12
 
 
 def _sum_all(xp: Namespace, x: Array) -> Array:  # (B, ...) -> (B,)
-    return xp.add.reduce(x.reshape(len(x), -1), axis=1, dtype=xp.float64)
+    return xp.add.reduce(x.reshape(len(x), math.prod(x.shape[1:])), axis=1, dtype=xp.float64)
 
 
 def row_sum(x: Array) -> Array:  # (..., N) -> (..., 1)
@@ -188,9 +192,9 @@ def row_product(x: Array, y: Array) -> Array:  # (..., N), (..., N) -> (..., 1)
     return (x[..., None, :] @ y[..., :, None])[..., 0]
 
 
-def ends(x: Array) -> tuple[Array, Array]:
+def extremes(x: Array) -> tuple[Array, Array]:
     """The largest number of all, and the least."""
-    if can_ask(x):  # for few numbers the methods take half as long
+    if _is_numpy(x):  # for few numbers the methods take half as long
         return x.max(), x.min()
     xp = namespace(x)
     return xp.max(x), xp.min(x)
@@ -210,7 +214,7 @@ def squares_scale(x: Array, eps: float) -> Array | None:  # (..., N) -> (..., 1)
     if 0 in x.shape:
         return None
     if none_vanish and can_ask(x):
-        largest, least = ends(x)
+        largest, least = extremes(x)
         if largest <= most and least >= -most:
             return None
     top = xp.max(xp.abs(x), axis=-1, keepdims=True)
@@ -252,7 +256,7 @@ def sign_up(magnitude: float, twice: float, z: Array) -> Array:
 
 def flags(condition: Array, other: Array) -> Array:
     """1.0 where the condition holds, else 0.0, in the dtype of `other`."""
-    if can_ask(condition) or _is_cupy(condition):  # no function: it is slow in numpy, and cupy's
+    if _is_numpy(condition) or _is_cupy(condition):  # no function: it is slow in numpy, and cupy's
         return condition.astype(other.dtype)  # refuses what stands for an array in a fused kernel
     return namespace(condition).astype(condition, other.dtype)
 

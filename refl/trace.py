@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from refl import attention, pieces
-from refl.arrays import Array, ends, namespace
+from refl.arrays import Array, extremes, namespace
 from refl.attention import Kept
 from refl.mask import Mask
 from refl.rules import gather, top_k
@@ -647,7 +647,7 @@ def _finite_scores(x: Array) -> Array:  # -> bool ()
     """For a softmax, which makes a zero of minus infinity, and whose rules take what is below half
     the dtype's minimum for a mask.
     """
-    xp, (largest, least) = namespace(x), ends(x)
+    xp, (largest, least) = namespace(x), extremes(x)
     return xp.isfinite(largest) & (least > xp.finfo(x.dtype).min / 2)
 
 
@@ -655,7 +655,7 @@ def _finite_ends(x: Array) -> Array:  # -> bool ()
     """For a norm, which may make zeros of infinities, and for an activation, which is flat at one
     end or at both.
     """
-    xp, (largest, least) = namespace(x), ends(x)
+    xp, (largest, least) = namespace(x), extremes(x)
     return xp.isfinite(largest) & xp.isfinite(least)
 
 

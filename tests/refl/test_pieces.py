@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from refl import pieces
 from refl.rules import linear
@@ -198,6 +199,20 @@ def test_linear(biased: bool, dtype: str) -> None:
     assert found.absorbed.keys() == wanted.absorbed.keys() == ({"bias"} if biased else set())
     for cause in wanted.absorbed:
         near(found.absorbed[cause], (r @ b).sum(axis=1, dtype=np.float64), r)
+
+
+@pytest.mark.parametrize("rows", [1, pieces.FEW, pieces.FEW + 1])
+@pytest.mark.parametrize("stored", ["as it is", "transposed"])
+def test_rows_by_a_matrix(rows: int, stored: str) -> None:
+    """Few by the matrix as it lies, wherever that is; the same with any number of threads."""
+    x, w = np.sin(array(1, rows, 8)), np.cos(array(130, 8))
+    w = w if stored == "as it is" else np.asfortranarray(w)
+    found = []
+    for threads in (1, 2, 3):
+        with threadpool_limits(threads, user_api="blas"):
+            found.append(pieces._product(x, w.T, w[:, 0]))
+    near(found[0], np.einsum("btn,mn->btm", x, w) + w[:, 0], np.abs(w))
+    assert all(np.array_equal(found[0], other) for other in found)
 
 
 def test_linear_of_other_rules_is_one_call() -> None:

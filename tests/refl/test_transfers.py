@@ -243,9 +243,10 @@ def test_masked_logits_without_a_branch(device: CountedCupy) -> None:
             p = softmax.forward(device.asarray(x), mask=sent)
             there = rule(device.asarray(x), p, device.asarray(r), mask=sent)
             assert np.array_equal(there.inputs[0].get(), here.inputs[0])
-            assert {k: v.get().tolist() for k, v in there.absorbed.items()} == {
-                k: v.tolist() for k, v in here.absorbed.items()
-            }
+            assert there.absorbed.keys() == here.absorbed.keys()
+            for cause, amount in here.absorbed.items():  # on the host few are summed in float64
+                rounding = r.size * 2**-24 * np.abs(3 * r).sum()
+                assert np.abs(there.absorbed[cause].get() - amount) <= rounding, cause
 
 
 def test_where_nothing_is_masked_the_entry_is_zero(device: CountedCupy) -> None:

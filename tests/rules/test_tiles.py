@@ -307,6 +307,39 @@ def test_tiles_of_the_usual_size(
     assert ran
 
 
+@pytest.mark.parametrize("kind", ["none", "causal padded left", "window"])
+@pytest.mark.parametrize("composite", [ATTNLRP, INPUT_X_GRADIENT], ids=by_name)
+def test_heads_that_share_a_tile(
+    composite: Composite, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine heads, by two: the last is alone."""
+    in_form(monkeypatch, "tiles", 16, 16)
+    ran = counted(monkeypatch, "sweep")
+    x = operands((2, 9, 7, 7, 3), biased=True)
+    heads = attention.Attention(*x, mask=None, cap=None).heads()
+    assert heads == [(b, slice(h, h + 2)) for b in range(2) for h in range(0, 9, 2)]
+    agrees(Attending(x, mask_of(kind, x.q, x.k), 1.5), composite)
+    assert ran
+
+
+@pytest.mark.parametrize(
+    ("shape", "each"),
+    [
+        ((1, 12, 16, 64), 3),  # a quarter, for other threads have to do as well
+        ((1, 12, 256, 64), 2),
+        ((1, 12, 1024, 64), 1),
+        ((3, 3, 16, 64), 1),
+    ],
+)
+def test_how_many_heads_share_a_tile(shape: tuple[int, ...], each: int) -> None:
+    q = np.zeros(shape, np.float32)
+    a = attention.Attention(q, q, q, mask=None, cap=None)
+    examples, heads, length = shape[:3]
+    assert [h.stop - h.start for _, h in a.heads()] == [each] * (examples * heads // each)
+    rows = [rows.stop - rows.start for rows, _ in a.plan()]
+    assert sum(rows) == length and max(rows) - min(rows) <= 1
+
+
 def test_relevance_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Queries to which nothing comes are passed over, in whole tiles and at their edges."""
     in_form(monkeypatch, "tiles")
