@@ -11,6 +11,8 @@ What is not NumPy's, or small, is handed to the operation and its rule as it is.
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -185,20 +187,24 @@ def _by_rows(
     *arrays, _, r = whole
     made: list[Array] = [None] * len(arrays)
     found: dict[int, tuple[dict[str, Array], Sums]] = {}
+    lock = threading.Lock()
 
     def piece(rows: slice) -> None:
         *_, r_here = here = _cut(whole, rows)
         output = rule(*here, **_cut_attributes(how, rows))
         for i, x in enumerate(output.inputs):
             if x is not None:
-                _place(made, i, x, r, r_here, rows)
+                with lock:
+                    _make_room(made, i, r, x is r_here)
+                if made[i] is not r:
+                    made[i][..., rows, :] = x
         sums = [
             None if x is None else _sum(a, x, as_gradient)
             for a, x in zip(here, output.inputs, strict=False)
         ]
         found[rows.start] = output.absorbed, sums
 
-    _each(r, piece, ahead=1)
+    _each(r, piece)
     absorbed: dict[str, Array] = {}
     received: Sums = [None] * len(arrays)
     for start in sorted(found):
@@ -209,14 +215,10 @@ def _by_rows(
     return Applied(RuleOutput(tuple(made), absorbed), received)
 
 
-def _place(made: list[Array], i: int, x: Array, r: Array, r_here: Array, rows: slice) -> None:
-    """A piece of what operand i receives; nothing is copied where that is r as it came."""
-    if x is r_here:
-        made[i] = r
-        return
+def _make_room(made: list[Array], i: int, r: Array, handed_on: bool) -> None:
+    """For what operand i receives; nothing is copied where that is r as it came."""
     if made[i] is None:
-        made[i] = BUFFERS.like(r)
-    made[i][..., rows, :] = x
+        made[i] = r if handed_on else BUFFERS.like(r)
 
 
 def added(a: Array, b: Array) -> Array:
@@ -284,12 +286,12 @@ def _cut_attributes(how: Mapping[str, Any], rows: slice) -> dict[str, Any]:
     }
 
 
-def _each(x: Array, piece: Callable[[slice], None], ahead: int = 0) -> None:
-    """piece(rows) for all rows of x, some after others; `ahead`: so many before the others."""
+def _each(x: Array, piece: Callable[[slice], None]) -> None:
+    """piece(rows) for all rows of x: in as many pieces as a power of two, which threads share
+    evenly.
+    """
     length = x.shape[-2]
-    rows = max(1, PIECE * length // x.size)
+    count = 1 << max(0, math.ceil(math.log2(x.size / PIECE)))
+    rows = -(-length // count)
     starts = range(0, length, rows)
-    for start in starts[:ahead]:
-        piece(slice(start, min(start + rows, length)))
-    rest = starts[ahead:]
-    parallel.each(lambda n: piece(slice(rest[n], min(rest[n] + rows, length))), len(rest))
+    parallel.each(lambda n: piece(slice(starts[n], starts[n] + rows)), len(starts))
