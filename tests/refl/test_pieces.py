@@ -278,7 +278,7 @@ def test_rules_of_one_call(operation: str, how: str) -> None:
 
 def test_small_arrays_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES["add"]
-    for large, count in ((X.size, 3), (X.size + 1, 1)):
+    for large, count in ((X.size, 4), (X.size + 1, 1)):
         monkeypatch.setattr(pieces, "LARGE", large)
         rule = Calls(OPERATIONS["add"].rules_in("relevance")["epsilon"])
         pieces.apply("add", rule, case.operands, case.forward, X, {}, False)
