@@ -411,7 +411,7 @@ class Explainer:
         if self.at is not None:
             return self._neuron_output(float(z[seed.target]), seed.target, *self.at)
         names, p = self.network.output_names, probabilities(z, self.network.probability)
-        best = [int(i) for i in np.argsort(-z, kind="stable")[:CANDIDATES]]
+        best = _likeliest(z)
         return {
             "target": names([seed.target])[0],
             "target_id": seed.target,
@@ -543,6 +543,16 @@ def nearest_patterns(pattern: str, names: Iterable[str]) -> list[str]:
     parts = wanted.count(".") + 1
     ends = {".".join(name.split(".")[-parts:]) for name in names}
     return [f"*.{end}" for end in nearest(wanted, sorted(ends), 3)]
+
+
+def _likeliest(z: Any) -> list[int]:  # logits (V,)
+    """The outputs of the CANDIDATES largest logits, and of equal ones the first. Only those are
+    sorted: a vocabulary may take as long as a block.
+    """
+    k = min(CANDIDATES, len(z))
+    least = -np.partition(-z, k - 1)[k - 1]
+    some = np.flatnonzero(~(z < least))  # all of them where `least` is no number
+    return [int(i) for i in some[np.argsort(-z[some], kind="stable")[:k]]]
 
 
 def _own(array: Any, b: int, kept: set[int]) -> Any:

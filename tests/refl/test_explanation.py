@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import refl
 from refl import Explanation
-from refl.explainer import _lengths
+from refl.explainer import CANDIDATES, _lengths, _likeliest
 from refl.explanation import Method
 from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.rules.published import METHODS
@@ -301,3 +303,17 @@ def test_the_second_logit_of_a_contrast_is_shown_as_it_is(model: refl.Model) -> 
     e = replace(e, logit=2e4, against_logit=1e4, explained=1e4 - 0.25)
     shown = str(e)
     assert "10000.0000" in shown and "10000.25" not in shown
+
+
+@given(
+    st.lists(
+        st.sampled_from([0.0, -0.0, 1.0, 2.0, -3.0, float("inf"), float("-inf"), float("nan")]),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_the_likeliest_are_the_first_of_all_sorted(numbers: list[float]) -> None:
+    """Ties, infinities, and what is no number at the end."""
+    z = np.array(numbers)
+    wanted = np.argsort(-z, kind="stable")[:CANDIDATES].tolist()
+    assert _likeliest(z) == wanted

@@ -3,7 +3,8 @@
     erfc(x) = exp(-x^2) P(t) / (x + K),   t = (x - K)/(x + K),   x >= 0
 
 P is smooth on t in [-1, 1], which is x in [0, inf): at t = 1 it tends to 1/sqrt(pi). Run as a
-script it prints the table.
+script it prints the tables: degree 22 for float64, and 11 for float32, with a relative error of
+5e-9, a twelfth of the unit roundoff.
 """
 
 from __future__ import annotations
@@ -50,5 +51,8 @@ def _monomials(series: list[Any]) -> list[Any]:
 
 
 if __name__ == "__main__":
-    for coefficient in fit(22):
-        print(f"    {float(coefficient)!r},")
+    for bits, degree in ((64, 22), (32, 11)):
+        print(f"    {bits}: (")
+        for coefficient in fit(degree):
+            print(f"        {float(coefficient)!r},")
+        print("    ),")
