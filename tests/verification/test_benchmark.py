@@ -108,6 +108,28 @@ def test_relevances_that_differ_do_not_agree() -> None:
     assert not parts.agrees({"conservation_error": 1.0, "deviation": 0.0})
 
 
+def test_float64_says_whose_rounding_it_is() -> None:
+    """Asked only where the sides are further apart than float32 explains."""
+    exact, near, far = (Answer([np.asarray([1.0, 2 + 2 * x])]) for x in (0.0, 1e-6, 2e-4))
+    close = parts.compared(near, exact, lambda: pytest.fail("not asked for"))
+    assert close == {"deviation": pytest.approx(1e-6, rel=1e-3)} and parts.agrees(close)
+    theirs = parts.compared(near, far, lambda: exact)
+    assert theirs["from float64"] == {
+        "refl": pytest.approx(1e-6, rel=1e-3),
+        "peer": pytest.approx(2e-4, rel=1e-3),
+    }
+    assert parts.agrees(theirs) and not parts.agrees(parts.compared(far, near, lambda: exact))
+    assert not parts.agrees(theirs | {"from float64": {"refl": float("nan"), "peer": 0.0}})
+
+
+def test_what_float64_says_is_told() -> None:
+    row = ROW | {"deviation": 2e-4, "from float64": {"refl": 1e-6, "peer": 1.99e-4}}
+    assert "from refl in float64: refl 1.0e-06, LXT 2.0e-04" in page.line(row)
+    table = page.markdown([stored("amd-zen", row)])
+    assert "2.0e-04; from refl in float64 refl 1.0e-06, LXT 2.0e-04." in table
+    assert "float64" not in page.markdown([stored("amd-zen", ROW)])
+
+
 @pytest.mark.parametrize("method", ["attnlrp", "attnlrp-gradient", "gradient"])
 def test_both_halves_are_what_explain_gives(tmp_path: Path, method: str) -> None:
     spec = Spec("llama", str(toy_llama(tmp_path)), "refl", method, tokens=9)

@@ -32,8 +32,15 @@ def line(row: Row) -> str:
         said.append(f"others {row['others']:.1f} cores")
     if "deviation" in row:
         said.append(f"deviation {row['deviation']:.1e}")
+    if "from float64" in row:
+        said.append(f"from refl in float64: {_apart(row)}")
     left_out = [f"{side} left out: {why}" for side, why in row["left out"].items()]
     return "  ".join(filter(None, [*said, *left_out]))
+
+
+def _apart(row: Row) -> str:
+    found = row["from float64"]
+    return f"refl {found['refl']:.1e}, {row['peer']} {found['peer']:.1e}"
 
 
 def title(row: Row) -> str:
@@ -194,6 +201,11 @@ def _below(found: results.Results) -> str:
     said += [f"{title(row)}: {extra(row)}." for row in every if extra(row)]
     said += [f"{first}: {why}." for why, first in _left_out(every).items()]
     said.append(f"Relevances deviate by at most {_largest(every, 'deviation'):.1e} of the largest.")
+    said += [
+        f"{title(row)}, {method(row)}: {row['deviation']:.1e}; from refl in float64 {_apart(row)}."
+        for row in every
+        if "from float64" in row
+    ]
     picture = f"verification/quality/benchmark/results/{found['kind']}.svg"
     return "\n".join([*(f"- {s}" for s in said), "", f"![{found['kind']}]({picture})"])
 

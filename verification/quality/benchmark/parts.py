@@ -21,7 +21,7 @@ from refl.verification.quality.benchmark import devices, machine, workload
 from refl.verification.quality.benchmark.devices import Device, Peak
 from refl.verification.quality.benchmark.rounds import Seconds, Ways, alternated, timed
 from refl.verification.quality.benchmark.sides import Answer, Refl, Side, Torch
-from refl.verification.quality.benchmark.spec import METHODS, Spec
+from refl.verification.quality.benchmark.spec import METHODS, Item, Spec
 from refl.verification.quality.benchmark.workload import Sizes
 from refl.verification.quality.import_graph import PROJECT
 
@@ -162,7 +162,8 @@ def _rounds(
     ways: dict[str, Any] = {"refl": partial(ours.seconds, item), **beside.more}
     if theirs is not None:
         other = theirs.run(item, answer.target)
-        row |= {"deviation": deviation(answer, other)} if beside.same else {}
+        if beside.same:
+            row |= compared(answer, other, partial(_in_float64, b, spec, item, answer.target))
         ways["peer"] = partial(theirs.seconds, item, answer.target, beside.every)
     _timed_rounds(b, ways, beside.repeat or b.repeat, row)
 
@@ -185,9 +186,28 @@ def deviation(ours: Answer, theirs: Answer) -> float:
     return max(float(abs(mine - other).max()) for mine, other in pairs) / largest
 
 
+def compared(ours: Answer, theirs: Answer, exact: Callable[[], Answer]) -> Row:
+    """How far relevances are apart; where that is more than float32 explains, how far each side is
+    from refl in float64 also, which has the last word.
+    """
+    apart = deviation(ours, theirs)
+    if apart < FLOAT32:
+        return {"deviation": apart}
+    wanted = exact()
+    from_exact = {"refl": deviation(wanted, ours), "peer": deviation(wanted, theirs)}
+    return {"deviation": apart, "from float64": from_exact}
+
+
+def _in_float64(b: Bench, spec: Spec, item: Item, target: int) -> Answer:
+    return Refl(spec, b.device, "float64").run(item, target)
+
+
 def agrees(row: Row) -> bool:
-    """False where relevances differ, or where the conservation error is more than rounding."""
-    return all(row.get(key, 0.0) < FLOAT32 for key in ("deviation", "conservation_error"))
+    """False where relevances differ for which refl's rounding has to answer, or where the
+    conservation error is more than rounding.
+    """
+    apart = row.get("from float64", {}).get("refl", row.get("deviation", 0.0))
+    return all(x < FLOAT32 for x in (apart, row.get("conservation_error", 0.0)))
 
 
 def rounded(seconds: Seconds) -> Seconds:

@@ -36,11 +36,11 @@ class Refl:
 
     name = "refl"
 
-    def __init__(self, spec: Spec, device: Device) -> None:
+    def __init__(self, spec: Spec, device: Device, dtype: str = "float32") -> None:
         import refl
         from refl.methods import METHODS
 
-        self.model = refl.load(spec.folder, device=device.name)
+        self.model = refl.load(spec.folder, dtype=dtype, device=device.name)
         self.composite = METHODS[spec.method]
         self.recompute = spec.recompute
         self.device = device
