@@ -685,10 +685,18 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "batch-coupled",
         "refl/arrays.py",
-        "return xp.sum(rows, axis=tuple(range(1, rows.ndim)), dtype=xp.float64)",
-        "return 0 * xp.sum(rows, axis=tuple(range(1, rows.ndim)), dtype=xp.float64) + xp.sum(rows)",
+        "return xp.add.reduce(x.reshape(len(x), math.prod(x.shape[1:])), axis=1, dtype=xp.float64)",
+        "return xp.zeros(len(x)) + xp.add.reduce(x, axis=None, dtype=xp.float64)",
         EPSILON,
         "an example's ledger depends on its neighbors",
+    ),
+    Fault(
+        "batch-coupled-by-rows",
+        "refl/arrays.py",
+        "return xp.sum(rows, axis=tuple(range(1, rows.ndim)), dtype=xp.float64)",
+        "return 0 * xp.sum(rows, axis=tuple(range(1, rows.ndim)), dtype=xp.float64) + xp.sum(rows)",
+        "tests/refl/test_sums.py::test_a_row_that_is_one_for_all[many]",
+        "the same where examples are large",
     ),
     Fault(
         "leaf-twice",
