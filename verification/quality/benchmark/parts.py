@@ -188,7 +188,7 @@ def deviation(ours: Answer, theirs: Answer) -> float:
 
 def compared(ours: Answer, theirs: Answer, exact: Callable[[], Answer]) -> Row:
     """How far relevances are apart; where that is more than float32 explains, how far each side is
-    from refl in float64 also, which has the last word.
+    from refl in float64 also, which tells whose error it is.
     """
     apart = deviation(ours, theirs)
     if apart < FLOAT32:
@@ -203,11 +203,10 @@ def _in_float64(b: Bench, spec: Spec, item: Item, target: int) -> Answer:
 
 
 def agrees(row: Row) -> bool:
-    """False where relevances differ for which refl's rounding has to answer, or where the
-    conservation error is more than rounding.
+    """False where relevances differ, whoever is to blame, or where the conservation error is more
+    than rounding.
     """
-    apart = row.get("from float64", {}).get("refl", row.get("deviation", 0.0))
-    return all(x < FLOAT32 for x in (apart, row.get("conservation_error", 0.0)))
+    return all(row.get(key, 0.0) < FLOAT32 for key in ("deviation", "conservation_error"))
 
 
 def rounded(seconds: Seconds) -> Seconds:
