@@ -20,12 +20,14 @@ from refl.errors import ReflError
 from refl.version import __version__
 
 if TYPE_CHECKING:
+    from refl.edits import Edit
     from refl.model import Model, load
     from refl.show.explanation import ShownExplanation as Explanation
 
-__all__ = ["Explanation", "Model", "ReflError", "__version__", "load"]
+__all__ = ["Edit", "Explanation", "Model", "ReflError", "__version__", "load"]
 
 _WHERE = {
+    "Edit": ("refl.edits", "Edit"),
     "load": ("refl.model", "load"),
     "Model": ("refl.model", "Model"),
     "Explanation": ("refl.show.explanation", "ShownExplanation"),

@@ -7,82 +7,39 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cache, partial
-from itertools import chain
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from refl import arguments
+from refl.answer import Found, explanation
 from refl.arrays import asnumpy, namespace
-from refl.batching import TOKENS, grouped
-from refl.device import blas
+from refl.edits import INSIDE_ATTENTION
 from refl.errors import ReflError, argument, nearest, shown
-from refl.explanation import Candidate, Explanation, Sites, SitesOnDemand
+from refl.explanation import Explanation, Sites, SitesOnDemand
 from refl.io.images import PREPARATION, Preparation
-from refl.ledger import DESTINATIONS, Ledger
-from refl.network import Network, Reading, refuse_overflow
+from refl.network import Network, Reading
+from refl.question import Forward, Question, Target
 from refl.rules.composites import Composite, Rule
-from refl.seeds import Seed, probabilities
-from refl.show.explanation import ShownExplanation
+from refl.seeds import Seed
 from refl.sweep import Sweep, Swept
-from refl.trace import Trace, Value
-from refl.version import __version__
-
-Progress = Callable[[str, int, int], object]
-"""(phase, done, of)"""
-
-Target = tuple[int | None, int | None]
-"""The output to explain, None for the largest; and the one it is contrasted with, or None."""
-
-NO_SOFTMAX = {
-    "sigmoid": "each of its classes is there or not by itself",
-    "none": "its outputs are numbers, not classes",
-}
-"""What outputs are that are no alternatives."""
-
-CANDIDATES = 5
-"""How many of the likeliest outputs an explanation names."""
-
-
-@dataclass(frozen=True)
-class Forward:
-    """What ran: the trace, what is explained in it, and where its inputs are."""
-
-    trace: Trace
-    explained: Value
-    """The logits; or the value of a site, whose neurons are explained as logits are."""
-    rows: Any
-    """The same as NumPy (B, V)."""
-    readings: Sequence[Reading]
-    """Of each example."""
-    embedded: str
-    """Site of the input's embeddings, or of the pixels."""
-    decoder_embedded: list[str]
-    """Site of a decoder's embeddings, where there is one."""
-    positions: Sequence[int] | None
-    """Of each example the token whose output is explained; None where it is no token's."""
-
-    def input_sites(self) -> set[str]:
-        return {self.embedded, *self.decoder_embedded}
+from refl.trace import Trace
 
 
 @dataclass
 class Explainer:
-    """What is asked of one forward pass; see Model.explain for each option."""
+    """A method that is a table of rules, asked of one forward pass; see Model.explain for each
+    option.
+    """
 
-    network: Network
+    question: Question
     composite: Composite
     keep: str | Sequence[str] | None = None
-    recompute: bool = False
     audit: bool = False
-    progress: Progress | None = None
-    position: int | None = None
-    at: tuple[str, Sequence[int]] | None = None
-    batch_tokens: int = TOKENS
 
     def __post_init__(self) -> None:
         if self.network.takes_images:
@@ -91,150 +48,77 @@ class Explainer:
             )
         refuse_beyond_dtype(self.composite, self.network.dtype)
         self.patterns = () if self.keep is None else arguments.patterns(self.keep)
-        self.batch_tokens = arguments.positive("batch_tokens", self.batch_tokens)
-        self.recompute = arguments.flag("recompute", self.recompute)
         self.audit = arguments.flag("audit", self.audit)
-        if self.at is not None:
-            self.at = arguments.neuron(self.at)
-        if self.progress is not None and not callable(self.progress):
-            raise arguments.expected("progress", "a function (phase, done, of)", self.progress)
+
+    @property
+    def network(self) -> Network:
+        return self.question.network
 
     def run(
-        self, readings: Sequence[Reading], wanted: Sequence[Sequence[Target]], kind: str
+        self, readings: Sequence[Reading], wanted: Sequence[Sequence[Target]]
     ) -> list[list[Explanation]]:
         """An Explanation per input for each list of targets, which has one per input. Where a
         neuron is explained, it stands in their place.
         """
-        self._refuse_seeds(wanted, kind)
-        self._refuse_lengths(readings)
-        lengths = [self.network.lengths(reading) for reading in readings]
-        groups = grouped(lengths, self.batch_tokens, self.network.batch_dependent)
+        self.question.refuse(wanted)
+        self.question.refuse_lengths(readings)
+        if self.question.at is not None:
+            wanted = wanted[:1]
+        groups = self.question.groups(readings)
         found: list[list[Any]] = [[None] * len(readings) for _ in wanted]
         for number, group in enumerate(groups):
             members = [readings[b] for b in group]
             targets = [[row[b] for b in group] for row in wanted]
             part = (number * len(wanted), len(groups) * len(wanted))
-            for row, explained in zip(
-                found, self._batch(members, targets, kind, part), strict=True
-            ):
+            for row, explained in zip(found, self._batch(members, targets, part), strict=True):
                 for b, e in zip(group, explained, strict=True):
                     row[b] = e
         return found
 
-    def successive(
-        self, readings: Sequence[Reading], targets: Sequence[int], kind: str
-    ) -> list[Explanation]:
+    def successive(self, readings: Sequence[Reading], targets: Sequence[int]) -> list[Explanation]:
         """An Explanation for each beginning of one text, given in the order of their lengths, from
         one forward of the longest: what a decoder computes for a token stays the same however its
-        text goes on. Where it does not (dynamic rotary positions beyond those of training), and
-        where sites are kept, whose shapes are those of the beginning, each is run on its own.
+        text goes on. Where it does not (dynamic rotary positions beyond those of training, edits),
+        and where sites are kept, whose shapes are those of the beginning, each is run on its own.
         """
-        wanted = [(target, None) for target in targets]
+        wanted: list[Target] = [(target, None) for target in targets]
         longest = max((len(reading.explained) for reading in readings), default=0)
-        if not readings or self.patterns or self.network.batch_dependent(longest):
-            runs = [self.run([r], [[w]], kind) for r, w in zip(readings, wanted, strict=True)]
+        alone = self.patterns or self.question.edits or self.network.batch_dependent(longest)
+        if not readings or alone:
+            runs = [self.run([r], [[w]]) for r, w in zip(readings, wanted, strict=True)]
             return [explained for ((explained,),) in runs]
-        self._refuse_seeds([wanted], kind)
+        self.question.refuse([wanted])
         forward, count = self._forward(readings[-1:]), len(readings)
+        ends = [self.question.at_end_of(forward, reading) for reading in readings]
         return [
-            self._explained(self._at(forward, reading), [target], kind, (n, count), n == count - 1)[
-                0
-            ]
-            for n, (reading, target) in enumerate(zip(readings, wanted, strict=True))
+            self._explained(end, [target], (n, count), n == count - 1)[0]
+            for n, (end, target) in enumerate(zip(ends, wanted, strict=True))
         ]
 
     def _batch(
         self,
         readings: Sequence[Reading],
         wanted: Sequence[Sequence[Target]],
-        kind: str,
         part: tuple[int, int],
     ) -> list[list[Explanation]]:
         """The same of one batch. `part`: how many sweeps there were before, and how many in all."""
         forward = self._forward(readings)
-        if self.at is not None:
-            wanted = [[(self._neuron(forward, *self.at), None)] * len(readings)]
         return [
-            self._explained(forward, targets, kind, (part[0] + n, part[1]), n == len(wanted) - 1)
+            self._explained(forward, targets, (part[0] + n, part[1]), n == len(wanted) - 1)
             for n, targets in enumerate(wanted)
         ]
 
-    def _refuse_lengths(self, readings: Sequence[Reading]) -> None:
-        if (
-            self.at is not None
-            and len({self.network.lengths(reading)[-1] for reading in readings}) > 1
-        ):
-            raise ReflError(
-                f"{argument('at=')} explains one neuron in inputs of one length: give the others "
-                "on their own"
-            )
-
-    def _refuse_seeds(self, wanted: Sequence[Sequence[Target]], kind: str) -> None:
-        """What contradicts itself is refused before anything runs."""
-        for target, against in chain.from_iterable(wanted):
-            Seed(kind, -1 if target is None else target, against)
-        if kind != "logit" and self.network.probability != "softmax":
-            raise ReflError(
-                f"the {argument('seed')} {kind!r} is that of a softmax, by which "
-                f"{self.network.name or 'the model'} has no probabilities "
-                f"({NO_SOFTMAX[self.network.probability]}): take 'logit'"
-            )
-
-    # -- the forward pass --------------------------------------------------------------------------
-
     def _forward(self, readings: Sequence[Reading]) -> Forward:
-        network, (site, *_) = self.network, self.at or (None,)
-        inputs = [reading.input for reading in readings]
-        prefixes = [r.prefix for r in readings if r.prefix is not None] or None
-        types = [r.types for r in readings if r.types is not None] or None
-        if site is None:
-            self._refuse_headless()
-        plain = any(map(_fits_attention, self.patterns if site is None else (*self.patterns, site)))
-        trace = Trace(network.weights, plain=plain, recompute=self.recompute)
-        batch = network.batch(
-            inputs,
-            self.position,
-            every=site is not None,
-            decoder_prefix=prefixes,
-            types=types,
-        )
-        logits = network.forward(trace, batch)
-        self._refuse_strange_patterns(trace)
-        explained = logits if site is None else self._value(trace, site)
-        embedded = [r.output.site for r in trace.records if r.role in DESTINATIONS]
-        return Forward(
-            trace=trace,
-            explained=explained,
-            rows=asnumpy(explained.array).reshape(len(inputs), -1),
-            readings=readings,
-            embedded=embedded[0],
-            decoder_embedded=embedded[1:],
-            positions=batch.rows,
-        )
-
-    def _at(self, forward: Forward, reading: Reading) -> Forward:
-        """The same forward, with the logits at the end of a beginning of its text: what comes after
-        the choice of a row is recorded anew.
-        """
-        position = len(reading.explained) - 1
-        with np.errstate(all="ignore"):
-            trace = forward.trace.at_rows((position,))
-        explained = trace.records[-1].output
-        refuse_overflow(trace, explained, self.network.dtype)
-        return replace(
-            forward,
-            trace=trace,
-            explained=explained,
-            rows=asnumpy(explained.array).reshape(1, -1),
-            readings=[reading],
-            positions=[position],
-        )
+        named = self.patterns if self.question.at is None else (*self.patterns, self.question.at[0])
+        forward = self.question.forward(readings, plain=any(map(_fits_attention, named)))
+        self._refuse_strange_patterns(forward.trace)
+        return forward
 
     def _refuse_strange_patterns(self, trace: Trace) -> None:
         """A pattern that names no site would keep nothing, and say nothing."""
         if {"*"}.issuperset(self.patterns):
             return
-        names = self.network.sites() if self.recompute else trace.values
+        names = self.network.sites() if self.question.recompute else trace.values
         for pattern in self.patterns:
             if not fits_any(pattern, names):
                 near = ", ".join(nearest_patterns(pattern, names)) or "none"
@@ -243,60 +127,27 @@ class Explainer:
                     f"nearest: {near}"
                 )
 
-    def _refuse_headless(self) -> None:
-        if self.network.task == "features":
-            raise ReflError(
-                f"{self.network.name or 'the model'} is a checkpoint without a head, so there is "
-                "no output to explain: take one with a head, or explain a neuron with "
-                f"{argument('at=')} (its site, and its index there)"
-            )
-
-    def _value(self, trace: Trace, site: str) -> Value:
-        if site not in trace.values:
-            near = ", ".join(nearest(site, trace.values, 3))
-            inside = " (inside a block there are none with recompute)" if self.recompute else ""
-            raise ReflError(
-                f"{argument('at=')} names {shown(site)!r}, which is no site of this model{inside}; "
-                f"nearest: {near}"
-            )
-        return trace.values[site]
-
-    def _neuron(self, forward: Forward, site: str, index: Sequence[int]) -> int:
-        """Which of the explained value's numbers, counted in one row, is meant."""
-        shape = forward.explained.array.shape[1:]
-        if len(index) != len(shape) or not all(
-            -n <= i < n for i, n in zip(index, shape, strict=True)
-        ):
-            raise ReflError(
-                f"{argument('at=')} has the index {tuple(index)} at {site}, "
-                f"whose shape is {tuple(shape)}"
-            )
-        return int(np.ravel_multi_index([i % n for i, n in zip(index, shape, strict=True)], shape))
-
     # -- a sweep -----------------------------------------------------------------------------------
 
     def _explained(
         self,
         forward: Forward,
         targets: Sequence[Target],
-        kind: str,
         part: tuple[int, int],
         last: bool,
     ) -> list[Explanation]:
         """An Explanation for each example, from one sweep."""
-        seeds = [
-            Seed(kind, int(z.argmax()) if target is None else target, against)
-            for z, (target, against) in zip(forward.rows, targets, strict=True)
-        ]
-        with np.errstate(all="ignore"):  # what goes wrong is said in a sentence, by its site
-            swept = self._sweep(forward, seeds, part, last)
-            inputs = [self._input(forward, swept, b) for b in range(len(seeds))]
-        ledgers = [swept.ledger.example(b) for b in range(len(seeds))]
-        for fields, ledger in zip(inputs, ledgers, strict=True):
-            self._refuse_not_finite(fields, ledger)
+        seeds = self.question.seeds(forward, targets)
+        swept = self._sweep(forward, seeds, part, last)
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            found = [self._found(forward, swept, b) for b in range(len(seeds))]
+        for one in found:
+            self._refuse_not_finite(one)
         sites = self._sites(forward, swept, seeds)
         return [
-            self._explanation(forward.rows[b], seed, inputs[b], ledgers[b], sites[b])
+            explanation(
+                self.question, forward, b, seed, replace(found[b], sites=sites[b]), self.composite
+            )
             for b, seed in enumerate(seeds)
         ]
 
@@ -306,8 +157,7 @@ class Explainer:
         as_gradient = self.composite.formulation == "gradient_x_input"
         form = Seed.gradient if as_gradient else Seed.relevance
         rows = np.stack([form(seed, z) for seed, z in zip(seeds, forward.rows, strict=True)])
-        start = self.network.place(rows.reshape(forward.explained.array.shape))
-        needed = forward.input_sites()
+        needed, tell = set(forward.input_sites()), self.question.tell
         each = len(forward.trace.records)
         done = iter(range(part[0] * each + 1, (part[0] + 1) * each + 1))
         sweep = Sweep(
@@ -318,22 +168,20 @@ class Explainer:
             ),
             release=last,
             audit=self.audit,
-            progress=lambda: (
-                self.progress and self.progress("sweep", next(done, 0), part[1] * each)
-            ),
+            progress=lambda: tell("sweep", next(done, 0), part[1] * each),
         )
-        self.network.refuse_changed()  # the sweep reads the weights again
-        swept = sweep.run(forward.trace, forward.explained, start)
+        swept = self.question.sweep(forward, sweep, rows)
         lost = [seed.unpropagated(z) for seed, z in zip(seeds, forward.rows, strict=True)]
         if as_gradient and any(lost):
             site, amount = forward.explained.site, np.asarray(lost)
             swept.ledger = swept.ledger.absorbing(site, "stabilizer", amount)
         return swept
 
-    def _refuse_not_finite(self, fields: dict[str, Any], ledger: Ledger) -> None:
+    def _refuse_not_finite(self, found: Found) -> None:
         """Relevance that is infinite or no number explains nothing."""
-        scores = [fields[key] for key in ("relevance", "decoder_relevance") if key in fields]
-        if all(np.isfinite(r).all() for r in scores) and math.isfinite(ledger.conservation_error):
+        scores, ledger = (found.relevance, found.decoder_relevance), found.ledger
+        finite = all(np.isfinite(r).all() for r in scores if r is not None)
+        if ledger is None or (finite and math.isfinite(ledger.conservation_error)):
             return
         where = next(
             (
@@ -372,104 +220,23 @@ class Explainer:
 
     def _every_site(self, reading: Reading, seed: Seed) -> Sites:
         """Of one input, from a run of its own."""
-        again = replace(self, keep="*", progress=None)
-        kind = "logit" if self.at is not None else seed.kind
-        return again.run([reading], [[(seed.target, seed.against)]], kind)[0][0].sites
+        again = replace(self, keep="*", question=replace(self.question, progress=None))
+        return again.run([reading], [[(seed.target, seed.against)]])[0][0].sites
 
-    def _explanation(
-        self, z: Any, seed: Seed, fields: dict[str, Any], ledger: Ledger, sites: Sites
-    ) -> Explanation:
-        return ShownExplanation(
-            **fields,
-            **self._output(z, seed),
-            explained=ledger.explained,
-            method=self.composite,
-            recorded=ledger,
-            about=self._about(),
-            fingerprint=self.network.fingerprint,
-            sites=sites,
-        )
-
-    def _about(self) -> dict[str, str]:
-        return {
-            "refl": __version__,
-            "model": self.network.name,
-            "architecture": self.network.net.MODEL_TYPE,
-            "dtype": self.network.dtype,
-            "task": self.network.task,
-            "computed by": _computed_by(self.network.device),
-            **self._unusual_probability(),
-            **self.network.ignored,
-        }
-
-    def _unusual_probability(self) -> dict[str, str]:
-        kind = self.network.probability
-        return {} if kind == "softmax" else {"probability": kind}
-
-    def _output(self, z: Any, seed: Seed) -> dict[str, Any]:  # logits (V,)
-        """What is explained, and the likeliest outputs."""
-        if self.at is not None:
-            return self._neuron_output(float(z[seed.target]), seed.target, *self.at)
-        names, p = self.network.output_names, probabilities(z, self.network.probability)
-        best = _likeliest(z)
-        return {
-            "target": names([seed.target])[0],
-            "target_id": seed.target,
-            "logit": float(z[seed.target]),
-            "probability": float(p[seed.target]),
-            "against": None if seed.against is None else names([seed.against])[0],
-            "against_logit": None if seed.against is None else float(z[seed.against]),
-            "seed": seed.kind,
-            "candidates": [
-                Candidate(name, i, float(z[i]), float(p[i]))
-                for name, i in zip(names(best), best, strict=True)
-            ],
-        }
-
-    @staticmethod
-    def _neuron_output(x: float, number: int, site: str, index: Sequence[int]) -> dict[str, Any]:
-        """The same of a neuron, which has no probability and no rivals."""
-        return {
-            "target": f"{site}[{', '.join(map(str, index))}]",
-            "target_id": number,
-            "logit": x,
-            "probability": math.nan,
-            "against": None,
-            "seed": "activation",
-            "candidates": [],
-        }
-
-    def _input(self, forward: Forward, swept: Swept, b: int) -> dict[str, Any]:
-        """The input and its relevance: of tokens, of those a decoder has written, or of pixels."""
-        reading = forward.readings[b]
+    def _found(self, forward: Forward, swept: Swept, b: int) -> Found:
+        """Relevance and ledger of one example."""
+        ledger, reading = swept.ledger.example(b), forward.readings[b]
         if self.network.takes_images:
-            return self._picture(forward, swept, b)
-        fields = self._tokens(swept, b, reading.input, forward.embedded)
-        fields["types"] = None if reading.types is None else list(reading.types)
-        fields["position"] = None if forward.positions is None else int(forward.positions[b])
+            channels_last = (np.moveaxis(a, 0, -1) for a in _example(swept, forward.embedded, b))
+            return Found(self._scores(*channels_last), ledger=ledger)
+        written = None
         if reading.prefix is not None:
-            decoder = self._tokens(swept, b, reading.prefix, forward.decoder_embedded[0])
-            fields |= {f"decoder_{name}": value for name, value in decoder.items()}
-        return {"input_ids" if name == "ids" else name: value for name, value in fields.items()}
+            written = self._tokens(swept, b, reading.prefix, forward.decoder_embedded[0])
+        read = self._tokens(swept, b, reading.input, forward.embedded)
+        return Found(read, written, ledger=ledger)
 
-    def _tokens(self, swept: Swept, b: int, ids: list[int], site: str) -> dict[str, Any]:
-        scores = self._scores(*_example(swept, site, b))
-        return {
-            "tokens": self.network.tokens(ids),
-            "ids": ids,
-            "word_starts": None if self.network.text is None else self.network.text.starts(ids),
-            "relevance": scores[: len(ids)].copy(),
-        }
-
-    def _picture(self, forward: Forward, swept: Swept, b: int) -> dict[str, Any]:
-        channels_last = (np.moveaxis(a, 0, -1) for a in _example(swept, forward.embedded, b))
-        return {
-            "tokens": [],
-            "input_ids": [],
-            "relevance": self._scores(*channels_last),
-            "picture": forward.readings[b].input.picture,
-            "patch": self.network.config.patch,
-        }
+    def _tokens(self, swept: Swept, b: int, ids: list[int], site: str) -> Any:
+        return self._scores(*_example(swept, site, b))[: len(ids)].copy()
 
     def _scores(self, propagated: Any, x: Any) -> Any:  # (T, D), (T, D) -> (T,)
         if self.composite.score == "norm":
@@ -477,15 +244,6 @@ class Explainer:
         return (
             propagated * x if self.composite.formulation == "gradient_x_input" else propagated
         ).sum(axis=-1)
-
-
-@cache
-def _computed_by(device: str) -> str:
-    """What multiplies the matrices: another library or kernel rounds in another order."""
-    about = f"NumPy {np.__version__}"
-    if device != "cpu":
-        return f"{about}, {device}"
-    return " ".join([f"{about},", *filter(None, blas().values())])
 
 
 def _lengths(x: Any) -> Any:  # (T, D) -> (T,)
@@ -545,16 +303,6 @@ def nearest_patterns(pattern: str, names: Iterable[str]) -> list[str]:
     return [f"*.{end}" for end in nearest(wanted, sorted(ends), 3)]
 
 
-def _likeliest(z: Any) -> list[int]:  # logits (V,)
-    """The outputs of the CANDIDATES largest logits, and of equal ones the first. Only those are
-    sorted: a vocabulary may take as long as a block.
-    """
-    k = min(CANDIDATES, len(z))
-    least = -np.partition(-z, k - 1)[k - 1]
-    some = np.flatnonzero(~(z < least))  # all of them where `least` is no number
-    return [int(i) for i in some[np.argsort(-z[some], kind="stable")[:k]]]
-
-
 def _own(array: Any, b: int, kept: set[int]) -> Any:
     """One example's part of an array; a copy where it would hold more than it is. `kept`: ids of
     arrays that are held anyway.
@@ -573,7 +321,7 @@ def _own(array: Any, b: int, kept: set[int]) -> Any:
 def _fits_attention(pattern: str) -> bool:
     """Whether a pattern may name a site that only the plain form of attention has."""
     last = pattern.rpartition(".")[2]
-    return not set("*?[]").isdisjoint(last) or last in ("scores", "probabilities", "transposed")
+    return not set("*?[]").isdisjoint(last) or last in INSIDE_ATTENTION
 
 
 def with_pixel_bounds(

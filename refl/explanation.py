@@ -25,8 +25,10 @@ from refl.rules.published import identified
 
 
 @dataclass(frozen=True)
-class Method:
-    """What made an attribution without one of refl's tables of rules: another library, say."""
+class MethodFacts:
+    """What made an attribution without one of refl's tables of rules: a method of refl.methods, or
+    another library.
+    """
 
     name: str
     formulation: str = "relevance"
@@ -34,6 +36,8 @@ class Method:
     summary: str = ""
     score: str = "sum"
     """As for a composite: how a token's features become one number."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Every option by its name, defaults too."""
 
     @property
     def title(self) -> str:
@@ -180,7 +184,7 @@ class Explanation:
     seed: str
     explained: float
     candidates: list[Candidate]
-    method: Composite | Method
+    method: Composite | MethodFacts
     recorded: Ledger | None
     about: dict[str, str] = field(default_factory=dict)
     sites: Sites = field(default_factory=Sites, repr=False)
@@ -457,10 +461,10 @@ def _character(found: re.Match[str]) -> str:
         return found[0]
 
 
-def _method(said: dict[str, Any]) -> Composite | Method:
+def _method(said: dict[str, Any]) -> Composite | MethodFacts:
     if "rules" in said:
         return identified(Composite.from_dict(said))
-    return Method(**{key: said[key] for key in vars(Method("")) if key in said})
+    return MethodFacts(**{key: said[key] for key in vars(MethodFacts("")) if key in said})
 
 
 def _sites(content: oracle.Oracle, formulation: str) -> Sites:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,30 +10,32 @@ from typing import Any
 from refl import arguments
 from refl.batching import TOKENS
 from refl.device import placer, room
+from refl.edits import Edits
 from refl.errors import ReflError, argument, shown
-from refl.explainer import Explainer, Progress, Target
+from refl.explainer import Explainer
 from refl.explanation import Explanation
-from refl.io import composites
 from refl.io.config import decoder_start_id, eos_ids, labels, probability, read_config
 from refl.io.images import Preparation, is_one, read_preparation
 from refl.io.names import named_weights
 from refl.io.text import Text
 from refl.io.unused import settle
 from refl.io.weights import Weights
+from refl.methods import Method, Table, chosen
 from refl.nets import NETS
 from refl.nets.config import brief, parse
 from refl.nets.heads import by_tensors
 from refl.network import CLASSIFIES, Input, Net, Network
+from refl.question import Progress, Question, Target
 from refl.rules.composites import Composite
 from refl.show.explanation import Batch
 
 SHIPPED = Path(__file__).parent / "shipped"
 """The small model that comes with refl."""
 
-EACH = ("keep", "position", "recompute", "audit", "progress", "batch_tokens")
+EACH = ("keep", "position", "recompute", "audit", "progress", "batch_tokens", "edits", "options")
 """Options of `explain` that `explain_each` hands on as they are."""
 
-GENERATED = ("keep", "recompute", "audit", "progress")
+GENERATED = ("keep", "recompute", "audit", "progress", "edits", "options")
 """Those of `explain_generated`."""
 
 DTYPES = ("float32", "float64")
@@ -174,7 +176,7 @@ class Model(Network):
     def explain(
         self,
         item: Any,
-        method: str | Composite = "attnlrp",
+        method: str | Composite | Method = "attnlrp",
         *,
         target: str | int | Sequence[str | int] | None = None,
         contrast: Any = None,
@@ -191,12 +193,15 @@ class Model(Network):
         types: Any = None,
         batch_tokens: int = TOKENS,
         pair: Any = None,
+        edits: Edits | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Any:
         """Explain the next token after a text (the masked token in it, the class it is put in: what
         the model does), or after a list of token ids, or after each of a list of those (a padded
         batch).
 
-        method        a published method by name, the path of a .toml composite, or a Composite
+        method        a method by name (`refl methods` lists them), the path of a .toml composite,
+                      a Composite, or a Method of refl.methods
         target        the token to explain (text or id; for a batch one for all, or a list); by
                       default the most likely next one
         contrast      (a, b): explain the logit of a minus that of b; for a batch one pair for
@@ -223,6 +228,8 @@ class Model(Network):
         pair          a second text, for encoders that read two (a question and its context): both
                       are joined, and their token types set, as the checkpoint's tokenizer does
                       (for a batch a list of them). A tuple of two texts is a batch
+        edits         site -> refl.Edit: what is changed there in the run that is explained
+        options       options of the method by name: {"steps": 64} of integrated-gradients, say
         batch_tokens  how many tokens are run at once, padding counted: a longer list is sorted by
                       length and run in batches of at most that (a single input may be longer).
                       An input's numbers are the same in any batch to rounding; for dynamic rotary
@@ -238,31 +245,31 @@ class Model(Network):
                 f"{argument('at=')} says what is explained: leave {argument('target')}, "
                 f"{argument('contrast')}, {argument('position')} and {argument('seed')} out"
             )
-        explainer = Explainer(
+        how = chosen(method, eps, stabilizer, options)
+        question = Question(
             network=self,
-            composite=composites.chosen(method, eps, stabilizer),
-            keep=keep,
-            recompute=recompute,
-            audit=audit,
-            progress=progress,
+            kind=seed,
             position=position,
             at=at,
+            edits=edits or {},
+            recompute=recompute,
             batch_tokens=batch_tokens,
+            progress=progress,
         )
         single = self._is_single(item)
         items = [item] if single else self._members(item)
-        wanted = self._targets(len(items), target, contrast)
+        wanted = self.targets(len(items), target, contrast)
         if single and types is not None:
             types = [types]
         readings = self.readings(items, decoder, types, self._seconds(single, pair))
-        explained = explainer.run(readings, [wanted], seed)[0]
+        explained = how.explain(question, readings, wanted, keep, audit)
         return explained[0] if single else Batch(explained)
 
     def explain_each(
         self,
         item: Input,
         targets: Sequence[str | int],
-        method: str | Composite = "attnlrp",
+        method: str | Composite | Method = "attnlrp",
         *,
         seed: str = "logit",
         decoder: Any = None,
@@ -289,16 +296,21 @@ class Model(Network):
         if not self._is_single(item):
             raise ReflError("explain_each takes one input and its targets: give a batch to explain")
         wanted = [[(self.output_id(t), None)] for t in _tokens("targets", targets)]
-        explainer = Explainer(self, composites.chosen(method, eps, stabilizer), **how)
+        asked, question, kept = self._asked(method, eps, stabilizer, seed, how)
         types = None if types is None else [types]
         readings = self.readings([item], decoder, types, self._seconds(True, pair))
-        return Batch(one for (one,) in explainer.run(readings, wanted, seed))
+        if isinstance(asked, Table):
+            explainer = Explainer(question, asked.composite, **kept)
+            return Batch(one for (one,) in explainer.run(readings, wanted))
+        return Batch(
+            one for row in wanted for one in asked.explain(question, readings, row, **kept)
+        )
 
     def explain_generated(
         self,
         item: Input,
         tokens: int = 32,
-        method: str | Composite = "attnlrp",
+        method: str | Composite | Method = "attnlrp",
         *,
         decoder: Any = None,
         seed: str = "logit",
@@ -324,13 +336,30 @@ class Model(Network):
             )
         if not self._is_single(item):
             raise ReflError("explain_generated continues one text: give the others on their own")
-        explainer = Explainer(self, composites.chosen(method, eps, stabilizer), **how)
-        whole = self.generate(item, tokens, decoder)
+        asked, question, kept = self._asked(method, eps, stabilizer, seed, how)
+        whole = self.generate(item, tokens, decoder, question.edits)
         (reading,) = self.readings([item], decoder)
         first = len(reading.explained)
         part = "input" if reading.prefix is None else "prefix"
         begun = [replace(reading, **{part: whole[:end]}) for end in range(first, len(whole))]
-        return Batch(explainer.successive(begun, whole[first:], seed))
+        targets = whole[first:]
+        if isinstance(asked, Table):
+            return Batch(Explainer(question, asked.composite, **kept).successive(begun, targets))
+        return Batch(asked.explain(question, begun, [(target, None) for target in targets], **kept))
+
+    def _asked(
+        self,
+        method: str | Composite | Method,
+        eps: float | None,
+        stabilizer: str | None,
+        seed: str,
+        how: dict[str, Any],
+    ) -> tuple[Method, Question, dict[str, Any]]:
+        """A method, a question, and what to keep, from options by their names."""
+        kept: dict[str, Any] = {name: how.pop(name) for name in ("keep", "audit") if name in how}
+        asked = chosen(method, eps, stabilizer, how.pop("options", None))
+        how["edits"] = how.get("edits") or {}
+        return asked, Question(self, seed, **how), kept
 
     # -- what is asked -----------------------------------------------------------------------------
 
@@ -346,7 +375,7 @@ class Model(Network):
             return None
         return [pair] if single else arguments.listed("pair", pair, "a list of texts")
 
-    def _targets(self, count: int, target: Any, contrast: Any) -> list[Target]:
+    def targets(self, count: int, target: Any, contrast: Any) -> list[Target]:
         """(target, against) for each input; None for the most likely next token."""
         if contrast is not None:
             if target is not None:

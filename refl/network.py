@@ -16,6 +16,7 @@ from refl.arguments import is_single, received
 from refl.arrays import Array, asnumpy, namespace
 from refl.cache import Cache, CachedTrace
 from refl.device import on_host
+from refl.edits import Change, Edits, checked, refuse_strange
 from refl.errors import LONGEST_REPR, ReflError, UnknownWords, argument, sentence, shown
 from refl.io.images import Image, Preparation, prepared
 from refl.io.text import Text
@@ -471,32 +472,50 @@ class Network:
         refuse_overflow(t, logits, self.dtype)
         return logits
 
-    def logits(self, item: Input, decoder: Input | None = None) -> Any:  # -> NumPy (T, V)
-        """The logits after every token of one input, or of what its decoder has written."""
+    def logits(
+        self, item: Input, decoder: Input | None = None, edits: Edits | None = None
+    ) -> Any:  # -> NumPy (T, V)
+        """The logits after every token of one input, or of what its decoder has written; `edits`:
+        site -> what is changed there, a refl.Edit or a function of the activation (1, ...).
+        """
         read, prefixes = self.read(item), self.decoder_prefixes(1, decoder)
         batch = self.batch([read], every=True, decoder_prefix=prefixes)
-        return asnumpy(self.forward(self._unrecorded(), batch).array)[0]
+        return asnumpy(self.forward(self._unrecorded(self._edits(edits)), batch).array)[0]
 
-    def generate(self, item: Input, tokens: int = 32, decoder: Input | None = None) -> list[int]:
+    def _edits(self, edits: Edits | None) -> dict[str, Change]:
+        """Edits of a run that is not recorded, once checked."""
+        changed = checked(edits, recorded=False)
+        if changed:
+            refuse_strange(changed, self.sites())
+        return changed
+
+    def generate(
+        self,
+        item: Input,
+        tokens: int = 32,
+        decoder: Input | None = None,
+        edits: Edits | None = None,
+    ) -> list[int]:
         """Greedy continuation: the input's ids (or its decoder prefix) and up to `tokens` more,
         stopping at the end-of-text token, or where the model has no more positions.
 
         Only the new token is run, beside the keys and values of those before (refl.cache): with
         the same bits as `logits` of the whole text on OpenBLAS, elsewhere to rounding. Where the
         rotary angles of all tokens change with the length (dynamic scaling, beyond
-        max_position_embeddings), the whole text is run for every token.
+        max_position_embeddings), and with `edits` (as for `logits`), the whole text is run for
+        every token.
         """
         self._refuse_silent()
         tokens = arguments.whole("tokens", tokens)
         if tokens < 0:
             raise arguments.expected("tokens", "a whole number of at least 0", tokens)
         read, prefixes = self.encode(item), self.decoder_prefixes(1, decoder)
-        ids = read if prefixes is None else prefixes[0]
+        ids, changed = read if prefixes is None else prefixes[0], self._edits(edits)
         cache = Cache()
         for _ in range(min(tokens, self.config.longest - len(ids))):
-            if self.batch_dependent(len(ids)):
+            if self.batch_dependent(len(ids)) or changed:
                 cache = Cache()
-            ids.append(int(self._next(cache, read, prefixes).argmax()))
+            ids.append(int(self._next(cache, read, prefixes, changed).argmax()))
             if ids[-1] in self.eos_ids:
                 break
         return ids
@@ -510,16 +529,24 @@ class Network:
             )
 
     def _next(
-        self, cache: Cache, read: list[int], prefixes: list[list[int]] | None
+        self,
+        cache: Cache,
+        read: list[int],
+        prefixes: list[list[int]] | None,
+        edits: dict[str, Change],
     ) -> Any:  # -> NumPy (V,)
         """The logits of the next token, from a run of the tokens that the cache does not hold."""
         batch = self.batch([read], decoder_prefix=prefixes)
+        if edits:
+            return asnumpy(self.forward(self._unrecorded(edits), batch).array)[0, 0]
         new = batch.after(cache.length)
         logits = self.forward(CachedTrace(self.weights, cache), new).array
         cache.length = len(read if prefixes is None else prefixes[0])
         return asnumpy(logits)[0, 0]
 
-    def _unrecorded(self) -> Trace:
+    def _unrecorded(self, edits: dict[str, Change]) -> Trace:
+        if edits:
+            return Trace(self.weights, record=False, plain=False, edits=edits)
         return CachedTrace(self.weights)
 
     def trace(

@@ -13,6 +13,10 @@ would be 0 in float32 from a lead of 17 on. Probabilities are taken in float64 w
 The gradient of the last is that relevance over z. At a logit of exactly 0 there is none: what the
 gradient x input form cannot start from there is `unpropagated`, and absorbed as `stabilizer` at the
 logits, as the relevance form without a stabilizer has it.
+
+A method that has no sweep (a finite difference, a path of gradients) explains the number itself,
+`value`: z_a, z_a - z_b, log p_a or p_a, whose gradient is `derivative`. For logits and their
+differences, and for log p_a, that gradient is s.
 """
 
 from __future__ import annotations
@@ -62,6 +66,22 @@ class Seed:
 
     def relevance(self, z: Any) -> Any:  # logits (V,) -> z s (V,), NumPy
         return self._softmax_weighted(z) if self.kind == "probability" else z * self.gradient(z)
+
+    def value(self, z: Any) -> float:  # logits (V,), NumPy
+        """What is explained, in float64."""
+        if self.kind == "probability":
+            return float(softmax(z)[self.target])
+        if self.kind == "log-probability":
+            wide = z.astype(np.float64) - float(z.max())
+            return float(wide[self.target] - np.log(np.exp(wide).sum()))
+        less = 0.0 if self.against is None else float(z[self.against])
+        return float(z[self.target]) - less
+
+    def derivative(self, z: Any) -> Any:  # logits (V,) -> (V,), NumPy
+        """Of `value` with respect to the logits, in their dtype."""
+        if self.kind == "probability":
+            return (softmax(z)[self.target] * self._less_softmax(z)).astype(z.dtype)
+        return self.gradient(z)
 
     def unpropagated(self, z: Any) -> float:  # logits (V,), NumPy
         """Relevance of the seed that no gradient times the logits gives."""

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 from refl import attention, pieces
 from refl.arrays import Array, extremes, namespace
 from refl.attention import Kept
+from refl.edits import Change, Edit, inside_attention
 from refl.mask import Mask
 from refl.rules import gather, top_k
 
@@ -185,7 +186,8 @@ class Trace:
                which the sweep runs again (faster, and T x T is never held but for a few tokens)
     recompute  record blocks by their inputs and run each again when the sweep reaches it: memory
                for one block at a time
-    edits      site -> function of the activation that replaces it; for runs that are not recorded
+    edits      site -> what is changed there (refl.edits)
+    leaves     site of an embedding or of the pixels -> the array to start from, in its place
     """
 
     def __init__(
@@ -195,12 +197,9 @@ class Trace:
         record: bool = True,
         plain: bool = True,
         recompute: bool = False,
-        edits: Mapping[str, Callable[[Array], Array]] | None = None,
+        edits: Mapping[str, Change] | None = None,
+        leaves: Mapping[str, Array] | None = None,
     ) -> None:
-        if record and edits:
-            raise ValueError(
-                "an edited run cannot be recorded: the records would not follow from each other"
-            )
         self.weights = weights
         self.record = record
         self.plain = plain
@@ -208,7 +207,7 @@ class Trace:
         self.edits = dict(edits or {})
         self.records: list[Record] = []
         self.values: dict[str, Value] = {}
-        self.known: dict[str, Array] = {}
+        self.known: dict[str, Array] = dict(leaves or {})
         """Site -> its array, where that has been computed before."""
         self.watched: list[tuple[str, Array]] | None = []
         """(site, bool): whether what came in there is finite, where an overflow could go unseen.
@@ -221,9 +220,9 @@ class Trace:
         return f"{self.path}.{name}" if self.path and name else self.path or name
 
     def name(self, value: Value, site: str) -> Value:
-        """Give the value one more name."""
+        """The value with one more name; edited, where the name has an edit."""
         if site in self.edits:
-            value.array = self.edits[site](value.array)
+            value = self._changed(Value(value.array, value.site, value.constant), value, site)
         if self.record:
             if site not in value.names:
                 value.names.append(site)
@@ -253,10 +252,10 @@ class Trace:
         module's names.
         """
         path = self.site(name)
-        self.name(x, f"{path}.input")
+        x = self.name(x, f"{path}.input")
         with self.inside(name):
             y = function(self, x, *rest)
-        return y if y.site == path else self.name(y, path)
+        return y if y.site in (path, _edited_site(path)) else self.name(y, path)
 
     def once(self, name: str, function: Callable[..., Value], *rest: Any) -> Value:
         """`function(t, name, *rest)`: what is the same however far a text is continued, an
@@ -277,7 +276,7 @@ class Trace:
             _let_go_of_light(self.records[first:], y)
             return y
         path = self.site(name)
-        self.name(x, f"{path}.input")
+        x = self.name(x, f"{path}.input")
         outside = tuple(dict.fromkeys(v for v in (x, *rest) if isinstance(v, Value)))
 
         alike = self._alike(self.plain)
@@ -305,7 +304,7 @@ class Trace:
         """What makes a trace like this one. It does not hold this one, whose records it is part of:
         activations have to go when the last name for a trace does, not at a garbage collection.
         """
-        return partial(_alike, type(self), self.weights, self.watched, plain)
+        return partial(_alike, type(self), self.weights, self.watched, plain, self.edits)
 
     def at_rows(self, index: tuple[int, ...]) -> Trace:
         """A recorded trace with other rows chosen from the last choice of rows on; the records
@@ -354,7 +353,7 @@ class Trace:
         flattened and transposed.
         """
         path = self.site(name)
-        self.name(x, f"{path}.input")
+        x = self.name(x, f"{path}.input")
         w, b = (
             Parameter(self.weights, f"{path}.weight", kernel=True),
             Parameter(self.weights, f"{path}.bias"),
@@ -375,7 +374,7 @@ class Trace:
         """`weight`, and `bias` as a string: the full name of a tensor that another module holds.
         `transposed`: stored (I, O), as GPT-2's Conv1D is."""
         path = self.site(name)
-        self.name(x, f"{path}.input")
+        x = self.name(x, f"{path}.input")
         w = Parameter(self.weights, weight or f"{path}.weight", transposed)
         b = (
             Parameter(self.weights, bias if isinstance(bias, str) else f"{path}.bias")
@@ -402,7 +401,7 @@ class Trace:
     ) -> Value:
         """`offset`: what is added to the stored weight."""
         path = self.site(name)
-        self.name(x, f"{path}.input")
+        x = self.name(x, f"{path}.input")
         w = Parameter(self.weights, f"{path}.weight")
         return self._run("rms_norm", name, (x, w), role, norm_eps=norm_eps, offset=offset)
 
@@ -410,7 +409,7 @@ class Trace:
         self, name: str, x: Value, norm_eps: float, *, bias: bool = True, role: str = "norm"
     ) -> Value:
         path = self.site(name)
-        self.name(x, f"{path}.input")
+        x = self.name(x, f"{path}.input")
         w, b = (
             Parameter(self.weights, f"{path}.weight"),
             Parameter(self.weights, f"{path}.bias") if bias else None,
@@ -418,7 +417,7 @@ class Trace:
         return self._run("layer_norm", name, (x, w, b), role, norm_eps=norm_eps)
 
     def activation(self, name: str, x: Value, kind: str, *, role: str = "") -> Value:
-        self.name(x, f"{self.site(name)}.input")
+        x = self.name(x, f"{self.site(name)}.input")
         return self._run("activation", name, (x,), role, kind=kind)
 
     def rotary(self, name: str, x: Value, cos: Array, sin: Array, *, role: str = "") -> Value:
@@ -487,7 +486,7 @@ class Trace:
         to the scores; `cap` is what they are soft-capped at.
         """
         pairs = q.array.shape[-2] * k.array.shape[-2]
-        if self.plain or pairs <= FEW:
+        if self.plain or pairs <= FEW or inside_attention(self.edits, self.path):
             return self._attention(q, k, v, None if mask is None else mask.array, bias, cap)
         operands = (q, k, v) if bias is None else (q, k, v, bias)
         parts = self._parts_of_attention(operands, mask, cap)
@@ -495,10 +494,10 @@ class Trace:
         if tiled is None:
             return self._edited(self._in_parts(self.site("context"), operands, parts))
         array, kept = tiled
-        output = self._edited(Value(array, self.site("context")))
+        output = Value(array, self.site("context"))
         steps = attention.steps(bias is not None, cap)
         again = {"mask": mask, "cap": cap, "kept": kept, "path": self.path, "steps": steps}
-        return self._keep(Record("attention", operands, output, again, parts=parts))
+        return self._edited(self._keep(Record("attention", operands, output, again, parts=parts)))
 
     def _tiled(
         self, operands: tuple[Value, ...], mask: Mask | None, cap: float | None
@@ -578,8 +577,8 @@ class Trace:
         constant = bool(values) and all(v.constant for v in values)
         known = site in self.known
         array = self.known[site] if known else self.compute(operation, site, arrays, attributes)
-        output = self._edited(Value(array, site, constant))
-        return self._keep(Record(operation, operands, output, attributes, role))
+        output = Value(array, site, constant)
+        return self._edited(self._keep(Record(operation, operands, output, attributes, role)))
 
     def compute(
         self,
@@ -593,8 +592,28 @@ class Trace:
         return pieces.forward(operation, arrays, attributes)
 
     def _edited(self, value: Value) -> Value:
-        if value.site in self.edits:
-            value.array = self.edits[value.site](value.array)
+        """What everything after a value reads in its place."""
+        return self._changed(value, value, value.site) if value.site in self.edits else value
+
+    def _changed(self, unrecorded: Value, value: Value, site: str) -> Value:
+        """By the edit of `site`: in the array where nothing is recorded, else as operations."""
+        edit = self.edits[site]
+        if not self.record:
+            unrecorded.array = edit(value.array)
+            return unrecorded
+        if not isinstance(edit, Edit):
+            raise TypeError(f"the edit of {site} is a function: there is no record of that")
+        before, self.path = self.path, ""
+        factor, amount = edit.constants(value.array)
+        if factor is not None:
+            f = self.source(f"{site}.factor", factor, role="edit")
+            f.constant = True
+            name = f"{site}.scaled" if amount is not None else _edited_site(site)
+            value = self.multiply(name, f, value, role="edit")
+        if amount is not None:
+            a = self.source(f"{site}.amount", amount, role="edit")
+            value = self.add(_edited_site(site), value, a, role="edit")
+        self.path = before
         return value
 
     def _keep(self, record: Record) -> Value:
@@ -616,6 +635,10 @@ HEAVY = 1 << 19
 """Numbers from above which an array is formed again where that is light."""
 
 
+def _edited_site(site: str) -> str:
+    return f"{site}.edited"
+
+
 def _let_go_of_light(records: Iterable[Record], last: Value) -> None:
     """Once a block has run: nothing reads these arrays before the sweep is there. The block's own
     output is read by the next.
@@ -635,11 +658,12 @@ def _alike(
     weights: Mapping[str, Array],
     watched: list[tuple[str, Array]] | None,
     plain: bool,
+    edits: dict[str, Change],
     *,
     record: bool,
 ) -> Trace:
     t = kind(weights, plain=plain, record=record)
-    t.watched = None if record else watched
+    t.watched, t.edits = None if record else watched, edits
     return t
 
 

@@ -25,4 +25,5 @@ def leaf_gxi(z: Array, g: Array, *, values: Array, role: str) -> RuleOutput:
     return RuleOutput((), {role: total_product(z, g)})
 
 
+CAUSES = {"edit": "what an edit added or put in place"}
 RULES = {"leaf": Forms(leaf, leaf_gxi)}

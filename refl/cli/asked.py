@@ -6,21 +6,45 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from refl import arguments
 from refl.errors import ReflError
 from refl.explanation import Explanation
-from refl.io import composites
+from refl.methods import Method, chosen
 from refl.model import Model, load
 from refl.network import CLASSIFIES
-from refl.rules.composites import Composite
 
 
-def composite_asked(args: argparse.Namespace) -> Composite:
+def method_asked(args: argparse.Namespace) -> Method:
     """The method with its options; refuses what no model could make sense of."""
     _refuse_contradictions(args)
-    return composites.chosen(args.method, args.eps, args.stabilizer)
+    return chosen(args.method, args.eps, args.stabilizer, options_asked(args.option))
+
+
+def options_asked(said: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE each: a number, true, false or none where the value reads as one, else a text."""
+    found: dict[str, Any] = {}
+    for one in said:
+        name, sign, value = one.partition("=")
+        if not name or not sign:
+            raise ReflError(f"--option is {arguments.received(one)}: expected NAME=VALUE")
+        if name in found:
+            raise ReflError(f"--option gives {arguments.received(name)} twice")
+        found[name] = _typed(value)
+    return found
+
+
+def _typed(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
@@ -48,7 +72,7 @@ def model_asked(args: argparse.Namespace) -> Model:
 
 
 def explained(
-    model: Model, args: argparse.Namespace, composite: Composite, keep: Any, progress: Any
+    model: Model, args: argparse.Namespace, method: Method, keep: Any, progress: Any
 ) -> Explanation:
     """The explanation that the options ask for."""
     if args.ids is None and model.text is None and not model.takes_images:
@@ -57,7 +81,7 @@ def explained(
         )
     e: Explanation = model.explain(
         input_asked(args),
-        composite,
+        method,
         target=None if args.target is None else _target(model, args.target),
         contrast=None if args.contrast is None else _contrast(model, *args.contrast),
         decoder=args.decoder if args.decoder_ids is None else list(args.decoder_ids),

@@ -28,9 +28,9 @@ next candidates, and the conservation ledger, in which
 """
 
 _MORE = """\
-methods (refl methods says more, and refl methods NAME shows the table of rules):
+methods (refl methods says more, and refl methods NAME shows the table of rules, or the options):
 {methods}
-  FILE.toml          a table of your own: name, base = "attnlrp", and [[rule]] lines on top
+  FILE.toml               a table of your own: name, base = "attnlrp", and [[rule]] lines on top
 
 seeds, which say what is explained:
   logit              the logit of the target; with --contrast the difference of two
@@ -91,20 +91,20 @@ def _more() -> str:
 
 
 def _named(name: str, summary: str) -> str:
-    return fill(summary, 98, initial_indent=f"  {name:<17}  ", subsequent_indent=" " * 21)
+    return fill(summary, 98, initial_indent=f"  {name:<22}  ", subsequent_indent=" " * 26)
 
 
 def run(args: argparse.Namespace) -> int:
-    from refl.cli.asked import composite_asked, explained, model_asked
+    from refl.cli.asked import explained, method_asked, model_asked
 
-    composite = composite_asked(args)
+    method = method_asked(args)
     with Progress() as progress:
         model = model_asked(args)
         if args.png and not model.takes_images:
             raise ReflError("--png draws over a picture, and this model reads text: leave it out")
         _refuse_strange_patterns(model, args.keep or [])
         keep = args.keep or ("*" if args.save else ())
-        e = explained(model, args, composite, keep, progress)
+        e = explained(model, args, method, keep, progress)
         _write(e, args, progress)
     _answer(e, args)
     return 0

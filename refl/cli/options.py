@@ -114,7 +114,14 @@ def _method(g: Any) -> None:
         type=Source,
         default="attnlrp",
         metavar="NAME|FILE.toml",
-        help="how relevance is handed down (default: %(default)s)",
+        help="how relevance is found (default: %(default)s)",
+    )
+    g.add_argument(
+        "--option",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="options of the method, as refl methods NAME lists them",
     )
     _target(g)
     g.add_argument(

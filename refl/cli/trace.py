@@ -40,17 +40,17 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from refl.cli.asked import composite_asked, explained, model_asked
+    from refl.cli.asked import explained, method_asked, model_asked
     from refl.show.account import account, quantity
     from refl.show.terminal import account_lines, head
     from refl.show.traces import WIDTH
 
-    composite = composite_asked(args)
+    method = method_asked(args)
     with Progress() as progress:
         model = model_asked(args)
         # scores are kept so that attention runs in its plain form, operation by operation
         keep = ("*.scores", "*.context") if args.by == "head" else "*.scores"
-        e = explained(model, args, composite, keep, progress)
+        e = explained(model, args, method, keep, progress)
         rows = _operations(model, e, args.position, every=args.at is not None)
     if args.json:
         print_json(e.as_dict() | {"operations": rows} | _totals(e, rows, args.by))

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from refl.explanation import Explanation, Method
+from refl.explanation import Explanation, MethodFacts
 from refl.ledger import Ledger
 from refl.rules.composites import Composite
 from refl.rules.operations import CAUSES
@@ -200,13 +200,15 @@ def title(e: Explanation) -> str:
     return f"{shorten(one_line(words), 80)} → {shorten(one_line(names), 40)} · {e.method.title}"
 
 
-def form(method: Composite | Method) -> str:
+def form(method: Composite | MethodFacts) -> str:
     """The formulation of a method, as people say it."""
+    if method.formulation == "attribution":
+        return "no table of rules"
     gradient = method.formulation == "gradient_x_input"
     return "gradient x input form" if gradient else "relevance form"
 
 
-def described(method: Composite | Method) -> list[str]:
+def described(method: Composite | MethodFacts) -> list[str]:
     """Its summary, and of a table that was made from another one what was changed."""
     words = ""
     if isinstance(method, Composite) and method.changes:

@@ -101,6 +101,16 @@ def composite_rows(composite: Composite) -> list[list[str]]:
     ]
 
 
+def options_table(options: dict[str, Any], width: int | None) -> list[Line]:
+    """Every option of a method that is no table, with its value."""
+    if not options:
+        return []
+    rows: list[list[Span]] = [
+        [(name, "cyan"), (printable(value), "")] for name, value in options.items()
+    ]
+    return folded([_header(("option", "value")), *rows], "ll", width, 1)
+
+
 def _options(options: dict[str, Any]) -> str:
     return ", ".join(f"{key}={printable(value)}" for key, value in options.items())
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from textwrap import wrap
 from typing import Any
 
-from refl.explanation import Explanation, Method
+from refl.explanation import Explanation, MethodFacts
 from refl.rules.composites import Composite
 from refl.show.account import (
     COMPACT,
@@ -76,12 +76,12 @@ def head(e: Explanation, width: int) -> list[Line]:
     ]
 
 
-def method_lines(c: Composite | Method, width: int) -> list[Line]:
-    """A method by name, with its summary and its source."""
+def method_lines(c: Composite | MethodFacts, width: int, further: Sequence[str] = ()) -> list[Line]:
+    """A method by name, with its summary, what else is said of it, and its source."""
     name: Line = [("  ", ""), (one_line(c.title), "bold"), (f"  {form(c)}", "dim")]
     return [
         name,
-        *(line for said in described(c) for line in paragraph(one_line(said), width)),
+        *(line for said in (*described(c), *further) for line in paragraph(one_line(said), width)),
         *(paragraph(one_line(c.source), width, "dim") if c.source else []),
         *(paragraph(f"table {c.hash[:12]}", width, "dim") if isinstance(c, Composite) else []),
     ]

@@ -23,6 +23,7 @@ import refl
 from refl.cli import asked, main, options, progress
 from refl.errors import argument
 from refl.io.safetensors import read_safetensors
+from refl.methods import METHODS as EVERY
 from refl.model import DTYPES, SHIPPED, Model
 from refl.rules.conservation import STABILIZERS
 from refl.rules.published import METHODS
@@ -392,10 +393,12 @@ def test_the_examples_of_the_shipped_model_can_be_explained(capsys: Capture) -> 
 
 def test_methods(capsys: Capture) -> None:
     out = " ".join(answer(capsys, "methods").split())
-    for composite in METHODS.values():
-        assert composite.name in out
-        assert " ".join(composite.source.split()) in out
-    assert [c["name"] for c in json.loads(answer(capsys, "methods", "--json"))] == list(METHODS)
+    for method in EVERY.values():
+        assert method.name in out
+        assert " ".join(method.source.split()) in out
+    told = json.loads(answer(capsys, "methods", "--json"))
+    assert [m["name"] for m in told] == list(EVERY)
+    assert all(m["passes"] in out and m["conserved"] in out for m in told)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -409,8 +412,8 @@ def test_a_methods_table_has_every_line_and_option(method: str, capsys: Capture)
 
 def test_help_names_every_method_with_its_summary(capsys: Capture) -> None:
     shown = " ".join(answer(capsys, "explain", "--help").split())
-    for name, composite in METHODS.items():
-        assert f" {name} {' '.join(composite.summary.split())} " in shown
+    for name, method in EVERY.items():
+        assert f" {name} {' '.join(method.summary.split())} " in shown
 
 
 def test_the_choices_are_the_engine_s() -> None:

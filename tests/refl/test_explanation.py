@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 import refl
 from refl import Explanation
-from refl.explainer import CANDIDATES, _lengths, _likeliest
-from refl.explanation import Method
+from refl.answer import CANDIDATES, _likeliest
+from refl.explainer import _lengths
+from refl.explanation import MethodFacts
 from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.rules.published import METHODS
 from refl.verification.random_models import LLAMA, VIT, random_model
@@ -148,7 +149,7 @@ def test_another_method_is_held_as_it_is(model: refl.Model, tmp_path: Path) -> N
     nothing is made up for them, shown or written.
     """
     e = model.explain(TEXT, keep="*.mlp")
-    other = Method("rollout", source="someone 2020", summary="attention, multiplied")
+    other = MethodFacts("rollout", source="someone 2020", summary="attention, multiplied")
     bare = replace(e, method=other, recorded=None)
     bare.save(tmp_path / "bare.safetensors")
     again = refl.Explanation.load(tmp_path / "bare.safetensors")

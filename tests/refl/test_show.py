@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import refl
 from refl.cli.output import print_lines
-from refl.explanation import Candidate, Explanation, Method
+from refl.explanation import Candidate, Explanation, MethodFacts
 from refl.ledger import Entry, Ledger
 from refl.show import colors, numbers, terminal
 from refl.show.account import DIGITS, account, account_of, joiner
@@ -426,7 +426,7 @@ def test_what_is_missing_is_rounding_only_where_it_can_be(model: Any) -> None:
             assert "rounding (" not in account(torn)[-2].note
     assert "not recorded" in account(Ledger(np.array([3.0]), 1e-16))[-2].note
     e = model.explain("the keys", keep=())
-    bare = replace(e, recorded=None, method=Method("theirs"))
+    bare = replace(e, recorded=None, method=MethodFacts("theirs"))
     rest = account_of(bare)[-2]
     assert rest.name == "not recorded" and "keeps no ledger" in rest.note
     assert rest.amount == pytest.approx(e.explained - float(e.relevance.sum()))
@@ -593,7 +593,7 @@ def test_whatever_a_file_says_is_text(keys: Explanation) -> None:
         decoder_relevance=np.ones(1),
         about=dict.fromkeys(("refl", "model", "dtype", "architecture", "task", EVIL), EVIL),
         candidates=[candidate],
-        method=Method(EVIL, EVIL, EVIL, EVIL),
+        method=MethodFacts(EVIL, EVIL, EVIL, EVIL),
         recorded=Ledger(np.ones(1), 1e-7, [entry]),
         fingerprint=lambda: EVIL,
     )

@@ -151,8 +151,8 @@ ANGLES = (TO_DEVICE, "rope.py", "tables")
 BUCKETS = (TO_DEVICE, "relative_bias.py", "buckets")
 LAST_TOKENS = (TO_HOST, "heads.py", "last_tokens")
 IDS = (TO_DEVICE, "network.py", "_padded")
-LOGITS = (TO_HOST, "explainer.py", "_forward")
-SEED = (TO_DEVICE, "explainer.py", "_sweep")
+LOGITS = (TO_HOST, "question.py", "forward")
+SEED = (TO_DEVICE, "question.py", "sweep")
 
 FORWARD: dict[str, dict[tuple[str, str, str], int]] = {
     **{name: {ANGLES: 1} for name in ("llama", "mistral", "qwen2", "qwen3", "olmo2", "phi")},

@@ -145,7 +145,7 @@ def test_another_rounding(monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str
     for method in (*FOR_ANY_NET, METHODS["attnlrp"].with_options(eps=1e-3), identity):
         e = explained(model, method)
         with monkeypatch.context() as noise:
-            noise.setattr("refl.explainer.Trace", Noisy)
+            noise.setattr("refl.question.Trace", Noisy)
             other = explained(model, method, target=e.target_id)
         c = compare(e, other)
         worst = max((*c.errors, *c.forward), key=lambda x: x.excess)

@@ -31,7 +31,7 @@ import numpy as np
 
 import refl
 from refl.errors import ReflError
-from refl.explanation import Candidate, Explanation, Method, Sites
+from refl.explanation import Candidate, Explanation, MethodFacts, Sites
 from refl.extras import install
 from refl.io.config import decoder_start_id, probability, read_config
 from refl.io.images import prepared
@@ -542,7 +542,7 @@ def _task(model: Any) -> str:
     return next((task for end, task in kinds.items() if end in name), "next-token")
 
 
-def _method(method: str, ran: str, identity_eps: float) -> Method:
+def _method(method: str, ran: str, identity_eps: float) -> MethodFacts:
     """A method by refl's name; the rules are the other library's. An eps that is not its own is
     said.
     """
@@ -550,7 +550,7 @@ def _method(method: str, ran: str, identity_eps: float) -> Method:
     whose = "LXT 2.1's gradient x input form" if method in LXT_METHODS else "autograd"
     own = identity_eps == lxt.IDENTITY_EPS or method not in LXT_METHODS
     changed = "" if own else f", changed: f(x)/(x + {identity_eps:g}), not {lxt.IDENTITY_EPS:g}"
-    return Method(
+    return MethodFacts(
         name,
         formulation="gradient_x_input",
         source=f"{METHODS[name].source} (run by {ran})",

@@ -38,7 +38,7 @@ class Refl:
 
     def __init__(self, spec: Spec, device: Device, dtype: str = "float32") -> None:
         import refl
-        from refl.methods import METHODS
+        from refl.rules.published import METHODS
 
         self.model = refl.load(spec.folder, dtype=dtype, device=device.name)
         self.composite = METHODS[spec.method]

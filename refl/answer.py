@@ -1,0 +1,175 @@
+"""An Explanation of one example of a run, from what a method found: the input in words, what is
+explained of the output, and what computed it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from refl.device import blas
+from refl.explanation import Candidate, Explanation, MethodFacts, Sites
+from refl.ledger import Ledger
+from refl.network import Network
+from refl.question import Forward, Question
+from refl.rules.composites import Composite
+from refl.seeds import Seed, probabilities
+from refl.show.explanation import ShownExplanation
+from refl.version import __version__
+
+CANDIDATES = 5
+"""How many of the likeliest outputs an explanation names."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method found out about one example.
+
+    relevance            (T,) of tokens, (H, W) of a picture
+    decoder_relevance    (U,) of what a decoder has written, where there is one
+    explained            the number that is explained; by default that of the ledger
+    ledger               the conservation ledger, where the method keeps one
+    """
+
+    relevance: Any
+    decoder_relevance: Any = None
+    explained: float | None = None
+    ledger: Ledger | None = None
+    sites: Sites = field(default_factory=Sites)
+
+
+def explanation(
+    question: Question,
+    forward: Forward,
+    b: int,
+    seed: Seed,
+    found: Found,
+    method: Composite | MethodFacts,
+) -> Explanation:
+    """Of example b of a run."""
+    explained = found.explained
+    if explained is None:
+        explained = 0.0 if found.ledger is None else found.ledger.explained
+    return ShownExplanation(
+        **_input(question.network, forward, b, found),
+        **_output(question, forward.rows[b], seed),
+        explained=explained,
+        method=method,
+        recorded=found.ledger,
+        about=about(question),
+        fingerprint=question.network.fingerprint,
+        sites=found.sites,
+    )
+
+
+# -- the input -------------------------------------------------------------------------------------
+
+
+def _input(network: Network, forward: Forward, b: int, found: Found) -> dict[str, Any]:
+    """The input and its relevance: of tokens, of those a decoder has written, or of pixels."""
+    reading = forward.readings[b]
+    if network.takes_images:
+        return {
+            "tokens": [],
+            "input_ids": [],
+            "relevance": found.relevance,
+            "picture": reading.input.picture,
+            "patch": network.config.patch,
+        }
+    fields = _tokens(network, reading.input, found.relevance)
+    fields["types"] = None if reading.types is None else list(reading.types)
+    fields["position"] = None if forward.positions is None else int(forward.positions[b])
+    if reading.prefix is not None:
+        decoder = _tokens(network, reading.prefix, found.decoder_relevance)
+        fields |= {f"decoder_{name}": value for name, value in decoder.items()}
+    return {"input_ids" if name == "ids" else name: value for name, value in fields.items()}
+
+
+def _tokens(network: Network, ids: list[int], scores: Any) -> dict[str, Any]:
+    return {
+        "tokens": network.tokens(ids),
+        "ids": ids,
+        "word_starts": None if network.text is None else network.text.starts(ids),
+        "relevance": scores,
+    }
+
+
+# -- the output ------------------------------------------------------------------------------------
+
+
+def _output(question: Question, z: Any, seed: Seed) -> dict[str, Any]:  # logits (V,)
+    """What is explained, and the likeliest outputs."""
+    if question.at is not None:
+        return _neuron(float(z[seed.target]), seed.target, *question.at)
+    network = question.network
+    names, p = network.output_names, probabilities(z, network.probability)
+    best = _likeliest(z)
+    return {
+        "target": names([seed.target])[0],
+        "target_id": seed.target,
+        "logit": float(z[seed.target]),
+        "probability": float(p[seed.target]),
+        "against": None if seed.against is None else names([seed.against])[0],
+        "against_logit": None if seed.against is None else float(z[seed.against]),
+        "seed": seed.kind,
+        "candidates": [
+            Candidate(name, i, float(z[i]), float(p[i]))
+            for name, i in zip(names(best), best, strict=True)
+        ],
+    }
+
+
+def _neuron(x: float, number: int, site: str, index: Sequence[int]) -> dict[str, Any]:
+    """The same of a neuron, which has no probability and no rivals."""
+    return {
+        "target": f"{site}[{', '.join(map(str, index))}]",
+        "target_id": number,
+        "logit": x,
+        "probability": math.nan,
+        "against": None,
+        "seed": "activation",
+        "candidates": [],
+    }
+
+
+def _likeliest(z: Any) -> list[int]:  # logits (V,)
+    """The outputs of the CANDIDATES largest logits, and of equal ones the first. Only those are
+    sorted: a vocabulary may take as long as a block.
+    """
+    k = min(CANDIDATES, len(z))
+    least = -np.partition(-z, k - 1)[k - 1]
+    some = np.flatnonzero(~(z < least))  # all of them where `least` is no number
+    return [int(i) for i in some[np.argsort(-z[some], kind="stable")[:k]]]
+
+
+# -- what computed it ------------------------------------------------------------------------------
+
+
+def about(question: Question) -> dict[str, str]:
+    """Versions, model, dtype, and what is unusual in the run."""
+    network, kind = question.network, question.network.probability
+    return {
+        "refl": __version__,
+        "model": network.name,
+        "architecture": network.net.MODEL_TYPE,
+        "dtype": network.dtype,
+        "task": network.task,
+        "computed by": _computed_by(network.device),
+        **({} if kind == "softmax" else {"probability": kind}),
+        **({"edits": ", ".join(question.edits)} if question.edits else {}),
+        **network.ignored,
+    }
+
+
+@cache
+def _computed_by(device: str) -> str:
+    """What multiplies the matrices: another library or kernel rounds in another order."""
+    version = f"NumPy {np.__version__}"
+    if device != "cpu":
+        return f"{version}, {device}"
+    return " ".join([f"{version},", *filter(None, blas().values())])

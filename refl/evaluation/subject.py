@@ -1,0 +1,110 @@
+"""What is judged, and what judges: an input of the data, the same as a model reads it, and a metric.
+
+Item        one line of the data
+Subject     the item read by a model, its target settled: what perturbed copies are asked, too
+Metric      numbers (and curves) for the scores of one subject, whoever made them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from refl.model import Model
+from refl.network import Reading
+from refl.question import Question, Target
+from refl.seeds import Seed
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input and what is known about it.
+
+    name          its name in the data, by default its number there
+    input         a text, token ids, or a picture
+    target        what is explained; None for the likeliest output
+    contrast      (a, b) in place of it
+    evidence      numbers of the tokens (or patches) that are known to decide; None where nobody
+                  knows
+    """
+
+    name: str
+    input: Any
+    target: str | int | None = None
+    contrast: tuple[str | int, str | int] | None = None
+    decoder: Any = None
+    pair: str | None = None
+    types: tuple[int, ...] | None = None
+    position: int | None = None
+    evidence: tuple[int, ...] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else the data says of it."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An item as a model reads it."""
+
+    item: Item
+    question: Question
+    reading: Reading
+    seed: Seed
+    """What is explained: the target settled, the likeliest included."""
+    value: float
+    """Of the unchanged input."""
+
+    @property
+    def target(self) -> Target:
+        return (self.seed.target, self.seed.against)
+
+    @classmethod
+    def read(cls, model: Model, item: Item, kind: str = "logit", **how: Any) -> Subject:
+        """By one forward pass. `how`: batch_tokens and progress of the Question. Raises ReflError
+        for what the model cannot read.
+        """
+        question = Question(model, kind, position=item.position, **how)
+        types = None if item.types is None else [list(item.types)]
+        pair = None if item.pair is None else [item.pair]
+        (reading,) = model.readings([item.input], item.decoder, types, pair)
+        (target,) = model.targets(1, item.target, item.contrast)
+        question.refuse([[target]])
+        rows = question.rows([reading])
+        z = rows[0]
+        seed = Seed(kind, int(z.argmax()) if target[0] is None else target[0], target[1])
+        return cls(item, question, reading, seed, seed.value(z))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a metric says of one subject."""
+
+    numbers: dict[str, float]
+    """By name; nan where nothing can be said (no evidence in this input, say)."""
+    curves: dict[str, Any] = field(default_factory=dict)
+    """Name -> values, state by state, NumPy."""
+
+
+class Metric(Protocol):
+    """A way to judge scores."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def summary(self) -> str: ...
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def larger_is_better(self) -> Mapping[str, bool | None]:
+        """Of each number it gives; None where neither is."""
+
+    def refuse(self, subject: Subject) -> None:
+        """Raises ReflError for a subject that it is not defined for."""
+
+    def judge(self, subject: Subject, scores: Any, decoder_scores: Any = None) -> Judged:
+        """`scores` (T,) of tokens, (H, W) of pixels or (rows, columns) of patches;
+        `decoder_scores` (U,) of what a decoder has written.
+        """

@@ -1,0 +1,158 @@
+"""What a method of attribution is. A table of rules and a sweep is one kind (`Table`); every other
+kind is a file beside this one, its equation and its source on top, and a class made of
+
+    name, summary, source     as `refl methods` prints them
+    passes                    what it costs, in forward and backward passes
+    conserved                 what adds up to what; what its ledger books
+    options                   the fields of its dataclass, each checked when it is made
+    found(question, forward, seed) -> Found
+                              the relevance of one input: `forward` is a recorded run of it, `seed`
+                              the output that is explained
+
+`question` runs the net again as often as a method needs: from leaves of its own, with edits
+(refl.question).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Protocol
+
+from refl.answer import Found, explanation
+from refl.errors import ReflError, argument
+from refl.explainer import Explainer
+from refl.explanation import Explanation, MethodFacts
+from refl.network import Network, Reading
+from refl.question import Forward, Question, Target
+from refl.rules.composites import Composite
+from refl.seeds import Seed
+
+
+class Method(Protocol):
+    """Anything that makes an attribution."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def summary(self) -> str: ...
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def passes(self) -> str:
+        """What it costs."""
+
+    @property
+    def conserved(self) -> str:
+        """What adds up to what."""
+
+    def facts(self) -> Composite | MethodFacts:
+        """What an Explanation says of it."""
+
+    def refuse(self, network: Network) -> None:
+        """Raises ReflError for a net that it is not defined for."""
+
+    def explain(
+        self,
+        question: Question,
+        readings: Sequence[Reading],
+        targets: Sequence[Target],
+        keep: str | Sequence[str] | None = None,
+        audit: bool = False,
+    ) -> list[Explanation]:
+        """An Explanation for each reading and its target."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A composite and a sweep."""
+
+    composite: Composite
+
+    passes: ClassVar[str] = "1 forward, 1 sweep (as much as a backward pass)"
+    conserved: ClassVar[str] = "all of it: tokens and what each rule absorbs, in the ledger"
+
+    @property
+    def name(self) -> str:
+        return self.composite.name
+
+    @property
+    def summary(self) -> str:
+        return self.composite.summary
+
+    @property
+    def source(self) -> str:
+        return self.composite.source
+
+    def facts(self) -> Composite:
+        return self.composite
+
+    def refuse(self, network: Network) -> None:
+        """Rules are there for every operation of every net."""
+
+    def explain(
+        self,
+        question: Question,
+        readings: Sequence[Reading],
+        targets: Sequence[Target],
+        keep: str | Sequence[str] | None = None,
+        audit: bool = False,
+    ) -> list[Explanation]:
+        return Explainer(question, self.composite, keep, audit).run(readings, [targets])[0]
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """A method that is no table of rules: one input at a time, from a recorded run of it."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    passes: ClassVar[str]
+    conserved: ClassVar[str]
+    plain: ClassVar[bool] = False
+    """Whether it reads attention's scores and probabilities."""
+
+    def facts(self) -> MethodFacts:
+        """What an Explanation says of it, every option with its value."""
+        options = {one.name: getattr(self, one.name) for one in fields(self)}
+        return MethodFacts(self.name, "attribution", self.source, self.summary, options=options)
+
+    def refuse(self, network: Network) -> None:
+        """Raises ReflError for a net that it is not defined for. By default for none."""
+
+    def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
+        """The relevance of the one input of this run."""
+        raise NotImplementedError
+
+    def explain(
+        self,
+        question: Question,
+        readings: Sequence[Reading],
+        targets: Sequence[Target],
+        keep: str | Sequence[str] | None = None,
+        audit: bool = False,
+    ) -> list[Explanation]:
+        self._refuse_options(keep, audit)
+        self.refuse(question.network)
+        question.refuse([targets])
+        question.refuse_lengths(readings)
+        explained, facts = [], self.facts()
+        for n, (reading, target) in enumerate(zip(readings, targets, strict=True)):
+            forward = question.forward([reading], plain=self.plain)
+            (seed,) = question.seeds(forward, [target])
+            found = self.found(question, forward, seed)
+            explained.append(explanation(question, forward, 0, seed, found, facts))
+            question.tell(self.name, n + 1, len(readings))
+        return explained
+
+    def _refuse_options(self, keep: str | Sequence[str] | None, audit: bool) -> None:
+        for what, asked in (("keep", bool(keep)), ("audit", bool(audit))):
+            if asked:
+                raise ReflError(
+                    f"method {self.name} is no table of rules and has no sweep: leave "
+                    f"{argument(what)} out"
+                )

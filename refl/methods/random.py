@@ -1,0 +1,54 @@
+"""Random scores: the floor of every evaluation            R_t ~ N(0, 1), from a seeded generator
+
+Not a method of anybody's; what every other has to be better than. The same input gets the same
+scores: the generator starts from `draw` and the input's own numbers.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from refl import arguments
+from refl.answer import Found
+from refl.methods.base import Attribution
+from refl.question import Forward, Question
+from refl.seeds import Seed
+
+
+@dataclass(frozen=True)
+class Random(Attribution):
+    """draw    another number gives other scores"""
+
+    draw: int = 0
+
+    name: ClassVar[str] = "random"
+    summary: ClassVar[str] = "scores from a normal distribution: what any method has to be above"
+    source: ClassVar[str] = "none: the control of an evaluation"
+    passes: ClassVar[str] = "1 forward (to know the output)"
+    conserved: ClassVar[str] = "nothing"
+
+    def __post_init__(self) -> None:
+        arguments.whole("draw", self.draw)
+
+    def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
+        reading = forward.readings[0]
+        if question.network.takes_images:
+            return Found(
+                self._scores(reading.input.pixels, reading.input.pixels.shape[1:]),
+                explained=seed.value(forward.rows[0]),
+            )
+        return Found(
+            self._scores(np.asarray(reading.input), (len(reading.input),)),
+            None
+            if reading.prefix is None
+            else self._scores(np.asarray([-1, *reading.prefix]), (len(reading.prefix),)),
+            seed.value(forward.rows[0]),
+        )
+
+    def _scores(self, numbers: Any, shape: tuple[int, ...]) -> Any:
+        start = zlib.crc32(np.ascontiguousarray(numbers).tobytes())
+        return np.random.default_rng((abs(self.draw), start)).standard_normal(shape)

@@ -1,0 +1,290 @@
+"""What is asked of a net, whichever method answers: which output of which inputs, in which run.
+
+question = Question(network, readings, targets)
+forward = question.forward(readings)              a run; what is explained in it is forward.rows
+seeds = question.seeds(forward, targets)          of each example the output that is meant
+seed.value(z), seed.derivative(z)                 the explained number, and its gradient
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from refl import arguments
+from refl.arrays import Array, asnumpy
+from refl.batching import TOKENS, grouped
+from refl.edits import INSIDE_ATTENTION, Edits, checked, refuse_strange
+from refl.errors import ReflError, argument, nearest, shown
+from refl.ledger import DESTINATIONS
+from refl.network import Network, Reading, refuse_overflow
+from refl.rules.composites import Composite
+from refl.seeds import Seed
+from refl.sweep import Sweep, Swept
+from refl.trace import Trace, Value
+
+Progress = Callable[[str, int, int], object]
+"""(phase, done, of)"""
+
+Target = tuple[int | None, int | None]
+"""The output to explain, None for the largest; and the one it is contrasted with, or None."""
+
+NO_SOFTMAX = {
+    "sigmoid": "each of its classes is there or not by itself",
+    "none": "its outputs are numbers, not classes",
+}
+"""What outputs are that are no alternatives."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What ran: the trace, what is explained in it, and where its inputs are."""
+
+    trace: Trace
+    explained: Value
+    """The logits; or the value of a site, whose neurons are explained as logits are."""
+    rows: Any
+    """The same as NumPy (B, V)."""
+    readings: Sequence[Reading]
+    """Of each example."""
+    embedded: str
+    """Site of the input's embeddings, or of the pixels."""
+    decoder_embedded: list[str]
+    """Site of a decoder's embeddings, where there is one."""
+    positions: Sequence[int] | None
+    """Of each example the token whose output is explained; None where it is no token's."""
+
+    def input_sites(self) -> list[str]:
+        """The input's, and the decoder's where there is one."""
+        return [self.embedded, *self.decoder_embedded]
+
+    def leaf(self, site: str) -> Any:  # -> NumPy (B, T, D), or (B, C, H, W)
+        """What the run started from, at one of the input sites."""
+        return asnumpy(self.trace.values[site].array)
+
+
+@dataclass(frozen=True)
+class Question:
+    """Of which net, which output, in which run.
+
+    kind         logit, log-probability or probability: see refl.seeds
+    position     the token whose output is explained; None for the task's own
+    at           (site, index) of a neuron that is explained in place of an output
+    edits        site -> what is changed there in every run (refl.edits)
+    recompute    hold one block's activations at a time
+    """
+
+    network: Network
+    kind: str = "logit"
+    position: int | None = None
+    at: tuple[str, Sequence[int]] | None = None
+    edits: Edits = field(default_factory=dict)
+    recompute: bool = False
+    batch_tokens: int = TOKENS
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        vars(self).update(
+            batch_tokens=arguments.positive("batch_tokens", self.batch_tokens),
+            recompute=arguments.flag("recompute", self.recompute),
+            at=None if self.at is None else arguments.neuron(self.at),
+            edits=checked(self.edits, recorded=True),
+        )
+        if self.progress is not None and not callable(self.progress):
+            raise arguments.expected("progress", "a function (phase, done, of)", self.progress)
+
+    # -- what contradicts itself is refused before anything runs -----------------------------------
+
+    def refuse(self, wanted: Sequence[Sequence[Target]]) -> None:
+        """Raises ReflError for targets that cannot be explained by this kind of seed."""
+        for target, against in chain.from_iterable(wanted):
+            Seed(self.kind, -1 if target is None else target, against)
+        if self.kind != "logit" and self.network.probability != "softmax":
+            raise ReflError(
+                f"the {argument('seed')} {self.kind!r} is that of a softmax, by which "
+                f"{self.network.name or 'the model'} has no probabilities "
+                f"({NO_SOFTMAX[self.network.probability]}): take 'logit'"
+            )
+
+    def refuse_lengths(self, readings: Sequence[Reading]) -> None:
+        """Raises ReflError where a neuron is explained in inputs of several lengths."""
+        if (
+            self.at is not None
+            and len({self.network.lengths(reading)[-1] for reading in readings}) > 1
+        ):
+            raise ReflError(
+                f"{argument('at=')} explains one neuron in inputs of one length: give the others "
+                "on their own"
+            )
+
+    def _refuse_headless(self) -> None:
+        if self.network.task == "features":
+            raise ReflError(
+                f"{self.network.name or 'the model'} is a checkpoint without a head, so there is "
+                "no output to explain: take one with a head, or explain a neuron with "
+                f"{argument('at=')} (its site, and its index there)"
+            )
+
+    # -- a run -------------------------------------------------------------------------------------
+
+    def groups(self, readings: Sequence[Reading]) -> list[list[int]]:
+        """Numbers of the readings that run together: batches of like lengths."""
+        lengths = [self.network.lengths(reading) for reading in readings]
+        return grouped(lengths, self.batch_tokens, self.network.batch_dependent)
+
+    def forward(
+        self,
+        readings: Sequence[Reading],
+        *,
+        plain: bool = False,
+        leaves: Mapping[str, Array] | None = None,
+        further: Edits | None = None,
+    ) -> Forward:
+        """A recorded run of one batch.
+
+        plain      attention as recorded operations: scores and probabilities have sites
+        leaves     site of an input -> what to start from in its place, (B, T, D) or (B, C, H, W)
+        further    edits of this run alone
+        """
+        network, (site, *_) = self.network, self.at or (None,)
+        if site is None:
+            self._refuse_headless()
+        changed = dict(self.edits) | dict(further or {})
+        inside = any(name.rpartition(".")[2] in INSIDE_ATTENTION for name in changed)
+        trace = Trace(
+            network.weights,
+            plain=plain or inside,
+            recompute=self.recompute,
+            edits=changed,
+            leaves={name: network.place(array) for name, array in (leaves or {}).items()},
+        )
+        batch = self._batch(readings)
+        logits = network.forward(trace, batch)
+        if changed:
+            refuse_strange(changed, network.sites() if self.recompute else trace.values)
+        explained = logits if site is None else self._value(trace, site)
+        embedded = [r.output.site for r in trace.records if r.role in DESTINATIONS]
+        return Forward(
+            trace=trace,
+            explained=explained,
+            rows=asnumpy(explained.array).reshape(len(readings), -1),
+            readings=readings,
+            embedded=embedded[0],
+            decoder_embedded=embedded[1:],
+            positions=batch.rows,
+        )
+
+    def _batch(self, readings: Sequence[Reading]) -> Any:
+        return self.network.batch(
+            [reading.input for reading in readings],
+            self.position,
+            every=self.at is not None,
+            decoder_prefix=[r.prefix for r in readings if r.prefix is not None] or None,
+            types=[r.types for r in readings if r.types is not None] or None,
+        )
+
+    def rows(
+        self,
+        readings: Sequence[Reading],
+        *,
+        leaves: Mapping[str, Array] | None = None,
+        further: Edits | None = None,
+    ) -> Any:  # -> NumPy (B, V)
+        """What is explained, of one batch that is not recorded; a function can be an edit."""
+        if self.at is not None:
+            return self.forward(readings, leaves=leaves, further=further).rows
+        self._refuse_headless()
+        network, changed = self.network, dict(self.edits) | dict(further or {})
+        trace = Trace(
+            network.weights,
+            record=False,
+            plain=False,
+            edits=changed,
+            leaves={name: network.place(array) for name, array in (leaves or {}).items()},
+        )
+        logits = network.forward(trace, self._batch(readings))
+        return asnumpy(logits.array).reshape(len(readings), -1)
+
+    def at_end_of(self, forward: Forward, reading: Reading) -> Forward:
+        """The same run, with the logits at the end of a beginning of its text: what comes after
+        the choice of a row is recorded anew.
+        """
+        position = len(reading.explained) - 1
+        with np.errstate(all="ignore"):
+            trace = forward.trace.at_rows((position,))
+        explained = trace.records[-1].output
+        refuse_overflow(trace, explained, self.network.dtype)
+        return replace(
+            forward,
+            trace=trace,
+            explained=explained,
+            rows=asnumpy(explained.array).reshape(1, -1),
+            readings=[reading],
+            positions=[position],
+        )
+
+    # -- what is explained in it -------------------------------------------------------------------
+
+    def seeds(self, forward: Forward, targets: Sequence[Target]) -> list[Seed]:
+        """Of each example: the target asked for, or the largest output; the neuron, where one is
+        explained.
+        """
+        if self.at is not None:
+            return [Seed(self.kind, self._neuron(forward, *self.at))] * len(forward.rows)
+        return [
+            Seed(self.kind, int(z.argmax()) if target is None else target, against)
+            for z, (target, against) in zip(forward.rows, targets, strict=True)
+        ]
+
+    def _value(self, trace: Trace, site: str) -> Value:
+        if site not in trace.values:
+            near = ", ".join(nearest(site, trace.values, 3))
+            inside = " (inside a block there are none with recompute)" if self.recompute else ""
+            raise ReflError(
+                f"{argument('at=')} names {shown(site)!r}, which is no site of this model{inside}; "
+                f"nearest: {near}"
+            )
+        return trace.values[site]
+
+    def _neuron(self, forward: Forward, site: str, index: Sequence[int]) -> int:
+        """Which of the explained value's numbers, counted in one row, is meant."""
+        shape = forward.explained.array.shape[1:]
+        if len(index) != len(shape) or not all(
+            -n <= i < n for i, n in zip(index, shape, strict=True)
+        ):
+            raise ReflError(
+                f"{argument('at=')} has the index {tuple(index)} at {site}, "
+                f"whose shape is {tuple(shape)}"
+            )
+        return int(np.ravel_multi_index([i % n for i, n in zip(index, shape, strict=True)], shape))
+
+    # -- a sweep -----------------------------------------------------------------------------------
+
+    def sweep(self, forward: Forward, sweep: Sweep, rows: Any) -> Swept:  # rows: NumPy (B, V)
+        """A sweep of this run, from `rows` at what is explained."""
+        start = self.network.place(
+            np.asarray(rows, dtype=forward.rows.dtype).reshape(forward.explained.array.shape)
+        )
+        self.network.refuse_changed()  # the sweep reads the weights again
+        with np.errstate(all="ignore"):  # what goes wrong is said in a sentence, by its site
+            return sweep.run(forward.trace, forward.explained, start)
+
+    def gradients(
+        self, forward: Forward, seeds: Sequence[Seed], sites: Sequence[str], table: Composite
+    ) -> dict[str, Any]:  # -> NumPy, in the shape of each activation
+        """The gradient of what is explained, at these sites. `table`: a composite in gradient x
+        input form, of which `gradient` has the true derivatives.
+        """
+        keep = set(sites)
+        rows = np.stack([s.derivative(z) for s, z in zip(seeds, forward.rows, strict=True)])
+        swept = self.sweep(forward, Sweep(table, keep=lambda n: not keep.isdisjoint(n)), rows)
+        return {site: asnumpy(swept.propagated[swept.aliases.get(site, site)]) for site in sites}
+
+    def tell(self, phase: str, done: int, of: int) -> None:
+        """Progress, where somebody wants to hear of it."""
+        if self.progress is not None:
+            self.progress(phase, done, of)
