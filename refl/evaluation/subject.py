@@ -1,4 +1,4 @@
-"""What is judged, and what judges: an input of the data, the same as a model reads it, and a metric.
+"""What is judged, and what judges: an item of data, the same as a model reads it, and a metric.
 
 Item        one line of the data
 Subject     the item read by a model, its target settled: what perturbed copies are asked, too
