@@ -1,0 +1,156 @@
+"""One checkpoint's part of the report: its methods, tuned where a paper tunes them, judged on its
+inputs. Everything that the page says of it is in the result, as JSON.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import refl
+from refl.errors import ReflError
+from refl.evaluation.judging import cases, judge_all, metric
+from refl.evaluation.statistics import paired, summary
+from refl.evaluation.subject import Item, Subject
+from refl.evaluation.tuning import split, tuned
+from refl.methods import METHODS, Method, chosen
+from refl.model import Model
+from refl.verification.quality.faithfulness.inputs import INPUTS, SHARED
+
+GRIDS: dict[str, dict[str, list[Any]]] = {
+    "smoothgrad": {"s": [0.01, 0.05, 0.1, 0.25]},
+    "atman": {"p": [0.1, 0.5, 0.9, 1.0]},
+    "attention-rollout": {"discard": [0.0, 0.5, 0.9]},
+}
+"""What the papers tune."""
+
+HELD_OUT = 30
+"""Inputs that options are tuned on, and nothing else."""
+
+LEFT_OUT = {
+    "metagame": "its sums over pairs are the scores of the method inside",
+    "lxt-explicit": "attnlrp with another stabilizer",
+}
+"""Methods that are not judged, and why."""
+
+PIECE = 20
+"""Inputs that are judged at once."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is judged on a checkpoint: metrics by the names that the page has for them."""
+
+    metrics: Mapping[str, str]
+    dtype: str = "float32"
+
+
+TEXT = {"dA, zero": "flip", "dA, deletion": "flip:baseline=delete"}
+LONG = {"dA, zero": "flip:steps=16", "dA, deletion": "flip:baseline=delete:steps=16"}
+PICTURE = {"dA, zero": "flip", "dA, mean": "flip:baseline=mean"}
+AGREES = {"leave-one-out": "leave-one-out"}
+
+PARTS: dict[str, Part] = {
+    "shipped": Part(TEXT | AGREES | {"evidence": "evidence"}),
+    "stories260K": Part(LONG | AGREES),
+    "babyllama105": Part(LONG | AGREES),
+    "capp_gpt2": Part(TEXT | AGREES),
+    "rxnmapper_albert": Part(
+        {"dA, zero": "flip:steps=12", "dA, mask": "flip:baseline=mask:steps=12"} | AGREES
+    ),
+    "vit_mnist_012_hf": Part(PICTURE | AGREES),
+    "vit_455_hf": Part(PICTURE | AGREES),
+}
+
+
+def opened(name: str, dtype: str = "float32") -> Model:
+    return refl.load(None if name == "shipped" else SHARED / "checkpoints" / name, dtype=dtype)
+
+
+def result(name: str, count: int) -> dict[str, Any]:
+    """Of so many inputs, those held out not counted."""
+    model, part = opened(name, PARTS[name].dtype), PARTS[name]
+    items = INPUTS[name](model, count + HELD_OUT)
+    held_out, rest = split(items, HELD_OUT)
+    methods, refused = defined(model, rest[0])
+    tunings = dict(tuned_methods(model, methods, held_out, part))
+    methods |= {label: chosen(METHODS_BY[label], options=how) for label, how in tunings.items()}
+    seconds, rows = judged(model, methods, rest, part)
+    return {
+        "checkpoint": name,
+        "inputs": len(rest),
+        "tokens": [len(item.input) for item in rest if isinstance(item.input, list)],
+        "tuned": {label: how for label, how in tunings.items() if how},
+        "refused": refused,
+        "seconds": seconds,
+        "numbers": rows,
+    }
+
+
+METHODS_BY = {name: name for name in METHODS if name not in LEFT_OUT}
+
+
+def defined(model: Model, item: Item) -> tuple[dict[str, Method], dict[str, str]]:
+    """The methods that the model has, and what the others say."""
+    found, refused = {}, {}
+    for name in METHODS_BY:
+        if name.endswith(("-vit", "-vit-box")) and not model.takes_images:
+            continue
+        try:
+            method = chosen(name)
+            cases(method, [Subject.read(model, item)])
+            found[name] = method
+        except ReflError as reason:
+            refused[name] = str(reason)
+    return found, refused
+
+
+def tuned_methods(
+    model: Model, methods: Mapping[str, Method], held_out: Sequence[Item], part: Part
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of each method that has a grid the options that are best on the first metric."""
+    by = next(iter(part.metrics.values()))
+    for name, grid in GRIDS.items():
+        if name in methods:
+            yield name, tuned(model, held_out, name, grid, by).options
+
+
+def judged(
+    model: Model, methods: Mapping[str, Method], items: Sequence[Item], part: Part
+) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
+    """Seconds for an input by method; and by metric's number, by method, the number of each input."""
+    seconds = dict.fromkeys(methods, 0.0)
+    found: dict[str, dict[str, list[float]]] = {}
+    for first in range(0, len(items), PIECE):
+        subjects = [Subject.read(model, item) for item in items[first : first + PIECE]]
+        scored = {}
+        for name, method in methods.items():
+            start = time.perf_counter()
+            scored[name] = cases(method, subjects)
+            seconds[name] += (time.perf_counter() - start) / len(items)
+        for label, which in part.metrics.items():
+            one = metric(which)
+            every = [case for each in scored.values() for case in each]
+            answers = iter(judge_all(one, every))
+            for name in methods:
+                for _ in subjects:
+                    for number, value in next(answers).numbers.items():
+                        column = found.setdefault(f"{label}: {number}", {})
+                        column.setdefault(name, []).append(float(value))
+    return seconds, found
+
+
+def ranking(columns: Mapping[str, Sequence[float]]) -> list[tuple[str, float, float]]:
+    """Method, mean and standard error, the best first."""
+    means = {name: summary(np.asarray(values)) for name, values in columns.items()}
+    best = sorted(means, key=lambda name: -means[name].mean)
+    return [(name, means[name].mean, means[name].standard_error) for name in best]
+
+
+def is_apart(columns: Mapping[str, Sequence[float]], a: str, b: str) -> bool:
+    """Whether the paired interval of two methods excludes 0."""
+    return paired(columns[a], columns[b]).excludes_0
