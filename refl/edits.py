@@ -110,7 +110,7 @@ def _constant(name: str, value: Any) -> Any:
     try:
         array = np.array(value)
         numbers = array.dtype.kind in "iuf" and bool(np.isfinite(array).all())
-    except Exception as reason:  # noqa: BLE001 - an object of the caller's may raise anything
+    except Exception as reason:
         raise expected(name, what, value) from reason
     if not numbers:
         raise expected(name, what, value)
@@ -268,7 +268,7 @@ def applied(edit: Change, z: Array, site: str) -> Array:  # (B, ...) -> (B, ...)
     """The activation once changed. A function gets a copy: the array may be that of a parameter."""
     if not isinstance(edit, Edit):
         return edit(namespace(z).asarray(z, copy=True))
-    return _fitting(edit, edit, z, site)  # type: ignore[no-any-return]
+    return _fitting(edit, edit, z, site)
 
 
 def constants(
