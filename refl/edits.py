@@ -69,8 +69,7 @@ class Edit:
 
     def __call__(self, z: Array) -> Array:
         """The activation (B, ...) once changed; what is not at the index keeps its bits."""
-        changed = namespace(z).asarray(z, copy=True)
-        place = (slice(None), *self.index)
+        changed, place = namespace(z).asarray(z, copy=True), self._place(z)
         changed[place] = like(self.factor, z) * z[place] + like(self.amount, z)
         return changed
 
@@ -84,8 +83,17 @@ class Edit:
 
     def _filled(self, z: Array, value: Any, elsewhere: float) -> Array:
         array = namespace(z).full(z.shape, elsewhere, dtype=z.dtype, **device_of(z))
-        array[(slice(None), *self.index)] = like(value, z)
+        array[self._place(z)] = like(value, z)
         return array
+
+    def _place(self, z: Array) -> tuple[Any, ...]:
+        """The index with the batch axis, where z lies."""
+        xp, device = namespace(z), device_of(z)
+        where = (
+            xp.asarray(part, **device) if isinstance(part, np.ndarray) else part
+            for part in self.index
+        )
+        return (slice(None), *where)
 
 
 Change: TypeAlias = Edit | Callable[[Array], Array]
@@ -129,7 +137,7 @@ def _index(index: Any) -> tuple[Any, ...]:
             "each axis but that of the batch",
             index,
         )
-    return found
+    return found if any(part is Ellipsis for part in found) else (*found, Ellipsis)
 
 
 def _part(part: Any) -> Any:
@@ -308,16 +316,16 @@ def refuse_strange(edits: Iterable[str], names: Iterable[str], weights: Iterable
     known, tensors = set(names), None
     alike = {any_expert(name) for name in known}
     for site in edits:
-        if site in known:
-            raise ReflError(
-                f"{argument('edits')} names {shown(site)!r}, which this run does not compute: "
-                "change what comes before or after it"
-            )
         expert = re.match(r".*\.experts\.\d+\.", f"{site}.")
         if expert is not None and any_expert(site) in alike:
             tensors = set(weights) if tensors is None else tensors
             if any(name.startswith(expert[0]) for name in tensors):
                 continue
+        if site in known:
+            raise ReflError(
+                f"{argument('edits')} names {shown(site)!r}, which this run does not compute: "
+                "change what comes before or after it"
+            )
         near = ", ".join(nearest(site, known, 3)) or "none"
         raise ReflError(
             f"{argument('edits')} names {shown(site)!r}, which is no site of this model; "
