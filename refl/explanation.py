@@ -86,8 +86,8 @@ class Sites:
         site = self.aliases.get(name, name) if isinstance(name, str) else name
         if not self.activations:
             raise UnknownSite(
-                f"no site {received(name)} was kept, nor any other: a method that is a table of "
-                "rules keeps those of keep, every one by default; the others have none"
+                f"no site {received(name)} was kept, nor any other: a table of rules has sites, "
+                "other methods have none"
             )
         if not isinstance(site, str) or site not in self.activations:
             raise UnknownSite(
