@@ -268,8 +268,11 @@ def test_t5(tmp_path: Path) -> None:
     for edits in _both(sites, [*encoder, *decoder]):
         if edits.keys() & {"encoder"}:  # its output is a ModelOutput, not a tensor
             edits = {"encoder.final_layer_norm": edits["encoder"]}
-        # its softmax reads scores with the bias of distances in them
-        edits = {s.replace(".scores", ".scores.biased"): e for s, e in edits.items()}
+        # a softmax reads scores with the bias of distances in them, but between the two sides
+        edits = {
+            s.replace("SelfAttention.scores", "SelfAttention.scores.biased"): e
+            for s, e in edits.items()
+        }
         expected = theirs(loaded, edits, [*encoder, *decoder], **inputs)[0]
         agree(model.logits(IDS, PREFIX, edits=edits), expected)
         question = Question(model, edits=edits)

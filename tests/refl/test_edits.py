@@ -138,8 +138,9 @@ def test_every_site_in_every_run(config: dict[str, Any]) -> None:
     readings = model.readings(**_inputs(model))
     position = 1 if model.task == "masked-token" else None
     sites = Question(model, position=position).forward(readings, plain=True).trace.values
+    outside = Question(model, position=position, recompute=True).forward(readings).trace.values
     edit = Edit(0.5, 0.1, (..., 0))
-    for site in list(sites)[:: 4 if len(sites) > 70 else 2]:
+    for site in {*outside, *list(sites)[:: 4 if len(sites) > 70 else 2]}:
         question = Question(model, edits={site: edit}, position=position)
         again = Question(model, edits={site: edit}, position=position, recompute=True)
         forward = question.forward(readings)
