@@ -149,19 +149,19 @@ def test_wherever_arrays_lie(backend: Backend) -> None:
     home = random_model(LLAMA, 1)
     there, leaf = moved(home, backend.place), leaf_of(1, 1, 5, 16)
     expected = Question(home).rows(home.readings([IDS]), leaves={"model.embed_tokens": leaf})
-    for given in (leaf, backend.place(leaf), leaf.astype(np.float32).astype(float)):
+    for one in (leaf, backend.place(leaf), leaf.astype(np.float32).astype(float)):
         question = Question(there)
-        leaves = {"model.embed_tokens": given}
+        leaves = {"model.embed_tokens": one}
         forward = question.forward(there.readings([IDS]), leaves=leaves)
         np.testing.assert_allclose(forward.rows, expected, atol=1e-6)
-        np.testing.assert_allclose(asnumpy(forward.leaf("model.embed_tokens")), asnumpy(given))
+        np.testing.assert_allclose(asnumpy(forward.leaf("model.embed_tokens")), asnumpy(one))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("given", [np.float32, np.float64, np.int64, list])
-def test_a_leaf_is_taken_to_the_nets_dtype(dtype: str, given: Any) -> None:
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, list])
+def test_a_leaf_is_taken_to_the_nets_dtype(dtype: str, kind: Any) -> None:
     model, leaf = random_model(LLAMA, 1, dtype=dtype), np.ones((1, 5, 16))
-    leaves = {"model.embed_tokens": leaf.tolist() if given is list else leaf.astype(given)}
+    leaves = {"model.embed_tokens": leaf.tolist() if kind is list else leaf.astype(kind)}
     forward = Question(model).forward(model.readings([IDS]), leaves=leaves)
     assert forward.rows.dtype == dtype
     assert forward.leaf("model.embed_tokens").dtype == dtype
