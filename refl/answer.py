@@ -161,9 +161,14 @@ def about(question: Question) -> dict[str, str]:
         "task": network.task,
         "computed by": _computed_by(network.device),
         **({} if kind == "softmax" else {"probability": kind}),
-        **({"edits": ", ".join(question.edits)} if question.edits else {}),
+        **({"edits": _edits(question)} if question.edits else {}),
         **network.ignored,
     }
+
+
+def _edits(question: Question) -> str:
+    """What was changed where, arrays by their hashes: enough to tell whether a run is this one."""
+    return "; ".join(f"{site}: {edit!r}" for site, edit in question.edits.items())
 
 
 @cache

@@ -6,7 +6,6 @@ inputs -> forward on a trace -> logits (or a neuron) -> seed -> sweep -> an Expl
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -18,7 +17,7 @@ import numpy as np
 from refl import arguments
 from refl.answer import Found, explanation
 from refl.arrays import asnumpy, namespace
-from refl.edits import INSIDE_ATTENTION
+from refl.edits import INSIDE_ATTENTION, any_expert
 from refl.errors import ReflError, argument, nearest, shown
 from refl.explanation import Explanation, Sites, SitesOnDemand
 from refl.io.images import PREPARATION, Preparation
@@ -285,12 +284,8 @@ def _is_beyond(value: Any, largest: float, smallest: float) -> bool:
 
 def fits_any(pattern: str, names: Iterable[str]) -> bool:
     """Whether a pattern names a site; which experts run is decided by the text."""
-    plain = _any_expert(pattern)
-    return any(fnmatchcase(n, pattern) or fnmatchcase(_any_expert(n), plain) for n in names)
-
-
-def _any_expert(name: str) -> str:
-    return re.sub(r"\.experts\.\d+", ".experts.0", name)
+    plain = any_expert(pattern)
+    return any(fnmatchcase(n, pattern) or fnmatchcase(any_expert(n), plain) for n in names)
 
 
 def nearest_patterns(pattern: str, names: Iterable[str]) -> list[str]:

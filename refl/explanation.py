@@ -84,6 +84,11 @@ class Sites:
     def canonical(self, name: Any) -> str:
         """The site of a name. Raises ReflError for a name that none of the kept has."""
         site = self.aliases.get(name, name) if isinstance(name, str) else name
+        if not self.activations:
+            raise UnknownSite(
+                f"no site {received(name)} was kept, nor any other: a table of rules has sites, "
+                "other methods have none"
+            )
         if not isinstance(site, str) or site not in self.activations:
             raise UnknownSite(
                 f"no site {received(name)} was kept: there are {len(self.activations)}, such as "

@@ -228,7 +228,8 @@ class Model(Network):
         pair          a second text, for encoders that read two (a question and its context): both
                       are joined, and their token types set, as the checkpoint's tokenizer does
                       (for a batch a list of them). A tuple of two texts is a batch
-        edits         site -> refl.Edit: what is changed there in the run that is explained
+        edits         site -> refl.Edit: what is changed there in the run that is explained. Inputs
+                      of different lengths are then run apart: an index counts no padding
         options       options of the method by name: {"steps": 64} of integrated-gradients, say
         batch_tokens  how many tokens are run at once, padding counted: a longer list is sorted by
                       length and run in batches of at most that (a single input may be longer).
@@ -251,7 +252,7 @@ class Model(Network):
             kind=seed,
             position=position,
             at=at,
-            edits=edits or {},
+            edits={} if edits is None else edits,
             recompute=recompute,
             batch_tokens=batch_tokens,
             progress=progress,
@@ -358,7 +359,7 @@ class Model(Network):
         """A method, a question, and what to keep, from options by their names."""
         kept: dict[str, Any] = {name: how.pop(name) for name in ("keep", "audit") if name in how}
         asked = chosen(method, eps, stabilizer, how.pop("options", None))
-        how["edits"] = how.get("edits") or {}
+        how["edits"] = {} if how.get("edits") is None else how["edits"]
         return asked, Question(self, seed, **how), kept
 
     # -- what is asked -----------------------------------------------------------------------------

@@ -16,12 +16,12 @@ from refl.arguments import is_single, received
 from refl.arrays import Array, asnumpy, namespace
 from refl.cache import Cache, CachedTrace
 from refl.device import on_host
-from refl.edits import Change, Edits, checked, refuse_strange
+from refl.edits import Change, Edits, checked, guarded, refuse_strange, refuse_strange_leaves
 from refl.errors import LONGEST_REPR, ReflError, UnknownWords, argument, sentence, shown
 from refl.io.images import Image, Preparation, prepared
 from refl.io.text import Text
 from refl.nets.batch import Batch
-from refl.trace import Trace, Value
+from refl.trace import LEAVES, Trace, Value
 
 TASKS = ("next-token", "masked-token", "class", "features", "sequence-to-sequence", "image-class")
 """What a net's output is; `features` are those of its last layer,
@@ -469,8 +469,18 @@ class Network:
         # what goes wrong is said in a sentence, by its site
         with parallel.alone(), np.errstate(all="ignore"):
             logits = self.net.forward(t, self.config, batch)
+        self._refuse_unmade(t)
         refuse_overflow(t, logits, self.dtype)
         return logits
+
+    def _refuse_unmade(self, t: Trace) -> None:
+        """Raises ReflError for an edit, or a leaf, that the run has not met."""
+        if not t.edits and not t.leaves:
+            return
+        if unmet := [site for site in t.leaves if site not in t.edited]:
+            refuse_strange_leaves(unmet, self.starts())
+        if unmade := [site for site in t.edits if site not in t.edited]:
+            refuse_strange(unmade, self.sites(), self.weights)
 
     def logits(
         self, item: Input, decoder: Input | None = None, edits: Edits | None = None
@@ -484,10 +494,7 @@ class Network:
 
     def _edits(self, edits: Edits | None) -> dict[str, Change]:
         """Edits of a run that is not recorded, once checked."""
-        changed = checked(edits, recorded=False)
-        if changed:
-            refuse_strange(changed, self.sites())
-        return changed
+        return {s: guarded(s, change) for s, change in checked(edits, recorded=False).items()}
 
     def generate(
         self,
@@ -572,10 +579,16 @@ class Network:
         """Every name a value has, and its site: what keep patterns,
         composites and `e[...]` can name.
         """
-        t, _ = self.trace([self.blank()], position=None if self.task in CLASSIFIES else 0)
-        return {
-            name: value.site for value in dict.fromkeys(t.values.values()) for name in value.names
-        }
+        values = dict.fromkeys(self._blank_trace().values.values())
+        return {name: value.site for value in values for name in value.names}
+
+    def starts(self) -> list[str]:
+        """The sites that a run can start from, as it starts from leaves: embeddings, pixels."""
+        records = self._blank_trace().records
+        return [r.output.site for r in records if r.operation in LEAVES]
+
+    def _blank_trace(self) -> Trace:
+        return self.trace([self.blank()], position=None if self.task in CLASSIFIES else 0)[0]
 
 
 def _is_local(function: Any) -> bool:

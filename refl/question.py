@@ -18,7 +18,7 @@ import numpy as np
 from refl import arguments
 from refl.arrays import Array, asnumpy
 from refl.batching import TOKENS, grouped
-from refl.edits import INSIDE_ATTENTION, Edits, checked, refuse_strange
+from refl.edits import Change, Edits, applied, checked, edited_site, together
 from refl.errors import ReflError, argument, nearest, shown
 from refl.ledger import DESTINATIONS
 from refl.network import Network, Reading, refuse_overflow
@@ -132,9 +132,14 @@ class Question:
     # -- a run -------------------------------------------------------------------------------------
 
     def groups(self, readings: Sequence[Reading]) -> list[list[int]]:
-        """Numbers of the readings that run together: batches of like lengths."""
+        """Numbers of the readings that run together: batches of like lengths; with edits, of one
+        length.
+        """
         lengths = [self.network.lengths(reading) for reading in readings]
-        return grouped(lengths, self.batch_tokens, self.network.batch_dependent)
+        alone = bool(self.edits)  # an index is one of the text, never of padding behind it
+        return grouped(
+            lengths, self.batch_tokens, lambda n: alone or self.network.batch_dependent(n)
+        )
 
     def forward(
         self,
@@ -147,25 +152,26 @@ class Question:
         """A recorded run of one batch.
 
         plain      attention as recorded operations: scores and probabilities have sites
-        leaves     site of an input -> what to start from in its place, (B, T, D) or (B, C, H, W)
-        further    edits of this run alone
+        leaves     site of an embedding or of the pixels -> what to start from in its place, in the
+                   shape of what is there: (B, T, D), (B, C, H, W). They are taken to the dtype and
+                   the device of the net; where an embedding is scaled, they come before that
+        further    edits of this run alone, made after those of the question. In a padded batch an
+                   index counts the padding
+
+        Raises ReflError for leaves and edits that do not fit the net.
         """
         network, (site, *_) = self.network, self.at or (None,)
         if site is None:
             self._refuse_headless()
-        changed = dict(self.edits) | dict(further or {})
-        inside = any(name.rpartition(".")[2] in INSIDE_ATTENTION for name in changed)
         trace = Trace(
             network.weights,
-            plain=plain or inside,
+            plain=plain,
             recompute=self.recompute,
-            edits=changed,
-            leaves={name: network.place(array) for name, array in (leaves or {}).items()},
+            edits=together(self.edits, checked(further, recorded=True)),
+            leaves=self._leaves(leaves),
         )
         batch = self._batch(readings)
         logits = network.forward(trace, batch)
-        if changed:
-            refuse_strange(changed, network.sites() if self.recompute else trace.values)
         explained = logits if site is None else self._value(trace, site)
         embedded = [r.output.site for r in trace.records if r.role in DESTINATIONS]
         return Forward(
@@ -194,20 +200,42 @@ class Question:
         leaves: Mapping[str, Array] | None = None,
         further: Edits | None = None,
     ) -> Any:  # -> NumPy (B, V)
-        """What is explained, of one batch that is not recorded; a function can be an edit."""
+        """What is explained, of one batch that is not recorded; a function can be an edit. Leaves
+        and further edits as in `forward`; raises ReflError as that does.
+        """
+        if self.at is None:
+            self._refuse_headless()
+        changed, found = together(self.edits, checked(further, recorded=False)), list[Array]()
         if self.at is not None:
-            return self.forward(readings, leaves=leaves, further=further).rows
-        self._refuse_headless()
-        network, changed = self.network, dict(self.edits) | dict(further or {})
+            changed = _read_at(self.at[0], changed, found.append)
         trace = Trace(
-            network.weights,
+            self.network.weights,
             record=False,
             plain=False,
             edits=changed,
-            leaves={name: network.place(array) for name, array in (leaves or {}).items()},
+            leaves=self._leaves(leaves),
         )
-        logits = network.forward(trace, self._batch(readings))
-        return asnumpy(logits.array).reshape(len(readings), -1)
+        logits = self.network.forward(trace, self._batch(readings)).array
+        return asnumpy(logits if self.at is None else found[-1]).reshape(len(readings), -1)
+
+    def _leaves(self, leaves: Any) -> dict[str, Array]:
+        """Arrays in the dtype of the net, on its device. Raises ReflError for what are none."""
+        if leaves is not None and not isinstance(leaves, Mapping):
+            raise arguments.expected("leaves", "a mapping of sites to arrays", leaves)
+        return {site: self._leaf(site, leaf) for site, leaf in (leaves or {}).items()}
+
+    def _leaf(self, site: Any, leaf: Any) -> Array:
+        array = np.asarray(leaf) if isinstance(leaf, (list, np.generic)) else leaf
+        if not isinstance(site, str) or not hasattr(array, "dtype"):
+            raise arguments.expected("leaves", "a mapping of sites to arrays", {site: leaf})
+        if not isinstance(array, np.ndarray):  # it lies on the device
+            return array
+        if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+            raise ReflError(
+                f"the leaf of {shown(site)} holds what is no finite number: expected an array of "
+                f"{self.network.dtype}"
+            )
+        return self.network.place(array.astype(self.network.dtype, copy=False))
 
     def at_end_of(self, forward: Forward, reading: Reading) -> Forward:
         """The same run, with the logits at the end of a beginning of its text: what comes after
@@ -288,3 +316,19 @@ class Question:
         """Progress, where somebody wants to hear of it."""
         if self.progress is not None:
             self.progress(phase, done, of)
+
+
+def _read_at(
+    site: str, changed: Mapping[str, Change], found: Callable[[Array], object]
+) -> dict[str, Change]:
+    """Edits by which a run that is not recorded hands out the activation at a site."""
+    source = site.removesuffix(edited_site(""))
+    after = source != site and source in changed
+    where = source if after else site
+
+    def read(z: Array) -> Array:
+        changed_to = applied(changed[where], z, where) if where in changed else z
+        found(changed_to if after else z)
+        return changed_to
+
+    return dict(changed) | {where: read}

@@ -72,8 +72,7 @@ class Seed:
         if self.kind == "probability":
             return float(softmax(z)[self.target])
         if self.kind == "log-probability":
-            wide = z.astype(np.float64) - float(z.max())
-            return float(wide[self.target] - np.log(np.exp(wide).sum()))
+            return -_log1p_sum(np.delete(z.astype(np.float64) - float(z[self.target]), self.target))
         less = 0.0 if self.against is None else float(z[self.against])
         return float(z[self.target]) - less
 
@@ -120,6 +119,14 @@ def probabilities(z: Any, kind: str) -> Any:  # (V,) -> (V,) float64, NumPy
         return softmax(z)
     wide = z.astype(np.float64)
     return np.exp(-np.logaddexp(0, -wide)) if kind == "sigmoid" else np.full_like(wide, np.nan)
+
+
+def _log1p_sum(x: Any) -> float:  # (V - 1,) -> log(1 + sum exp x)
+    """None of whose digits cancel where every x is far below 0."""
+    top = max(float(x.max(initial=0.0)), 0.0)
+    if top == 0:
+        return float(np.log1p(np.exp(x).sum()))
+    return top + float(np.log(np.exp(-top) + np.exp(x - top).sum()))
 
 
 def _others(p: Any, k: int) -> Any:

@@ -23,9 +23,10 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from refl import attention, pieces
-from refl.arrays import Array, extremes, namespace
+from refl.arrays import Array, extremes, like, namespace
 from refl.attention import Kept
-from refl.edits import Change, Edit, inside_attention
+from refl.edits import Change, Edit, applied, constants, edited_site, inside_attention
+from refl.errors import ReflError
 from refl.mask import Mask
 from refl.rules import gather, top_k
 
@@ -207,8 +208,11 @@ class Trace:
         self.edits = dict(edits or {})
         self.records: list[Record] = []
         self.values: dict[str, Value] = {}
-        self.known: dict[str, Array] = dict(leaves or {})
+        self.known: dict[str, Array] = {}
         """Site -> its array, where that has been computed before."""
+        self.leaves = dict(leaves or {})
+        self.edited: set[str] = set()
+        """Sites whose edit was made, and sites that were started from."""
         self.watched: list[tuple[str, Array]] | None = []
         """(site, bool): whether what came in there is finite, where an overflow could go unseen.
         None for a part that the sweep runs again."""
@@ -220,14 +224,12 @@ class Trace:
         return f"{self.path}.{name}" if self.path and name else self.path or name
 
     def name(self, value: Value, site: str) -> Value:
-        """The value with one more name; edited, where the name has an edit."""
-        if site in self.edits:
-            value = self._changed(Value(value.array, value.site, value.constant), value, site)
+        """The value with one more name; where that name has an edit, what is read in its place."""
         if self.record:
             if site not in value.names:
                 value.names.append(site)
             self.values[site] = value
-        return value
+        return self._changed(value, site) if site in self.edits else value
 
     @contextmanager
     def inside(self, name: str) -> Iterator[None]:
@@ -255,7 +257,7 @@ class Trace:
         x = self.name(x, f"{path}.input")
         with self.inside(name):
             y = function(self, x, *rest)
-        return y if y.site in (path, _edited_site(path)) else self.name(y, path)
+        return y if y.site in (path, edited_site(path)) else self.name(y, path)
 
     def once(self, name: str, function: Callable[..., Value], *rest: Any) -> Value:
         """`function(t, name, *rest)`: what is the same however far a text is continued, an
@@ -276,10 +278,11 @@ class Trace:
             _let_go_of_light(self.records[first:], y)
             return y
         path = self.site(name)
-        x = self.name(x, f"{path}.input")
+        if f"{path}.input" not in self.edits:  # an edit of the block's ends is made inside it
+            x = self.name(x, f"{path}.input")
         outside = tuple(dict.fromkeys(v for v in (x, *rest) if isinstance(v, Value)))
 
-        alike = self._alike(self.plain)
+        alike = partial(self._alike(self.plain), edits=self.edits, edited=self.edited)
 
         def run(
             record: bool = True, output: Array | None = None
@@ -290,7 +293,8 @@ class Trace:
             return inner, tuple(stand_ins.values()), inner.module(path, function, *inputs)
 
         part = Part(run, (Ellipsis,) * len(outside), Ellipsis)
-        return self.name(self._in_parts(path, outside, (part,)), path)
+        y = self._in_parts(path, outside, (part,))
+        return y if path in self.edits else self.name(y, path)
 
     def _in_parts(self, site: str, operands: tuple[Value, ...], parts: tuple[Part, ...]) -> Value:
         """What the parts compute side by side, along the last axis but one, as one record."""
@@ -304,7 +308,7 @@ class Trace:
         """What makes a trace like this one. It does not hold this one, whose records it is part of:
         activations have to go when the last name for a trace does, not at a garbage collection.
         """
-        return partial(_alike, type(self), self.weights, self.watched, plain, self.edits)
+        return partial(_alike, type(self), self.weights, self.watched, plain)
 
     def at_rows(self, index: tuple[int, ...]) -> Trace:
         """A recorded trace with other rows chosen from the last choice of rows on; the records
@@ -577,6 +581,8 @@ class Trace:
         constant = bool(values) and all(v.constant for v in values)
         known = site in self.known
         array = self.known[site] if known else self.compute(operation, site, arrays, attributes)
+        if site in self.leaves and operation in LEAVES:
+            array = self._leaf(site, array)
         output = Value(array, site, constant)
         return self._edited(self._keep(Record(operation, operands, output, attributes, role)))
 
@@ -591,28 +597,41 @@ class Trace:
             self.watched.append((site, _HIDING[operation](arrays[0])))
         return pieces.forward(operation, arrays, attributes)
 
+    def _leaf(self, site: str, array: Array) -> Array:
+        """What to start from in place of the array. Raises ReflError where its shape is another."""
+        leaf = self.leaves[site]
+        if tuple(leaf.shape) != tuple(array.shape):
+            raise ReflError(
+                f"the leaf of {site} has the shape {tuple(leaf.shape)}: expected "
+                f"{tuple(array.shape)}, the first axis for examples"
+            )
+        self.edited.add(site)
+        return like(leaf, array)
+
     def _edited(self, value: Value) -> Value:
         """What everything after a value reads in its place."""
-        return self._changed(value, value, value.site) if value.site in self.edits else value
+        return self._changed(value, value.site) if value.site in self.edits else value
 
-    def _changed(self, unrecorded: Value, value: Value, site: str) -> Value:
-        """By the edit of `site`: in the array where nothing is recorded, else as operations."""
+    def _changed(self, value: Value, site: str) -> Value:
+        """What the edit of `site` makes of a value: where nothing is recorded an array, else by
+        operations that are recorded.
+        """
         edit = self.edits[site]
+        self.edited.add(site)
         if not self.record:
-            unrecorded.array = edit(value.array)
-            return unrecorded
+            return Value(applied(edit, value.array, site), edited_site(site), value.constant)
         if not isinstance(edit, Edit):
             raise TypeError(f"the edit of {site} is a function: there is no record of that")
-        before, self.path = self.path, ""
-        factor, amount = edit.constants(value.array)
+        before, self.path = self.path, edited_site(site)
+        factor, amount = constants(edit, value.array, site)
         if factor is not None:
-            f = self.source(f"{site}.factor", factor, role="edit")
+            f = self.source("factor", factor, role="edit")
             f.constant = True
-            name = f"{site}.scaled" if amount is not None else _edited_site(site)
+            name = "" if amount is None else "scaled"
             value = self.multiply(name, f, value, role="edit")
         if amount is not None:
-            a = self.source(f"{site}.amount", amount, role="edit")
-            value = self.add(_edited_site(site), value, a, role="edit")
+            a = self.source("amount", amount, role="edit")
+            value = self.add("", value, a, role="edit")
         self.path = before
         return value
 
@@ -628,15 +647,14 @@ class Trace:
         return record.output
 
 
+LEAVES = ("embedding", "source")
+"""Operations that a run can start from in place of: they compute nothing."""
+
 LIGHT = pieces.ROW_BY_ROW
 """Operations that cost less than the memory of what they give: a few passes over their inputs."""
 
 HEAVY = 1 << 19
 """Numbers from above which an array is formed again where that is light."""
-
-
-def _edited_site(site: str) -> str:
-    return f"{site}.edited"
 
 
 def _let_go_of_light(records: Iterable[Record], last: Value) -> None:
@@ -658,12 +676,14 @@ def _alike(
     weights: Mapping[str, Array],
     watched: list[tuple[str, Array]] | None,
     plain: bool,
-    edits: dict[str, Change],
     *,
     record: bool,
+    edits: Mapping[str, Change] | None = None,
+    edited: set[str] | None = None,
 ) -> Trace:
     t = kind(weights, plain=plain, record=record)
-    t.watched, t.edits = None if record else watched, edits
+    t.watched = None if record else watched
+    t.edits, t.edited = dict(edits or {}), set() if edited is None else edited
     return t
 
 

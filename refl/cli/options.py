@@ -119,6 +119,7 @@ def _method(g: Any) -> None:
     g.add_argument(
         "--option",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME=VALUE",
         help="options of the method, as refl methods NAME lists them",

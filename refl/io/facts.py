@@ -70,8 +70,8 @@ def fraction(at: str, value: Any) -> None:
 
 
 def formulation(at: str, value: Any) -> None:
-    if value not in ("relevance", "gradient_x_input"):
-        raise _refuse(at, value, "relevance or gradient_x_input")
+    if value not in ("relevance", "gradient_x_input", "attribution"):
+        raise _refuse(at, value, "relevance, gradient_x_input or attribution")
 
 
 def causes(at: str, value: Any) -> None:
@@ -144,7 +144,9 @@ _RULE = record(
 )
 _WORDS = dict.fromkeys(("name", "source", "summary", "score"), text)
 _WORDS["formulation"] = formulation
-METHOD = record(_WORDS, {"rules": each(_RULE), "base": text, "changes": each(text)})
+METHOD = record(
+    _WORDS, {"rules": each(_RULE), "base": text, "changes": each(text), "options": named(anything)}
+)
 _CANDIDATE = record(
     {"token": text, "id": whole, "logit": number, "probability": maybe(fraction)}, {}
 )

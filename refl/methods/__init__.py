@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from refl.arguments import expected, received
 from refl.errors import ReflError, argument, nearest, shown
 from refl.io import composites
 from refl.methods.base import Attribution, Method, Table
@@ -47,18 +48,48 @@ def chosen(
     """A method by its name, by the path of a .toml composite, or as it is; with these options.
     Raises ReflError for what is none, and for an option that it does not take.
     """
+    asked = _mapped(options)
     if isinstance(which, str) and not which.endswith(".toml"):
         which = method(which)
+    if isinstance(which, Table):
+        which = which.composite
     if not isinstance(which, (str, Path, Composite)):
-        if not callable(getattr(type(which), "explain", None)):
+        if not _is_method(which):
             raise ReflError(
-                f"{argument('method')} is a {type(which).__name__}: expected the name of a method, "
-                "a .toml file, a Composite, or a method of refl.methods"
+                f"{argument('method')} is {received(which)}: expected the name of a method, a "
+                ".toml file, a Composite, or a method of refl.methods (an object, not its class)"
             )
         _refuse_rule_options(which, eps, stabilizer)
-        return _with_options(which, options)
+        return _with_options(which, asked)
+    _refuse_twice(asked, eps, stabilizer)
     table = composites.chosen(which, eps, stabilizer)
-    return Table(table.with_options(**options) if options else table)
+    return Table(table.with_options(**asked) if asked else table)
+
+
+def _is_method(which: Any) -> bool:
+    """Whether it has what `Method` asks for."""
+    kind = type(which)
+    functions = ("explain", "facts", "refuse")
+    return isinstance(getattr(which, "name", None), str) and all(
+        callable(getattr(kind, name, None)) for name in functions
+    )
+
+
+def _mapped(options: Any) -> dict[str, Any]:
+    """Options by their names. Raises ReflError for what is no mapping of names."""
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise expected("options", "a mapping of an option's name to its value", options)
+    return dict(options)
+
+
+def _refuse_twice(options: Mapping[str, Any], eps: Any, stabilizer: Any) -> None:
+    for name, value in (("eps", eps), ("stabilizer", stabilizer)):
+        if value is not None and name in options:
+            raise ReflError(
+                f"{argument(name)} is given twice: on its own, and among {argument('options')}"
+            )
 
 
 def _refuse_rule_options(which: Method, eps: Any, stabilizer: Any) -> None:
@@ -69,7 +100,7 @@ def _refuse_rule_options(which: Method, eps: Any, stabilizer: Any) -> None:
             )
 
 
-def _with_options(which: Method, options: Mapping[str, Any] | None) -> Method:
+def _with_options(which: Method, options: Mapping[str, Any]) -> Method:
     if not options:
         return which
     known = [one.name for one in fields(which)] if isinstance(which, Attribution) else []

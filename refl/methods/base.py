@@ -15,10 +15,13 @@ kind is a file beside this one, its equation and its source on top, and a class 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
+
+from refl import arguments
 from refl.answer import Found, explanation
 from refl.errors import ReflError, argument
 from refl.explainer import Explainer
@@ -118,7 +121,7 @@ class Attribution:
 
     def facts(self) -> MethodFacts:
         """What an Explanation says of it, every option with its value."""
-        options = {one.name: getattr(self, one.name) for one in fields(self)}
+        options = {one.name: _plain(getattr(self, one.name)) for one in fields(self)}
         return MethodFacts(self.name, "attribution", self.source, self.summary, options=options)
 
     def refuse(self, network: Network) -> None:
@@ -150,9 +153,24 @@ class Attribution:
         return explained
 
     def _refuse_options(self, keep: str | Sequence[str] | None, audit: bool) -> None:
-        for what, asked in (("keep", bool(keep)), ("audit", bool(audit))):
+        kept = () if keep is None else arguments.patterns(keep)
+        for what, asked in (("keep", kept), ("audit", arguments.flag("audit", audit))):
             if asked:
                 raise ReflError(
                     f"method {self.name} is no table of rules and has no sweep: leave "
                     f"{argument(what)} out"
                 )
+
+
+def _plain(value: Any) -> Any:
+    """An option's value as a file has it: numbers, texts, and lists of them; a method's name."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    name = getattr(value, "name", None)
+    return name if isinstance(name, str) else str(value)

@@ -32,7 +32,10 @@ class Random(Attribution):
     conserved: ClassVar[str] = "nothing"
 
     def __post_init__(self) -> None:
-        arguments.whole("draw", self.draw)
+        draw = arguments.as_whole(self.draw)
+        if draw is None or draw < 0:
+            raise arguments.expected("draw", "a whole number of at least 0", self.draw)
+        vars(self).update(draw=draw)
 
     def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
         reading = forward.readings[0]
@@ -51,4 +54,4 @@ class Random(Attribution):
 
     def _scores(self, numbers: Any, shape: tuple[int, ...]) -> Any:
         start = zlib.crc32(np.ascontiguousarray(numbers).tobytes())
-        return np.random.default_rng((abs(self.draw), start)).standard_normal(shape)
+        return np.random.default_rng((self.draw, start)).standard_normal(shape)

@@ -104,8 +104,12 @@ def account_of(e: Explanation) -> list[Row]:
         return account(e.recorded)
     where = "tokens" if e.picture is None else "pixels"
     on_input = sum(float(r.sum()) for r in (e.relevance, e.decoder_relevance) if r is not None)
+    reached = f"what reached the {where}"
     words = "absorbed on the way, and rounding: this method keeps no ledger to tell them apart"
-    notes = {where: f"what reached the {where}", REST: words}
+    if e.method.formulation == "attribution":
+        reached = f"the scores of the {where}, summed"
+        words = "what the scores do not add up to: this method keeps no ledger to say why"
+    notes = {where: reached, REST: words}
     return _rows({where: on_input, REST: e.explained - on_input}, e.explained, notes)
 
 

@@ -66,7 +66,7 @@ def head(e: Explanation, width: int) -> list[Line]:
     """What is explained, and by what."""
     about = [
         *(e.about.get(key, "") for key in ("model", "architecture", "dtype")),
-        *(f"{what}: {names}" for what, names in e.about.items() if what.startswith("ignored ")),
+        *(f"{what}: {names}" for what, names in e.about.items() if _is_unusual(what)),
         e.method.title,
     ]
     return [
@@ -74,6 +74,11 @@ def head(e: Explanation, width: int) -> list[Line]:
         *paragraph(facts(e), width, indent=""),
         *paragraph(" · ".join(one_line(a) for a in about if a), width, "dim", indent=""),
     ]
+
+
+def _is_unusual(what: str) -> bool:
+    """Of the run: what a reader of the numbers has to know."""
+    return what == "edits" or what.startswith("ignored ")
 
 
 def method_lines(c: Composite | MethodFacts, width: int, further: Sequence[str] = ()) -> list[Line]:

@@ -271,6 +271,9 @@ def _quantity(a: Oracle, b: Oracle) -> list[str]:
     ]
     if a.picture is not None and b.picture is not None and not np.array_equal(a.picture, b.picture):
         said.append("picture: they explain two")
+    edits = [side.about.get("edits") or "none" for side in (a, b)]
+    if edits[0] != edits[1]:
+        said.append(f"edits: {_short(edits[0])} in A, {_short(edits[1])} in B")
     return said
 
 
@@ -493,6 +496,11 @@ def _forward(model: Model, side: Oracle) -> tuple[RecordedForward | None, str]:
     seed, target, against = metadata.get("seed"), metadata.get("target_id"), metadata.get("against")
     if seed not in ("logit", "log-probability", "probability") or not isinstance(target, int):
         return None, "no option was tried: the explained output is none of the model's"
+    if side.about.get("edits"):
+        return (
+            None,
+            "no option was tried: the run was edited, and a file has no edits to repeat",
+        )
     item = (
         picture_of(side.activations, side.picture)
         if model.takes_images

@@ -32,11 +32,14 @@ from typing import Any
 import numpy as np
 
 import refl
+from refl.edits import Edit
 from refl.evaluation import known_evidence
 from refl.explanation import Explanation
 from refl.io import composites
 from refl.ledger import Ledger
 from refl.methods import METHODS, method
+from refl.methods import chosen as chosen_method
+from refl.methods.random import Random as RandomScores
 from refl.model import Model
 from refl.rules.composites import Composite, Rule
 from refl.verification import conformance
@@ -91,6 +94,9 @@ ODD: tuple[Callable[[], Any], ...] = tuple(
         np.zeros((2, 0), int), np.zeros((2, 2), int), np.zeros((1, 2, 3), int),
         np.zeros((3, 8, 12)), np.zeros((8, 12, 3), np.uint8), np.full((3, 8, 12), np.nan),
         np.zeros(3, [("a", int)]), np.ma.masked, np.asarray([2**63], np.uint64),
+        {"lm_head": 0}, {"lm_head": Edit(0, index=(99,))}, {"lm_head": Edit(np.ones(7))},
+        {"lm_head.edited": Edit()}, {"lm_head": Edit(), "lm_head.edited": Edit()}, Edit(0),
+        {"none": Edit(0)}, {"lm_head": lambda z: None}, {"draw": -1}, {"eps": "a"}, RandomScores,
     )
 ) + (generator, lambda: iter([1, 2]), lambda: map(int, "12"))  # fmt: skip
 """Values that some parameter cannot have; those that can be read only once are made anew."""
@@ -109,7 +115,13 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "position": (None, None, None, 0, -1),
     "types": (None, None, None, [0, 0, 1]),
     "keep": (None, (), "*", ["*.mlp*"]),
-    "method": ("attnlrp", "cp-lrp", METHODS["attnlrp-gradient"]),
+    "method": ("attnlrp", "cp-lrp", METHODS["attnlrp-gradient"], "random", RandomScores(2)),
+    "which": ("attnlrp", "random", RandomScores(2)),
+    "edits": (None, {"lm_head": Edit(0.5, 0.1, (..., 3))}, {"model.norm": Edit(2)}),
+    "factor": (0, 0.5, np.ones(3)),
+    "amount": (0, 0.5, np.ones(3)),
+    "index": (..., 0, (..., 2), slice(1, 3), [0, 2]),
+    "draw": (0, 3),
     "ids": ([1, 2], [0]),
     "token": (1, 2),
     "name": (1, "attnlrp", 0),
@@ -128,7 +140,7 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "dtype": ("float32", "float64"),
     "count": (1,),
     "pattern": ("linear_epsilon",),
-    "options": ({"eps": 1e-3},),
+    "options": ({"eps": 1e-3}, {"draw": 2}, {}),
 }
 """Parameter -> values it can have; None four times is a value that is tried more often."""
 
@@ -189,7 +201,9 @@ def wrong(answer: Any) -> str:
         return ""
     if not np.isfinite(answer.relevance).all() or not math.isfinite(answer.explained):
         return "relevance that is not finite"
-    ledger = answer.ledger
+    if answer.recorded is None:
+        return ""
+    ledger = answer.recorded
     turnover = abs(ledger.explained) + sum(
         abs(a) for entry in ledger for a in (entry.received, *entry.absorbed.values())
     )
@@ -216,7 +230,7 @@ def models() -> dict[str, Model]:
 
 
 INSIDE = {
-    *("forward", "batch", "readings", "batch_dependent", "lengths", "decoder_prefixes"),
+    *("forward", "batch", "readings", "batch_dependent", "lengths", "decoder_prefixes", "targets"),
     *("rule", "changed_from", "from_dict", "absorbing", "canonical"),
 }
 """Methods that take what other parts of refl make: no face of it."""
@@ -250,6 +264,8 @@ def explanations() -> dict[str, Explanation]:
         "bare": llama.explain([3, 1, 4], contrast=(1, 2), keep=()),
         "t5": t5.explain([3, 1, 4]),
         "vit": models()["vit"].explain(np.zeros((3, 8, 12)) + 0.5),
+        "random": llama.explain([3, 1, 4], "random"),
+        "edited": llama.explain([3, 1, 4], edits={"model.norm": Edit(2)}, keep="*"),
     }
 
 
@@ -309,6 +325,9 @@ def object_call(random: Random) -> Try:
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "refl.load": refl.load,
     "methods.method": method,
+    "methods.chosen": chosen_method,
+    "Edit": Edit,
+    "Random": RandomScores,
     "composites.chosen": composites.chosen,
     "composites.from_toml": composites.from_toml,
     "Explanation.load": Explanation.load,

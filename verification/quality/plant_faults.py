@@ -69,6 +69,7 @@ SWEEP = "tests/refl/test_sweep.py::"
 SEED = "tests/refl/test_seeds.py::test_the_seed_of_a_logit"
 FORWARDS = "tests/nets/test_forwards.py::"
 DECODERS = "tests/nets/test_decoders.py::"
+EDITS = "tests/refl/test_edits.py::"
 
 
 def exact(file: str, name: str, *parameters: str) -> str:
@@ -941,6 +942,47 @@ FAULTS: tuple[Fault, ...] = (
         'z = self.scale(f"{name}.divided", x, 1.0)',
         f"{DECODERS}test_a_cap_bounds_scores_and_logits",
         "logits are not divided by their cap",
+    ),
+    # -- edits, leaves -----------------------------------------------------------------------------
+    Fault(
+        "edit-made-twice",
+        TRACE,
+        "return y if path in self.edits else self.name(y, path)",
+        "return self.name(y, path)",
+        EDITS + "test_every_site_in_every_run[llama]",
+        "the edit of a block's output is made inside the block and once more outside",
+    ),
+    Fault(
+        "edit-of-parts",
+        TRACE,
+        "if self.plain or pairs <= FEW or inside_attention(self.edits, self.path):",
+        "if self.plain or pairs <= FEW:",
+        EDITS + "test_twice_an_activation_is_twice_the_weights[scores-many]",
+        "attention in tiles has no scores to edit, and says nothing",
+    ),
+    Fault(
+        "edit-takes-relevance",
+        TRACE,
+        "f.constant = True",
+        "f.constant = False",
+        EDITS + "test_a_factor_takes_nothing_and_an_amount_its_part",
+        "half of the relevance of what is scaled goes to the factor",
+    ),
+    Fault(
+        "edit-under-padding",
+        "refl/question.py",
+        "alone = bool(self.edits)",
+        "alone = False",
+        EDITS + "test_a_list_of_texts_is_each_alone",
+        "an index from the end counts padding",
+    ),
+    Fault(
+        "leaf-forgotten",
+        TRACE,
+        "            array = self._leaf(site, array)",
+        "            self._leaf(site, array)",
+        "tests/refl/test_leaves.py::test_pixels",
+        "a run starts from the input whatever leaf it is told to start from",
     ),
 )
 
