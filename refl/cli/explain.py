@@ -28,8 +28,9 @@ next candidates, and the conservation ledger, in which
 """
 
 _MORE = """\
-methods (refl methods says more, and refl methods NAME shows the table of rules, or the options):
+methods that are tables of rules (refl methods NAME prints one):
 {methods}
+and those that are none, from integrated gradients to leave-one-out: refl methods lists them all
   FILE.toml               a table of your own: name, base = "attnlrp", and [[rule]] lines on top
 
 seeds, which say what is explained:
@@ -85,7 +86,7 @@ def add(commands: Any) -> None:
 
 
 def _more() -> str:
-    from refl.methods import METHODS
+    from refl.rules.published import METHODS
 
     return _MORE.format(methods="\n".join(_named(c.name, c.summary) for c in METHODS.values()))
 
@@ -96,6 +97,7 @@ def _named(name: str, summary: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     from refl.cli.asked import explained, method_asked, model_asked
+    from refl.methods import Table
 
     method = method_asked(args)
     with Progress() as progress:
@@ -103,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         if args.png and not model.takes_images:
             raise ReflError("--png draws over a picture, and this model reads text: leave it out")
         _refuse_strange_patterns(model, args.keep or [])
-        keep = args.keep or ("*" if args.save else ())
+        keep = args.keep or ("*" if args.save and isinstance(method, Table) else ())
         e = explained(model, args, method, keep, progress)
         _write(e, args, progress)
     _answer(e, args)

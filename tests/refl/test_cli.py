@@ -410,9 +410,9 @@ def test_a_methods_table_has_every_line_and_option(method: str, capsys: Capture)
         assert all(f"{key}={value}" in out for key, value in line["options"].items())
 
 
-def test_help_names_every_method_with_its_summary(capsys: Capture) -> None:
+def test_help_names_every_table_with_its_summary(capsys: Capture) -> None:
     shown = " ".join(answer(capsys, "explain", "--help").split())
-    for name, method in EVERY.items():
+    for name, method in METHODS.items():
         assert f" {name} {' '.join(method.summary.split())} " in shown
 
 

@@ -1,11 +1,11 @@
 """What papers claim, asked of the checkpoints at hand.
 
-    known evidence    agreement of subject and verb (Marvin and Linzen 2018): of the sentences that
-                      a model gets right, does the strongest token lie in the subject?
-    leave-one-out     by block: does CP-LRP agree better than AttnLRP with the effect of a token's
-                      row, in middle and late blocks? And is it the product that is divided in
-                      halves, or attention that is held, that makes the difference?
-    patching          are RelP's scores nearer to exact patching than the gradient's?
+known evidence    agreement of subject and verb (Marvin and Linzen 2018): of the sentences that
+                  a model gets right, does the strongest token lie in the subject?
+leave-one-out     by block: does CP-LRP agree better than AttnLRP with the effect of a token's
+                  row, in middle and late blocks? And is it the product that is divided in
+                  halves, or attention that is held, that makes the difference?
+patching          are RelP's scores nearer to exact patching than the gradient's?
 """
 
 from __future__ import annotations

@@ -133,7 +133,8 @@ def digits(model: Model, count: int) -> list[Item]:
     pictures = [
         (image, int(label)) for image, label in zip(golden["images"], golden["labels"], strict=True)
     ]
-    found, drawn = [], drawn_digits(Random(14))
+    found: list[Item] = []
+    drawn = drawn_digits(Random(14))
     while len(found) < count:
         image, label = pictures.pop(0) if pictures else next(drawn)
         if int(model.explain(image[..., None], "random", keep=()).target_id) == label:

@@ -259,7 +259,9 @@ def figure(results: Sequence[Mapping[str, Any]]) -> bytes:
 
     order = _mean_ranks(results)
     with rc_context({"svg.hashsalt": "refl", "svg.fonttype": "none"}):
-        drawn = Figure(figsize=(2.1 * len(results) + 2, 0.22 * len(order) + 1), layout="constrained")
+        drawn = Figure(
+            figsize=(2.1 * len(results) + 2, 0.22 * len(order) + 1), layout="constrained"
+        )
         panels = drawn.subplots(1, len(results), sharey=True)
         for panel, result in zip(panels, results, strict=True):
             _panel(panel, result, order)
