@@ -122,7 +122,7 @@ def tuned_methods(
 def judged(
     model: Model, methods: Mapping[str, Method], items: Sequence[Item], part: Part
 ) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
-    """Seconds for an input by method; and by metric's number, by method, the number of each input."""
+    """Seconds for an input by method; and by number, by method, that of each input."""
     seconds = dict.fromkeys(methods, 0.0)
     found: dict[str, dict[str, list[float]]] = {}
     for first in range(0, len(items), PIECE):
