@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,23 @@ def number_or_none(value: Any) -> Any:
     kind = getattr(getattr(value, "dtype", None), "kind", "")
     if kind in ("f", "i", "u") and getattr(value, "ndim", 1) == 0:
         return value.item()
+    return value
+
+
+def number(name: str, value: Any) -> float:
+    """A finite number of any library as Python's. Raises ReflError for anything else, True among
+    it.
+    """
+    plain = number_or_none(value)
+    if isinstance(plain, bool) or not isinstance(plain, (int, float)) or not abs(plain) < np.inf:
+        raise expected(name, "a finite number", value)
+    return float(plain)
+
+
+def one_of(name: str, value: Any, known: Collection[str]) -> str:
+    """One of some names. Raises ReflError for anything else."""
+    if not isinstance(value, str) or value not in known:
+        raise expected(name, f"one of {', '.join(known)}", value)
     return value
 
 

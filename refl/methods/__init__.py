@@ -16,13 +16,21 @@ from refl.arguments import expected, received
 from refl.errors import ReflError, argument, nearest, shown
 from refl.io import composites
 from refl.methods.base import Attribution, Method, Table
+from refl.methods.grad_cam import GradCam
+from refl.methods.gradient_rollout import GradientRollout
 from refl.methods.random import Random
+from refl.methods.rollout import AttentionRollout
 from refl.rules import published
 from refl.rules.composites import Composite
 
 __all__ = ["METHODS", "Attribution", "Method", "Table", "chosen", "method"]
 
-FURTHER: tuple[Attribution, ...] = (Random(),)
+FURTHER: tuple[Attribution, ...] = (
+    Random(),
+    GradCam(),
+    AttentionRollout(),
+    GradientRollout(),
+)
 """Those that are no tables of rules, with their options at the defaults."""
 
 METHODS: dict[str, Composite | Attribution] = dict(published.METHODS) | {m.name: m for m in FURTHER}
