@@ -16,6 +16,7 @@ from refl.arguments import expected, received
 from refl.errors import ReflError, argument, nearest, shown
 from refl.io import composites
 from refl.methods.base import Attribution, Method, Table
+from refl.methods.chefer import Chefer
 from refl.methods.grad_cam import GradCam
 from refl.methods.gradient_rollout import GradientRollout
 from refl.methods.random import Random
@@ -30,6 +31,7 @@ FURTHER: tuple[Attribution, ...] = (
     GradCam(),
     AttentionRollout(),
     GradientRollout(),
+    Chefer(),
 )
 """Those that are no tables of rules, with their options at the defaults."""
 

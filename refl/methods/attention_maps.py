@@ -90,7 +90,7 @@ def attentions(question: Question, forward: Forward) -> list[BlockAttention]:
     """Of every block below what is explained, in the order in which they ran.
     Raises ReflError where there is none.
     """
-    records = _below(forward)
+    records = below(forward)
     written = _written_by_decoder(records, forward.decoder_embedded)
     found = []
     for record in records:
@@ -107,7 +107,7 @@ def attentions(question: Question, forward: Forward) -> list[BlockAttention]:
     return found
 
 
-def _below(forward: Forward) -> list[Record]:
+def below(forward: Forward) -> list[Record]:
     """The records up to the one that made what is explained."""
     records = forward.trace.records
     last = next(n for n, r in enumerate(records) if r.output is forward.explained)
@@ -180,7 +180,7 @@ def rows(question: Question, forward: Forward) -> list[int]:
         return [_row_of_neuron(question, forward)]
     chosen = [
         int(record.attributes["index"][0])
-        for record in _below(forward)
+        for record in below(forward)
         if record.operation == "movement" and record.attributes["kind"] == "rows"
     ]
     if not chosen:
@@ -203,7 +203,7 @@ def _row_of_neuron(question: Question, forward: Forward) -> int:
             f"{argument('at=')} explains a neuron of {site}, which is not that of one token, so no "
             "row of attention can be read: take one of a site (tokens, features)"
         )
-    return int(index[0]) % tokens
+    return int(index[0]) % int(tokens)
 
 
 def read(matrix: Any, chosen: Sequence[int]) -> Any:  # (J, I) -> (I,)

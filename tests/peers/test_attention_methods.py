@@ -210,3 +210,183 @@ def test_t5_gradient_rollout(t5: Any) -> None:
         sq = sq + normal(ss).transpose(0, 1) @ positive(*cross) @ normal(qq)
     agree(e.relevance, sq[-1])
     agree(e.decoder_relevance, ss[-1])
+
+
+# -- Chefer et al. 2021, down to the attention weights ---------------------------------------------
+
+
+def ratio(r: Any, z: Any) -> Any:
+    return torch.where(z == 0, torch.zeros_like(z), r / z)
+
+
+def through_linear(x: Any, w: Any, r: Any) -> Any:  # (T, I), (O, I), (T, O) -> (T, I)
+    """z+ from its messages."""
+    c = (x[:, None, :] * w[None]).clamp(min=0)
+    return (c * ratio(r, c.sum(-1))[..., None]).sum(1)
+
+
+def through_product(a: Any, b: Any, r: Any) -> tuple[Any, Any]:
+    """Halves of R over the contributions to each entry of a b."""
+    s = ratio(r, a @ b) / 2
+    return a * (s @ b.transpose(-1, -2)), b * (a.transpose(-1, -2) @ s)
+
+
+def through_sum(a: Any, b: Any, r: Any) -> tuple[Any, Any]:
+    a, b = a * ratio(r, a + b), b * ratio(r, a + b)
+    fraction = a.sum().abs() / (a.sum().abs() + b.sum().abs())
+    return a * fraction * r.sum() / a.sum(), b * (1 - fraction) * r.sum() / b.sum()
+
+
+def split(x: Any, heads: int) -> Any:  # (T, D) -> (H, T, d)
+    return x.unflatten(-1, (heads, -1)).transpose(0, 1)
+
+
+def merged(x: Any) -> Any:  # (H, T, d) -> (T, D)
+    return x.transpose(0, 1).flatten(1)
+
+
+def through_block(block: dict[str, Any], heads: int, r: Any) -> tuple[Any, Any]:
+    """(R of the block's input, R(A)). Norms and activations hand on what they get, so that pre- and
+    post-norm blocks differ in their inputs alone.
+    """
+    of_mlp, r = through_sum(block["mlp"], block["middle"], r)
+    of_mlp = through_linear(block["wide"], block["down"], of_mlp)
+    r = r + through_linear(block["narrow"], block["up"], of_mlp)
+    of_attention, r = through_sum(block["attention"], block["input"], r)
+    of_context = split(through_linear(block["context"], block["out"], of_attention), heads)
+    q, k, v = (split(x, heads) for x in block["qkv"])
+    of_a, of_v = through_product(block["a"], v, of_context)
+    of_q, of_k = through_product(q, k.transpose(-1, -2), of_a)
+    for w, part in zip(block["into"], (of_q, of_k.transpose(-1, -2), of_v), strict=True):
+        r = r + through_linear(block["normed"], w, merged(part))
+    return r, of_a
+
+
+def heard(model: Any, names: Sequence[str], **inputs: Any) -> dict[str, tuple[Any, Any]]:
+    """(input, output) of modules in a run."""
+    found: dict[str, tuple[Any, Any]] = {}
+
+    def hear(name: str) -> Callable[..., None]:
+        def hook(_: Any, x: Any, y: Any) -> None:
+            found[name] = (x[0][0], (y[0] if isinstance(y, tuple) else y)[0])
+
+        return hook
+
+    hooks = [model.get_submodule(name).register_forward_hook(hear(name)) for name in names]
+    with wide(), torch.no_grad():
+        model(**inputs)
+    for one in hooks:
+        one.remove()
+    return found
+
+
+PARTS = {
+    "bert": ("bert.encoder.layer.{}", "attention.self.{}", "attention.output.dense"),
+    "vit": ("vit.encoder.layer.{}", "attention.attention.{}", "attention.output.dense"),
+    "gpt2": ("transformer.h.{}", "attn.c_attn", "attn.c_proj"),
+}
+MLP = {
+    "bert": ("intermediate.dense", "output.dense"),
+    "vit": ("intermediate.dense", "output.dense"),
+    "gpt2": ("mlp.c_fc", "mlp.c_proj"),
+}
+
+
+def blocks_of(model: Any, kind: str, weights: Sequence[Any], **inputs: Any) -> list[dict[str, Any]]:
+    """Of each block what `through_block` reads."""
+    block, qkv, out = PARTS[kind]
+    up, down = MLP[kind]
+    queries = [qkv] if kind == "gpt2" else [qkv.format(n) for n in ("query", "key", "value")]
+    paths = [block.format(i) for i in range(len(weights))]
+    modules = [f"{path}.{end}" for path in paths for end in (*queries, out, up, down, "")]
+    io = heard(model, [m.rstrip(".") for m in modules], **inputs)
+
+    def w(name: str) -> Any:
+        weight = model.get_submodule(name).weight
+        return (weight.T if kind == "gpt2" else weight).detach()
+
+    found = []
+    for path, (a, _) in zip(paths, weights, strict=True):
+        q = [f"{path}.{name}" for name in queries]
+        o, u, d = (f"{path}.{end}" for end in (out, up, down))
+        before, attended = io[path][0], io[o][1]
+        one = {
+            "a": a,
+            "input": before,
+            "attention": attended,
+            "context": io[o][0],
+            "middle": io[u][0] if kind == "bert" else before + attended,
+            "narrow": io[u][0],
+            "wide": io[d][0],
+            "mlp": io[d][1],
+            "normed": io[q[0]][0],
+            "qkv": [io[n][1] for n in q] if len(q) == 3 else io[q[0]][1].chunk(3, -1),
+            "into": [w(n) for n in q] if len(q) == 3 else w(q[0]).chunk(3),
+        }
+        found.append(one | {"out": w(o), "up": w(u), "down": w(d)})
+    return found
+
+
+def scaled_queries(blocks: Sequence[dict[str, Any]], heads: int) -> None:
+    for block in blocks:
+        q, k, v = block["qkv"]
+        block["qkv"] = (q * (q.shape[-1] // heads) ** -0.5, k, v)
+
+
+def chefer(blocks: Sequence[dict[str, Any]], heads: int, r: Any, weights: Any) -> list[Any]:
+    """C_l of each block, the first first."""
+    found = []
+    for block, (_, gradient) in zip(reversed(blocks), reversed(weights), strict=True):
+        r, of_a = through_block(block, heads, r)
+        found.append((gradient * of_a).clamp(min=0).mean(0))
+    return found[::-1]
+
+
+def of_head(model: Any, kind: str, target: int, tokens: int, last: Any, width: int) -> Any:
+    """Relevance of the last block's output: from 1 at the target, through the head."""
+    r = torch.zeros(tokens, width, dtype=torch.float64)
+    if kind == "bert":
+        pooled = model.bert.pooler
+        x = torch.tanh(last[:1] @ pooled.dense.weight.T + pooled.dense.bias)
+        one = through_linear(x, model.classifier.weight[[target]], torch.ones(1, 1).double())
+        r[:1] = through_linear(last[:1], pooled.dense.weight, one)
+    elif kind == "vit":
+        x = model.vit.layernorm(last)[:1]
+        r[:1] = through_linear(x, model.classifier.weight[[target]], torch.ones(1, 1).double())
+    else:
+        x = model.transformer.ln_f(last)[-1:]
+        r[-1:] = through_linear(x, model.lm_head.weight[[target]], torch.ones(1, 1).double())
+    return r.detach()
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_chefer(kind: str, tmp_path: Path) -> None:
+    row, inputs, x = None, {"input_ids": torch.tensor([IDS])}, IDS
+    if kind == "vit":
+        made = random_vision("vit", "ForImageClassification")
+        x = np.random.default_rng(1).standard_normal((3, 12, 12))
+        inputs = {"pixel_values": torch.tensor(x)[None]}
+    elif kind == "gpt2":
+        made, row = random_model("gpt2"), -1
+    else:
+        made = encoder(tmp_path, "BertForSequenceClassification")
+    ours, model = loaded(tmp_path / kind, made), twin(made)
+    target, pairs = ran(model, row, **inputs)
+    weights = pairs["attentions"]
+    blocks = blocks_of(model, kind, weights, **inputs)
+    scaled_queries(blocks, 4)
+    path = PARTS[kind][0].format(len(weights) - 1)
+    last = heard(model, [path], **inputs)[path][1]
+    r = of_head(model, kind, target, len(last), last, last.shape[1])
+    maps = chefer(blocks, 4, r, weights)
+    for normalization in ("rows", "none"):
+        for start in (0, 1):
+            joint = torch.eye(len(last), dtype=torch.float64)
+            for c in maps[start:]:
+                b = c + torch.eye(len(c), dtype=torch.float64)
+                joint = (b / b.sum(1, keepdim=True) if normalization == "rows" else b) @ joint
+            options = {"normalization": normalization, "start_block": start}
+            e = ours.explain(x, method=refl.methods.chosen("chefer-2021", options=options))
+            found = e.patches.ravel() if kind == "vit" else e.relevance
+            theirs = joint[row or 0].detach().numpy()
+            agree(found, theirs[1:] if kind == "vit" else theirs)
