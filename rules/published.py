@@ -86,6 +86,18 @@ LRP_0 = Composite(
 )
 LRP_0 = replace(LRP_0, rules=LRP_0.with_options(stabilizer="none").rules)
 
+DING = replace(
+    LRP_0,
+    name="ding-2017",
+    rules=(Rule("softmax", "identity"), *LRP_0.rules),
+    base="",
+    changes=(),
+    source="Ding et al. 2017, Visualizing and Understanding Neural Machine Translation, ACL, "
+    "weight ratios; norms, which its recurrent network has none of, as in LRP-0",
+    summary="ratios without any stabilizer, and a softmax that hands on what it gets; unstable by "
+    "design",
+)
+
 _VISION = (
     Rule("linear", "epsilon", role="attention.*"),
     Rule("linear", "gamma", options=(("gamma", 0.25),), role="patch_embedding"),
@@ -189,6 +201,7 @@ METHODS: dict[str, Composite] = {
         ATTNLRP_GRADIENT,
         CP_LRP,
         LRP_0,
+        DING,
         GRADIENT,
         INPUT_X_GRADIENT,
         LXT_EXPLICIT,

@@ -21,6 +21,7 @@ from refl.methods.grad_cam import GradCam
 from refl.methods.gradient_rollout import GradientRollout
 from refl.methods.random import Random
 from refl.methods.rollout import AttentionRollout
+from refl.methods.voita import Voita
 from refl.rules import published
 from refl.rules.composites import Composite
 
@@ -32,6 +33,7 @@ FURTHER: tuple[Attribution, ...] = (
     AttentionRollout(),
     GradientRollout(),
     Chefer(),
+    Voita(),
 )
 """Those that are no tables of rules, with their options at the defaults."""
 

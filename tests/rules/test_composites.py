@@ -55,6 +55,7 @@ EXPECTED = {
     "attnlrp-gradient": (PAPER_RULES, "gradient_x_input", "sum"),
     "cp-lrp": (PAPER_RULES | CONSTANTS, "gradient_x_input", "sum"),
     "lrp-0": (PAPER_RULES, "relevance", "sum"),
+    "ding-2017": (PAPER_RULES | {"softmax": "identity"}, "relevance", "sum"),
     "gradient": (DERIVATIVES, "gradient_x_input", "norm"),
     "input-x-gradient": (DERIVATIVES, "gradient_x_input", "sum"),
     "lxt-explicit": (PAPER_RULES, "relevance", "sum"),
@@ -92,6 +93,8 @@ SOURCES = {
     "Propagation, ICML, arXiv 2202.07304",
     "lrp-0": "Bach et al. 2015, PLoS ONE 10(7), eq. 56, with AttnLRP's rules for what is not "
     "linear; no stabilizer anywhere",
+    "ding-2017": "Ding et al. 2017, Visualizing and Understanding Neural Machine Translation, ACL, "
+    "weight ratios; norms, which its recurrent network has none of, as in LRP-0",
     "gradient": "Simonyan et al. 2014, Deep Inside Convolutional Networks, arXiv 1312.6034",
     "input-x-gradient": "Shrikumar et al. 2016, Not Just a Black Box, arXiv 1605.01713",
     "lxt-explicit": "LXT 2.1, lxt.explicit (relevance form): eps without the sign of z, and two "
@@ -109,6 +112,8 @@ SUMMARIES = {
     "cp-lrp": "attention weights and gates are constants: relevance flows through the values "
     "alone, and in full",
     "lrp-0": "AttnLRP without any stabilizer; what lands on an exact zero is absorbed",
+    "ding-2017": "ratios without any stabilizer, and a softmax that hands on what it gets; "
+    "unstable by design",
     "gradient": "the plain gradient; a token's score is the length of its gradient, and the "
     "conservation ledger is that of x g",
     "input-x-gradient": "input times gradient: the first-order Taylor term; the rest is absorbed "
@@ -146,7 +151,8 @@ def test_the_published_options() -> None:
             == options("input-x-gradient", op)[1]
             == {}
         )
-        assert options("lrp-0", op)[1] == ({"stabilizer": "none"} if op in STABILIZED else {})
+        for name in ("lrp-0", "ding-2017"):
+            assert options(name, op)[1] == ({"stabilizer": "none"} if op in STABILIZED else {})
     eps = {
         "linear": 1e-8,
         "add": 1e-8,

@@ -25,7 +25,15 @@ from refl.verification.definitions import exact_sweep
 from refl.verification.random_models import random_model
 from refl.verification.vectors.make_model_vectors import CONFIGS
 
-FOR_ANY_NET = ("attnlrp", "attnlrp-gradient", "cp-lrp", "lrp-0", "input-x-gradient", "lxt-explicit")
+FOR_ANY_NET = (
+    "attnlrp",
+    "attnlrp-gradient",
+    "cp-lrp",
+    "lrp-0",
+    "ding-2017",
+    "input-x-gradient",
+    "lxt-explicit",
+)
 UNITS = 16
 U = 2.0**-53
 

@@ -310,11 +310,12 @@ METHODS: dict[str, Method] = {
     "cp-lrp": Method("gradient_x_input", (*_CONSTANT_ATTENTION, *_GRADIENT)),
     "input-x-gradient": Method("gradient_x_input", (*_DERIVATIVES, *_GRADIENT)),
     "lrp-0": Method("relevance", _paper("0", "none")),
+    "ding-2017": Method("relevance", (*_table(softmax="identity"), *_paper("0", "none"))),
     "lxt-explicit": Method("relevance", (*_LXT, *_paper("1e-8", "plain"))),
     "attnlrp-vit": Method("relevance", (*_VISION, *_paper("1e-6", "sign"))),
 }
 """A: AttnLRP, language models and vision; Ali et al. 2022; Shrikumar et al. 2016; Bach et al. 2015;
-LXT 2.1's relevance form.
+Ding et al. 2017; LXT 2.1's relevance form.
 """
 
 

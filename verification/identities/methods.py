@@ -17,7 +17,7 @@ def configured_methods(names: Iterable[str] = METHODS) -> Iterator[tuple[str, di
     """Every method, those with a stabilizer at three sizes of it and without."""
     for name in names:
         yield name, {}
-        if METHODS[name].formulation == "relevance" and name != "lrp-0":
+        if METHODS[name].formulation == "relevance" and name not in ("lrp-0", "ding-2017"):
             yield name, {"stabilizer": "none"}
             yield from ((name, {"eps": eps}) for eps in EPS)
 
