@@ -14,7 +14,8 @@ and is handed down by
     softmax, norms, activations, what only moves or scales: unchanged
 
 The sums in f run over the whole example, so a sum of two keeps sum(R), and what it hands down is
-not linear in R. Where Sa and Sb have one sign, f is 1. A gated product is taken as any product, and
+not linear in R: it is no rule of a table. Where Sa and Sb have one sign, f is 1 (but for what stood
+at zeros of z, which f gives back). A gated product is taken as any product, and
 rotation by a position as the linear map it is; neither is in the paper's models.
 
 `normalization` none leaves B_l = C_l + I, as the paper's eqs. 13 and 14 have it and its code for
@@ -32,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -53,10 +54,11 @@ from refl.methods.walk import Received, to_operands, walk
 from refl.network import Network
 from refl.question import Forward, Question
 from refl.rules import linear
-from refl.rules.conservation import stabilized_ratio
+from refl.rules.add import fold
+from refl.rules.conservation import RuleOutput, stabilized_ratio
 from refl.rules.operations import OPERATIONS
 from refl.seeds import Seed
-from refl.trace import Record, Value
+from refl.trace import Record
 
 NORMALIZATIONS = ("rows", "none")
 
@@ -158,32 +160,30 @@ def step(record: Record, r: Array) -> Received:
     """What the operands of one record receive."""
     if record.operation in LEAVES:
         return ()
+    z, arrays = record.output.array, cast(tuple[Any, ...], record.arrays)
     if record.operation == "add":
-        return zip(_both(record), rescaled(*record.arrays, record.output.array, r), strict=True)
+        a, b = arrays
+        return to_operands(record, rescaled(a, b, z, r))
     if record.operation == "linear":
-        x, w, _ = record.arrays
-        return to_operands(record, linear.z_plus(x, w, None, record.output.array, r))
+        return to_operands(record, linear.z_plus(arrays[0], arrays[1], None, z, r))
     rule, options = RULES[record.operation]
     function = OPERATIONS[record.operation].rules[rule].relevance
     assert function is not None
-    how = record.attributes | options
-    return to_operands(record, function(*record.arrays, record.output.array, r, **how))
+    return to_operands(record, function(*arrays, z, r, **record.attributes | options))
 
 
-def _both(record: Record) -> list[Value]:
-    return [operand for operand in record.operands if isinstance(operand, Value)]
-
-
-def rescaled(
-    a: Array, b: Array, z: Array, r: Array
-) -> tuple[Array, Array]:  # (B, ...) -> (B, ...) each
-    """The sum of two: f_a a s and f_b b s."""
+def rescaled(a: Array, b: Array, z: Array, r: Array) -> RuleOutput:  # (B, ...) -> (B, ...) each
+    """The sum of two: f_a a s and f_b b s. It balances: sum(R) is kept but where both sums are 0,
+    which have no proportion; there it ends, as `stabilizer`.
+    """
     s, _ = stabilized_ratio(z, r, 0.0, "none")
-    a, b = a * s, b * s
-    of_a, of_b, whole = (_kept(x) for x in (a, b, r))
-    xp = namespace(a, b)
+    c, d = a * s, b * s
+    of_a, of_b, whole = (_whole(x) for x in (c, d, r))
+    xp = namespace(c, d)
     both = xp.abs(of_a) + xp.abs(of_b)
-    return a * _factor(of_a, both, whole), b * _factor(of_b, both, whole)
+    r_a, r_b = (x * _factor(own, both, whole) for x, own in ((c, of_a), (d, of_b)))
+    lost = total(whole * flags(both == 0, both))
+    return RuleOutput((fold(r_a, a.shape), fold(r_b, b.shape)), {"stabilizer": lost})
 
 
 def _factor(own: Array, both: Array, whole: Array) -> Array:
@@ -192,6 +192,6 @@ def _factor(own: Array, both: Array, whole: Array) -> Array:
     return sign * whole / (both + flags(both == 0, both))
 
 
-def _kept(x: Array) -> Array:  # (B, ...) -> (B, 1, ...)
+def _whole(x: Array) -> Array:  # (B, ...) -> (B, 1, ...)
     xp = namespace(x)
     return xp.reshape(xp.asarray(total(x), dtype=x.dtype), (x.shape[0], *(1,) * (x.ndim - 1)))

@@ -33,12 +33,12 @@ import numpy as np
 
 from refl import arguments
 from refl.answer import Found
-from refl.arrays import Array, asnumpy, flags, like, namespace, swap
+from refl.arrays import Array, asnumpy, flags, inverse_rms, like, namespace, swap
 from refl.errors import ReflError, argument
 from refl.methods.base import Attribution
 from refl.methods.walk import Received, summed, to_operands, walk
 from refl.question import Forward, Question
-from refl.rules import activation, rms_norm
+from refl.rules import activation
 from refl.rules.layer_norm import standardized
 from refl.rules.operations import OPERATIONS
 from refl.rules.rotary import halves_exchanged
@@ -83,7 +83,8 @@ class Voita(Attribution):
             sites = forward.input_sites()
             met = walk(records, z, start, layers.step, sites, kept_at_a_fan_out)
         scores = [_scores(question, met.get(s), forward.leaf(s)) for s in sites]
-        return Found(scores[0], *scores[1:], explained=value)
+        written = scores[1] if forward.decoder_embedded else None
+        return Found(scores[0], written, explained=value)
 
     def _refuse(self, question: Question, forward: Forward) -> None:
         if question.recompute:
@@ -186,9 +187,9 @@ class _Layers:
         """The product of queries and keys, and the slope of what the softmax reads by it: 1, but
         for a cap.
         """
-        (value,), slope = softmax.operands, 1.0
-        while self.made[value].operation != "matmul":
-            record = self.made[value]
+        slope: Any = 1.0
+        record = self._before(softmax)
+        while record.operation != "matmul":
             if record.operation == "activation":
                 slope = slope * activation.slope(record.arrays[0], record.attributes["kind"])
             elif record.operation == "scale":
@@ -198,14 +199,24 @@ class _Layers:
                     f"method voita-2021 is not defined for an edit inside attention "
                     f"({record.output.site}): leave it out"
                 )
-            value = record.operands[0]
-        return self.made[value], slope
+            record = self._before(record)
+        return record, slope
+
+    def _before(self, record: Record) -> Record:
+        """What made its first operand."""
+        value = record.operands[0]
+        assert isinstance(value, Value)
+        return self.made[value]
 
 
 def _values(record: Record) -> list[Value]:
     constant = record.attributes.get("constant", (False,) * len(record.operands))
     pairs = zip(record.operands, constant, strict=True)
     return [o for o, is_constant in pairs if isinstance(o, Value) and not is_constant]
+
+
+def _arrays(record: Record) -> tuple[Any, ...]:
+    return record.arrays
 
 
 def _unchanged(record: Record, r: Array) -> Any:
@@ -216,7 +227,7 @@ def _unchanged(record: Record, r: Array) -> Any:
 
 def _linear(record: Record, r: Array, taylor: bool) -> list[Array]:
     """c_ji = W_ji x_i + b_j / I, token by token, for outputs that have relevance."""
-    x, w, b = record.arrays
+    x, w, b = _arrays(record)
     xp = namespace(x, w, r)
     rows, into = xp.reshape(x, (-1, x.shape[-1])), xp.reshape(r, (-1, r.shape[-1]))
     each = 0.0 if b is None else (b / x.shape[-1])[:, None]
@@ -227,7 +238,7 @@ def _linear(record: Record, r: Array, taylor: bool) -> list[Array]:
 
 
 def _add(record: Record, r: Array, taylor: bool) -> list[Array]:
-    a, b = record.arrays
+    a, b = _arrays(record)
     xp = namespace(a, b)
     a, b = xp.broadcast_arrays(a, b)
     shared = divided(xp.stack([a, b], axis=-1)[..., None, :], r[..., None])
@@ -241,7 +252,7 @@ def _multiply(record: Record, r: Array, taylor: bool) -> list[Array]:
 
 
 def _rotary(record: Record, r: Array, taylor: bool) -> list[Array]:
-    (x,), how = record.arrays, record.attributes
+    (x,), how = _arrays(record), record.attributes
     xp = namespace(x, r)
     still = xp.zeros_like(x)
     c = xp.stack(
@@ -253,7 +264,7 @@ def _rotary(record: Record, r: Array, taylor: bool) -> list[Array]:
 
 def _layer_norm(record: Record, r: Array, taylor: bool) -> list[Array]:
     """J_ji = w_j (delta_ji - 1/N - x_hat_j x_hat_i / N) / std;  f(0) = b"""
-    x, w, b = record.arrays
+    x, w, b = _arrays(record)
     x_hat, inverse, _ = standardized(x, record.attributes["norm_eps"])
     z, at_zero = record.output.array, b
     return [_normed(x, w, inverse, x_hat, 1.0, z if taylor else at_zero, taylor, r)]
@@ -261,8 +272,8 @@ def _layer_norm(record: Record, r: Array, taylor: bool) -> list[Array]:
 
 def _rms_norm(record: Record, r: Array, taylor: bool) -> list[Array]:
     """J_ji = w_j (delta_ji - x_hat_j x_hat_i / N) / rms;  f(0) = 0"""
-    (x, w), how = record.arrays, record.attributes
-    inverse, _ = rms_norm.inverse_rms(x, how["norm_eps"])
+    (x, w), how = _arrays(record), record.attributes
+    inverse, _ = inverse_rms(x, how["norm_eps"])
     w = w + how.get("offset", 0.0)
     z = record.output.array
     return [_normed(x, w, inverse, x * inverse, 0.0, z if taylor else None, taylor, r)]

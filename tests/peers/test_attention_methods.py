@@ -21,7 +21,7 @@ transformers = pytest.importorskip(
 )
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'peers')")
 
-IDS, WRITTEN, BOUND = [5, 3, 17, 3, 11, 2], [0, 7, 9, 4], 1e-11
+IDS, PREFIX, BOUND = [5, 3, 17, 3, 11, 2], [0, 7, 9, 4], 1e-11
 
 
 def twin(loaded: Any) -> Any:
@@ -152,14 +152,14 @@ def test_pictures(kind: str, head: str, tmp_path: Path) -> None:
 def t5(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, list[Any]]]:
     model = random_t5(num_decoder_layers=3)
     ours = loaded(tmp_path_factory.mktemp("t5"), model)
-    inputs = {"input_ids": torch.tensor([IDS]), "decoder_input_ids": torch.tensor([WRITTEN])}
+    inputs = {"input_ids": torch.tensor([IDS]), "decoder_input_ids": torch.tensor([PREFIX])}
     target, pairs = ran(twin(model), -1, **inputs)
-    assert ours.explain(IDS, decoder=WRITTEN, method="grad-cam").target_id == target
+    assert ours.explain(IDS, decoder=PREFIX, method="grad-cam").target_id == target
     return ours, pairs
 
 
 def of_t5(t5: Any, name: str) -> Any:
-    return t5[0].explain(IDS, decoder=WRITTEN, method=method(name))
+    return t5[0].explain(IDS, decoder=PREFIX, method=method(name))
 
 
 def test_t5_grad_cam(t5: Any) -> None:
@@ -215,24 +215,24 @@ def test_t5_gradient_rollout(t5: Any) -> None:
 # -- Chefer et al. 2021, down to the attention weights ---------------------------------------------
 
 
-def ratio(r: Any, z: Any) -> Any:
+def quotient(r: Any, z: Any) -> Any:
     return torch.where(z == 0, torch.zeros_like(z), r / z)
 
 
 def through_linear(x: Any, w: Any, r: Any) -> Any:  # (T, I), (O, I), (T, O) -> (T, I)
     """z+ from its messages."""
     c = (x[:, None, :] * w[None]).clamp(min=0)
-    return (c * ratio(r, c.sum(-1))[..., None]).sum(1)
+    return (c * quotient(r, c.sum(-1))[..., None]).sum(1)
 
 
 def through_product(a: Any, b: Any, r: Any) -> tuple[Any, Any]:
     """Halves of R over the contributions to each entry of a b."""
-    s = ratio(r, a @ b) / 2
+    s = quotient(r, a @ b) / 2
     return a * (s @ b.transpose(-1, -2)), b * (a.transpose(-1, -2) @ s)
 
 
 def through_sum(a: Any, b: Any, r: Any) -> tuple[Any, Any]:
-    a, b = a * ratio(r, a + b), b * ratio(r, a + b)
+    a, b = a * quotient(r, a + b), b * quotient(r, a + b)
     fraction = a.sum().abs() / (a.sum().abs() + b.sum().abs())
     return a * fraction * r.sum() / a.sum(), b * (1 - fraction) * r.sum() / b.sum()
 
