@@ -91,14 +91,14 @@ def attentions(question: Question, forward: Forward) -> list[BlockAttention]:
     Raises ReflError where there is none.
     """
     records = below(forward)
-    written = _written_by_decoder(records, forward.decoder_embedded)
+    of_decoder = _written_by_decoder(records, forward.decoder_embedded)
     found = []
     for record in records:
         if record.role != "attention.probabilities":
             continue
         value = forward.trace.values.get(f"{record.output.site}.edited", record.output)
         weights = asnumpy(value.array)[0].astype(np.float64)
-        found.append(BlockAttention(value.site, _kind(record, records, written), weights))
+        found.append(BlockAttention(value.site, _kind(record, records, of_decoder), weights))
     if not found:
         raise ReflError(
             f"no attention is below what is explained in {question.network.name or 'the model'}: "
@@ -131,13 +131,13 @@ def _values(record: Record) -> list[Value]:
     return [operand for operand in record.operands if isinstance(operand, Value)]
 
 
-def _kind(record: Record, records: Sequence[Record], written: set[Value] | None) -> str:
-    if written is None:
+def _kind(record: Record, records: Sequence[Record], of_decoder: set[Value] | None) -> str:
+    if of_decoder is None:
         return READER
-    if record.output not in written:
+    if record.output not in of_decoder:
         return SOURCE
     (context,) = (r for r in records if r.role == "attention.context" and _reads(r, record))
-    return READER if context.operands[1] in written else CROSS
+    return READER if context.operands[1] in of_decoder else CROSS
 
 
 def _reads(context: Record, weights: Record) -> bool:

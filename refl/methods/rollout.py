@@ -1,18 +1,18 @@
 """Attention rollout          R_l = B_l R_{l-1},  R_0 = I,  score_i = R_L[t, i], t explained
 
-    half     B = (A + I) / 2, rows divided by their sum        (Abnar and Zuidema 2020, section 3)
+    rows     B = (A + I) / 2, rows divided by their sum        (Abnar and Zuidema 2020, section 3)
     none     B = A + I                                         (AttnLRP paper, eq. 23)
 
 A (T, T) is the mean over heads of a block's attention weights (or their largest, or their
 smallest); I stands for the residual connection. What is explained plays no part but by its
 position: every target gets the same scores.
 
-`half` is the default, the original: its rows sum to 1, so a score is a fraction of the whole. With
+`rows` is the default, the original: its rows sum to 1, so a score is a fraction of the whole. With
 the mean over heads and nothing discarded `none` is 2^L times that, the same order of tokens.
 
 `discard`: in each row the lowest fraction of the weights that are not 0 (masked keys are no
 candidates) is set to 0, the first token's weight never; of equal ones those of earlier tokens go
-first. What is kept is divided as `half` says; under `none` it is scaled to the sum that the row
+first. What is kept is divided as `rows` says; under `none` it is scaled to the sum that the row
 had. A known code does three other things there: it ranks the pairs of a whole block at once, so
 that a row may lose everything and another nothing; it spares the one pair of the first token with
 itself, not the first token's column; and it divides column i by the sum of row i, so that rows no
@@ -46,7 +46,7 @@ from refl.methods.attention_maps import (
 from refl.question import Forward, Question
 from refl.seeds import Seed
 
-NORMALIZATIONS = ("half", "none")
+NORMALIZATIONS = ("rows", "none")
 HEADS: dict[str, Callable[[Any], Any]] = {
     "mean": lambda a: a.mean(axis=0),
     "max": lambda a: a.max(axis=0),
@@ -56,12 +56,12 @@ HEADS: dict[str, Callable[[Any], Any]] = {
 
 @dataclass(frozen=True)
 class AttentionRollout(AttentionMethod):
-    """normalization    half (the original), or none
+    """normalization    rows (rows sum to 1, the original), or none
     heads               mean, max or min over heads
     discard             fraction of each row's weights that is set to 0, at least 0 and below 1
     """
 
-    normalization: str = "half"
+    normalization: str = "rows"
     heads: str = "mean"
     discard: float = 0.0
 
@@ -71,7 +71,7 @@ class AttentionRollout(AttentionMethod):
         "Abnar and Zuidema 2020, Quantifying Attention Flow in Transformers, ACL, arXiv 2005.00928"
     )
     passes: ClassVar[str] = "1 forward; H x T x T numbers for each block are held"
-    conserved: ClassVar[str] = "scores sum to 1 (half)"
+    conserved: ClassVar[str] = "scores sum to 1 (rows)"
 
     def __post_init__(self) -> None:
         arguments.one_of("normalization", self.normalization, NORMALIZATIONS)
@@ -109,14 +109,14 @@ class AttentionRollout(AttentionMethod):
     def _scale(self, a: Any) -> Any:  # (J, I) -> (J, 1)
         """1 over the sums of the rows of A + I; or 1."""
         sums = a.sum(axis=1, keepdims=True)
-        return 1 / (sums + 1) if self.normalization == "half" else np.ones_like(sums)
+        return 1 / (sums + 1) if self.normalization == "rows" else np.ones_like(sums)
 
     def _kept(self, a: Any) -> Any:  # (J, I) -> (J, I)
         """A without the lowest weights of each row."""
         if not self.discard:
             return a
         kept = np.stack([_without_lowest(row, self.discard) for row in a])
-        if self.normalization == "half":
+        if self.normalization == "rows":
             return kept
         before, after = a.sum(axis=1, keepdims=True), kept.sum(axis=1, keepdims=True)
         return kept * np.divide(before, after, out=np.zeros_like(after), where=after != 0)

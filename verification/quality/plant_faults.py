@@ -94,6 +94,7 @@ LAYER = "rules/layer_norm.py"
 RMS = "rules/rms_norm.py"
 MOVEMENT = "rules/movement.py"
 TRACE = "refl/trace.py"
+MAPS = "tests/refl/methods/test_attention_maps.py"
 
 FAULTS: tuple[Fault, ...] = (
     # -- the stabilizer ----------------------------------------------------------------------------
@@ -983,6 +984,63 @@ FAULTS: tuple[Fault, ...] = (
         "            self._leaf(site, array)",
         "tests/refl/test_leaves.py::test_pixels",
         "a run starts from the input whatever leaf it is told to start from",
+    ),
+    # -- methods that read attention ---------------------------------------------------------------
+    Fault(
+        "rollout-no-residual",
+        "refl/methods/rollout.py",
+        "(a @ reader + reader) * scale",
+        "(a @ reader) * scale",
+        f"{MAPS}::test_rollout_of_two_tokens",
+        "attention is rolled out without the residual connection",
+    ),
+    Fault(
+        "discard-the-first-token",
+        "refl/methods/rollout.py",
+        "order[(row[order] > 0) & (order != 0)]",
+        "order[row[order] > 0]",
+        f"{MAPS}::test_the_lowest_of_each_row_go",
+        "the first token's weight is discarded where it is low",
+    ),
+    Fault(
+        "heads-before-positive-part",
+        "refl/methods/attention_maps.py",
+        "np.maximum(x, 0).mean(axis=0)",
+        "np.maximum(x.mean(axis=0), 0)",
+        f"{MAPS}::test_gradient_rollout_of_two_tokens",
+        "heads are averaged before negative products are dropped",
+    ),
+    Fault(
+        "chefer-counts-the-bias",
+        "refl/methods/chefer.py",
+        "linear.z_plus(arrays[0], arrays[1], None, z, r)",
+        "linear.z_plus(*arrays, z, r)",
+        "tests/refl/methods/test_chefer.py::test_a_linear_layer_divides_nothing_among_its_bias",
+        "the bias takes a part of z+",
+    ),
+    Fault(
+        "chefer-no-rescaling",
+        "refl/methods/chefer.py",
+        "return sign * whole / (both + flags(both == 0, both))",
+        "return sign * sign",
+        "tests/refl/methods/test_chefer.py::test_operands_of_either_sign_get_by_their_size",
+        "the two sides of a residual sum are not rescaled",
+    ),
+    Fault(
+        "voita-per-layer",
+        "refl/methods/voita.py",
+        "rescaled(inputs, r, (-2, -1))",
+        "rescaled(inputs, r, (-3, -2, -1))",
+        "tests/refl/methods/test_voita.py::test_each_head_keeps_its_own_sum[taylor]",
+        "attention's relevance is rescaled over all heads at once",
+    ),
+    Fault(
+        "voita-fan-out",
+        "refl/methods/voita.py",
+        "return whole * xp.reshape(factor,",
+        "return whole + 0 * xp.reshape(factor,",
+        "tests/refl/methods/test_voita.py::test_what_cancels_at_a_fan_out_is_scaled_up",
+        "what cancels where branches meet is lost",
     ),
 )
 

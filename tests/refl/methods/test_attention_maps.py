@@ -67,7 +67,7 @@ def test_heads_are_joined_before_the_blocks_are() -> None:
     for heads, (row, total) in expected.items():
         plain = AttentionRollout("none", heads).rolled_out(one)[0][1]
         assert plain.tolist() == [float(x) for x in row]
-        normal = AttentionRollout("half", heads).rolled_out(one)[0][1]
+        normal = AttentionRollout("rows", heads).rolled_out(one)[0][1]
         np.testing.assert_allclose(normal, [float(x / total) for x in row], rtol=1e-15)
 
 
@@ -135,7 +135,7 @@ def test_the_lowest_of_each_row_go() -> None:
 
 def test_rows_sum_to_one_whatever_is_discarded() -> None:
     for fraction in (0.0, 0.3, 0.5, 0.999):
-        np.testing.assert_allclose(discarded(fraction, "half").sum(axis=1), 1, rtol=1e-15)
+        np.testing.assert_allclose(discarded(fraction, "rows").sum(axis=1), 1, rtol=1e-15)
 
 
 def test_near_one_the_first_token_and_one_more_are_left() -> None:
@@ -150,7 +150,7 @@ def test_rollout_rows_are_distributions(length: int, discard: float, draw: int) 
     random = np.random.default_rng(draw)
     weights = random.integers(0, 3, (2, length, length)) / 4
     for heads in ("mean", "max", "min"):
-        rolled = AttentionRollout("half", heads, discard).rolled_out([block(*weights)] * 3)[0]
+        rolled = AttentionRollout("rows", heads, discard).rolled_out([block(*weights)] * 3)[0]
         assert (rolled >= 0).all()
         np.testing.assert_allclose(rolled.sum(axis=1), 1, rtol=1e-12)
 
@@ -257,7 +257,7 @@ def refused(**how: Any) -> str:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"normalization": "row"}, "normalization is 'row': expected one of half, none"),
+        ({"normalization": "row"}, "normalization is 'row': expected one of rows, none"),
         ({"heads": 3}, "heads is 3: expected one of mean, max, min"),
         ({"discard": 1}, "discard is 1: expected a number of at least 0 and below 1"),
         ({"discard": "a"}, "discard is 'a': expected a finite number"),

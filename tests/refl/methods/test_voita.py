@@ -16,7 +16,9 @@ from mpmath import mp, mpf
 import refl
 from refl.errors import ReflError
 from refl.methods import chosen
-from refl.methods.voita import divided, kept_at_a_fan_out, rescaled
+from refl.methods.voita import _Layers, divided, kept_at_a_fan_out, rescaled
+from refl.nets.masks import causal
+from refl.trace import Trace
 from refl.verification.random_models import (
     ARCHITECTURES,
     GPT2,
@@ -67,6 +69,10 @@ Vector = list[Any]
 Function = Callable[[Vector], Any]
 
 
+NOISE = mpf(10) ** -30
+"""What a difference quotient leaves where there is nothing."""
+
+
 def derivative(f: Function, x: Vector, i: int) -> Any:
     h = mpf(10) ** -20
     up, down = ([v + s * h * (k == i) for k, v in enumerate(x)] for s in (1, -1))
@@ -84,6 +90,7 @@ def layer(
         c = {i: derivative(f, x, i) * x[i] for i in reads}
         rest = f(x) - sum(c.values()) if offset == "taylor" else f([mpf(0)] * len(x))
         c = {i: v + rest / len(reads) for i, v in c.items()}
+        c = {i: v for i, v in c.items() if abs(v) > NOISE}
         for sign in (1, -1):
             part = {i: v for i, v in c.items() if v * sign > 0}
             for i, v in part.items():
@@ -175,8 +182,8 @@ class Gpt2:
 
         return [output(j, p) for j, p in product(range(tokens), range(d))]
 
-    def explained(self, ids: list[int], target: int) -> tuple[list[Any], Any]:
-        """Relevance of the tokens, and the logit."""
+    def explained(self, ids: list[int], signs: dict[int, int]) -> tuple[list[Any], Any]:
+        """Relevance of the tokens, and what is explained: a sum of logits with these signs."""
         block, t = "transformer.h.0", len(ids)
         words = [self.w["transformer.wte.weight"][i] for i in ids]
         places = self.w["transformer.wpe.weight"][:t]
@@ -201,7 +208,7 @@ class Gpt2:
         last = self.forward(norm_f, end[-1:])
         logits = self.forward(head, last)[0]
 
-        r: Any = [[v if i == target else mpf(0) for i, v in enumerate(logits)]]
+        r: Any = [[signs.get(i, 0) * v for i, v in enumerate(logits)]]
         r = self.back(norm_f, end[-1:], self.back(head, last, r))
         r = [[mpf(0)] * width] * (t - 1) + r
         r, of_mlp = self.back_through_sum(middle, m, r)
@@ -217,24 +224,55 @@ class Gpt2:
         rows = [of_qkv[3 * width * j : 3 * width * (j + 1)] for j in range(t)]
         r = met(r, self.back(norm, h, self.back(qkv, n, rows)))
         of_words, _ = self.back_through_sum(words, places, r)
-        return [sum(row) for row in of_words], logits[target]
+        return [sum(row) for row in of_words], sum(sign * logits[i] for i, sign in signs.items())
 
 
 EPS = mpf(2) ** -10
 
 
-@pytest.mark.parametrize("target", [1, 4])
+TARGETS: dict[str, tuple[dict[str, Any], dict[int, int]]] = {
+    "target": ({"target": 1}, {1: 1}),
+    "contrast": ({"contrast": (4, 1)}, {4: 1, 1: -1}),
+}
+"""A contrast starts with relevance of both signs."""
+
+
+@pytest.mark.parametrize("which", TARGETS)
 @pytest.mark.parametrize("offset", ["taylor", "zero"])
-def test_a_model_is_its_definition(offset: str, target: int) -> None:
-    """Biases, positions, two heads, a causal mask; logits of either sign."""
+def test_a_model_is_its_definition(offset: str, which: str) -> None:
+    """Biases, positions, two heads, a causal mask."""
     small = {"n_layer": 1, "n_head": 2, "n_embd": 4, "n_inner": 6, "vocab_size": 7}
     options = {"activation_function": "relu", "layer_norm_epsilon": 2.0**-10}
-    model = random_model(GPT2 | small | options, 3)
+    model, (how, signs) = random_model(GPT2 | small | options, 3), TARGETS[which]
     with mp.workdps(60):
-        exact, logit = Gpt2(model.weights, 2, offset).explained([3, 5, 1], target)
-    e = model.explain([3, 5, 1], target=target, method=voita(offset=offset))
-    np.testing.assert_allclose(e.logit, float(logit), rtol=1e-13)
+        exact, value = Gpt2(model.weights, 2, offset).explained([3, 5, 1], signs)
+    e = model.explain([3, 5, 1], method=voita(offset=offset), **how)
+    np.testing.assert_allclose(e.explained, float(value), rtol=1e-13)
     np.testing.assert_allclose(e.relevance, [float(v) for v in exact], rtol=1e-10)
+
+
+@pytest.mark.parametrize("offset", ["taylor", "zero"])
+def test_each_head_keeps_its_own_sum(offset: str) -> None:
+    """Relevance of both signs cancels at queries and keys: in each head by another factor."""
+    random = np.random.default_rng(5)
+    flat, r = random.standard_normal((3, 12)), random.standard_normal((1, 2, 3, 2))
+    q, k, v = (
+        np.ascontiguousarray(flat[:, i : i + 4].reshape(3, 2, 2).swapaxes(0, 1)[None])
+        for i in (0, 4, 8)
+    )
+    t = Trace({})
+    sources = [t.source(n, a) for n, a in (("q", q / np.sqrt(2)), ("k", k), ("v", v))]
+    t.attention(*sources, causal(np.zeros((1, 3), dtype=np.int64), None))
+    step = _Layers({record.output: record for record in t.records}, offset == "taylor").step
+    found = {value.site: np.asarray(x) for value, x in step(t.records[-1], r)}
+    with mp.workdps(60):
+        x = [mpf(float(value)) for value in flat.ravel()]
+        for h in range(2):
+            outputs = Gpt2({}, 2, offset).head(h, 3, 4)
+            exact = layer(outputs, x, [mpf(float(v)) for v in r[0, h].ravel()], offset)
+            rows = np.array([float(v) for v in exact]).reshape(3, 3, 2, 2)[:, :, h]
+            same = [found["q"][0, h], found["key.transposed"][0, h].T, found["v"][0, h]]
+            np.testing.assert_allclose(np.stack(same, axis=1), rows, rtol=1e-11, atol=1e-30)
 
 
 # -- what it keeps ---------------------------------------------------------------------------------
