@@ -5,6 +5,7 @@ edges: one token, masked rows, negative gradients, nothing and nearly everything
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction as F
 from typing import Any
 
@@ -13,10 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refl.edits import Edit
 from refl.errors import ReflError
 from refl.explanation import Explanation
 from refl.methods import METHODS, chosen
-from refl.methods.attention_maps import CROSS, READER, SOURCE, BlockAttention, positive_mean
+from refl.methods.attention_maps import (
+    CROSS,
+    READER,
+    SOURCE,
+    BlockAttention,
+    positive_mean,
+    rows,
+)
 from refl.methods.gradient_rollout import accumulated, normalized
 from refl.methods.rollout import AttentionRollout
 from refl.model import Model
@@ -276,3 +285,22 @@ def test_what_cannot_be_read_is_refused(name: str) -> None:
     assert "no row of" in refused(method=name, at=("transformer.h.1.attn.scores", (0, 1, 1)))
     assert "no attention is below" in refused(method=name, at=("transformer.wte", (1, 3)))
     assert METHODS[name].source
+
+
+def test_an_output_of_no_token_has_no_row() -> None:
+    """As where all tokens are pooled: nothing chose a row before the output."""
+    model = random_model(GPT2, 0)
+    question = Question(model)
+    forward = question.forward(model.readings([[3, 4]]), plain=True)
+    block = forward.trace.values["transformer.h.1"]
+    with pytest.raises(ReflError, match="pooled over all tokens and belongs to none"):
+        rows(question, replace(forward, explained=block))
+
+
+@pytest.mark.parametrize("name", [*READING, "chefer-2021"])
+def test_edited_attention_is_what_is_read(name: str) -> None:
+    """A block whose weights are all set to 0 adds nothing to the identity."""
+    config = GPT2 | {"n_layer": 1}
+    edits = {"transformer.h.0.attn.probabilities": Edit(factor=0)}
+    e = random_model(config, 0).explain([3, 4, 5], method=name, edits=edits)
+    assert e.relevance.tolist() == [0, 0, float(name != "grad-cam")]
