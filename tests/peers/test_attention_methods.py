@@ -390,3 +390,78 @@ def test_chefer(kind: str, tmp_path: Path) -> None:
             found = e.patches.ravel() if kind == "vit" else e.relevance
             theirs = joint[row or 0].detach().numpy()
             agree(found, theirs[1:] if kind == "vit" else theirs)
+
+
+# -- the same through rotation, grouped keys and a gated product -----------------------------------
+
+
+def turned(x: Any, cos: Any, sin: Any) -> Any:  # (H, T, d)
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
+
+
+def through_rotation(x: Any, cos: Any, sin: Any, r: Any) -> Any:
+    """x times the transposed map of R / z."""
+    x = x.detach().requires_grad_()
+    z = turned(x, cos, sin)
+    (g,) = torch.autograd.grad(z, x, quotient(r, z.detach()))
+    return (x * g).detach()
+
+
+def through_llama_block(layer: Any, io: Any, path: str, a: Any, turn: Any, r: Any) -> Any:
+    def of(name: str) -> tuple[Any, Any]:
+        return io[f"{path}.{name}"]
+
+    attention, mlp, cfg = layer.self_attn, layer.mlp, layer.self_attn.config
+    before, attended, wide = io[path][0], of("self_attn.o_proj")[1], of("mlp.down_proj")
+    of_mlp, r = through_sum(wide[1], before + attended, r)
+    each = through_linear(wide[0], mlp.down_proj.weight, of_mlp) / 2
+    narrow = of("mlp.gate_proj")[0]
+    for linear in (mlp.gate_proj, mlp.up_proj):
+        r = r + through_linear(narrow, linear.weight, each)
+    of_attention, r = through_sum(attended, before, r)
+    context = of("self_attn.o_proj")[0]
+    of_context = through_linear(context, attention.o_proj.weight, of_attention)
+    heads, groups = cfg.num_attention_heads, cfg.num_key_value_heads
+    q, k, v = (
+        split(of(f"self_attn.{n}_proj")[1], h)
+        for n, h in (("q", heads), ("k", groups), ("v", groups))
+    )
+    times = heads // groups
+    q_turned, k_turned = turned(q, *turn) * attention.scaling, turned(k, *turn)
+    repeated = [x.repeat_interleave(times, 0) for x in (k_turned, v)]
+    of_a, of_v = through_product(a, repeated[1], split(of_context, heads))
+    of_q, of_k = through_product(q_turned, repeated[0].transpose(-1, -2), of_a)
+    of_k, of_v = (x.unflatten(0, (groups, times)).sum(1) for x in (of_k.transpose(-1, -2), of_v))
+    parts = (through_rotation(q, *turn, of_q), through_rotation(k, *turn, of_k), of_v)
+    normed = of("self_attn.q_proj")[0]
+    for n, part in zip("qkv", parts, strict=True):
+        weight = getattr(attention, f"{n}_proj").weight
+        r = r + through_linear(normed, weight, merged(part))
+    return r.detach(), of_a.detach()
+
+
+def test_chefer_of_a_llama_with_groups(tmp_path: Path) -> None:
+    made = random_model("llama", num_key_value_heads=2)
+    ours, model = loaded(tmp_path, made), twin(made)
+    inputs = {"input_ids": torch.tensor([IDS])}
+    target, pairs = ran(model, -1, **inputs)
+    paths = [f"model.layers.{i}" for i in range(len(model.model.layers))]
+    ends = [f"self_attn.{n}_proj" for n in "qkvo"] + [
+        f"mlp.{n}_proj" for n in ("gate", "up", "down")
+    ]
+    io = heard(model, [*paths, "model.norm", *(f"{p}.{e}" for p in paths for e in ends)], **inputs)
+    with wide():
+        places = torch.arange(len(IDS))[None]
+        cos, sin = model.model.rotary_emb(torch.zeros(1, dtype=torch.float64), places)
+    last = io["model.norm"][1]
+    r = torch.zeros_like(last)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    r[-1:] = through_linear(last[-1:], model.lm_head.weight[[target]], one).detach()
+    joint = torch.eye(len(IDS), dtype=torch.float64)
+    every = zip(paths[::-1], model.model.layers[::-1], pairs["attentions"][::-1], strict=True)
+    for path, layer, (a, gradient) in every:
+        r, of_a = through_llama_block(layer, io, path, a, (cos[0], sin[0]), r)
+        b = (gradient * of_a).clamp(min=0).mean(0) + torch.eye(len(IDS), dtype=torch.float64)
+        joint = joint @ (b / b.sum(1, keepdim=True))
+    agree(ours.explain(IDS, method="chefer-2021").relevance, joint[-1].numpy())

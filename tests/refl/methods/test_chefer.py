@@ -43,7 +43,7 @@ def test_the_sum_of_two_is_its_definition(data: Any, width: int, examples: int) 
     for n in range(examples):
         first, second, lost = exact(*([F(v) for v in part[n]] for part in rows))
         s = [abs(F(v)) for v in rows[2][n]]
-        if _near_cancelling(first, second, rows, n):
+        if _sums_to_nothing(first, second, rows, n):
             continue
         np.testing.assert_allclose(of_a[n], [float(v) for v in first], rtol=1e-12, atol=1e-13)
         np.testing.assert_allclose(of_b[n], [float(v) for v in second], rtol=1e-12, atol=1e-13)
@@ -52,7 +52,7 @@ def test_the_sum_of_two_is_its_definition(data: Any, width: int, examples: int) 
         assert abs(total - r[n].sum()) <= 1e-13 * (1 + float(sum(s)))
 
 
-def _near_cancelling(first: list[F], second: list[F], rows: Any, n: int) -> bool:
+def _sums_to_nothing(first: list[F], second: list[F], rows: Any, n: int) -> bool:
     """Whether a sum of messages is 0 in fractions though its terms are not: by rounding it may come
     out as a few units instead, and its sign decides.
     """
