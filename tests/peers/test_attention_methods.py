@@ -408,7 +408,7 @@ def through_rotation(x: Any, cos: Any, sin: Any, r: Any) -> Any:
     return (x * g).detach()
 
 
-def through_llama_block(layer: Any, io: Any, path: str, a: Any, turn: Any, r: Any) -> Any:
+def through_llama_block(layer: Any, io: Any, path: str, a: Any, tables: Any, r: Any) -> Any:
     def of(name: str) -> tuple[Any, Any]:
         return io[f"{path}.{name}"]
 
@@ -428,12 +428,12 @@ def through_llama_block(layer: Any, io: Any, path: str, a: Any, turn: Any, r: An
         for n, h in (("q", heads), ("k", groups), ("v", groups))
     )
     times = heads // groups
-    q_turned, k_turned = turned(q, *turn) * attention.scaling, turned(k, *turn)
+    q_turned, k_turned = turned(q, *tables) * attention.scaling, turned(k, *tables)
     repeated = [x.repeat_interleave(times, 0) for x in (k_turned, v)]
     of_a, of_v = through_product(a, repeated[1], split(of_context, heads))
     of_q, of_k = through_product(q_turned, repeated[0].transpose(-1, -2), of_a)
     of_k, of_v = (x.unflatten(0, (groups, times)).sum(1) for x in (of_k.transpose(-1, -2), of_v))
-    parts = (through_rotation(q, *turn, of_q), through_rotation(k, *turn, of_k), of_v)
+    parts = (through_rotation(q, *tables, of_q), through_rotation(k, *tables, of_k), of_v)
     normed = of("self_attn.q_proj")[0]
     for n, part in zip("qkv", parts, strict=True):
         weight = getattr(attention, f"{n}_proj").weight
