@@ -22,6 +22,7 @@ import numpy as np
 
 from refl.answer import Found
 from refl.arrays import asnumpy
+from refl.edits import edited_site
 from refl.errors import ReflError, argument
 from refl.methods.base import Attribution
 from refl.question import Forward, Question
@@ -96,7 +97,7 @@ def attentions(question: Question, forward: Forward) -> list[BlockAttention]:
     for record in records:
         if record.role != "attention.probabilities":
             continue
-        value = forward.trace.values.get(f"{record.output.site}.edited", record.output)
+        value = forward.trace.values.get(edited_site(record.output.site), record.output)
         weights = asnumpy(value.array)[0].astype(np.float64)
         found.append(BlockAttention(value.site, _kind(record, records, of_decoder), weights))
     if not found:
