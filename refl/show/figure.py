@@ -126,7 +126,8 @@ def said_signs(e: Explanation) -> list[str]:
     favor, against = legend(e)
     if not against:
         return [favor]
-    return [f"{favor}, line below", f"{against}, line above"]
+    below, above = ("line below", "line above") if e.picture is None else ("+", "−")
+    return [f"{favor}, {below}", f"{against}, {above}"]
 
 
 def mark(step: int, e: Explanation) -> str:
