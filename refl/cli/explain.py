@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -168,14 +169,14 @@ def _draw(explanations: list[Explanation], args: argparse.Namespace) -> None:
 
     if any(getattr(args, name) for name in FIGURES):
         figure = compare(explanations, args.scale or "own")
-        makers = {
+        makers: dict[str, Callable[[], bytes]] = {
             "svg": lambda: figure.svg().encode("utf-8"),
             "pdf": figure.pdf,
             "tex": lambda: figure.tex().encode("utf-8"),
         }
         made = {name: make() for name, make in makers.items() if getattr(args, name)}
         for name, content in made.items():
-            write(getattr(args, name), lambda content=content: content)
+            write(getattr(args, name), partial(bytes, content))
 
 
 def _answer(e: Explanation, args: argparse.Namespace) -> None:

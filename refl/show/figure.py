@@ -150,7 +150,7 @@ class Cell:
 
 def row_cells(e: Explanation, most: float, letters: Callable[[str], str], room: int) -> list[Cell]:
     """The tokens of a row with their levels, none longer than the room."""
-    between, found = joiner(e.tokens), []
+    between, found = joiner(e.tokens), list[Cell]()
     for token, r in zip(e.tokens, e.relevance, strict=True):
         shown = letters(printable(token))
         inner = shown.strip(" ") or "␣" * max(len(shown), 1)
@@ -291,7 +291,7 @@ def _picture(parts: list[Part], e: Explanation, most: float, y: float) -> float:
     rows, columns = e.patches.shape
     across = (WIDE - 2 * MARGIN - 16) / 3
     high, wide = e.relevance.shape
-    tall = across * high / wide
+    tall: float = across * high / wide
     picture = np.broadcast_to(e.picture, (*e.picture.shape[:2], 3))
     images = ((picture, "the picture"), (heatmap.drawn(e.relevance, e.picture), "pixels"))
     for i, (pixels, what) in enumerate(images):
