@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from refl.cli import options
 from refl.cli.command import add_command
-from refl.cli.files import output, write
+from refl.cli.files import Source, output, write
 from refl.cli.output import fold_width, print_json, print_lines, width
 from refl.cli.progress import Progress
 from refl.errors import ReflError
@@ -48,6 +49,7 @@ examples:
   refl explain "a fine film" --model path/to/classifier --target positive
   refl explain "the keys" --at model.layers.1.mlp 2 17         # a neuron
   refl explain cat.png --model path/to/vit --method attnlrp-vit --png why.png --html why.html
+  refl explain "the keys" --svg keys.svg --beside cp-lrp input-x-gradient --scale shared
   refl explain "the keys" --keep "*.mlp" "*.self_attn" --save blocks.safetensors
 
 """
@@ -83,6 +85,31 @@ def add(commands: Any) -> None:
         metavar="FILE",
         help="write the explanation as one HTML page that needs no network",
     )
+    _figures(p.add_argument_group("pictures for a paper"))
+
+
+FIGURES = {
+    "svg": "write the heatmap as SVG",
+    "pdf": "write it as PDF (needs matplotlib, the extra `figures`)",
+    "tex": "write it for \\input in LaTeX, with \\usepackage{xcolor}",
+}
+
+
+def _figures(g: Any) -> None:
+    for name, said in FIGURES.items():
+        g.add_argument(f"--{name}", type=output, metavar="FILE", help=said)
+    g.add_argument(
+        "--beside",
+        nargs="+",
+        type=Source,
+        metavar="NAME|FILE.toml",
+        help="further methods of the same input, drawn below the first",
+    )
+    g.add_argument(
+        "--scale",
+        choices=("own", "shared"),
+        help="of the colors of several methods: each its own (the default), or one for all",
+    )
 
 
 def _more() -> str:
@@ -97,9 +124,11 @@ def _named(name: str, summary: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     from refl.cli.asked import explained, method_asked, model_asked
-    from refl.methods import Table
+    from refl.methods import Table, chosen
 
     method = method_asked(args)
+    _refuse_unused(args)
+    others = [chosen(name) for name in args.beside or ()]
     with Progress() as progress:
         model = model_asked(args)
         if args.png and not model.takes_images:
@@ -107,7 +136,9 @@ def run(args: argparse.Namespace) -> int:
         _refuse_strange_patterns(model, args.keep or [])
         keep = args.keep or ("*" if args.save and isinstance(method, Table) else ())
         e = explained(model, args, method, keep, progress)
+        beside = [explained(model, args, other, (), progress) for other in others]
         _write(e, args, progress)
+        _draw([e, *beside], args)
     _answer(e, args)
     return 0
 
@@ -123,6 +154,31 @@ def _write(e: Explanation, args: argparse.Namespace, progress: Progress) -> None
     write(args.html, lambda: html(e).encode("utf-8"))
 
 
+def _refuse_unused(args: argparse.Namespace) -> None:
+    for option, needs, there in (
+        ("beside", "--svg, --pdf or --tex", any(getattr(args, name) for name in FIGURES)),
+        ("scale", "--beside", args.beside),
+    ):
+        if getattr(args, option) and not there:
+            raise ReflError(f"--{option} is of a picture for a paper: give {needs} with it")
+
+
+def _draw(explanations: list[Explanation], args: argparse.Namespace) -> None:
+    """All that can be refused is refused before the first file is written."""
+    from refl.show.figure import compare
+
+    if any(getattr(args, name) for name in FIGURES):
+        figure = compare(explanations, args.scale or "own")
+        makers: dict[str, Callable[[], bytes]] = {
+            "svg": lambda: figure.svg().encode("utf-8"),
+            "pdf": figure.pdf,
+            "tex": lambda: figure.tex().encode("utf-8"),
+        }
+        made = {name: make() for name, make in makers.items() if getattr(args, name)}
+        for name, content in made.items():
+            write(getattr(args, name), partial(bytes, content))
+
+
 def _answer(e: Explanation, args: argparse.Namespace) -> None:
     from refl.show.tables import kept, kept_table
     from refl.show.terminal import terminal
@@ -135,7 +191,7 @@ def _answer(e: Explanation, args: argparse.Namespace) -> None:
         lines += [[], *kept_table(e, fold_width())]
     written: list[Line] = [
         [("wrote ", "dim"), (printable(path), "")]
-        for path in (args.save, args.html, args.png)
+        for path in (args.save, args.html, args.png, args.svg, args.pdf, args.tex)
         if path
     ]
     print_lines(lines + ([[]] if written else []) + written, args)

@@ -90,9 +90,12 @@ def refuse_overlaps(args: argparse.Namespace) -> None:
 SUFFIXES = {
     "html": (".html", ".htm"),
     "junit": (".xml",),
+    "pdf": (".pdf",),
     "png": (".png",),
     "save": (".safetensors",),
     "out": (".safetensors",),
+    "svg": (".svg",),
+    "tex": (".tex",),
 }
 """Option -> how the name of what it writes may end; it may have no suffix, too."""
 

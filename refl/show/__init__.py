@@ -8,6 +8,8 @@
     page          one HTML page (its style is page.css)
     notebook      the body of the page for a notebook
     heatmap       relevance drawn over a picture
+    figure        a picture for a paper; drawing (SVG, PDF) and tex write it
+    curves        curves of an evaluation; plots is what matplotlib needs
     text, lines, markup, numbers, colors   what these are made of
 
 What draws imports what is drawn; no explanation, ledger or composite imports anything of this.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from refl.errors import LONGEST_REPR, sentence
 from refl.explanation import Explanation
 from refl.ledger import Ledger
+from refl.show.figure import compare
 from refl.show.notebook import batch_fragment, fragment, ledger_fragment
 from refl.show.page import html
 from refl.show.tables import ledger_table
@@ -56,6 +57,20 @@ class ShownExplanation(Explanation):
     def html(self) -> str:
         """One self-contained page."""
         return html(self)
+
+    def svg(self) -> str:
+        """A picture for a paper (refl/show/figure.py); `refl.show.figure.compare` puts several
+        methods below each other. Raises ReflError for relevance that is not finite.
+        """
+        return compare([self]).svg()
+
+    def pdf(self) -> bytes:
+        """The same as PDF. Raises ReflError where matplotlib (the extra `figures`) is missing."""
+        return compare([self]).pdf()
+
+    def tex(self) -> str:
+        """The same for \\input in LaTeX. Raises ReflError for pictures."""
+        return compare([self]).tex()
 
     def _repr_html_(self) -> str:
         """How a notebook shows it."""
