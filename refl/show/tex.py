@@ -37,7 +37,7 @@ PREAMBLE = r"""\begingroup
 \else
   \def\reflchar#1#2{#2}% pdfLaTeX sets its escape
 \fi
-\newsavebox\reflbox
+\ifdefined\reflbox\else\newsavebox\reflbox\fi
 \def\reflnone{}%
 \def\reflbelow{\rule[\dimexpr-\dp\reflbox-2pt\relax]{\wd\reflbox}{1pt}}%
 \def\reflabove{\rule[\dimexpr\ht\reflbox+1pt\relax]{\wd\reflbox}{1pt}}%
