@@ -10,18 +10,21 @@ any input.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from refl import arguments
+from refl.answer import Found
 from refl.arrays import asnumpy
 from refl.edits import Edits
 from refl.errors import ReflError, argument, shown
+from refl.ledger import Ledger
 from refl.network import GENERATES, Network, Reading
 from refl.question import Forward, Question
+from refl.rules.published import GRADIENT
 from refl.seeds import Seed
 
 Leaves = Mapping[str, Any]
@@ -59,6 +62,18 @@ def values(
     return found
 
 
+def gradients(
+    question: Question, seed: Seed, copies: Sequence[Copy]
+) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """For one batch after another the numbers of its copies, and the gradient of `seed.value` at
+    each input site, NumPy (B, T, D) or (B, C, H, W).
+    """
+    for asked, numbers in batches(question, copies):
+        some = [copies[n] for n in numbers]
+        run = asked.forward([c.reading for c in some], leaves=stacked(some))
+        yield numbers, asked.gradients(run, [seed] * len(some), run.input_sites(), GRADIENT)
+
+
 def batches(question: Question, copies: Sequence[Copy]) -> list[tuple[Question, list[int]]]:
     """Which copies run together, and what is asked of them: those explained at one position, and of
     like lengths.
@@ -85,6 +100,19 @@ def stacked(copies: Sequence[Copy]) -> dict[str, Any] | None:  # -> NumPy (B, T,
 def _alike(leaves: Sequence[Any]) -> list[Any]:
     longest = max(len(x) for x in leaves)
     return [np.concatenate([x, np.repeat(x[:1], longest - len(x), axis=0)]) for x in leaves]
+
+
+def leaves_of(forward: Forward) -> dict[str, Any]:  # -> NumPy (T, D), or (C, H, W)
+    """What the one example of a run started from."""
+    return {site: forward.leaf(site)[0] for site in forward.input_sites()}
+
+
+def found_of(
+    scores: Sequence[Any], explained: float | None = None, ledger: Ledger | None = None
+) -> Found:
+    """What was found: the scores of the input, and of what a decoder has written."""
+    written = scores[1] if len(scores) > 1 else None
+    return Found(scores[0], written, explained, ledger)
 
 
 # -- what stands in the place of an embedding ------------------------------------------------------
@@ -124,7 +152,7 @@ def embedding(forward: Forward, site: str, number: int) -> Any:  # -> NumPy (D,)
 
 
 def filling(
-    network: Network, forward: Forward, site: str, fill: str | float
+    network: Network, forward: Forward, site: str, fill: str | float, name: str = "fill"
 ) -> Any:  # -> NumPy (T, D), or (C, H, W)
     """What stands everywhere at an input site once nothing of the input is left.
 
@@ -133,26 +161,29 @@ def filling(
     of pixels     "zero"; "mean" of the picture by channel; "blur"; a number. Pixels are those that
                   the net reads, normalized: 0 is what the preparation calls the mean
 
-    Raises ReflError for what is none of these, and for a token that there is none of.
+    Raises ReflError for what is none of these, and for a token that there is none of. `name`: what
+    the option is called.
     """
     x = forward.leaf(site)[0]
     if _is(fill, "zero"):
         return np.zeros_like(x)
     if network.takes_images:
-        return _of_pixels(x, fill)
+        return _of_pixels(x, fill, name)
     if _is(fill, "mean"):
         return np.broadcast_to(x.mean(axis=0), x.shape)
-    return np.broadcast_to(embedding(forward, site, token(network, _name(fill))), x.shape)
+    return np.broadcast_to(
+        embedding(forward, site, token(network, _token_name(fill, name))), x.shape
+    )
 
 
-def _of_pixels(x: Any, fill: str | float) -> Any:  # (C, H, W) -> (C, H, W)
+def _of_pixels(x: Any, fill: str | float, name: str) -> Any:  # (C, H, W) -> (C, H, W)
     if _is(fill, "mean"):
         return np.broadcast_to(x.mean(axis=(1, 2), keepdims=True), x.shape)
     if _is(fill, "blur"):
         return blurred(x)
     number = arguments.number_or_none(fill)
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not np.isfinite(number):
-        raise arguments.expected("fill", "'zero', 'mean', 'blur' or a number, for pixels", fill)
+        raise arguments.expected(name, "'zero', 'mean', 'blur' or a number, for pixels", fill)
     return np.full_like(x, number)
 
 
@@ -160,13 +191,13 @@ def _is(fill: Any, word: str) -> bool:
     return isinstance(fill, str) and fill == word
 
 
-def _name(fill: Any) -> str | int:
+def _token_name(fill: Any, name: str) -> str | int:
     """Of a token. Raises ReflError for what names none."""
     if isinstance(fill, str):
         return fill
     number = arguments.as_whole(fill)
     if number is None:
-        raise arguments.expected("fill", "'zero', 'mean', or a token by its text or id", fill)
+        raise arguments.expected(name, "'zero', 'mean', or a token by its text or id", fill)
     return number
 
 
