@@ -27,6 +27,14 @@ DESTINATIONS = ("tokens", "pixels")
 absorbed on the way.
 """
 
+OF_METHODS = {
+    "baseline": "the output of the baseline, which no token is responsible for",
+    "quadrature": "what the sum over nodes misses of the integral along the path",
+}
+"""Causes in the ledgers of methods that are no tables of rules -> the same in words. (Those of the
+rules are in refl/rules, each beside its operation.)
+"""
+
 ALLOWED = 8
 """Roundings, in units of u times the rounding scale, that a conservation error may be made of."""
 
