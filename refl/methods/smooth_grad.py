@@ -7,7 +7,8 @@ s is `noise` times the range of the input: the largest number minus the smallest
 embeddings (all tokens, all features), or among its pixels; what a decoder has written has a range
 of its own. Smilkov et al. take 0.1 to 0.2 of it, AttnLRP's authors tune it between 0.01 and 0.25
 and do not multiply by x. The norm |g| over features (or channels) is what `gradient` scores by; the
-sum keeps the sign.
+sum keeps the sign, but is 0 where a LayerNorm is the first to read the embeddings (GPT-2, BERT):
+adding a number to all features changes nothing there.
 
 The noise of sample k is drawn from numpy.random.default_rng((draw, k)), for the input and then for
 what a decoder has written: the same in any batch, for any number of samples.
