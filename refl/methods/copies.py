@@ -221,7 +221,7 @@ def blurred(x: Any) -> Any:  # (C, H, W) -> (C, H, W)
 
 
 def deleted(
-    question: Question, reading: Reading, dropped: Collection[int], written: Collection[int] = ()
+    question: Question, reading: Reading, dropped: Collection[int], of_decoder: Collection[int] = ()
 ) -> Copy:
     """The input without these tokens, and without these of what a decoder has written.
 
@@ -238,14 +238,14 @@ def deleted(
     left = Reading(
         _left(ids, dropped),
         None if types is None else _left(types, dropped),
-        None if prefix is None else _left(prefix, written),
+        None if prefix is None else _left(prefix, of_decoder),
     )
     if not left.input or left.prefix == []:
         raise ReflError(
             f"deletion leaves nothing of the input of {len(ids)} tokens: take another fill"
         )
     position = question.position_of(reading)
-    gone = dropped if prefix is None else written
+    gone = dropped if prefix is None else of_decoder
     return Copy(left, position=None if position is None else _moved(question, position, gone))
 
 

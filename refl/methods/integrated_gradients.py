@@ -138,14 +138,14 @@ class IntegratedGradients(Attribution):
         fill = partial(filling, network, forward, fill=self.baseline, name="baseline")
         baseline = {site: fill(site) for site in x}
         path = Path(question, seed, forward.readings[0], x, baseline)
-        ends = (path.values([0.0])[0], seed.value(forward.rows[0]))
+        at_ends = (path.values([0.0])[0], seed.value(forward.rows[0]))
         if self.nodes == ADAPTIVE:
-            integral = adaptive(path, ends, self.steps, self.tolerance)
+            integral = adaptive(path, at_ends, self.steps, self.tolerance)
         else:
             t, w = NODES[self.nodes](self.steps)
             (integral,) = path.integrals(t, w, [0] * len(t))
         scores = {site: _scores(path.difference(site) * g, x[site]) for site, g in integral.items()}
-        ledger = _ledger(forward, self.name, scores, ends, network.dtype)
+        ledger = _ledger(forward, self.name, scores, at_ends, network.dtype)
         return found_of(list(scores.values()), ledger=ledger)
 
 
@@ -155,10 +155,10 @@ def _scores(r: Any, x: Any) -> Any:  # (T, D) -> (T,); (C, H, W) -> (H, W)
 
 
 def _ledger(
-    forward: Forward, rule: str, scores: dict[str, Any], ends: tuple[float, float], dtype: str
+    forward: Forward, rule: str, scores: dict[str, Any], at_ends: tuple[float, float], dtype: str
 ) -> Ledger:
     """f(x) = what each input site gets, baseline f(x'), and quadrature, which is the rest."""
-    start, explained = ends
+    start, explained = at_ends
     sums = {site: float(r.sum(dtype=np.float64)) for site, r in scores.items()}
     absorbed = {"baseline": start, "quadrature": explained - start - sum(sums.values())}
     destination = "tokens" if forward.leaf(forward.embedded).ndim == 3 else "pixels"
@@ -239,12 +239,12 @@ class Segment:
 
 
 def adaptive(
-    path: Path, ends: tuple[float, float], steps: int, tolerance: float
+    path: Path, at_ends: tuple[float, float], steps: int, tolerance: float
 ) -> dict[str, Any]:  # -> site -> (T, D), or (C, H, W)
     """The integral of the gradient, from segments that are cut where they miss something."""
-    f = {0.0: ends[0], 1.0: ends[1]}
+    f = {0.0: at_ends[0], 1.0: at_ends[1]}
     roundoff = float(np.finfo(path.question.network.dtype).eps)
-    allowed = max(tolerance, ROUNDINGS * roundoff) * (abs(ends[0]) + abs(ends[1]))
+    allowed = max(tolerance, ROUNDINGS * roundoff) * (abs(at_ends[0]) + abs(at_ends[1]))
     spent = IN_SEGMENT
     segments = _segments(path, [(0.0, 1.0)], f)
     while sum(abs(s.error) for s in segments) > allowed:

@@ -175,8 +175,8 @@ def test_what_a_decoder_has_written(fill: str) -> None:
     model, prefix = random_model(T5, 0), [0, 4, 6]
     e = model.explain(IDS, "occlusion", decoder=prefix, options={"fill": fill}, batch_tokens=20)
 
-    def score(ids: list[int], written: list[int], **edits: Any) -> float:
-        return float(e.logit - model.logits(ids, written, **edits)[-1][e.target_id])
+    def score(ids: list[int], prefix: list[int], **edits: Any) -> float:
+        return float(e.logit - model.logits(ids, prefix, **edits)[-1][e.target_id])
 
     def nothing_at(site: str, t: int) -> dict[str, Any]:
         return {"edits": {site: refl.Edit(factor=0, index=(t,))}}
