@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,9 +67,9 @@ class AtMan(Attribution):
     conserved: ClassVar[str] = "nothing"
 
     def __post_init__(self) -> None:
-        _between("p", self.p, 0, 1)
+        vars(self).update(p=arguments.between("p", self.p, 0, 1))
         if self.kappa is not None:
-            _between("kappa", self.kappa, -1, 1)
+            vars(self).update(kappa=arguments.between("kappa", self.kappa, -1, 1))
         for name, value, known in (
             ("form", self.form, FORMS),
             ("score", self.score, ("cross-entropy", "explained")),
@@ -78,31 +78,20 @@ class AtMan(Attribution):
                 raise arguments.expected(name, " or ".join(known), value)
 
     def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
-        judge = self._judge(question, seed)
-        leaves, reading = leaves_of(forward), forward.readings[0]
-        copies = [Copy(reading, lambda: leaves)]
-        asked = replace(question, recompute=False)
-        run = asked.forward([reading], plain=True, leaves=stacked(copies))
-        attended = [Attended.of(record, run) for record in run.trace.records if _attends(record)]
-        factors = {site: self._factors(_keys(question.network, run, site)) for site in leaves}
-        which = [(site, i) for site in leaves for i in range(len(factors[site]))]
-
-        def suppressed(numbers: Sequence[int]) -> Edits:
-            """Of every attention whose keys they are, in the batch of these copies."""
-            rows = {site: [_of(factors[site], site, *which[n]) for n in numbers] for site in leaves}
-            edits = question.edits
-            return {
-                a.site: partial(a.suppress, np.stack(rows[a.keys]), self.form, edits.get(a.site))
-                for a in attended
-            }
-
-        rise = judge.value(forward.rows[0]) - values(
-            question, judge, copies * len(which), suppressed
+        judge, network = self._judge(question, seed), question.network
+        leaves = leaves_of(forward)
+        copies = [Copy(forward.readings[0], lambda: leaves)]
+        run = replace(question, recompute=False).forward(
+            forward.readings, plain=True, leaves=stacked(copies)
         )
-        ends = np.cumsum([len(factors[site]) for site in leaves])[:-1]
+        attended = [Attended.of(r, run) for r in run.trace.records if _attends(r)]
+        factors = {site: self._factors(_keys(network, run, site)) for site in leaves}
+        batch = Suppressed(attended, factors, self.form, question.edits)
+        fallen = values(question, judge, copies * len(batch.chosen), batch)
+        rise = dict(zip(batch.chosen, judge.value(forward.rows[0]) - fallen, strict=True))
         scores = [
-            _spread(question.network, r, x)
-            for r, x in zip(np.split(rise, ends), leaves.values(), strict=True)
+            _spread(network, np.asarray([rise[site, i] for i in range(len(factors[site]))]), x)
+            for site, x in leaves.items()
         ]
         return found_of(scores, seed.value(forward.rows[0]))
 
@@ -132,14 +121,6 @@ class AtMan(Attribution):
             alike = np.where(cosines > self.kappa, cosines, alike)
             np.fill_diagonal(alike, 1)
         return 1 - self.p * alike
-
-
-def _between(name: str, value: Any, least: float, largest: float) -> None:
-    number = arguments.number_or_none(value)
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise arguments.expected(name, f"a number from {least} to {largest}", value)
-    if not least <= number <= largest:
-        raise arguments.expected(name, f"a number from {least} to {largest}", value)
 
 
 def _cosines(x: Any) -> Any:  # (N, D) -> (N, N)
@@ -189,6 +170,38 @@ class Attended:
         return s * like(f, s)
 
 
+@dataclass(frozen=True)
+class Suppressed:
+    """The edits that suppress one token in each copy of a batch.
+
+    attended    every attention there is
+    factors     input site -> (N, N), row i for token i
+    """
+
+    attended: Sequence[Attended]
+    factors: dict[str, Any]
+    form: str
+    edits: Edits
+
+    @cached_property
+    def chosen(self) -> list[tuple[str, int]]:
+        """Of every copy the input site and the token that is suppressed there."""
+        return [(site, i) for site, rows in self.factors.items() for i in range(len(rows))]
+
+    def __call__(self, numbers: Sequence[int]) -> Edits:
+        chosen = [self.chosen[n] for n in numbers]
+        rows = {site: self._rows(site, chosen) for site in self.factors}
+        return {
+            a.site: partial(a.suppress, rows[a.keys], self.form, self.edits.get(a.site))
+            for a in self.attended
+        }
+
+    def _rows(self, keys: str, chosen: Sequence[tuple[str, int]]) -> Any:  # -> (B, N)
+        """Keys of another site than the chosen one are left as they are."""
+        rows = self.factors[keys]
+        return np.stack([rows[i] if site == keys else np.ones(len(rows)) for site, i in chosen])
+
+
 def _attends(record: Record) -> bool:
     return record.role == "attention.probabilities"
 
@@ -204,11 +217,6 @@ def _keys(network: Network, run: Forward, site: str) -> Any:  # -> NumPy (N, D)
     return next(
         asnumpy(r.output.array)[0] for r in run.trace.records if r.role == "patch_embedding"
     )
-
-
-def _of(factors: Any, site: str, chosen: str, i: int) -> Any:  # -> (N,)
-    """Of one copy's keys at a site: those of another site are left as they are."""
-    return factors[i] if site == chosen else np.ones(len(factors))
 
 
 def _spread(network: Network, r: Any, x: Any) -> Any:  # (N,) -> (T,); (H, W)

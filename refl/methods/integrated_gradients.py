@@ -118,16 +118,17 @@ class IntegratedGradients(Attribution):
     )
 
     def __post_init__(self) -> None:
-        arguments.positive("steps", self.steps)
-        if self.nodes != ADAPTIVE and self.nodes not in NODES:
+        vars(self).update(
+            steps=arguments.positive("steps", self.steps),
+            tolerance=arguments.between("tolerance", self.tolerance, 1e-15, 1),
+            baseline=arguments.number_or_none(self.baseline),
+        )
+        if not isinstance(self.nodes, str) or self.nodes not in (ADAPTIVE, *NODES):
             known = ", ".join([ADAPTIVE, *NODES])
             raise arguments.expected("nodes", f"one of {known}", self.nodes)
         if self.nodes == ADAPTIVE and self.steps < IN_SEGMENT:
-            raise arguments.expected(
-                "steps", f"at least {IN_SEGMENT} for {ADAPTIVE} nodes", self.steps
-            )
-        if not isinstance(self.tolerance, (int, float)) or not 0 < self.tolerance < 1:
-            raise arguments.expected("tolerance", "a number above 0 and below 1", self.tolerance)
+            what = f"at least {IN_SEGMENT} for {ADAPTIVE} nodes"
+            raise arguments.expected("steps", what, self.steps)
         if self.nodes != ADAPTIVE and self.tolerance != type(self).tolerance:
             raise ReflError(
                 f"{argument('tolerance')} is that of {ADAPTIVE} nodes: leave it out, or take these"

@@ -67,10 +67,13 @@ class Occlusion(Attribution):
     conserved: ClassVar[str] = "nothing"
 
     def __post_init__(self) -> None:
-        arguments.flag("words", self.words)
+        vars(self).update(
+            words=arguments.flag("words", self.words), fill=arguments.number_or_none(self.fill)
+        )
         for name, value in (("window", self.window), ("stride", self.stride)):
             if value is not None:
-                _pair(name, value)
+                pair = _pair(name, value)
+                vars(self)[name] = pair if arguments.as_whole(value) is None else pair[0]
                 if self.words:
                     raise ReflError(
                         f"{argument('words')} are windows of their own: leave {argument(name)} out"

@@ -60,15 +60,16 @@ class SmoothGrad(Attribution):
     conserved: ClassVar[str] = "nothing"
 
     def __post_init__(self) -> None:
-        arguments.positive("samples", self.samples)
-        arguments.flag("times_input", self.times_input)
-        if arguments.whole("draw", self.draw) < 0:
+        vars(self).update(
+            noise=arguments.between("noise", self.noise, 0, 1),
+            samples=arguments.positive("samples", self.samples),
+            draw=arguments.whole("draw", self.draw),
+            times_input=arguments.flag("times_input", self.times_input),
+        )
+        if self.draw < 0:
             raise arguments.expected("draw", "a whole number of at least 0", self.draw)
         if not isinstance(self.score, str) or self.score not in SCORES:
             raise arguments.expected("score", " or ".join(SCORES), self.score)
-        noise = arguments.number_or_none(self.noise)
-        if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise <= 1:
-            raise arguments.expected("noise", "a number from 0 to 1", self.noise)
 
     def facts(self) -> MethodFacts:
         return replace(super().facts(), score=self.score)

@@ -205,7 +205,7 @@ def test_trained_models_are_explained_to_a_thousandth(folder: str | None, most: 
         ({"steps": 0}, "steps is 0"),
         ({"steps": 4}, "at least 8"),
         ({"nodes": "trapezoid"}, "midpoint"),
-        ({"tolerance": 0}, "above 0"),
+        ({"tolerance": 0}, "tolerance is 0"),
         ({"nodes": "midpoint", "tolerance": 0.1}, "leave it out"),
         ({"baseline": 99}, "outside the vocabulary"),
         ({"baseline": "mask"}, "no mask token"),
