@@ -27,12 +27,12 @@ DESTINATIONS = ("tokens", "pixels")
 absorbed on the way.
 """
 
-OF_METHODS = {
+CAUSES = {
     "baseline": "the output of the baseline, which no token is responsible for",
     "quadrature": "what the sum over nodes misses of the integral along the path",
 }
-"""Causes in the ledgers of methods that are no tables of rules -> the same in words. (Those of the
-rules are in refl/rules, each beside its operation.)
+"""What methods that are no tables of rules absorb, in words; for what rules absorb see
+refl.rules.operations.
 """
 
 ALLOWED = 8

@@ -31,7 +31,7 @@ import numpy as np
 from refl import arguments
 from refl.answer import Found
 from refl.arrays import Array, asnumpy, like, namespace
-from refl.edits import Change, Edits
+from refl.edits import Edits
 from refl.errors import ReflError, argument
 from refl.methods.base import Attribution
 from refl.methods.copies import Copy, found_of, leaves_of, stacked, values
@@ -86,7 +86,7 @@ class AtMan(Attribution):
         )
         attended = [Attended.of(r, run) for r in run.trace.records if _attends(r)]
         factors = {site: self._factors(_keys(network, run, site)) for site in leaves}
-        batch = Suppressed(attended, factors, self.form, question.edits)
+        batch = Suppressed(attended, factors, self.form)
         fallen = values(question, judge, copies * len(batch.chosen), batch)
         rise = dict(zip(batch.chosen, judge.value(forward.rows[0]) - fallen, strict=True))
         scores = [
@@ -154,12 +154,8 @@ class Attended:
         keys = run.decoder_embedded[0] if decoder else run.embedded
         return cls(site, keys, record.attributes["mask"])
 
-    def suppress(self, factors: Any, form: str, before: Change | None, s: Array) -> Array:
-        """Scores (B, H, J, I), that of each key times its factor, (B, N) for the last N keys;
-        `before`: what is changed there anyway.
-        """
-        if before is not None:
-            s = before(s)
+    def suppress(self, factors: Any, form: str, s: Array) -> Array:
+        """Scores (B, H, J, I), that of each key times its factor, (B, N) for the last N keys."""
         xp = namespace(s)
         learned = s.shape[-1] - factors.shape[-1]  # keys in front that are no token of the input
         f = np.pad(factors, ((0, 0), (learned, 0)), constant_values=1)[:, None, None, :]
@@ -181,7 +177,6 @@ class Suppressed:
     attended: Sequence[Attended]
     factors: dict[str, Any]
     form: str
-    edits: Edits
 
     @cached_property
     def chosen(self) -> list[tuple[str, int]]:
@@ -191,10 +186,7 @@ class Suppressed:
     def __call__(self, numbers: Sequence[int]) -> Edits:
         chosen = [self.chosen[n] for n in numbers]
         rows = {site: self._rows(site, chosen) for site in self.factors}
-        return {
-            a.site: partial(a.suppress, rows[a.keys], self.form, self.edits.get(a.site))
-            for a in self.attended
-        }
+        return {a.site: partial(a.suppress, rows[a.keys], self.form) for a in self.attended}
 
     def _rows(self, keys: str, chosen: Sequence[tuple[str, int]]) -> Any:  # -> (B, N)
         """Keys of another site than the chosen one are left as they are."""
