@@ -68,7 +68,7 @@ TILES = "tests/rules/test_tiles.py::test_tiles_are_the_recorded_operations[attnl
 SWEEP = "tests/refl/test_sweep.py::"
 SEED = "tests/refl/test_seeds.py::test_the_seed_of_a_logit"
 FORWARDS = "tests/nets/test_forwards.py::"
-METHODS = "tests/methods/"
+METHODS = "tests/refl/methods/"
 DECODERS = "tests/nets/test_decoders.py::"
 EDITS = "tests/refl/test_edits.py::"
 
@@ -1043,7 +1043,7 @@ FAULTS: tuple[Fault, ...] = (
         "tests/refl/methods/test_voita.py::test_what_cancels_at_a_fan_out_is_scaled_up",
         "what cancels where branches meet is lost",
     ),
-    # -- methods of gradients and copies ------------------------------------------------------------
+    # -- methods of gradients and of perturbed copies ------------------------------------------------
     Fault(
         "midpoints-at-the-end",
         "refl/methods/integrated_gradients.py",
