@@ -1043,7 +1043,7 @@ FAULTS: tuple[Fault, ...] = (
         "tests/refl/methods/test_voita.py::test_what_cancels_at_a_fan_out_is_scaled_up",
         "what cancels where branches meet is lost",
     ),
-    # -- methods of gradients and of perturbed copies ------------------------------------------------
+    # -- methods of gradients and of perturbed copies ----------------------------------------------
     Fault(
         "midpoints-at-the-end",
         "refl/methods/integrated_gradients.py",
