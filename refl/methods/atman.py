@@ -4,9 +4,10 @@
     s'_jk = (s_jk - min_k s_jk) times 1 - p for k = i, and 1 for all other keys          "code"
     score_i = rise of the target's cross-entropy, -log p_target                 (Deb et al. 2023)
 
-The paper scales raw scores, so that a negative one rises, and with it the attention to i: of scores
-(-2, 0, 0), from 0.06 to 0.31 at p = 0.9. The authors' code measures scores from the least of
-their row (among the keys that the query sees: a mask is no score); then none can rise.
+The paper scales raw scores, so that a negative one rises, and with it the attention to i: that to
+the first of three keys with scores (-3, -1, -2) from 0.09 to 0.60 at p = 0.9. The authors' code
+measures scores from the least of their row (among the keys that the query sees: a mask is no
+score); then none can rise.
 
 With `kappa` the tokens whose embeddings are like that of i, by a cosine above kappa, are suppressed
 with it: key k by 1 - p cos(i, k).
