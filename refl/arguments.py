@@ -99,6 +99,15 @@ def one_of(name: str, value: Any, known: Collection[str]) -> str:
     return value
 
 
+def between(name: str, value: Any, least: float, largest: float) -> float:
+    """A number from least to largest. Raises ReflError for anything else, True among it."""
+    plain = number_or_none(value)
+    is_number = isinstance(plain, (int, float)) and not isinstance(plain, bool)
+    if not is_number or not least <= plain <= largest:
+        raise expected(name, f"a number from {least:g} to {largest:g}", value)
+    return float(plain)
+
+
 def flag(name: str, value: Any) -> bool:
     """Yes or no. Raises ReflError for anything that is neither: "no" is true in Python."""
     if not isinstance(value, (bool, np.bool_)):

@@ -239,13 +239,13 @@ class Explainer:
 
     def _scores(self, propagated: Any, x: Any) -> Any:  # (T, D), (T, D) -> (T,)
         if self.composite.score == "norm":
-            return _lengths(propagated)
+            return lengths(propagated)
         return (
             propagated * x if self.composite.formulation == "gradient_x_input" else propagated
         ).sum(axis=-1)
 
 
-def _lengths(x: Any) -> Any:  # (T, D) -> (T,)
+def lengths(x: Any) -> Any:  # (T, D) -> (T,)
     """sqrt(sum_i x_i^2) of x over its largest: the squares of small numbers would be 0, those of
     large ones infinite.
     """

@@ -27,6 +27,14 @@ DESTINATIONS = ("tokens", "pixels")
 absorbed on the way.
 """
 
+CAUSES = {
+    "baseline": "the output of the baseline, which no token is responsible for",
+    "quadrature": "what the sum over nodes misses of the integral along the path",
+}
+"""What methods that are no tables of rules absorb, in words; for what rules absorb see
+refl.rules.operations.
+"""
+
 ALLOWED = 8
 """Roundings, in units of u times the rounding scale, that a conservation error may be made of."""
 

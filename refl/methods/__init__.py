@@ -15,12 +15,16 @@ from typing import Any
 from refl.arguments import expected, received
 from refl.errors import ReflError, argument, nearest, shown
 from refl.io import composites
+from refl.methods.atman import AtMan
 from refl.methods.base import Attribution, Method, Table
 from refl.methods.chefer import Chefer
 from refl.methods.grad_cam import GradCam
 from refl.methods.gradient_rollout import GradientRollout
+from refl.methods.integrated_gradients import IntegratedGradients
+from refl.methods.occlusion import LeaveOneOut, Occlusion
 from refl.methods.random import Random
 from refl.methods.rollout import AttentionRollout
+from refl.methods.smooth_grad import SmoothGrad
 from refl.methods.voita import Voita
 from refl.rules import published
 from refl.rules.composites import Composite
@@ -29,6 +33,11 @@ __all__ = ["METHODS", "Attribution", "Method", "Table", "chosen", "method"]
 
 FURTHER: tuple[Attribution, ...] = (
     Random(),
+    IntegratedGradients(),
+    SmoothGrad(),
+    Occlusion(),
+    LeaveOneOut(),
+    AtMan(),
     GradCam(),
     AttentionRollout(),
     GradientRollout(),

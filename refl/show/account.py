@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from refl.explanation import Explanation, MethodFacts
-from refl.ledger import Ledger
+from refl.ledger import CAUSES, Ledger
+from refl.rules import operations
 from refl.rules.composites import Composite
-from refl.rules.operations import CAUSES
 from refl.show.numbers import adding_up, decimals, each, percent, strongest, total
 from refl.show.text import one_line, printable, shorten, visible
 
@@ -24,10 +24,7 @@ ERROR = "conservation error"
 REST = "not recorded"
 """The part of the account that no ledger tells."""
 
-NORM = (
-    "Scores are lengths of the propagated gradient: they have no sign and do not add up; the "
-    "conservation ledger below is that of x times gradient."
-)
+LENGTHS = "Scores are lengths of the propagated gradient: they have no sign and do not add up"
 LEDGER = "conservation ledger"
 CANCELS = 4
 """Parts whose sizes add up to more than so many times the whole cancel: hundredths of what little
@@ -69,10 +66,14 @@ def account(ledger: Ledger) -> list[Row]:
         | {cause: total(a) for cause, a in ledger.absorbed.items()}
         | {ERROR: total(ledger.conservation_error)}
     )
-    notes = CAUSES | {
-        ledger.destination: f"what reached the {ledger.destination}",
-        ERROR: f"{parts[ERROR]:.1e}, {_judged(ledger, parts)}",
-    }
+    notes = (
+        CAUSES
+        | operations.CAUSES
+        | {
+            ledger.destination: f"what reached the {ledger.destination}",
+            ERROR: f"{parts[ERROR]:.1e}, {_judged(ledger, parts)}",
+        }
+    )
     return _rows(parts, total(ledger.explained), notes)
 
 
@@ -156,12 +157,22 @@ def remarks(rows: Sequence[Row]) -> list[str]:
 
 
 def quantity(e: Explanation) -> str:
-    """What the account adds up to, in words."""
+    """What the account adds up to, in words. A method without rules explains the number itself."""
+    if e.method.formulation == "attribution":
+        return printable(e.what)
     if e.seed == "log-probability":
         return printable(f"log-probability of {e.target!r}, linearized")
     return printable(
         f"softmax-weighted relevance of {e.target!r}" if e.seed == "probability" else e.what
     )
+
+
+def of_lengths(e: Explanation) -> str:
+    """What scores without a sign are; nothing where they have one."""
+    if e.method.score != "norm":
+        return ""
+    ledger = f"; the {LEDGER} below is that of x times gradient" if e.recorded is not None else ""
+    return f"{LENGTHS}{ledger}."
 
 
 def facts(e: Explanation) -> str:

@@ -15,7 +15,6 @@ from refl.show.account import (
     COMPACT,
     DIGITS,
     ENCODER,
-    NORM,
     Row,
     account_of,
     all_scores,
@@ -27,6 +26,7 @@ from refl.show.account import (
     joiner,
     legend,
     names_of_columns,
+    of_lengths,
     quantity,
     remarks,
     rows_of_tokens,
@@ -94,7 +94,7 @@ def _note(text: str) -> Markup:
 
 
 def _norm_note(e: Explanation) -> Markup:
-    return _note(NORM if e.method.score == "norm" else "")
+    return _note(of_lengths(e))
 
 
 def _hidden(summary: str, content: object) -> Markup:

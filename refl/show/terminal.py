@@ -15,7 +15,6 @@ from refl.show.account import (
     COMPACT,
     DIGITS,
     ENCODER,
-    NORM,
     Row,
     account_of,
     all_scores,
@@ -27,6 +26,7 @@ from refl.show.account import (
     joiner,
     legend,
     names_of_columns,
+    of_lengths,
     quantity,
     remarks,
     rows_of_tokens,
@@ -160,7 +160,7 @@ def _bars(e: Explanation, width: int) -> list[Line]:
         [("  ", ""), *line, ("  ", ""), *bar]
         for line, bar in zip(table, _drawn(values, room, all_scores(e)), strict=True)
     ]
-    note = paragraph(NORM, width, "italic") if e.method.score == "norm" else []
+    note = paragraph(of_lengths(e), width, "italic") if of_lengths(e) else []
     return note + (_side_by_side(lines, width) if compact else lines)
 
 
@@ -203,7 +203,7 @@ def _patches(e: Explanation, width: int) -> list[Line]:
     scale = f"in ninths of the strongest, {most:.{decimals(most, DIGITS)}f}"
     notes = [
         f"{len(rows)} x {len(rows[0])} {squares} {scale}",
-        *([NORM] if e.method.score == "norm" else []),
+        *filter(None, [of_lengths(e)]),
     ]
     return [
         *([("  ", ""), *(_patch(v, most, each) for v in row)] for row in rows),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import refl
 from refl import Explanation
 from refl.answer import CANDIDATES, _likeliest
-from refl.explainer import _lengths
+from refl.explainer import lengths
 from refl.explanation import MethodFacts
 from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.rules.published import METHODS
@@ -294,8 +294,8 @@ def test_the_length_of_a_gradient_of_any_size(dtype: str, size: float) -> None:
     """3, 4, 12 -> 13, and a row of zeros."""
     x = np.asarray([[3, 4, 12], [0, 0, 0]], dtype) * np.asarray(size, dtype)
     expected = [13 * float(x[0, 0]) / 3, 0]
-    np.testing.assert_allclose(_lengths(x), expected, rtol=4 * np.finfo(dtype).eps)
-    assert _lengths(x).dtype == x.dtype
+    np.testing.assert_allclose(lengths(x), expected, rtol=4 * np.finfo(dtype).eps)
+    assert lengths(x).dtype == x.dtype
 
 
 def test_the_second_logit_of_a_contrast_is_shown_as_it_is(model: refl.Model) -> None:

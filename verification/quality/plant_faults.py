@@ -68,6 +68,7 @@ TILES = "tests/rules/test_tiles.py::test_tiles_are_the_recorded_operations[attnl
 SWEEP = "tests/refl/test_sweep.py::"
 SEED = "tests/refl/test_seeds.py::test_the_seed_of_a_logit"
 FORWARDS = "tests/nets/test_forwards.py::"
+METHODS = "tests/refl/methods/"
 DECODERS = "tests/nets/test_decoders.py::"
 EDITS = "tests/refl/test_edits.py::"
 
@@ -1041,6 +1042,55 @@ FAULTS: tuple[Fault, ...] = (
         "return whole + 0 * xp.reshape(factor,",
         "tests/refl/methods/test_voita.py::test_what_cancels_at_a_fan_out_is_scaled_up",
         "what cancels where branches meet is lost",
+    ),
+    # -- methods of gradients and of perturbed copies ----------------------------------------------
+    Fault(
+        "midpoints-at-the-end",
+        "refl/methods/integrated_gradients.py",
+        "(np.arange(n) + 0.5) / n",
+        "(np.arange(n) + 1) / n",
+        f"{METHODS}test_integrated_gradients.py::test_of_a_cube[midpoint-integral2]",
+        "integrated gradients takes the gradient at the end of each step",
+    ),
+    Fault(
+        "quadrature-of-one-side",
+        "refl/methods/integrated_gradients.py",
+        "f[b] - f[a] - path.sum(g)",
+        "f[b] - path.sum(g)",
+        f"{METHODS}test_integrated_gradients.py::test_no_more_than_it_takes",
+        "a segment is judged by what is explained at its end alone",
+    ),
+    Fault(
+        "least-of-hidden-scores",
+        "refl/methods/atman.py",
+        "seen = s if self.visible is None else xp.where(self.visible, s, like(np.inf, s))",
+        "seen = s",
+        f"{METHODS}test_atman.py::test_beside_edits_one_token_at_a_time[llama-code]",
+        "AtMan's code form takes the least of keys that no query sees",
+    ),
+    Fault(
+        "read-behind-what-is-deleted",
+        "refl/methods/copies.py",
+        "return before - 1",
+        "return before",
+        f"{METHODS}test_occlusion.py::test_deletion_before_at_and_behind_a_position[1]",
+        "where the last token is deleted, the output is read at the one after it",
+    ),
+    Fault(
+        "windows-not-averaged",
+        "refl/methods/occlusion.py",
+        "self.counts[window] += 1",
+        "self.counts[window] = 1",
+        f"{METHODS}test_occlusion.py::test_windows_of_a_cube[2-1-windows1]",
+        "windows that overlap are added up",
+    ),
+    Fault(
+        "noise-of-the-first-sample",
+        "refl/methods/smooth_grad.py",
+        "np.random.default_rng((self.draw, k))",
+        "np.random.default_rng((self.draw, 0))",
+        f"{METHODS}test_smooth_grad.py::test_of_a_cube[norm-False]",
+        "every sample of SmoothGrad has the same noise",
     ),
 )
 
