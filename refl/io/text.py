@@ -56,6 +56,7 @@ class Text:
         self._unlike, self._strangers = unlike, strangers
         added = tokenizer.get_added_tokens_decoder()
         self._added: dict[int, str] = {number: token.content for number, token in added.items()}
+        self._special = frozenset(number for number, token in added.items() if token.special)
         kinds = _kinds(tokenizer.decoder) | _kinds(tokenizer.pre_tokenizer)
         self._byte_level = "ByteLevel" in kinds
         self._byte_fallback = "ByteFallback" in kinds
@@ -137,6 +138,34 @@ class Text:
     def unknown(self) -> int | None:
         """Id of the token that stands for what the vocabulary lacks; None where there is none."""
         return self._unknown
+
+    @property
+    def special(self) -> frozenset[int]:
+        """Ids of tokens that are no text: what begins, ends, parts or pads one, and the mask. The
+        token for what the vocabulary lacks is none of them.
+        """
+        return self._special - {self._unknown}
+
+    @property
+    def padding(self) -> int | None:
+        """Id of the token that fills up a batch; None where the vocabulary has none."""
+        names = ("[PAD]", "<pad>", "<PAD>")
+        return next(
+            (i for name in names if (i := self._tokenizer.token_to_id(name)) is not None), None
+        )
+
+    def spans(self, text: str, second: str | None = None) -> list[tuple[int, int, int] | None]:
+        """For each token of `encode` (of `pair`, where there is a second text) which text it is of,
+        0 or 1, and where it stands there, [start, end) in characters; None for a token that was put
+        beside them.
+        """
+        _, _, sequences, offsets = self._encoding(text, second)
+        inside = [
+            None if number is None else (int(number), int(start), int(end))
+            for number, (start, end) in zip(sequences, offsets, strict=True)
+        ]
+        before, after = self._around or ([], [])
+        return [*[None] * len(before), *inside, *[None] * len(after)]
 
     def _encoding(self, text: str, second: str | None) -> list[Any]:
         """Ids, token types, which text each token is of, and where it stands there."""
