@@ -193,6 +193,11 @@ class Question:
             types=[r.types for r in readings if r.types is not None] or None,
         )
 
+    def position_of(self, reading: Reading) -> int | None:
+        """The token whose output is explained; None where it is no token's."""
+        rows = self._batch([reading]).rows
+        return None if rows is None else int(rows[0])
+
     def rows(
         self,
         readings: Sequence[Reading],

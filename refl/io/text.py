@@ -89,6 +89,14 @@ class Text:
             (i for name in names if (i := self._tokenizer.token_to_id(name)) is not None), None
         )
 
+    @property
+    def pad(self) -> int | None:
+        """Id of the token that stands for nothing; None where the vocabulary has none."""
+        names = ("[PAD]", "<pad>", "<PAD>")
+        return next(
+            (i for name in names if (i := self._tokenizer.token_to_id(name)) is not None), None
+        )
+
     def __len__(self) -> int:
         """How many entries the vocabulary has, special tokens included."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
