@@ -17,7 +17,7 @@ from refl.errors import ReflError, nearest, shown
 from refl.evaluation.evidence import Evidence
 from refl.evaluation.perturbation import Perturbation
 from refl.evaluation.subject import Case, Item, Judged, Metric, Subject
-from refl.methods import Method, chosen
+from refl.methods import chosen
 from refl.model import Model
 
 METRICS: dict[str, Metric] = {
@@ -79,8 +79,8 @@ class Scorer(Protocol):
     def cases(self, subjects: Sequence[Subject]) -> list[Case]: ...
 
 
-def cases(method: Method | Scorer, subjects: Sequence[Subject]) -> list[Case]:
-    """The scores a method gives, of subjects that one net reads; like ones in the same batches."""
+def cases(method: Any, subjects: Sequence[Subject]) -> list[Case]:
+    """The scores that a Method or a Scorer gives, of subjects that one net reads; in batches."""
     if callable(getattr(type(method), "cases", None)):
         return list(method.cases(subjects))
     found: list[Any] = [None] * len(subjects)

@@ -29,7 +29,7 @@ import numpy as np
 from refl import arguments
 from refl.errors import ReflError, argument
 from refl.evaluation import perturbed, units
-from refl.evaluation.perturbed import Copy, Runner
+from refl.evaluation.perturbed import Runner, State
 from refl.evaluation.subject import Case, Judged, Subject
 from refl.evaluation.units import Units
 from refl.seeds import KINDS
@@ -41,13 +41,12 @@ MODES = ("flip", "insert")
 class Perturbation:
     """mode        flip (from the input to the baseline) or insert (back)
     units       tokens, words or patches; None for tokens of a text, patches of a picture
-    baseline    zero, mask, unk, pad, a token's id, delete; for pictures zero, mean, blur
+    baseline    zero, mean, mask, unk, pad, a token, delete; for pictures zero, mean, blur
     quantity    logit, log-probability or probability; None for what is explained
     steps       so many groups of units, at most; None for each unit by itself
     decoder     the tokens that a decoder has written are units too
     special     special tokens are units too (refl.evaluation.units)
     patch       side of a patch in pixels; None for the model's own patches
-    sigma       of the blur, in pixels; None for half the side of a patch
     """
 
     mode: str = "flip"
@@ -58,7 +57,6 @@ class Perturbation:
     decoder: bool = False
     special: bool = False
     patch: int | None = None
-    sigma: float | None = None
 
     source: ClassVar[str] = "Achtibat et al. 2024, appendix B.2; Samek et al. 2017"
 
@@ -73,8 +71,6 @@ class Perturbation:
                 arguments.positive(name, getattr(self, name))
         for name in ("decoder", "special"):
             arguments.flag(name, getattr(self, name))
-        if self.sigma is not None and not self.sigma > 0:
-            raise arguments.expected("sigma", "a number of pixels above 0", self.sigma)
 
     @property
     def name(self) -> str:
@@ -119,7 +115,6 @@ class Perturbation:
             raise ReflError(f"{argument('units')} is {kind!r}, and the input is {what}")
         unused = {
             "patch": self.patch is not None and not pictures,
-            "sigma": self.sigma is not None and self.baseline != "blur",
             "special": self.special and pictures,
             "decoder": self.decoder and subject.reading.prefix is None,
         }
@@ -136,7 +131,7 @@ class Perturbation:
         return self.judge_all([Case(subject, scores, decoder_scores)])[0]
 
     def judge_all(self, cases: Sequence[Case]) -> list[Judged]:
-        """Of several methods' scores, or several subjects: the copies of all in the same batches."""
+        """Of several methods or subjects, the copies of all in the same batches."""
         if not cases:
             return []
         parted, ranked = {}, []
@@ -146,15 +141,14 @@ class Perturbation:
                 self.refuse(case.subject)
                 parted[key] = self.parts(case.subject)
             ranked.append((parted[key], rank(self.unit_scores(case, parted[key]))))
-        copies, bounds = [], []
+        wanted, counts = [], []
         for case, (parts, order) in zip(cases, ranked, strict=True):
             cut = boundaries(parts.count, self.steps)
-            bounds.append(len(cut))
-            copies += [Copy(case.subject, parts, gone) for gone in states(order, cut)]
-        runner = Runner(self.baseline, self._sigma(cases[0].subject))
-        y = np.asarray(perturbed.values(copies, runner, self.quantity))
+            counts.append(len(cut))
+            wanted += [State(case.subject, parts, gone) for gone in states(order, cut)]
+        y = np.asarray(Runner(self.baseline, self.quantity).values(wanted))
         found, first = [], 0
-        for (parts, _), count in zip(ranked, bounds, strict=True):
+        for (parts, _), count in zip(ranked, counts, strict=True):
             found.append(self._judged(parts.count, y[first : first + 2 * count].reshape(2, count)))
             first += 2 * count
         return found
@@ -189,11 +183,6 @@ class Perturbation:
         own: tuple[int, int] = subject.question.network.config.patch
         return own if self.patch is None else (self.patch, self.patch)
 
-    def _sigma(self, subject: Subject) -> float:
-        if self.baseline != "blur" or self.sigma is not None:
-            return self.sigma or 0.0
-        return max(self._patch(subject)) / 2
-
 
 def _one_of(name: str, value: Any, known: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in known:
@@ -212,9 +201,7 @@ def rank(scores: Any) -> Any:  # (N,) -> int (N,)
 
 
 def boundaries(count: int, steps: int | None) -> Any:  # -> int (S + 1,)
-    """How many units are replaced at each state, from 0 to all of them: groups differ in size by one
-    at most.
-    """
+    """How many units are gone at each state, 0 to all; groups differ in size by one at most."""
     groups = count if steps is None else min(steps, count)
     return np.arange(groups + 1) * count // max(groups, 1)
 

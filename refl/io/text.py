@@ -142,6 +142,18 @@ class Text:
         spelled = None if self._unknown is None else self._tokenizer.id_to_token(self._unknown)
         return [word for word in dict.fromkeys(words) if word not in ("", spelled)]
 
+    def spans(self, text: str) -> list[tuple[int, int] | None]:
+        """For each token of `encode(text)` the characters it stands for, from and to; None for one
+        that was put around the text. Raises ReflError as `encode` does.
+        """
+        before, after = self._around or ([], [])
+        _, _, sequences, offsets = self._encoding(text, None)
+        inside = [
+            None if sequence is None else (int(start), int(end))
+            for sequence, (start, end) in zip(sequences, offsets, strict=True)
+        ]
+        return [*[None] * len(before), *inside, *[None] * len(after)]
+
     @property
     def unknown(self) -> int | None:
         """Id of the token that stands for what the vocabulary lacks; None where there is none."""
@@ -153,27 +165,6 @@ class Text:
         token for what the vocabulary lacks is none of them.
         """
         return self._special - {self._unknown}
-
-    @property
-    def padding(self) -> int | None:
-        """Id of the token that fills up a batch; None where the vocabulary has none."""
-        names = ("[PAD]", "<pad>", "<PAD>")
-        return next(
-            (i for name in names if (i := self._tokenizer.token_to_id(name)) is not None), None
-        )
-
-    def spans(self, text: str, second: str | None = None) -> list[tuple[int, int, int] | None]:
-        """For each token of `encode` (of `pair`, where there is a second text) which text it is of,
-        0 or 1, and where it stands there, [start, end) in characters; None for a token that was put
-        beside them.
-        """
-        _, _, sequences, offsets = self._encoding(text, second)
-        inside = [
-            None if number is None else (int(number), int(start), int(end))
-            for number, (start, end) in zip(sequences, offsets, strict=True)
-        ]
-        before, after = self._around or ([], [])
-        return [*[None] * len(before), *inside, *[None] * len(after)]
 
     def _encoding(self, text: str, second: str | None) -> list[Any]:
         """Ids, token types, which text each token is of, and where it stands there."""
