@@ -127,7 +127,8 @@ class Scores:
             raise ReflError(f"{where} is of another picture: expected that of the item")
         ids = [i for i in subject.target if i is not None]
         names = subject.question.network.output_names(ids)
-        if e.target_id != ids[0] or [e.against] != (names[1:] or [None]):
+        against = names[1] if len(names) > 1 else None
+        if (e.target_id, e.against) != (ids[0], against):
             raise ReflError(
                 f"{where} explains {e.what}: expected the output that is judged, "
                 f"{' less '.join(map(repr, names))}"
