@@ -134,7 +134,7 @@ def _levels(x: Any, means: Any, level: float) -> tuple[float, float]:
     mean = x.mean()
     below = (np.sum(means < mean) + np.sum(means == mean) / 2) / len(means)
     z0 = NORMAL.inv_cdf(min(max(float(below), 0.5 / len(means)), 1 - 0.5 / len(means)))
-    deviation = x - mean
+    deviation = (x - mean) / np.abs(x - mean).max()  # cubes of small numbers would be 0
     a = float(np.sum(deviation**3) / (6 * np.sum(deviation**2) ** 1.5))
     tails = ((1 - level) / 2, (1 + level) / 2)
     shifted = [z0 + NORMAL.inv_cdf(tail) for tail in tails]

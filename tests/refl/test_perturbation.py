@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -276,7 +277,7 @@ def test_a_decoders_tokens_are_units_where_that_is_asked() -> None:
     s = Subject.read(model, Item("t5", [3, 9, 4], target=5, decoder=[0, 7, 2]))
 
     def value(gone: list[int]) -> float:
-        t, z = model.trace(
+        _, z = model.trace(
             [[3, 9, 4]],
             decoder=[0, 7, 2],
             edits={
@@ -390,3 +391,26 @@ def test_a_metric_by_its_name() -> None:
     for wrong in ("flp", "flip:speed=3", "flip:steps", 3):
         with pytest.raises(ReflError):
             metric(wrong)  # type: ignore[arg-type]
+
+
+# -- units -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["stories260K", "babyllama105"])
+def test_words_are_replaced_whole(name: str) -> None:
+    """Pieces of a word, and characters, with the sum of their scores."""
+    model = refl.load(checkpoint(name))
+    s = Subject.read(model, Item("keys", "The old keys", target=5))
+    pieces = model.tokens(s.reading.input)
+    words = np.cumsum([p.startswith(" ") for p in pieces]) - 1  # <s> is of none
+    scores = np.random.default_rng(0).standard_normal(len(pieces))
+    sums = [scores[words == w].sum() for w in range(3)]
+    order = sorted(range(3), key=lambda w: -sums[w])
+
+    def value(gone: list[int]) -> float:
+        index = [t for t, w in enumerate(words) if w in gone]
+        edit = Edit(factor=0.0, index=(index,))
+        return float(model.logits(s.reading.input, edits={"model.embed_tokens": edit})[-1, 5])
+
+    found = Perturbation(units="words").judge(s, scores).curves["MoRF_flip"]
+    np.testing.assert_allclose(found, looped(order, value), rtol=1e-4, atol=1e-4)
