@@ -64,12 +64,13 @@ def shipped(count: int, explained: str = "contrast") -> dict[str, list[Item]]:  
     if explained not in ("contrast", "logit"):
         raise arguments.expected("explained", "contrast or logit", explained)
     return {
-        task: [_shipped(f"{task} {n}", s, explained) for n, s in enumerate(found)]
+        task: [of_sentence(f"{task} {n}", s, explained) for n, s in enumerate(found)]
         for task, found in sentences(count).items()
     }
 
 
-def _shipped(name: str, s: dict[str, Any], explained: str) -> Item:
+def of_sentence(name: str, s: dict[str, Any], explained: str = "contrast") -> Item:
+    """A line of evidence.jsonl as an item."""
     contrast = explained == "contrast"
     return Item(
         name=name,

@@ -374,7 +374,7 @@ def test_special_tokens_stay() -> None:
         ({"baseline": "mask"}, SCORES, "has no mask token"),
         ({"patch": 3}, SCORES, "says nothing"),
         ({"decoder": True}, SCORES, "says nothing"),
-        ({"mode": "turn"}, SCORES, "expected one of flip, insert"),
+        ({"mode": "swap"}, SCORES, "expected one of flip, insert"),
         ({"steps": 0}, SCORES, "above 0"),
         ({"quantity": "odds"}, SCORES, "expected one of logit"),
     ],

@@ -18,8 +18,8 @@ ITEMS = [Item("a", [3, 9, 4], target=5), Item("b", [7, 2], target=5)]
 ARRAYS = {"a": [1.0, -2.0, 0.5], "b": [0.0, 3.0]}
 
 
-def numbers(given: scores.Scores) -> list[float]:
-    return [row.numbers["dA_flip"] for row in judged(MODEL, ITEMS, [given], ["flip"])]
+def numbers(found: scores.Scores) -> list[float]:
+    return [row.numbers["dA_flip"] for row in judged(MODEL, ITEMS, [found], ["flip"])]
 
 
 EXPECTED = [
@@ -28,7 +28,7 @@ EXPECTED = [
 ]
 
 
-def written(folder: Path, kind: str) -> Path:
+def saved(folder: Path, kind: str) -> Path:
     path = folder / f"lime.{kind.split()[0]}"
     if kind == "npz by name":
         np.savez(path, **{k: np.asarray(v) for k, v in ARRAYS.items()})
@@ -44,7 +44,7 @@ def written(folder: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", ["npz by name", "npz", "jsonl by name", "jsonl"])
 def test_files(kind: str, tmp_path: Path) -> None:
-    found = scores.read(written(tmp_path, kind))
+    found = scores.read(saved(tmp_path, kind))
     assert found.name == "lime"
     np.testing.assert_allclose(numbers(found), EXPECTED, rtol=1e-12)
     np.testing.assert_allclose(numbers(found.matched(["a", "b"])), EXPECTED, rtol=1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -67,10 +68,21 @@ def test_of_symmetric_data_it_is_the_percentile_interval() -> None:
 
 
 def test_skewed_data_shift_it_towards_the_long_tail() -> None:
-    """Efron 1987: the accelerated interval of a skewed mean reaches further where the tail is."""
+    """Efron 1987 written out: the jackknife leaves out one number after the other. Without the
+    acceleration the upper end is a quarter of a standard error lower; other resamplings move it by
+    a fortieth.
+    """
     x = np.random.default_rng(2).exponential(size=40)
-    low, high = interval(x, draws=20_000)
-    assert high - x.mean() > 1.1 * (x.mean() - low)
+    left_out = np.asarray([np.delete(x, i).mean() for i in range(len(x))])
+    up = left_out.mean() - left_out
+    a = sum(up**3) / (6 * sum(up**2) ** 1.5)
+    generator, normal = np.random.default_rng(99), NormalDist()
+    means = np.sort([generator.choice(x, len(x)).mean() for _ in range(8000)])
+    z0 = normal.inv_cdf(float(np.mean(means < x.mean())))
+    error = x.std() / math.sqrt(len(x))
+    for end, z in zip(interval(x, draws=20_000), (-1.959964, 1.959964), strict=True):
+        level = normal.cdf(z0 + (z0 + z) / (1 - a * (z0 + z)))
+        assert abs(end - means[int(level * len(means))]) < 0.12 * error
 
 
 def test_coverage() -> None:
