@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,17 @@ from refl.evaluation.units import Units
 from refl.seeds import KINDS
 
 MODES = ("flip", "insert")
+
+PORTION = 1 << 22
+"""Units of all states that are formed at once, about; more are judged in portions."""
+
+
+class _Orders(NamedTuple):
+    """The states of one case: bool (2 (S + 1), N), as `states` has them."""
+
+    subject: Subject
+    units: Units
+    gone: Any
 
 
 @dataclass(frozen=True)
@@ -132,26 +143,32 @@ class Perturbation:
 
     def judge_all(self, cases: Sequence[Case]) -> list[Judged]:
         """Of several methods or subjects, the copies of all in the same batches."""
-        if not cases:
-            return []
-        parted, ranked = {}, []
+        found: list[Judged] = []
+        portion: list[_Orders] = []
+        parted: dict[int, Units] = {}
         for case in cases:
-            key = id(case.subject)
-            if key not in parted:
+            if id(case.subject) not in parted:
                 self.refuse(case.subject)
-                parted[key] = self.parts(case.subject)
-            ranked.append((parted[key], rank(self.unit_scores(case, parted[key]))))
-        wanted, counts = [], []
-        for case, (parts, order) in zip(cases, ranked, strict=True):
-            cut = boundaries(parts.count, self.steps)
-            counts.append(len(cut))
-            wanted += [State(case.subject, parts, gone) for gone in states(order, cut)]
+                parted[id(case.subject)] = self.parts(case.subject)
+            portion.append(self._orders(case, parted[id(case.subject)]))
+            if sum(orders.gone.size for orders in portion) > PORTION:
+                found += self._judge(portion)
+                portion = []
+        return [*found, *self._judge(portion)] if portion else found
+
+    def _orders(self, case: Case, parts: Units) -> _Orders:
+        cut = boundaries(parts.count, self.steps)
+        return _Orders(case.subject, parts, states(rank(self.unit_scores(case, parts)), cut))
+
+    def _judge(self, portion: Sequence[_Orders]) -> list[Judged]:
+        wanted = [State(one.subject, one.units, gone) for one in portion for gone in one.gone]
         y = np.asarray(Runner(self.baseline, self.quantity).values(wanted))
-        found, first = [], 0
-        for (parts, _), count in zip(ranked, counts, strict=True):
-            found.append(self._judged(parts.count, y[first : first + 2 * count].reshape(2, count)))
-            first += 2 * count
-        return found
+        ends = np.cumsum([len(one.gone) for one in portion])
+        each = np.split(y, ends[:-1])
+        return [
+            self._judged(one.units.count, values.reshape(2, -1))
+            for one, values in zip(portion, each, strict=True)
+        ]
 
     def parts(self, subject: Subject) -> Units:
         """The units of a subject."""

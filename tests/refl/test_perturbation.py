@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import refl
 from refl.edits import Edit
 from refl.errors import ReflError
-from refl.evaluation import Case, Item, Perturbation, Subject, judged, metric
+from refl.evaluation import Case, Item, Perturbation, Subject, judged, metric, perturbation
 from refl.evaluation.perturbation import boundaries, rank, states
 from refl.model import Model
 from refl.question import Question
@@ -334,6 +334,16 @@ def test_no_state_is_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(ran) == len(gone)
     Perturbation("insert").judge_all(cases)
     assert sum(ran) == len(gone)
+
+
+def test_in_portions_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    orders = [list(map(float, p)) for p in itertools.permutations(range(5))][:30]
+    whole = Perturbation().judge_all([Case(subject(), p) for p in orders])
+    monkeypatch.setattr(perturbation, "PORTION", 200)
+    parts = Perturbation().judge_all([Case(subject(), p) for p in orders])
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(a.curves["LeRF_flip"], b.curves["LeRF_flip"], rtol=1e-12)
+    assert Perturbation().judge_all([]) == []
 
 
 # -- edges -----------------------------------------------------------------------------------------
