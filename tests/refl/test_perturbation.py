@@ -173,12 +173,15 @@ def looped(order: list[int], value: Any) -> list[float]:
     return [value(order[:k]) for k in range(len(order) + 1)]
 
 
+def zeroed(site: str, gone: list[int]) -> dict[str, Edit]:
+    return {site: Edit(factor=0.0, index=(gone,))} if gone else {}
+
+
 def test_zero_embeddings_against_a_loop() -> None:
     s, model = subject(), random_model(LLAMA, 3)
 
     def value(gone: list[int]) -> float:
-        edit = Edit(factor=0.0, index=(gone,))
-        return float(model.logits(IDS, edits={"model.embed_tokens": edit})[-1, 5])
+        return float(model.logits(IDS, edits=zeroed("model.embed_tokens", gone))[-1, 5])
 
     found = Perturbation().judge(s, SCORES).curves
     np.testing.assert_allclose(found["MoRF_flip"], looped(MORF, value), rtol=1e-12)
@@ -280,10 +283,8 @@ def test_a_decoders_tokens_are_units_where_that_is_asked() -> None:
         _, z = model.trace(
             [[3, 9, 4]],
             decoder=[0, 7, 2],
-            edits={
-                "encoder.embed_tokens": Edit(factor=0.0, index=([g for g in gone if g < 3],)),
-                "decoder.embed_tokens": Edit(factor=0.0, index=([g - 3 for g in gone if g >= 3],)),
-            },
+            edits=zeroed("encoder.embed_tokens", [g for g in gone if g < 3])
+            | zeroed("decoder.embed_tokens", [g - 3 for g in gone if g >= 3]),
         )
         return float(z.array[0, 0, 5])
 
@@ -419,8 +420,8 @@ def test_words_are_replaced_whole(name: str) -> None:
 
     def value(gone: list[int]) -> float:
         index = [t for t, w in enumerate(words) if w in gone]
-        edit = Edit(factor=0.0, index=(index,))
-        return float(model.logits(s.reading.input, edits={"model.embed_tokens": edit})[-1, 5])
+        edits = zeroed("model.embed_tokens", index)
+        return float(model.logits(s.reading.input, edits=edits)[-1, 5])
 
     found = Perturbation(units="words").judge(s, scores).curves["MoRF_flip"]
     np.testing.assert_allclose(found, looped(order, value), rtol=1e-4, atol=1e-4)
