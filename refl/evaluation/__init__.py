@@ -1,5 +1,38 @@
 """Is an explanation faithful? What is known about an input, or what the model does when the input
 is changed, held against what the explanation says. A file per question.
 
-    known_evidence    the shipped model's grammar says which word decides: is it found?
+    perturbation    dA: the output while units are replaced in the order of their scores
+    evidence        the data says which tokens decide: are they found?
+
+and what they stand on
+
+    subject         items of data, the same as a model reads them, what a metric is
+    data            readers of data with known evidence
+    units           tokens, words, patches
+    perturbed       copies of inputs with units at a baseline, in batches
+    scores          scores from elsewhere: arrays, files
+    judging         methods and metrics, in a plain loop
+    statistics      means, standard errors, paired bootstrap intervals
+    tuning          options chosen on a part of the data that is not judged
 """
+
+from __future__ import annotations
+
+from refl.evaluation.evidence import Evidence
+from refl.evaluation.judging import METRICS, Row, judged, metric
+from refl.evaluation.perturbation import Perturbation
+from refl.evaluation.subject import Case, Item, Judged, Metric, Subject
+
+__all__ = [
+    "METRICS",
+    "Case",
+    "Evidence",
+    "Item",
+    "Judged",
+    "Metric",
+    "Perturbation",
+    "Row",
+    "Subject",
+    "judged",
+    "metric",
+]

@@ -17,26 +17,17 @@ is, and that comes in part from words that say nothing of the question.
 from __future__ import annotations
 
 import argparse
-import json
-from collections import defaultdict
 from typing import Any
 
-from refl.arguments import positive
+from refl.evaluation.datasets import of_sentence, sentences
+from refl.evaluation.judging import judged
+from refl.evaluation.statistics import summary
 from refl.methods import METHODS
-from refl.model import SHIPPED, Model, load
+from refl.model import Model, load
+
+__all__ = ["CHOSEN", "EXPLAINED", "hits", "main", "sentences"]
 
 CHOSEN = tuple(name for name in METHODS if not name.endswith(("-vit", "-vit-box")))
-
-
-def sentences(count: int) -> dict[str, list[dict[str, Any]]]:  # task -> its first `count` sentences
-    """Raises ReflError for a count that is no whole number above 0."""
-    count = positive("count", count)
-    tasks = defaultdict(list)
-    for line in (SHIPPED / "evidence.jsonl").read_text(encoding="utf-8").splitlines():
-        sentence = json.loads(line)
-        tasks[sentence["task"]].append(sentence)
-    return {task: found[:count] for task, found in tasks.items()}
-
 
 EXPLAINED = ("contrast", "logit")
 """What is explained: the target's logit less the foil's, or the target's logit."""
@@ -46,20 +37,12 @@ def hits(
     model: Model, method: str, chosen: list[dict[str, Any]], explained: str = "contrast"
 ) -> tuple[float, float]:
     """The fraction of sentences whose strongest token is evidence, and is so in the wide sense."""
-    strict = wide = 0
-    for s in chosen:
-        strongest = int(
-            model.explain(s["prefix"], method, keep=(), **_asked(s, explained)).relevance.argmax()
-        )
-        strict += strongest in s["evidence_tokens"]
-        wide += strongest in (*s["evidence_tokens"], *s["support_tokens"])
-    return strict / len(chosen), wide / len(chosen)
-
-
-def _asked(sentence: dict[str, Any], explained: str) -> dict[str, Any]:
-    if explained == "logit":
-        return {"target": sentence["target"]}
-    return {"contrast": (sentence["target"], sentence["foil"])}
+    items = [of_sentence(str(n), s, explained) for n, s in enumerate(chosen)]
+    rows = judged(model, items, [method], ["evidence"])
+    strict, wide = (
+        summary([row.numbers[name] for row in rows]).mean for name in ("top_1", "top_1_wide")
+    )
+    return strict, wide
 
 
 def main() -> None:

@@ -53,6 +53,8 @@ class Subject:
     """What is explained: the target settled, the likeliest included."""
     value: float
     """Of the unchanged input."""
+    known: dict[Any, float] = field(default_factory=dict, compare=False, repr=False)
+    """What copies of it gave, some of whose units were replaced, so that no copy is run twice."""
 
     @property
     def target(self) -> Target:
@@ -73,6 +75,17 @@ class Subject:
         z = rows[0]
         seed = Seed(kind, int(z.argmax()) if target[0] is None else target[0], target[1])
         return cls(item, question, reading, seed, seed.value(z))
+
+
+@dataclass(frozen=True)
+class Case:
+    """Scores of one subject, whoever made them: (T,) of tokens, (H, W) of pixels or (rows, columns)
+    of patches; `decoder_scores` (U,) of what a decoder has written.
+    """
+
+    subject: Subject
+    scores: Any
+    decoder_scores: Any = None
 
 
 @dataclass(frozen=True)

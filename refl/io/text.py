@@ -56,6 +56,7 @@ class Text:
         self._unlike, self._strangers = unlike, strangers
         added = tokenizer.get_added_tokens_decoder()
         self._added: dict[int, str] = {number: token.content for number, token in added.items()}
+        self._special = frozenset(number for number, token in added.items() if token.special)
         kinds = _kinds(tokenizer.decoder) | _kinds(tokenizer.pre_tokenizer)
         self._byte_level = "ByteLevel" in kinds
         self._byte_fallback = "ByteFallback" in kinds
@@ -141,10 +142,29 @@ class Text:
         spelled = None if self._unknown is None else self._tokenizer.id_to_token(self._unknown)
         return [word for word in dict.fromkeys(words) if word not in ("", spelled)]
 
+    def spans(self, text: str) -> list[tuple[int, int] | None]:
+        """For each token of `encode(text)` the characters it stands for, from and to; None for one
+        that was put around the text. Raises ReflError as `encode` does.
+        """
+        before, after = self._around or ([], [])
+        _, _, sequences, offsets = self._encoding(text, None)
+        inside = [
+            None if sequence is None else (int(start), int(end))
+            for sequence, (start, end) in zip(sequences, offsets, strict=True)
+        ]
+        return [*[None] * len(before), *inside, *[None] * len(after)]
+
     @property
     def unknown(self) -> int | None:
         """Id of the token that stands for what the vocabulary lacks; None where there is none."""
         return self._unknown
+
+    @property
+    def special(self) -> frozenset[int]:
+        """Ids of tokens that are no text: what begins, ends, parts or pads one, and the mask. The
+        token for what the vocabulary lacks is none of them.
+        """
+        return self._special - {self._unknown}
 
     def _encoding(self, text: str, second: str | None) -> list[Any]:
         """Ids, token types, which text each token is of, and where it stands there."""

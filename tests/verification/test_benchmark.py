@@ -20,7 +20,10 @@ import pytest
 from checkpoints import ROOT
 
 from refl.errors import ReflError
+from refl.evaluation import datasets
+from refl.model import load
 from refl.verification.quality.benchmark import (
+    curves,
     devices,
     machine,
     page,
@@ -535,3 +538,12 @@ def test_what_the_system_tells_of_its_cores() -> None:
         pass
     after = machine._busy()
     assert before is not None and after is not None and after - before > 0.2
+
+
+def test_batched_curves_are_those_of_a_plain_loop() -> None:
+    """On the sentence of a figure, with two methods."""
+    model = load(dtype="float64")
+    asked = curves.cases(model, datasets.shipped(1)["agreement"], 2)
+    row = curves.compared("one", asked, 1, 1.0)
+    assert row["curves"] == 4 and row["deviation"] < 1e-12
+    assert row["loop"] > 0 and row["batched"] > 0

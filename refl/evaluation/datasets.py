@@ -1,0 +1,259 @@
+"""Data that says what decides: sentences with their evidence, as items of any tokenizer.
+
+    shipped         the shipped model's own grammar: the subject's number, the person of a fact
+    minimal pairs   two sentences that part at one word, the good one and the bad one; the item is
+                    what they have in common and the contrast of the first tokens that differ
+
+Minimal pairs are read from files as their authors publish them:
+
+    *.jsonl         BLiMP (Warstadt et al. 2020); nothing is said there of evidence
+    *.csv           BLiMP and IOI with the word that decides (Ferrando et al. 2023)
+    *.tsv[.gz]      agreement by template (Marvin and Linzen 2018): case, subcase, good, bad. The
+                    evidence is the subject of the verb that differs; evidence in the wide sense is
+                    also a verb before it that agrees
+
+Evidence is words there, and characters of the text: its tokens are all that overlap them, of words
+cut in pieces every piece, of a model of characters every character. A token of blanks alone is
+none.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from refl import arguments
+from refl.errors import ReflError, shown
+from refl.evaluation.subject import Item
+from refl.io.files import read_bytes
+from refl.io.text import Text
+from refl.model import SHIPPED, Model
+
+Span = tuple[int, int]
+"""Characters of a text, from and to."""
+
+LARGEST = 64 << 20
+"""Bytes of a file, and of what it is once unpacked."""
+
+
+# -- the shipped model's own -----------------------------------------------------------------------
+
+
+def sentences(count: int) -> dict[str, list[dict[str, Any]]]:  # task -> its first `count` sentences
+    """Lines of the shipped model's evidence.jsonl. Raises ReflError for a count that is no whole
+    number above 0.
+    """
+    count = arguments.positive("count", count)
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    for line in (SHIPPED / "evidence.jsonl").read_text(encoding="utf-8").splitlines():
+        sentence = json.loads(line)
+        tasks.setdefault(sentence["task"], []).append(sentence)
+    return {task: found[:count] for task, found in tasks.items()}
+
+
+def shipped(count: int, explained: str = "contrast") -> dict[str, list[Item]]:  # task -> its items
+    """`explained`: the contrast of target and foil, or the logit of the target."""
+    if explained not in ("contrast", "logit"):
+        raise arguments.expected("explained", "contrast or logit", explained)
+    return {
+        task: [of_sentence(f"{task} {n}", s, explained) for n, s in enumerate(found)]
+        for task, found in sentences(count).items()
+    }
+
+
+def of_sentence(name: str, s: dict[str, Any], explained: str = "contrast") -> Item:
+    """A line of evidence.jsonl as an item."""
+    contrast = explained == "contrast"
+    return Item(
+        name=name,
+        input=s["prefix"],
+        target=None if contrast else s["target"],
+        contrast=(s["target"], s["foil"]) if contrast else None,
+        evidence=tuple(s["evidence_tokens"]),
+        facts={
+            "task": s["task"],
+            "construction": s["construction"],
+            "support": tuple(s["support_tokens"]),
+        },
+    )
+
+
+# -- minimal pairs ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two sentences that part at one word, and the characters before it that decide. `evidence` is
+    None where nobody says.
+    """
+
+    name: str
+    good: str
+    bad: str
+    evidence: tuple[Span, ...] | None = None
+    support: tuple[Span, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def pairs(path: str | Path) -> list[Pair]:
+    """The minimal pairs of a file. Raises ReflError for a file that holds none."""
+    path = arguments.path("the file of minimal pairs", path)
+    reader = next((r for end, r in _READERS.items() if path.name.endswith(end)), None)
+    if reader is None:
+        raise ReflError(
+            f"{shown(path)} is no file of minimal pairs: expected the end {', '.join(_READERS)}"
+        )
+    try:
+        found = list(reader(path, _text(path)))
+    except (KeyError, TypeError, ValueError, csv.Error) as reason:
+        raise ReflError(
+            f"{shown(path)} is no file of minimal pairs: {type(reason).__name__} {shown(reason)}"
+        ) from None
+    if not found:
+        raise ReflError(f"{shown(path)} has no minimal pair of one beginning and two words after")
+    return found
+
+
+def items(model: Model, path: str | Path, count: int | None = None) -> list[Item]:
+    """The first `count` pairs of a file that a model can read, as items; pairs with a word that its
+    vocabulary lacks are left out. Raises ReflError as `pairs` does, and for a model of anything but
+    the next token.
+    """
+    if model.task != "next-token" or model.text is None:
+        raise ReflError(
+            f"{model.name or 'the model'} cannot be asked for the next word of a sentence: minimal "
+            "pairs need a model of the next token with a tokenizer"
+        )
+    wanted = None if count is None else arguments.positive("count", count)
+    found: list[Item] = []
+    for pair in pairs(path):
+        if wanted is not None and len(found) >= wanted:
+            break
+        read = item(model.text, pair)
+        if read is not None:
+            found.append(read)
+    return found
+
+
+def item(text: Text, pair: Pair) -> Item | None:
+    """A pair as token ids; None where a word of it is not in the vocabulary."""
+    good, bad = text.encode(pair.good), text.encode(pair.bad)
+    same = len(list(takewhile(lambda two: two[0] == two[1], zip(good, bad, strict=False))))
+    told = {*good[: same + 1], *bad[: same + 1]}
+    if not 0 < same < min(len(good), len(bad)) or text.unknown in told:
+        return None
+    evidence = None
+    if pair.evidence is not None:
+        evidence = tokens_of(text, pair.good, pair.evidence, same)
+    support = tokens_of(text, pair.good, pair.support, same)
+    return Item(
+        name=pair.name,
+        input=good[:same],
+        contrast=(good[same], bad[same]),
+        evidence=evidence or None,
+        facts={**pair.facts, "support": support, "good": pair.good, "bad": pair.bad},
+    )
+
+
+def tokens_of(
+    text: Text, sentence: str, spans: Sequence[Span], before: int | None = None
+) -> tuple[int, ...]:
+    """Numbers of the tokens of a sentence that overlap these characters; of its first `before`."""
+    pieces = text.tokens(text.encode(sentence))
+    return tuple(
+        t
+        for t, found in enumerate(text.spans(sentence)[:before])
+        if found is not None
+        and not pieces[t].isspace()
+        and any(max(found[0], a) < min(found[1], b) for a, b in spans)
+    )
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def _text(path: Path) -> str:
+    raw = read_bytes(path, LARGEST)
+    if path.name.endswith(".gz"):
+        try:
+            raw = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(LARGEST)
+        except (OSError, EOFError) as reason:
+            raise ReflError(f"{shown(path)} cannot be unpacked: {shown(reason)}") from None
+    return raw.decode("utf-8")
+
+
+def _blimp(path: Path, text: str) -> Iterator[Pair]:
+    """Pairs of one beginning; those that compare two beginnings are left out."""
+    for number, line in enumerate(text.splitlines()):
+        said = json.loads(line)
+        if said["one_prefix_method"]:
+            yield _sentences(path, number, said, None)
+
+
+def _with_targets(path: Path, text: str) -> Iterator[Pair]:
+    """`target` is the word that decides, or NA."""
+    for number, said in enumerate(csv.DictReader(io.StringIO(text))):
+        spans = _words(said["one_prefix_prefix"], said["target"])
+        yield _sentences(path, number, said, spans or None)
+
+
+def _sentences(
+    path: Path, number: int, said: dict[str, Any], evidence: tuple[Span, ...] | None
+) -> Pair:
+    prefix = said["one_prefix_prefix"]
+    good, bad = (f"{prefix} {said[f'one_prefix_word_{kind}']}" for kind in ("good", "bad"))
+    whole = [str(said.get(f"sentence_{kind}") or "") for kind in ("good", "bad")]
+    if not (whole[0].startswith(good) and whole[1].startswith(bad)):
+        whole = [f"{good}.", f"{bad}."]
+    kind = said.get("UID", path.stem)
+    return Pair(f"{kind} {number}", whole[0], whole[1], evidence, facts={"construction": kind})
+
+
+def _words(text: str, word: str) -> tuple[Span, ...]:
+    """Wherever the word stands in a text."""
+    return tuple(f.span() for f in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text))
+
+
+def _agreement(path: Path, text: str) -> Iterator[Pair]:
+    """A period is put behind each sentence, some of which end with the verb."""
+    for number, said in enumerate(csv.DictReader(io.StringIO(text), delimiter="\t")):
+        good, bad = said["good"].split(), said["bad"].split()
+        verb = next(n for n, (a, b) in enumerate(zip(good, bad, strict=False)) if a != b)
+        spans = [found.span() for found in re.finditer(r"\S+", said["good"])]
+        subject, agreeing = _deciding(said["case"], good, verb)
+        yield Pair(
+            f"{said['case']} {said['subcase']} {number}",
+            f"{said['good']}.",
+            f"{said['bad']}.",
+            (spans[subject],),
+            tuple(spans[n] for n in agreeing),
+            {"construction": said["case"]},
+        )
+
+
+def _deciding(case: str, words: list[str], verb: int) -> tuple[int, list[int]]:
+    """The numbers of the subject's noun (the last word of `taxi driver`), and of a verb that agrees
+    with it before the one that is asked for.
+    """
+    if case == "sent_comp" or "_within_" in case:
+        return verb - 1, []  # the verb follows its subject
+    subject = 2 if words[1] == "taxi" else 1
+    if case.endswith("vp_coord"):
+        return subject, [subject + 1]
+    return subject, [subject + 2] if case == "subj_rel" else []
+
+
+_READERS: dict[str, Callable[[Path, str], Iterator[Pair]]] = {
+    ".jsonl": _blimp,
+    ".csv": _with_targets,
+    ".tsv": _agreement,
+    ".tsv.gz": _agreement,
+}
