@@ -1091,6 +1091,7 @@ FAULTS: tuple[Fault, ...] = (
         "np.random.default_rng((self.draw, 0))",
         f"{METHODS}test_smooth_grad.py::test_of_a_cube[norm-False]",
         "every sample of SmoothGrad has the same noise",
+    ),
     Fault(
         "perturbation-ties-from-the-end",
         "refl/evaluation/perturbation.py",
