@@ -27,6 +27,14 @@ DESTINATIONS = ("tokens", "pixels")
 absorbed on the way.
 """
 
+CAUSES = {
+    "initial_residual": "the embedding at the explained token, which nothing was mixed into",
+    "mlp": "outputs of MLPs, which are traced to no token",
+}
+"""What methods that are no tables of rules absorb, in words; for what rules absorb see
+refl.rules.operations.
+"""
+
 ALLOWED = 8
 """Roundings, in units of u times the rounding scale, that a conservation error may be made of."""
 

@@ -15,10 +15,13 @@ from typing import Any
 from refl.arguments import expected, received
 from refl.errors import ReflError, argument, nearest, shown
 from refl.io import composites
+from refl.methods.alti_logit import AltiLogit
 from refl.methods.base import Attribution, Method, Table
 from refl.methods.chefer import Chefer
+from refl.methods.decompx import DecompX
 from refl.methods.grad_cam import GradCam
 from refl.methods.gradient_rollout import GradientRollout
+from refl.methods.pa_lrp import PaLrp
 from refl.methods.random import Random
 from refl.methods.rollout import AttentionRollout
 from refl.methods.voita import Voita
@@ -34,6 +37,9 @@ FURTHER: tuple[Attribution, ...] = (
     GradientRollout(),
     Chefer(),
     Voita(),
+    AltiLogit(),
+    DecompX(),
+    PaLrp(),
 )
 """Those that are no tables of rules, with their options at the defaults."""
 

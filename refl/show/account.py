@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from refl.explanation import Explanation, MethodFacts
-from refl.ledger import Ledger
+from refl.ledger import CAUSES, Ledger
+from refl.rules import operations
 from refl.rules.composites import Composite
-from refl.rules.operations import CAUSES
 from refl.show.numbers import adding_up, decimals, each, percent, strongest, total
 from refl.show.text import one_line, printable, shorten, visible
 
@@ -69,10 +69,14 @@ def account(ledger: Ledger) -> list[Row]:
         | {cause: total(a) for cause, a in ledger.absorbed.items()}
         | {ERROR: total(ledger.conservation_error)}
     )
-    notes = CAUSES | {
-        ledger.destination: f"what reached the {ledger.destination}",
-        ERROR: f"{parts[ERROR]:.1e}, {_judged(ledger, parts)}",
-    }
+    notes = (
+        CAUSES
+        | operations.CAUSES
+        | {
+            ledger.destination: f"what reached the {ledger.destination}",
+            ERROR: f"{parts[ERROR]:.1e}, {_judged(ledger, parts)}",
+        }
+    )
     return _rows(parts, total(ledger.explained), notes)
 
 
