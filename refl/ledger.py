@@ -30,6 +30,8 @@ absorbed on the way.
 CAUSES = {
     "baseline": "the output of the baseline, which no token is responsible for",
     "quadrature": "what the sum over nodes misses of the integral along the path",
+    "initial_residual": "the embedding at the explained token, which nothing was mixed into",
+    "mlp": "outputs of MLPs, which are traced to no token",
 }
 """What methods that are no tables of rules absorb, in words; for what rules absorb see
 refl.rules.operations.

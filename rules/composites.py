@@ -318,6 +318,11 @@ def _check_options(line: Rule, formulation: str) -> None:
         if key in _CHECKS:
             _CHECKS[key](key, value)
     options = known | dict(line.options)
+    if line.operation == "matmul" and len(options.get("factors", (1, 1))) != 2:
+        raise ReflError(
+            f"factors is {_said(options['factors'])}: a matrix product has two operands, expected "
+            "two whole numbers"
+        )
     if line.rule == "alpha_beta" and abs(options["alpha"] - options["beta"] - 1) > 1e-12:
         raise ReflError(
             f"alpha_beta needs alpha - beta = 1, got alpha={options['alpha']}, "
@@ -376,7 +381,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _check_factors(key: str, value: Any, name: str = "") -> None:
+    numbers = value if isinstance(value, (list, tuple)) else []
+    if len(numbers) < 2 or not all(type(n) is int and n > 0 for n in numbers):
+        raise ReflError(
+            f"{name or key} is {_said(value)}: expected a list of whole numbers above 0, one for "
+            "each operand"
+        )
+
+
 _CHECKS: dict[str, Callable[..., None]] = {
+    "factors": _check_factors,
     "stabilizer": _check_name(*STABILIZERS),
     "denominator": _check_name(*matmul.DENOMINATORS),
     "low": _check_bound,

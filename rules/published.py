@@ -169,6 +169,24 @@ INPUT_X_GRADIENT = Composite(
     summary="input times gradient: the first-order Taylor term; the rest is absorbed as offsets",
 )
 
+_THREEFOLD = (
+    Rule("matmul", "flattened", role="attention.context", options=(("factors", (2, 1)),)),
+    Rule("multiply", "flattened", role="expert.weighted", options=(("factors", (1, 2)),)),
+)
+"""Products of three, whatever their brackets: a probability comes from q k^T (for whose scores the
+uniform rule then gives a half of two thirds each), and an expert's output from gate times up.
+"""
+
+ATTNLRP_FLATTENED = Composite(
+    "attnlrp-flattened",
+    (*_THREEFOLD, *_PAPER),
+    source=f"{ACHTIBAT}, prop. 3.2 on products of three; that rules for two depend on the order "
+    "of multiplication: You et al. 2025, When LRP Diverges from Leave-One-Out in Transformers, "
+    "arXiv 2510.18810",
+    summary="attnlrp with (q k^T) v and expert weight (gate up) as products of three: a third of "
+    "the relevance to each factor, in whatever order they are multiplied",
+)
+
 LXT_EXPLICIT = Composite(
     "lxt-explicit",
     (
@@ -200,6 +218,7 @@ METHODS: dict[str, Composite] = {
         ATTNLRP,
         ATTNLRP_GRADIENT,
         CP_LRP,
+        ATTNLRP_FLATTENED,
         LRP_0,
         DING,
         GRADIENT,

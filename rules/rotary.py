@@ -8,7 +8,8 @@
     gradient    g_x = J^T g,  J^T g = g cos + rot^T(g sin)
 
 Absorbs: stabilizer sum eps s(z) s. `uniform` leaves the other half, sum z s / 2, at the angles: it
-is absorbed as `position`.
+is absorbed as `position`. Entry by entry that half is `of_angles`: x cos g / 2 is the cosines', and
+rot(x) sin g / 2 the sines'.
 """
 
 from __future__ import annotations
@@ -60,6 +61,14 @@ def uniform(
 def uniform_gxi(x: Array, z: Array, g: Array, *, cos: Array, sin: Array) -> RuleOutput:
     h = g / 2
     return RuleOutput((_transposed(h, cos, sin),), {"position": total_product(z, h)})
+
+
+def of_angles(
+    x: Array, g: Array, *, cos: Array, sin: Array
+) -> tuple[Array, Array]:  # (B, H, T, d) x 2 -> the same, of cos and of sin
+    """What `uniform` absorbs as `position`, for g with R = z g."""
+    h = g / 2
+    return x * cos * h, halves_exchanged(x, -1.0, 1.0) * sin * h
 
 
 def gradient(x: Array, z: Array, g: Array, *, cos: Array, sin: Array) -> RuleOutput:

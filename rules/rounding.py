@@ -169,6 +169,11 @@ def _matmul_uniform(operands: Operands, z: Array, r: Array, how: How) -> Array:
     return 2 * _matmul(operands, s) + _sum(r)
 
 
+def _matmul_flattened(operands: Operands, z: Array, r: Array, how: How) -> Array:
+    count = sum(how["factors"])
+    return count * _matmul(operands, _stabilized(count * z, r, how)) + _sum(r)
+
+
 def _matmul_second(operands: Operands, z: Array, r: Array, how: How) -> Array:
     return _matmul(operands, _stabilized(z, r, how)) + _sum(r)
 
@@ -208,6 +213,7 @@ RELEVANCE: dict[tuple[str, str], Callable[[Operands, Array, Array, How], Array]]
     ("linear", "w_square"): _linear_w_square,
     ("linear", "z_box"): _linear_z_box,
     ("matmul", "uniform"): _matmul_uniform,
+    ("matmul", "flattened"): _matmul_flattened,
     ("matmul", "second"): _matmul_second,
     ("pooling", "epsilon"): lambda o, z, r, how: (
         _pooling(o, _stabilized(_counted_sum(o, how), r, how), how["counted"]) + _sum(r)
@@ -234,6 +240,7 @@ GRADIENT_X_INPUT: dict[tuple[str, str], Callable[[Operands, Array, Array, How], 
     ("layer_norm", "gradient"): lambda o, z, g, how: 2 * _layer_norm(o, g, how["norm_eps"]),
     ("linear", "epsilon"): lambda o, z, g, how: _linear(o, g),
     ("matmul", "uniform"): lambda o, z, g, how: _matmul(o, g),
+    ("matmul", "flattened"): lambda o, z, g, how: _matmul(o, g),
     ("matmul", "second"): lambda o, z, g, how: _matmul(o, g),
     ("matmul", "gradient"): lambda o, z, g, how: 3 * _matmul(o, g),
     ("pooling", "epsilon"): _pooling_gradient,

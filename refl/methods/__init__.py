@@ -15,13 +15,16 @@ from typing import Any
 from refl.arguments import expected, received
 from refl.errors import ReflError, argument, nearest, shown
 from refl.io import composites
+from refl.methods.alti_logit import AltiLogit
 from refl.methods.atman import AtMan
 from refl.methods.base import Attribution, Method, Table
 from refl.methods.chefer import Chefer
+from refl.methods.decompx import DecompX
 from refl.methods.grad_cam import GradCam
 from refl.methods.gradient_rollout import GradientRollout
 from refl.methods.integrated_gradients import IntegratedGradients
 from refl.methods.occlusion import LeaveOneOut, Occlusion
+from refl.methods.pa_lrp import PaLrp
 from refl.methods.random import Random
 from refl.methods.rollout import AttentionRollout
 from refl.methods.smooth_grad import SmoothGrad
@@ -43,6 +46,9 @@ FURTHER: tuple[Attribution, ...] = (
     GradientRollout(),
     Chefer(),
     Voita(),
+    AltiLogit(),
+    DecompX(),
+    PaLrp(),
 )
 """Those that are no tables of rules, with their options at the defaults."""
 

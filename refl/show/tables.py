@@ -112,7 +112,8 @@ def options_table(options: dict[str, Any], width: int | None) -> list[Line]:
 
 
 def _options(options: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={printable(value)}" for key, value in options.items())
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}  # as in TOML
+    return ", ".join(f"{key}={printable(value)}" for key, value in plain.items())
 
 
 # -- the kept sites --------------------------------------------------------------------------------

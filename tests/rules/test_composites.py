@@ -54,6 +54,7 @@ EXPECTED = {
     "attnlrp": (PAPER_RULES, "relevance", "sum"),
     "attnlrp-gradient": (PAPER_RULES, "gradient_x_input", "sum"),
     "cp-lrp": (PAPER_RULES | CONSTANTS, "gradient_x_input", "sum"),
+    "attnlrp-flattened": (PAPER_RULES, "relevance", "sum"),
     "lrp-0": (PAPER_RULES, "relevance", "sum"),
     "ding-2017": (PAPER_RULES | {"softmax": "identity"}, "relevance", "sum"),
     "gradient": (DERIVATIVES, "gradient_x_input", "norm"),
@@ -91,6 +92,9 @@ SOURCES = {
     "attnlrp-gradient": f"{ACHTIBAT}; the gradient x input form is that of its library LXT",
     "cp-lrp": "Ali et al. 2022, XAI for Transformers: Better Explanations through Conservative "
     "Propagation, ICML, arXiv 2202.07304",
+    "attnlrp-flattened": f"{ACHTIBAT}, prop. 3.2 on products of three; that rules for two depend "
+    "on the order of multiplication: You et al. 2025, When LRP Diverges from Leave-One-Out in "
+    "Transformers, arXiv 2510.18810",
     "lrp-0": "Bach et al. 2015, PLoS ONE 10(7), eq. 56, with AttnLRP's rules for what is not "
     "linear; no stabilizer anywhere",
     "ding-2017": "Ding et al. 2017, Visualizing and Understanding Neural Machine Translation, ACL, "
@@ -111,6 +115,8 @@ SUMMARIES = {
     "-> 0",
     "cp-lrp": "attention weights and gates are constants: relevance flows through the values "
     "alone, and in full",
+    "attnlrp-flattened": "attnlrp with (q k^T) v and expert weight (gate up) as products of three: "
+    "a third of the relevance to each factor, in whatever order they are multiplied",
     "lrp-0": "AttnLRP without any stabilizer; what lands on an exact zero is absorbed",
     "ding-2017": "ratios without any stabilizer, and a softmax that hands on what it gets; "
     "unstable by design",
@@ -183,6 +189,16 @@ def test_the_published_roles() -> None:
     for name in ("cp-lrp", "cp-lrp-vit"):
         assert options(name, "matmul", "attention.context") == ("second", {})
         assert options(name, "matmul", "attention.scores") == ("uniform", {})
+    for operation, role, factors in (
+        ("matmul", "attention.context", (2, 1)),
+        ("multiply", "expert.weighted", (1, 2)),
+    ):
+        assert options("attnlrp-flattened", operation, role) == (
+            "flattened",
+            {"factors": factors},
+        )
+        other = options("attnlrp-flattened", operation, "attention.scores")
+        assert other == options("attnlrp", operation, "attention.scores")
     for name in ("attnlrp-vit", "attnlrp-vit-box", "cp-lrp-vit"):
         for part in ("query", "key", "value", "output"):
             assert options(name, "linear", f"attention.{part}") == ("epsilon", {})
@@ -209,8 +225,8 @@ def test_every_rule_goes_by_its_name() -> None:
     } | {
         "linear": {"epsilon", "gamma", "z_plus", "alpha_beta", "flat", "w_square", "z_box"},
         "layer_norm": {"epsilon", "identity"},
-        "matmul": {"uniform", "second"},
-        "multiply": {"uniform", "second"},
+        "matmul": {"uniform", "flattened", "second"},
+        "multiply": {"uniform", "flattened", "second"},
         "renormalize": {"identity", "epsilon"},
         "rotary": {"epsilon", "uniform"},
         "softmax": {"taylor", "spread", "z_plus", "identity", "constant"},
@@ -224,8 +240,8 @@ def test_every_rule_goes_by_its_name() -> None:
         "scale": {"pass_through"}
     }
     more = {
-        "matmul": {"second"},
-        "multiply": {"second"},
+        "matmul": {"flattened", "second"},
+        "multiply": {"flattened", "second"},
         "softmax": {"constant"},
         "renormalize": {"epsilon"},
         "rotary": {"uniform"},
@@ -474,6 +490,12 @@ def test_what_an_option_may_not_be() -> None:
     refused(
         "alpha_beta needs alpha - beta = 1, got alpha=1.0, beta=1.0", line("alpha_beta", alpha=1.0)
     )
+    for factors in ((2,), (2, 0), (1.0, 2), 3, "21", (True, 1)):
+        refused(
+            f"factors is {factors!r}: expected a list of whole numbers above 0, one for each "
+            "operand",
+            line("flattened", "matmul", factors=factors),
+        )
     refused(
         "alpha_beta needs alpha - beta = 1, got alpha=1.5, beta=0.50000000001",
         line("alpha_beta", alpha=1.5, beta=0.50000000001),
@@ -489,6 +511,8 @@ def test_what_an_option_may_be() -> None:
         ("alpha_beta", "linear", {"alpha": 1.1, "beta": 1.1 - 1}),  # 1e-16 off
         ("z_box", "linear", {"low": [-1, -2.5], "high": (0.0, 1)}),
         ("z_box", "linear", {"low": -3, "high": 0}),
+        ("flattened", "matmul", {"factors": [2, 1]}),
+        ("flattened", "multiply", {"factors": (1, 1, 4)}),
     ):
         composite = Composite("mine", (Rule(operation, rule, options=tuple(given.items())),))
         assert composite.rule(operation, ["x"]).options == given

@@ -20,7 +20,9 @@ from refl.verification.quality.cases import ETA, Case, U, fits, matmul_case, top
 
 
 @dtypes
-@pytest.mark.parametrize("rule", ["second", "uniform_gxi", "second_gxi", "gradient"])
+@pytest.mark.parametrize(
+    "rule", ["flattened", "second", "uniform_gxi", "flattened_gxi", "second_gxi", "gradient"]
+)
 def test_rule(backend: Backend, dtype: str, rule: str) -> None:
     rule_agrees(backend, dtype, f"matmul_{rule}", matmul_case)
 

@@ -43,12 +43,16 @@ DEFAULTS: dict[Callable[..., RuleOutput], dict[str, Any]] = {
     linear.alpha_beta: {"alpha": 2.0, "beta": 1.0, "eps": 0.0},
     linear.z_box: {"low": 0.0, "high": 1.0},
     matmul.uniform: PAPER | {"denominator": "2z+eps"},
+    matmul.flattened: PAPER | {"factors": (1, 1)},
+    matmul.flattened_gxi: {"factors": (1, 1)},
     matmul.second: PAPER,
     pooling.epsilon: PAPER,
     renormalize.epsilon: PAPER,
     rotary.epsilon: PAPER,
     rotary.uniform: PAPER,
     multiply.uniform: {},
+    multiply.flattened: {"factors": (1, 1)},
+    multiply.flattened_gxi: {"factors": (1, 1)},
     rms_norm.identity: {"offset": 0.0},
     rms_norm.identity_gxi: {"offset": 0.0},
     rms_norm.gradient: {"offset": 0.0},
@@ -108,6 +112,8 @@ def test_the_words_of_the_causes() -> None:
         (add.epsilon(X, Y, sums, G), stabilized),
         (add.gradient(X, Y, sums, G), set()),
         (matmul.uniform(a, v, o, r), stabilized),
+        (matmul.flattened(a, v, o, r), stabilized),
+        (matmul.flattened_gxi(a, v, o, r), set()),
         (matmul.second(a, v, o, r), stabilized),
         (matmul.gradient(a, v, o, r), {"product_offset"}),
         (multiply.gradient(X, Y, X * Y, G, constant=(False, False)), {"product_offset"}),
@@ -155,6 +161,7 @@ def test_the_causes_in_words() -> None:
         "softmax_offset": "the constant part of softmax's Taylor expansion",
         "mask": "positions hidden by the mask",
         "constant": "what arrived at something treated as a constant",
+        "edit": "what an edit added or put in place",
     }
 
 

@@ -172,6 +172,11 @@ def test_terms_of_matmul() -> None:
         2 * messages(r / away(z)) + size(r),
     )
     agree(scale_of(matmul.second, a, v, z, r, eps=EPS), 2 * messages(r / away(z)) + size(r))
+    agree(
+        scale_of(matmul.flattened, a, v, z, r, eps=EPS, factors=(2, 1)),
+        3 * 2 * messages(r / away(3 * z)) + size(r),
+    )
+    agree(scale_of(matmul.flattened_gxi, a, v, z, r, factors=(2, 1)), 2 * messages(r))
     agree(scale_of(matmul.uniform_gxi, a, v, z, r), 2 * messages(r))
     agree(scale_of(matmul.second_gxi, a, v, z, r), 2 * messages(r))
     agree(scale_of(matmul.gradient, a, v, z, r), 6 * messages(r))

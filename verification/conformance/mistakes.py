@@ -45,7 +45,7 @@ __all__ = ["MISTAKES", "NOT_SHOWN", "STRUCTURAL", "Mistake", "NoDifference"]
 
 _RELEVANCE = " ".join(rule for rule, each in SIGNATURES.items() if each.formulation == "relevance")
 _CONSERVING = (
-    "multiply_uniform multiply_second rms_norm_identity layer_norm_identity "
+    "multiply_uniform multiply_flattened multiply_second rms_norm_identity layer_norm_identity "
     "activation_identity scale_pass_through repeat_heads_pass_through "
     "gather_pass_through top_k_pass_through renormalize_identity linear_flat "
     "linear_w_square linear_z_box"
@@ -57,6 +57,7 @@ _GRADIENT = " ".join(
 )
 _EPSILON = " ".join(rule for rule, each in SIGNATURES.items() if "eps" in each.options)
 _SOFTMAX = "softmax_taylor softmax_spread softmax_z_plus softmax_identity softmax_gradient"
+_FLATTENED = "multiply_flattened multiply_flattened_gxi matmul_flattened matmul_flattened_gxi"
 _ATTENTION = "attention_attnlrp attention_cp attention_attnlrp_gxi attention_cp_gxi"
 _BY_EPSILON = f"{_EPSILON} network"
 
@@ -219,8 +220,11 @@ MISTAKES: tuple[Mistake, ...] = (
     ),
     mistake(
         "constant-eats-share",
-        "multiply_uniform multiply_uniform_gxi",
-        planted(fractions=lambda self, operands, fixed: [1 / len(operands)] * len(operands)),
+        "multiply_uniform multiply_uniform_gxi multiply_flattened multiply_flattened_gxi",
+        planted(
+            fractions=lambda self, operands, fixed: [1 / len(operands)] * len(operands),
+            parts_of=lambda self, factors, fixed: [n / sum(factors) for n in factors],
+        ),
         planted(fractions=wrong.constants_among_three),
         called_with(lambda case: {"constant": None}),
     ),
@@ -520,9 +524,13 @@ MISTAKES: tuple[Mistake, ...] = (
     mistake(
         "product-doubled",
         "multiply_uniform multiply_uniform_gxi matmul_uniform matmul_uniform_gxi "
-        "attention_attnlrp attention_attnlrp_gxi rotary_uniform rotary_uniform_gxi",
+        "attention_attnlrp attention_attnlrp_gxi rotary_uniform rotary_uniform_gxi "
+        f"{_FLATTENED}",
         planted(
             fractions=lambda self, operands, fixed: [1.0] * len(operands),
+            parts_of=lambda self, factors, fixed: [
+                2 * part for part in ReferenceRules.parts_of(self, factors, fixed)
+            ],
             matmul_uniform=wrong.multiplied(2, ReferenceRules.matmul_uniform),
             matmul_uniform_gxi=ReferenceRules.matmul_gradient,
             rotary_uniform_gxi=ReferenceRules.rotary_gradient,
@@ -540,6 +548,24 @@ MISTAKES: tuple[Mistake, ...] = (
             matmul_uniform=wrong.multiplied(0.5, ReferenceRules.matmul_uniform),
             matmul_uniform_gxi=wrong.multiplied(0.5, ReferenceRules.matmul_uniform_gxi),
             rotary_uniform_gxi=wrong.halved(ReferenceRules.rotary_uniform_gxi),
+        ),
+    ),
+    mistake(
+        "factors-swapped",
+        _FLATTENED,
+        planted(
+            parts_of=lambda self, factors, fixed: ReferenceRules.parts_of(
+                self, factors[::-1], fixed
+            )
+        ),
+    ),
+    mistake(
+        "factors-ignored",
+        _FLATTENED,
+        planted(
+            parts_of=lambda self, factors, fixed: ReferenceRules.parts_of(
+                self, [1] * len(factors), fixed
+            )
         ),
     ),
     mistake(

@@ -197,6 +197,36 @@ class ReferenceRules:
         """Which part of R each operand gets."""
         return [1 / list(fixed).count(False) if not all(fixed) else 0.0] * len(operands)
 
+    def multiply_flattened(
+        self,
+        operands: Sequence[Array],
+        r: Array,
+        *,
+        factors: Sequence[int],
+        constant: Sequence[bool] | None = None,
+    ) -> Answer:
+        fixed = constant or [False] * len(operands)
+        parts = zip(operands, fixed, self.parts_of(factors, fixed), strict=True)
+        return tuple(None if c else self.folded(part * r, a) for a, c, part in parts)
+
+    def multiply_flattened_gxi(
+        self,
+        operands: Sequence[Array],
+        g: Array,
+        *,
+        factors: Sequence[int],
+        constant: Sequence[bool] | None = None,
+    ) -> Answer:
+        fixed = constant or [False] * len(operands)
+        full = self.multiply_gradient(operands, g, constant=fixed)
+        parts = zip(full, self.parts_of(factors, fixed), strict=True)
+        return tuple(None if d is None else part * d for d, part in parts)
+
+    def parts_of(self, factors: Sequence[int], fixed: Sequence[bool]) -> list[float]:
+        """Which part of R each operand gets, by the factors that it stands for."""
+        count = sum(n for n, c in zip(factors, fixed, strict=True) if not c)
+        return [n / count if count else 0.0 for n in factors]
+
     def multiply_gradient(
         self, operands: Sequence[Array], g: Array, *, constant: Sequence[bool] | None = None
     ) -> Answer:
@@ -229,6 +259,27 @@ class ReferenceRules:
             else self.stabilized_ratio(o, r, eps, stabilizer) / 2
         )
         return a * (s @ _swap(v)), v * (_swap(a) @ s)
+
+    def matmul_flattened(
+        self,
+        a: Array,
+        v: Array,
+        r: Array,
+        *,
+        factors: Sequence[int],
+        eps: float,
+        stabilizer: str = "sign",
+    ) -> Answer:
+        count, o = sum(factors), a @ v
+        s = self.stabilized_ratio(count * o, r, eps, stabilizer) * count
+        to_a, to_v = self.parts_of(factors, [False, False])
+        return to_a * a * (s @ _swap(v)), to_v * v * (_swap(a) @ s)
+
+    def matmul_flattened_gxi(
+        self, a: Array, v: Array, g: Array, *, factors: Sequence[int]
+    ) -> Answer:
+        to_a, to_v = self.parts_of(factors, [False, False])
+        return to_a * (g @ _swap(v)), to_v * (_swap(a) @ g)
 
     def matmul_second(
         self, a: Array, v: Array, r: Array, *, eps: float, stabilizer: str = "sign"

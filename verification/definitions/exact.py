@@ -263,6 +263,35 @@ def multiply_uniform(operands: Sequence[Vector], constant: Sequence[bool], r: Ve
     return out
 
 
+def multiply_flattened(
+    operands: Sequence[Vector], constant: Sequence[bool], r: Vector, factors: Sequence[int]
+) -> Messages:
+    """Operand m stands for n_m factors of one product, each of which gets R over their number."""
+    out, n = no_messages(len(operands)), _factors(factors, constant)
+    for k in range(len(r)):
+        for m in range(len(operands)):
+            for _ in range(0 if constant[m] else factors[m]):
+                out.send(m, k, r[k] / n)
+    return out
+
+
+def multiply_flattened_gxi(
+    operands: Sequence[Vector], constant: Sequence[bool], g: Vector, factors: Sequence[int]
+) -> Messages:
+    """The same over operand m: the product of the others times g n_m / n."""
+    out, n = no_messages(len(operands)), _factors(factors, constant)
+    for k in range(len(g)):
+        for m in range(len(operands)):
+            if not constant[m]:
+                others = prod(a[k] for i, a in enumerate(operands) if i != m)
+                out.send(m, k, others * g[k] * factors[m] / n)
+    return out
+
+
+def _factors(factors: Sequence[int], constant: Sequence[bool]) -> int:
+    return sum(count for count, fixed in zip(factors, constant, strict=True) if not fixed)
+
+
 def multiply_second(a: Vector, b: Vector, r: Vector) -> Messages:
     """All to the second: the first is a gate, taken as constant  (C)."""
     out = no_messages(2)
@@ -341,6 +370,27 @@ def matmul_uniform(
         for i in range(len(v)):
             out.send(0, (j, i), a[j][i] * v[i][p] * s)
             out.send(1, (i, p), a[j][i] * v[i][p] * s)
+    return out
+
+
+def matmul_flattened(
+    a: Matrix,
+    v: Matrix,
+    r: Matrix,
+    factors: Sequence[int],
+    eps: Number,
+    kind: str,
+    z: Matrix | None = None,
+) -> Messages:
+    """A_ji and V_ip stand for n_a and n_v factors of one product: each of these factors gets
+    A_ji V_ip R_jp / (n O_jp + eps s), n = n_a + n_v (A prop. 3.3 with n in the place of 2).
+    """
+    out, (n_a, n_v) = no_messages(2), factors
+    for j, p, o in _outputs(a, v, z):
+        s = out.stabilized_ratio((n_a + n_v) * o, r[j][p], eps, kind)
+        for i in range(len(v)):
+            out.send(0, (j, i), n_a * a[j][i] * v[i][p] * s)
+            out.send(1, (i, p), n_v * a[j][i] * v[i][p] * s)
     return out
 
 

@@ -396,6 +396,10 @@ def _matmul_gradient(to_a: Number, to_v: Number) -> Rule:
     return by_matrices(lambda c, a, v, z, g: exact.matmul_gradient(a, v, g, to_a, to_v))
 
 
+def _of_factors(factors: Sequence[int]) -> tuple[Fraction, ...]:
+    return tuple(Fraction(n, sum(factors)) for n in factors)
+
+
 def _norm(define: Callable[..., Messages]) -> Rule:
     """RMSNorm in gradient x input form, and its derivative."""
     return by_rows(lambda c, at, x, z, g: define(x, c.norm_weight, g, c.options["norm_eps"]))
@@ -432,11 +436,25 @@ RULES: dict[str, Rule] = {
         lambda c, x, z, g: exact.multiply_uniform_gxi(x, c.constant, g)
     ),
     "multiply_gradient": by_entries(lambda c, x, z, g: exact.multiply_gradient(x, c.constant, g)),
+    "multiply_flattened": by_entries(
+        lambda c, x, z, r: exact.multiply_flattened(x, c.constant, r, c.options["factors"])
+    ),
+    "multiply_flattened_gxi": by_entries(
+        lambda c, x, z, g: exact.multiply_flattened_gxi(x, c.constant, g, c.options["factors"])
+    ),
     "multiply_second": by_entries(lambda c, x, z, r: exact.multiply_second(x[0], x[1], r)),
     "multiply_second_gxi": by_entries(lambda c, x, z, g: exact.multiply_second_gxi(x[0], x[1], g)),
     "matmul_uniform": by_matrices(_matmul_uniform),
     "matmul_second": by_matrices(
         lambda c, a, v, z, r: exact.matmul_second(a, v, r, z=z, **c.stabilized)
+    ),
+    "matmul_flattened": by_matrices(
+        lambda c, a, v, z, r: exact.matmul_flattened(
+            a, v, r, c.options["factors"], z=z, **c.stabilized
+        )
+    ),
+    "matmul_flattened_gxi": by_matrices(
+        lambda c, a, v, z, g: exact.matmul_gradient(a, v, g, *_of_factors(c.options["factors"]))
     ),
     "matmul_uniform_gxi": _matmul_gradient(HALF, HALF),
     "matmul_second_gxi": _matmul_gradient(0, 1),

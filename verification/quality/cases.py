@@ -552,6 +552,14 @@ def add_case(draw: Draw, dtype: str) -> Case:
     )
 
 
+MOST = 3
+"""Factors that an operand may stand for."""
+
+
+def _factors(draw: Draw, n: int) -> list[int]:
+    return [one_of(draw, range(1, MOST + 1)) for _ in range(n)]
+
+
 def multiply_case(draw: Draw, dtype: str) -> Case:
     """1 to 3 operands, some constant (never all);
     `second` where there are two, neither constant.
@@ -565,17 +573,23 @@ def multiply_case(draw: Draw, dtype: str) -> Case:
         multiply, dtype, list(operands), z, array(draw, dtype, z.shape), {"constant": constant}
     )
 
-    def trial(rule: str, summands: int = 2 * n, amplified: Number | None = None) -> Trial:
+    def trial(
+        rule: str, summands: int = 2 * n, amplified: Number | None = None, **options: Any
+    ) -> Trial:
         """No product of some of the factors may overflow, in whatever order they are taken."""
         tops = (max(top(a), Fraction(1)) for a in (*operands, case.r))
         fits(dtype, math.prod(tops, start=Fraction(8)))
         if amplified is None:
             amplified = amplification(*operands, case.r)
-        return case.trial(rule, summands, amplified)
+        more = max(options.get("factors", [1]))
+        return case.trial(rule, summands + (more > 1), more * amplified, **options)
 
+    factors = tuple(_factors(draw, n))
     case.offer(
         uniform=lambda: case.trial("uniform", 2),
         uniform_gxi=lambda: trial("uniform_gxi"),
+        flattened=lambda: case.trial("flattened", 4, MOST, factors=factors),
+        flattened_gxi=lambda: trial("flattened_gxi", factors=factors),
         gradient=lambda: trial("gradient"),
     )
     if n == 2 and not any(constant):
@@ -594,20 +608,29 @@ def matmul_case(draw: Draw, dtype: str, denominator: str | None = None) -> Case:
 
     def relevance(rule: str, **options: Any) -> Trial:
         fits(dtype, top(z), top(r))
-        trial = case.trial(rule, terms, amplified, (a, v), **stabilized, **options)
+        more = max(options.get("factors", [1]))
+        trial = case.trial(
+            rule, terms + (more > 1), more * amplified, (a, v), **stabilized, **options
+        )
         largest = max((abs(s) for s in trial.expected.ratios), default=Fraction(0))
         # V/2 may underflow before it meets A^T s
-        trial.expected.amplified += largest * top(a)
+        trial.expected.amplified += more * largest * top(a)
         return trial
 
-    def gradient(rule: str) -> Trial:
+    def gradient(rule: str, **options: Any) -> Trial:
         fits(dtype, top(z), top(r), 16 * top(z) * top(r))
-        return case.trial(rule, terms, amplified * amplification(r))
+        more = max(options.get("factors", [1]))
+        amplified_by = more * amplified * amplification(r)
+        return case.trial(rule, terms + (more > 1), amplified_by, **options)
+
+    factors = tuple(_factors(draw, 2))
 
     return case.offer(
         uniform=lambda: relevance("uniform", denominator=denominator),
+        flattened=lambda: relevance("flattened", factors=factors),
         second=lambda: relevance("second"),
         uniform_gxi=lambda: gradient("uniform_gxi"),
+        flattened_gxi=lambda: gradient("flattened_gxi", factors=factors),
         second_gxi=lambda: gradient("second_gxi"),
         gradient=lambda: gradient("gradient"),
     )

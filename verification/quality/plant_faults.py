@@ -67,6 +67,7 @@ COMPOSITES = "tests/rules/test_composites.py::"
 TILES = "tests/rules/test_tiles.py::test_tiles_are_the_recorded_operations[attnlrp-gradient-causal]"
 SWEEP = "tests/refl/test_sweep.py::"
 SEED = "tests/refl/test_seeds.py::test_the_seed_of_a_logit"
+METHOD = "tests/refl/methods/test_"
 FORWARDS = "tests/nets/test_forwards.py::"
 METHODS = "tests/refl/methods/"
 DECODERS = "tests/nets/test_decoders.py::"
@@ -315,6 +316,22 @@ FAULTS: tuple[Fault, ...] = (
         "copies of a broadcast operand are averaged",
     ),
     Fault(
+        "factors-ignored",
+        MULTIPLY,
+        "fold(n * each, a.shape)",
+        "fold(sum(factors) / len(factors) * each, a.shape)",
+        exact("multiply", "test_rule", "flattened"),
+        "factors of a nested product are not counted",
+    ),
+    Fault(
+        "factors-swapped",
+        MATMUL,
+        "inputs = (n_a * ((s @ swap(v)) * a), n_v * ((swap(a) @ s) * v))",
+        "inputs = (n_v * ((s @ swap(v)) * a), n_a * ((swap(a) @ s) * v))",
+        exact("matmul", "test_rule", "flattened"),
+        "each operand gets what the other one stands for",
+    ),
+    Fault(
         "constant-eats-share",
         MULTIPLY,
         "each = r / constant.count(False)",
@@ -477,6 +494,39 @@ FAULTS: tuple[Fault, ...] = (
         "if not xp.any(x <= _least(x))",
         "tests/refl/test_transfers.py::test_nothing_crosses_while_a_sweep_walks[gpt2]",
         "a sweep waits for a GPU at every softmax",
+    ),
+    # -- methods that are no tables ----------------------------------------------------------------
+    Fault(
+        "alti-without-itself",
+        "refl/methods/alti_logit.py",
+        "+ own[:, rows, None] * x[rows, :]",
+        "+ 0 * x[rows, :]",
+        f"{METHOD}alti_logit.py::test_weights_in_fractions",
+        "a token's own content is no part of what comes to it",
+    ),
+    Fault(
+        "alti-norm-forgotten",
+        "refl/methods/forwards.py",
+        'return xs[0] * inverse_rms(_at(x0, rows), how["norm_eps"])[0] * (how["offset"] + w)',
+        'return xs[0] * (how["offset"] + w)',
+        f"{METHOD}alti_logit.py::test_updates_in_fractions[0-None]",
+        "a norm's scale is left out",
+    ),
+    Fault(
+        "decompx-gate",
+        "refl/methods/forwards.py",
+        "return _at(record.arrays[0], rows) * xs[0]",
+        "return _at(record.arrays[0], rows) * xs[0] / 2",
+        f"{METHOD}decompx.py::test_what_tokens_bring_is_cp_lrp[llama]",
+        "a gate keeps half, where it is a constant",
+    ),
+    Fault(
+        "angles-unturned",
+        "rules/rotary.py",
+        "return x * cos * h, halves_exchanged(x, -1.0, 1.0) * sin * h",
+        "return x * cos * h, x * sin * h",
+        f"{METHOD}pa_lrp.py::test_the_halves_of_a_rotation_in_fractions",
+        "the sine's product is with x as it was",
     ),
     # -- norms and activations ---------------------------------------------------------------------
     Fault(

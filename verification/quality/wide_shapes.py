@@ -152,7 +152,13 @@ def _list(n: Numbers, rule: str) -> Iterator[Drawn]:
         out = np.broadcast_shapes(first, second)
         shapes = [first, second, out, second][: 2 + k % 3]
         inputs = {"operands": [n(*s) for s in shapes], seed(rule): n.relevance(*out)}
-        yield inputs, {}
+        yield inputs, _factors(n, rule, len(shapes))
+
+
+def _factors(n: Numbers, rule: str, count: int) -> dict[str, Any]:
+    if "factors" not in signature(rule).options:
+        return {}
+    return {"factors": [n.one_of(1, 2, 3) for _ in range(count)]}
 
 
 def _matmul(n: Numbers, rule: str) -> Iterator[Drawn]:
@@ -161,10 +167,11 @@ def _matmul(n: Numbers, rule: str) -> Iterator[Drawn]:
         for j, i, p in (sizes[k], sizes[k - 2]):
             yield (
                 {"a": n(*lead, j, i), "v": n(*lead, i, p), seed(rule): n.relevance(*lead, j, p)},
-                {},
+                _factors(n, rule, 2),
             )
     for j, i, p in ((2, LONG, 2), (149, 2, 2), (2, 2, TOKENS)):
-        yield {"a": n(2, j, i), "v": n(2, i, p), seed(rule): n.relevance(2, j, p)}, {}
+        inputs = {"a": n(2, j, i), "v": n(2, i, p), seed(rule): n.relevance(2, j, p)}
+        yield inputs, _factors(n, rule, 2)
 
 
 def _softmax(n: Numbers, rule: str) -> Iterator[Drawn]:

@@ -205,12 +205,16 @@ def _list(d: Draw, rule: str) -> Drawn:
         if rule == "sum_epsilon"
         else {"constant": d.one_of([False] * n, [True] + [False] * (n - 1))}
     )
+    if "factors" in signature(rule).options:
+        options = {"factors": [d.one_of(1, 2, 3) for _ in range(n)]} | options
     return {"operands": [d(*shape) for _ in range(n)], _propagated(rule): d(*shape)}, options
 
 
 def _matmul(d: Draw, rule: str) -> Drawn:
     lead, j, i, p = d.leading(), d.size(3), d.size(3), d.size(3)
     options = _eps(d, rule)
+    if "factors" in signature(rule).options:
+        options = {"factors": [d.one_of(1, 2, 3), d.one_of(1, 2, 3)]} | options
     if rule == "matmul_uniform":
         options |= {"denominator": d.one_of("2z+eps", "2z+eps", "2(z+eps)")}
     return {"a": d(*lead, j, i), "v": d(*lead, i, p), _propagated(rule): d(*lead, j, p)}, options

@@ -349,7 +349,13 @@ def _list(rule: str, *arguments: Any, constant: list[bool] | None = None) -> Mad
     *of, d = arguments
     inputs: dict[str, Any] = {"operands": [d.x(*shape) for shape in of]}
     options = _eps(rule) if rule == "sum_epsilon" else {"constant": constant}
+    options = _factors(rule, len(of)) | options
     return inputs | _incoming(rule, d, np.broadcast_shapes(*of)), options
+
+
+def _factors(rule: str, count: int) -> dict[str, Any]:
+    """No two neighbors alike, where the rule counts factors."""
+    return {"factors": [2, 1, 3, 1, 2][:count]} if "factors" in signature(rule).options else {}
 
 
 WHY["broadcast"] = "what its copies receive is summed back to it, and nothing else is"
@@ -383,7 +389,7 @@ def _matmul(rule: str) -> Iterator[Aim]:
 
 def _matmul_call(rule: str, lead: tuple[int, ...], j: int, i: int, p: int, d: Numbers) -> Made:
     inputs = {"a": d.x(*lead, j, i), "v": d.x(*lead, i, p)}
-    return inputs | _incoming(rule, d, (*lead, j, p)), _eps(rule)
+    return inputs | _incoming(rule, d, (*lead, j, p)), _factors(rule, 2) | _eps(rule)
 
 
 # -- softmax ---------------------------------------------------------------------------------------

@@ -94,17 +94,26 @@ multiply_second_gxi = _second(multiply, "second_gxi", constant=(False, False))
 
 
 def _product(rule: str) -> Callable[..., Answer]:
-    def call(operands: list[Array], r: Array, *, constant: Sequence[bool] | None = None) -> Answer:
+    def call(
+        operands: list[Array],
+        r: Array,
+        *,
+        constant: Sequence[bool] | None = None,
+        **options: Any,
+    ) -> Answer:
         fixed = tuple(constant or [False] * len(operands))
         return answer(
             getattr(multiply, rule)(
-                *operands, multiply.forward(*operands, constant=fixed), r, constant=fixed
+                *operands, multiply.forward(*operands, constant=fixed), r, constant=fixed, **options
             )
         )
 
     return call
 
 
+for _rule in ("flattened", "flattened_gxi"):
+    globals()[f"multiply_{_rule}"] = _product(_rule)
+    globals()[f"matmul_{_rule}"] = _of(matmul, _rule, 2)
 multiply_uniform, multiply_uniform_gxi, multiply_gradient = (
     _product("uniform"),
     _product("uniform_gxi"),

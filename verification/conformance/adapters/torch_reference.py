@@ -338,6 +338,25 @@ def multiply_uniform(
 
 
 @widened
+def multiply_flattened(
+    operands: Sequence[Tensor],
+    r: Tensor,
+    *,
+    factors: Sequence[int],
+    constant: Sequence[bool] | None = None,
+) -> Any:
+    """An operand that stands for n factors has n votes, a constant none."""
+    votes = votes_of(factors, constant)
+    pairs = zip(operands, votes, strict=True)
+    return tuple((r * n / sum(votes)).sum_to_size(a.shape) if n else None for a, n in pairs)
+
+
+def votes_of(factors: Sequence[int], constant: Sequence[bool] | None) -> list[int]:
+    fixed = constant or [False] * len(factors)
+    return [0 if c else n for n, c in zip(factors, fixed, strict=True)]
+
+
+@widened
 def multiply_second(a: Tensor, b: Tensor, r: Tensor) -> Answer:
     """The first is a gate; what stands beside it gets all."""
     return answer(r.sum_to_size(b.shape))
@@ -363,6 +382,19 @@ def multiply_uniform_gxi(
     return tuple(
         None if c else each for c, each in zip(fixed, pull(surrogate, g, *operands), strict=True)
     )
+
+
+@widened
+def multiply_flattened_gxi(
+    operands: Sequence[Tensor],
+    g: Tensor,
+    *,
+    factors: Sequence[int],
+    constant: Sequence[bool] | None = None,
+) -> Any:
+    votes = votes_of(factors, constant)
+    full = pull(lambda *a: math.prod(a), g, *operands)
+    return tuple(each * n / sum(votes) if n else None for each, n in zip(full, votes, strict=True))
 
 
 @widened
@@ -406,6 +438,31 @@ def matmul_uniform(
     )
     messages = c * s[..., None, :]
     return answer((messages.sum(-1), messages.sum(-3)), stabilizer=absorbed_by_eps)
+
+
+@widened
+def matmul_flattened(
+    a: Tensor,
+    v: Tensor,
+    r: Tensor,
+    *,
+    factors: Sequence[int],
+    eps: float,
+    stabilizer: str = "sign",
+) -> Answer:
+    """As many equal messages as there are factors: some to A, the others to V."""
+    c, (n_a, n_v) = products(a, v), factors
+    count = n_a + n_v
+    s, absorbed_by_eps = stabilized_ratio(r, count * c.sum(-2), eps, stabilizer)
+    messages = c * s[..., None, :]
+    return answer((n_a * messages.sum(-1), n_v * messages.sum(-3)), stabilizer=absorbed_by_eps)
+
+
+@widened
+def matmul_flattened_gxi(a: Tensor, v: Tensor, g: Tensor, *, factors: Sequence[int]) -> Any:
+    n_a, n_v = factors
+    to_a, to_v = pull(torch.matmul, g, a, v)
+    return to_a * n_a / (n_a + n_v), to_v * n_v / (n_a + n_v)
 
 
 @widened
