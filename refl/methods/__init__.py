@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from refl.arguments import expected, received
+from refl.conditions import Conditions
 from refl.errors import ReflError, argument, nearest, shown
 from refl.io import composites
 from refl.methods.atman import AtMan
@@ -22,6 +23,7 @@ from refl.methods.grad_cam import GradCam
 from refl.methods.gradient_rollout import GradientRollout
 from refl.methods.integrated_gradients import IntegratedGradients
 from refl.methods.occlusion import LeaveOneOut, Occlusion
+from refl.methods.metagame import Metagame
 from refl.methods.random import Random
 from refl.methods.rollout import AttentionRollout
 from refl.methods.smooth_grad import SmoothGrad
@@ -29,7 +31,7 @@ from refl.methods.voita import Voita
 from refl.rules import published
 from refl.rules.composites import Composite
 
-__all__ = ["METHODS", "Attribution", "Method", "Table", "chosen", "method"]
+__all__ = ["METHODS", "Attribution", "Method", "Table", "chosen", "method", "under"]
 
 FURTHER: tuple[Attribution, ...] = (
     Random(),
@@ -43,6 +45,7 @@ FURTHER: tuple[Attribution, ...] = (
     GradientRollout(),
     Chefer(),
     Voita(),
+    Metagame(),
 )
 """Those that are no tables of rules, with their options at the defaults."""
 
@@ -69,11 +72,11 @@ def chosen(
     """A method by its name, by the path of a .toml composite, or as it is; with these options.
     Raises ReflError for what is none, and for an option that it does not take.
     """
-    asked = _mapped(options)
+    asked, conditions = _mapped(options), None
     if isinstance(which, str) and not which.endswith(".toml"):
         which = method(which)
     if isinstance(which, Table):
-        which = which.composite
+        which, conditions = which.composite, which.conditions
     if not isinstance(which, (str, Path, Composite)):
         if not _is_method(which):
             raise ReflError(
@@ -84,7 +87,7 @@ def chosen(
         return _with_options(which, asked)
     _refuse_twice(asked, eps, stabilizer)
     table = composites.chosen(which, eps, stabilizer)
-    return Table(table.with_options(**asked) if asked else table)
+    return under(Table(table.with_options(**asked) if asked else table), conditions)
 
 
 def _is_method(which: Any) -> bool:
@@ -113,6 +116,22 @@ def _refuse_twice(options: Mapping[str, Any], eps: Any, stabilizer: Any) -> None
             )
 
 
+def under(which: Method, conditions: Mapping[str, Any] | Conditions | None) -> Method:
+    """The method under these conditions (refl.conditions): a mapping of sites to what is chosen
+    there, or Conditions. Raises ReflError for a method that is no table of rules.
+    """
+    if conditions is None:
+        return which
+    if not isinstance(conditions, Conditions):
+        conditions = Conditions(conditions)
+    if not isinstance(which, Table):
+        raise ReflError(
+            f"method {which.name} is no table of rules and has no sweep: leave "
+            f"{argument('conditions')} out"
+        )
+    return replace(which, conditions=conditions)
+
+
 def _refuse_rule_options(which: Method, eps: Any, stabilizer: Any) -> None:
     for name, value in (("eps", eps), ("stabilizer", stabilizer)):
         if value is not None:
@@ -124,6 +143,10 @@ def _refuse_rule_options(which: Method, eps: Any, stabilizer: Any) -> None:
 def _with_options(which: Method, options: Mapping[str, Any]) -> Method:
     if not options:
         return which
+    options = dict(options)
+    if isinstance(which, Metagame) and "inner" in options:
+        inside = options.pop("inner_options", None)
+        options["inner"] = chosen(options["inner"], options=inside)
     known = [one.name for one in fields(which)] if isinstance(which, Attribution) else []
     for name in options:
         if name not in known:
