@@ -66,7 +66,8 @@ class Conditions:
         return ", ".join(self.chosen) + " (nothing around)" * self.through
 
     def mask(self, names: Sequence[str], like: Array) -> Array | None:  # (B, ...) -> (...)
-        """What of a value of these names is chosen, bool; None where nothing is said of it. Raises ReflError for what does not fit its shape.
+        """What of a value of these names is chosen, bool; None where nothing is said of it. Raises
+        ReflError for what does not fit its shape.
         """
         shape = tuple(like.shape[1:])
         masks = [_mask(name, self.chosen[name], shape) for name in names if name in self.chosen]

@@ -169,6 +169,17 @@ INPUT_X_GRADIENT = Composite(
     summary="input times gradient: the first-order Taylor term; the rest is absorbed as offsets",
 )
 
+RELP = Composite(
+    "relp",
+    (Rule("matmul", "gradient"), *_PAPER),
+    formulation="gradient_x_input",
+    source="Rezaei Jafari et al. 2025, RelP: Faithful and Efficient Circuit Discovery via "
+    "Relevance Patching, arXiv 2508.21258; LN-rule, Identity-rule and Half-rule, as the README of "
+    "its code sets them",
+    summary="the coefficients of relevance patching: scales of norms and slopes f(x)/x constant, "
+    "half to either factor of a gate; the products of attention by their derivative, in full",
+)
+
 LXT_EXPLICIT = Composite(
     "lxt-explicit",
     (
@@ -204,6 +215,7 @@ METHODS: dict[str, Composite] = {
         DING,
         GRADIENT,
         INPUT_X_GRADIENT,
+        RELP,
         LXT_EXPLICIT,
         ATTNLRP_VIT,
         ATTNLRP_VIT_BOX,

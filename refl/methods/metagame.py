@@ -175,17 +175,13 @@ class _Masked:
 
     @property
     def _filling(self) -> Any:  # -> (T, D)
-        return copies.filling(
-            self.question.network, self.forward, self.forward.embedded, self.fill
-        )
+        return copies.filling(self.question.network, self.forward, self.forward.embedded, self.fill)
 
     def _by_deletion(self, coalitions: Any) -> Any:
         found = np.zeros(coalitions.shape)
         for asked, numbers in copies.batches(self.question, some := self._shortened(coalitions)):
             readings, targets = [some[n].reading for n in numbers], [self.target] * len(numbers)
-            for n, e in zip(
-                numbers, self.inner.explain(asked, readings, targets, ()), strict=True
-            ):
+            for n, e in zip(numbers, self.inner.explain(asked, readings, targets, ()), strict=True):
                 found[n, coalitions[n]] = e.relevance
         return found
 
