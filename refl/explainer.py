@@ -165,8 +165,8 @@ class Explainer:
             )
             for b, seed in enumerate(seeds)
         ]
-        for one in explained if self.conditions else ():
-            one.about["conditions"] = self.conditions.said
+        for e in explained if self.conditions else ():
+            e.about["conditions"] = self.conditions.said
         return explained
 
     def _sweep(

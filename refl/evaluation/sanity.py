@@ -116,7 +116,8 @@ def randomized(network: Network, draw: int = 0) -> Iterator[Network]:
 
 def parts(network: Network) -> dict[str, list[str]]:
     """Part -> the tensors it is the first to read, from the output down: what is above the blocks,
-    each block, what is below. What stands between two blocks goes with the one before.
+    each block, what is below. What stands between two blocks goes with the one before; what has
+    a block's name is that block's, wherever it is read.
     """
     reads = _Reads(network.weights)
     trace = components.watched(network, reads.by(network))
@@ -124,7 +125,8 @@ def parts(network: Network) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {ABOVE: [], **{path: [] for path in trace.blocks[::-1]}}
     found[BELOW] = []
     for name, (block, inside) in reads.first.items():
-        found[ABOVE if block == last and not inside else block or BELOW].append(name)
+        own = next((path for path in trace.blocks if name.startswith(f"{path}.")), None)
+        found[own or (ABOVE if block == last and not inside else block or BELOW)].append(name)
     return {part: names for part, names in found.items() if names}
 
 

@@ -144,9 +144,10 @@ def _with_options(which: Method, options: Mapping[str, Any]) -> Method:
     if not options:
         return which
     options = dict(options)
-    if isinstance(which, Metagame) and "inner" in options:
-        inside = options.pop("inner_options", None)
-        options["inner"] = chosen(options["inner"], options=inside)
+    if isinstance(which, Metagame) and not {"inner", "inner_options"}.isdisjoint(options):
+        first = options.pop("inner", which.inner)
+        first = first.composite if isinstance(first, Table) else first
+        options["inner"] = chosen(first, options=options.pop("inner_options", None))
     known = [one.name for one in fields(which)] if isinstance(which, Attribution) else []
     for name in options:
         if name not in known:
