@@ -123,11 +123,9 @@ class Sweep:
         self, record: Record, relevance: Incoming | None, swept: Swept
     ) -> tuple[Incoming | None, Removed]:
         """What goes on of the relevance of a record's output; and the amount and the rounding scale
-        of what does not, (B,) each. A block that is run again meets the conditions there, where
-        its output has the same names.
+        of what does not, (B,) each. A block that is run again meets them there once more, where
+        nothing is left to remove.
         """
-        if relevance is not None and record.parts and record.parts[0].whole:
-            return relevance, None
         x = record.output.array
         mask = self.conditions.mask(record.output.names, x)
         if mask is None:

@@ -190,13 +190,22 @@ def test_inside_attention_the_plain_form_runs() -> None:
     assert closes(e) and e.ledger[site].absorbed["condition"] != 0
 
 
-def test_any_name_of_a_value_will_do() -> None:
-    """A block's output is the next one's input; two names of one value meet."""
+@pytest.mark.parametrize("through", [False, True])
+def test_any_name_of_a_value_will_do(through: bool) -> None:
+    """A block's output is the next one's input, also where the block is run again; two names of one
+    value meet.
+    """
     model = random_model(LLAMA, 1)
     item = item_of(model)
     a, b = "model.layers.0", "model.layers.1.input"
-    by_site, by_name = (explained(model, item, "attnlrp", {name: (1,)}) for name in (a, b))
-    assert np.array_equal(by_site.relevance, by_name.relevance)
+    by_site, *others = (
+        explained(model, item, "attnlrp", Conditions({name: (1,)}, through), recompute=again)
+        for name in (a, b)
+        for again in (False, True)
+    )
+    for other in others:
+        assert np.array_equal(by_site.relevance, other.relevance)
+        assert other.ledger.as_dict() == by_site.ledger.as_dict()
     both = explained(model, item, "attnlrp", {a: (0,), b: (1,)})
     assert not both.relevance.any()
 
