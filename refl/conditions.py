@@ -73,8 +73,8 @@ class Conditions:
         masks = [_mask(name, self.chosen[name], shape) for name in names if name in self.chosen]
         if not masks:
             return None
-        xp = namespace(like)
-        return xp.asarray(np.logical_and.reduce(masks), dtype=xp.bool, **device_of(like))
+        chosen = np.logical_and.reduce(masks)
+        return namespace(like).asarray(chosen, **device_of(like))
 
     def refuse_strange(self, names: Collection[str]) -> None:
         """Raises ReflError for what is no site: it would change nothing, and say nothing."""

@@ -985,6 +985,7 @@ FAULTS: tuple[Fault, ...] = (
         "            self._leaf(site, array)",
         "tests/refl/test_leaves.py::test_pixels",
         "a run starts from the input whatever leaf it is told to start from",
+    ),
     # -- what is left of a sweep, and of an input --------------------------------------------------
     Fault(
         "condition-goes-around",
