@@ -181,7 +181,7 @@ class _Patches:
         where = np.zeros((len(places), len(a), 1), dtype=bool)
         for b, (of, t) in enumerate(places):
             where[b, t] = of == site
-        return Edit(factor=~where, amount=np.where(where, a, 0))
+        return Edit(factor=np.where(where, 0.0, 1.0), amount=np.where(where, a, 0.0))
 
 
 # -- agreement -------------------------------------------------------------------------------------

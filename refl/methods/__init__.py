@@ -72,11 +72,12 @@ def chosen(
     """A method by its name, by the path of a .toml composite, or as it is; with these options.
     Raises ReflError for what is none, and for an option that it does not take.
     """
-    asked, conditions = _mapped(options), None
+    asked = _mapped(options)
+    conditions = which.conditions if isinstance(which, Table) else None
     if isinstance(which, str) and not which.endswith(".toml"):
         which = method(which)
     if isinstance(which, Table):
-        which, conditions = which.composite, which.conditions
+        which = which.composite
     if not isinstance(which, (str, Path, Composite)):
         if not _is_method(which):
             raise ReflError(

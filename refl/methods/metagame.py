@@ -169,7 +169,8 @@ class _Masked:
                 f"leave it out, or take a table of rules as {argument('inner')}"
             )
         present = coalition[:, None]
-        edit = Edit(factor=present, amount=np.where(present, 0.0, self._filling))
+        factor = np.where(present, 1.0, 0.0)
+        edit = Edit(factor=factor, amount=np.where(present, 0.0, self._filling))
         asked = replace(self.question, edits={**self.question.edits, site: edit})
         return self.inner.explain(asked, [self.reading], [self.target], ())[0].relevance
 

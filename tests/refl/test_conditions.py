@@ -260,3 +260,10 @@ def test_a_list_of_true_and_false_is_a_mask() -> None:
     mask = [[True], *[[False]] * 8]
     by_list, by_index = (explained(model, item, "attnlrp", {site: c}) for c in (mask, (0,)))
     assert np.array_equal(by_list.relevance, by_index.relevance)
+
+
+def test_a_table_keeps_its_conditions() -> None:
+    """Also where it is chosen again: by a metric, or as the inner method of another."""
+    table = under(chosen("attnlrp"), {"model.layers.0": (1,)})
+    assert chosen(table) == table and under(table, None) is table
+    assert chosen(table, eps=1e-3).conditions == table.conditions  # type: ignore[attr-defined]
