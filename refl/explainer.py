@@ -65,7 +65,7 @@ class Explainer:
         self.question.refuse_lengths(readings)
         if self.question.at is not None:
             wanted = wanted[:1]
-        groups = self.question.groups(readings)
+        groups = self.question.groups(readings, alone=bool(self.conditions))
         found: list[list[Any]] = [[None] * len(readings) for _ in wanted]
         for number, group in enumerate(groups):
             members = [readings[b] for b in group]

@@ -219,14 +219,16 @@ def test_a_site_has_what_goes_on() -> None:
 
 
 def test_each_example_of_a_batch_meets_the_same_conditions() -> None:
+    """Counted in its own tokens: -1 is its last one, and no padding behind it."""
     model = random_model(LLAMA, 1)
-    items = [item_of(model, 4), item_of(model, 4)[::-1]]
-    asked = under(chosen("attnlrp"), {"model.layers.0.mlp.act_fn": (..., slice(0, 7))})
+    items = [item_of(model, 4), item_of(model, 4)[::-1], item_of(model, 7)]
+    asked = under(chosen("attnlrp"), {"model.layers.0": (-1, slice(0, 7))})
     question, readings = Question(model), model.readings(items)
-    both = asked.explain(question, readings, [(2, None)] * 2, ())
-    for reading, e in zip(readings, both, strict=True):
+    found = asked.explain(question, readings, [(2, None)] * 3, ())
+    for reading, e in zip(readings, found, strict=True):
         (alone,) = asked.explain(question, [reading], [(2, None)], ())
         assert np.abs(alone.relevance - e.relevance).max() <= 1e-13
+        assert alone.relevance.any()
 
 
 # -- what is refused -------------------------------------------------------------------------------
