@@ -1,7 +1,7 @@
 """Conditional relevance: what flows through some neurons, heads or tokens    R' = m R,  m in {0, 1}
 
     Achtibat et al. 2023, From attribution maps to human-understandable explanations through concept
-    relevance propagation, Nature Machine Intelligence 5, arXiv 2206.03208, eqs. 4 and 5
+    relevance propagation, Nature Machine Intelligence 5, arXiv 2206.03208
 
 At a site what was not chosen is set to 0 before the sweep goes on; what is removed is absorbed
 there as `condition`. In gradient x input form it is g that is set to 0, and with it R = x g.

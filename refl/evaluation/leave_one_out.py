@@ -14,8 +14,9 @@ which they read; to tell the two apart attention can be held:
                    that had nothing else is left at 0)
 
 `by_block` leaves out a token's row of the residual stream at the input of each block: what the
-blocks from there on make of it. (Liu et al. 2025 hold that rules which divide a product among its
-factors agree with it less than CP-LRP in middle and late blocks; METHODS.md of the project.)
+blocks from there on make of it. (You et al. 2025, When LRP Diverges from Leave-One-Out in
+Transformers, arXiv 2510.18810, find that CP-LRP agrees with leave-one-out better than AttnLRP,
+above all in middle and late layers.)
 
 Judged by Pearson, Spearman and Kendall over the tokens of an input, of the scores as they are and
 of their sizes. The patches of a picture are left out by zeros, the mean, a blur or a number.
@@ -52,7 +53,7 @@ class LeaveOneOut:
     fill: str | int | float = "zero"
     attention: str = "live"
 
-    source: ClassVar[str] = "Ali et al. 2022, arXiv 2202.07304; METHODS.md, against leave-one-out"
+    source: ClassVar[str] = "Ali et al. 2022, arXiv 2202.07304; You et al. 2025, arXiv 2510.18810"
     summary: ClassVar[str] = "correlation of the scores with leave-one-out, over an input's tokens"
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@
 
         attribution patching   c = dm/da                        (Nanda 2023; table `gradient`)
         RelP                   c = the coefficients of an LRP table in gradient x input form
-                               (Rezaei Jafari et al. 2025, arXiv 2508.21258, eq. 5; table `relp`)
+                               (Rezaei Jafari et al. 2025, arXiv 2508.21258; table `relp`)
 
 m is the metric: the logit of the clean input's answer less that of the corrupted input's. So a
 component has a positive effect where the clean activation brings the clean answer back. A component

@@ -2,7 +2,7 @@
 
     rho_d = Spearman(scores, scores of the net whose top d parts are random),  d = 0 ... all
 
-    Adebayo et al. 2018, Sanity Checks for Saliency Maps, arXiv 1810.03292, section 4.1: weights are
+    Adebayo et al. 2018, Sanity Checks for Saliency Maps, arXiv 1810.03292: weights are
     randomized part by part from the output down, each on top of those before (cascading)
 
 The parts are the net's blocks; above them what is read after the last (norm, head), below them what
@@ -46,7 +46,7 @@ class Sanity:
     method: str | Method = "attnlrp"
     draw: int = 0
 
-    source: ClassVar[str] = "Adebayo et al. 2018, arXiv 1810.03292, section 4.1"
+    source: ClassVar[str] = "Adebayo et al. 2018, arXiv 1810.03292"
     summary: ClassVar[str] = (
         "rank correlation with the explanation of a net whose weights are random from the top down"
     )

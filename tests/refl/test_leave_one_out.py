@@ -30,7 +30,7 @@ def subject(model: Model, ids: Any = IDS, **how: Any) -> Subject:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_one_value_attention_and_a_linear_head(seed: int) -> None:
-    """CP-LRP is leave-one-out with attention held, token by token (RULES.md, identity 6)."""
+    """CP-LRP is leave-one-out with attention held, token by token."""
     model = value_attention(seed)
     scores = model.explain(IDS, "cp-lrp", target=2, keep=()).relevance
     held, live = (LeaveOneOut("zero", how).effects(subject(model)) for how in ("held", "live"))
