@@ -34,6 +34,8 @@ class Found:
     decoder_relevance    (U,) of what a decoder has written, where there is one
     explained            the number that is explained; by default that of the ledger
     ledger               the conservation ledger, where the method keeps one
+    pairs                (T, T): what each token (a column) adds to the relevance of each (a row),
+                         where the method says so
     """
 
     relevance: Any
@@ -41,6 +43,7 @@ class Found:
     explained: float | None = None
     ledger: Ledger | None = None
     sites: Sites = field(default_factory=Sites)
+    pairs: Any = None
 
 
 def explanation(
@@ -64,6 +67,7 @@ def explanation(
         about=about(question),
         fingerprint=question.network.fingerprint,
         sites=found.sites,
+        pairs=found.pairs,
     )
 
 

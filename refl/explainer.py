@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from refl import arguments
 from refl.answer import Found, explanation
 from refl.arrays import asnumpy, namespace
+from refl.conditions import Conditions
 from refl.edits import INSIDE_ATTENTION, any_expert
 from refl.errors import ReflError, argument, nearest, shown
 from refl.explanation import Explanation, Sites, SitesOnDemand
@@ -39,6 +40,7 @@ class Explainer:
     composite: Composite
     keep: str | Sequence[str] | None = None
     audit: bool = False
+    conditions: Conditions = field(default_factory=Conditions)
 
     def __post_init__(self) -> None:
         if self.network.takes_images:
@@ -63,7 +65,7 @@ class Explainer:
         self.question.refuse_lengths(readings)
         if self.question.at is not None:
             wanted = wanted[:1]
-        groups = self.question.groups(readings)
+        groups = self.question.groups(readings, alone=bool(self.conditions))
         found: list[list[Any]] = [[None] * len(readings) for _ in wanted]
         for number, group in enumerate(groups):
             members = [readings[b] for b in group]
@@ -78,12 +80,13 @@ class Explainer:
         """An Explanation for each beginning of one text, given in the order of their lengths, from
         one forward of the longest: what a decoder computes for a token stays the same however its
         text goes on. Where it does not (dynamic rotary positions beyond those of training, edits),
-        and where sites are kept, whose shapes are those of the beginning, each is run on its own.
+        and where sites are kept or conditioned, whose shapes are those of the beginning, each is
+        run on its own.
         """
         wanted: list[Target] = [(target, None) for target in targets]
         longest = max((len(reading.explained) for reading in readings), default=0)
-        alone = self.patterns or self.question.edits or self.network.batch_dependent(longest)
-        if not readings or alone:
+        of_sites = self.patterns or self.conditions or self.question.edits
+        if not readings or of_sites or self.network.batch_dependent(longest):
             runs = [self.run([r], [[w]]) for r, w in zip(readings, wanted, strict=True)]
             return [explained for ((explained,),) in runs]
         self.question.refuse([wanted])
@@ -108,16 +111,23 @@ class Explainer:
         ]
 
     def _forward(self, readings: Sequence[Reading]) -> Forward:
-        named = self.patterns if self.question.at is None else (*self.patterns, self.question.at[0])
-        forward = self.question.forward(readings, plain=any(map(_fits_attention, named)))
-        self._refuse_strange_patterns(forward.trace)
+        forward = self.question.forward(readings, plain=self.plain)
+        self._refuse_strange(forward.trace)
         return forward
 
-    def _refuse_strange_patterns(self, trace: Trace) -> None:
+    @property
+    def plain(self) -> bool:
+        """Whether a site is named that only the plain form of attention has."""
+        named = (*self.patterns, *self.conditions.chosen)
+        at = () if self.question.at is None else (self.question.at[0],)
+        return any(map(_fits_attention, (*named, *at)))
+
+    def _refuse_strange(self, trace: Trace) -> None:
         """A pattern that names no site would keep nothing, and say nothing."""
-        if {"*"}.issuperset(self.patterns):
+        if {"*"}.issuperset(self.patterns) and not self.conditions:
             return
         names = self.network.sites() if self.question.recompute else trace.values
+        self.conditions.refuse_strange(names)
         for pattern in self.patterns:
             if not fits_any(pattern, names):
                 near = ", ".join(nearest_patterns(pattern, names)) or "none"
@@ -127,6 +137,12 @@ class Explainer:
                 )
 
     # -- a sweep -----------------------------------------------------------------------------------
+
+    def of(self, forward: Forward, targets: Sequence[Target]) -> list[Explanation]:
+        """An Explanation for each example of a run that is there already; its activations are let
+        go of. Raises ReflError where the relevance is not finite.
+        """
+        return self._explained(forward, targets, (0, 1), True)
 
     def _explained(
         self,
@@ -143,12 +159,15 @@ class Explainer:
         for one in found:
             self._refuse_not_finite(one)
         sites = self._sites(forward, swept, seeds)
-        return [
+        explained = [
             explanation(
                 self.question, forward, b, seed, replace(found[b], sites=sites[b]), self.composite
             )
             for b, seed in enumerate(seeds)
         ]
+        for e in explained if self.conditions else ():
+            e.about["conditions"] = self.conditions.said
+        return explained
 
     def _sweep(
         self, forward: Forward, seeds: list[Seed], part: tuple[int, int], last: bool
@@ -168,6 +187,7 @@ class Explainer:
             release=last,
             audit=self.audit,
             progress=lambda: tell("sweep", next(done, 0), part[1] * each),
+            conditions=self.conditions,
         )
         swept = self.question.sweep(forward, sweep, rows)
         lost = [seed.unpropagated(z) for seed, z in zip(seeds, forward.rows, strict=True)]

@@ -174,6 +174,8 @@ class Explanation:
     candidates     the most likely next tokens
     method         what made it: a composite with every parameter; `composite` is the same
     recorded       the conservation ledger, None where the method keeps none; `ledger` is the same
+    pairs          float array (T, T) of a second-order method: pairs[i, j] is what token j adds to
+                   the relevance of token i; a row adds up to it. None for any other
 
     `e[site]` is the relevance at a site, in the shape of its activation without the batch axis.
     """
@@ -203,6 +205,7 @@ class Explanation:
     patch: tuple[int, int] | None = None
     types: list[int] | None = None
     position: int | None = None
+    pairs: Any = None
     fingerprint: Callable[[], str] = field(default=Fingerprint(), repr=False)
     """Of the checkpoint: a hash of all its bytes, so it is formed only when it is asked for."""
 
@@ -357,7 +360,8 @@ class Explanation:
     def _known_dict(self) -> dict[str, Any]:
         """What not every explanation knows."""
         known = ("against_logit", "word_starts", "decoder_word_starts")
-        return {key: getattr(self, key) for key in known if getattr(self, key) is not None}
+        pairs = {} if self.pairs is None else {"pairs": np.asarray(self.pairs).tolist()}
+        return pairs | {key: getattr(self, key) for key in known if getattr(self, key) is not None}
 
     def _decoder_dict(self) -> dict[str, Any]:
         if self.decoder_tokens is None:
@@ -391,6 +395,8 @@ class Explanation:
         }
         if self.picture is not None:
             arrays["picture"] = self.picture
+        if self.pairs is not None:
+            arrays["pairs"] = np.asarray(self.pairs)
         if self.decoder_ids is not None:
             arrays["decoder_ids"] = np.asarray(self.decoder_ids, dtype=np.int64)
             arrays["decoder_relevance"] = np.asarray(self.decoder_relevance)
@@ -434,6 +440,7 @@ def _fields(content: oracle.Oracle) -> dict[str, Any]:
         "decoder_ids": [int(i) for i in arrays["decoder_ids"]] if "decoder_ids" in arrays else None,
         "decoder_relevance": arrays.get("decoder_relevance"),
         "picture": arrays.get("picture"),
+        "pairs": arrays.get("pairs"),
         "patch": None if facts["patch"] is None else tuple(facts["patch"]),
         "types": facts.get("types"),
         "position": facts.get("position"),

@@ -131,12 +131,12 @@ class Question:
 
     # -- a run -------------------------------------------------------------------------------------
 
-    def groups(self, readings: Sequence[Reading]) -> list[list[int]]:
-        """Numbers of the readings that run together: batches of like lengths; with edits, of one
-        length.
+    def groups(self, readings: Sequence[Reading], alone: bool = False) -> list[list[int]]:
+        """Numbers of the readings that run together: batches of like lengths; with edits, or where
+        lengths are to stand `alone`, of one length.
         """
         lengths = [self.network.lengths(reading) for reading in readings]
-        alone = bool(self.edits)  # an index is one of the text, never of padding behind it
+        alone = alone or bool(self.edits)  # an index is one of the text, never of padding behind it
         return grouped(
             lengths, self.batch_tokens, lambda n: alone or self.network.batch_dependent(n)
         )

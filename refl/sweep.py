@@ -17,7 +17,8 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from refl import attention, parallel, pieces
-from refl.arrays import Array, asnumpy_each, can_ask, namespace
+from refl.arrays import Array, asnumpy_each, can_ask, namespace, total
+from refl.conditions import CAUSE, Conditions, split
 from refl.ledger import Entry, Ledger
 from refl.rules.composites import Chosen, Composite
 from refl.rules.conservation import RuleOutput
@@ -27,6 +28,9 @@ from refl.trace import Part, Record, Trace, Value
 
 Incoming: TypeAlias = tuple[Array, Array]
 """What is propagated to a value, in its shape, and the relevance that is, per example, (B,)."""
+
+Removed: TypeAlias = tuple[Array, Array] | None
+"""What a condition has removed: amount and rounding scale, (B,) each."""
 
 
 @dataclass
@@ -43,6 +47,9 @@ class Swept:
     dense: bool = False
     """Whether relevance has come to most rows of a text: until then it is that of one output."""
     ledger: Ledger = field(init=False)
+    pending: list[dict[Value, Incoming]] = field(default_factory=list)
+    """What waits to be passed on while a walk is at some record, in that walk and in those around
+    it."""
 
     def enter(self, entry: Entry) -> None:
         """An operation that runs in parts has one entry: their sum."""
@@ -60,6 +67,7 @@ class Sweep:
     audit      also enter the rounding scale at every site, which its conservation error is judged
                by
     progress   called after each record
+    conditions what of a site goes on, where not all of it does (refl.conditions)
     """
 
     composite: Composite
@@ -67,6 +75,7 @@ class Sweep:
     release: bool = False
     audit: bool = False
     progress: Callable[[], object] = lambda: None
+    conditions: Conditions = field(default_factory=Conditions)
 
     def run(self, trace: Trace, at: Value, seed: Array) -> Swept:
         """Sweep from the value `at`, where `seed` (its shape) is what is to be explained:
@@ -89,19 +98,63 @@ class Sweep:
         return self.composite.formulation == "gradient_x_input"
 
     def _walk(self, trace: Trace, incoming: dict[Value, Incoming], swept: Swept) -> None:
+        swept.pending.append(incoming)
         for record in reversed(trace.records):
             relevance = incoming.pop(record.output, None)
+            removed: Removed = None
+            if self.conditions:
+                relevance, removed = self._conditioned(record, relevance, swept)
             self._keep(record.output, relevance, swept)
             if relevance is not None:
                 per_input = self._step(record)(record, *relevance, incoming, swept)
                 for operand, received in zip(record.operands, per_input, strict=True):
                     if received is not None and isinstance(operand, Value):
                         _accumulate(incoming, operand, received)
+            if removed is not None:
+                swept.enter(self._entry_of_condition(record, removed, swept))
             if self.release:
                 record.output.let_go()
             else:
                 record.output.let_go_for_now()
             self.progress()
+        swept.pending.pop()
+
+    def _conditioned(
+        self, record: Record, relevance: Incoming | None, swept: Swept
+    ) -> tuple[Incoming | None, Removed]:
+        """What goes on of the relevance of a record's output; and the amount and the rounding scale
+        of what does not, (B,) each. A block that is run again meets them there once more, where
+        nothing is left to remove.
+        """
+        x = record.output.array
+        mask = self.conditions.mask(record.output.names, x)
+        if mask is None:
+            return relevance, None
+        around = self._around(swept) if self.conditions.through else []
+        if relevance is None:
+            return None, (sum(around), sum(map(abs, around))) if around else None
+        kept, rest = split(relevance[0], mask)
+        amounts = [self.relevance_sum(x, rest), *around]
+        sizes = [total(abs(rest * x if self.as_gradient else rest)), *map(abs, around)]
+        return (kept, self.relevance_sum(x, kept)), (sum(amounts), sum(sizes))
+
+    @staticmethod
+    def _around(swept: Swept) -> list[Array]:  # (B,) each
+        """The amounts of what waits to be passed on by other ways, which is let go of."""
+        amounts = [amount for waiting in swept.pending for _, amount in waiting.values()]
+        for waiting in swept.pending:
+            waiting.clear()
+        return amounts
+
+    def _entry_of_condition(
+        self, record: Record, removed: tuple[Array, Array], swept: Swept
+    ) -> Entry:
+        """What the site's entry has more: received, and absorbed."""
+        amount, size = removed
+        site, before = record.output.site, swept.entries.get(record.output.site)
+        operation, rule = record.operation, CAUSE if before is None else before.rule
+        scale = size if self.audit else None
+        return Entry(site, operation, rule, amount, {}, {CAUSE: amount}, scale)
 
     def _step(self, record: Record) -> Callable[..., Sequence[Incoming | None]]:
         if not record.parts:
@@ -243,8 +296,10 @@ class Sweep:
             _share_names(stand_in, value)
             if before is not None and part.whole:
                 incoming[stand_in] = before
-        keep = self.keep if part.whole else _nothing  # of a part of a site nothing can be kept
-        replace(self, keep=keep, progress=lambda: None)._walk(trace, incoming, swept)
+        inner = replace(self, progress=lambda: None)
+        if not part.whole:  # of a part of a site nothing can be kept, or chosen
+            inner = replace(inner, keep=_nothing, conditions=Conditions())
+        inner._walk(trace, incoming, swept)
         passed = [incoming.get(stand_in) for stand_in in stand_ins]
         return list(map(_placed, passed, values, received, part.inputs))
 

@@ -108,7 +108,8 @@ def rules_in(formulation: str) -> dict[str, dict[str, Callable[..., RuleOutput]]
     return {name: operation.rules_in(formulation) for name, operation in OPERATIONS.items()}
 
 
-CAUSES: dict[str, str] = {"stabilizer": "the eps in the denominators"} | {
-    cause: words for operation in OPERATIONS.values() for cause, words in operation.causes.items()
-}
+CAUSES: dict[str, str] = {
+    "stabilizer": "the eps in the denominators",
+    "condition": "what conditions did not choose",
+} | {cause: words for operation in OPERATIONS.values() for cause, words in operation.causes.items()}
 """What absorbed relevance -> the same in words."""

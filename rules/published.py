@@ -187,6 +187,17 @@ ATTNLRP_FLATTENED = Composite(
     "the relevance to each factor, in whatever order they are multiplied",
 )
 
+RELP = Composite(
+    "relp",
+    (Rule("matmul", "gradient"), *_PAPER),
+    formulation="gradient_x_input",
+    source="Rezaei Jafari et al. 2025, RelP: Faithful and Efficient Circuit Discovery via "
+    "Relevance Patching, arXiv 2508.21258; LN-rule, Identity-rule and Half-rule, as the README of "
+    "its code sets them",
+    summary="the coefficients of relevance patching: scales of norms and slopes f(x)/x constant, "
+    "half to either factor of a gate; the products of attention by their derivative, in full",
+)
+
 LXT_EXPLICIT = Composite(
     "lxt-explicit",
     (
@@ -223,6 +234,7 @@ METHODS: dict[str, Composite] = {
         DING,
         GRADIENT,
         INPUT_X_GRADIENT,
+        RELP,
         LXT_EXPLICIT,
         ATTNLRP_VIT,
         ATTNLRP_VIT_BOX,

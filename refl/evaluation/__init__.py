@@ -14,6 +14,12 @@ and what they stand on
     judging         methods and metrics, in a plain loop
     statistics      means, standard errors, paired bootstrap intervals
     tuning          options chosen on a part of the data that is not judged
+    known_evidence    the shipped model's grammar says which word decides: is it found?
+    leave_one_out     do the scores agree with what the model does without a token?
+    patching          activation patching, attribution patching and RelP on pairs of inputs
+    sanity            does the explanation change when the weights are randomized?
+    correlation       Pearson, Spearman and Kendall, with ties
+    components        where blocks, attention outputs and MLP outputs are
 """
 
 from __future__ import annotations

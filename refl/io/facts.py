@@ -207,6 +207,7 @@ def check_arrays(
         if starts is not None and len(starts) != len(tokens or ()):
             raise ReflError(f"there are {len(starts)} {group}word_starts, expected one for a token")
     _check_picture(facts, arrays)
+    _check_pairs(arrays)
     check_sites(sites)
     _check_sums(facts, arrays, sites)
     groups = ["activation", "relevance"]
@@ -309,6 +310,15 @@ def _check_input(group: str, facts: Mapping[str, Any], arrays: Mapping[str, Arra
     if (group or "picture" not in arrays) and relevance.shape != (len(ids),):
         raise ReflError(
             f"{group}relevance has shape {relevance.shape}, expected ({len(ids)},) for the tokens"
+        )
+
+
+def _check_pairs(arrays: Mapping[str, Array]) -> None:
+    pairs, tokens = arrays.get("pairs"), len(arrays["input_ids"])
+    if pairs is not None and (pairs.dtype.kind != "f" or pairs.shape != (tokens, tokens)):
+        raise ReflError(
+            f"pairs is of {pairs.dtype} and shape {pairs.shape}, expected floats "
+            f"({tokens}, {tokens}) for the tokens"
         )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from refl.arguments import expected, received
+from refl.conditions import Conditions
 from refl.errors import ReflError, argument, nearest, shown
 from refl.io import composites
 from refl.methods.alti_logit import AltiLogit
@@ -23,6 +24,7 @@ from refl.methods.decompx import DecompX
 from refl.methods.grad_cam import GradCam
 from refl.methods.gradient_rollout import GradientRollout
 from refl.methods.integrated_gradients import IntegratedGradients
+from refl.methods.metagame import Metagame
 from refl.methods.occlusion import LeaveOneOut, Occlusion
 from refl.methods.pa_lrp import PaLrp
 from refl.methods.random import Random
@@ -32,7 +34,7 @@ from refl.methods.voita import Voita
 from refl.rules import published
 from refl.rules.composites import Composite
 
-__all__ = ["METHODS", "Attribution", "Method", "Table", "chosen", "method"]
+__all__ = ["METHODS", "Attribution", "Method", "Table", "chosen", "method", "under"]
 
 FURTHER: tuple[Attribution, ...] = (
     Random(),
@@ -49,6 +51,7 @@ FURTHER: tuple[Attribution, ...] = (
     AltiLogit(),
     DecompX(),
     PaLrp(),
+    Metagame(),
 )
 """Those that are no tables of rules, with their options at the defaults."""
 
@@ -76,6 +79,7 @@ def chosen(
     Raises ReflError for what is none, and for an option that it does not take.
     """
     asked = _mapped(options)
+    conditions = which.conditions if isinstance(which, Table) else None
     if isinstance(which, str) and not which.endswith(".toml"):
         which = method(which)
     if isinstance(which, Table):
@@ -90,7 +94,7 @@ def chosen(
         return _with_options(which, asked)
     _refuse_twice(asked, eps, stabilizer)
     table = composites.chosen(which, eps, stabilizer)
-    return Table(table.with_options(**asked) if asked else table)
+    return under(Table(table.with_options(**asked) if asked else table), conditions)
 
 
 def _is_method(which: Any) -> bool:
@@ -119,6 +123,22 @@ def _refuse_twice(options: Mapping[str, Any], eps: Any, stabilizer: Any) -> None
             )
 
 
+def under(which: Method, conditions: Mapping[str, Any] | Conditions | None) -> Method:
+    """The method under these conditions (refl.conditions): a mapping of sites to what is chosen
+    there, or Conditions. Raises ReflError for a method that is no table of rules.
+    """
+    if conditions is None:
+        return which
+    if not isinstance(conditions, Conditions):
+        conditions = Conditions(conditions)
+    if not isinstance(which, Table):
+        raise ReflError(
+            f"method {which.name} is no table of rules and has no sweep: leave "
+            f"{argument('conditions')} out"
+        )
+    return replace(which, conditions=conditions)
+
+
 def _refuse_rule_options(which: Method, eps: Any, stabilizer: Any) -> None:
     for name, value in (("eps", eps), ("stabilizer", stabilizer)):
         if value is not None:
@@ -130,6 +150,11 @@ def _refuse_rule_options(which: Method, eps: Any, stabilizer: Any) -> None:
 def _with_options(which: Method, options: Mapping[str, Any]) -> Method:
     if not options:
         return which
+    options = dict(options)
+    if isinstance(which, Metagame) and not {"inner", "inner_options"}.isdisjoint(options):
+        first = options.pop("inner", which.inner)
+        first = first.composite if isinstance(first, Table) else first
+        options["inner"] = chosen(first, options=options.pop("inner_options", None))
     known = [one.name for one in fields(which)] if isinstance(which, Attribution) else []
     for name in options:
         if name not in known:

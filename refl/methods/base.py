@@ -16,13 +16,14 @@ kind is a file beside this one, its equation and its source on top, and a class 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from refl import arguments
 from refl.answer import Found, explanation
+from refl.conditions import Conditions
 from refl.errors import ReflError, argument
 from refl.explainer import Explainer
 from refl.explanation import Explanation, MethodFacts
@@ -71,9 +72,10 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Table:
-    """A composite and a sweep."""
+    """A composite and a sweep. `conditions`: what of a site goes on, where not all of it does."""
 
     composite: Composite
+    conditions: Conditions = field(default_factory=Conditions)
 
     passes: ClassVar[str] = "1 forward, 1 sweep (as much as a backward pass)"
     conserved: ClassVar[str] = "all of it: tokens and what each rule absorbs, in the ledger"
@@ -104,7 +106,13 @@ class Table:
         keep: str | Sequence[str] | None = None,
         audit: bool = False,
     ) -> list[Explanation]:
-        return Explainer(question, self.composite, keep, audit).run(readings, [targets])[0]
+        return self.explainer(question, keep, audit).run(readings, [targets])[0]
+
+    def explainer(
+        self, question: Question, keep: str | Sequence[str] | None = None, audit: bool = False
+    ) -> Explainer:
+        """What sweeps."""
+        return Explainer(question, self.composite, keep, audit, self.conditions)
 
 
 @dataclass(frozen=True)

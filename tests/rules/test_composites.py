@@ -59,6 +59,7 @@ EXPECTED = {
     "ding-2017": (PAPER_RULES | {"softmax": "identity"}, "relevance", "sum"),
     "gradient": (DERIVATIVES, "gradient_x_input", "norm"),
     "input-x-gradient": (DERIVATIVES, "gradient_x_input", "sum"),
+    "relp": (PAPER_RULES | {"matmul": "gradient"}, "gradient_x_input", "sum"),
     "lxt-explicit": (PAPER_RULES, "relevance", "sum"),
     "attnlrp-vit": (PAPER_RULES | VISION, "relevance", "sum"),
     "attnlrp-vit-box": (PAPER_RULES | VISION, "relevance", "sum"),
@@ -101,6 +102,9 @@ SOURCES = {
     "weight ratios; norms, which its recurrent network has none of, as in LRP-0",
     "gradient": "Simonyan et al. 2014, Deep Inside Convolutional Networks, arXiv 1312.6034",
     "input-x-gradient": "Shrikumar et al. 2016, Not Just a Black Box, arXiv 1605.01713",
+    "relp": "Rezaei Jafari et al. 2025, RelP: Faithful and Efficient Circuit Discovery via "
+    "Relevance Patching, arXiv 2508.21258; LN-rule, Identity-rule and Half-rule, as the README of "
+    "its code sets them",
     "lxt-explicit": "LXT 2.1, lxt.explicit (relevance form): eps without the sign of z, and two "
     "forms of the matmul denominator",
     "attnlrp-vit": f"{ACHTIBAT}, captions of figures 12 to 16",
@@ -124,6 +128,8 @@ SUMMARIES = {
     "conservation ledger is that of x g",
     "input-x-gradient": "input times gradient: the first-order Taylor term; the rest is absorbed "
     "as offsets",
+    "relp": "the coefficients of relevance patching: scales of norms and slopes f(x)/x constant, "
+    "half to either factor of a gate; the products of attention by their derivative, in full",
     "lxt-explicit": "AttnLRP as LXT's relevance form codes it, to compare with; its stabilizer "
     "is unsigned",
     "attnlrp-vit": "AttnLRP for vision transformers: gamma 0.25 on patches and 0.05 on linear "

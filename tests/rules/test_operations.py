@@ -147,6 +147,8 @@ def test_the_causes_in_words() -> None:
     """As accounts and tables print them."""
     assert CAUSES == {
         "stabilizer": "the eps in the denominators",
+        "condition": "what conditions did not choose",
+        "edit": "what an edit added or put in place",
         "activation_offset": "what an activation's slope at x does not account for",
         "position": "position embeddings",
         "token_type": "token type embeddings",

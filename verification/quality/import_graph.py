@@ -24,7 +24,7 @@ if not (PROJECT / "tests").is_dir():  # reached through the link refl/verificati
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "extras", "version"),
     ("arguments", "arrays", "batching", "buffers", "parallel"),
-    ("edits", "mask", "rules"),
+    ("conditions", "edits", "mask", "rules"),
     ("pieces",),
     ("attention",),
     ("device", "io", "ledger", "seeds", "trace"),

@@ -1,0 +1,130 @@
+"""Conditional relevance: what flows through some neurons, heads or tokens    R' = m R,  m in {0, 1}
+
+    Achtibat et al. 2023, From attribution maps to human-understandable explanations through concept
+    relevance propagation, Nature Machine Intelligence 5, arXiv 2206.03208
+
+At a site what was not chosen is set to 0 before the sweep goes on; what is removed is absorbed
+there as `condition`. In gradient x input form it is g that is set to 0, and with it R = x g.
+
+Most sites of a transformer have a way around them, the residual stream. With `through` what went
+around is removed as well, at the site, and absorbed with the rest: the map is that of the relevance
+which came through what was chosen. Then, at every site, the maps of a partition add up to the map
+of the whole site. Without it the way around is part of every one of them, and they add up to the
+whole only where there is none (the output of a block). Of several sites the relevance has come
+through each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from refl import arguments
+from refl.arrays import Array, asnumpy, device_of, namespace
+from refl.errors import ReflError, argument, nearest, shown
+
+CAUSE = "condition"
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Any name of a value -> what of it is chosen.
+
+    chosen     an array of True and False that broadcasts against the activation of one example
+               (the batch axis left out); or an index as NumPy takes it there: (..., 17) is neuron
+               17 at every token, (3, 17) at token 3 alone, -1 the last token, (2,) head 2 of a
+               site whose first axis counts heads, [] nothing
+    through    whether what goes around a site is removed there too
+    """
+
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    through: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.chosen, Mapping) or not all(isinstance(s, str) for s in self.chosen):
+            raise ReflError(
+                f"{argument('conditions')} has to map sites to what is chosen there, such as "
+                "{'model.layers.0.mlp.act_fn': (..., 17)}, got "
+                f"{arguments.received(self.chosen)}"
+            )
+        for site, chosen in self.chosen.items():
+            if chosen is None:
+                raise arguments.expected(
+                    f"the condition at {site}", "an array of True and False, or an index", None
+                )
+        arguments.flag("through", self.through)
+
+    def __bool__(self) -> bool:
+        return bool(self.chosen)
+
+    @property
+    def said(self) -> str:
+        """The sites, for whoever reads the numbers."""
+        return ", ".join(self.chosen) + " (nothing around)" * self.through
+
+    def mask(self, names: Sequence[str], like: Array) -> Array | None:  # (B, ...) -> (...)
+        """What of a value of these names is chosen, bool; None where nothing is said of it. Raises
+        ReflError for what does not fit its shape.
+        """
+        shape = tuple(like.shape[1:])
+        masks = [_mask(name, self.chosen[name], shape) for name in names if name in self.chosen]
+        if not masks:
+            return None
+        chosen = np.logical_and.reduce(masks)
+        return namespace(like).asarray(chosen, **device_of(like))
+
+    def refuse_strange(self, names: Collection[str]) -> None:
+        """Raises ReflError for what is no site: it would change nothing, and say nothing."""
+        for site in self.chosen:
+            if site not in names:
+                near = ", ".join(nearest(site, names, 3)) or "none"
+                raise ReflError(
+                    f"{argument('conditions')} names {shown(site)!r}, which is no site of this "
+                    f"model; nearest: {near}"
+                )
+
+
+def split(r: Array, mask: Array) -> tuple[Array, Array]:  # (B, ...), (...) -> (B, ...) twice
+    """What goes on, and what is removed: together r, number by number."""
+    xp = namespace(r, mask)
+    nothing = xp.zeros_like(r)
+    return xp.where(mask, r, nothing), xp.where(mask, nothing, r)
+
+
+def _mask(name: str, chosen: Any, shape: tuple[int, ...]) -> Any:  # -> NumPy bool, `shape`
+    if _is_mask(chosen):
+        try:
+            return np.broadcast_to(_on_host(chosen), shape)
+        except ValueError:
+            raise ReflError(
+                f"the condition at {name} is a mask of shape {np.shape(chosen)}, which does not "
+                f"broadcast to the activation of one example, {shape}"
+            ) from None
+    mask = np.zeros(shape, dtype=bool)
+    try:
+        mask[_on_host(chosen)] = True
+    except (IndexError, TypeError, ValueError):
+        raise _no_place(name, chosen, shape) from None
+    return mask
+
+
+def _no_place(name: str, chosen: Any, shape: tuple[int, ...]) -> ReflError:
+    return ReflError(
+        f"the condition at {name} is {arguments.received(chosen)}: expected an array of True and "
+        f"False, or an index into the activation of one example, whose shape is {shape}"
+    )
+
+
+def _on_host(chosen: Any) -> Any:
+    return asnumpy(chosen) if hasattr(chosen, "dtype") else chosen
+
+
+def _is_mask(chosen: Any) -> bool:
+    """True and False, in an array or a list; a tuple is an index."""
+    if isinstance(chosen, list):
+        flat = np.asarray(chosen, dtype=object).ravel()
+        return flat.size > 0 and all(isinstance(one, (bool, np.bool_)) for one in flat)
+    return isinstance(chosen, bool) or "bool" in str(getattr(chosen, "dtype", ""))

@@ -1,0 +1,271 @@
+"""Conditional relevance: closed forms on nets of two operations, partitions on every architecture,
+one answer in whatever way the net is run, and what is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refl.conditions import Conditions
+from refl.errors import ReflError
+from refl.evaluation import components
+from refl.explanation import Explanation
+from refl.methods import chosen, under
+from refl.model import Model
+from refl.question import Question
+from refl.rules.published import LRP_0
+from refl.sweep import Sweep, Swept
+from refl.trace import Trace, Value
+from refl.verification.random_models import ARCHITECTURES, GPT2, LLAMA, VIT, random_model
+
+METHODS = ("attnlrp", "attnlrp-gradient")
+
+
+def explained(
+    model: Model, item: Any, method: str, conditions: Any = None, *, keep: Any = (), **how: Any
+) -> Explanation:
+    """What model.explain gives under conditions, audited."""
+    asked = under(chosen(method), conditions)
+    position = None if model.task in ("class", "image-class") else 1
+    question = Question(model, position=position, **how)
+    decoder = [0, 3] if model.task == "sequence-to-sequence" else None
+    readings = model.readings([item], decoder)
+    return asked.explain(question, readings, [(2, None)], keep, True)[0]
+
+
+def item_of(model: Model, length: int = 5) -> Any:
+    random = np.random.default_rng(length)
+    if model.takes_images:
+        return random.standard_normal((3, *model.config.image))
+    return [int(i) for i in random.integers(1, 17, length)]
+
+
+# -- closed forms ----------------------------------------------------------------------------------
+
+
+def two_layers(around: bool) -> tuple[Trace, Value, Any, Any, Any]:
+    """z = w (U x), with x added where there is a way around; and x, U, w."""
+    random = np.random.default_rng(0)
+    x, u, w = (random.standard_normal(s) for s in ((1, 1, 3), (3, 3), (1, 3)))
+    t = Trace({"u.weight": u, "w.weight": w})
+    leaf = t.scale("x", Value(x, "leaf"), 1.0)
+    h = t.linear("u", leaf)
+    z = t.linear("w", t.add("h", leaf, h) if around else h)
+    return t, z, x, u, w
+
+
+def swept(t: Trace, z: Value, conditions: Conditions) -> Swept:
+    return Sweep(LRP_0, lambda names: "x" in names, audit=True, conditions=conditions).run(
+        t, z, z.array
+    )
+
+
+@pytest.mark.parametrize("around", [False, True])
+@pytest.mark.parametrize("through", [False, True])
+def test_one_neuron_of_two_layers(around: bool, through: bool) -> None:
+    """LRP-0: x_i receives u_1i x_i w_1 by neuron 1, and w_i x_i by the way around."""
+    t, z, x, u, w = two_layers(around)
+    found = swept(t, z, Conditions({"u": (..., 1)}, through))
+    by_neuron = (u[1] * x * w[0, 1])[0, 0]
+    by_stream = (w * x[0])[0] if around and not through else 0.0
+    assert np.abs(found.propagated["x"][0, 0] - (by_neuron + by_stream)).max() <= 1e-14
+    hidden = (u @ x[0, 0]) * w[0]
+    removed = hidden.sum() - hidden[1] + (float((w * x[0]).sum()) if around and through else 0.0)
+    entry = found.ledger["u"]
+    assert entry.absorbed["condition"][0] == pytest.approx(removed, abs=1e-13)
+    assert entry.received[0] == pytest.approx(removed + hidden[1], abs=1e-13)
+
+
+def test_what_arrives_at_nothing_chosen_is_nothing() -> None:
+    """Every number is absorbed at the site, and the account closes."""
+    t, z, *_ = two_layers(around=True)
+    found = swept(t, z, Conditions({"u": []}, through=True))
+    assert not found.propagated["x"].any()
+    assert found.ledger.absorbed["condition"][0] == pytest.approx(float(z.array.sum()), abs=1e-13)
+
+
+def test_through_a_site_that_nothing_reaches() -> None:
+    """The first operand of a product under a rule that gives it nothing: all went around."""
+    random = np.random.default_rng(1)
+    t = Trace({})
+    a, b = (t.scale(n, Value(random.standard_normal((1, 2, 2)), f"{n}.leaf"), 1.0) for n in "ab")
+    z = t.matmul("z", t.scale("p", a, 2.0), b, role="attention.context")
+    table = chosen("cp-lrp").facts()
+    sweep = Sweep(table, lambda names: "b" in names, conditions=Conditions({"p": ...}, True))
+    found = sweep.run(t, z, np.ones_like(z.array))
+    assert not found.propagated["b"].any()
+    assert found.ledger["p"].absorbed["condition"][0] == pytest.approx(z.array.sum())
+
+
+# -- partitions, on every architecture -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_partitions_add_up(name: str) -> None:
+    """Over the tokens of a block's output to the whole; over neurons and heads of a site with a way
+    around to what comes through it, and with the way around once to the whole.
+    """
+    model = random_model(ARCHITECTURES[name], 1)
+    item, method = item_of(model), METHODS[len(name) % 2]
+    whole = explained(model, item, method)
+    for site, axis, cut in sites_of(model, item):
+        count = whole_shape(model, item, site)[axis]
+        one = [np.arange(count) == k for k in range(count)]
+        masks = [m.reshape((-1, *(1,) * (-axis - 1))) for m in (one[0], one[1], ~(one[0] | one[1]))]
+        inside = [explained(model, item, method, Conditions({site: m}, True)) for m in masks]
+        all_of_it = explained(model, item, method, Conditions({site: ...}, True))
+        whole_is(all_of_it, [e.relevance for e in inside], whole)
+        assert all(closes(e) for e in (*inside, all_of_it))
+        if cut:
+            whole_is(whole, [e.relevance for e in inside], whole)
+            continue
+        kept = [explained(model, item, method, {site: m}).relevance for m in masks]
+        bypass = explained(model, item, method, {site: []}).relevance
+        whole_is(whole, [bypass, *(r - bypass for r in kept)], whole)
+
+
+def sites_of(model: Model, item: Any) -> list[tuple[str, int, bool]]:
+    """(site, axis that is partitioned, whether it has no way around)"""
+    trace = (
+        Question(model, position=None if model.task in ("class", "image-class") else 1)
+        .forward(model.readings([item], [0, 3] if model.task == "sequence-to-sequence" else None))
+        .trace
+    )
+    sites = {r.role: r.output.site for r in trace.records if ".experts." not in r.output.site}
+    neurons = sites.get("mlp.activation") or sites["expert.sum"]
+    cut = components.blocks(model)[-1]
+    return [(cut, -2, True), (neurons, -1, False), (sites["attention.context"], -3, False)]
+
+
+def whole_shape(model: Model, item: Any, site: str) -> tuple[int, ...]:
+    return explained(model, item, "attnlrp", keep=[site]).activation(site).shape
+
+
+def whole_is(e: Explanation, maps: list[Any], size_of: Explanation) -> None:
+    bound = 1e-12 * max(1.0, float(np.abs(size_of.relevance).max()))
+    assert np.abs(sum(maps) - e.relevance).max() <= bound
+
+
+def closes(e: Explanation) -> bool:
+    assert e.ledger.rounding_bound is not None
+    return abs(e.ledger.conservation_error) <= e.ledger.rounding_bound
+
+
+# -- however it is run -----------------------------------------------------------------------------
+
+HEADS = {"LLAMA": "model.layers.0.self_attn.context", "GPT2": "transformer.h.0.attn.context"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("through", [False, True])
+@pytest.mark.parametrize("name", HEADS)
+def test_one_map_in_parts_and_in_one_piece(name: str, through: bool, method: str) -> None:
+    """Recomputed, attention by tiles, and as recorded operations: 80 tokens are more than are held
+    otherwise.
+    """
+    model = random_model({"LLAMA": LLAMA, "GPT2": GPT2}[name], 2)
+    item, conditions = item_of(model, 80), Conditions({HEADS[name]: (2,)}, through)
+    e = explained(model, item, method, conditions)
+    others = [
+        explained(model, item, method, conditions, recompute=True),
+        explained(model, item, method, conditions, keep="*.probabilities"),
+        explained(model, item, method, conditions, keep="*.probabilities", recompute=True),
+    ]
+    for other in others:
+        assert np.abs(other.relevance - e.relevance).max() <= 1e-12 * np.abs(e.relevance).max()
+        amounts = [x.ledger.absorbed["condition"] for x in (other, e)]
+        assert amounts[0] == pytest.approx(amounts[1], rel=1e-9)
+        assert closes(other)
+
+
+def test_inside_attention_the_plain_form_runs() -> None:
+    """Relevance through the attention to the first token alone, of 80."""
+    model = random_model(LLAMA, 2)
+    site = "model.layers.1.self_attn.probabilities"
+    e = explained(model, item_of(model, 80), "attnlrp", {site: (..., 0)}, keep=[site])
+    assert e[site][..., 0].any() and not e[site][..., 1:].any()
+    assert closes(e) and e.ledger[site].absorbed["condition"] != 0
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_any_name_of_a_value_will_do(through: bool) -> None:
+    """A block's output is the next one's input, also where the block is run again; two names of one
+    value meet.
+    """
+    model = random_model(LLAMA, 1)
+    item = item_of(model)
+    a, b = "model.layers.0", "model.layers.1.input"
+    by_site, *others = (
+        explained(model, item, "attnlrp", Conditions({name: (1,)}, through), recompute=again)
+        for name in (a, b)
+        for again in (False, True)
+    )
+    for other in others:
+        assert np.array_equal(by_site.relevance, other.relevance)
+        assert other.ledger.as_dict() == by_site.ledger.as_dict()
+    both = explained(model, item, "attnlrp", {a: (0,), b: (1,)})
+    assert not both.relevance.any()
+
+
+def test_a_site_has_what_goes_on() -> None:
+    model = random_model(LLAMA, 1)
+    site = "model.layers.0.mlp.act_fn"
+    e = explained(model, item_of(model), "attnlrp", {site: (..., 3)}, keep=[site])
+    assert e[site][:, 3].any() and not np.delete(e[site], 3, axis=1).any()
+    assert e.about["conditions"] == site
+
+
+def test_each_example_of_a_batch_meets_the_same_conditions() -> None:
+    """Counted in its own tokens: -1 is its last one, and no padding behind it."""
+    model = random_model(LLAMA, 1)
+    items = [item_of(model, 4), item_of(model, 4)[::-1], item_of(model, 7)]
+    asked = under(chosen("attnlrp"), {"model.layers.0": (-1, slice(0, 7))})
+    question, readings = Question(model), model.readings(items)
+    found = asked.explain(question, readings, [(2, None)] * 3, ())
+    for reading, e in zip(readings, found, strict=True):
+        (alone,) = asked.explain(question, [reading], [(2, None)], ())
+        assert np.abs(alone.relevance - e.relevance).max() <= 1e-13
+        assert alone.relevance.any()
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("conditions", "said"),
+    [
+        ({"model.layers.7": (1,)}, "names 'model.layers.7', which is no site of this model"),
+        ({"model.layers.0": (..., 99)}, r"index into the activation of one example, whose shape"),
+        ({"model.layers.0": np.ones(3, dtype=bool)}, r"mask of shape \(3,\), which does not broad"),
+        ({"model.layers.0": [0.5]}, "expected an array of True and False, or an index"),
+        ({"model.layers.0": None}, "expected an array of True and False, or an index"),
+        ([("model.layers.0", 1)], "has to map sites to what is chosen there"),
+    ],
+)
+def test_conditions_that_are_none(conditions: Any, said: str) -> None:
+    with pytest.raises(ReflError, match=said):
+        explained(random_model(LLAMA, 1), [1, 2, 3, 4], "attnlrp", conditions)
+
+
+def test_a_method_without_a_sweep_refuses() -> None:
+    with pytest.raises(ReflError, match="method random is no table of rules and has no sweep"):
+        under(chosen("random"), {"model.layers.0": (1,)})
+
+
+def test_a_list_of_true_and_false_is_a_mask() -> None:
+    model = random_model(VIT, 1)
+    item = item_of(model)
+    site = "vit.encoder.layer.0"
+    mask = [[True], *[[False]] * 8]
+    by_list, by_index = (explained(model, item, "attnlrp", {site: c}) for c in (mask, (0,)))
+    assert np.array_equal(by_list.relevance, by_index.relevance)
+
+
+def test_a_table_keeps_its_conditions() -> None:
+    """Also where it is chosen again: by a metric, or as the inner method of another."""
+    table = under(chosen("attnlrp"), {"model.layers.0": (1,)})
+    assert chosen(table) == table and under(table, None) is table
+    assert chosen(table, eps=1e-3).conditions == table.conditions  # type: ignore[attr-defined]
