@@ -163,7 +163,6 @@ def test_the_causes_in_words() -> None:
         "softmax_offset": "the constant part of softmax's Taylor expansion",
         "mask": "positions hidden by the mask",
         "constant": "what arrived at something treated as a constant",
-        "edit": "what an edit added or put in place",
     }
 
 
