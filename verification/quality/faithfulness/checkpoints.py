@@ -22,7 +22,7 @@ from refl.model import Model
 from refl.verification.quality.faithfulness.inputs import INPUTS, SHARED
 
 GRIDS: dict[str, dict[str, list[Any]]] = {
-    "smoothgrad": {"s": [0.01, 0.05, 0.1, 0.25]},
+    "smoothgrad": {"noise": [0.01, 0.05, 0.1, 0.25]},
     "atman": {"p": [0.1, 0.5, 0.9, 1.0]},
     "attention-rollout": {"discard": [0.0, 0.5, 0.9]},
 }
