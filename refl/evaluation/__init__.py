@@ -3,6 +3,9 @@ is changed, held against what the explanation says. A file per question.
 
     perturbation    dA: the output while units are replaced in the order of their scores
     evidence        the data says which tokens decide: are they found?
+    leave_one_out   do the scores agree with what the model does without a token?
+    patching        activation patching, attribution patching and RelP on pairs of inputs
+    sanity          does the explanation change when the weights are randomized?
 
 and what they stand on
 
@@ -13,13 +16,9 @@ and what they stand on
     scores          scores from elsewhere: arrays, files
     judging         methods and metrics, in a plain loop
     statistics      means, standard errors, paired bootstrap intervals
+    correlation     Pearson, Spearman and Kendall, with ties
+    components      where blocks, attention outputs and MLP outputs are
     tuning          options chosen on a part of the data that is not judged
-    known_evidence    the shipped model's grammar says which word decides: is it found?
-    leave_one_out     do the scores agree with what the model does without a token?
-    patching          activation patching, attribution patching and RelP on pairs of inputs
-    sanity            does the explanation change when the weights are randomized?
-    correlation       Pearson, Spearman and Kendall, with ties
-    components        where blocks, attention outputs and MLP outputs are
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ from typing import Any, Protocol
 from refl.arrays import asnumpy
 from refl.errors import ReflError, nearest, shown
 from refl.evaluation.evidence import Evidence
+from refl.evaluation.leave_one_out import LeaveOneOut
 from refl.evaluation.perturbation import Perturbation
+from refl.evaluation.sanity import Sanity
 from refl.evaluation.subject import Case, Item, Judged, Metric, Subject
 from refl.methods import chosen
 from refl.model import Model
@@ -24,6 +26,8 @@ METRICS: dict[str, Metric] = {
     "flip": Perturbation("flip"),
     "insert": Perturbation("insert"),
     "evidence": Evidence(),
+    "leave-one-out": LeaveOneOut(),
+    "sanity": Sanity(),
 }
 """With their options at the defaults."""
 

@@ -62,9 +62,10 @@ class Sanity:
 
     @property
     def name(self) -> str:
-        """With every option."""
-        draw = f":draw={self.draw}" if self.draw else ""
-        return f"sanity:method={chosen(self.method).name}{draw}"
+        """With every option that is not the default."""
+        method = chosen(self.method).name
+        said = ["sanity"] + [f"method={method}"] * (method != "attnlrp")
+        return ":".join(said + [f"draw={self.draw}"] * (self.draw != 0))
 
     def refuse(self, subject: Subject) -> None:
         """Raises ReflError for a net that the method is not defined for."""

@@ -108,4 +108,4 @@ def test_what_is_refused() -> None:
         Sanity(draw=-1)
     with pytest.raises(ReflError, match=r"scores of shape \(3,\) beside an explanation of \(7,\)"):
         Sanity().judge(subject(random_model(LLAMA, 1)), np.ones(3))
-    assert Sanity("cp-lrp", 2).name == "sanity:method=cp-lrp:draw=2"
+    assert Sanity("cp-lrp", 2).name == "sanity:method=cp-lrp:draw=2" and Sanity().name == "sanity"
