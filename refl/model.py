@@ -9,10 +9,10 @@ from typing import Any
 
 from refl import arguments
 from refl.batching import TOKENS
+from refl.conditions import Conditions
 from refl.device import placer, room
 from refl.edits import Edits
 from refl.errors import ReflError, argument, shown
-from refl.explainer import Explainer
 from refl.explanation import Explanation
 from refl.io.config import decoder_start_id, eos_ids, labels, probability, read_config
 from refl.io.images import Preparation, is_one, read_preparation
@@ -20,7 +20,7 @@ from refl.io.names import named_weights
 from refl.io.text import Text
 from refl.io.unused import settle
 from refl.io.weights import Weights
-from refl.methods import Method, Table, chosen
+from refl.methods import Method, Table, chosen, under
 from refl.nets import NETS
 from refl.nets.config import brief, parse
 from refl.nets.heads import by_tensors
@@ -32,10 +32,13 @@ from refl.show.explanation import Batch
 SHIPPED = Path(__file__).parent / "shipped"
 """The small model that comes with refl."""
 
-EACH = ("keep", "position", "recompute", "audit", "progress", "batch_tokens", "edits", "options")
+EACH = (
+    *("keep", "position", "recompute", "audit", "progress", "batch_tokens", "edits", "options"),
+    "conditions",
+)
 """Options of `explain` that `explain_each` hands on as they are."""
 
-GENERATED = ("keep", "recompute", "audit", "progress", "edits", "options")
+GENERATED = ("keep", "recompute", "audit", "progress", "edits", "options", "conditions")
 """Those of `explain_generated`."""
 
 DTYPES = ("float32", "float64")
@@ -195,6 +198,7 @@ class Model(Network):
         pair: Any = None,
         edits: Edits | None = None,
         options: Mapping[str, Any] | None = None,
+        conditions: Mapping[str, Any] | Conditions | None = None,
     ) -> Any:
         """Explain the next token after a text (the masked token in it, the class it is put in: what
         the model does), or after a list of token ids, or after each of a list of those (a padded
@@ -231,6 +235,9 @@ class Model(Network):
         edits         site -> refl.Edit: what is changed there in the run that is explained. Inputs
                       of different lengths are then run apart: an index counts no padding
         options       options of the method by name: {"steps": 64} of integrated-gradients, say
+        conditions    site -> what of its relevance goes on (a mask, or an index as of refl.Edit);
+                      the rest is set to 0 there and absorbed. A refl.conditions.Conditions with
+                      through=True also leaves out what goes around the site. For tables of rules
         batch_tokens  how many tokens are run at once, padding counted: a longer list is sorted by
                       length and run in batches of at most that (a single input may be longer).
                       An input's numbers are the same in any batch to rounding; for dynamic rotary
@@ -246,7 +253,7 @@ class Model(Network):
                 f"{argument('at=')} says what is explained: leave {argument('target')}, "
                 f"{argument('contrast')}, {argument('position')} and {argument('seed')} out"
             )
-        how = chosen(method, eps, stabilizer, options)
+        how = under(chosen(method, eps, stabilizer, options), conditions)
         question = Question(
             network=self,
             kind=seed,
@@ -301,7 +308,7 @@ class Model(Network):
         types = None if types is None else [types]
         readings = self.readings([item], decoder, types, self._seconds(True, pair))
         if isinstance(asked, Table):
-            explainer = Explainer(question, asked.composite, **kept)
+            explainer = asked.explainer(question, **kept)
             return Batch(one for (one,) in explainer.run(readings, wanted))
         return Batch(
             one for row in wanted for one in asked.explain(question, readings, row, **kept)
@@ -345,7 +352,7 @@ class Model(Network):
         begun = [replace(reading, **{part: whole[:end]}) for end in range(first, len(whole))]
         targets = whole[first:]
         if isinstance(asked, Table):
-            return Batch(Explainer(question, asked.composite, **kept).successive(begun, targets))
+            return Batch(asked.explainer(question, **kept).successive(begun, targets))
         return Batch(asked.explain(question, begun, [(target, None) for target in targets], **kept))
 
     def _asked(
@@ -359,6 +366,7 @@ class Model(Network):
         """A method, a question, and what to keep, from options by their names."""
         kept: dict[str, Any] = {name: how.pop(name) for name in ("keep", "audit") if name in how}
         asked = chosen(method, eps, stabilizer, how.pop("options", None))
+        asked = under(asked, how.pop("conditions", None))
         how["edits"] = {} if how.get("edits") is None else how["edits"]
         return asked, Question(self, seed, **how), kept
 

@@ -269,3 +269,20 @@ def test_a_table_keeps_its_conditions() -> None:
     table = under(chosen("attnlrp"), {"model.layers.0": (1,)})
     assert chosen(table) == table and under(table, None) is table
     assert chosen(table, eps=1e-3).conditions == table.conditions  # type: ignore[attr-defined]
+
+
+def test_by_the_public_door() -> None:
+    """explain, explain_each and explain_generated; other methods refuse."""
+    model, conditions = random_model(LLAMA, 1), {"model.layers.0": (1,)}
+    e = model.explain([3, 5, 2], target=2, conditions=conditions)
+    expected = under(chosen("attnlrp"), conditions).explain(
+        Question(model), model.readings([[3, 5, 2]]), [(2, None)], ()
+    )[0]
+    assert np.array_equal(e.relevance, expected.relevance) and e.relevance.any()
+    (each,) = model.explain_each([3, 5, 2], [2], conditions=conditions)
+    assert np.array_equal(each.relevance, expected.relevance)
+    (first, *_) = model.explain_generated([3, 5, 2], 2, conditions=conditions)
+    asked = model.explain([3, 5, 2], target=first.target_id, conditions=conditions)
+    assert np.array_equal(first.relevance, asked.relevance)
+    with pytest.raises(ReflError, match="leave conditions= out|leave conditions out"):
+        model.explain([3, 5, 2], "random", conditions=conditions)
