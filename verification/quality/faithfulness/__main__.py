@@ -8,7 +8,7 @@ import argparse
 import datetime
 import json
 import multiprocessing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 
 from refl.io.files import atomic_write
 from refl.verification.quality.faithfulness import claims, page
-from refl.verification.quality.faithfulness.checkpoints import PARTS, opened, result
+from refl.verification.quality.faithfulness.checkpoints import PARTS, opened, results
 from refl.verification.quality.import_graph import PROJECT
 from refl.version import __version__
 
@@ -40,7 +40,7 @@ EVIDENCE = (
 
 def parts(inputs: int) -> dict[str, Callable[[], Any]]:
     """Name -> what computes it."""
-    jobs: dict[str, Callable[[], Any]] = {name: partial(result, name, inputs) for name in PARTS}
+    jobs: dict[str, Callable[[], Any]] = {name: partial(results, name, inputs) for name in PARTS}
     for name in ("babyllama105", "stories260K"):
         jobs[f"agreement {name}"] = partial(_agreement, name, inputs)
         jobs[f"patching {name}"] = partial(_patching, name, inputs // 2)
@@ -62,9 +62,15 @@ def _patching(name: str, count: int) -> Any:
 
 
 def _kept(folder: Path, name: str, job: Callable[[], Any]) -> Any:
-    path = folder / f"{name}.json"
+    """What is there already, or computed; of a job that comes in pieces what there is so far lies
+    beside.
+    """
+    path, so_far = folder / f"{name}.json", folder / f"{name}.so-far.json"
     if not path.exists():
-        atomic_write(path, json.dumps(job(), default=float).encode("utf-8"))
+        found = job()
+        for one in found if isinstance(found, Iterator) else [found]:
+            atomic_write(so_far, json.dumps(one, default=float).encode("utf-8"))
+        so_far.replace(path)
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -79,8 +79,10 @@ def opened(name: str, dtype: str = "float32") -> Model:
     return refl.load(None if name == "shipped" else SHARED / "checkpoints" / name, dtype=dtype)
 
 
-def result(name: str, count: int) -> dict[str, Any]:
-    """Of so many inputs, those held out not counted."""
+def results(name: str, count: int) -> Iterator[dict[str, Any]]:
+    """After every PIECE of inputs what is known of those so far; at last of `count`, those held out
+    not counted.
+    """
     model, part = opened(name, PARTS[name].dtype), PARTS[name]
     items = INPUTS[name](model, count + HELD_OUT)
     held_out, rest = split(items, HELD_OUT)
@@ -89,16 +91,14 @@ def result(name: str, count: int) -> dict[str, Any]:
     methods |= {
         label: chosen(label, options=how) for label, how in tunings.items() if label in methods
     }
-    seconds, rows = judged(model, methods, rest, part)
-    return {
+    facts = {
         "checkpoint": name,
-        "inputs": len(rest),
-        "tokens": [len(item.input) for item in rest if isinstance(item.input, list)],
-        "tuned": {label: how for label, how in tunings.items() if how},
+        "tokens": [len(model.read(i.input)) for i in rest] if not model.takes_images else [],
+        "tuned": {label: how for label, how in tunings.items() if how and label in methods},
         "refused": refused,
-        "seconds": seconds,
-        "numbers": rows,
     }
+    for done, seconds, numbers in judged(model, methods, rest, part):
+        yield facts | {"inputs": done, "seconds": seconds, "numbers": numbers}
 
 
 METHODS_BY = {name: name for name in METHODS if name not in LEFT_OUT}
@@ -131,9 +131,9 @@ def tuned_methods(
 
 def judged(
     model: Model, methods: Mapping[str, Method], items: Sequence[Item], part: Part
-) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
-    """Seconds for an input by method; and by number, by method, that of each input."""
-    seconds = dict.fromkeys(methods, 0.0)
+) -> Iterator[tuple[int, dict[str, float], dict[str, dict[str, list[float]]]]]:
+    """Inputs so far; seconds for one by method; and by number, by method, that of each input."""
+    spent = dict.fromkeys(methods, 0.0)
     found: dict[str, dict[str, list[float]]] = {}
     for first in range(0, len(items), PIECE):
         subjects = [Subject.read(model, item) for item in items[first : first + PIECE]]
@@ -141,7 +141,7 @@ def judged(
         for name, method in methods.items():
             start = time.perf_counter()
             scored[name] = cases(method, subjects)
-            seconds[name] += (time.perf_counter() - start) / len(items)
+            spent[name] += time.perf_counter() - start
         for label, which in part.metrics.items():
             one = metric(which)
             every = [case for each in scored.values() for case in each]
@@ -151,7 +151,8 @@ def judged(
                     for number, value in next(answers).numbers.items():
                         column = found.setdefault(f"{label}: {number}", {})
                         column.setdefault(name, []).append(float(value))
-    return seconds, found
+        done = first + len(subjects)
+        yield done, {name: seconds / done for name, seconds in spent.items()}, found
 
 
 def ranking(columns: Mapping[str, Sequence[float]]) -> list[tuple[str, float, float]]:
