@@ -27,6 +27,10 @@ class Output(str):
     """The name of a file that is to be written."""
 
 
+class OutputFolder(str):
+    """The name of a folder that is to be written to."""
+
+
 class Source(str):
     """What may be the name of a file that is read; - is standard input."""
 
@@ -59,6 +63,13 @@ def output(name: str) -> Output:
     if not name:
         raise argparse.ArgumentTypeError("expected the name of a file, got an empty one")
     return Output(name)
+
+
+def folder(name: str) -> OutputFolder:
+    """The type of an option that names a folder to write to."""
+    if not name:
+        raise argparse.ArgumentTypeError("expected the name of a folder, got an empty one")
+    return OutputFolder(name)
 
 
 def _has_file(stream: object) -> bool:
