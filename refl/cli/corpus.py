@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from refl.cli.files import Source, folder
@@ -39,9 +40,7 @@ def add(p: Any) -> None:
     g.add_argument(
         "--out", type=folder, metavar="FOLDER", help="where to write the shards, a row per input"
     )
-    g.add_argument(
-        "--format", choices=("jsonl", "parquet"), help="of the shards (default: jsonl)"
-    )
+    g.add_argument("--format", choices=("jsonl", "parquet"), help="of the shards (default: jsonl)")
     spread(g)
 
 
@@ -97,7 +96,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(done.as_dict())
         return 0
-    there = "" if done.made == done.shards else f", {done.shards - done.made} of them finished before"
+    there = (
+        "" if done.made == done.shards else f", {done.shards - done.made} of them finished before"
+    )
     words = f"{done.inputs} inputs in {done.shards} shards{there}"
     print_lines([[("wrote ", "dim"), (shown(done.folder), ""), (f": {words}", "dim")]], args)
     return 0
@@ -134,11 +135,11 @@ def pool(args: argparse.Namespace) -> Iterator[Any]:
 
 def _client(address: str) -> Any:
     try:
-        from distributed import Client
+        distributed = import_module("distributed")
     except ImportError:
         raise ReflError(f"--dask needs dask: {install('dask')}, or take --workers") from None
     try:
-        return Client(address, timeout=10, set_as_default=False)
+        return distributed.Client(address, timeout=10, set_as_default=False)
     except (OSError, ValueError) as reason:
         raise ReflError(
             f"no dask scheduler answers at {shown(address)}: {reason or type(reason).__name__}"

@@ -17,8 +17,9 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,6 +95,8 @@ class Job:
 
     def run(self, pool: Pool | None, workers: int | None, progress: Progress | None) -> Done:
         """Raises ReflError for data, a folder or a worker that cannot be used."""
+        if workers is not None:
+            arguments.positive("workers", workers)
         tell = progress or _silent
         tell("reading", 0, 0)
         found = survey(self.file, self.model, self.limit)
@@ -154,22 +157,11 @@ def _parts(found: Iterable[Line], size: int) -> Iterator[list[Line]]:
         yield part
 
 
-class _workers:
-    """Processes where they are asked for, else this one."""
-
-    def __init__(self, workers: int | None, tasks: int) -> None:
-        if workers is not None:
-            arguments.positive("workers", workers)
-        self.pool = (
-            InThisProcess() if workers is None or not tasks else Processes(min(workers, tasks))
-        )
-
-    def __enter__(self) -> Pool:
-        return self.pool
-
-    def __exit__(self, *_: object) -> None:
-        if isinstance(self.pool, Processes):
-            self.pool.again()
+def _workers(workers: int | None, tasks: int) -> AbstractContextManager[Pool]:
+    """Processes where they are asked for, no more than there are tasks; else this one."""
+    if workers is None or not tasks:
+        return nullcontext(InThisProcess())
+    return Processes(min(workers, tasks))
 
 
 # -- a corpus explained ----------------------------------------------------------------------------
@@ -343,13 +335,12 @@ def _jsonl(rows: Iterable[dict[str, Any]]) -> bytes:
 
 def _pyarrow() -> Any:
     try:
-        import pyarrow
-        import pyarrow.parquet
+        import_module("pyarrow.parquet")
+        return import_module("pyarrow")
     except ImportError:
         raise ReflError(
             f"Parquet needs pyarrow: {install('parquet')}, or take {argument('format')} jsonl"
         ) from None
-    return pyarrow
 
 
 def parquet(rows: Iterable[dict[str, Any]]) -> bytes:

@@ -15,6 +15,7 @@ and what is known of it, all of it optional:
     evidence               what decides: numbers of tokens [4, 5], words ["keys"], or characters
                            [[8, 12]], from and to; evidence_tokens, evidence_words (texts, or their
                            numbers as blanks part them) and evidence_spans are each of one kind
+    support, or support_tokens    numbers of tokens that are evidence in the wide sense
     name, or id            by default the number of the line
 
 Every other key is kept as a fact. A line that cannot be used is refused in a sentence that names
@@ -95,8 +96,7 @@ def survey(path: str | Path, model: Model, limit: int | None = None) -> Survey:
         digest.update(line.content.strip() + b"\n")
         count += 1
         record = parsed(line)
-        if record.item.evidence is not None or record.find is not None:
-            record.settled(model)
+        record.settled(model)
     if not count:
         raise ReflError(f"{shown(path)} has no input: expected a JSON object on each line")
     return Survey(count, digest.hexdigest())
@@ -129,9 +129,11 @@ class Record:
         outside the input.
         """
         if self.find is not None:
-            return replace(self.item, evidence=self._tokens(model))
-        if self.item.evidence:
-            self._refuse_outside(self.item.evidence, model)
+            return replace(
+                self, item=replace(self.item, evidence=self._tokens(model)), find=None
+            ).settled(model)
+        if numbers := (*(self.item.evidence or ()), *self.item.facts.get("support", ())):
+            self._refuse_outside(numbers, model)
         return self.item
 
     def _tokens(self, model: Model) -> tuple[int, ...]:
@@ -140,7 +142,9 @@ class Record:
         with self.named():
             spans = model.text.spans(self.item.input)
         return tuple(
-            t for t, span in enumerate(spans) if span and any(_meet(span, f) for f in self.find or ())
+            t
+            for t, span in enumerate(spans)
+            if span and any(_overlap(span, f) for f in self.find or ())
         )
 
     def _refuse_outside(self, evidence: tuple[int, ...], model: Model) -> None:
@@ -173,7 +177,7 @@ class _Named:
             raise self.line.refused(error) from error
 
 
-def _meet(a: Span, b: Span) -> bool:
+def _overlap(a: Span, b: Span) -> bool:
     return max(a[0], b[0]) < min(a[1], b[1])
 
 
@@ -202,9 +206,18 @@ def parsed(line: Line) -> Record:
         types=_checked(line, said, "types"),
         position=_checked(line, said, "position"),
         evidence=evidence,
-        facts={k: v for k, v in said.items() if k not in KNOWN and k != key},
+        facts=_facts(line, said, key),
     )
     return Record(line, item, find)
+
+
+def _facts(line: Line, said: dict[str, Any], key: str) -> dict[str, Any]:
+    """What else is said; `support`, tokens that are evidence in the wide sense, once checked."""
+    facts = {k: v for k, v in said.items() if k not in KNOWN and k != key}
+    for name in SUPPORT:
+        if said.get(name) is not None:
+            facts["support"] = _checked(line, said, name)
+    return facts
 
 
 def _object(line: Line) -> dict[str, Any]:
@@ -269,11 +282,15 @@ CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "pair": (_text, "a text"),
     "types": (_numbers, "a list of token type ids"),
     "position": (_whole, "the number of a token"),
+    "support": (_numbers, "numbers of tokens"),
+    "support_tokens": (_numbers, "numbers of tokens"),
 }
 """Key -> what makes a value of it, and what it is called where that is none."""
 
 EVIDENCE = ("evidence_tokens", "evidence", "evidence_spans", "evidence_words")
 """Keys of evidence, the first of them that is there."""
+
+SUPPORT = ("support_tokens", "support")
 
 KNOWN = {*CHECKS, *EVIDENCE, "contrast"} - {"text"}
 
