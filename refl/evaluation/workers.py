@@ -20,9 +20,10 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process, resource_tracker
 from typing import Any, Protocol, Self, TypeVar
 
 from refl import arguments, parallel
@@ -83,7 +84,8 @@ class Processes:
             self._pool = ProcessPoolExecutor(
                 self.workers, mp_context=get_context("spawn"), initializer=_begin
             )
-        return self._pool.submit(function, *arguments)
+        with _interrupts_held():
+            return self._pool.submit(function, *arguments)
 
     def again(self) -> None:
         """Ends all processes; the next task starts others."""
@@ -96,6 +98,22 @@ class Processes:
             process.terminate()
         for process in running:
             process.join()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes that are started inside never see an interrupt from the keyboard, not even while
+    they are still loading; this one sees it afterwards.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would let interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _NOTED: list[str] = []

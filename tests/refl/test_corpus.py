@@ -131,6 +131,18 @@ def test_workers_have_one_blas_thread_and_are_gone_after() -> None:
             os.kill(process, 0)
 
 
+@LINUX
+def test_an_interrupt_does_not_reach_a_worker_that_is_still_loading() -> None:
+    with Processes(1) as pool:
+        answer = pool.submit(mortal.where, 0)
+        assert pool._pool is not None
+        (worker,) = pool._pool._processes
+        for _ in range(20):
+            os.kill(worker, signal.SIGINT)
+            time.sleep(0.01)
+        assert answer.result()[0] == worker
+
+
 def test_no_more_is_given_out_than_is_wanted_ahead() -> None:
     given: list[int] = []
 
@@ -380,7 +392,7 @@ def test_a_full_disk_is_one_sentence_and_finished_shards_stay(
     out, err = capsys.readouterr()
     assert out == "" and "cannot be written: File too large" in err and err.count("\n") == 1
     left = content(tmp_path / "run")
-    assert sorted(left)[0].startswith("part-00000") and len(left) == 2
+    assert min(left).startswith("part-00000") and len(left) == 2
     assert main(command(file, tmp_path / "run")) == 0
     assert "1 of them finished before" in capsys.readouterr().out
 
