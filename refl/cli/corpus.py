@@ -41,12 +41,12 @@ def add(p: Any) -> None:
         "--out", type=folder, metavar="FOLDER", help="where to write the shards, a row per input"
     )
     g.add_argument("--format", choices=("jsonl", "parquet"), help="of the shards (default: jsonl)")
-    spread(g)
+    spread(g, SHARD)
 
 
-def spread(g: Any) -> None:
+def spread(g: Any, shard: int) -> None:
     """Who does the work, and in what pieces."""
-    g.add_argument("--shard", type=int, metavar="N", help=f"inputs of a shard (default: {SHARD})")
+    g.add_argument("--shard", type=int, metavar="N", help=f"inputs of a shard (default: {shard})")
     g.add_argument("--limit", type=int, metavar="N", help="only the first N inputs")
     g.add_argument(
         "--workers",

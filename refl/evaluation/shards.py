@@ -45,7 +45,7 @@ class Folder:
         asked = _plain({"format": FORMAT, "refl": __version__, **said})
         self._make()
         if (self.path / RUN).exists():
-            _refuse_other(self._run(), asked, self.path)
+            _refuse_other(self.run(), asked, self.path)
             return
         if strangers := sorted(os.listdir(self.path)):
             raise ReflError(
@@ -65,7 +65,7 @@ class Folder:
                 words = "it is a file, expected a folder"
             raise ReflError(f"{shown(self.path)} cannot be written: {words}") from None
 
-    def _run(self) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         """What an earlier run said of itself."""
         place = self.path / RUN
         try:

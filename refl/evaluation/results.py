@@ -1,0 +1,187 @@
+"""What an evaluation came to: the numbers of every input, method and metric, and all together.
+
+    mean        over the inputs that have the number
+    error       standard error of the mean
+    differences of two methods on the same inputs, with a bootstrap interval
+
+A method stands out where it is the best by its mean and the interval of its difference to every
+other method excludes 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refl.errors import ReflError, shown
+from refl.evaluation.judging import metric
+from refl.evaluation.shards import Folder
+
+GRID = 51
+"""Points at which curves of inputs of different lengths are averaged."""
+
+Key = tuple[str, str]
+"""A metric, and a number or a curve of it."""
+
+
+class Mean(NamedTuple):
+    """Of one method."""
+
+    mean: float
+    error: float
+    count: int
+
+
+class Difference(NamedTuple):
+    """Of two methods on the same inputs."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    @property
+    def excludes_0(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Results:
+    """names       of the inputs
+    methods     in the order of the rows
+    values      metric and number -> (inputs, methods), nan where nothing can be said
+    curves      metric and curve -> (inputs, methods, GRID), over the fraction of units replaced
+    said        what was run: model, data, options
+    """
+
+    names: list[str]
+    lines: list[int]
+    methods: list[str]
+    values: dict[Key, Any]
+    curves: dict[Key, Any]
+    said: Mapping[str, Any] = field(default_factory=dict)
+    known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def read(cls, folder: Folder) -> Results:
+        """From all shards of a folder. Raises ReflError where one is no evaluation's."""
+        said = folder.run()
+        try:
+            return _gathered(said, list(_rows(folder)))
+        except (KeyError, TypeError, ValueError) as reason:
+            raise ReflError(
+                f"{shown(folder.path)} holds no evaluation: {type(reason).__name__} {reason}"
+            ) from None
+
+    # -- numbers -----------------------------------------------------------------------------------
+
+    def larger_is_better(self, key: Key) -> bool | None:
+        return metric(key[0]).larger_is_better.get(key[1])
+
+    def mean(self, key: Key, method: int) -> Mean:
+        return mean(self.values[key][:, method])
+
+    def difference(self, key: Key, a: int, b: int) -> Difference:
+        """Of method a less method b."""
+        if (key, a, b) not in self.known:
+            self.known[key, a, b] = difference(self.values[key][:, a], self.values[key][:, b])
+        found: Difference = self.known[key, a, b]
+        return found
+
+    def outstanding(self, key: Key) -> int | None:
+        """The number of the method that is better than every other, where there is one."""
+        better = self.larger_is_better(key)
+        means = [self.mean(key, m).mean for m in range(len(self.methods))]
+        if better is None or len(means) < 2 or not all(map(math.isfinite, means)):
+            return None
+        best = int(np.argmax(means) if better else np.argmin(means))
+        others = (self.difference(key, best, m) for m in range(len(means)) if m != best)
+        return best if all(one.excludes_0 for one in others) else None
+
+
+def _rows(folder: Folder) -> Iterator[dict[str, Any]]:
+    for _, path in sorted(folder.finished().items()):
+        for line in path.read_bytes().splitlines():
+            yield json.loads(line)
+
+
+def _gathered(said: dict[str, Any], rows: list[dict[str, Any]]) -> Results:
+    methods = list(said["options"]["methods"])
+    inputs = list(dict.fromkeys((row["line"], row["name"]) for row in rows))
+    place = {line: n for n, (line, _) in enumerate(inputs)}
+    values: dict[Key, Any] = {}
+    curves: dict[Key, Any] = {}
+    for row in rows:
+        at = place[row["line"]], methods.index(row["method"])
+        for name, value in row["numbers"].items():
+            _array(values, (row["metric"], name), (len(inputs), len(methods)))[at] = _number(value)
+        for name, curve in row["curves"].items():
+            shape = (len(inputs), len(methods), GRID)
+            _array(curves, (row["metric"], name), shape)[at] = on_grid(curve)
+    return Results([name for _, name in inputs], list(place), methods, values, curves, said)
+
+
+def _array(found: dict[Key, Any], key: Key, shape: tuple[int, ...]) -> Any:
+    return found.setdefault(key, np.full(shape, np.nan))
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def on_grid(curve: list[float | None]) -> Any:  # (N + 1,) -> (GRID,)
+    """At equal steps from nothing replaced to everything, straight lines between the states."""
+    y = np.asarray([_number(v) for v in curve], dtype=np.float64)
+    if len(y) < 2:
+        return np.full(GRID, y[0] if len(y) else np.nan)
+    return np.interp(np.linspace(0, 1, GRID), np.linspace(0, 1, len(y)), y)
+
+
+# -- together --------------------------------------------------------------------------------------
+
+DRAWS = 2000
+INTERVAL = 0.95
+
+
+def mean(values: Any) -> Mean:  # (N,)
+    """With the standard error; of the values that are numbers."""
+    x = values[np.isfinite(values)]
+    if not len(x):
+        return Mean(math.nan, math.nan, 0)
+    error = float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
+    return Mean(float(x.mean()), error, len(x))
+
+
+def difference(a: Any, b: Any) -> Difference:  # (N,), (N,)
+    """Percentile bootstrap of the mean of a - b, of inputs that have both; the draws are always the
+    same.
+    """
+    d = (a - b)[np.isfinite(a - b)]
+    if not len(d):
+        return Difference(math.nan, math.nan, math.nan, 0)
+    drawn = _weights(len(d)) @ d
+    low, high = np.quantile(drawn, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
+    return Difference(float(d.mean()), float(low), float(high), len(d))
+
+
+@lru_cache(maxsize=4)
+def _weights(count: int) -> Any:  # -> (DRAWS, N)
+    """How often each input is drawn, as a part of all draws."""
+    even = np.full(count, 1 / count)
+    return np.random.default_rng(0).multinomial(count, even, size=DRAWS) / count
+
+
+def band(curves: Any) -> Any:  # (N, GRID) -> (3, GRID): mean less a standard error, mean, and more
+    """Over the inputs that have a curve."""
+    x = curves[np.isfinite(curves).all(axis=1)]
+    if not len(x):
+        return np.full((3, curves.shape[1]), np.nan)
+    middle = x.mean(axis=0)
+    error = x.std(axis=0, ddof=1) / math.sqrt(len(x)) if len(x) > 1 else np.zeros_like(middle)
+    return np.stack([middle - error, middle, middle + error])
