@@ -15,8 +15,10 @@ from refl.cli.files import Source, folder
 from refl.cli.output import print_json, print_lines, width
 from refl.cli.progress import Progress
 from refl.errors import ReflError, shown
+from refl.io.files import Identity
 
 if TYPE_CHECKING:
+    from refl.evaluation.held_out import Chosen
     from refl.evaluation.results import Results
     from refl.model import Model
 
@@ -68,6 +70,22 @@ def add(commands: Any) -> None:
         help="methods (refl methods lists them), or .toml files",
     )
     p.add_argument("--metrics", type=named, nargs="+", required=True, metavar="NAME[:OPTION=VALUE]")
+    p.add_argument(
+        "--scores",
+        type=labeled,
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE",
+        help="scores from elsewhere, judged as a method of that name: .npz, .npy, .jsonl, oracle "
+        "files",
+    )
+    p.add_argument(
+        "--tune",
+        type=int,
+        metavar="N",
+        help="hold N inputs out and choose on them, of each method's OPTION=A/B/C, the value whose "
+        "first metric is best; they are not judged",
+    )
     p.add_argument("--out", type=folder, metavar="FOLDER", help="where to write all of it")
     p.add_argument(
         "--figures",
@@ -103,6 +121,29 @@ def named(said: str) -> list[str]:
     return found
 
 
+class Labeled(Source):
+    """NAME=FILE."""
+
+    @property
+    def label(self) -> str:
+        return self.partition("=")[0]
+
+    @property
+    def file(self) -> str:
+        return self.partition("=")[2]
+
+    def files(self) -> set[Identity]:
+        return Source(self.file).files()
+
+
+def labeled(said: str) -> Labeled:
+    """The type of --scores."""
+    found = Labeled(said)
+    if not found.label or not found.file:
+        raise argparse.ArgumentTypeError(f"expected NAME=FILE, got {shown(said)!r}")
+    return found
+
+
 def _more() -> str:
     from refl.cli.explain import _named
     from refl.evaluation.judging import METRICS
@@ -116,14 +157,15 @@ def run(args: argparse.Namespace) -> int:
     from refl.evaluation.run import evaluate
 
     _refuse_contradictions(args)
-    methods, metrics = _methods(args), [one for part in args.metrics for one in part]
+    typed, metrics = _typed(args), [one for part in args.metrics for one in part]
     with Progress() as progress, _place(args) as place, corpus.pool(args) as pool:
         model: Model = model_asked(args)
+        what = _chosen(model, typed, metrics, args, progress)
         found = evaluate(
             model,
             args.data,
             place,
-            methods,
+            what.methods,
             metrics,
             kind=args.seed,
             contrast=not args.no_contrast,
@@ -132,6 +174,8 @@ def run(args: argparse.Namespace) -> int:
             limit=args.limit,
             shard=SHARD if args.shard is None else args.shard,
             progress=progress,
+            skip=what.skip,
+            notes=what.notes,
         )
         progress("writing", 0, 0)
         written = _write(found, Path(place), args) if args.out else []
@@ -149,20 +193,62 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
         figures.matplotlib()
 
 
-def _methods(args: argparse.Namespace) -> dict[str, Any]:
-    """By what they are called on the command line."""
-    from refl.cli.asked import options_asked
+Typed = dict[str, tuple[str, dict[str, list[Any]]]]
+"""Label -> the method's name, and the values of its options."""
+
+
+def _typed(args: argparse.Namespace) -> Typed:
+    found: Typed = {}
+    for label in (one for part in args.methods for one in part):
+        if label in found or label in (s.label for s in args.scores):
+            raise ReflError(f"the method {shown(label)!r} stands twice: name each once")
+        name, *said = label.split(":")
+        found[label] = name, _grid(said)
+    if not found and not args.scores:
+        args.parser.error("give --methods, or --scores")
+    return found
+
+
+def _chosen(
+    model: Model, typed: Typed, metrics: list[str], args: argparse.Namespace, progress: Progress
+) -> Chosen:
+    """The methods in the order they are typed; scores from elsewhere behind them."""
+    from refl.evaluation import scores
+    from refl.evaluation.held_out import Chosen, tune
     from refl.methods import chosen
 
-    found: dict[str, Any] = {}
-    for label in (one for part in args.methods for one in part):
-        if label in found:
-            raise ReflError(f"--methods gives {shown(label)!r} twice")
-        name, *said = label.split(":")
-        found[label] = chosen(name, options=options_asked(said))
-    if not found:
-        args.parser.error("give --methods")
+    grids = {label: one for label, one in typed.items() if any(len(v) > 1 for v in one[1].values())}
+    _refuse_untuned(grids, args)
+    found = Chosen({
+        label: chosen(name, options={k: v[0] for k, v in grid.items()})
+        for label, (name, grid) in typed.items()
+    })  # fmt: skip
+    if grids:
+        how = {"kind": args.seed, "contrast": not args.no_contrast, "limit": args.limit}
+        best = tune(model, args.data, grids, args.tune, metrics[0], progress=progress, **how)
+        found = Chosen(found.methods | best.methods, best.skip, best.notes)
+    found.methods.update({one.label: scores.read(one.file, one.label) for one in args.scores})
     return found
+
+
+def _grid(said: list[str]) -> dict[str, list[Any]]:
+    """OPTION=A/B/C each."""
+    from refl.cli.asked import options_asked
+
+    found = {}
+    for one in said:
+        name, sign, values = one.partition("=")
+        each = [options_asked([f"{name}{sign}{value}"]) for value in values.split("/")]
+        found[name] = [value for option in each for value in option.values()]
+    return found
+
+
+def _refuse_untuned(choices: dict[str, Any], args: argparse.Namespace) -> None:
+    if choices and args.tune is None:
+        label = next(iter(choices))
+        args.parser.error(f"{label} has several values of an option: give --tune N to choose one")
+    if args.tune is not None and not choices:
+        args.parser.error("--tune chooses between values of an option: give NAME:OPTION=A/B")
 
 
 @contextmanager

@@ -81,6 +81,8 @@ class Job:
     function    (model, further, lines) -> the bytes of a shard; importable by its name, as are its
                 further arguments
     said        what is computed, by name: what a folder may not mix
+    skip        numbers of lines that are left out
+    narrowed    what of `further` a shard needs
     """
 
     model: Model
@@ -91,6 +93,8 @@ class Job:
     said: Mapping[str, Any]
     shard: int = SHARD
     limit: int | None = None
+    skip: frozenset[int] = frozenset()
+    narrowed: Callable[[Any, list[Line]], Any] | None = None
     phase: str = "explaining"
 
     def run(self, pool: Pool | None, workers: int | None, progress: Progress | None) -> Done:
@@ -99,7 +103,7 @@ class Job:
             arguments.positive("workers", workers)
         tell = progress or _silent
         tell("reading", 0, 0)
-        found = survey(self.file, self.model, self.limit)
+        found = survey(self._lines(), self.model, self.file)
         data = {"hash": found.hash, "inputs": found.count}
         options = {**self.said, "shard": self.shard}
         self.folder.begin({"model": self._model(), "data": data, "options": options})
@@ -123,10 +127,14 @@ class Job:
 
     def _tasks(self, opened: Opened, missing: set[int]) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """The lines of each shard that is not there yet, read as they are asked for."""
-        for number, part in enumerate(_parts(lines(self.file, self.limit), self.shard)):
+        for number, part in enumerate(_parts(self._lines(), self.shard)):
             if number in missing:
                 name = f"{shown(self.file)}, lines {part[0].number} to {part[-1].number}"
-                yield name, (self.function, opened, self.further, part)
+                narrowed = self.narrowed or _as_it_is
+                yield name, (self.function, opened, narrowed(self.further, part), part)
+
+    def _lines(self) -> Iterator[Line]:
+        return (line for line in lines(self.file, self.limit) if line.number not in self.skip)
 
     def _model(self) -> dict[str, Any]:
         return {
@@ -145,6 +153,10 @@ def _bytes_of(
     part: list[Line],
 ) -> bytes:
     return function(opened, further, part)
+
+
+def _as_it_is(further: Any, part: list[Line]) -> Any:
+    return further
 
 
 def _silent(*_: object) -> None:

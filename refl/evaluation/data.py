@@ -87,16 +87,15 @@ class Survey:
     hash: str
 
 
-def survey(path: str | Path, model: Model, limit: int | None = None) -> Survey:
-    """Reads all of a file once, before anything is computed. Raises ReflError for the first line
-    that cannot be used, and for a file without any.
+def survey(found: Iterable[Line], model: Model, path: str | Path) -> Survey:
+    """Reads every line once, before anything is computed. Raises ReflError for the first that
+    cannot be used, and for a file without any.
     """
     digest, count = hashlib.sha256(), 0
-    for line in lines(path, limit):
+    for line in found:
         digest.update(line.content.strip() + b"\n")
         count += 1
-        record = parsed(line)
-        record.settled(model)
+        parsed(line).settled(model)
     if not count:
         raise ReflError(f"{shown(path)} has no input: expected a JSON object on each line")
     return Survey(count, digest.hexdigest())

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from refl.evaluation.results import GRID, INTERVAL, Key, Results, band
+from refl.evaluation.results import GRID, LEVEL, Key, Results, band
 from refl.evaluation.tables import ARROWS, places, protocol, shown, title
 from refl.show.markup import Markup, document, joined, safe_table, tag
 
@@ -57,7 +57,7 @@ def _cell(r: Results, key: Key, m: int) -> Markup | str:
 def _differences(r: Results) -> Markup:
     """Of every two methods."""
     inside = (tag("details", tag("summary", title(r, key)), _pairs(r, key)) for key in r.values)
-    words = f"Paired differences, mean and {INTERVAL:.0%} bootstrap interval"
+    words = f"Paired differences, mean and {LEVEL:.0%} bootstrap interval"
     return tag("section", tag("h2", words), *inside)
 
 

@@ -1,9 +1,5 @@
 """What an evaluation came to: the numbers of every input, method and metric, and all together.
 
-    mean        over the inputs that have the number
-    error       standard error of the mean
-    differences of two methods on the same inputs, with a bootstrap interval
-
 A method stands out where it is the best by its mean and the interval of its difference to every
 other method excludes 0.
 """
@@ -13,42 +9,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from refl.errors import ReflError, shown
 from refl.evaluation.judging import metric
 from refl.evaluation.shards import Folder
+from refl.evaluation.statistics import Difference, Summary, paired, summary
 
+LEVEL, DRAWS = 0.95, 2000
+"""Of the bootstrap intervals."""
 GRID = 51
 """Points at which curves of inputs of different lengths are averaged."""
 
 Key = tuple[str, str]
 """A metric, and a number or a curve of it."""
-
-
-class Mean(NamedTuple):
-    """Of one method."""
-
-    mean: float
-    error: float
-    count: int
-
-
-class Difference(NamedTuple):
-    """Of two methods on the same inputs."""
-
-    mean: float
-    low: float
-    high: float
-    count: int
-
-    @property
-    def excludes_0(self) -> bool:
-        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
@@ -84,13 +61,17 @@ class Results:
     def larger_is_better(self, key: Key) -> bool | None:
         return metric(key[0]).larger_is_better.get(key[1])
 
-    def mean(self, key: Key, method: int) -> Mean:
-        return mean(self.values[key][:, method])
+    def mean(self, key: Key, method: int) -> Summary:
+        return summary(self.values[key][:, method])
 
     def difference(self, key: Key, a: int, b: int) -> Difference:
-        """Of method a less method b."""
+        """Of method a less method b, on the same inputs."""
+        if a > b:
+            d = self.difference(key, b, a)
+            return replace(d, mean=-d.mean, low=-d.high, high=-d.low)
         if (key, a, b) not in self.known:
-            self.known[key, a, b] = difference(self.values[key][:, a], self.values[key][:, b])
+            values = self.values[key]
+            self.known[key, a, b] = paired(values[:, a], values[:, b], LEVEL, DRAWS)
         found: Difference = self.known[key, a, b]
         return found
 
@@ -141,40 +122,6 @@ def on_grid(curve: list[float | None]) -> Any:  # (N + 1,) -> (GRID,)
     if len(y) < 2:
         return np.full(GRID, y[0] if len(y) else np.nan)
     return np.interp(np.linspace(0, 1, GRID), np.linspace(0, 1, len(y)), y)
-
-
-# -- together --------------------------------------------------------------------------------------
-
-DRAWS = 2000
-INTERVAL = 0.95
-
-
-def mean(values: Any) -> Mean:  # (N,)
-    """With the standard error; of the values that are numbers."""
-    x = values[np.isfinite(values)]
-    if not len(x):
-        return Mean(math.nan, math.nan, 0)
-    error = float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
-    return Mean(float(x.mean()), error, len(x))
-
-
-def difference(a: Any, b: Any) -> Difference:  # (N,), (N,)
-    """Percentile bootstrap of the mean of a - b, of inputs that have both; the draws are always the
-    same.
-    """
-    d = (a - b)[np.isfinite(a - b)]
-    if not len(d):
-        return Difference(math.nan, math.nan, math.nan, 0)
-    drawn = _weights(len(d)) @ d
-    low, high = np.quantile(drawn, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
-    return Difference(float(d.mean()), float(low), float(high), len(d))
-
-
-@lru_cache(maxsize=4)
-def _weights(count: int) -> Any:  # -> (DRAWS, N)
-    """How often each input is drawn, as a part of all draws."""
-    even = np.full(count, 1 / count)
-    return np.random.default_rng(0).multinomial(count, even, size=DRAWS) / count
 
 
 def band(curves: Any) -> Any:  # (N, GRID) -> (3, GRID): mean less a standard error, mean, and more

@@ -9,23 +9,27 @@ beside every method: a metric that prefers nothing to them has found nothing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from refl import arguments
 from refl.batching import TOKENS
 from refl.errors import ReflError, argument
 from refl.evaluation.corpus import Job, Opened
-from refl.evaluation.data import Line, items, parsed
+from refl.evaluation.data import Line, items, lines, parsed
 from refl.evaluation.judging import Row, by_label, judged, metric
 from refl.evaluation.results import Results
+from refl.evaluation.scores import Scores
 from refl.evaluation.shards import Folder
-from refl.evaluation.subject import Item, Subject
+from refl.evaluation.subject import Item, Subject, asked
 from refl.evaluation.workers import Pool
 from refl.methods.random import Random
 from refl.model import Model
@@ -55,10 +59,34 @@ class Judging:
             "batch_tokens": self.batch_tokens,
         }
 
+    def narrowed(self, part: list[Line]) -> Judging:
+        """With the scores from elsewhere of these lines alone."""
+        names = {parsed(line).item.name for line in part}
+        return replace(self, methods={n: _of(one, names) for n, one in self.methods.items()})
+
+
+def _of(method: Any, names: set[str]) -> Any:
+    if not isinstance(method, Scores):
+        return method
+    kept = {name: found for name, found in method.by_name.items() if name in names}
+    return Scores(method.name, kept, place=method.place)
+
 
 def _facts(method: Any) -> dict[str, Any]:
+    if isinstance(method, Scores):
+        return {"scores": method.place, "hash": _hash(method)}
     found: dict[str, Any] = method.facts().as_dict()
     return found
+
+
+def _hash(scores: Scores) -> str:
+    """Of every number."""
+    digest = hashlib.sha256()
+    for name, found in sorted(scores.by_name.items()):
+        digest.update(repr(name).encode())
+        for one in (found.scores, found.decoder_scores):
+            digest.update(b"-" if one is None else np.ascontiguousarray(one).tobytes())
+    return digest.hexdigest()
 
 
 def evaluate(
@@ -76,6 +104,7 @@ def evaluate(
     pool: Pool | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    skip: Collection[int] = (),
     notes: Mapping[str, Any] | None = None,
 ) -> Results:
     """Judges methods on every line of a file (refl.evaluation.data).
@@ -85,30 +114,49 @@ def evaluate(
     metrics     names, with options after colons (refl.evaluation.judging)
     kind        what is explained: logit, log-probability or probability
     contrast    False: of a contrast explain the target alone
+    skip        numbers of lines that are left out: those that were tuned on
     notes       what else the results say of the run: on what methods were tuned, say
 
     The others, and what is raised, as in `explain_corpus`.
     """
     if pool is not None and workers is not None:
         raise ReflError(f"give {argument('pool')} or {argument('workers')}, not both")
-    asked = tuple(metric(one).name for one in metrics)
-    if not asked or len(set(asked)) < len(asked):
-        raise arguments.expected("metrics", "at least one, and none twice", list(asked))
-    how = Judging(with_random(by_label(methods)), asked, kind, contrast, batch_tokens)
-    _refuse_undefined(model, arguments.path("file", file), how)
+    names = tuple(metric(one).name for one in metrics)
+    if not names or len(set(names)) < len(names):
+        raise arguments.expected("metrics", "at least one, and none twice", list(names))
+    file, skipped = arguments.path("file", file), frozenset(skip)
+    found = _matched(with_random(by_label(methods)), file, limit, skipped)
+    how = Judging(found, names, kind, contrast, batch_tokens)
+    _refuse_undefined(model, file, how)
     job = Job(
         model=model,
-        file=Path(file),
+        file=file,
         folder=Folder(arguments.path("folder", folder)),
         function=judged_lines,
         further=how,
         said=how.as_dict() | {"notes": dict(notes or {})},
         shard=arguments.positive("shard", shard),
         limit=None if limit is None else arguments.positive("limit", limit),
+        skip=skipped,
+        narrowed=Judging.narrowed,
         phase="judging",
     )
     job.run(pool, workers, progress)
     return Results.read(job.folder)
+
+
+def _matched(
+    methods: Mapping[str, Any], file: Path, limit: int | None, skip: frozenset[int]
+) -> dict[str, Any]:
+    """Scores from elsewhere with the names of the inputs they are of."""
+    if not any(isinstance(one, Scores) for one in methods.values()):
+        return dict(methods)
+    found = (line for line in lines(file, limit) if line.number not in skip)
+    names = [parsed(line).item.name for line in found]
+    return {
+        label: one.matched(names) if isinstance(one, Scores) else one
+        for label, one in methods.items()
+    }
 
 
 def with_random(methods: dict[str, Any]) -> dict[str, Any]:
@@ -127,16 +175,9 @@ def _refuse_undefined(model: Model, file: Path, how: Judging) -> None:
         if refuse is not None:
             refuse(model)
     for first in items(file, model, limit=1):
-        subject = Subject.read(model, _asked(first, how), how.kind)
+        subject = Subject.read(model, asked(first, how.contrast), how.kind)
         for name in how.metrics:
             metric(name).refuse(subject)
-
-
-def _asked(item: Item, how: Judging) -> Item:
-    """The item, its contrast left out where the target alone is to be explained."""
-    if how.contrast or item.contrast is None:
-        return item
-    return Item(**(vars(item) | {"target": item.contrast[0], "contrast": None}))
 
 
 # -- a shard ---------------------------------------------------------------------------------------
@@ -145,7 +186,7 @@ def _asked(item: Item, how: Judging) -> Item:
 def judged_lines(opened: Opened, how: Judging, part: list[Line]) -> bytes:
     """The bytes of a shard."""
     model = opened.model()
-    found = [_asked(parsed(line).settled(model), how) for line in part]
+    found = [asked(parsed(line).settled(model), how.contrast) for line in part]
     try:
         rows = _judged(model, found, how)
     except ReflError:

@@ -6,11 +6,12 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from refl.evaluation.judging import metric
-from refl.evaluation.results import DRAWS, INTERVAL, Key, Mean, Results
+from refl.evaluation.results import DRAWS, LEVEL, Key, Results
+from refl.evaluation.statistics import Summary
 from refl.show.lines import Line, Span, grid, paragraph
 from refl.show.numbers import decimals
 from refl.show.text import printable
@@ -30,31 +31,39 @@ def title(r: Results, key: Key) -> str:
 def places(r: Results, key: Key) -> int:
     """Decimals of a column: two digits of its largest standard error."""
     found = [r.mean(key, m) for m in range(len(r.methods))]
-    errors = [one.error for one in found if math.isfinite(one.error) and one.error > 0]
+    errors = [
+        one.standard_error
+        for one in found
+        if math.isfinite(one.standard_error) and one.standard_error > 0
+    ]
     if errors:
         return min(decimals(max(errors), 2), 6)
     return min(decimals(max((abs(one.mean) for one in found if one.count), default=1), DIGITS), 6)
 
 
-def shown(one: Mean, decimal: int, between: str = " ± ") -> str:
+def shown(one: Summary, decimal: int, between: str = " ± ") -> str:
     """Mean and standard error."""
     if not one.count:
         return "-"
-    error = f"{between}{one.error:.{decimal}f}" if math.isfinite(one.error) else ""
+    error = (
+        f"{between}{one.standard_error:.{decimal}f}" if math.isfinite(one.standard_error) else ""
+    )
     return f"{one.mean:z.{decimal}f}{error}"
 
 
-def protocol(r: Results) -> str:
-    """What was done, in sentences."""
+def protocol(r: Results, metrics: Sequence[str] | None = None) -> str:
+    """What was done, in sentences; of some of the metrics."""
     options, model, data = r.said["options"], r.said["model"], r.said["data"]
-    summaries = "; ".join(f"{name}: {metric(name).summary}" for name in options["metrics"])
+    summaries = "; ".join(
+        f"{name}: {metric(name).summary}" for name in metrics or options["metrics"]
+    )
     contrasts = "" if options["contrast"] else ", of contrasts the target alone"
     notes = "".join(f" {name}: {what}." for name, what in options["notes"].items())
     return (
         f"Mean and standard error over {data['inputs']} inputs (data {data['hash'][:12]}) of "
         f"{model['name']} ({model['fingerprint'][:12]}, {model['dtype']}, refl {r.said['refl']}); "
         f"explained: {options['seed']}{contrasts}. {summaries}.{notes} Bold: better than every "
-        f"other method, the {INTERVAL:.0%} bootstrap intervals ({DRAWS} draws of the inputs) of "
+        f"other method, the {LEVEL:.0%} BCa bootstrap intervals ({DRAWS} draws of the inputs) of "
         "the paired differences all exclude 0."
     )
 
@@ -139,9 +148,9 @@ def _number(r: Results, key: Key) -> dict[str, Any]:
         "metric": key[0],
         "number": key[1],
         "larger_is_better": r.larger_is_better(key),
-        "methods": {name: r.mean(key, m)._asdict() for m, name in enumerate(r.methods)},
+        "methods": {name: vars(r.mean(key, m)) for m, name in enumerate(r.methods)},
         "differences": [
-            {"method": a, "less": b, **r.difference(key, i, j)._asdict()}
+            {"method": a, "less": b, **vars(r.difference(key, i, j))}
             for i, a in enumerate(r.methods)
             for j, b in enumerate(r.methods)
             if i < j
@@ -166,21 +175,28 @@ def tex(text: str) -> str:
 
 
 def as_latex(r: Results) -> str:
-    """A table with booktabs, its caption the protocol."""
-    keys = list(r.values)
-    heads = [f"{title(r, key)} {ARROWS[r.larger_is_better(key)]}".strip() for key in keys]
+    """A table with booktabs for each metric, its caption the protocol."""
+    parts = (_table(r, name, [k for k in r.values if k[0] == name]) for name in _metrics(r))
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
+
+
+def _metrics(r: Results) -> list[str]:
+    return list(dict.fromkeys(name for name, _ in r.values))
+
+
+def _table(r: Results, name: str, keys: list[Key]) -> str:
+    heads = [tex(f"{key[1]} {ARROWS[r.larger_is_better(key)]}".strip()) for key in keys]
     rows = [
-        " & ".join([tex(name), *(_cell(r, key, m) for key in keys)])
-        for m, name in enumerate(r.methods)
+        " & ".join([tex(method), *(_cell(r, key, m) for key in keys)])
+        for m, method in enumerate(r.methods)
     ]
     body = " \\\\\n".join(rows)
     return (
-        "% needs \\usepackage{booktabs}\n"
         "\\begin{table}\n\\centering\n"
         f"\\begin{{tabular}}{{l{'r' * len(keys)}}}\n\\toprule\n"
-        f"{' & '.join(['method', *map(tex, heads)])} \\\\\n\\midrule\n"
+        f"{' & '.join(['method', *heads])} \\\\\n\\midrule\n"
         f"{body} \\\\\n\\bottomrule\n\\end{{tabular}}\n"
-        f"\\caption{{{tex(protocol(r))}}}\n\\end{{table}}\n"
+        f"\\caption{{{tex(protocol(r, [name]))}}}\n\\end{{table}}\n"
     )
 
 
@@ -189,5 +205,5 @@ def _cell(r: Results, key: Key, m: int) -> str:
     if not one.count:
         return "--"
     number = f"{one.mean:z.{decimal}f}"
-    error = f" \\pm {one.error:.{decimal}f}" if math.isfinite(one.error) else ""
+    error = f" \\pm {one.standard_error:.{decimal}f}" if math.isfinite(one.standard_error) else ""
     return f"$\\mathbf{{{number}}}{error}$" if r.outstanding(key) == m else f"${number}{error}$"

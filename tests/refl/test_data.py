@@ -134,15 +134,16 @@ def test_a_file_is_read_line_by_line(tmp_path: Path, model: Model) -> None:
     assert [line.number for line in lines(file)] == [1, 4]
     assert [item.input for item in items(file, model)] == ["the keys", "the cabinet"]
     assert [item.name for item in items(file, model, limit=1)] == ["1"]
-    assert survey(file, model).count == 2 and survey(file, model, 1).count == 1
+    assert survey(lines(file), model, file).count == 2
+    assert survey(lines(file, 1), model, file).count == 1
     changed = tmp_path / "b.jsonl"
     changed.write_bytes(file.read_bytes().replace(b"cabinet", b"lamp"))
-    assert survey(changed, model).hash != survey(file, model).hash
+    assert survey(lines(changed), model, file).hash != survey(lines(file), model, file).hash
     file.write_bytes(b"\n")
     with pytest.raises(ReflError, match="has no input"):
-        survey(file, model)
+        survey(lines(file), model, file)
     with pytest.raises(ReflError, match="does not exist"):
-        survey(tmp_path / "none", model)
+        list(lines(tmp_path / "none"))
 
 
 def test_the_shipped_sentences_are_such_a_file(model: Model) -> None:
