@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from refl.evaluation.results import GRID, LEVEL, Key, Results, band
-from refl.evaluation.tables import ARROWS, places, protocol, shown, title
+from refl.evaluation.tables import ARROWS, by_metric, places, protocol, shown, title
 from refl.show.markup import Markup, document, joined, safe_table, tag
 
 COLORS = (
@@ -35,7 +35,7 @@ def html(r: Results) -> str:
     name = f"{r.said['model']['name']}, {len(r.methods)} methods, {len(r.names)} inputs"
     sections = (
         tag("header", tag("h1", f"Evaluation: {name}"), tag("p", protocol(r))),
-        tag("section", tag("h2", "Methods"), _means(r)),
+        *(tag("section", tag("h2", metric), _means(r, keys)) for metric, keys in by_metric(r)),
         *(_picture(r, key) for key in r.curves),
         _differences(r),
         _said(r),
@@ -43,9 +43,9 @@ def html(r: Results) -> str:
     return document(f"refl: {name}", joined(sections, "\n"), STYLE)
 
 
-def _means(r: Results) -> Markup:
-    heads = [f"{title(r, key)} {ARROWS[r.larger_is_better(key)]}".strip() for key in r.values]
-    rows = ([name, *(_cell(r, key, m) for key in r.values)] for m, name in enumerate(r.methods))
+def _means(r: Results, keys: Sequence[Key]) -> Markup:
+    heads = [f"{key[1]} {ARROWS[r.larger_is_better(key)]}".strip() for key in keys]
+    rows = ([name, *(_cell(r, key, m) for key in keys)] for m, name in enumerate(r.methods))
     return safe_table(["method", *heads], rows, range(1, len(heads) + 1))
 
 
@@ -82,7 +82,7 @@ def _said(r: Results) -> Markup:
 
 # -- curves ----------------------------------------------------------------------------------------
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 320, 56, 36, 12
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 320, 56, 36, 12, 24
 
 
 def _picture(r: Results, key: Key) -> Markup:
@@ -112,7 +112,7 @@ def _picture(r: Results, key: Key) -> Markup:
 
 
 def _x(at: float) -> float:
-    return LEFT + at * (WIDTH - LEFT - 12)
+    return LEFT + at * (WIDTH - LEFT - RIGHT)
 
 
 def _y(value: float, low: float, high: float) -> float:

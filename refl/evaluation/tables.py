@@ -28,6 +28,12 @@ def title(r: Results, key: Key) -> str:
     return f"{key[1]} ({key[0]})" if several else key[1]
 
 
+def by_metric(r: Results) -> list[tuple[str, list[Key]]]:
+    """Each metric with its numbers."""
+    names = dict.fromkeys(name for name, _ in r.values)
+    return [(name, [key for key in r.values if key[0] == name]) for name in names]
+
+
 def places(r: Results, key: Key) -> int:
     """Decimals of a column: two digits of its largest standard error."""
     found = [r.mean(key, m) for m in range(len(r.methods))]
@@ -176,12 +182,8 @@ def tex(text: str) -> str:
 
 def as_latex(r: Results) -> str:
     """A table with booktabs for each metric, its caption the protocol."""
-    parts = (_table(r, name, [k for k in r.values if k[0] == name]) for name in _metrics(r))
+    parts = (_table(r, name, keys) for name, keys in by_metric(r))
     return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
-
-
-def _metrics(r: Results) -> list[str]:
-    return list(dict.fromkeys(name for name, _ in r.values))
 
 
 def _table(r: Results, name: str, keys: list[Key]) -> str:
