@@ -247,7 +247,9 @@ def test_interrupted_and_resumed_is_the_uninterrupted_run(
 
 
 @pytest.mark.parametrize(
-    "harm", [lambda b: b[:-40], lambda b: b"", lambda b: b[:50] + b"9" + b[51:]]
+    "harm",
+    [lambda b: b[:-40], lambda b: b"", lambda b: b[:50] + b"9" + b[51:]],
+    ids=["cut", "empty", "changed"],
 )
 def test_a_shard_that_was_cut_is_made_again(
     harm: Callable[[bytes], bytes],
