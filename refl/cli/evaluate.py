@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from refl.cli import corpus, options
 from refl.cli.command import add_command
-from refl.cli.files import Source, folder
+from refl.cli.files import Source, folder, labeled
 from refl.cli.output import print_json, print_lines, width
 from refl.cli.progress import Progress
 from refl.errors import ReflError, shown
-from refl.io.files import Identity
 
 if TYPE_CHECKING:
     from refl.evaluation.held_out import Chosen
@@ -32,7 +31,9 @@ known to decide, held against what each method says. Random scores stand beside 
 
 _MORE = """\
 metrics (options after colons, flip:baseline=mask:steps=20 say):
-{metrics}
+  flip         the explained number while units are replaced in the order of their scores
+  insert       the same while they are brought back
+  evidence     do the largest scores stand where the evidence is known to be
 
 DATA has a JSON object on each line: text (or input, prefix, ids, image), and what is known of it:
 target, foil, evidence (numbers of tokens, words, or [from, to] in characters), decoder, pair, ...
@@ -57,7 +58,7 @@ examples:
 def add(commands: Any) -> None:
     """The command and its options."""
     summary = "which method can be believed: all judged on the same inputs"
-    p = add_command(commands, "evaluate", summary, run, description=_ABOUT, more=_more)
+    p = add_command(commands, "evaluate", summary, run, description=_ABOUT, more=lambda: _MORE)
     p.add_argument(
         "--data", type=Source, required=True, metavar="FILE.jsonl", help="the inputs, one a line"
     )
@@ -121,37 +122,6 @@ def named(said: str) -> list[str]:
     return found
 
 
-class Labeled(Source):
-    """NAME=FILE."""
-
-    @property
-    def label(self) -> str:
-        return self.partition("=")[0]
-
-    @property
-    def file(self) -> str:
-        return self.partition("=")[2]
-
-    def files(self) -> set[Identity]:
-        return Source(self.file).files()
-
-
-def labeled(said: str) -> Labeled:
-    """The type of --scores."""
-    found = Labeled(said)
-    if not found.label or not found.file:
-        raise argparse.ArgumentTypeError(f"expected NAME=FILE, got {shown(said)!r}")
-    return found
-
-
-def _more() -> str:
-    from refl.cli.explain import _named
-    from refl.evaluation.judging import METRICS
-
-    said = [_named(name, one.summary) for name, one in METRICS.items()]
-    return _MORE.format(metrics="\n".join(said))
-
-
 def run(args: argparse.Namespace) -> int:
     from refl.cli.asked import model_asked
     from refl.evaluation.run import evaluate
@@ -178,8 +148,8 @@ def run(args: argparse.Namespace) -> int:
             notes=what.notes,
         )
         progress("writing", 0, 0)
-        written = _write(found, Path(place), args) if args.out else []
-    _answer(found, written, args)
+        files = _write(found, Path(place), args) if args.out else []
+    _answer(found, files, args)
     return 0
 
 
@@ -281,13 +251,13 @@ def _write(r: Results, place: Path, args: argparse.Namespace) -> list[Path]:
     return [place / name for name in found]
 
 
-def _answer(r: Results, written: list[Path], args: argparse.Namespace) -> None:
+def _answer(r: Results, files: list[Path], args: argparse.Namespace) -> None:
     from refl.evaluation import tables
 
     if args.json:
         print_json(tables.as_dict(r))
         return
     lines = tables.lines(r, width())
-    for path in written:
+    for path in files:
         lines.append([("wrote ", "dim"), (str(path), "")])
     print_lines(lines, args)

@@ -39,6 +39,21 @@ class Source(str):
         return {one for one in (found, identity(self)) if one}
 
 
+class Labeled(Source):
+    """NAME=FILE: a file that is read, and what it is called."""
+
+    @property
+    def label(self) -> str:
+        return self.partition("=")[0]
+
+    @property
+    def file(self) -> str:
+        return self.partition("=")[2]
+
+    def files(self) -> set[Identity]:
+        return Source(self.file).files()
+
+
 class Folder(Source):
     """The name of a folder whose files are read."""
 
@@ -70,6 +85,14 @@ def folder(name: str) -> OutputFolder:
     if not name:
         raise argparse.ArgumentTypeError("expected the name of a folder, got an empty one")
     return OutputFolder(name)
+
+
+def labeled(said: str) -> Labeled:
+    """The type of an option of files with names."""
+    found = Labeled(said)
+    if not found.label or not found.file:
+        raise argparse.ArgumentTypeError(f"expected NAME=FILE, got {shown(said)!r}")
+    return found
 
 
 def _has_file(stream: object) -> bool:

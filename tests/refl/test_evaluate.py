@@ -22,6 +22,7 @@ from refl.cli import main
 from refl.errors import ReflError
 from refl.evaluation import figures, page, tables
 from refl.evaluation.data import items
+from refl.evaluation.judging import METRICS as METRICS_THERE_ARE
 from refl.evaluation.judging import judged
 from refl.evaluation.results import GRID, Results, band, on_grid
 from refl.evaluation.run import evaluate
@@ -312,6 +313,12 @@ def test_curves_of_any_length_meet_on_a_grid() -> None:
 
 
 # -- what is refused -------------------------------------------------------------------------------
+
+
+def test_help_names_every_metric(capsys: Capture) -> None:
+    assert main(["evaluate", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {name} " in said for name in METRICS_THERE_ARE)
 
 
 @dataclass(frozen=True)

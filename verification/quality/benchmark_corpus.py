@@ -20,7 +20,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -62,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", help="a Llama (default: one of random weights, --hidden and --layers)"
     )
-    for name, default in (("sentences", 500), ("repeat", 3), ("hidden", 384), ("layers", 6)):
+    for name, default in (("sentences", 500), ("repeat", 3), ("hidden", 384), ("layers", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--no-peers", action="store_true", help="refl alone")
     return parser
@@ -94,10 +93,12 @@ def rounds(
             pool = stack.enter_context(Processes(n))
             ways[f"refl, {n} workers"] = partial(_refl, model, work, pool)
             first[f"refl, {n} workers, first run"] = [timed(ways[f"refl, {n} workers"])[1]]
-        for n in WORKERS if peers else ():
-            side = _peer(spec, texts, n)
-            ways[f"LXT, a loop, {n} threads"] = partial(_lxt, side, texts, 1, n)
-            ways[f"LXT, batches, {n} threads"] = partial(_lxt, side, texts, side.bound, n)
+        if peers:
+            side = Torch(spec, devices.CPU)
+            bound = _best_bound(side, texts)
+            for n in WORKERS:
+                ways[f"LXT, a loop, {n} threads"] = partial(_lxt, side, texts, 1, n)
+                ways[f"LXT, batches, {n} threads"] = partial(_lxt, side, texts, bound, n)
         return first | _alternated(ways, repeat)
 
 
@@ -118,24 +119,21 @@ def _refl(model: Model, work: Path, pool: Processes) -> None:
     explain_corpus(model, work / "corpus.jsonl", folder, METHOD, pool=pool)
 
 
-def _peer(spec: Spec, texts: list[list[int]], threads: int) -> Torch:
-    """With the number of tokens in a batch that is fastest on a quarter of the texts."""
-    side = Torch(replace(spec, threads=threads), devices.CPU)
+def _best_bound(side: Torch, texts: list[list[int]]) -> int:
+    """The number of tokens in a batch that is fastest on a quarter of the texts."""
     few, seconds = texts[::4], {}
     for bound in Sizes().bounds:
-        seconds[bound] = timed(partial(_lxt, side, few, bound, threads))[1]
-    side.bound = min(seconds, key=seconds.__getitem__)
-    return side
+        seconds[bound] = timed(partial(_lxt, side, few, bound, 1))[1]
+    return min(seconds, key=seconds.__getitem__)
 
 
 def _lxt(side: Torch, texts: list[list[int]], bound: int, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    before, side.bound = side.bound, bound
+    side.bound = bound
     with side.patched():
         side.batch(texts)
-    side.bound = before
 
 
 if __name__ == "__main__":

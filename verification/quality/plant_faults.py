@@ -1265,7 +1265,7 @@ FAULTS: tuple[Fault, ...] = (
         "the best mean is bold, whatever its interval says",
     ),
     Fault(
-        "tuned-on-what-is-judged",
+        "held-out-lines-kept",
         "refl/evaluation/corpus.py",
         "if line.number not in self.skip)",
         ")",
