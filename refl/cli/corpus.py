@@ -139,7 +139,7 @@ def _client(address: str) -> Any:
     except ImportError:
         raise ReflError(f"--dask needs dask: {install('dask')}, or take --workers") from None
     try:
-        return distributed.Client(address, timeout=10, set_as_default=False)
+        return distributed.Client(address, timeout=5, set_as_default=False)
     except (OSError, ValueError) as reason:
         raise ReflError(
             f"no dask scheduler answers at {shown(address)}: {reason or type(reason).__name__}"

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 from refl import arguments
 from refl.errors import ReflError, quoted, shown
 from refl.evaluation.subject import Item
-from refl.io.files import reason, regular_size
+from refl.io.files import reason, regular_size, sha256
 from refl.model import Model
 
 LONGEST_LINE = 16 << 20
@@ -81,7 +81,7 @@ def lines(path: str | Path, limit: int | None = None) -> Iterator[Line]:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a file holds: how many inputs, and a hash of their lines."""
+    """What a file holds: how many inputs, and a hash of their lines and of the pictures they name."""
 
     count: int
     hash: str
@@ -95,7 +95,9 @@ def survey(found: Iterable[Line], model: Model, path: str | Path) -> Survey:
     for line in found:
         digest.update(line.content.strip() + b"\n")
         count += 1
-        parsed(line).settled(model)
+        record = parsed(line)
+        digest.update(record.hash().encode())
+        record.settled(model)
     if not count:
         raise ReflError(f"{shown(path)} has no input: expected a JSON object on each line")
     return Survey(count, digest.hexdigest())
@@ -122,6 +124,13 @@ class Record:
     line: Line
     item: Item
     find: tuple[Span, ...] | None = None
+    picture: Path | None = None
+    """The file of the input, where it is in one."""
+
+    def hash(self) -> str:
+        """Of the file that the line names; nothing where it names none."""
+        with self.named():
+            return "" if self.picture is None else sha256([self.picture])
 
     def settled(self, model: Model) -> Item:
         """The item, its evidence as numbers of tokens or patches. Raises ReflError where that is
@@ -207,7 +216,7 @@ def parsed(line: Line) -> Record:
         evidence=evidence,
         facts=_facts(line, said, key),
     )
-    return Record(line, item, find)
+    return Record(line, item, find, Path(value) if key == "image" else None)
 
 
 def _facts(line: Line, said: dict[str, Any], key: str) -> dict[str, Any]:

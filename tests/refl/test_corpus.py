@@ -112,6 +112,26 @@ def test_a_dask_cluster(
     assert content(tmp_path / "python") == content(tmp_path / "line") == whole
 
 
+@LINUX
+@pytest.mark.needs("distributed")
+@pytest.mark.filterwarnings("ignore")
+def test_a_dask_worker_that_dies_loses_nothing(
+    model: Model, data: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """The cluster itself starts another, and gives the task out again."""
+    from distributed import Client, LocalCluster
+
+    marker = tmp_path / "killed"
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        assert job(model, data, tmp_path / "run", 8, marker, True).run(client, None, None).made == 4
+    assert marker.exists()
+    parts = {name: found for name, found in whole.items() if name != shards.RUN}
+    assert parts.items() <= content(tmp_path / "run").items()
+
+
 @pytest.mark.needs("distributed")
 @pytest.mark.filterwarnings("ignore")
 def test_no_dask_scheduler_is_one_sentence(data: Path, tmp_path: Path, capsys: Capture) -> None:

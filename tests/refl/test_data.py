@@ -146,6 +146,18 @@ def test_a_file_is_read_line_by_line(tmp_path: Path, model: Model) -> None:
         list(lines(tmp_path / "none"))
 
 
+def test_another_picture_is_other_data(tmp_path: Path, model: Model) -> None:
+    file, picture = tmp_path / "a.jsonl", tmp_path / "a.png"
+    file.write_text('{"image": "a.png"}')
+    with pytest.raises(ReflError, match=r"a\.jsonl, line 1: .*a\.png does not exist"):
+        survey(lines(file), model, file)
+    found = []
+    for content in (b"one", b"one", b"other"):
+        picture.write_bytes(content)
+        found.append(survey(lines(file), model, file).hash)
+    assert found[0] == found[1] != found[2]
+
+
 def test_the_shipped_sentences_are_such_a_file(model: Model) -> None:
     """Their tokens of evidence were found by the grammar that wrote them, not by offsets."""
     for line in lines(SHIPPED / "evidence.jsonl", 40):

@@ -176,7 +176,7 @@ def test_scores_from_elsewhere(model: Model, data: Path, tmp_path: Path, capsys:
         for item in items(data, model)
     }
     np.savez(tmp_path / "theirs.npz", **scores)
-    asked = command(data, "--scores", f"theirs={tmp_path / 'theirs.npz'}", "--workers", "1")
+    asked = command(data, "--scores", f"theirs={tmp_path / 'theirs.npz'}")
     assert main([*asked, "--out", str(tmp_path / "run")]) == 0
     found = _results(tmp_path / "run")["numbers"]
     assert list(found[0]["methods"]) == ["random", *METHOD, "theirs"]
