@@ -81,7 +81,7 @@ def lines(path: str | Path, limit: int | None = None) -> Iterator[Line]:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a file holds: how many inputs, and a hash of their lines and of the pictures they name."""
+    """What a file holds: how many inputs; a hash of their lines and of the pictures they name."""
 
     count: int
     hash: str

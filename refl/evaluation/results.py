@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,8 +50,8 @@ class Results:
         """From all shards of a folder. Raises ReflError where one is no evaluation's."""
         said = folder.run()
         try:
-            return _gathered(said, list(_rows(folder)))
-        except (KeyError, TypeError, ValueError) as reason:
+            return _gathered(said, _rows(folder))
+        except (KeyError, IndexError, TypeError, ValueError) as reason:
             raise ReflError(
                 f"{shown(folder.path)} holds no evaluation: {type(reason).__name__} {reason}"
             ) from None
@@ -92,20 +92,19 @@ def _rows(folder: Folder) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _gathered(said: dict[str, Any], rows: list[dict[str, Any]]) -> Results:
-    methods = list(said["options"]["methods"])
-    inputs = list(dict.fromkeys((row["line"], row["name"]) for row in rows))
-    place = {line: n for n, (line, _) in enumerate(inputs)}
-    values: dict[Key, Any] = {}
-    curves: dict[Key, Any] = {}
+def _gathered(said: dict[str, Any], rows: Iterable[dict[str, Any]]) -> Results:
+    methods, count = list(said["options"]["methods"]), int(said["data"]["inputs"])
+    r = Results([], [], methods, {}, {}, said)
     for row in rows:
-        at = place[row["line"]], methods.index(row["method"])
+        if not r.lines or r.lines[-1] != row["line"]:  # shards and their lines are in order
+            r.lines.append(row["line"])
+            r.names.append(row["name"])
+        at, shape = (len(r.lines) - 1, methods.index(row["method"])), (count, len(methods))
         for name, value in row["numbers"].items():
-            _array(values, (row["metric"], name), (len(inputs), len(methods)))[at] = _number(value)
+            _array(r.values, (row["metric"], name), shape)[at] = _number(value)
         for name, curve in row["curves"].items():
-            shape = (len(inputs), len(methods), GRID)
-            _array(curves, (row["metric"], name), shape)[at] = on_grid(curve)
-    return Results([name for _, name in inputs], list(place), methods, values, curves, said)
+            _array(r.curves, (row["metric"], name), (*shape, GRID))[at] = on_grid(curve)
+    return r
 
 
 def _array(found: dict[Key, Any], key: Key, shape: tuple[int, ...]) -> Any:
