@@ -74,7 +74,10 @@ def _checkpoint(args: argparse.Namespace) -> Iterator[Path]:
         return
     longest = max(workload.sentence_lengths(args.sentences))
     sizes = Sizes(
-        hidden=args.hidden, layers=args.layers, heads=6, intermediate=args.hidden * 8 // 3
+        hidden=args.hidden,
+        layers=args.layers,
+        heads=max(args.hidden // 64, 1),
+        intermediate=args.hidden * 8 // 3,
     )
     with tempfile.TemporaryDirectory() as folder:
         workload.write_llama(Path(folder), sizes, args.layers, longest)
@@ -111,6 +114,7 @@ def _alternated(ways: Mapping[str, Way], repeat: int) -> dict[str, list[float]]:
     for number in range(repeat):
         for name in list(ways)[::-1] if number % 2 else list(ways):
             found[name].append(timed(ways[name])[1])
+            print(f"{name}: {found[name][-1]:.2f} s", file=sys.stderr, flush=True)
     return found
 
 
