@@ -8,7 +8,8 @@ turns, `--repeat` times; the median counts. refl's time is that of `refl explain
 the file, checking it, explaining and writing every row to the disk; its workers, one thread each,
 have started and have opened the model (`first run` has that, too). LXT's is of the relevance alone:
 forward and backward passes, nothing read or written; in batches, those of a number of tokens with
-which it is fastest. It has as many threads as refl has workers.
+which it is fastest. On a machine that has other work torch's threads wait for each other; `--threads`
+says how many it has.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _checkpoint(args) as folder:
         spec = Spec("llama", str(folder), "LXT", METHOD, sentences=args.sentences)
         texts = workload.texts_of(spec)
-        found = rounds(spec, texts, args.repeat, peers=not args.no_peers)
+        found = rounds(spec, texts, args.repeat, args.threads)
     print(f"{len(texts)} texts, {sum(map(len, texts))} tokens; {machine.words(machine.about(1))}")
     print(f"{'':28}{'explanations/s':>16}{'seconds':>10}   each round")
     for name, seconds in found.items():
@@ -63,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, default in (("sentences", 500), ("repeat", 3), ("hidden", 384), ("layers", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--no-peers", action="store_true", help="refl alone")
+    parser.add_argument(
+        "--threads", type=int, nargs="*", default=[1], help="of LXT (default: 1); none: refl alone"
+    )
     return parser
 
 
@@ -85,7 +88,7 @@ def _checkpoint(args: argparse.Namespace) -> Iterator[Path]:
 
 
 def rounds(
-    spec: Spec, texts: list[list[int]], repeat: int, peers: bool = True
+    spec: Spec, texts: list[list[int]], repeat: int, threads: Sequence[int] = (1,)
 ) -> dict[str, list[float]]:
     """Seconds of every side in every round."""
     with ExitStack() as stack:
@@ -96,10 +99,10 @@ def rounds(
             pool = stack.enter_context(Processes(n))
             ways[f"refl, {n} workers"] = partial(_refl, model, work, pool)
             first[f"refl, {n} workers, first run"] = [timed(ways[f"refl, {n} workers"])[1]]
-        if peers:
+        if threads:
             side = Torch(spec, devices.CPU)
             bound = _best_bound(side, texts)
-            for n in WORKERS:
+            for n in threads:
                 ways[f"LXT, a loop, {n} threads"] = partial(_lxt, side, texts, 1, n)
                 ways[f"LXT, batches, {n} threads"] = partial(_lxt, side, texts, bound, n)
         return first | _alternated(ways, repeat)
