@@ -166,6 +166,7 @@ RARE = (
     "tests/refl/methods/test_occlusion.py::test_a_decoder_beside_a_plain_loop[mixtral-*",
     "tests/refl/methods/test_occlusion.py::test_a_decoder_beside_a_plain_loop[phi-*",
     "tests/refl/methods/test_occlusion.py::test_windows_of_pixels[4-3-*",
+    "tests/verification/test_benchmark.py::test_a_corpus_beside_nobody",
     "tests/refl/test_corpus.py::test_the_same_bytes_with_any_number_of_workers[1]",
     "tests/refl/test_corpus.py::test_the_same_bytes_with_any_number_of_workers[3]",
     "tests/refl/test_corpus.py::test_a_signal_leaves_finished_shards_and_no_process[SIGINT]",

@@ -8,8 +8,8 @@ turns, `--repeat` times; the median counts. refl's time is that of `refl explain
 the file, checking it, explaining and writing every row to the disk; its workers, one thread each,
 have started and have opened the model (`first run` has that, too). LXT's is of the relevance alone:
 forward and backward passes, nothing read or written; in batches, those of a number of tokens with
-which it is fastest. On a machine that has other work torch's threads wait for each other; `--threads`
-says how many it has.
+which it is fastest. `--threads` says how many torch has: on a machine with other work to do several
+wait for each other.
 """
 
 from __future__ import annotations
