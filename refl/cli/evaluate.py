@@ -31,9 +31,10 @@ known to decide, held against what each method says. Random scores stand beside 
 
 _MORE = """\
 metrics (options after colons, flip:baseline=mask:steps=20 say):
-  flip         the explained number while units are replaced in the order of their scores
-  insert       the same while they are brought back
-  evidence     do the largest scores stand where the evidence is known to be
+  flip             the explained number while units are replaced in the order of their scores
+  insert           the same while they are brought back
+  evidence         do the largest scores stand where the evidence is known to be
+  leave-one-out    do the scores agree with what the model does without each token
 
 DATA has a JSON object on each line: text (or input, prefix, ids, image), and what is known of it:
 target, foil, evidence (numbers of tokens, words, or [from, to] in characters), decoder, pair, ...
