@@ -35,6 +35,7 @@ metrics (options after colons, flip:baseline=mask:steps=20 say):
   insert           the same while they are brought back
   evidence         do the largest scores stand where the evidence is known to be
   leave-one-out    do the scores agree with what the model does without each token
+  sanity           does the explanation change when the weights are randomized
 
 DATA has a JSON object on each line: text (or input, prefix, ids, image), and what is known of it:
 target, foil, evidence (numbers of tokens, words, or [from, to] in characters), decoder, pair, ...

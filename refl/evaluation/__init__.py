@@ -19,12 +19,6 @@ and what they stand on
     correlation     Pearson, Spearman and Kendall, with ties
     components      where blocks, attention outputs and MLP outputs are
     tuning          options chosen on a part of the data that is not judged
-    known_evidence    the shipped model's grammar says which word decides: is it found?
-    leave_one_out     do the scores agree with what the model does without a token?
-    patching          activation patching, attribution patching and RelP on pairs of inputs
-    sanity            does the explanation change when the weights are randomized?
-    correlation       Pearson, Spearman and Kendall, with ties
-    components        where blocks, attention outputs and MLP outputs are
 
 many inputs, in shards, by as many workers as there are
 
