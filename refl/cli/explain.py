@@ -8,7 +8,7 @@ from functools import partial
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from refl.cli import options
+from refl.cli import corpus, options
 from refl.cli.command import add_command
 from refl.cli.files import Source, output, write
 from refl.cli.output import fold_width, print_json, print_lines, width
@@ -86,6 +86,7 @@ def add(commands: Any) -> None:
         help="write the explanation as one HTML page that needs no network",
     )
     _figures(p.add_argument_group("pictures for a paper"))
+    corpus.add(p)
 
 
 FIGURES = {
@@ -126,6 +127,8 @@ def run(args: argparse.Namespace) -> int:
     from refl.cli.asked import explained, method_asked, model_asked
     from refl.methods import Table, chosen
 
+    if corpus.is_asked(args):
+        return corpus.run(args)
     method = method_asked(args)
     _refuse_unused(args)
     others = [chosen(name) for name in args.beside or ()]

@@ -27,12 +27,31 @@ class Output(str):
     """The name of a file that is to be written."""
 
 
+class OutputFolder(str):
+    """The name of a folder that is to be written to."""
+
+
 class Source(str):
     """What may be the name of a file that is read; - is standard input."""
 
     def files(self) -> set[Identity]:
         found = identity(sys.stdin.fileno()) if self == "-" and _has_file(sys.stdin) else None
         return {one for one in (found, identity(self)) if one}
+
+
+class Labeled(Source):
+    """NAME=FILE: a file that is read, and what it is called."""
+
+    @property
+    def label(self) -> str:
+        return self.partition("=")[0]
+
+    @property
+    def file(self) -> str:
+        return self.partition("=")[2]
+
+    def files(self) -> set[Identity]:
+        return Source(self.file).files()
 
 
 class Folder(Source):
@@ -59,6 +78,21 @@ def output(name: str) -> Output:
     if not name:
         raise argparse.ArgumentTypeError("expected the name of a file, got an empty one")
     return Output(name)
+
+
+def folder(name: str) -> OutputFolder:
+    """The type of an option that names a folder to write to."""
+    if not name:
+        raise argparse.ArgumentTypeError("expected the name of a folder, got an empty one")
+    return OutputFolder(name)
+
+
+def labeled(said: str) -> Labeled:
+    """The type of an option of files with names."""
+    found = Labeled(said)
+    if not found.label or not found.file:
+        raise argparse.ArgumentTypeError(f"expected NAME=FILE, got {shown(said)!r}")
+    return found
 
 
 def _has_file(stream: object) -> bool:

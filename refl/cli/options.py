@@ -19,7 +19,7 @@ def explaining(p: argparse.ArgumentParser) -> None:
     g = p.add_argument_group("the model")
     model(g)
     dtype(g, "of the computation; float64 for oracles")
-    _device(g)
+    device(g)
     ignore(g)
     _method(p.add_argument_group("what to explain, and how"))
 
@@ -99,7 +99,7 @@ def _input(p: argparse.ArgumentParser) -> None:
     decoder_ids(p, "token ids in place of that, the start token first")
 
 
-def _device(g: Any) -> None:
+def device(g: Any) -> None:
     g.add_argument(
         "--device",
         choices=DEVICES,

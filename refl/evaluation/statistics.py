@@ -15,8 +15,9 @@ excludes 0 by chance.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -29,6 +30,9 @@ NORMAL = NormalDist()
 
 CHUNK = 1 << 20
 """Numbers that are drawn at once."""
+
+KEPT = 1 << 22
+"""Numbers of drawn inputs that are kept for the next interval."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +121,27 @@ def interval(
 
 def _means(x: Any, draws: int, draw: int) -> Any:  # (n,) -> (draws,)
     """The mean of each resampling."""
-    generator = np.random.default_rng(draw)
+    if draws * len(x) <= KEPT:
+        return _counts(len(x), draws, draw) @ x / len(x)
     rows = max(1, CHUNK // len(x))
     return np.concatenate(
-        [
-            x[generator.integers(0, len(x), (min(rows, draws - done), len(x)))].mean(axis=1)
-            for done in range(0, draws, rows)
-        ]
+        [x[drawn].mean(axis=1) for drawn in _drawn(len(x), draws, draw, rows)],
     )
+
+
+def _drawn(count: int, draws: int, draw: int, rows: int) -> Iterator[Any]:  # -> int (<= rows, n)
+    generator = np.random.default_rng(draw)
+    for done in range(0, draws, rows):
+        yield generator.integers(0, count, (min(rows, draws - done), count))
+
+
+@lru_cache(maxsize=2)
+def _counts(count: int, draws: int, draw: int) -> Any:  # -> (draws, n)
+    """How often each input is in each resampling: the same for all numbers of so many inputs."""
+    found = np.zeros((draws, count))
+    (drawn,) = _drawn(count, draws, draw, draws)
+    np.add.at(found, (np.arange(draws)[:, None], drawn), 1.0)
+    return found
 
 
 def _levels(x: Any, means: Any, level: float) -> tuple[float, float]:

@@ -8,7 +8,7 @@ Metric      numbers (and curves) for the scores of one subject, whoever made the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from refl.model import Model
@@ -40,6 +40,13 @@ class Item:
     evidence: tuple[int, ...] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else the data says of it."""
+
+
+def asked(item: Item, contrast: bool) -> Item:
+    """The item; its target alone where a contrast is not wanted."""
+    if contrast or item.contrast is None:
+        return item
+    return replace(item, target=item.contrast[0], contrast=None)
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,8 @@ def test_every_option_says_whether_it_names_a_file() -> None:
             if free and action.dest not in ("help", "version"):
                 assert action.dest in NO_FILES, (command, action.dest)
             if "FILE" in str(action.metavar) or "FOLDER" in str(action.metavar):
-                kinds = (files.output, files.Source, files.Folder, files.Module)
+                kinds = (files.output, files.folder, files.labeled)
+                kinds += (files.Source, files.Folder, files.Module)
                 assert action.type in kinds, (command, action.dest)
             if action.type is files.output:
                 assert action.help and action.help.startswith(

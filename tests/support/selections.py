@@ -152,6 +152,14 @@ SLOW = (
 
 
 RARE = (
+    "tests/verification/test_benchmark.py::test_a_corpus_beside_nobody",
+    "tests/refl/test_corpus.py::test_the_same_bytes_with_any_number_of_workers[1]",
+    "tests/refl/test_corpus.py::test_the_same_bytes_with_any_number_of_workers[3]",
+    "tests/refl/test_corpus.py::test_a_signal_leaves_finished_shards_and_no_process[SIGINT]",
+    "tests/refl/test_corpus.py::test_only_the_deadly_task_is_tried_again_and_again",
+    "tests/refl/test_evaluate.py::test_the_same_bytes_with_any_number_of_workers[1]",
+    "tests/refl/test_evaluate.py::test_the_same_bytes_with_any_number_of_workers[3]",
+    "tests/refl/test_evaluate.py::test_figures",
     "tests/refl/methods/*::test_every_architecture[mistral]",
     "tests/refl/methods/*::test_every_architecture[qwen2]",
     "tests/refl/methods/*::test_every_architecture[qwen3]",

@@ -22,6 +22,7 @@ from checkpoints import ROOT
 from refl.errors import ReflError
 from refl.evaluation import datasets
 from refl.model import load
+from refl.verification.quality import benchmark_corpus
 from refl.verification.quality.benchmark import (
     curves,
     devices,
@@ -547,3 +548,11 @@ def test_batched_curves_are_those_of_a_plain_loop() -> None:
     row = curves.compared("one", asked, 1, 1.0)
     assert row["curves"] == 4 and row["deviation"] < 1e-12
     assert row["loop"] > 0 and row["batched"] > 0
+
+
+def test_a_corpus_beside_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--sentences", "4", "--repeat", "2", "--hidden", "64", "--layers", "1", "--threads"]
+    assert benchmark_corpus.main(small) == 0
+    rows = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[2:]]
+    each = [f"refl, {n} workers" for n in benchmark_corpus.WORKERS]
+    assert rows == [*(f"{name}, first run" for name in each), *each]

@@ -1239,6 +1239,39 @@ FAULTS: tuple[Fault, ...] = (
         "tests/refl/test_tuning.py::test_held_out_items_are_never_judged",
         "held-out inputs are judged, too",
     ),
+    # -- a corpus in shards ------------------------------------------------------------------------
+    Fault(
+        "shard-not-checked",
+        "refl/evaluation/shards.py",
+        'return path.stem.endswith(f"-{hashed(path.read_bytes())}")',
+        "return bool(path.read_bytes()) or True",
+        "tests/refl/test_corpus.py::test_a_shard_that_was_cut_is_made_again[cut]",
+        "a shard that was cut counts as finished",
+    ),
+    Fault(
+        "death-not-survived",
+        "refl/evaluation/workers.py",
+        "self.pool.again()\n            self.making += 1",
+        "self.making += 1",
+        "tests/refl/test_corpus.py::test_a_worker_killed_in_the_middle_loses_nothing",
+        "a pool that lost a worker is not made again",
+    ),
+    Fault(
+        "bold-by-mean-alone",
+        "refl/evaluation/results.py",
+        "return best if all(one.excludes_0 for one in others) else None",
+        "return best",
+        "tests/refl/test_evaluate.py::test_bold_only_where_the_interval_to_every_other_excludes_0",
+        "the best mean is bold, whatever its interval says",
+    ),
+    Fault(
+        "held-out-lines-kept",
+        "refl/evaluation/corpus.py",
+        "if line.number not in self.skip)",
+        ")",
+        "tests/refl/test_evaluate.py::test_tuned_inputs_are_not_judged",
+        "inputs that options were tuned on are judged, too",
+    ),
 )
 
 

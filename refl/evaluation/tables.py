@@ -1,0 +1,211 @@
+"""The results of an evaluation as tables: for the terminal, as CSV by input, as JSON, in LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from refl.evaluation.judging import metric
+from refl.evaluation.results import DRAWS, LEVEL, Key, Results
+from refl.evaluation.statistics import Summary
+from refl.show.lines import Line, Span, grid, paragraph
+from refl.show.numbers import decimals
+from refl.show.text import printable
+
+DIGITS = 3
+"""Of the largest standard error; of the largest mean where there is none."""
+
+ARROWS = {True: "↑", False: "↓", None: ""}
+
+
+def title(r: Results, key: Key) -> str:
+    """A number's name, of which metric where several have one of that name."""
+    several = sum(name == key[1] for _, name in r.values) > 1
+    return f"{key[1]} ({key[0]})" if several else key[1]
+
+
+def by_metric(r: Results) -> list[tuple[str, list[Key]]]:
+    """Each metric with its numbers."""
+    names = dict.fromkeys(name for name, _ in r.values)
+    return [(name, [key for key in r.values if key[0] == name]) for name in names]
+
+
+def places(r: Results, key: Key) -> int:
+    """Decimals of a column: two digits of its largest standard error."""
+    found = [r.mean(key, m) for m in range(len(r.methods))]
+    errors = [
+        one.standard_error
+        for one in found
+        if math.isfinite(one.standard_error) and one.standard_error > 0
+    ]
+    if errors:
+        return min(decimals(max(errors), 2), 6)
+    return min(decimals(max((abs(one.mean) for one in found if one.count), default=1), DIGITS), 6)
+
+
+def shown(one: Summary, decimal: int, between: str = " ± ") -> str:
+    """Mean and standard error."""
+    if not one.count:
+        return "-"
+    error = (
+        f"{between}{one.standard_error:.{decimal}f}" if math.isfinite(one.standard_error) else ""
+    )
+    return f"{one.mean:z.{decimal}f}{error}"
+
+
+def protocol(r: Results, metrics: Sequence[str] | None = None) -> str:
+    """What was done, in sentences; of some of the metrics."""
+    options, model, data = r.said["options"], r.said["model"], r.said["data"]
+    summaries = "; ".join(
+        f"{name}: {metric(name).summary}" for name in metrics or options["metrics"]
+    )
+    contrasts = "" if options["contrast"] else ", of contrasts the target alone"
+    notes = "".join(f" {name}: {what}." for name, what in options["notes"].items())
+    return (
+        f"Mean and standard error over {data['inputs']} inputs (data {data['hash'][:12]}) of "
+        f"{model['name']} ({model['fingerprint'][:12]}, {model['dtype']}, refl {r.said['refl']}); "
+        f"explained: {options['seed']}{contrasts}. {summaries}.{notes} Bold: better than every "
+        f"other method, the {LEVEL:.0%} BCa bootstrap intervals ({DRAWS} draws of the inputs) of "
+        "the paired differences all exclude 0."
+    )
+
+
+# -- for the terminal ------------------------------------------------------------------------------
+
+
+def lines(r: Results, width: int) -> list[Line]:
+    """A row for each method; several tables one below the other where one would be too wide."""
+    parts = [grid(_rows(r, keys), "l" + "r" * len(keys)) for keys in _fitting(r, width)]
+    tables = [line for part in parts for line in (*part, [])]
+    return [*tables, *paragraph(printable(protocol(r)), width, "dim", "")]
+
+
+def _fitting(r: Results, width: int) -> Iterator[list[Key]]:
+    """Columns that stand side by side."""
+    room, used, keys = width - max(map(len, r.methods)) - 2, 0, list[Key]()
+    for key in r.values:
+        need = max(len(cell[0]) for cell in (row[1] for row in _rows(r, [key]))) + 2
+        if keys and used + need > room:
+            yield keys
+            used, keys = 0, []
+        used, keys = used + need, [*keys, key]
+    if keys:
+        yield keys
+
+
+def _rows(r: Results, keys: list[Key]) -> list[list[Span]]:
+    heads = [f"{title(r, key)} {ARROWS[r.larger_is_better(key)]}".strip() for key in keys]
+    rows: list[list[Span]] = [[("method", "bold"), *((head, "bold") for head in heads)]]
+    for m, name in enumerate(r.methods):
+        cells = [
+            (shown(r.mean(key, m), places(r, key)), "bold" if r.outstanding(key) == m else "")
+            for key in keys
+        ]
+        rows.append([(name, ""), *cells])
+    return rows
+
+
+# -- as data ---------------------------------------------------------------------------------------
+
+
+def as_csv(r: Results) -> str:
+    """A row for each input and method, a column for each number; empty where there is none."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["line", "name", "method", *(title(r, key) for key in r.values)])
+    for n, (line, name) in enumerate(zip(r.lines, r.names, strict=True)):
+        for m, method in enumerate(r.methods):
+            numbers = [float(values[n, m]) for values in r.values.values()]
+            cells = ["" if math.isnan(v) else repr(v) for v in numbers]
+            writer.writerow([line, name, method, *cells])
+    return out.getvalue()
+
+
+def as_dict(r: Results) -> dict[str, Any]:
+    """Means, errors and paired differences, and what was run."""
+    return {
+        "run": dict(r.said),
+        "inputs": len(r.names),
+        "protocol": protocol(r),
+        "numbers": [_number(r, key) for key in r.values],
+    }
+
+
+def as_json(r: Results) -> str:
+    """The same; what is no number is null."""
+    return json.dumps(_finite(as_dict(r)), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(r: Results, key: Key) -> dict[str, Any]:
+    best = r.outstanding(key)
+    return {
+        "metric": key[0],
+        "number": key[1],
+        "larger_is_better": r.larger_is_better(key),
+        "methods": {name: vars(r.mean(key, m)) for m, name in enumerate(r.methods)},
+        "differences": [
+            {"method": a, "less": b, **vars(r.difference(key, i, j))}
+            for i, a in enumerate(r.methods)
+            for j, b in enumerate(r.methods)
+            if i < j
+        ],
+        "outstanding": None if best is None else r.methods[best],
+    }
+
+
+# -- LaTeX -----------------------------------------------------------------------------------------
+
+_TEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
+    "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
+    "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+}  # fmt: skip
+
+
+def tex(text: str) -> str:
+    """Text that LaTeX prints as it stands; control characters are escaped first."""
+    return "".join(_TEX.get(c, c) for c in printable(text))
+
+
+def as_latex(r: Results) -> str:
+    """A table with booktabs for each metric, its caption the protocol."""
+    parts = (_table(r, name, keys) for name, keys in by_metric(r))
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
+
+
+def _table(r: Results, name: str, keys: list[Key]) -> str:
+    heads = [tex(f"{key[1]} {ARROWS[r.larger_is_better(key)]}".strip()) for key in keys]
+    rows = [
+        " & ".join([tex(method), *(_cell(r, key, m) for key in keys)])
+        for m, method in enumerate(r.methods)
+    ]
+    body = " \\\\\n".join(rows)
+    return (
+        "\\begin{table}\n\\centering\n"
+        f"\\begin{{tabular}}{{l{'r' * len(keys)}}}\n\\toprule\n"
+        f"{' & '.join(['method', *heads])} \\\\\n\\midrule\n"
+        f"{body} \\\\\n\\bottomrule\n\\end{{tabular}}\n"
+        f"\\caption{{{tex(protocol(r, [name]))}}}\n\\end{{table}}\n"
+    )
+
+
+def _cell(r: Results, key: Key, m: int) -> str:
+    one, decimal = r.mean(key, m), places(r, key)
+    if not one.count:
+        return "--"
+    number = f"{one.mean:z.{decimal}f}"
+    error = f" \\pm {one.standard_error:.{decimal}f}" if math.isfinite(one.standard_error) else ""
+    return f"$\\mathbf{{{number}}}{error}$" if r.outstanding(key) == m else f"${number}{error}$"

@@ -1,0 +1,415 @@
+"""refl evaluate: what the shards say, what is made of them, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from itertools import islice
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from refl.cli import main
+from refl.errors import ReflError
+from refl.evaluation import figures, page, tables
+from refl.evaluation.data import items
+from refl.evaluation.judging import METRICS as METRICS_THERE_ARE
+from refl.evaluation.judging import judged
+from refl.evaluation.results import GRID, Results, band, on_grid
+from refl.evaluation.run import evaluate
+from refl.evaluation.workers import InThisProcess
+from refl.methods import METHODS
+from refl.methods.base import Attribution
+from refl.methods.random import Random
+from refl.model import SHIPPED, Model, load
+from refl.network import Network
+
+Capture = pytest.CaptureFixture[str]
+COUNT, SHARD = 8, 3
+METHOD, METRICS = ["attnlrp", "cp-lrp"], ["flip", "evidence"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "data.jsonl"
+    with open(SHIPPED / "evidence.jsonl", "rb") as source:
+        file.write_bytes(b"".join(islice(source, COUNT)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def whole(model: Model, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    evaluate(model, data, folder, METHOD, METRICS, shard=SHARD)
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    parts = sorted(folder.glob("part-*"))
+    return [json.loads(line) for part in parts for line in part.read_bytes().splitlines()]
+
+
+# -- shards ----------------------------------------------------------------------------------------
+
+
+def test_rows_are_those_of_a_plain_loop(model: Model, data: Path, whole: Path) -> None:
+    """To rounding: there each input stands in batches of its own."""
+    found = rows(whole)
+    plain = [
+        row
+        for item in items(data, model)
+        for row in judged(model, item, [Random(), *METHOD], METRICS)
+    ]
+    assert len(found) == len(plain) == COUNT * 3 * 2
+    for said, row in zip(found, plain, strict=True):
+        key = (said["name"], said["method"], said["metric"])
+        assert key == (row.item, row.method, row.metric)
+        assert said["numbers"] == pytest.approx(row.numbers, abs=1e-4)
+        for name, curve in row.curves.items():
+            assert said["curves"][name] == pytest.approx(list(curve), abs=1e-4)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_same_bytes_with_any_number_of_workers(
+    workers: int, model: Model, data: Path, whole: Path, tmp_path: Path
+) -> None:
+    evaluate(model, data, tmp_path / "run", METHOD, METRICS, shard=SHARD, workers=workers)
+    assert content(tmp_path / "run") == content(whole)
+
+
+class Interrupted(InThisProcess):
+    def __init__(self) -> None:
+        self.tasks = 0
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Any:
+        self.tasks += 1
+        if self.tasks == 3:
+            raise KeyboardInterrupt
+        return super().submit(function, *arguments)
+
+
+def test_interrupted_and_resumed(model: Model, data: Path, whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, data, folder, METHOD, METRICS, shard=SHARD, pool=Interrupted())
+    assert 1 < len(content(folder)) < 4 and content(folder).items() <= content(whole).items()
+    evaluate(model, data, folder, METHOD, METRICS, shard=SHARD)
+    assert content(folder) == content(whole)
+
+
+# -- what is made of them --------------------------------------------------------------------------
+
+
+def command(data: Path, *more: str) -> list[str]:
+    asked = ["evaluate", "--data", str(data), "--methods", "attnlrp,cp-lrp"]
+    return [*asked, "--metrics", "flip", "evidence", "--shard", str(SHARD), *more]
+
+
+def test_the_command_and_its_files(
+    data: Path, whole: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = tmp_path / "run"
+    assert main(command(data, "--out", str(folder))) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split()[:3] == ["method", "dA_flip", "↑"]
+    assert [line.split()[0] for line in out.splitlines()[1:4]] == ["random", *METHOD]
+    files = content(folder)
+    assert files.items() >= content(whole).items()
+    assert set(files) - set(content(whole)) == {
+        "results.json", "inputs.csv", "table.tex", "report.html",
+    }  # fmt: skip
+    assert main(command(data, "--out", str(folder), "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["numbers"] == _results(folder)["numbers"]
+    assert content(folder) == files  # done again from the same shards, byte for byte
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+def test_means_and_errors_are_those_of_the_csv(data: Path, tmp_path: Path) -> None:
+    assert main(command(data, "--out", str(tmp_path / "run"))) == 0
+    with open(tmp_path / "run" / "inputs.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == COUNT * 3
+    for number in _results(tmp_path / "run")["numbers"]:
+        for method, said in number["methods"].items():
+            cells = [row[number["number"]] for row in table if row["method"] == method]
+            x = [float(cell) for cell in cells if cell]
+            assert said["count"] == len(x) and said["mean"] == pytest.approx(mean(x))
+            assert said["standard_error"] == pytest.approx(stdev(x) / math.sqrt(len(x)))
+
+
+def test_without_a_folder_nothing_is_left(
+    data: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    assert main(command(data, "--limit", "2")) == 0
+    assert "attnlrp" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_scores_from_elsewhere(model: Model, data: Path, tmp_path: Path, capsys: Capture) -> None:
+    """The relevance of attnlrp, by way of a file, is judged as attnlrp is."""
+    scores = {
+        item.name: model.explain(item.input, contrast=item.contrast, keep=()).relevance
+        for item in items(data, model)
+    }
+    np.savez(tmp_path / "theirs.npz", **scores)
+    asked = command(data, "--scores", f"theirs={tmp_path / 'theirs.npz'}")
+    assert main([*asked, "--out", str(tmp_path / "run")]) == 0
+    found = _results(tmp_path / "run")["numbers"]
+    assert list(found[0]["methods"]) == ["random", *METHOD, "theirs"]
+    for number in found:
+        ours, theirs = number["methods"]["attnlrp"], number["methods"]["theirs"]
+        assert theirs["mean"] == pytest.approx(ours["mean"], abs=1e-3)
+    np.savez(tmp_path / "theirs.npz", **{n: r + 1 for n, r in scores.items()})
+    assert main([*asked, "--out", str(tmp_path / "run")]) == 2
+    assert "another methods theirs hash" in capsys.readouterr().err
+
+
+def test_tuned_inputs_are_not_judged(data: Path, tmp_path: Path, capsys: Capture) -> None:
+    asked = ["evaluate", "--data", str(data), "--metrics", "flip", "--tune", "3"]
+    label = "random:draw=1/2/3"
+    assert main([*asked, "--methods", label, "--out", str(tmp_path / "run")]) == 0
+    found = rows(tmp_path / "run")
+    assert len({row["line"] for row in found}) == COUNT - 3
+    assert {row["method"] for row in found} == {label}
+    notes = _results(tmp_path / "run")["run"]["options"]["notes"]
+    words = r"draw=[123], chosen among 3 by dA_flip of flip on 3 inputs that are not judged"
+    assert re.fullmatch(words, notes[label])
+    assert notes[label] in " ".join(capsys.readouterr().out.split())
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+HOSTILE = "<script>a_1</script>&$x$\\input{/etc/passwd}%#^~\x1b[31m"
+
+
+def results(spread: float = 0.1, names: tuple[str, ...] = ("good", "same", "poor")) -> Results:
+    """`good` is better than the others by 1; `same` and `poor` differ by less than the spread."""
+    n = np.arange(40)
+    noise = spread * np.stack([np.sin(n), np.cos(n), np.cos(2 * n)], axis=1)
+    values = noise + np.array([2.0, 1.0, 1.0])
+    curve = np.broadcast_to(np.linspace(1, 0, GRID), (40, 3, GRID)).copy()
+    said = {
+        "refl": "0", "model": {"name": "m", "fingerprint": "f" * 64, "dtype": "float64"},
+        "data": {"hash": "d" * 64, "inputs": 40},
+        "options": {
+            "metrics": ["flip"], "seed": "logit", "contrast": True, "notes": {},
+            "methods": dict.fromkeys(names),
+        },
+    }  # fmt: skip
+    keys = {("flip", "dA_flip"): values, ("flip", "A_MoRF_flip"): -values}
+    lines = list(range(1, 41))
+    curves = {("flip", "MoRF_flip"): curve}
+    return Results([str(k) for k in lines], lines, list(names), keys, curves, said)
+
+
+def test_bold_only_where_the_interval_to_every_other_excludes_0() -> None:
+    r = results()
+    assert [r.outstanding(key) for key in r.values] == [0, 0]
+    assert tables.as_latex(r).count(r"\mathbf") == 2
+    alike = results(spread=40.0)
+    assert [alike.outstanding(key) for key in alike.values] == [None, None]
+    assert r"\mathbf" not in tables.as_latex(alike)
+    r.values["flip", "dA_flip"][:, 1] = r.values["flip", "dA_flip"][:, 0]  # two that are equal
+    equal = Results(**(vars(r) | {"known": {}}))
+    assert equal.outstanding(("flip", "dA_flip")) is None
+
+
+def test_differences_are_antisymmetric() -> None:
+    r, key = results(), ("flip", "dA_flip")
+    there, back = r.difference(key, 0, 2), r.difference(key, 2, 0)
+    assert (back.mean, back.low, back.high) == (-there.mean, -there.high, -there.low)
+    assert there.low < there.mean < there.high and there.excludes_0
+    assert there.mean == pytest.approx(float((r.values[key][:, 0] - r.values[key][:, 2]).mean()))
+
+
+def test_latex_prints_what_a_name_says() -> None:
+    said = tables.as_latex(results(names=(HOSTILE, "b", "c")))
+    row = next(line for line in said.splitlines() if "script" in line)
+    assert row.startswith(
+        r"\textless{}script\textgreater{}a\_1\textless{}/script\textgreater{}\&\$x\$"
+        r"\textbackslash{}input\{/etc/passwd\}\%\#\textasciicircum{}\textasciitilde{}"
+    )
+    assert "\x1b" not in said and said.count(r"\toprule") == 1
+    assert r"95\% BCa bootstrap" in said and "over 40 inputs" in said
+
+
+class Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [str(v) for k, v in attrs if k in ("src", "href", "xlink:href", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_one_file_and_nothing_in_it_runs() -> None:
+    found = Page()
+    found.feed(page.html(results(names=(HOSTILE, "b", "c"))))
+    assert "script" not in found.tags and not found.links
+    assert found.text.count("<script>a_1</script>&$x$") >= 3 and "\x1b" not in found.text
+    assert found.tags.count("polyline") == 3 and found.tags.count("polygon") == 3
+
+
+def test_wide_tables_fold_in_a_terminal() -> None:
+    r = results()
+    wide, narrow = tables.lines(r, 100), tables.lines(r, 30)
+    assert sum(line[0][0].startswith("method") for line in wide if line) == 1
+    assert sum(line[0][0].startswith("method") for line in narrow if line) == 2
+
+
+@pytest.mark.needs("matplotlib")
+def test_figures(tmp_path: Path, data: Path) -> None:
+    r = results(names=("_a", "$b$", "c"))
+    key = ("flip", "MoRF_flip")
+    starts = {"svg": b"<?xml", "pdf": b"%PDF", "png": b"\x89PNG"}
+    for kind, start in starts.items():
+        first = figures.curves(r, key, kind)
+        assert first.startswith(start) and figures.curves(r, key, kind) == first
+    assert all(name in figures.curves(r, key, "svg") for name in (b"_a", b"$b$"))
+    assert main(command(data, "--out", str(tmp_path / "run"), "--figures", "svg", "pdf")) == 0
+    found = {path.name for path in (tmp_path / "run").glob("flip-*")}
+    assert found == {f"flip-{c}_flip.{k}" for c in ("MoRF", "LeRF") for k in ("svg", "pdf")}
+
+
+def test_curves_of_any_length_meet_on_a_grid() -> None:
+    grid = np.linspace(0, 1, GRID)
+    for count in (2, 3, 8, 130):
+        line = list(3 - 2 * np.linspace(0, 1, count))
+        assert on_grid(line) == pytest.approx(3 - 2 * grid, abs=1e-12)
+    assert on_grid([4.0]).tolist() == [4.0] * GRID
+    curves = np.stack([np.zeros(GRID), np.full(GRID, 2.0), np.full(GRID, np.nan)])
+    low, middle, high = band(curves)  # of 0 and 2: mean 1, s = sqrt(2), s / sqrt(2) = 1
+    assert (low == 0).all() and (middle == 1).all() and (high == pytest.approx(2.0))
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def test_help_names_every_metric(capsys: Capture) -> None:
+    assert main(["evaluate", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {name} " in said for name in METRICS_THERE_ARE)
+
+
+@dataclass(frozen=True)
+class Undefined(Attribution):
+    name: ClassVar[str] = "grad-cam-like"
+    summary: ClassVar[str] = "x"
+    source: ClassVar[str] = "x"
+    passes: ClassVar[str] = "x"
+    conserved: ClassVar[str] = "x"
+
+    def refuse(self, network: Network) -> None:
+        raise ReflError(f"method {self.name} is not defined for {network.net.MODEL_TYPE}")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--metrics", "flop"], "unknown metric 'flop'"),
+        (["--metrics", "flip:baseline=nonsense"], "nonsense"),
+        (["--metrics", "flip:units=patches"], "units is 'patches'"),
+        (["--metrics", "flip,flip"], "none twice"),
+        (["--metrics", "flip,"], "expected names between commas"),
+        (["--methods", "nonsense"], "unknown method 'nonsense'"),
+        (["--methods", "grad-cam-like"], "grad-cam-like is not defined for llama"),
+        (["--methods", "cp-lrp:epz=1"], "epz"),
+        (["--methods", "attnlrp,attnlrp"], "stands twice"),
+        (["--methods", "random:draw=1/2"], "give --tune N"),
+        (["--tune", "2"], "--tune chooses between values"),
+        (["--figures", "pdf"], "--figures are written into the folder of --out"),
+        (["--scores", "theirs"], "expected NAME=FILE"),
+        (["--scores", "theirs=none.npz"], "none.npz does not exist"),
+        (["--workers", "0"], "--workers is 0"),
+        (["--shard", "0"], "--shard is 0"),
+        (["--workers", "1", "--dask", "tcp://h:1"], "not both"),
+        (["--data", "none.jsonl"], "none.jsonl does not exist"),
+        (["--seed", "probability"], "a contrast is a difference of logits"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    options: list[str],
+    words: str,
+    data: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(METHODS, "grad-cam-like", Undefined())
+    assert main(command(data, *options)) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and words in err and err.count("\n") == 1
+
+
+def test_a_folder_with_other_options_is_refused(
+    data: Path, whole: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    for name, found in content(whole).items():
+        (tmp_path / name).write_bytes(found)
+    for options, words in (
+        (["--methods", "attnlrp"], "another methods cp-lrp"),
+        (["--metrics", "flip"], "another metrics"),
+        (["--no-contrast"], "another contrast: there True, now False"),
+        (["--limit", "7"], "another data hash"),
+    ):
+        assert main(command(data, "--out", str(tmp_path), *options)) == 2
+        err = capsys.readouterr().err
+        assert words in err and err.count("\n") == 1
+    assert content(tmp_path) == content(whole)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"{", "no JSON"),
+        (b'{"text": "the keys", "evidence": [9]}', "evidence 9 is outside the input"),
+        (b'{"text": "the keys", "target": "zebra zebra"}', "not in the vocabulary"),
+    ],
+)
+def test_a_bad_line_is_named(
+    line: bytes, words: str, data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_bytes(data.read_bytes() + line + b"\n")
+    assert main(command(file, "--out", str(tmp_path / "run"))) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "bad.jsonl, line 9: " in err and words in err and err.count("\n") == 1
+
+
+def test_figures_without_matplotlib(
+    data: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(command(data, "--out", str(tmp_path / "run"), "--figures", "pdf")) == 2
+    err = capsys.readouterr().err
+    assert "figures need matplotlib: pip install" in err and "[figures]" in err
+    assert not (tmp_path / "run").exists()
