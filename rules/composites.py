@@ -239,7 +239,7 @@ class Composite:
                     "role": line.role,
                     "site": line.site,
                     "rule": line.rule,
-                    "options": defaults(line, self.formulation) | dict(line.options),
+                    "options": _plain(defaults(line, self.formulation) | dict(line.options)),
                 }
                 for line in self.rules
             ],
@@ -264,8 +264,17 @@ def _subject(change: str) -> str:
 def _read(said: dict[str, Any], formulation: str) -> Rule:
     line = Rule(said["operation"], said["rule"], said["site"], role=said["role"])
     known = defaults(line, formulation)
-    changed = ((key, value) for key, value in said["options"].items() if known.get(key) != value)
+    options = {
+        key: tuple(value) if isinstance(known.get(key), tuple) else value
+        for key, value in said["options"].items()
+    }
+    changed = ((key, value) for key, value in options.items() if known.get(key) != value)
     return replace(line, options=tuple(changed))
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """As JSON has them."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
 
 
 def defaults(line: Rule, formulation: str) -> dict[str, Any]:

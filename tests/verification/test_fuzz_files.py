@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("PIL.Image", reason="Pillow is not installed (the extra 'image')")
 
+from refl import methods
 from refl.cli import files
 from refl.io import composites, images, oracle
 from refl.verification.quality import fuzz_command_line, fuzz_files, fuzzing
@@ -103,7 +104,7 @@ def test_a_fault_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise KeyError("a")
 
-    monkeypatch.setattr(composites, "named", broken)
+    monkeypatch.setattr(methods, "chosen", broken)
     assert "a fault of refl" in fuzzing.ended_here(one(["methods", "attnlrp"]))[1]
 
 
