@@ -6,12 +6,12 @@
 At a site what was not chosen is set to 0 before the sweep goes on; what is removed is absorbed
 there as `condition`. In gradient x input form it is g that is set to 0, and with it R = x g.
 
-Most sites of a transformer have a way around them, the residual stream. With `through` what went
-around is removed as well, at the site, and absorbed with the rest: the map is that of the relevance
-which came through what was chosen. Then, at every site, the maps of a partition add up to the map
-of the whole site. Without it the way around is part of every one of them, and they add up to the
-whole only where there is none (the output of a block). Of several sites the relevance has come
-through each.
+Most sites of a transformer have a way around them, the residual stream, which the nets of the paper
+have not. What went around is removed as well, at the site, and absorbed with the rest: the map is
+that of the relevance which came through what was chosen, and at every site the maps of a partition
+add up to the map of the whole site. With `through=False` the way around stays, as a mask in a
+backward hook leaves it: then it is part of every map, and they add up to the whole only where there
+is none (the output of a block). Of several sites the relevance has come through each.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Conditions:
     """
 
     chosen: Mapping[str, Any] = field(default_factory=dict)
-    through: bool = False
+    through: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.chosen, Mapping) or not all(isinstance(s, str) for s in self.chosen):
@@ -63,7 +63,7 @@ class Conditions:
     @property
     def said(self) -> str:
         """The sites, for whoever reads the numbers."""
-        return ", ".join(self.chosen) + " (nothing around)" * self.through
+        return ", ".join(self.chosen) + " (and what goes around)" * (not self.through)
 
     def mask(self, names: Sequence[str], like: Array) -> Array | None:  # (B, ...) -> (...)
         """What of a value of these names is chosen, bool; None where nothing is said of it. Raises

@@ -236,8 +236,9 @@ class Model(Network):
                       of different lengths are then run apart: an index counts no padding
         options       options of the method by name: {"steps": 64} of integrated-gradients, say
         conditions    site -> what of its relevance goes on (a mask, or an index as of refl.Edit);
-                      the rest is set to 0 there and absorbed. A refl.conditions.Conditions with
-                      through=True also leaves out what goes around the site. For tables of rules
+                      the rest, and what goes around the site, is set to 0 there and absorbed. A
+                      refl.conditions.Conditions with through=False keeps what goes around. For
+                      tables of rules
         batch_tokens  how many tokens are run at once, padding counted: a longer list is sorted by
                       length and run in batches of at most that (a single input may be longer).
                       An input's numbers are the same in any batch to rounding; for dynamic rotary

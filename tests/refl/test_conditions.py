@@ -115,16 +115,16 @@ def test_partitions_add_up(name: str) -> None:
         count = whole_shape(model, item, site)[axis]
         one = [np.arange(count) == k for k in range(count)]
         masks = [m.reshape((-1, *(1,) * (-axis - 1))) for m in (one[0], one[1], ~(one[0] | one[1]))]
-        inside = [explained(model, item, method, Conditions({site: m}, True)) for m in masks]
-        all_of_it = explained(model, item, method, Conditions({site: ...}, True))
+        inside = [explained(model, item, method, {site: m}) for m in masks]
+        all_of_it = explained(model, item, method, {site: ...})
         whole_is(all_of_it, [e.relevance for e in inside], whole)
         assert all(closes(e) for e in (*inside, all_of_it))
         if cut:
             whole_is(whole, [e.relevance for e in inside], whole)
             continue
-        kept = [explained(model, item, method, {site: m}).relevance for m in masks]
-        bypass = explained(model, item, method, {site: []}).relevance
-        whole_is(whole, [bypass, *(r - bypass for r in kept)], whole)
+        kept = [explained(model, item, method, Conditions({site: m}, False)) for m in masks]
+        bypass = explained(model, item, method, Conditions({site: []}, False)).relevance
+        whole_is(whole, [bypass, *(e.relevance - bypass for e in kept)], whole)
 
 
 def sites_of(model: Model, item: Any) -> list[tuple[str, int, bool]]:
