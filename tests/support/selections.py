@@ -204,7 +204,7 @@ RARE = (
     "tests/refl/methods/test_occlusion.py::test_a_decoder_beside_a_plain_loop[mixtral-*",
     "tests/refl/methods/test_occlusion.py::test_a_decoder_beside_a_plain_loop[phi-*",
     "tests/refl/methods/test_occlusion.py::test_windows_of_pixels[4-3-*",
-    "tests/peers/test_peer_reports.py::*[lxt_explicit]",
+    "tests/peers/test_peer_reports.py::test_an_explanation_explains_nothing_else[lxt_explicit]",
     "tests/nets/test_decoders.py::test_every_backend[gemma2-*",
     "tests/nets/test_decoders.py::test_every_backend[mistral-*",
     "tests/nets/test_decoders.py::test_every_backend[olmo2-*",

@@ -22,11 +22,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 
 from refl.verification.quality.import_graph import PROJECT
+from refl.verification.quality.warm_pytest import WarmPytest
 
 WORKERS = 2
 
@@ -1302,33 +1304,34 @@ def plant(text: str, fault: Fault) -> str:
     return text.replace(fault.old, fault.new)
 
 
-def run_tests(project: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
+OPTIONS = ("-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=line")
+
+
+def run_tests(
+    warm: WarmPytest, project: Path, tests: Sequence[str]
+) -> subprocess.CompletedProcess[str]:
     """pytest in the copy: few examples, no shrinking,
     nothing cached, and the copy's own package.
     """
-    environment = os.environ | {
+    environment = {
         "PYTHONPATH": str(project),
         "REFL_PROFILE": "planted-faults",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--tb=line",
-        *tests,
-    ]
-    return subprocess.run(
-        command, cwd=project, env=environment, capture_output=True, text=True, check=False
-    )
+    return warm.run(project, environment, [*OPTIONS, *tests])
 
 
-def check_copy(project: Path, faults: Sequence[Fault]) -> None:
+@dataclass(frozen=True)
+class Copy:
+    """A copy of the project, and what runs its tests."""
+
+    project: Path
+    warm: WarmPytest
+
+
+def check_copy(copy: Copy, faults: Sequence[Fault]) -> None:
     """Without a fault the copy is what is tested, and every named test passes."""
+    project = copy.project
     where = "import refl.rules.conservation as c, refl.sweep as s; print(c.__file__, s.__file__)"
     environment = os.environ | {"PYTHONPATH": str(project)}
     found = subprocess.run(
@@ -1342,7 +1345,7 @@ def check_copy(project: Path, faults: Sequence[Fault]) -> None:
     if not all(Path(each).is_relative_to(project) for each in found.split()):
         raise RuntimeError(f"the tests would run on {found.strip()}, not on the copy in {project}")
     tests = sorted({fault.test for fault in faults})
-    result = run_tests(project, tests)
+    result = run_tests(copy.warm, project, tests)
     passed = f"{len(tests)} passed"
     if result.returncode != 0 or passed not in result.stdout:
         raise RuntimeError(
@@ -1351,12 +1354,12 @@ def check_copy(project: Path, faults: Sequence[Fault]) -> None:
         )
 
 
-def try_fault(project: Path, fault: Fault) -> Outcome:
-    file = source(project, fault.file)
+def try_fault(copy: Copy, fault: Fault) -> Outcome:
+    file = source(copy.project, fault.file)
     original = file.read_text(encoding="utf-8")
     try:
         file.write_text(plant(original, fault), encoding="utf-8")
-        result = run_tests(project, [fault.test])
+        result = run_tests(copy.warm, copy.project, [fault.test])
     finally:
         file.write_text(original, encoding="utf-8")
     broken = [error for error in BROKEN if error in result.stdout]
@@ -1378,23 +1381,24 @@ def run_all(faults: Sequence[Fault] = FAULTS) -> list[Outcome]:
     """Every fault on a copy of the project, `WORKERS` at a time. Raises before the first where the
     table does not fit the source.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        copies: Queue[Path] = Queue()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as processes:
+        copies: Queue[Copy] = Queue()
         for number in range(WORKERS):
             (Path(folder) / str(number)).mkdir()
-            copies.put(copy_to(Path(folder).resolve() / str(number)))
+            warm = processes.enter_context(WarmPytest())
+            copies.put(Copy(copy_to(Path(folder).resolve() / str(number)), warm))
         first = copies.get()
         for fault in faults:
-            plant(source(first, fault.file).read_text(encoding="utf-8"), fault)
+            plant(source(first.project, fault.file).read_text(encoding="utf-8"), fault)
         check_copy(first, faults)
         copies.put(first)
 
         def one(fault: Fault) -> Outcome:
-            project = copies.get()
+            copy = copies.get()
             try:
-                return try_fault(project, fault)
+                return try_fault(copy, fault)
             finally:
-                copies.put(project)
+                copies.put(copy)
 
         with ThreadPoolExecutor(WORKERS) as pool:
             return list(pool.map(one, faults))
