@@ -240,7 +240,20 @@ def _object(line: Line) -> dict[str, Any]:
         raise line.refused(f"it is no JSON: {type(error).__name__}, {shown(error)}") from None
     if not isinstance(said, dict):
         raise line.refused(f"expected a JSON object, got {quoted(said)}")
+    if b"\\u" in line.content:
+        _refuse_halves(line, said)
     return said
+
+
+def _refuse_halves(line: Line, said: dict[str, Any]) -> None:
+    """A name with half of a character could not be written to a shard."""
+    try:
+        json.dumps(said, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise line.refused(
+            f"expected text in Unicode, got half of a character: {half} stands alone"
+        ) from None
 
 
 # -- what a key may be -----------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from refl import arguments
 from refl.batching import TOKENS
 from refl.errors import ReflError, argument
 from refl.evaluation.corpus import Job, Opened
-from refl.evaluation.data import Line, items, lines, parsed
+from refl.evaluation.data import Line, lines, parsed
 from refl.evaluation.judging import Row, by_label, judged, metric
 from refl.evaluation.results import Results
 from refl.evaluation.scores import Scores
@@ -174,10 +174,17 @@ def _refuse_undefined(model: Model, file: Path, how: Judging) -> None:
         refuse = getattr(method, "refuse", None)
         if refuse is not None:
             refuse(model)
-    for first in items(file, model, limit=1):
-        subject = Subject.read(model, asked(first, how.contrast), how.kind)
+    for first in lines(file, limit=1):
+        subject = _subject(model, first, how)
         for name in how.metrics:
             metric(name).refuse(subject)
+
+
+def _subject(model: Model, line: Line, how: Judging) -> Subject:
+    """What is refused of it names the line."""
+    item = parsed(line).settled(model)
+    with parsed(line).named():
+        return Subject.read(model, asked(item, how.contrast), how.kind)
 
 
 # -- a shard ---------------------------------------------------------------------------------------
