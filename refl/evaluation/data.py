@@ -132,10 +132,18 @@ class Record:
         with self.named():
             return "" if self.picture is None else sha256([self.picture])
 
+    @property
+    def has_evidence(self) -> bool:
+        return bool(self.find or self.item.evidence)
+
     def settled(self, model: Model) -> Item:
         """The item, its evidence as numbers of tokens or patches. Raises ReflError where that is
-        outside the input.
+        outside the input, and for a picture where the model reads none.
         """
+        if self.picture is not None and not model.takes_images:
+            raise self.line.refused(
+                f"image is the path of a picture, and {model.name or 'the model'} reads text or ids"
+            )
         if self.find is not None:
             return replace(
                 self, item=replace(self.item, evidence=self._tokens(model)), find=None
