@@ -176,6 +176,10 @@ def _typed(args: argparse.Namespace) -> Typed:
             raise ReflError(f"the method {shown(label)!r} stands twice: name each once")
         name, *said = label.split(":")
         found[label] = name, _grid(said)
+    labels = [one.label for one in args.scores]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ReflError(f"the scores {shown(label)!r} stand twice: name each once")
     if not found and not args.scores:
         args.parser.error("give --methods, or --scores")
     return found

@@ -132,10 +132,18 @@ class Record:
         with self.named():
             return "" if self.picture is None else sha256([self.picture])
 
+    @property
+    def has_evidence(self) -> bool:
+        return bool(self.find or self.item.evidence)
+
     def settled(self, model: Model) -> Item:
         """The item, its evidence as numbers of tokens or patches. Raises ReflError where that is
-        outside the input.
+        outside the input, and for a picture where the model reads none.
         """
+        if self.picture is not None and not model.takes_images:
+            raise self.line.refused(
+                f"image is the path of a picture, and {model.name or 'the model'} reads text or ids"
+            )
         if self.find is not None:
             return replace(
                 self, item=replace(self.item, evidence=self._tokens(model)), find=None
@@ -240,7 +248,20 @@ def _object(line: Line) -> dict[str, Any]:
         raise line.refused(f"it is no JSON: {type(error).__name__}, {shown(error)}") from None
     if not isinstance(said, dict):
         raise line.refused(f"expected a JSON object, got {quoted(said)}")
+    if b"\\u" in line.content:
+        _refuse_halves(line, said)
     return said
+
+
+def _refuse_halves(line: Line, said: dict[str, Any]) -> None:
+    """A name with half of a character could not be written to a shard."""
+    try:
+        json.dumps(said, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise line.refused(
+            f"expected text in Unicode, got half of a character: {half} stands alone"
+        ) from None
 
 
 # -- what a key may be -----------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refl.evaluation.data import lines, parsed
-from refl.evaluation.subject import Item, asked
+from refl.errors import ReflError
+from refl.evaluation.data import Line, lines, parsed
+from refl.evaluation.subject import Item, Subject, asked
 from refl.evaluation.tuning import Tuned, split, tuned
 from refl.model import Model
 from refl.question import Progress
@@ -46,22 +47,38 @@ def tune(
     """Holds about `count` of the inputs out and chooses on them, by the first number of a metric.
     Raises ReflError for a line that cannot be used, and where no input is left to be judged.
     """
-    every = [
-        (line.number, asked(parsed(line).settled(model), contrast)) for line in lines(file, limit)
-    ]
+    every = [(line, asked(parsed(line).settled(model), contrast)) for line in lines(file, limit)]
     held, _ = split([item for _, item in every], count)
     found = Chosen(skip=_numbers(every, held))
     for n, (label, (name, grid)) in enumerate(grids.items()):
         if progress is not None:
             progress(f"tuning {name}", n, len(grids))
-        best = tuned(model, held, name, grid, by, kind=kind)
+        try:
+            best = tuned(model, held, name, grid, by, kind=kind)
+        except ReflError:
+            _refuse_unreadable(model, every, held, kind)
+            raise
         found.methods[label], found.notes[label] = best.method, _note(best)
     return found
 
 
-def _numbers(every: Sequence[tuple[int, Item]], held: Sequence[Item]) -> frozenset[int]:
+Lines = Sequence[tuple[Line, Item]]
+
+
+def _of(every: Lines, held: Sequence[Item]) -> Lines:
     chosen = set(map(id, held))
-    return frozenset(number for number, item in every if id(item) in chosen)
+    return [(line, item) for line, item in every if id(item) in chosen]
+
+
+def _numbers(every: Lines, held: Sequence[Item]) -> frozenset[int]:
+    return frozenset(line.number for line, _ in _of(every, held))
+
+
+def _refuse_unreadable(model: Model, every: Lines, held: Sequence[Item], kind: str) -> None:
+    """The line of an input that the model cannot read."""
+    for line, item in _of(every, held):
+        with parsed(line).named():
+            Subject.read(model, item, kind)
 
 
 def _note(best: Tuned) -> str:

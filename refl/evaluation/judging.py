@@ -139,12 +139,15 @@ def judged(
     for one in asked:
         for subject in subjects:
             one.refuse(subject)
-    named = {label: cases(one, subjects) for label, one in by_label(methods).items()}
+    labeled = by_label(methods)
+    bound = [by_method(one, labeled) for one in asked]
+    named = {label: cases(one, subjects) for label, one in labeled.items()}
     found: dict[tuple[str, int, int], Judged] = {}
-    for m, one in enumerate(asked):
-        keys = [(label, n, m) for n in range(len(subjects)) for label in named]
-        answers = judge_all(one, [named[label][n] for label, n, _ in keys])
-        found.update(zip(keys, answers, strict=True))
+    for m, parts in enumerate(bound):
+        for one, labels in parts:
+            keys = [(label, n, m) for n in range(len(subjects)) for label in labels]
+            answers = judge_all(one, [named[label][n] for label, n, _ in keys])
+            found.update(zip(keys, answers, strict=True))
     return [
         Row(subject.item.name, label, one.name, answer.numbers, answer.curves)
         for n, subject in enumerate(subjects)
@@ -171,6 +174,16 @@ def by_label(methods: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
 
 def _method(which: Any) -> Any:
     return which if callable(getattr(type(which), "cases", None)) else chosen(which)
+
+
+def by_method(which: Metric, methods: Mapping[str, Any]) -> list[tuple[Metric, list[str]]]:
+    """The metric with the labels it judges at once: all of them, or each of its own where it asks
+    the method again. Raises ReflError for a method that it cannot ask.
+    """
+    of = getattr(which, "of", None)
+    if of is None:
+        return [(which, list(methods))]
+    return [(of(method), [label]) for label, method in methods.items()]
 
 
 def judge_all(which: Metric, cases: Sequence[Case]) -> list[Judged]:

@@ -22,10 +22,11 @@ import numpy as np
 
 from refl import arguments
 from refl.batching import TOKENS
-from refl.errors import ReflError, argument
+from refl.errors import ReflError, argument, shown
 from refl.evaluation.corpus import Job, Opened
-from refl.evaluation.data import Line, items, lines, parsed
-from refl.evaluation.judging import Row, by_label, judged, metric
+from refl.evaluation.data import Line, lines, parsed
+from refl.evaluation.evidence import Evidence
+from refl.evaluation.judging import Row, by_label, by_method, judged, metric
 from refl.evaluation.results import Results
 from refl.evaluation.scores import Scores
 from refl.evaluation.shards import Folder
@@ -127,7 +128,7 @@ def evaluate(
     file, skipped = arguments.path("file", file), frozenset(skip)
     found = _matched(with_random(by_label(methods)), file, limit, skipped)
     how = Judging(found, names, kind, contrast, batch_tokens)
-    _refuse_undefined(model, file, how)
+    _refuse_undefined(model, file, limit, how)
     job = Job(
         model=model,
         file=file,
@@ -168,16 +169,36 @@ def with_random(methods: dict[str, Any]) -> dict[str, Any]:
     return {Random.name: Random(), **methods}
 
 
-def _refuse_undefined(model: Model, file: Path, how: Judging) -> None:
+def _refuse_undefined(model: Model, file: Path, limit: int | None, how: Judging) -> None:
     """What the net or the first input shows already to be no use."""
     for method in how.methods.values():
         refuse = getattr(method, "refuse", None)
         if refuse is not None:
             refuse(model)
-    for first in items(file, model, limit=1):
-        subject = Subject.read(model, asked(first, how.contrast), how.kind)
+    for name in how.metrics:
+        by_method(metric(name), how.methods)
+    _refuse_unknown(file, limit, how)
+    for first in lines(file, limit=1):
+        subject = _subject(model, first, how)
         for name in how.metrics:
             metric(name).refuse(subject)
+
+
+def _refuse_unknown(file: Path, limit: int | None, how: Judging) -> None:
+    """Evidence is judged where there is some: a column without a number would look like work."""
+    asked = [name for name in how.metrics if isinstance(metric(name), Evidence)]
+    if asked and not any(parsed(line).has_evidence for line in lines(file, limit)):
+        raise ReflError(
+            f"metric {asked[0]} judges what is known to decide, and no line of {shown(file)} says "
+            "so: give evidence on the lines where it is known, or leave the metric out"
+        )
+
+
+def _subject(model: Model, line: Line, how: Judging) -> Subject:
+    """What is refused of it names the line."""
+    item = parsed(line).settled(model)
+    with parsed(line).named():
+        return Subject.read(model, asked(item, how.contrast), how.kind)
 
 
 # -- a shard ---------------------------------------------------------------------------------------

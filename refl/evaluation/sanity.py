@@ -39,11 +39,12 @@ ABOVE, BELOW = "above the blocks", "below the blocks"
 
 @dataclass(frozen=True)
 class Sanity:
-    """method    the name of the method whose scores are judged: it explains the randomized net too
+    """method    whose scores are judged, a name or itself: it explains the randomized net too; by
+              default whatever `judged` judges, each method by its own explanations
     draw      another number gives other weights
     """
 
-    method: str | Method = "attnlrp"
+    method: str | Method | None = None
     draw: int = 0
 
     source: ClassVar[str] = "Adebayo et al. 2018, arXiv 1810.03292"
@@ -58,21 +59,37 @@ class Sanity:
     def __post_init__(self) -> None:
         if arguments.whole("draw", self.draw) < 0:
             raise arguments.expected("draw", "a whole number of at least 0", self.draw)
-        chosen(self.method)
+        if self.method is not None:
+            chosen(self.method)
+
+    def of(self, method: Any) -> Sanity:
+        """The same for the scores of a method. Raises ReflError for scores from elsewhere."""
+        if self.method is not None:
+            return self
+        if not callable(getattr(type(method), "explain", None)):
+            raise ReflError(
+                "sanity explains nets with random weights, and scores from elsewhere cannot: leave "
+                "them out, or say by which method with sanity:method=NAME"
+            )
+        return replace(self, method=method)
 
     @property
     def name(self) -> str:
         """With every option that is not the default."""
-        method = chosen(self.method).name
-        said = ["sanity"] + [f"method={method}"] * (method != "attnlrp")
+        said = ["sanity"]
+        if self.method is not None:
+            said.append(f"method={chosen(self.method).name}")
         return ":".join(said + [f"draw={self.draw}"] * (self.draw != 0))
 
     def refuse(self, subject: Subject) -> None:
         """Raises ReflError for a net that the method is not defined for."""
-        chosen(self.method).refuse(subject.question.network)
+        if self.method is not None:
+            chosen(self.method).refuse(subject.question.network)
 
     def judge(self, subject: Subject, scores: Any, decoder_scores: Any = None) -> Judged:
         """The correlation with all weights random, and as curves those by depth: 0 parts, 1, ..."""
+        if self.method is None:
+            raise ReflError(f"sanity has no {argument('method')}: expected that of the scores")
         method = chosen(self.method)
         signed, sizes = by_depth(subject, method, np.asarray(scores), self.draw)
         return Judged(

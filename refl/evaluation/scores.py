@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -71,16 +72,15 @@ class Scores:
                     f"{self.place} has no scores of {shown(missing[0])} ({len(missing)} of "
                     f"{len(names)} inputs have none): expected a name for each"
                 )
+            _refuse_twice(names)
             return self
         if len(self.in_order) != len(names):
             raise ReflError(
                 f"{self.place} has scores of {len(self.in_order)} inputs, the data has "
                 f"{len(names)}: expected as many, or names"
             )
-        named = dict(zip(names, self.in_order, strict=True))
-        if len(named) != len(names):
-            raise ReflError("inputs of one name have scores in order: name the inputs apart")
-        return replace(self, by_name=named, in_order=())
+        _refuse_twice(names)
+        return replace(self, by_name=dict(zip(names, self.in_order, strict=True)), in_order=())
 
     def cases(self, subjects: Sequence[Subject]) -> list[Case]:
         """Raises ReflError for scores of another input, length or shape."""
@@ -132,6 +132,16 @@ class Scores:
             raise ReflError(
                 f"{where} explains {e.what}: expected the output that is judged, "
                 f"{' less '.join(map(repr, names))}"
+            )
+
+
+def _refuse_twice(names: Sequence[str]) -> None:
+    """Scores of one input would be judged as those of another."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ReflError(
+                f"{count} inputs have the name {shown(name)}, and scores go by name: name the "
+                "inputs apart"
             )
 
 

@@ -59,7 +59,7 @@ class Folder:
             self.path.mkdir(exist_ok=True)
         except (OSError, ValueError) as error:
             words = reason(error)
-            if isinstance(error, FileNotFoundError):
+            if isinstance(error, FileNotFoundError) and not self.path.parent.exists():
                 words = f"there is no folder {shown(self.path.parent)}: make it first"
             elif isinstance(error, FileExistsError):
                 words = "it is a file, expected a folder"
@@ -125,9 +125,16 @@ def _plain(said: Any) -> dict[str, Any]:
 def _refuse_other(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
     for name, old, new in _differences(before, now):
         raise ReflError(
-            f"{shown(path)} holds a run with another {name}: there {quoted(old)}, "
-            f"now {quoted(new)}; give another folder, or what was given there"
+            f"{shown(path)} holds a run with another {name}: there {_brief(old)}, "
+            f"now {_brief(new)}; give another folder, or what was given there"
         )
+
+
+def _brief(value: Any) -> str:
+    """A method by its name, several things by theirs."""
+    if isinstance(value, dict):
+        return quoted(value["name"]) if "name" in value else shown(", ".join(value))
+    return "none" if value is None else quoted(value)
 
 
 def _differences(

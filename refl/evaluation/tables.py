@@ -65,13 +65,23 @@ def protocol(r: Results, metrics: Sequence[str] | None = None) -> str:
     )
     contrasts = "" if options["contrast"] else ", of contrasts the target alone"
     notes = "".join(f" {name}: {what}." for name, what in options["notes"].items())
+    few = "".join(f" {words}." for words in fewer(r, metrics or options["metrics"]))
     return (
         f"Mean and standard error over {data['inputs']} inputs (data {data['hash'][:12]}) of "
         f"{model['name']} ({model['fingerprint'][:12]}, {model['dtype']}, refl {r.said['refl']}); "
-        f"explained: {options['seed']}{contrasts}. {summaries}.{notes} Bold: better than every "
-        f"other method, the {LEVEL:.0%} BCa bootstrap intervals ({DRAWS} draws of the inputs) of "
-        "the paired differences all exclude 0."
+        f"explained: {options['seed']}{contrasts}. {summaries}.{few}{notes} Bold: better than "
+        f"every other method, the {LEVEL:.0%} BCa bootstrap intervals ({DRAWS} draws of the inputs) "
+        "of the paired differences all exclude 0."
     )
+
+
+def fewer(r: Results, metrics: Sequence[str]) -> Iterator[str]:
+    """Which numbers are means over fewer inputs: of the others nothing can be said."""
+    for key in r.values:
+        counts = [r.mean(key, m).count for m in range(len(r.methods))]
+        if key[0] in metrics and min(counts) < len(r.names):
+            some = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} or more"
+            yield f"{title(r, key)}: over {some} of these inputs"
 
 
 # -- for the terminal ------------------------------------------------------------------------------

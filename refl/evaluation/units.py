@@ -120,6 +120,8 @@ def of_picture(network: Network, reading: Reading, patch: int | None) -> Units:
 def checked(what: str, scores: Any) -> Any:  # -> NumPy float64
     """Scores as they come. Raises ReflError for what cannot be put in an order."""
     try:
+        if np.iscomplexobj(scores):
+            raise TypeError("complex numbers have no order")
         found = np.asarray(scores, dtype=np.float64)
     except (TypeError, ValueError) as reason:
         raise ReflError(f"{what} are no array of numbers: {shown(reason)}") from None

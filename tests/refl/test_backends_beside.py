@@ -51,7 +51,7 @@ def left_out(model: Model) -> Any:
 def randomized(model: Model) -> Any:
     subject = Subject.read(model, Item("0", IDS, target=2))
     scores = model.explain(IDS, target=2, keep=()).relevance
-    return Sanity().judge(subject, scores).curves["sanity"]
+    return Sanity("attnlrp").judge(subject, scores).curves["sanity"]
 
 
 @pytest.mark.parametrize("backend", BESIDE_NUMPY, indirect=True)

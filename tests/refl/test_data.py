@@ -14,6 +14,7 @@ from refl.errors import ReflError
 from refl.evaluation.data import Line, items, lines, parsed, survey
 from refl.evaluation.subject import Item
 from refl.model import SHIPPED, Model, load
+from refl.verification.random_models import VIT, random_model
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,8 @@ def test_evidence_as_tokens_words_and_characters(
         ({"text": TEXT, "evidence": "keys"}, "expected a list of numbers of tokens or words"),
         ({"text": TEXT, "evidence": [2, "keys"]}, "expected a list of"),
         ({"ids": [2, 3], "evidence": ["keys"]}, "give numbers of tokens"),
+        ({"text": TEXT, "name": "\ud800"}, "got half of a character: \\ud800 stands alone"),
+        ({"text": TEXT, "more": [{"\udfff": 1}]}, "got half of a character"),
     ],
 )
 def test_a_bad_line_is_one_sentence_with_its_place(said: Any, words: str, model: Model) -> None:
@@ -146,7 +149,14 @@ def test_a_file_is_read_line_by_line(tmp_path: Path, model: Model) -> None:
         list(lines(tmp_path / "none"))
 
 
-def test_another_picture_is_other_data(tmp_path: Path, model: Model) -> None:
+def test_a_picture_is_no_text(model: Model) -> None:
+    """Its path would be read as one."""
+    with pytest.raises(ReflError, match="image is the path of a picture, and shipped reads text"):
+        one({"image": "a.png"}, model)
+
+
+def test_another_picture_is_other_data(tmp_path: Path) -> None:
+    model = random_model(VIT, 0)
     file, picture = tmp_path / "a.jsonl", tmp_path / "a.png"
     file.write_text('{"image": "a.png"}')
     with pytest.raises(ReflError, match=r"a\.jsonl, line 1: .*a\.png does not exist"):

@@ -349,6 +349,7 @@ class Undefined(Attribution):
         (["--tune", "2"], "--tune chooses between values"),
         (["--figures", "pdf"], "--figures are written into the folder of --out"),
         (["--scores", "theirs"], "expected NAME=FILE"),
+        (["--scores", "a=a.npz", "a=b.npz"], "the scores 'a' stand twice"),
         (["--scores", "theirs=none.npz"], "none.npz does not exist"),
         (["--workers", "0"], "--workers is 0"),
         (["--shard", "0"], "--shard is 0"),
@@ -376,7 +377,7 @@ def test_a_folder_with_other_options_is_refused(
     for name, found in content(whole).items():
         (tmp_path / name).write_bytes(found)
     for options, words in (
-        (["--methods", "attnlrp"], "another methods cp-lrp"),
+        (["--methods", "attnlrp"], "another methods cp-lrp: there 'cp-lrp', now none; give"),
         (["--metrics", "flip"], "another metrics"),
         (["--no-contrast"], "another contrast: there True, now False"),
         (["--limit", "7"], "another data hash"),
@@ -393,6 +394,7 @@ def test_a_folder_with_other_options_is_refused(
         (b"{", "no JSON"),
         (b'{"text": "the keys", "evidence": [9]}', "evidence 9 is outside the input"),
         (b'{"text": "the keys", "target": "zebra zebra"}', "not in the vocabulary"),
+        (b'{"ids": [2, 9999]}', "9999"),
     ],
 )
 def test_a_bad_line_is_named(
@@ -403,6 +405,29 @@ def test_a_bad_line_is_named(
     assert main(command(file, "--out", str(tmp_path / "run"))) == 2
     out, err = capsys.readouterr()
     assert out == "" and "bad.jsonl, line 9: " in err and words in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--methods", "random:draw=1/2", "--tune", "1"]])
+def test_a_bad_first_line_is_named(more: list[str], tmp_path: Path, capsys: Capture) -> None:
+    file, good = tmp_path / "bad.jsonl", '{"ids": [2, 87, 154]}\n'
+    file.write_text('{"ids": [2, 9999]}\n' * (1 + bool(more)) + good, encoding="utf-8")
+    metrics = ["--methods", "attnlrp", "--metrics", "flip"]
+    assert main(["evaluate", "--data", str(file), *metrics, *more]) == 2
+    err = capsys.readouterr().err
+    assert "bad.jsonl, line 1: " in err and "9999" in err and err.count("\n") == 1
+
+
+def test_evidence_that_nobody_knows(tmp_path: Path, capsys: Capture) -> None:
+    file, folder = tmp_path / "data.jsonl", tmp_path / "run"
+    file.write_text('{"text": "the keys"}\n' * 2, encoding="utf-8")
+    assert main(command(file, "--out", str(folder))) == 2
+    assert "metric evidence judges what is known" in capsys.readouterr().err
+    assert not folder.exists()
+    file.write_text(
+        '{"text": "the keys"}\n{"text": "the keys", "evidence": [2]}\n', encoding="utf-8"
+    )
+    assert main(command(file, "--out", str(folder))) == 0
+    assert "top_1: over 1 of these inputs." in " ".join(capsys.readouterr().out.split())
 
 
 def test_figures_without_matplotlib(

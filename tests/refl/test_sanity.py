@@ -10,7 +10,9 @@ import pytest
 from refl.errors import ReflError
 from refl.evaluation import components, sanity
 from refl.evaluation.correlation import spearman
+from refl.evaluation.judging import judged
 from refl.evaluation.sanity import ABOVE, BELOW, Sanity
+from refl.evaluation.scores import of_arrays
 from refl.evaluation.subject import Item, Subject
 from refl.model import Model
 from refl.verification.random_models import (
@@ -80,12 +82,25 @@ def test_scores_that_do_not_look_at_the_weights_stay() -> None:
     model = random_model(LLAMA, 1)
     s = subject(model)
     constant = model.explain(IDS, "random", target=2).relevance
-    judged = Sanity("random").judge(s, constant)
-    assert judged.curves["sanity"].tolist() == [1.0] * 5
+    found = Sanity("random").judge(s, constant)
+    assert found.curves["sanity"].tolist() == [1.0] * 5
     scores = model.explain(IDS, "attnlrp", target=2, keep=()).relevance
-    judged = Sanity("attnlrp").judge(s, scores)
-    assert judged.curves["sanity"][0] == judged.curves["sanity_absolute"][0] == 1.0
-    assert judged.numbers["sanity"] == judged.curves["sanity"][-1] < 0.9
+    found = Sanity("attnlrp").judge(s, scores)
+    assert found.curves["sanity"][0] == found.curves["sanity_absolute"][0] == 1.0
+    assert found.numbers["sanity"] == found.curves["sanity"][-1] < 0.9
+
+
+def test_each_method_is_held_against_its_own_explanations() -> None:
+    """In a table of several: random scores stay, whatever the weights; the others as alone."""
+    model = random_model(LLAMA, 1)
+    item = subject(model).item
+    rows = judged(model, item, ["random", "attnlrp", "cp-lrp"], ["sanity"])
+    assert {row.metric for row in rows} == {"sanity"} and rows[0].numbers["sanity"] == 1.0
+    for row in rows:
+        (alone,) = judged(model, item, [row.method], [f"sanity:method={row.method}"])
+        assert alone.numbers == row.numbers
+    with pytest.raises(ReflError, match="scores from elsewhere cannot: leave them out"):
+        judged(model, item, [of_arrays("x", [np.ones(7)])], ["sanity"])
 
 
 def test_the_last_depth_by_hand() -> None:
@@ -96,7 +111,7 @@ def test_the_last_depth_by_hand() -> None:
         name: sanity.drawn(name, model.weights[name], 0) for name in model.weights
     }
     other = with_weights(model, **weights).explain(IDS, "attnlrp", target=2, keep=()).relevance
-    found = Sanity().judge(subject(model), scores).numbers
+    found = Sanity("attnlrp").judge(subject(model), scores).numbers
     assert found["sanity"] == pytest.approx(spearman(scores, other))
     assert found["sanity_absolute"] == pytest.approx(spearman(abs(scores), abs(other)))
 
@@ -107,5 +122,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ReflError, match="draw.* is -1: expected a whole number of at least 0"):
         Sanity(draw=-1)
     with pytest.raises(ReflError, match=r"scores of shape \(3,\) beside an explanation of \(7,\)"):
-        Sanity().judge(subject(random_model(LLAMA, 1)), np.ones(3))
+        Sanity("attnlrp").judge(subject(random_model(LLAMA, 1)), np.ones(3))
+    with pytest.raises(ReflError, match="sanity has no method"):
+        Sanity().judge(subject(random_model(LLAMA, 1)), np.ones(7))
     assert Sanity("cp-lrp", 2).name == "sanity:method=cp-lrp:draw=2" and Sanity().name == "sanity"

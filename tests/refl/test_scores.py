@@ -95,12 +95,20 @@ def test_a_contrast_is_another_output(tmp_path: Path) -> None:
         ({"a": [1.0, 2.0], "b": [1.0, 2.0]}, "one for each of 3 tokens"),
         ({"a": [1.0, 2.0, float("nan")]}, "not all finite"),
         ({"a": ["x", 2.0, 3.0]}, "no array of numbers"),
+        ({"a": [1j, 2.0, 3.0]}, "complex numbers have no order"),
     ],
 )
 def test_scores_that_do_not_fit(arrays: Any, words: str) -> None:
     with pytest.raises(ReflError, match=words):
         found = scores.of_arrays("x", arrays)
         judged(MODEL, ITEMS, [found.matched(["a", "b"])], ["flip"])
+
+
+@pytest.mark.parametrize("arrays", [ARRAYS, list(ARRAYS.values())], ids=["by name", "in order"])
+def test_inputs_of_one_name_are_refused(arrays: Any) -> None:
+    """The scores of one would be judged as those of the other."""
+    with pytest.raises(ReflError, match="2 inputs have the name a, and scores go by name"):
+        scores.of_arrays("x", arrays).matched(["a", "a"])
 
 
 @pytest.mark.parametrize(
