@@ -264,8 +264,14 @@ def _subject(change: str) -> str:
 def _read(said: dict[str, Any], formulation: str) -> Rule:
     line = Rule(said["operation"], said["rule"], said["site"], role=said["role"])
     known = defaults(line, formulation)
-    changed = ((key, value) for key, value in said["options"].items() if known.get(key) != value)
+    options = {key: _fixed(value) for key, value in said["options"].items()}
+    changed = ((key, value) for key, value in options.items() if known.get(key) != value)
     return replace(line, options=tuple(changed))
+
+
+def _fixed(value: Any) -> Any:
+    """A list of a file as the tuple that was written."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def defaults(line: Rule, formulation: str) -> dict[str, Any]:
