@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,10 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
 }
 """What the papers tune."""
 
-CHOSEN: dict[str, dict[str, Any]] = {"integrated-gradients": {"tolerance": 0.01}}
-"""Options that are neither the defaults nor tuned: a hundredth of the path's logits may be missed,
-for a third of the gradients.
+LOOSE = {"tolerance": 0.01}
+FROM_MASKS = {"nodes": "gauss-legendre", "steps": 64, "baseline": "mask"}
+"""Of integrated gradients, neither the defaults nor tuned: a hundredth of the path's logits may be
+missed, for a third of the gradients; and for a model of masked tokens the smooth path from masks.
 """
 
 HELD_OUT = 30
@@ -54,7 +55,8 @@ class Part:
     """What is judged on a checkpoint: metrics by the names that the page has for them."""
 
     metrics: Mapping[str, str]
-    dtype: str = "float32"
+    path: Mapping[str, Any] = field(default_factory=lambda: LOOSE)
+    """Options of integrated gradients."""
 
 
 TEXT = {"dA, zero": "flip", "dA, deletion": "flip:baseline=delete"}
@@ -68,26 +70,28 @@ PARTS: dict[str, Part] = {
     "babyllama105": Part(LONG | AGREES),
     "capp_gpt2": Part(TEXT | AGREES),
     "rxnmapper_albert": Part(
-        {"dA, zero": "flip:steps=8", "dA, mask": "flip:baseline=mask:steps=8"} | AGREES
+        {"dA, zero": "flip:steps=8", "dA, mask": "flip:baseline=mask:steps=8"} | AGREES,
+        FROM_MASKS,
     ),
     "vit_mnist_012_hf": Part(PICTURE | AGREES),
     "vit_455_hf": Part(PICTURE | AGREES),
 }
 
 
-def opened(name: str, dtype: str = "float32") -> Model:
-    return refl.load(None if name == "shipped" else SHARED / "checkpoints" / name, dtype=dtype)
+def opened(name: str) -> Model:
+    return refl.load(None if name == "shipped" else SHARED / "checkpoints" / name)
 
 
 def results(name: str, count: int) -> Iterator[dict[str, Any]]:
     """After every PIECE of inputs what is known of those so far; at last of `count`, those held out
     not counted.
     """
-    model, part = opened(name, PARTS[name].dtype), PARTS[name]
+    model, part = opened(name), PARTS[name]
     items = INPUTS[name](model, count + HELD_OUT)
     held_out, rest = split(items, HELD_OUT)
     methods, refused = defined(model, rest[0])
-    tunings = CHOSEN | dict(tuned_methods(model, methods, held_out, part))
+    chosen_path = {"integrated-gradients": dict(part.path)}
+    tunings = chosen_path | dict(tuned_methods(model, methods, held_out, part))
     methods |= {
         label: chosen(label, options=how) for label, how in tunings.items() if label in methods
     }

@@ -31,7 +31,7 @@ def parts(inputs: int) -> dict[str, Callable[[], Any]]:
     jobs: dict[str, Callable[[], Any]] = {name: partial(results, name, inputs) for name in PARTS}
     for name in ("babyllama105", "stories260K"):
         jobs[f"agreement {name}"] = partial(_agreement, name, inputs)
-        jobs[f"patching {name}"] = partial(_patching, name, inputs // 2)
+    jobs["patching shipped"] = partial(_patching, "shipped", inputs)
     for name in ("shipped", "stories260K", "babyllama105", "capp_gpt2"):
         jobs[f"by block {name}"] = partial(_by_block, name, inputs // 4)
     return jobs
