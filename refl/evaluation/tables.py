@@ -70,8 +70,8 @@ def protocol(r: Results, metrics: Sequence[str] | None = None) -> str:
         f"Mean and standard error over {data['inputs']} inputs (data {data['hash'][:12]}) of "
         f"{model['name']} ({model['fingerprint'][:12]}, {model['dtype']}, refl {r.said['refl']}); "
         f"explained: {options['seed']}{contrasts}. {summaries}.{few}{notes} Bold: better than "
-        f"every other method, the {LEVEL:.0%} BCa bootstrap intervals ({DRAWS} draws of the inputs) "
-        "of the paired differences all exclude 0."
+        f"every other method, the {LEVEL:.0%} BCa bootstrap intervals ({DRAWS} draws of the "
+        "inputs) of the paired differences all exclude 0."
     )
 
 
