@@ -250,7 +250,7 @@ def _write(r: Results, place: Path, args: argparse.Namespace) -> list[Path]:
     }
     found = {name: text.encode() for name, text in contents.items()}
     for kind in args.figures:
-        for key in r.curves:
+        for key in (key for key in r.curves if figures.is_drawn(r, key)):
             found[figures.name(key, kind)] = figures.curves(r, key, kind)
     for name, content in found.items():
         atomic_write(place / name, content)

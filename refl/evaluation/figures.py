@@ -1,25 +1,21 @@
-"""Curves with bands as figures for a paper: SVG, PDF, PNG. matplotlib is imported here alone, and
-only where a figure is asked for.
+"""Curves with bands as figures for a paper: SVG, PDF, PNG, drawn by refl.show.curves. matplotlib is
+imported only where a figure is asked for.
 """
 
 from __future__ import annotations
 
-import io
 import re
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from refl.errors import ReflError
-from refl.evaluation.page import COLORS
 from refl.evaluation.results import GRID, Key, Results, band
+from refl.evaluation.tables import axes
 from refl.extras import install
-
-KINDS = ("svg", "pdf", "png")
-STYLES = ("-", "--", ":", "-.")
-CREATOR = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-"""Without dates: the same results give the same file."""
+from refl.show import curves as drawn
 
 
 def matplotlib() -> Any:
@@ -39,30 +35,20 @@ def name(key: Key, kind: str) -> str:
 
 def curves(r: Results, key: Key, kind: str) -> bytes:
     """The mean curves of all methods, each with a band of one standard error."""
-    library = matplotlib()
-    with library.rc_context({"svg.hashsalt": "refl", "svg.fonttype": "none"}):
-        figure = library.figure.Figure(figsize=(6.4, 4.0), layout="constrained")
-        axes = figure.subplots()
-        for m, label in enumerate(r.methods):
-            _line(axes, band(r.curves[key][:, m]), m, label)
-        axes.set_xlabel("fraction of units replaced, or brought back")
-        axes.set_ylabel(_plain(r.said["options"]["seed"]))
-        axes.set_title(_plain(f"{key[1]}, {len(r.names)} inputs"), fontsize="medium")
-        axes.legend(fontsize="x-small", ncols=2)
-        out = io.BytesIO()
-        figure.savefig(out, format=kind, dpi=200, metadata=CREATOR[kind])
-    return out.getvalue()
+    x, y = axes(r, key)
+    return drawn.curves(
+        list(_series(r, key)), title=f"{key[1]}, {len(r.names)} inputs", x=x, y=y, kind=kind
+    )
 
 
-def _line(axes: Any, found: Any, m: int, label: str) -> None:  # (3, GRID)
-    if not np.isfinite(found).all():
-        return
-    x, color = np.linspace(0, 1, GRID), COLORS[m % len(COLORS)]
-    style = STYLES[m // len(COLORS) % len(STYLES)]
-    axes.fill_between(x, found[0], found[2], color=color, alpha=0.15, linewidth=0)
-    axes.plot(x, found[1], color=color, linestyle=style, label=_plain(label))
+def _series(r: Results, key: Key) -> Iterator[drawn.Curve]:
+    """Of the methods that have one."""
+    for m, label in enumerate(r.methods):
+        low, mean, _ = band(r.curves[key][:, m])
+        if np.isfinite(mean).all():
+            yield drawn.Curve(label, mean, mean - low, np.linspace(0, 1, GRID))
 
 
-def _plain(text: str) -> str:
-    """Text that is no formula and no secret label."""
-    return f"\u200b{text}".replace("$", r"\$") if text.startswith("_") else text.replace("$", r"\$")
+def is_drawn(r: Results, key: Key) -> bool:
+    """Whether any method has this curve."""
+    return any(True for _ in _series(r, key))

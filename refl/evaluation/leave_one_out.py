@@ -54,7 +54,13 @@ class LeaveOneOut:
     attention: str = "live"
 
     source: ClassVar[str] = "Ali et al. 2022, arXiv 2202.07304; You et al. 2025, arXiv 2510.18810"
-    summary: ClassVar[str] = "correlation of the scores with leave-one-out, over an input's tokens"
+
+    @property
+    def summary(self) -> str:
+        return (
+            "correlation of the scores with leave-one-out, over an input's tokens, fill "
+            f"{self.fill}, attention {self.attention}"
+        )
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTION:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from refl.evaluation.results import GRID, LEVEL, Key, Results, band
-from refl.evaluation.tables import ARROWS, by_metric, places, protocol, shown, title
+from refl.evaluation.tables import ARROWS, axes, by_metric, places, protocol, shown, title
 from refl.show.markup import Markup, document, joined, safe_table, tag
 
 COLORS = (
@@ -94,13 +94,15 @@ def _picture(r: Results, key: Key) -> Markup:
     if low == high:
         low, high = low - 1, high + 1
     drawn = [line for m, one in enumerate(bands) for line in _line(one, m, low, high)]
-    name = f"{key[1]} ({key[0]})"
+    name, (across, up) = f"{key[1]} ({key[0]})", axes(r, key)
+    words = f"Up: {up}. Bands: one standard error to either side."
     return tag(
         "section",
         tag("h2", name),
+        tag("p", words, class_="note"),
         tag(
             "svg",
-            *_axes(low, high),
+            *_axes(low, high, across),
             *drawn,
             class_="curves",
             viewBox=f"0 0 {WIDTH} {HEIGHT}",
@@ -143,7 +145,7 @@ def _points(found: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in found)
 
 
-def _axes(low: float, high: float) -> list[Markup]:
+def _axes(low: float, high: float, across: str) -> list[Markup]:
     bottom, found = HEIGHT - BOTTOM, []
     found.append(tag("line", x1=LEFT, x2=_x(1), y1=bottom, y2=bottom))
     found.append(tag("line", x1=LEFT, x2=LEFT, y1=TOP, y2=bottom))
@@ -154,7 +156,7 @@ def _axes(low: float, high: float) -> list[Markup]:
         side = {"x": LEFT - 6, "y": f"{_y(value, low, high) + 4:.1f}", "text_anchor": "end"}
         found.append(tag("text", _short(value), **side))
     middle = {"x": f"{_x(0.5):.1f}", "y": HEIGHT - 4, "text_anchor": "middle"}
-    return [*found, tag("text", "units replaced, or brought back", **middle)]
+    return [*found, tag("text", across, **middle)]
 
 
 def _short(value: float) -> str:

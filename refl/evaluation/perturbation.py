@@ -96,7 +96,17 @@ class Perturbation:
     @property
     def summary(self) -> str:
         how = "replaced" if self.mode == "flip" else "brought back"
-        return f"the explained number while units are {how} in the order of their scores"
+        what, unit = self.quantity or "explained number", self.units or "tokens (patches)"
+        return (
+            f"the {what} while {unit} are {how} in the order of their scores, baseline "
+            f"{self.baseline}"
+        )
+
+    @property
+    def axes(self) -> tuple[str, str | None]:
+        """Of its curves; None for what is explained."""
+        how = "replaced" if self.mode == "flip" else "brought back"
+        return f"fraction of the {self.units or 'units'} {how}", self.quantity
 
     @property
     def larger_is_better(self) -> Mapping[str, bool | None]:

@@ -51,6 +51,10 @@ class Sanity:
     summary: ClassVar[str] = (
         "rank correlation with the explanation of a net whose weights are random from the top down"
     )
+    axes: ClassVar[tuple[str, str]] = (
+        "fraction of the parts that are random, from the output down",
+        "rank correlation",
+    )
     larger_is_better: ClassVar[Mapping[str, bool | None]] = {
         "sanity": False,
         "sanity_absolute": False,

@@ -63,16 +63,27 @@ def protocol(r: Results, metrics: Sequence[str] | None = None) -> str:
     summaries = "; ".join(
         f"{name}: {metric(name).summary}" for name in metrics or options["metrics"]
     )
-    contrasts = "" if options["contrast"] else ", of contrasts the target alone"
+    contrasts = (
+        ", of contrasts the difference"
+        if options["contrast"]
+        else ", of contrasts the target alone"
+    )
     notes = "".join(f" {name}: {what}." for name, what in options["notes"].items())
     few = "".join(f" {words}." for words in fewer(r, metrics or options["metrics"]))
     return (
         f"Mean and standard error over {data['inputs']} inputs (data {data['hash'][:12]}) of "
         f"{model['name']} ({model['fingerprint'][:12]}, {model['dtype']}, refl {r.said['refl']}); "
         f"explained: {options['seed']}{contrasts}. {summaries}.{few}{notes} Bold: better than "
-        f"every other method, the {LEVEL:.0%} BCa bootstrap intervals ({DRAWS} draws of inputs) "
-        "of the paired differences all exclude 0."
+        f"every other method, the {LEVEL:.0%} BCa bootstrap intervals ({DRAWS} draws of the "
+        "inputs) of the paired differences all exclude 0."
     )
+
+
+def axes(r: Results, key: Key) -> tuple[str, str]:
+    """Of a curve: what goes on from left to right, and what goes up and down."""
+    across, up = getattr(metric(key[0]), "axes", ("from the first state to the last", None))
+    explained = str(r.said["options"]["seed"])
+    return across, up or (explained if explained != "logit" else "logit, or difference of two")
 
 
 def fewer(r: Results, metrics: Sequence[str]) -> Iterator[str]:

@@ -50,6 +50,7 @@ from refl.show.heatmap import QUANTILE, data_uri
 from refl.show.heatmap import strongest as strongest_pixel
 from refl.show.markup import Markup, document, image, joined, safe_table, tag
 from refl.show.numbers import amount, decimals, strongest
+from refl.show.pairs import level_class, pair_section
 from refl.show.tables import COMPOSITE, LEDGER, composite_rows, ledger_rows
 from refl.show.text import shorten, visible
 
@@ -63,6 +64,7 @@ def body(e: Explanation) -> Markup:
     """What stands on the page, and in a notebook."""
     sections = (
         joined((head(e), input_shown(e))),
+        pair_section(e),
         tag(
             "div",
             account_section(account_of(e), _unit(e), quantity(e), sums_name(e)),
@@ -132,7 +134,7 @@ def tokens(e: Explanation, numbers: bool = False) -> Markup:
     for i, (token, number, r) in enumerate(zip(e.tokens, scores(e), e.relevance, strict=True)):
         tip = f"token {i}, id {e.input_ids[i]}: relevance {number}"
         under = tag("small", number) if numbers else ""
-        kind = f"t {_level_class(level(float(r), most))}"
+        kind = f"t {level_class(level(float(r), most))}"
         span = tag("span", token, under, class_=kind, tabindex="0", title=tip)
         spans.append(joined((span, tag("br"))) if token.endswith("\n") else span)
     return joined(spans, joiner(e.tokens) or tag("wbr"))
@@ -143,7 +145,7 @@ def _legend(e: Explanation) -> Markup:
     end = f"{most:.{decimals(most, DIGITS)}f}"
     norm = e.method.score == "norm"
     steps = range(0 if norm else -LEVELS, LEVELS + 1)
-    swatches = (tag("i", class_=_level_class(step)) for step in steps)
+    swatches = (tag("i", class_=level_class(step)) for step in steps)
     low, high = ("0", end) if norm else (f"-{end}", f"+{end}")
     return _legend_of(e, low, tag("span", *swatches, class_="ramp"), high)
 
@@ -213,7 +215,7 @@ def _patch_numbers(e: Explanation) -> Markup:
 
 
 def _patch(value: float, most: float) -> Markup:
-    kind = f"t {_level_class(level(value, most))}"
+    kind = f"t {level_class(level(value, most))}"
     return tag("td", f"{value:+.{decimals(most, 3)}f}", class_=kind)
 
 
@@ -358,10 +360,6 @@ def _shipped(e: Explanation) -> Markup:
 # -- colors ----------------------------------------------------------------------------------------
 
 
-def _level_class(step: int) -> str:
-    return f"p{step}" if step > 0 else f"n{-step}" if step < 0 else "z"
-
-
 def levels_css() -> str:
     """A class for each level, light and dark, with the text color that stands out from it."""
     steps = [s for s in range(-LEVELS, LEVELS + 1) if s]
@@ -372,4 +370,4 @@ def levels_css() -> str:
 
 def _level_css(step: int, back: Color) -> str:
     colors = f"background: {hexadecimal(back)}; color: {hexadecimal(foreground(back))}"
-    return f":where(.refl) .{_level_class(step)} {{ {colors} }}"
+    return f":where(.refl) .{level_class(step)} {{ {colors} }}"

@@ -36,6 +36,7 @@ from refl.show.account import (
 from refl.show.colors import ink, level, token_style
 from refl.show.lines import Line, Span, grid, paragraph, plain, width_of
 from refl.show.numbers import amount, decimals, strongest
+from refl.show.pairs import pair_lines
 from refl.show.text import cells, one_line, printable, shorten, visible
 
 LONGEST_TOKEN = 24
@@ -52,6 +53,7 @@ def terminal(e: Explanation, width: int = 80) -> list[Line]:
     parts = [
         head(e, width),
         *_input(e, width),
+        *filter(None, [pair_lines(e, width)]),
         [
             [("  " + sums_name(e).lower().removeprefix("the "), "dim")],
             *account_lines(account_of(e), quantity(e), width),

@@ -272,6 +272,33 @@ class Page(HTMLParser):
         self.text += data
 
 
+def test_curves_name_what_they_are_over() -> None:
+    """The explained number over units for flipping, a correlation over parts for sanity."""
+    r = results()
+    assert tables.axes(r, ("flip", "x")) == (
+        "fraction of the units replaced",
+        "logit, or difference of two",
+    )
+    other = ("insert:units=words:quantity=probability", "x")
+    assert tables.axes(r, other) == ("fraction of the words brought back", "probability")
+    assert tables.axes(r, ("sanity", "sanity"))[1] == "rank correlation"
+    assert "fraction of the units replaced" in page.html(r)
+    assert "baseline zero" in tables.protocol(r) and "of contrasts the d" in tables.protocol(r)
+
+
+@pytest.mark.needs("matplotlib")
+def test_figures_take_nobodys_settings() -> None:
+    """A matplotlibrc may ask for TeX, which runs what the name of a method says."""
+    import matplotlib
+
+    r = results(names=(HOSTILE, "b", "c"))
+    once = figures.curves(r, ("flip", "MoRF_flip"), "svg")
+    with matplotlib.rc_context({"text.usetex": True, "lines.linewidth": 9}):
+        assert figures.curves(r, ("flip", "MoRF_flip"), "svg") == once
+    r.curves["flip", "MoRF_flip"][:] = np.nan
+    assert not figures.is_drawn(r, ("flip", "MoRF_flip"))
+
+
 def test_the_page_is_one_file_and_nothing_in_it_runs() -> None:
     found = Page()
     found.feed(page.html(results(names=(HOSTILE, "b", "c"))))

@@ -29,6 +29,7 @@ from refl.show.explanation import Batch
 from refl.show.lines import plain
 from refl.show.notebook import fragment, ledger_fragment
 from refl.show.page import html
+from refl.show.pairs import pair_lines
 from refl.show.tables import ledger_table
 from refl.show.text import cells, printable, shorten
 
@@ -657,3 +658,49 @@ def test_a_long_text_is_shortened_once_through() -> None:
     began = time.perf_counter()
     assert len(shorten("x" * 2_000_000, 80)) == 80
     assert time.perf_counter() - began < 5
+
+
+# -- pairs of a second-order method ----------------------------------------------------------------
+
+
+def paired(tokens: list[str]) -> Explanation:
+    """Token j adds j - 2 i to the relevance of token i."""
+    e: Explanation = refl.load().explain([2, *range(10, 9 + len(tokens))], keep=())
+    numbers = np.arange(len(tokens), dtype=np.float64)
+    return replace(e, tokens=tokens, pairs=numbers[None, :] - 2 * numbers[:, None])
+
+
+def test_pairs_are_a_table_with_what_adds_in_the_columns() -> None:
+    e = paired(["a", "b", "c", "d"])
+    lines = str(e).splitlines()
+    at = next(n for n, line in enumerate(lines) if "adds to the relevance of each (row)" in line)
+    assert lines[at + 1].split() == ["0", "1", "2", "3"]
+    assert lines[at + 3].split() == ["1", "b", "-2.00", "-1.00", "+0.00", "+1.00"]
+    cells = re.findall(r'<td class="t \w+" title="(\w) to (\w)">([^<]*)</td>', html(e))
+    assert len(cells) == 16 and ("d", "b", "+1.00") in cells and ("b", "d", "-5.00") in cells
+    assert "pairs" not in str(refl.load().explain("the keys", keep=()))
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_pairs_of_many_tokens_are_the_strongest(width: int) -> None:
+    """From the largest in size; of equals the first in the text."""
+    e = paired([f"w{n}" for n in range(14)])
+    lines = plain(pair_lines(e, width)).splitlines()
+    assert " ".join(" ".join(lines[:-12]).split()).endswith("the strongest of 196")
+    found = [line.split() for line in lines[-12:]]
+    assert found[0] == ["0", "w0", "to", "13", "w13", "-26.0"]
+    assert found[1] == ["1", "w1", "to", "13", "w13", "-25.0"]
+    assert found[2] == ["0", "w0", "to", "12", "w12", "-24.0"]
+    assert max(map(len, lines)) <= width
+
+
+def test_hostile_tokens_of_pairs_are_escaped() -> None:
+    for tokens in (HOSTILE, HOSTILE * 6):
+        e = paired(tokens)
+        assert controls(terminal.text(e)) == set() and "<script" not in html(e).lower()
+
+
+def test_pairs_that_are_not_finite_are_shown() -> None:
+    e = paired([f"w{n}" for n in range(14)])
+    e.pairs[3, 4] = math.nan
+    assert "nan" not in terminal.text(e) and "+nan" in html(e)
