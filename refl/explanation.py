@@ -38,6 +38,10 @@ class MethodFacts:
     """As for a composite: how a token's features become one number."""
     options: dict[str, Any] = field(default_factory=dict)
     """Every option by its name, defaults too."""
+    unit: str = "explained"
+    """Of the scores: `explained`, that of the explained number; `linearized`, that of sum z dy/dz,
+    y the explained number, as a table's; `nat`; `own`, any other: no part of what is explained.
+    """
 
     @property
     def title(self) -> str:

@@ -221,6 +221,12 @@ class Question:
             leaves=self._leaves(leaves),
         )
         logits = self.network.forward(trace, self._batch(readings)).array
+        if self.at is not None and not found:
+            raise ReflError(
+                f"{argument('at=')} names {shown(self.at[0])!r}, which a changed copy of the input "
+                "does not come to (an expert that its router does not choose): explain another "
+                "neuron, or take a method that runs the input as it is, such as attnlrp"
+            )
         return asnumpy(logits if self.at is None else found[-1]).reshape(len(readings), -1)
 
     def _leaves(self, leaves: Any) -> dict[str, Array]:

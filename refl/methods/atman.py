@@ -34,6 +34,7 @@ from refl.answer import Found
 from refl.arrays import Array, asnumpy, like, namespace
 from refl.edits import Edits
 from refl.errors import ReflError, argument
+from refl.explanation import MethodFacts
 from refl.methods.base import Attribution
 from refl.methods.copies import Copy, found_of, leaves_of, stacked, values
 from refl.network import Network
@@ -77,6 +78,9 @@ class AtMan(Attribution):
         ):
             if not isinstance(value, str) or value not in known:
                 raise arguments.expected(name, " or ".join(known), value)
+
+    def facts(self) -> MethodFacts:
+        return replace(super().facts(), unit="explained" if self.score == "explained" else "nat")
 
     def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
         judge, network = self._judge(question, seed), question.network

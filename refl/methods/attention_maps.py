@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -59,8 +59,9 @@ class Maps:
 
 @dataclass(frozen=True)
 class AttentionMethod(Attribution):
-    """A method that reads attention's weights."""
+    """A method that reads attention's weights; its scores are products of them."""
 
+    unit: ClassVar[str] = "own"
     plain = True
 
     def found(self, question: Question, forward: Forward, seed: Seed) -> Found:

@@ -124,13 +124,17 @@ class Attribution:
     source: ClassVar[str]
     passes: ClassVar[str]
     conserved: ClassVar[str]
+    unit: ClassVar[str] = "explained"
+    """Of its scores: see MethodFacts."""
     plain: ClassVar[bool] = False
     """Whether it reads attention's scores and probabilities."""
 
     def facts(self) -> MethodFacts:
         """What an Explanation says of it, every option with its value."""
         options = {one.name: _plain(getattr(self, one.name)) for one in fields(self)}
-        return MethodFacts(self.name, "attribution", self.source, self.summary, options=options)
+        return MethodFacts(
+            self.name, "attribution", self.source, self.summary, options=options, unit=self.unit
+        )
 
     def refuse(self, network: Network) -> None:
         """Raises ReflError for a net that it is not defined for. By default for none."""

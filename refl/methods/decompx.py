@@ -49,6 +49,7 @@ class DecompX(Attribution):
     )
     passes: ClassVar[str] = "1 forward, and one without scores for each token"
     conserved: ClassVar[str] = "all of it: tokens, and biases and positions in the ledger"
+    unit: ClassVar[str] = "linearized"
     plain: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -81,12 +81,12 @@ class Metagame(Attribution):
             raise arguments.expected("draw", "a whole number of at least 0", self.draw)
 
     def facts(self) -> MethodFacts:
-        """With the inner method's name, and its options."""
+        """With the inner method's name, and its options; its scores are the inner method's."""
         inner, facts = self.inner.facts(), super().facts()
-        options = facts.options | {"inner": inner.title}
+        options, unit = facts.options | {"inner": inner.title}, "linearized"
         if isinstance(inner, MethodFacts):
-            options["inner_options"] = dict(inner.options)
-        return replace(facts, options=options)
+            options["inner_options"], unit = dict(inner.options), inner.unit
+        return replace(facts, options=options, score=inner.score, unit=unit)
 
     def refuse(self, network: Network) -> None:
         """Raises ReflError for nets that take pictures: the players are tokens."""

@@ -66,6 +66,7 @@ class PaLrp(Attribution):
         "all of it: tokens, position and what each rule absorbs, in the ledger; the scores sum to "
         "tokens and position where signed"
     )
+    unit: ClassVar[str] = "linearized"
 
     def __post_init__(self) -> None:
         arguments.flag("signed", self.signed)

@@ -30,6 +30,7 @@ class Random(Attribution):
     source: ClassVar[str] = "none: the control of an evaluation"
     passes: ClassVar[str] = "1 forward (to know the output)"
     conserved: ClassVar[str] = "nothing"
+    unit: ClassVar[str] = "own"
 
     def __post_init__(self) -> None:
         draw = arguments.as_whole(self.draw)

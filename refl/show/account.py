@@ -24,6 +24,12 @@ ERROR = "conservation error"
 REST = "not recorded"
 """The part of the account that no ledger tells."""
 
+APART = (
+    "Scores are in a unit of their own and no parts of what is explained: they say what counts "
+    "more and what less"
+)
+RISES = "Scores are rises of the cross-entropy, in nats: they do not add up to what is explained"
+
 LENGTHS = "Scores are lengths of the propagated gradient: they have no sign and do not add up"
 LEDGER = "conservation ledger"
 CANCELS = 4
@@ -100,9 +106,14 @@ def _judged(ledger: Ledger, parts: dict[str, float]) -> str:
 
 
 def account_of(e: Explanation) -> list[Row]:
-    """Of an explanation; where the method keeps no ledger, what reached the input, and the rest."""
+    """Of an explanation; where the method keeps no ledger, what reached the input, and the rest;
+    where its scores are in another unit, what is explained alone.
+    """
     if e.recorded is not None:
         return account(e.recorded)
+    if unit(e) in ("own", "nat"):
+        shown = f"{e.explained:.{decimals(abs(e.explained), 7)}f}"
+        return [Row("explained", e.explained, shown, "", "")]
     where = "tokens" if e.picture is None else "pixels"
     on_input = sum(float(r.sum()) for r in (e.relevance, e.decoder_relevance) if r is not None)
     reached = f"what reached the {where}"
@@ -112,6 +123,11 @@ def account_of(e: Explanation) -> list[Row]:
         words = "what the scores do not add up to: this method keeps no ledger to say why"
     notes = {where: reached, REST: words}
     return _rows({where: on_input, REST: e.explained - on_input}, e.explained, notes)
+
+
+def unit(e: Explanation) -> str:
+    """Of the scores (MethodFacts): that of a table is what is explained, linearized."""
+    return e.method.unit if isinstance(e.method, MethodFacts) else "linearized"
 
 
 def sums_name(e: Explanation) -> str:
@@ -157,8 +173,10 @@ def remarks(rows: Sequence[Row]) -> list[str]:
 
 
 def quantity(e: Explanation) -> str:
-    """What the account adds up to, in words. A method without rules explains the number itself."""
-    if e.method.formulation == "attribution":
+    """What the account adds up to, in words. A method without rules explains the number itself,
+    but for those that linearize it as rules do.
+    """
+    if e.method.formulation == "attribution" and unit(e) != "linearized":
         return printable(e.what)
     if e.seed == "log-probability":
         return printable(f"log-probability of {e.target!r}, linearized")
@@ -168,11 +186,18 @@ def quantity(e: Explanation) -> str:
 
 
 def of_lengths(e: Explanation) -> str:
-    """What scores without a sign are; nothing where they have one."""
+    """What scores are that have no sign, or are no parts of what is explained; else nothing."""
     if e.method.score != "norm":
-        return ""
+        return _apart(e)
     ledger = f"; the {LEDGER} below is that of x times gradient" if e.recorded is not None else ""
     return f"{LENGTHS}{ledger}."
+
+
+def _apart(e: Explanation) -> str:
+    """What scores in another unit are."""
+    if unit(e) == "nat":
+        return f"{RISES}."
+    return f"{APART}." if unit(e) == "own" else ""
 
 
 def facts(e: Explanation) -> str:
@@ -201,6 +226,8 @@ def legend(e: Explanation) -> tuple[str, str]:
     """What the two colors say: red, to the right of the axis, and blue, to its left."""
     if e.method.score == "norm":
         return "red: how much the output depends on it", ""
+    if unit(e) == "own":
+        return "red: above 0", "blue: below 0"
     if e.against is not None:
         a, b = (shorten(visible(token), 24) for token in (e.target, e.against))
         return f"red: for {a!r} over {b!r}", f"blue: for {b!r} over {a!r}"

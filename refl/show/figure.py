@@ -17,9 +17,8 @@ import numpy as np
 
 from refl.errors import ReflError, argument
 from refl.explanation import Explanation
-from refl.rules.composites import Composite
 from refl.show import drawing, heatmap, tex
-from refl.show.account import all_scores, joiner, legend, quantity, rows_of_tokens
+from refl.show.account import all_scores, joiner, legend, quantity, rows_of_tokens, unit
 from refl.show.colors import LEVELS, background, foreground, level
 from refl.show.drawing import ADVANCE, BLACK, Box, Drawing, Part, Pixels, Words
 from refl.show.numbers import amount, decimals, strongest
@@ -32,6 +31,7 @@ CELL, LEAD, PAD, MARK = 16.0, 19.0, 1.5, 1.1
 """Height of a cell, from line to line, beside the letters, thickness of a mark."""
 SCALES = ("own", "shared")
 UNITS = {"logit": "logit", "log-probability": "nat", "probability": "softmax-weighted logit"}
+APART = {"own": "in the method's own unit", "nat": "nat of cross-entropy"}
 MOST_PATCHES = 40
 """On an edge, for a sign to be legible in each."""
 
@@ -68,7 +68,8 @@ class Comparison:
 
 def compare(explanations: Sequence[Explanation], scale: str = "own") -> Comparison:
     """Several methods of one input, side by side. Raises ReflError where they explain different
-    things, where a score is no number, and for a shared scale of scores without and with a sign.
+    things, where a score is no number, and for a shared scale of scores without and with a sign,
+    or of several units.
     """
     every = tuple(explanations)
     if not every or not all(isinstance(e, Explanation) for e in every):
@@ -81,6 +82,11 @@ def compare(explanations: Sequence[Explanation], scale: str = "own") -> Comparis
         raise ReflError(
             f"{argument('scale')} is 'shared', but some scores have a sign and some are lengths: "
             "give each its own"
+        )
+    if scale == "shared" and len({APART.get(unit(e)) for e in every}) > 1:
+        raise ReflError(
+            f"{argument('scale')} is 'shared', but the scores are not all in one unit: give each "
+            "its own"
         )
     return Comparison(every, scale)
 
@@ -112,13 +118,20 @@ def title(e: Explanation) -> str:
 
 def said_scale(e: Explanation, most: float, scale: str) -> str:
     """max |R| with its unit, and whose it is."""
-    unit = "units of the activation" if e.seed == "activation" else UNITS.get(e.seed, e.seed)
-    if not isinstance(e.method, Composite):
-        unit = "in the method's own unit"
-    if e.method.score == "norm":
-        unit = "a length, no sign"
     whose = "one scale for all" if scale == "shared" else "own scale"
-    return f"max |R| = {most:.{decimals(most, 5)}f} ({unit}), {whose}"
+    return f"max |R| = {most:.{decimals(most, 5)}f} ({_said_unit(e)}), {whose}"
+
+
+def _said_unit(e: Explanation) -> str:
+    if e.method.score == "norm":
+        return "a length, no sign"
+    if unit(e) in APART:
+        return APART[unit(e)]
+    if e.seed == "activation":
+        return "units of the activation"
+    if e.seed == "probability" and unit(e) == "explained":
+        return e.seed
+    return UNITS.get(e.seed, e.seed)
 
 
 def said_signs(e: Explanation) -> list[str]:

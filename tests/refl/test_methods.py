@@ -24,7 +24,8 @@ from refl.question import Forward, Question
 from refl.rules.composites import Composite
 from refl.rules.published import ATTNLRP
 from refl.seeds import Seed
-from refl.verification.random_models import BERT, LLAMA, T5, VIT, random_model
+from refl.show.figure import compare
+from refl.verification.random_models import BERT, LLAMA, QWEN3_MOE, T5, VIT, random_model
 
 IDS = [3, 1, 4, 1, 5]
 
@@ -200,6 +201,62 @@ def test_a_file_has_the_method_and_its_options(llama: Model, tmp_path: Path) -> 
     assert pickle.loads(pickle.dumps(e)).as_dict() == e.as_dict() == read.as_dict()
 
 
+OWN = ("random", "attention-rollout", "gradient-rollout", "grad-cam", "chefer-2021", "smoothgrad")
+"""Methods whose scores are no parts of the logit."""
+
+
+@pytest.mark.parametrize("name", [*OWN, "atman"])
+def test_scores_in_another_unit_are_no_part_of_what_is_explained(llama: Model, name: str) -> None:
+    """No sum of them stands beside a logit, no percentage of it, and no word of what is for it."""
+    e = llama.explain(IDS, name)
+    for shown in (str(e), e.html()):
+        assert "not recorded" not in shown and "summed" not in shown
+        assert "do not add up" in " ".join(shown.split()) or "a unit of their own" in shown
+        assert ("red: for" in shown) is (name == "atman")
+    assert "logit)" not in e.svg()
+    with pytest.raises(ReflError, match="shared"):
+        compare([e, llama.explain(IDS, "cp-lrp", target=e.target_id)], "shared")
+
+
+@pytest.mark.parametrize("name", ["occlusion", "leave-one-out", "decompx", "integrated-gradients"])
+def test_scores_in_the_unit_of_the_logit_are_compared_with_it(llama: Model, name: str) -> None:
+    e = llama.explain(IDS, name)
+    assert "unit of their own" not in str(e) and "red: for" in str(e) and "(logit)" in e.svg()
+    compare([e, llama.explain(IDS, "cp-lrp", target=e.target_id)], "shared")
+
+
+@pytest.mark.parametrize("kind", ["log-probability", "probability"])
+@pytest.mark.parametrize("name", ["decompx", "pa-lrp", "metagame"])
+def test_what_is_linearized_is_called_so(llama: Model, name: str, kind: str) -> None:
+    """As of the table: sum z dy/dz is neither a log-probability nor a probability."""
+    e, table = (llama.explain(IDS, m, seed=kind) for m in (name, "cp-lrp"))
+    assert e.explained == pytest.approx(table.explained, abs=1e-12)
+    assert (
+        str(e).split(" = ")[0] == str(table).split(" = ")[0]
+        and "ability of" not in str(llama.explain(IDS, name, seed="probability")).split(" = ")[0]
+    )
+
+
+def test_a_second_order_has_the_unit_of_its_first(llama: Model) -> None:
+    options = {"inner": "smoothgrad", "inner_options": {"samples": 1}, "permutations": 1}
+    said = llama.explain(IDS[:3], "metagame", options=options).method
+    assert isinstance(said, MethodFacts) and (said.score, said.unit) == ("norm", "own")
+
+
+def test_a_copy_that_does_not_come_to_a_neuron() -> None:
+    """An expert that no copy's router chooses has no activation: said, not an index error."""
+    model = random_model(QWEN3_MOE, 1)
+    told = []
+    for expert in range(7):
+        at = (f"model.layers.0.mlp.experts.{expert}.act_fn", (0, 2))
+        for name in ("integrated-gradients", "occlusion"):
+            try:
+                assert np.isfinite(model.explain(IDS, name, at=at).relevance).all()
+            except ReflError as refused:
+                told.append(str(refused))
+    assert any("does not come to" in said for said in told), told
+
+
 def test_what_it_does_not_have_is_said(llama: Model) -> None:
     e = llama.explain(IDS, "random")
     for ask, words in (
@@ -219,7 +276,7 @@ def test_its_account_claims_nothing(llama: Model) -> None:
     e = llama.explain(IDS, "random")
     for words in (str(e), e.html()):
         assert "absorbed on the way" not in words and "what reached" not in words
-        assert "what the scores do not add up to" in words.replace("\n", " ").replace("  ", " ")
+        assert "unit of their own" in " ".join(words.split())
 
 
 # -- random ----------------------------------------------------------------------------------------
