@@ -31,6 +31,8 @@ CAUSES = {
     "baseline": "the output of the baseline, which no token is responsible for",
     "quadrature": "what the sum over nodes misses of the integral along the path",
     "initial_residual": "the embedding at the explained token, which nothing was mixed into",
+    "one_sign": "halves for contributions of a sign that none has",
+    "rescaling": "what the sum of |R| is scaled down by; less than 0 where it is scaled up",
     "mlp": "outputs of MLPs, which are traced to no token",
 }
 """What methods that are no tables of rules absorb, in words; for what rules absorb see

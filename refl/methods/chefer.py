@@ -23,6 +23,10 @@ pictures; its code for texts divides the rows (`rows`, the default), starts at t
 twelve (start_block=11), and sets the explained token's own score to 0, which is not done here.
 Unlike `rows`, `none` depends on the scale of the logits.
 
+There is no ledger: a score is read off a product of maps (dA R(A))^+, each quadratic in what is
+explained and without its negative part, so no sum of scores is a part of what is explained; the
+relevance that the rules above hand down is one factor in it.
+
 Nothing of z that is exactly zero is divided by: its relevance ends there (the published code adds
 1e-9). Not defined for an encoder-decoder, which the authors' next paper is about
 (gradient-rollout). Memory: attention weights, gradients and relevance of every block, H x T x T

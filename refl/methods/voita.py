@@ -18,9 +18,19 @@ each R / N: neither was in the models of the paper. The code adds 1e-5 to every 
 is added here, and what is exactly zero passes nothing on.
 
 From a single logit every R has its sign, and its sum over tokens, positions and other leaves is the
-logit's. A rescaled sum is not linear in R: a contrast is not the difference of two explanations. It
-has no ledger, for no rule absorbs anything. Cost: a Jacobian for each token of a layer, one after
-the other; for attention one of T x (d, 2 T d + d) for each query and head.
+logit's. A rescaled sum is not linear in R: a contrast is not the difference of two explanations.
+
+The ledger is one of sums of R, of which the rule keeps sizes alone. What it absorbs:
+
+    one_sign     R_j / 2 for each sign that no contribution to output j has (R_j where all are zero)
+    rescaling    - sum_i (factor - 1) R_i, R_i before it is scaled: less than 0 where it adds
+
+and what comes to positions and other leaves. An offset is handed to the inputs, all of it. From a
+single logit each layer's two are opposite, for then sum R is kept with sum |R|; where signs differ
+they are not.
+
+Cost: a Jacobian for each token of a layer, one after the other; for attention one of
+T x (d, 2 T d + d) for each query and head.
 """
 
 from __future__ import annotations
@@ -33,8 +43,9 @@ import numpy as np
 
 from refl import arguments
 from refl.answer import Found
-from refl.arrays import Array, asnumpy, flags, inverse_rms, like, namespace, swap
+from refl.arrays import Array, asnumpy, flags, inverse_rms, like, namespace, swap, total
 from refl.errors import ReflError, argument
+from refl.ledger import Entry, Ledger
 from refl.methods.base import Attribution
 from refl.methods.walk import Received, summed, to_operands, walk
 from refl.question import Forward, Question
@@ -66,8 +77,9 @@ class Voita(Attribution):
     )
     passes: ClassVar[str] = "1 forward, 1 sweep with a Jacobian for each token of a layer"
     conserved: ClassVar[str] = (
-        "the sum of |R|: what of it is at positions and learned tokens is in no score"
+        "the sum of |R|; R in the ledger: tokens, positions, what signs and rescaling absorb"
     )
+    unit: ClassVar[str] = "linearized"
     plain = True
 
     def __post_init__(self) -> None:
@@ -75,16 +87,17 @@ class Voita(Attribution):
 
     def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
         self._refuse(question, forward)
-        value, z = seed.value(forward.rows[0]), forward.explained
-        records = forward.trace.records
+        z, records = forward.explained, forward.trace.records
         start = question.network.place(seed.relevance(forward.rows[0]).reshape(z.array.shape))
         with np.errstate(all="ignore"):
             layers = _Layers({r.output: r for r in records}, self.offset == "taylor")
             sites = forward.input_sites()
-            met = walk(records, z, start, layers.step, sites, kept_at_a_fan_out)
+            met = walk(records, z, start, layers.step, sites, layers.met)
         scores = [_scores(question, met.get(s), forward.leaf(s)) for s in sites]
         written = scores[1] if forward.decoder_embedded else None
-        return Found(scores[0], written, explained=value)
+        roundoff = float(np.finfo(forward.rows.dtype).eps) / 2
+        ledger = Ledger(_sum(start), roundoff, layers.entries)
+        return Found(scores[0], written, ledger=ledger)
 
     def _refuse(self, question: Question, forward: Forward) -> None:
         if question.recompute:
@@ -110,22 +123,42 @@ def _scores(question: Question, r: Array | None, leaf: Any) -> Any:
 # -- the rule on contributions ---------------------------------------------------------------------
 
 
-def messages(c: Array, r: Array) -> Array:  # (..., O, N), (..., O) -> (..., O, N)
+@dataclass
+class Absorbed:
+    """Cause -> what one layer absorbs, from its closed form."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, cause: str, amounts: Array) -> None:
+        """Their sum."""
+        self.sums[cause] = self.sums.get(cause, 0.0) + _sum(amounts)
+
+
+def _sum(r: Array) -> float:
+    """Over everything, in float64."""
+    return float(total(namespace(r).reshape(r, (1, -1)))[0])
+
+
+def messages(c: Array, r: Array, lost: Absorbed) -> Array:  # (..., O, N), (..., O) -> (..., O, N)
     """R_(i<-j): halves of R_j over the positive and over the negative contributions."""
     xp, found = namespace(c, r), 0.0
     for part in (xp.maximum(c, like(0.0, c)), xp.minimum(c, like(0.0, c))):
         whole = xp.sum(part, axis=-1)
-        found = found + part * (r / 2 / (whole + flags(whole == 0, whole)))[..., None]
+        none = flags(whole == 0, whole)
+        found = found + part * (r / 2 / (whole + none))[..., None]
+        lost.add("one_sign", r / 2 * none)
     return found
 
 
-def divided(c: Array, r: Array) -> Array:  # (..., O, N), (..., O) -> (..., N)
+def divided(c: Array, r: Array, lost: Absorbed) -> Array:  # (..., O, N), (..., O) -> (..., N)
     """R of each input."""
-    found = messages(c, r)
+    found = messages(c, r, lost)
     return namespace(found).sum(found, axis=-2)
 
 
-def rescaled(parts: Sequence[Array], r: Array, axes: tuple[int, ...]) -> list[Array]:
+def rescaled(
+    parts: Sequence[Array], r: Array, axes: tuple[int, ...], lost: Absorbed
+) -> list[Array]:
     """The parts, times what makes their sum of |R| that of r, along these axes of both."""
     xp = namespace(r, *parts)
 
@@ -134,10 +167,12 @@ def rescaled(parts: Sequence[Array], r: Array, axes: tuple[int, ...]) -> list[Ar
 
     after = sum(size(part) for part in parts)
     factor = size(r) / (after + flags(after == 0, after))
+    for part in parts:
+        lost.add("rescaling", part * (1 - factor))
     return [part * factor for part in parts]
 
 
-def kept_at_a_fan_out(parts: Sequence[Array]) -> Array:
+def kept_at_a_fan_out(parts: Sequence[Array], lost: Absorbed) -> Array:
     """What several layers hand to one value, added; its sum of |R| is that of the parts."""
     whole = summed(parts)
     if len(parts) == 1:
@@ -147,7 +182,9 @@ def kept_at_a_fan_out(parts: Sequence[Array]) -> Array:
     sizes = xp.concat([xp.sum(xp.abs(p), axis=axes)[None] for p in parts], axis=0)
     before, after = xp.sum(sizes, axis=0), xp.sum(xp.abs(whole), axis=axes)
     factor = before / (after + flags(after == 0, after))
-    return whole * xp.reshape(factor, (-1, *(1,) * (whole.ndim - 1)))
+    factor = xp.reshape(factor, (-1, *(1,) * (whole.ndim - 1)))
+    lost.add("rescaling", whole * (1 - factor))
+    return whole * factor
 
 
 # -- layers ----------------------------------------------------------------------------------------
@@ -155,23 +192,48 @@ def kept_at_a_fan_out(parts: Sequence[Array]) -> Array:
 
 @dataclass(frozen=True)
 class _Layers:
-    """The steps of a walk. made: value -> the record that it is from."""
+    """The steps of a walk, and the ledger of them. made: value -> the record that it is from."""
 
     made: dict[Value, Record] = field(repr=False)
     taylor: bool
+    entries: list[Entry] = field(default_factory=list, repr=False)
+
+    def met(self, value: Value, parts: Sequence[Array]) -> Array:
+        lost = Absorbed()
+        whole = kept_at_a_fan_out(parts, lost)
+        if len(parts) > 1:
+            received, passed = sum(map(_sum, parts)), {value.site: _sum(whole)}
+            self._enter(value, "fan_out", received, passed, lost)
+        return whole
 
     def step(self, record: Record, r: Array) -> Received:
+        lost, received = Absorbed(), list[tuple[Value, Array]]()
         if record.operation in LEAVES:
-            return ()
+            lost.add(record.role, r)
+        else:
+            received = list(self._received(record, r, lost))
+        passed = dict[str, float]()
+        for value, part in received:
+            passed[value.site] = passed.get(value.site, 0.0) + _sum(part)
+        self._enter(record.output, record.operation, _sum(r), passed, lost)
+        return received
+
+    def _enter(
+        self, value: Value, operation: str, whole: float, passed: dict[str, float], lost: Absorbed
+    ) -> None:
+        entry = Entry(value.site, operation, Voita.name, whole, passed, lost.sums)
+        self.entries.append(entry)
+
+    def _received(self, record: Record, r: Array, lost: Absorbed) -> Received:
         if record.role == "attention.context":
-            return self._attention(record, r)
+            return self._attention(record, r, lost)
         if record.operation in UNCHANGED:
             return to_operands(record, _unchanged(record, r))
-        inputs = _LAYERS[record.operation](record, r, self.taylor)
-        inputs = rescaled(inputs, r, (-1,))
+        inputs = _LAYERS[record.operation](record, r, self.taylor, lost)
+        inputs = rescaled(inputs, r, (-1,), lost)
         return zip(_values(record), inputs, strict=True)
 
-    def _attention(self, record: Record, r: Array) -> Received:  # r: (B, H, J, F)
+    def _attention(self, record: Record, r: Array, lost: Absorbed) -> Received:  # r: (B, H, J, F)
         """softmax(q k^T) v as one function."""
         weights, values = record.operands
         assert isinstance(weights, Value) and isinstance(values, Value)
@@ -179,8 +241,8 @@ class _Layers:
         q, transposed = scores.operands
         assert isinstance(q, Value) and isinstance(transposed, Value)
         arrays = (q.array, swap(transposed.array), values.array, weights.array)
-        inputs = attention(*arrays, record.output.array, slope, r, self.taylor)
-        of_q, of_k, of_v = rescaled(inputs, r, (-2, -1))
+        inputs = attention(*arrays, record.output.array, slope, r, self.taylor, lost)
+        of_q, of_k, of_v = rescaled(inputs, r, (-2, -1), lost)
         return (q, of_q), (transposed, swap(of_k)), (values, of_v)
 
     def _scores(self, softmax: Record) -> tuple[Record, Any]:
@@ -225,7 +287,7 @@ def _unchanged(record: Record, r: Array) -> Any:
     return function(*record.arrays, record.output.array, r, **record.attributes)
 
 
-def _linear(record: Record, r: Array, taylor: bool) -> list[Array]:
+def _linear(record: Record, r: Array, taylor: bool, lost: Absorbed) -> list[Array]:
     """c_ji = W_ji x_i + b_j / I, token by token, for outputs that have relevance."""
     x, w, b = _arrays(record)
     xp = namespace(x, w, r)
@@ -233,50 +295,50 @@ def _linear(record: Record, r: Array, taylor: bool) -> list[Array]:
     each = 0.0 if b is None else (b / x.shape[-1])[:, None]
     found = xp.zeros_like(rows)
     for t in range(rows.shape[0]):
-        found[t, :] = divided(w * rows[t] + each, into[t])
+        found[t, :] = divided(w * rows[t] + each, into[t], lost)
     return [xp.reshape(found, x.shape)]
 
 
-def _add(record: Record, r: Array, taylor: bool) -> list[Array]:
+def _add(record: Record, r: Array, taylor: bool, lost: Absorbed) -> list[Array]:
     a, b = _arrays(record)
     xp = namespace(a, b)
     a, b = xp.broadcast_arrays(a, b)
-    shared = divided(xp.stack([a, b], axis=-1)[..., None, :], r[..., None])
+    shared = divided(xp.stack([a, b], axis=-1)[..., None, :], r[..., None], lost)
     return [shared[..., 0], shared[..., 1]]
 
 
-def _multiply(record: Record, r: Array, taylor: bool) -> list[Array]:
+def _multiply(record: Record, r: Array, taylor: bool, lost: Absorbed) -> list[Array]:
     """Every contribution is the product itself, offset or none."""
     values = _values(record)
     return [r / len(values) for _ in values]
 
 
-def _rotary(record: Record, r: Array, taylor: bool) -> list[Array]:
+def _rotary(record: Record, r: Array, taylor: bool, lost: Absorbed) -> list[Array]:
     (x,), how = _arrays(record), record.attributes
     xp = namespace(x, r)
     still = xp.zeros_like(x)
     c = xp.stack(
         [x * how["cos"] + still, halves_exchanged(x, -1.0, 1.0) * how["sin"] + still], axis=-1
     )
-    sent = messages(c[..., None, :], r[..., None])[..., 0, :]
+    sent = messages(c[..., None, :], r[..., None], lost)[..., 0, :]
     return [sent[..., 0] + halves_exchanged(sent[..., 1], 1.0, 1.0)]
 
 
-def _layer_norm(record: Record, r: Array, taylor: bool) -> list[Array]:
+def _layer_norm(record: Record, r: Array, taylor: bool, lost: Absorbed) -> list[Array]:
     """J_ji = w_j (delta_ji - 1/N - x_hat_j x_hat_i / N) / std;  f(0) = b"""
     x, w, b = _arrays(record)
     x_hat, inverse, _ = standardized(x, record.attributes["norm_eps"])
     z, at_zero = record.output.array, b
-    return [_normed(x, w, inverse, x_hat, 1.0, z if taylor else at_zero, taylor, r)]
+    return [_normed(x, w, inverse, x_hat, 1.0, z if taylor else at_zero, taylor, r, lost)]
 
 
-def _rms_norm(record: Record, r: Array, taylor: bool) -> list[Array]:
+def _rms_norm(record: Record, r: Array, taylor: bool, lost: Absorbed) -> list[Array]:
     """J_ji = w_j (delta_ji - x_hat_j x_hat_i / N) / rms;  f(0) = 0"""
     (x, w), how = _arrays(record), record.attributes
     inverse, _ = inverse_rms(x, how["norm_eps"])
     w = w + how.get("offset", 0.0)
     z = record.output.array
-    return [_normed(x, w, inverse, x * inverse, 0.0, z if taylor else None, taylor, r)]
+    return [_normed(x, w, inverse, x * inverse, 0.0, z if taylor else None, taylor, r, lost)]
 
 
 def _normed(
@@ -288,6 +350,7 @@ def _normed(
     value: Array | None,
     taylor: bool,
     r: Array,
+    lost: Absorbed,
 ) -> Array:  # (B, T, N) -> (B, T, N)
     """Row by row. value: f(x) for a Taylor expansion, else f(0) or None."""
     xp, n = namespace(x, w, r), x.shape[-1]
@@ -301,12 +364,20 @@ def _normed(
         if value is not None:
             at = xp.reshape(value, (-1, n))[t] - xp.sum(c, axis=-1) if taylor else value
             c = c + (at / n)[:, None]
-        found[t, :] = divided(c, into[t])
+        found[t, :] = divided(c, into[t], lost)
     return xp.reshape(found, x.shape)
 
 
 def attention(
-    q: Array, k: Array, v: Array, p: Array, z: Array, slope: Any, r: Array, taylor: bool
+    q: Array,
+    k: Array,
+    v: Array,
+    p: Array,
+    z: Array,
+    slope: Any,
+    r: Array,
+    taylor: bool,
+    lost: Absorbed,
 ) -> list[Array]:  # (B, H, J, F), (B, H, I, F), (B, H, I, P), (B, H, J, I), (B, H, J, P) -> q, k, v
     """O_jp = sum_i p_ji v_ip.  dO_jp / ds_ji = p_ji (v_ip - O_jp), s_ji = sum_f q_jf k_if
 
@@ -322,7 +393,8 @@ def attention(
             continue
         lit = np.flatnonzero(asnumpy(p[at]) > 0)
         keys, vals = k[head][lit, :], v[head][lit, :]
-        parts = _one_query(q[at], keys, vals, p[at][lit], z[at], slope[at][lit], r[at], taylor)
+        own = (q[at], keys, vals, p[at][lit], z[at], slope[at][lit], r[at])
+        parts = _one_query(*own, taylor, lost)
         found[0][at] = parts[0]
         found[1][head][lit, :] += parts[1]
         found[2][head][lit, :] += parts[2]
@@ -330,7 +402,15 @@ def attention(
 
 
 def _one_query(
-    q: Array, k: Array, v: Array, p: Array, z: Array, slope: Array, r: Array, taylor: bool
+    q: Array,
+    k: Array,
+    v: Array,
+    p: Array,
+    z: Array,
+    slope: Array,
+    r: Array,
+    taylor: bool,
+    lost: Absorbed,
 ) -> tuple[Array, Array, Array]:  # (F,), (n, F), (n, P), (n,), (P,), (n,), (P,)
     xp, (n, f) = namespace(q, r), k.shape
     of_v = swap(p[:, None] * v)  # (P, n): of output p, its own feature of each value
@@ -341,12 +421,12 @@ def _one_query(
     if taylor:
         c = c + ((z - xp.sum(c, axis=-1)) / c.shape[-1])[:, None]
     # values are not summed over outputs: output p reads feature p alone
-    sent = messages(c, r)
+    sent = messages(c, r, lost)
     whole = xp.sum(sent[:, : f + n * f], axis=0)
     return whole[:f], xp.reshape(whole[f:], (n, f)), swap(sent[:, f + n * f :])
 
 
-_LAYERS: dict[str, Callable[[Record, Array, bool], list[Array]]] = {
+_LAYERS: dict[str, Callable[[Record, Array, bool, Absorbed], list[Array]]] = {
     "linear": _linear,
     "add": _add,
     "multiply": _multiply,

@@ -2,7 +2,7 @@
 look at a whole example, at several operations at once, or rescale what they hand down.
 
     R of the last value is given; from the last record to the first:
-    R(value)  = met(what its readers handed it)          by default the sum
+    R(value)  = met(value, what its readers handed it)   by default the sum
     step(record, R(record.output))                       pairs of a value and what it receives
 
 A rule says what each operand receives and what is absorbed, and the sweep adds it up (refl.sweep);
@@ -20,11 +20,16 @@ from refl.trace import Record, Value
 
 Received: TypeAlias = Iterable[tuple[Value, Array]]
 Step: TypeAlias = Callable[[Record, Array], Received]
+Met: TypeAlias = Callable[[Value, Sequence[Array]], Array]
 
 
 def summed(parts: Sequence[Array]) -> Array:
     """What several readers of a value hand it, together."""
     return sum(parts[1:], start=parts[0])
+
+
+def _summed(value: Value, parts: Sequence[Array]) -> Array:
+    return summed(parts)
 
 
 def walk(
@@ -33,7 +38,7 @@ def walk(
     start: Array,
     step: Step,
     keep: Collection[str],
-    met: Callable[[Sequence[Array]], Array] = summed,
+    met: Met = _summed,
 ) -> dict[str, Array]:
     """From the value `at`, which has `start`. Returns what came to the values whose sites are in
     `keep`; to which nothing came are not among them.
@@ -43,7 +48,7 @@ def walk(
     for record in reversed(records):
         if record.output not in incoming:
             continue
-        r = met(incoming.pop(record.output))
+        r = met(record.output, incoming.pop(record.output))
         if record.output.site in keep:
             found[record.output.site] = r
         for value, received in step(record, r):

@@ -16,7 +16,7 @@ from mpmath import mp, mpf
 import refl
 from refl.errors import ReflError
 from refl.methods import chosen
-from refl.methods.voita import _Layers, divided, kept_at_a_fan_out, rescaled
+from refl.methods.voita import Absorbed, _Layers, divided, kept_at_a_fan_out, rescaled
 from refl.nets.masks import causal
 from refl.trace import Trace
 from refl.verification.random_models import (
@@ -46,21 +46,23 @@ def test_messages_by_hand() -> None:
     """
     c, r = np.array([[1.5, -1.5], [2.5, 0.5]]), np.array([1.0, 6.0])
     exact = [F(1, 2) + F(5, 6) * 3, F(1, 2) + F(1, 6) * 3]
-    np.testing.assert_allclose(divided(c, r), [float(x) for x in exact], rtol=1e-15)
-    assert divided(c, r).sum() == 4.0
-    kept = rescaled([divided(c, r)], r, (-1,))[0]
+    np.testing.assert_allclose(divided(c, r, Absorbed()), [float(x) for x in exact], rtol=1e-15)
+    assert divided(c, r, Absorbed()).sum() == 4.0
+    kept = rescaled([divided(c, r, Absorbed())], r, (-1,), Absorbed())[0]
     np.testing.assert_allclose(kept, [float(x * F(7, 4)) for x in exact], rtol=1e-15)
 
 
 def test_what_cancels_at_a_fan_out_is_scaled_up() -> None:
     """3 - 1 and 2 have sum of |R| 6, and together 4."""
-    met = kept_at_a_fan_out([np.array([[3.0, 0.0]]), np.array([[-1.0, 2.0]])])
+    met = kept_at_a_fan_out([np.array([[3.0, 0.0]]), np.array([[-1.0, 2.0]])], Absorbed())
     assert met.tolist() == [[3.0, 3.0]]
 
 
 def test_nothing_passes_through_zero() -> None:
-    assert divided(np.zeros((2, 3)), np.ones(2)).tolist() == [0.0, 0.0, 0.0]
-    assert rescaled([np.zeros((1, 3))], np.ones((1, 3)), (-1,))[0].tolist() == [[0.0] * 3]
+    assert divided(np.zeros((2, 3)), np.ones(2), Absorbed()).tolist() == [0.0, 0.0, 0.0]
+    assert rescaled([np.zeros((1, 3))], np.ones((1, 3)), (-1,), Absorbed())[0].tolist() == [
+        [0.0] * 3
+    ]
 
 
 # -- a whole model, from the definition ------------------------------------------------------------
@@ -291,6 +293,42 @@ def test_the_sum_of_absolute_relevance_is_kept(kind: str, offset: str) -> None:
     scores = np.concatenate([e.relevance, e.decoder_relevance if how else []])
     assert (scores * np.sign(e.logit) >= 0).all()
     np.testing.assert_allclose(scores.sum(), e.logit, rtol=1e-12)
+
+
+def test_what_a_layer_absorbs_by_hand() -> None:
+    """Of R = (1, 6), half of 6 has no negative contribution; what is left, 4, is scaled to 7. Where
+    nothing contributes all of R ends. Two parts, (3, 0) + (-1, 2) = (2, 2), become (3, 3).
+    """
+    lost = Absorbed()
+    c, r = np.array([[1.5, -1.5], [2.5, 0.5]]), np.array([1.0, 6.0])
+    rescaled([divided(c, r, lost)], r, (-1,), lost)
+    assert lost.sums == {"one_sign": 3.0, "rescaling": -3.0}
+    nothing = Absorbed()
+    divided(np.zeros((2, 3)), r, nothing)
+    assert nothing.sums == {"one_sign": 7.0}
+    met = Absorbed()
+    kept_at_a_fan_out([np.array([[3.0, 0.0]]), np.array([[-1.0, 2.0]])], met)
+    assert met.sums == {"rescaling": -2.0}
+
+
+@pytest.mark.parametrize("how", [{}, {"contrast": (2, 9)}, {"seed": "log-probability"}])
+@pytest.mark.parametrize("offset", ["taylor", "zero"])
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "vit", "t5"])
+def test_the_ledger_closes(kind: str, offset: str, how: dict[str, Any]) -> None:
+    """At every layer, by closed forms, where relevance has both signs too."""
+    model = random_model(ARCHITECTURES[kind], 0)
+    x: Any = [3, 4, 5, 6]
+    if kind == "vit":
+        x = np.random.default_rng(0).standard_normal((3, 8, 12))
+        how = {"contrast": (2, 4)} if "contrast" in how else how
+    further: dict[str, Any] = {"decoder": [0, 2, 3]} if kind == "t5" else {}
+    e = model.explain(x, method=voita(offset=offset), **how, **further)
+    scale = max(abs(entry.received) for entry in e.ledger)
+    assert all(abs(entry.conservation_error) < 1e-12 * scale for entry in e.ledger)
+    scores = e.relevance.sum() + (e.decoder_relevance.sum() if further else 0.0)
+    assert e.ledger.tokens == pytest.approx(scores, rel=1e-12, abs=1e-12 * scale)
+    assert abs(e.ledger.conservation_error) < 1e-11 * scale and e.explained == e.ledger.explained
+    assert {"one_sign", "rescaling"} <= set(e.ledger.absorbed)
 
 
 def test_a_contrast_is_not_the_difference_of_two() -> None:
