@@ -160,7 +160,9 @@ def test_an_interrupt_does_not_reach_a_worker_that_is_still_loading() -> None:
         for _ in range(20):
             os.kill(worker, signal.SIGINT)
             time.sleep(0.01)
-        assert answer.result()[0] == worker
+        assert answer.result() == (worker, 1)  # and its BLAS has one thread
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
 
 
 def test_no_more_is_given_out_than_is_wanted_ahead() -> None:

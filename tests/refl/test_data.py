@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refl.errors import ReflError
@@ -113,6 +113,7 @@ def test_a_bad_line_is_one_sentence_with_its_place(said: Any, words: str, model:
     assert message.isprintable() and len(message) <= 1000
 
 
+@settings(max_examples=40)
 @given(st.binary(max_size=60) | st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
     lambda inside: st.lists(inside, max_size=3)

@@ -295,6 +295,11 @@ def test_figures_take_nobodys_settings() -> None:
     once = figures.curves(r, ("flip", "MoRF_flip"), "svg")
     with matplotlib.rc_context({"text.usetex": True, "lines.linewidth": 9}):
         assert figures.curves(r, ("flip", "MoRF_flip"), "svg") == once
+
+
+def test_a_curve_that_no_method_has_is_not_drawn() -> None:
+    r = results()
+    assert figures.is_drawn(r, ("flip", "MoRF_flip"))
     r.curves["flip", "MoRF_flip"][:] = np.nan
     assert not figures.is_drawn(r, ("flip", "MoRF_flip"))
 
