@@ -1087,6 +1087,22 @@ FAULTS: tuple[Fault, ...] = (
         "tests/refl/test_sanity.py::test_one_more_part_each_time_and_each_by_its_name",
         "parts are randomized one at a time, not from the top down",
     ),
+    Fault(
+        "sanity-by-one-method",
+        "refl/evaluation/judging.py",
+        "return [(of(method), [label]) for label, method in methods.items()]",
+        "return [(of(next(iter(methods.values()))), list(methods))]",
+        "tests/refl/test_sanity.py::test_each_method_is_held_against_its_own_explanations",
+        "every method is held against the first one's explanations of the randomized net",
+    ),
+    Fault(
+        "pairs-transposed",
+        "refl/show/pairs.py",
+        "return [Pair(i, j, float(pairs[i, j])) for i, j in where]",
+        "return [Pair(j, i, float(pairs[i, j])) for i, j in where]",
+        "tests/refl/test_show.py::test_pairs_of_many_tokens_are_the_strongest[80]",
+        "a list of pairs has rows and columns swapped",
+    ),
     # -- methods that read attention ---------------------------------------------------------------
     Fault(
         "rollout-no-residual",
