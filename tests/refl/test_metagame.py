@@ -5,6 +5,7 @@ made in another way.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import SHARED, checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -265,3 +267,28 @@ def test_inner_methods_with_options(shipped: Model) -> None:
         e = shipped.explain("the keys", "metagame", options=options)
         assert np.array_equal(e.relevance, first.relevance)
     assert Metagame(Table(ATTNLRP)).facts() == METHODS["metagame"].facts()  # type: ignore[union-attr]
+
+
+def test_annotated_pairs_of_the_published_prompts() -> None:
+    """The authors' words that belong together, each pair as a text: the pairs of tokens add up to
+    the relevance, and phi_{i->i} is that of token i alone, the others masked by an edit.
+    """
+    file = SHARED / "data" / "metagame" / "prompts_pairs.json"
+    if not file.is_file():
+        pytest.skip("no prompts of the metagame paper beside the project (../shared)")
+    lines = json.loads(file.read_text(encoding="utf-8"))
+    assert len(lines) == 21 and sum(len(line["pairs"]) for line in lines) == 71
+    model = refl.load(checkpoint("stories260K"), dtype="float64")
+    some = [" ".join(line["pairs"][0]) for line in lines]
+    short = sorted(some, key=lambda text: len(model.explain(text, "random").tokens))[:2]
+    for text in short:
+        e = model.explain(text, "metagame", options={"inner": "input-x-gradient"})
+        assert np.abs(e.pairs.sum(axis=1) - e.relevance).max() <= 1e-10 * np.abs(e.pairs).max()
+        first = e.input_ids
+        alone = np.zeros(len(first))
+        for i in range(len(first)):
+            others = [t for t in range(len(first)) if t != i]
+            edits = {"model.embed_tokens": Edit(factor=0, index=(others,))}
+            how: dict[str, Any] = {"target": e.target_id, "edits": edits, "keep": ()}
+            alone[i] = model.explain(first, "input-x-gradient", **how).relevance[i]
+        np.testing.assert_allclose(np.diag(e.pairs), alone, rtol=1e-8, atol=1e-10)

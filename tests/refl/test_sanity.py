@@ -68,6 +68,8 @@ def test_one_more_part_each_time_and_each_by_its_name() -> None:
     assert abs(drawn.std() / w.std() - 1) < 0.2
     assert np.array_equal(drawn, list(sanity.randomized(model, 3))[1].weights["lm_head.weight"])
     assert not np.array_equal(drawn, list(sanity.randomized(model, 4))[1].weights["lm_head.weight"])
+    up, gate = (sanity.drawn(name, np.eye(3), 3) for name in ("up", "gate"))
+    assert not np.array_equal(up, gate)  # two tensors of one shape have numbers of their own
 
 
 def test_an_expert_that_no_word_went_to_is_random_too() -> None:

@@ -1129,6 +1129,14 @@ FAULTS: tuple[Fault, ...] = (
         "heads are averaged before negative products are dropped",
     ),
     Fault(
+        "cross-attention-not-transposed",
+        "refl/methods/gradient_rollout.py",
+        "normalized(ss).T @ c",
+        "normalized(ss) @ c",
+        f"{MAPS}::test_gradient_rollout_from_two_tokens_of_a_decoder",
+        "what a decoder's token took in from another is not transposed",
+    ),
+    Fault(
         "chefer-counts-the-bias",
         "refl/methods/chefer.py",
         "linear.z_plus(arrays[0], arrays[1], None, z, r)",

@@ -106,6 +106,17 @@ def test_gradient_rollout_from_decoder_to_encoder() -> None:
     same(source, product([[F(2), F(6)]], [[F(2), F(0)], [F(1, 4), F(7, 4)]]))
 
 
+def test_gradient_rollout_from_two_tokens_of_a_decoder() -> None:
+    """N(R_ss) is transposed: what token 1 took in from token 0 goes to row 0."""
+    half = [[1, 0], [0.5, 0.5]]
+    blocks = [block([[1, 0]] * 2, kind=SOURCE), block(half), block([[1, 0], [0, 1]], kind=CROSS)]
+    g = [np.zeros((1, 2, 2)), np.array([[[0.0, 0.0], [2.0, 0.0]]]), np.ones((1, 2, 2))]
+    reader, source = accumulated(blocks, g)
+    # R_ss = I + [[0, 0], [1, 0]] = N(R_ss), R_qq = I = N(R_qq), C = I: R_sq = R_ss^T
+    same(reader, [[F(1), F(0)], [F(1), F(1)]])
+    same(source, [[F(1), F(1)], [F(0), F(1)]])
+
+
 def test_a_row_without_relevance_is_not_normalized() -> None:
     r = np.array([[1.0, 0.0], [2.0, 3.0]])
     same(normalized(r), [[F(1), F(0)], [F(1, 2), F(3, 2)]])

@@ -24,6 +24,7 @@ from refl.verification.random_models import (
     VIT,
     moved,
     random_model,
+    with_weights,
 )
 
 IDS = [3, 1, 4, 1, 5, 9, 2]
@@ -67,6 +68,24 @@ def compare(swept: Explanation, forwards: Explanation) -> None:
 @pytest.mark.parametrize("net", NETS)
 def test_what_tokens_bring_is_cp_lrp(net: str) -> None:
     compare(*both(NETS[net]))
+
+
+@pytest.mark.parametrize("method", ["decompx", "pa-lrp", "voita-2021"])
+def test_a_logit_of_zero_in_a_probability(method: str) -> None:
+    """No gradient times 0 is its softmax-weighted relevance: it is part of what is explained, as in
+    the sweep, and in the ledger.
+    """
+    model = random_model(LLAMA, seed=3)
+    w = model.weights["lm_head.weight"].copy()
+    w[5] = 0.0
+    model = with_weights(model, **{"lm_head.weight": w})
+    asked: dict[str, Any] = {"target": 2, "seed": "probability"}
+    swept, found = (model.explain(IDS, m, **asked) for m in ("cp-lrp", method))
+    size = sum(map(abs, found.ledger.absorbed.values())) + abs(found.ledger.tokens)
+    assert abs(found.explained - swept.explained) <= 1e-13 * size
+    assert abs(found.ledger.conservation_error) <= 1e-11 * size
+    lost = found.ledger.absorbed.get("one_sign" if method == "voita-2021" else "stabilizer", 0.0)
+    assert abs(lost) > 1e-3 * size
 
 
 @pytest.mark.parametrize(
