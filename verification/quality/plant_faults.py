@@ -1025,8 +1025,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "edit-under-padding",
         "refl/question.py",
-        "alone = bool(self.edits)",
-        "alone = False",
+        "alone = alone or bool(self.edits)",
+        "alone = alone",
         EDITS + "test_a_list_of_texts_is_each_alone",
         "an index from the end counts padding",
     ),
