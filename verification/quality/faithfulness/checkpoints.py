@@ -28,6 +28,7 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
 }
 """What the papers tune."""
 
+IG = "integrated-gradients"
 LOOSE = {"tolerance": 0.01}
 FROM_MASKS = {"nodes": "gauss-legendre", "steps": 64, "baseline": "mask"}
 """Of integrated gradients, neither the defaults nor tuned: a hundredth of the path's logits may be
@@ -55,8 +56,8 @@ class Part:
     """What is judged on a checkpoint: metrics by the names that the page has for them."""
 
     metrics: Mapping[str, str]
-    path: Mapping[str, Any] = field(default_factory=lambda: LOOSE)
-    """Options of integrated gradients."""
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {IG: LOOSE})
+    """Of methods, neither defaults nor tuned."""
 
 
 TEXT = {"dA, zero": "flip", "dA, deletion": "flip:baseline=delete"}
@@ -65,13 +66,16 @@ PICTURE = {"dA, zero": "flip", "dA, mean": "flip:baseline=mean"}
 AGREES = {"leave-one-out": "leave-one-out"}
 
 PARTS: dict[str, Part] = {
-    "shipped": Part(TEXT | AGREES | {"evidence": "evidence"}),
+    "shipped": Part(
+        TEXT | AGREES | {"evidence": "evidence"},
+        {IG: LOOSE, "atman": {"score": "explained"}},  # a contrast has no cross-entropy
+    ),
     "stories260K": Part(LONG | AGREES),
     "babyllama105": Part(LONG | AGREES),
     "capp_gpt2": Part(TEXT | AGREES),
     "rxnmapper_albert": Part(
         {"dA, zero": "flip:steps=8", "dA, mask": "flip:baseline=mask:steps=8"} | AGREES,
-        FROM_MASKS,
+        {IG: FROM_MASKS},
     ),
     "vit_mnist_012_hf": Part(PICTURE | AGREES),
     "vit_455_hf": Part(PICTURE | AGREES),
@@ -89,16 +93,15 @@ def results(name: str, count: int) -> Iterator[dict[str, Any]]:
     model, part = opened(name), PARTS[name]
     items = INPUTS[name](model, count + HELD_OUT)
     held_out, rest = split(items, HELD_OUT)
-    methods, refused = defined(model, rest[0])
-    chosen_path = {"integrated-gradients": dict(part.path)}
-    tunings = chosen_path | dict(tuned_methods(model, methods, held_out, part))
-    methods |= {
-        label: chosen(label, options=how) for label, how in tunings.items() if label in methods
-    }
+    methods, refused = defined(model, rest[0], part)
+    options = {label: dict(how) for label, how in part.options.items() if label in methods}
+    for label, found in tuned_methods(model, methods, held_out, part):
+        options[label] = options.get(label, {}) | found
+    methods |= {label: chosen(label, options=how) for label, how in options.items()}
     facts = {
         "checkpoint": name,
         "tokens": [len(model.read(i.input)) for i in rest] if not model.takes_images else [],
-        "tuned": {label: how for label, how in tunings.items() if how and label in methods},
+        "tuned": options,
         "refused": refused,
     }
     for done, seconds, numbers in judged(model, methods, rest, part):
@@ -108,14 +111,14 @@ def results(name: str, count: int) -> Iterator[dict[str, Any]]:
 METHODS_BY = {name: name for name in METHODS if name not in LEFT_OUT}
 
 
-def defined(model: Model, item: Item) -> tuple[dict[str, Method], dict[str, str]]:
+def defined(model: Model, item: Item, part: Part) -> tuple[dict[str, Method], dict[str, str]]:
     """The methods that the model has, and what the others say."""
     found, refused = {}, {}
     for name in METHODS_BY:
         if name.endswith(("-vit", "-vit-box")) and not model.takes_images:
             continue
         try:
-            method = chosen(name)
+            method = chosen(name, options=part.options.get(name))
             cases(method, [Subject.read(model, item)])
             found[name] = method
         except ReflError as reason:
@@ -130,7 +133,7 @@ def tuned_methods(
     by = next(iter(part.metrics.values()))
     for name, grid in GRIDS.items():
         if name in methods:
-            yield name, tuned(model, held_out, name, grid, by).options
+            yield name, tuned(model, held_out, methods[name], grid, by).options
 
 
 def judged(
