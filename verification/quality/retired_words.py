@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
@@ -82,11 +82,13 @@ def names(source: str) -> Iterator[tuple[str, int]]:
     with their lines.
     """
     tree = ast.parse(source)
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    for node in nodes:
         for name in _made(node):
             if name.strip("_") in AS_NAMES:
                 yield name, getattr(node, "lineno", 0)
-    for name, line in _of_bodies(tree):
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    for name, line in _of_bodies(tree, classes):
         if name.strip("_") in AS_NAMES:
             yield name, line
 
@@ -103,9 +105,9 @@ def _made(node: ast.AST) -> list[str]:
     return []
 
 
-def _of_bodies(tree: ast.Module) -> Iterator[tuple[str, int]]:
+def _of_bodies(tree: ast.Module, classes: Sequence[ast.ClassDef]) -> Iterator[tuple[str, int]]:
     """Constants of the module, and fields of its classes."""
-    bodies = [tree.body, *(n.body for n in ast.walk(tree) if isinstance(n, ast.ClassDef))]
+    bodies = [tree.body, *(n.body for n in classes)]
     for statement in (s for body in bodies for s in body):
         targets = statement.targets if isinstance(statement, ast.Assign) else []
         if isinstance(statement, ast.AnnAssign):
