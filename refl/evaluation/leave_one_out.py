@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -140,10 +141,11 @@ def _copies(
     site = forward.embedded
     x, filling = forward.leaf(site)[0], copies.filling(question.network, forward, site, fill)
     where, shape = _places(subject, x)
-    some = [
-        copies.Copy(reading, lambda i=i: {site: np.where(where(i), filling, x)})  # type: ignore[misc]
-        for i in range(int(np.prod(shape)))
-    ]
+
+    def without(i: int) -> copies.Leaves:
+        return {site: np.where(where(i), filling, x)}
+
+    some = [copies.Copy(reading, partial(without, i)) for i in range(int(np.prod(shape)))]
     return some, shape
 
 

@@ -29,7 +29,8 @@ def small_network(
         forward=lambda t, c, batch: forward(t, batch),
     )
     config = SimpleNamespace(vocab_size=WORDS, longest=64, labels=WORDS)
-    return Model(net, config, weights, None, lambda array: array, "float64", name="small")  # type: ignore[arg-type]
+    place = lambda array: array
+    return Model(net, config, weights, None, place, "float64", name="small")
 
 
 def drawn(random: np.random.Generator, *shapes: tuple[str, tuple[int, ...]]) -> dict[str, Any]:
