@@ -36,7 +36,7 @@ WITHOUT_SHRINKING = (Phase.explicit, Phase.generate)
 PROFILES: dict[str, dict[str, object]] = {
     "quick": {"max_examples": 10},
     "default": {"max_examples": 40},
-    "ci": {"max_examples": 60},
+    "ci": {"max_examples": 40},
     "nightly": {"max_examples": 2000},
     "mutants": {"max_examples": 33, "phases": WITHOUT_SHRINKING},
     "survivors": {"max_examples": 100, "phases": WITHOUT_SHRINKING},
