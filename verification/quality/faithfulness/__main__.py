@@ -17,7 +17,7 @@ import numpy as np
 from refl.io.files import atomic_write
 from refl.verification.quality.faithfulness import page
 from refl.verification.quality.faithfulness.checkpoints import PARTS
-from refl.verification.quality.faithfulness.parts import kept, parts
+from refl.verification.quality.faithfulness.parts import held, kept, parts
 from refl.verification.quality.import_graph import PROJECT
 from refl.version import __version__
 
@@ -32,7 +32,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes (2)")
     parser.add_argument("--only", nargs="+", metavar="PART", help="these parts, and no page")
     parser.add_argument("--folder", type=Path, default=Path("faithfulness"), help="of results")
+    parser.add_argument("--page", action="store_true", help="only write what the folder holds")
     args = parser.parse_args()
+    if args.page:
+        write(held(args.folder, parts(args.inputs)))
+        return
     args.folder.mkdir(parents=True, exist_ok=True)
     jobs = parts(args.inputs)
     chosen = args.only or list(jobs)
@@ -49,7 +53,7 @@ def main() -> None:
 
 def write(found: Mapping[str, Any]) -> None:
     """The page and its figure."""
-    results = [found[name] for name in PARTS]
+    results = [found[name] for name in PARTS if name in found]
     asked: dict[str, dict[str, Any]] = {}
     for name, value in found.items():
         kind, _, checkpoint = name.rpartition(" ")

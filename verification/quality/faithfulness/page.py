@@ -11,7 +11,13 @@ import numpy as np
 from refl.evaluation.correlation import spearman
 from refl.evaluation.statistics import best, paired, summary
 from refl.verification.markdown import table
-from refl.verification.quality.faithfulness.checkpoints import GRIDS, HELD_OUT, LEFT_OUT, ranking
+from refl.verification.quality.faithfulness.checkpoints import (
+    GRIDS,
+    HELD_OUT,
+    LEFT_OUT,
+    PARTS,
+    ranking,
+)
 
 PUBLISHED = {
     "random": (0.01, -0.01, -0.07, 0.01),
@@ -102,7 +108,9 @@ def _inputs(results: Sequence[Mapping[str, Any]]) -> list[str]:
         f"options; those of {TUNED} tuned on {HELD_OUT} others",
     ]
     left = "; ".join(f"{name} ({why})" for name, why in LEFT_OUT.items())
-    return [table(head, rows), "", f"Left out: {left}.", ""]
+    missing = sorted(PARTS.keys() - {r["checkpoint"] for r in results})
+    lines = [f"Not run: {', '.join(missing)}.", ""] if missing else []
+    return [table(head, rows), "", *lines, f"Left out: {left}.", ""]
 
 
 def _options(options: Mapping[str, Any]) -> str:

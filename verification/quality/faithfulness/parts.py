@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,3 +60,13 @@ def kept(folder: Path, name: str, job: Callable[[], Any]) -> Any:
             atomic_write(so_far, json.dumps(one, default=float).encode("utf-8"))
         so_far.replace(path)
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def held(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """What the folder holds of these parts, also of those that have not come to their end."""
+    found = {}
+    for name in names:
+        for path in (folder / f"{name}.json", folder / f"{name}.so-far.json"):
+            if name not in found and path.exists():
+                found[name] = json.loads(path.read_text(encoding="utf-8"))
+    return found
