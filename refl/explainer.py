@@ -91,10 +91,11 @@ class Explainer:
             return [explained for ((explained,),) in runs]
         self.question.refuse([wanted])
         forward, count = self._forward(readings[-1:]), len(readings)
-        ends = [self.question.at_end_of(forward, reading) for reading in readings]
         return [
-            self._explained(end, [target], (n, count), n == count - 1)[0]
-            for n, (end, target) in enumerate(zip(ends, wanted, strict=True))
+            self._explained(
+                self.question.at_end_of(forward, reading), [target], (n, count), n == count - 1
+            )[0]
+            for n, (reading, target) in enumerate(zip(readings, wanted, strict=True))
         ]
 
     def _batch(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from refl import arguments
+from refl import arguments, patches
 from refl.arguments import received
 from refl.arrays import Array, asnumpy
 from refl.errors import LONGEST_REPR, ReflError, sentence
@@ -269,13 +269,7 @@ class Explanation:
         """
         if self.patch is None:
             raise ReflError("the input is no picture: it has tokens and no patches")
-        (height, width), r = self.patch, self.relevance
-        rows, columns = r.shape[0] // height, r.shape[1] // width
-        return (
-            r[: rows * height, : columns * width]
-            .reshape(rows, height, columns, width)
-            .sum(axis=(1, 3))
-        )
+        return patches.sums(self.relevance, self.patch)
 
     def __getitem__(self, site: str) -> Any:
         """Relevance at a site. Raises ReflError for a site that was not kept or does not exist."""

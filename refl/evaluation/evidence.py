@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from refl import arguments
+from refl import arguments, patches
 from refl.errors import ReflError
 from refl.evaluation.subject import Judged, Subject
 from refl.evaluation.units import checked
@@ -92,8 +92,7 @@ def _size(subject: Subject) -> int:
     network, reading = subject.question.network, subject.reading
     if not network.takes_images:
         return len(reading.input)
-    (height, width), (h, w) = network.config.image, network.config.patch
-    return int((height // h) * (width // w))
+    return math.prod(patches.grid(network.config.image, network.config.patch))
 
 
 def flat_scores(subject: Subject, scores: Any) -> Any:  # -> (T,), or of patches (N,)
@@ -101,12 +100,10 @@ def flat_scores(subject: Subject, scores: Any) -> Any:  # -> (T,), or of patches
     network, size = subject.question.network, _size(subject)
     found = checked("scores", scores)
     if network.takes_images:
-        (height, width), (h, w) = network.config.image, network.config.patch
-        if found.shape == (height, width):
-            rows, columns = height // h, width // w
-            inside = found[: rows * h, : columns * w].reshape(rows, h, columns, w)
-            return inside.sum(axis=(1, 3)).reshape(-1)
-        if found.shape == (height // h, width // w):
+        image, patch = network.config.image, network.config.patch
+        if found.shape == image:
+            found = patches.sums(found, patch)
+        if found.shape == patches.grid(image, patch):
             return found.reshape(-1)
     elif found.shape == (size,):
         return found

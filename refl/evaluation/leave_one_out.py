@@ -31,11 +31,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from refl import arguments
+from refl import arguments, patches
 from refl.arrays import asnumpy
 from refl.edits import Edit, Edits
 from refl.errors import ReflError, argument
-from refl.evaluation import components
+from refl.evaluation import components, units
 from refl.evaluation.correlation import CORRELATIONS, agreement
 from refl.evaluation.subject import Judged, Subject
 from refl.methods import Method, copies
@@ -154,22 +154,16 @@ def _places(subject: Subject, x: Any) -> tuple[Any, tuple[int, ...]]:
     if not subject.question.network.takes_images:
         count = len(subject.reading.input)
         return lambda i: (np.arange(len(x)) == i)[:, None], (count,)
-    height, width = subject.question.network.config.patch
-    shape = (x.shape[1] // height, x.shape[2] // width)
-    row, column = np.indices(x.shape[1:])
-    number = row // height * shape[1] + column // width
-    outside = (row // height >= shape[0]) | (column // width >= shape[1])
-    return lambda i: (number == i) & ~outside, shape
+    network = subject.question.network
+    numbers = units.of_picture(network, subject.reading, None).numbers
+    return lambda i: numbers == i, patches.grid(x.shape[1:], network.config.patch)
 
 
 def _of_patches(subject: Subject, scores: Any, shape: tuple[int, ...]) -> Any:
     """The sums over patches of the scores of pixels; any others as they are."""
     if scores.ndim != 2 or scores.shape == shape:
         return scores
-    height, width = subject.question.network.config.patch
-    rows, columns = (n // size for n, size in zip(scores.shape, (height, width), strict=True))
-    inside = scores[: rows * height, : columns * width]
-    return inside.reshape(rows, height, columns, width).sum(axis=(1, 3))
+    return patches.sums(scores, subject.question.network.config.patch)
 
 
 # -- attention that is held ------------------------------------------------------------------------

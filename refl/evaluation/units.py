@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from refl import patches
 from refl.errors import ReflError, argument, shown
 from refl.evaluation.subject import Subject
 from refl.network import Network, Reading
@@ -103,7 +104,7 @@ def of_picture(network: Network, reading: Reading, patch: int | None) -> Units:
     """
     height, width = reading.input.pixels.shape[1:]
     h, w = network.config.patch if patch is None else (patch, patch)
-    rows, columns = height // h, width // w
+    rows, columns = patches.grid((height, width), (h, w))
     if not rows * columns:
         raise ReflError(
             f"{argument('patch')} is {patch}, the picture is {height} x {width}: expected a side "
@@ -158,7 +159,7 @@ def _of_length(what: str, scores: Any, length: int) -> Any:  # -> (T,)
 def picture_scores(units: Units, patch: tuple[int, int], scores: Any) -> Any:  # -> (count,)
     """Of each patch, from pixels (H, W) or from patches (rows, columns)."""
     found, size = checked("scores", scores), units.numbers.shape
-    rows, columns = size[0] // patch[0], size[1] // patch[1]
+    rows, columns = patches.grid(size, patch)
     if found.shape == size:
         return units.sums(found)
     if found.shape == (rows, columns):

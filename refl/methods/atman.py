@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from refl import arguments
+from refl import arguments, patches
 from refl.answer import Found
 from refl.arrays import Array, asnumpy, like, namespace
 from refl.edits import Edits
@@ -217,12 +217,6 @@ def _keys(network: Network, run: Forward, site: str) -> Any:  # -> NumPy (N, D)
 
 
 def _spread(network: Network, r: Any, x: Any) -> Any:  # (N,) -> (T,); (H, W)
-    """Over the pixels of each patch, those beyond the last whole patch left out."""
-    if not network.takes_images:
-        return r.astype(x.dtype)
-    height, width = network.config.patch
-    rows, columns = x.shape[1] // height, x.shape[2] // width
-    scores = np.zeros(x.shape[1:], x.dtype)
-    each = r.reshape(rows, columns) / (height * width)
-    scores[: rows * height, : columns * width] = each.repeat(height, 0).repeat(width, 1)
-    return scores
+    if network.takes_images:
+        r = patches.spread(r, x.shape[1:], network.config.patch)
+    return r.astype(x.dtype)

@@ -14,12 +14,14 @@ left out. A patch's score is spread evenly over its pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
+from refl import patches
 from refl.answer import Found
 from refl.arrays import asnumpy
 from refl.edits import edited_site
@@ -231,10 +233,6 @@ def on_pixels(question: Question, pixels: Any, row: Any) -> Any:  # (C, H, W), (
     """Each patch's score spread evenly over its pixels, 0 on those that are in no patch. The tokens
     before the patches are learned ones: their scores are left out.
     """
-    height, width = question.network.config.patch
-    found = np.zeros(pixels.shape[1:])
-    down, across = found.shape[0] // height, found.shape[1] // width
-    patches = row[len(row) - down * across :].reshape(down, across) / (height * width)
-    each = np.kron(patches, np.ones((height, width)))
-    found[: each.shape[0], : each.shape[1]] = each
-    return found
+    image, patch = pixels.shape[1:], question.network.config.patch
+    count = math.prod(patches.grid(image, patch))
+    return patches.spread(row[len(row) - count :], image, patch)

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from refl import arguments
+from refl import arguments, patches
 from refl.answer import Found
 from refl.ledger import DESTINATIONS, Entry, Ledger
 from refl.methods import forwards
@@ -114,9 +114,9 @@ class _Patches(_Cells):
     """Patches, row by row: pixels (C, H, W) have N of them."""
 
     def __init__(self, site: str, image: tuple[int, int], patch: tuple[int, int]) -> None:
-        self.patch = patch
-        self.rows, self.columns = image[0] // patch[0], image[1] // patch[1]
-        super().__init__([(site, self.rows * self.columns)])
+        self.image, self.patch = image, patch
+        rows, self.columns = patches.grid(image, patch)
+        super().__init__([(site, rows * self.columns)])
 
     def cell(self, number: int) -> tuple[Any, ...]:
         (height, width), (i, j) = self.patch, divmod(number, self.columns)
@@ -124,8 +124,7 @@ class _Patches(_Cells):
         return slice(None), rows, slice(j * width, (j + 1) * width)
 
     def spread(self, scores: Any) -> Any:  # (N,) -> (H, W)
-        each = scores.reshape(self.rows, self.columns) / (self.patch[0] * self.patch[1])
-        return np.repeat(np.repeat(each, self.patch[0], axis=0), self.patch[1], axis=1)
+        return patches.spread(scores, self.image, self.patch)
 
 
 def _cells(question: Question, forward: Forward) -> _Cells:

@@ -21,6 +21,7 @@ parts of it; what arrives at the position of a class token stays in the ledger.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from refl import arguments
+from refl import arguments, patches
 from refl.answer import Found
 from refl.arrays import asnumpy
 from refl.errors import ReflError
@@ -157,6 +158,5 @@ def _block(site: str) -> str:
 
 def _over_patches(position: Any, image: tuple[int, int], patch: tuple[int, int]) -> Any:
     """(T,) -> (H, W): learned tokens stand in front of the patches."""
-    rows, columns = image[0] // patch[0], image[1] // patch[1]
-    each = position[-rows * columns :].reshape(rows, columns) / (patch[0] * patch[1])
-    return np.repeat(np.repeat(each, patch[0], axis=0), patch[1], axis=1)
+    count = math.prod(patches.grid(image, patch))
+    return patches.spread(position[len(position) - count :], image, patch)

@@ -22,7 +22,7 @@ if not (PROJECT / "tests").is_dir():  # reached through the link refl/verificati
     PROJECT = PROJECT.parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "extras", "version"),
+    ("errors", "extras", "patches", "version"),
     ("arguments", "arrays", "batching", "buffers", "parallel"),
     ("conditions", "edits", "mask", "rules"),
     ("pieces",),
