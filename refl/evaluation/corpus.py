@@ -29,7 +29,15 @@ from refl.batching import TOKENS
 from refl.errors import ReflError, argument, shown
 from refl.evaluation.data import Line, Record, lines, parsed, survey
 from refl.evaluation.shards import Folder
-from refl.evaluation.workers import InThisProcess, Packed, Pool, Processes, Work, ahead
+from refl.evaluation.workers import (
+    InThisProcess,
+    Packed,
+    Pool,
+    Processes,
+    Work,
+    ahead,
+    not_both,
+)
 from refl.explanation import Explanation
 from refl.extras import install
 from refl.methods import Method, chosen
@@ -220,8 +228,7 @@ def explain_corpus(
     What is finished is not computed again. Raises ReflError for a line that cannot be used, for a
     folder of another run, and where a shard cannot be written or a worker dies again and again.
     """
-    if pool is not None and workers is not None:
-        raise ReflError(f"give {argument('pool')} or {argument('workers')}, not both")
+    not_both(pool, workers)
     how = How(
         chosen(method, eps, stabilizer, options), seed, _format(format), batch_tokens=batch_tokens
     )

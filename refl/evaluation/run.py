@@ -22,7 +22,7 @@ import numpy as np
 
 from refl import arguments
 from refl.batching import TOKENS
-from refl.errors import ReflError, argument, shown
+from refl.errors import ReflError, shown
 from refl.evaluation.corpus import Job, Opened
 from refl.evaluation.data import Line, lines, parsed
 from refl.evaluation.evidence import Evidence
@@ -31,7 +31,7 @@ from refl.evaluation.results import Results
 from refl.evaluation.scores import Scores
 from refl.evaluation.shards import Folder
 from refl.evaluation.subject import Item, Subject, asked
-from refl.evaluation.workers import Pool
+from refl.evaluation.workers import Pool, not_both
 from refl.methods.random import Random
 from refl.model import Model
 from refl.question import Progress
@@ -120,8 +120,7 @@ def evaluate(
 
     The others, and what is raised, as in `explain_corpus`.
     """
-    if pool is not None and workers is not None:
-        raise ReflError(f"give {argument('pool')} or {argument('workers')}, not both")
+    not_both(pool, workers)
     names = tuple(metric(one).name for one in metrics)
     if not names or len(set(names)) < len(names):
         raise arguments.expected("metrics", "at least one, and none twice", list(names))

@@ -43,6 +43,12 @@ class Pool(Protocol):
         """An object whose `result()` waits for the answer and gives it, or raises."""
 
 
+def not_both(pool: Pool | None, workers: int | None) -> None:
+    """Raises ReflError where it is said twice who works."""
+    if pool is not None and workers is not None:
+        raise ReflError(f"give {argument('pool')} or {argument('workers')}, not both")
+
+
 class InThisProcess:
     """No worker: each task is done when its answer is asked for."""
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import mortal
 import pytest
+from corpora import content, of_evidence
 
 from refl.cli import main
 from refl.errors import ReflError
@@ -28,7 +29,7 @@ from refl.evaluation.data import lines
 from refl.evaluation.shards import Folder
 from refl.evaluation.workers import InThisProcess, Packed, Processes, Work, ahead
 from refl.methods import chosen
-from refl.model import SHIPPED, Model, load
+from refl.model import Model, load
 
 Capture = pytest.CaptureFixture[str]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="limits and signals as Linux has them")
@@ -42,10 +43,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("data") / "corpus.jsonl"
-    with open(SHIPPED / "evidence.jsonl", "rb") as source:
-        file.write_bytes(b"".join(islice(source, COUNT)))
-    return file
+    return of_evidence(tmp_path_factory.mktemp("data") / "corpus.jsonl", COUNT)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +52,6 @@ def whole(model: Model, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("runs") / "whole"
     assert explain_corpus(model, data, folder, shard=SHARD) == Done(COUNT, 4, 4, folder)
     return content(folder)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def test_rows_are_what_explain_says(model: Model, whole: dict[str, bytes], data: Path) -> None:

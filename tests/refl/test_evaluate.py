@@ -10,13 +10,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from html.parser import HTMLParser
-from itertools import islice
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from corpora import content, of_evidence
 
 from refl.cli import main
 from refl.errors import ReflError
@@ -30,7 +30,7 @@ from refl.evaluation.workers import InThisProcess
 from refl.methods import METHODS
 from refl.methods.base import Attribution
 from refl.methods.random import Random
-from refl.model import SHIPPED, Model, load
+from refl.model import Model, load
 from refl.network import Network
 
 Capture = pytest.CaptureFixture[str]
@@ -45,10 +45,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("data") / "data.jsonl"
-    with open(SHIPPED / "evidence.jsonl", "rb") as source:
-        file.write_bytes(b"".join(islice(source, COUNT)))
-    return file
+    return of_evidence(tmp_path_factory.mktemp("data") / "data.jsonl", COUNT)
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +53,6 @@ def whole(model: Model, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("runs") / "whole"
     evaluate(model, data, folder, METHOD, METRICS, shard=SHARD)
     return folder
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

@@ -143,29 +143,27 @@ def test_adaptive_nodes_find_the_jump_that_even_ones_miss() -> None:
     assert abs(quadrature(found)) <= 1e-3 * abs(f)
 
 
-def test_no_more_gradients_than_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    spent: list[int] = []
+@pytest.fixture
+def spent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many nodes each sum over the path had."""
+    found: list[int] = []
     plain = Path.integrals
 
     def counted(self: Path, nodes: Any, weights: Any, into: Any) -> Any:
-        spent.append(len(nodes))
+        found.append(len(nodes))
         return plain(self, nodes, weights, into)
 
     monkeypatch.setattr(Path, "integrals", counted)
+    return found
+
+
+def test_no_more_gradients_than_steps(spent: list[int]) -> None:
     random_model(LLAMA, 0).explain(IDS, NAME, options={"steps": 100, "tolerance": 1e-9})
     assert 60 < sum(spent) <= 100
 
 
-def test_no_more_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_it_takes(spent: list[int]) -> None:
     """Of a power below 16 the first eight nodes have it all, from whatever baseline."""
-    spent: list[int] = []
-    plain = Path.integrals
-
-    def counted(self: Path, nodes: Any, weights: Any, into: Any) -> Any:
-        spent.append(len(nodes))
-        return plain(self, nodes, weights, into)
-
-    monkeypatch.setattr(Path, "integrals", counted)
     options = {"baseline": 4, "tolerance": 1e-9}
     power(9)[0].explain(IDS, NAME, target=0, options=options)
     assert sum(spent) == 8
