@@ -15,6 +15,7 @@ from refl.cli.files import Source, folder, labeled
 from refl.cli.output import print_json, print_lines, width
 from refl.cli.progress import Progress
 from refl.errors import ReflError, shown
+from refl.show import plots
 
 if TYPE_CHECKING:
     from refl.evaluation.held_out import Chosen
@@ -160,9 +161,7 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
     if args.figures and not args.out:
         args.parser.error("--figures are written into the folder of --out: give one")
     if args.figures:
-        from refl.evaluation import figures
-
-        figures.matplotlib()
+        plots.library("matplotlib.figure")
 
 
 Typed = dict[str, tuple[str, dict[str, list[Any]]]]

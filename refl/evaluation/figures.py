@@ -6,25 +6,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from importlib import import_module
-from typing import Any
 
 import numpy as np
 
-from refl.errors import ReflError
 from refl.evaluation.results import GRID, Key, Results, band
 from refl.evaluation.tables import axes
-from refl.extras import install
 from refl.show import curves as drawn
-
-
-def matplotlib() -> Any:
-    """Raises ReflError where it is not installed."""
-    try:
-        import_module("matplotlib.figure")
-        return import_module("matplotlib")
-    except ImportError:
-        raise ReflError(f"figures need matplotlib: {install('figures')}") from None
 
 
 def name(key: Key, kind: str) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from refl.arguments import expected
 from refl.errors import ReflError, argument
 from refl.evaluation.subject import Subject
 from refl.evaluation.units import Units
@@ -52,12 +53,12 @@ def refuse(network: Network, baseline: Any) -> None:
     if isinstance(baseline, str) and baseline in known and baseline not in copies.NAMED:
         return
     if network.takes_images:
-        raise ReflError(
-            f"{argument('baseline')} of a picture is one of {', '.join(known)}: got {baseline!r}"[
-                :200
-            ]
-        )
-    copies.token(network, baseline)
+        raise expected("baseline", f"one of {', '.join(known)} of a picture", baseline)
+    try:
+        copies.token(network, baseline)
+    except ReflError as reason:
+        said = f"{argument('baseline')}: expected one of {', '.join(known)}, or a token; {reason}"
+        raise ReflError(said) from None
 
 
 def stays(subject: Subject, baseline: str | int) -> tuple[int, ...]:

@@ -461,5 +461,5 @@ def test_figures_without_matplotlib(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(command(data, "--out", str(tmp_path / "run"), "--figures", "pdf")) == 2
     err = capsys.readouterr().err
-    assert "figures need matplotlib: pip install" in err and "[figures]" in err
+    assert "matplotlib is not installed" in err and "pip install" in err and "[figures]" in err
     assert not (tmp_path / "run").exists()

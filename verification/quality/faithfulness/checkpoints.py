@@ -14,7 +14,7 @@ import numpy as np
 import refl
 from refl.errors import ReflError
 from refl.evaluation.judging import cases, judge_all, metric
-from refl.evaluation.statistics import paired, summary
+from refl.evaluation.statistics import summary
 from refl.evaluation.subject import Item, Subject
 from refl.evaluation.tuning import split, tuned
 from refl.methods import METHODS, Method, chosen
@@ -167,8 +167,3 @@ def ranking(columns: Mapping[str, Sequence[float]]) -> list[tuple[str, float, fl
     means = {name: summary(np.asarray(values)) for name, values in columns.items()}
     best = sorted(means, key=lambda name: -means[name].mean)
     return [(name, means[name].mean, means[name].standard_error) for name in best]
-
-
-def is_apart(columns: Mapping[str, Sequence[float]], a: str, b: str) -> bool:
-    """Whether the paired interval of two methods excludes 0."""
-    return paired(columns[a], columns[b]).excludes_0
