@@ -7,11 +7,13 @@ At a site what was not chosen is set to 0 before the sweep goes on; what is remo
 there as `condition`. In gradient x input form it is g that is set to 0, and with it R = x g.
 
 Most sites of a transformer have a way around them, the residual stream, which the nets of the paper
-have not. What went around is removed as well, at the site, and absorbed with the rest: the map is
-that of the relevance which came through what was chosen, and at every site the maps of a partition
-add up to the map of the whole site. With `through=False` the way around stays, as a mask in a
-backward hook leaves it: then it is part of every map, and they add up to the whole only where there
-is none (the output of a block). Of several sites the relevance has come through each.
+have not. What went around is removed as well, at the site, and absorbed with the rest (at the input
+itself what was there before the sweep met the site: that of a decoder's tokens, where a site of the
+encoder is chosen). So the map is that of the relevance which came through what was chosen, and at
+every site the maps of a partition add up to the map of the whole site. With `through=False` the way
+around stays, as a mask in a backward hook leaves it: then it is part of every map, and they add up
+to the whole only where there is none (the output of a block). Of several sites the relevance has
+come through each.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 from refl import attention, parallel, pieces
 from refl.arrays import Array, asnumpy_each, can_ask, namespace, total
 from refl.conditions import CAUSE, Conditions, split
-from refl.ledger import Entry, Ledger
+from refl.ledger import DESTINATIONS, Entry, Ledger
 from refl.rules.composites import Chosen, Composite
 from refl.rules.conservation import RuleOutput
 from refl.rules.operations import OPERATIONS
@@ -55,6 +55,25 @@ class Swept:
         """An operation that runs in parts has one entry: their sum."""
         before = self.entries.get(entry.site)
         self.entries[entry.site] = entry if before is None else before + entry
+
+    def call_back(self) -> None:
+        """Nothing stays at the inputs that were reached so far: what came to them is absorbed."""
+        for site, entry in self.entries.items():
+            if entry.absorbed.keys().isdisjoint(DESTINATIONS):
+                continue
+            self.entries[site] = replace(entry, absorbed=_as_condition(entry.absorbed))
+            if site in self.propagated:
+                kept = self.propagated[site]
+                self.propagated[site] = namespace(kept).zeros_like(kept)
+
+
+def _as_condition(absorbed: dict[str, Array]) -> dict[str, Array]:
+    """What arrived where it was going, as what a condition has removed."""
+    found: dict[str, Array] = {}
+    for cause, amount in absorbed.items():
+        cause = CAUSE if cause in DESTINATIONS else cause
+        found[cause] = found[cause] + amount if cause in found else amount
+    return found
 
 
 @dataclass(frozen=True)
@@ -131,6 +150,8 @@ class Sweep:
         if mask is None:
             return relevance, None
         around = self._around(swept) if self.conditions.through else []
+        if self.conditions.through:
+            swept.call_back()
         if relevance is None:
             return None, (sum(around), sum(map(abs, around))) if around else None
         kept, rest = split(relevance[0], mask)

@@ -19,7 +19,7 @@ from refl.question import Question
 from refl.rules.published import LRP_0
 from refl.sweep import Sweep, Swept
 from refl.trace import Trace, Value
-from refl.verification.random_models import ARCHITECTURES, GPT2, LLAMA, VIT, random_model
+from refl.verification.random_models import ARCHITECTURES, GPT2, LLAMA, T5, VIT, random_model
 
 METHODS = ("attnlrp", "attnlrp-gradient")
 
@@ -152,6 +152,26 @@ def whole_is(e: Explanation, maps: list[Any], size_of: Explanation) -> None:
 def closes(e: Explanation) -> bool:
     assert e.ledger.rounding_bound is not None
     return abs(e.ledger.conservation_error) <= e.ledger.rounding_bound
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_decoders_tokens_are_around_every_site_of_the_encoder(method: str) -> None:
+    """The sweep reaches them before it comes to the encoder: what they had is called back."""
+    model = random_model(T5, 5)
+    kept = explained(model, item_of(model), method, keep="encoder.*.wo")
+    for site in (name for name in kept if name.startswith("encoder.block")):
+        maps = [explained(model, item_of(model), method, {site: m}) for m in (..., 0, [])]
+        assert maps[0].relevance.any() and not maps[2].relevance.any(), site
+        for e in maps:
+            assert not e.decoder_relevance.any() and closes(e)
+            assert e.ledger.tokens == pytest.approx(e.relevance.sum(), abs=1e-12)
+
+
+def test_positions_alone_are_no_tokens() -> None:
+    """Of two operands of a sum the tokens come before or after the positions, as the net has it."""
+    model = random_model(GPT2, 1)
+    e = explained(model, item_of(model), "attnlrp", {"transformer.wpe": ...})
+    assert not e.relevance.any() and closes(e)
 
 
 # -- however it is run -----------------------------------------------------------------------------
