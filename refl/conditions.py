@@ -18,6 +18,7 @@ come through each.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,8 +65,9 @@ class Conditions:
 
     @property
     def said(self) -> str:
-        """The sites, for whoever reads the numbers."""
-        return ", ".join(self.chosen) + " (and what goes around)" * (not self.through)
+        """What was chosen where, masks by their hashes: what a map can be told apart by."""
+        chosen = "; ".join(f"{site}: {_said(what)}" for site, what in self.chosen.items())
+        return chosen + " (and what goes around)" * (not self.through)
 
     def mask(self, names: Sequence[str], like: Array) -> Array | None:  # (B, ...) -> (...)
         """What of a value of these names is chosen, bool; None where nothing is said of it. Raises
@@ -118,6 +120,16 @@ def _no_place(name: str, chosen: Any, shape: tuple[int, ...]) -> ReflError:
         f"the condition at {name} is {arguments.received(chosen)}: expected an array of True and "
         f"False, or an index into the activation of one example, whose shape is {shape}"
     )
+
+
+def _said(chosen: Any) -> str:
+    if _is_mask(chosen):
+        mask = np.ascontiguousarray(_on_host(chosen))
+        digest = hashlib.sha256(mask.tobytes()).hexdigest()[:16]
+        return f"<mask {mask.shape} sha256 {digest}>"
+    parts = chosen if isinstance(chosen, tuple) else (chosen,)
+    plain = [_on_host(p).tolist() if hasattr(p, "tolist") else p for p in parts]
+    return f"({', '.join('...' if p is Ellipsis else repr(p) for p in plain)})"
 
 
 def _on_host(chosen: Any) -> Any:

@@ -186,6 +186,21 @@ def _part_said(part: Any) -> str:
     return _said(part) if isinstance(part, np.ndarray) else str(part)
 
 
+def of_tokens(site: str, edit: Change) -> bool:
+    """Whether an edit may say at which tokens: then it means others once a token is deleted."""
+    if not isinstance(edit, Edit):
+        return False
+    parts = [p for p in edit.index if not (isinstance(p, slice) and p == slice(None))]
+    inside = re.search(rf"(^|\.)({_ATTENTION.pattern})$", site) is not None
+    if parts[0] is not Ellipsis or len(parts) > 2 or (inside and len(parts) > 1):
+        return True
+    if np.ndim(parts[-1]) > 1:  # a mask of two axes or more
+        return True
+    axis = 1 if inside or isinstance(parts[-1], int) else 2  # of the tokens, from the last
+    shapes = [np.shape(value) for value in (edit.factor, edit.amount)]
+    return any(len(shape) >= axis and shape[-axis] != 1 for shape in shapes)
+
+
 # -- edits as a caller gives them ------------------------------------------------------------------
 
 

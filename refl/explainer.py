@@ -62,6 +62,7 @@ class Explainer:
         neuron is explained, it stands in their place.
         """
         self.question.refuse(wanted)
+        self.question.refuse_later("conditions", self.conditions.chosen)
         self.question.refuse_lengths(readings)
         if self.question.at is not None:
             wanted = wanted[:1]

@@ -8,7 +8,7 @@ seed.value(z), seed.derivative(z)                 the explained number, and its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from refl import arguments
 from refl.arrays import Array, asnumpy
 from refl.batching import TOKENS, grouped
-from refl.edits import Change, Edits, applied, checked, edited_site, together
+from refl.edits import Change, Edits, any_expert, applied, checked, edited_site, together
 from refl.errors import ReflError, argument, nearest, shown
 from refl.ledger import DESTINATIONS
 from refl.network import Network, Reading, refuse_overflow
@@ -101,6 +101,7 @@ class Question:
 
     def refuse(self, wanted: Sequence[Sequence[Target]]) -> None:
         """Raises ReflError for targets that cannot be explained by this kind of seed."""
+        self.refuse_later("edits", self.edits)
         for target, against in chain.from_iterable(wanted):
             Seed(self.kind, -1 if target is None else target, against)
         if self.kind != "logit" and self.network.probability != "softmax":
@@ -109,6 +110,21 @@ class Question:
                 f"{self.network.name or 'the model'} has no probabilities "
                 f"({NO_SOFTMAX[self.network.probability]}): take 'logit'"
             )
+
+    def refuse_later(self, what: str, names: Collection[str]) -> None:
+        """Where a neuron is explained: raises ReflError for a site that is computed after it."""
+        if self.at is None or not names:
+            return
+        sites = {any_expert(name): any_expert(s) for name, s in self.network.sites().items()}
+        order = {site: number for number, site in enumerate(dict.fromkeys(sites.values()))}
+        at = any_expert(self.at[0]).removesuffix(edited_site(""))
+        number = order.get(sites.get(at, at), len(order))
+        for name in names:
+            if order.get(sites.get(any_expert(name), name), -1) > number:
+                raise ReflError(
+                    f"{argument(what)} names {shown(name)!r}, which the neuron at "
+                    f"{shown(self.at[0])} is not made of: it would change nothing"
+                )
 
     def refuse_lengths(self, readings: Sequence[Reading]) -> None:
         """Raises ReflError where a neuron is explained in inputs of several lengths."""

@@ -136,6 +136,11 @@ def under(which: Method, conditions: Mapping[str, Any] | Conditions | None) -> M
             f"method {which.name} is no table of rules and has no sweep: leave "
             f"{argument('conditions')} out"
         )
+    if which.conditions and conditions:
+        raise ReflError(
+            f"{argument('conditions')} are given twice: on their own, and with the method "
+            f"{which.name}, at {which.conditions.said}"
+        )
     return replace(which, conditions=conditions)
 
 
@@ -153,7 +158,6 @@ def _with_options(which: Method, options: Mapping[str, Any]) -> Method:
     options = dict(options)
     if isinstance(which, Metagame) and not {"inner", "inner_options"}.isdisjoint(options):
         first = options.pop("inner", which.inner)
-        first = first.composite if isinstance(first, Table) else first
         options["inner"] = chosen(first, options=options.pop("inner_options", None))
     known = [one.name for one in fields(which)] if isinstance(which, Attribution) else []
     for name in options:

@@ -83,12 +83,15 @@ class AtMan(Attribution):
         return replace(super().facts(), unit="explained" if self.score == "explained" else "nat")
 
     def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
+        if question.recompute:
+            raise ReflError(
+                f"method {self.name} changes the attention scores of every block, which a run that "
+                f"recomputes its blocks does not hold: leave {argument('recompute')} out"
+            )
         judge, network = self._judge(question, seed), question.network
         leaves = leaves_of(forward)
         copies = [Copy(forward.readings[0], lambda: leaves)]
-        run = replace(question, recompute=False).forward(
-            forward.readings, plain=True, leaves=stacked(copies)
-        )
+        run = question.forward(forward.readings, plain=True, leaves=stacked(copies))
         attended = [Attended.of(r, run) for r in run.trace.records if _attends(r)]
         factors = {site: self._factors(_keys(network, run, site)) for site in leaves}
         batch = Suppressed(attended, factors, self.form)

@@ -95,7 +95,7 @@ def attentions(question: Question, forward: Forward) -> list[BlockAttention]:
     Raises ReflError where there is none.
     """
     records = below(forward)
-    of_decoder = _written_by_decoder(records, forward.decoder_embedded)
+    of_decoder = None if reads_source(forward) else _written_by_decoder(records, forward)
     found = []
     for record in records:
         if record.role != "attention.probabilities":
@@ -118,10 +118,19 @@ def below(forward: Forward) -> list[Record]:
     return records[: last + 1]
 
 
-def _written_by_decoder(records: Sequence[Record], embedded: Sequence[str]) -> set[Value] | None:
+def reads_source(forward: Forward) -> bool:
+    """Whether what is explained is a neuron of an encoder beside a decoder: then its tokens are
+    the ones whose outputs are explained.
+    """
+    written = _written_by_decoder(below(forward), forward)
+    return written is not None and forward.explained not in written
+
+
+def _written_by_decoder(records: Sequence[Record], forward: Forward) -> set[Value] | None:
     """What depends on the tokens that a decoder has written; None where there is no decoder beside
     an encoder.
     """
+    embedded = forward.decoder_embedded
     if not embedded:
         return None
     found: set[Value] = set()
@@ -200,8 +209,8 @@ def _row_of_neuron(question: Question, forward: Forward) -> int:
     """The token of a neuron: where its site has a row for each."""
     site, index = question.at or ("", ())
     shape = forward.explained.array.shape
-    embedded = forward.decoder_embedded or [forward.embedded]
-    tokens = forward.trace.values[embedded[-1]].array.shape[1]
+    embedded = forward.embedded if reads_source(forward) else forward.input_sites()[-1]
+    tokens = forward.trace.values[embedded].array.shape[1]
     if question.network.takes_images or len(shape) != 3 or shape[1] != tokens:
         raise ReflError(
             f"{argument('at=')} explains a neuron of {site}, which is not that of one token, so no "
@@ -225,6 +234,8 @@ def scores(question: Question, forward: Forward, seed: Seed, maps: Maps) -> Foun
         return Found(on_pixels(question, reading.input.pixels, maps.reader), explained=value)
     if reading.prefix is None:
         return Found(maps.reader, explained=value)
+    if reads_source(forward):
+        return Found(maps.reader, np.zeros(len(reading.prefix)), explained=value)
     source = np.zeros(len(reading.input)) if maps.source is None else maps.source
     return Found(source, maps.reader, explained=value)
 

@@ -160,9 +160,28 @@ class Attribution:
             forward = question.forward([reading], plain=self.plain)
             (seed,) = question.seeds(forward, [target])
             found = self.found(question, forward, seed)
+            self._refuse_found(question, reading, found)
             explained.append(explanation(question, forward, 0, seed, found, facts))
             question.tell(self.name, n + 1, len(readings))
         return explained
+
+    def _refuse_found(self, question: Question, reading: Reading, found: Found) -> None:
+        """Raises ReflError for scores that are not one finite number for each token or pixel."""
+        pictures = question.network.takes_images
+        read = reading.input.pixels.shape[1:] if pictures else (len(reading.input),)
+        written = None if reading.prefix is None else (len(reading.prefix),)
+        for scores, shape in ((found.relevance, read), (found.decoder_relevance, written)):
+            given = None if scores is None else np.shape(scores)
+            if given != shape:
+                raise ReflError(
+                    f"method {self.name} has scores of shape {given}: expected {shape}, one for "
+                    "each token or pixel"
+                )
+            if shape is not None and not np.isfinite(scores).all():
+                raise ReflError(
+                    f"the scores of method {self.name} are not all finite in "
+                    f"{question.network.dtype}: use {argument('dtype')} float64"
+                )
 
     def _refuse_options(self, keep: str | Sequence[str] | None, audit: bool) -> None:
         kept = () if keep is None else arguments.patterns(keep)

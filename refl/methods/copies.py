@@ -19,7 +19,7 @@ import numpy as np
 from refl import arguments
 from refl.answer import Found
 from refl.arrays import asnumpy
-from refl.edits import Edits
+from refl.edits import Edits, of_tokens
 from refl.errors import ReflError, argument, shown
 from refl.ledger import Ledger
 from refl.network import GENERATES, Network, Reading
@@ -259,6 +259,12 @@ def _refuse_deletion(question: Question) -> None:
             f"deletion moves the tokens, and with {argument('at=')} a neuron is explained that has "
             "its place among them: take another fill"
         )
+    for site, edit in question.edits.items():
+        if of_tokens(site, edit):
+            raise ReflError(
+                f"deletion moves the tokens, and the edit of {site} chooses among them by their "
+                "numbers: take another fill, or an edit of all tokens, at (..., 17) say"
+            )
 
 
 def _left(numbers: Sequence[int], gone: Collection[int]) -> list[int]:

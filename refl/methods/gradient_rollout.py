@@ -61,7 +61,7 @@ class GradientRollout(AttentionMethod):
     def maps(
         self, question: Question, forward: Forward, seed: Seed, blocks: Sequence[BlockAttention]
     ) -> Maps:
-        chosen, encoded = rows(question, forward), bool(forward.decoder_embedded)
+        chosen, encoded = rows(question, forward), any(b.kind == CROSS for b in blocks)
         reader, source = accumulated(blocks, gradients(question, forward, seed, blocks))
         return Maps(read(reader, chosen), read(source, chosen) if encoded else None)
 

@@ -43,7 +43,8 @@ PERMUTATIONS = 8
 
 @dataclass(frozen=True)
 class Metagame(Attribution):
-    """inner          the first-order method: a Method, or the name of one
+    """inner          the first-order method: a Method, or the name of a table of rules (the
+                   option `inner` of an explanation takes any method's name)
     fill           what stands for a masked token: "zero", "mean", a token as in refl.methods.copies
                    ("mask", "pad", a text, an id), or "delete"
     permutations   orders to draw; None for every coalition up to EXACT tokens, and PERMUTATIONS
@@ -75,6 +76,11 @@ class Metagame(Attribution):
             object.__setattr__(self, "inner", Table(published.method(self.inner)))
         if isinstance(self.inner, Metagame) or not callable(getattr(self.inner, "explain", None)):
             raise arguments.expected("inner", "a first-order method", self.inner)
+        if getattr(self.inner, "fill", None) == "delete":
+            raise ReflError(
+                f"{argument('inner')} is {self.inner.name}, which deletes tokens of an input where "
+                "others are masked: give it another fill"
+            )
         if self.permutations is not None:
             arguments.positive("permutations", self.permutations)
         if arguments.whole("draw", self.draw) < 0:
@@ -84,6 +90,8 @@ class Metagame(Attribution):
         """With the inner method's name, and its options; its scores are the inner method's."""
         inner, facts = self.inner.facts(), super().facts()
         options, unit = facts.options | {"inner": inner.title}, "linearized"
+        if isinstance(self.inner, Table) and self.inner.conditions:
+            options["conditions"] = self.inner.conditions.said
         if isinstance(inner, MethodFacts):
             options["inner_options"], unit = dict(inner.options), inner.unit
         return replace(facts, options=options, score=inner.score, unit=unit)
@@ -137,6 +145,7 @@ class _Masked:
 
     def __call__(self, coalitions: Any) -> Any:  # (C, T) bool -> (C, T)
         if self.fill == "delete":
+            self._refuse_moved()
             return self._by_deletion(coalitions)
         if isinstance(self.inner, Table):
             return self._in_batches(self.inner, coalitions)
@@ -177,6 +186,14 @@ class _Masked:
     @property
     def _filling(self) -> Any:  # -> (T, D)
         return copies.filling(self.question.network, self.forward, self.forward.embedded, self.fill)
+
+    def _refuse_moved(self) -> None:
+        """Raises ReflError for conditions, whose tokens would be others."""
+        if isinstance(self.inner, Table) and self.inner.conditions:
+            raise ReflError(
+                f"deletion moves the tokens, and {argument('conditions')} of the inner method "
+                "choose among them by their numbers: take another fill"
+            )
 
     def _by_deletion(self, coalitions: Any) -> Any:
         found = np.zeros(coalitions.shape)

@@ -26,6 +26,7 @@ Memory: the attention weights of every block, H x T x T each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -83,7 +84,7 @@ class AttentionRollout(AttentionMethod):
     def maps(
         self, question: Question, forward: Forward, seed: Seed, blocks: Sequence[BlockAttention]
     ) -> Maps:
-        chosen, encoded = rows(question, forward), bool(forward.decoder_embedded)
+        chosen, encoded = rows(question, forward), any(b.kind == CROSS for b in blocks)
         reader, source = self.rolled_out(blocks)
         return Maps(read(reader, chosen), read(source, chosen) if encoded else None)
 
@@ -127,5 +128,6 @@ def _without_lowest(row: Any, fraction: float) -> Any:  # (I,) -> (I,)
     order = np.argsort(row, kind="stable")
     candidates = order[(row[order] > 0) & (order != 0)]
     kept = row.copy()
-    kept[candidates[: int(fraction * np.count_nonzero(row > 0))]] = 0
+    count = fraction * np.count_nonzero(row > 0)
+    kept[candidates[: math.floor(count * (1 + 1e-12))]] = 0  # 0.29 of 100 are 29
     return kept

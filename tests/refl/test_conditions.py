@@ -235,7 +235,7 @@ def test_a_site_has_what_goes_on() -> None:
     site = "model.layers.0.mlp.act_fn"
     e = explained(model, item_of(model), "attnlrp", {site: (..., 3)}, keep=[site])
     assert e[site][:, 3].any() and not np.delete(e[site], 3, axis=1).any()
-    assert e.about["conditions"] == site
+    assert e.about["conditions"] == f"{site}: (..., 3)"
 
 
 def test_each_example_of_a_batch_meets_the_same_conditions() -> None:

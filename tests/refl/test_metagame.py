@@ -18,8 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refl
+from refl.conditions import Conditions
 from refl.edits import Edit
 from refl.errors import ReflError
+from refl.explanation import MethodFacts
 from refl.methods import chosen, shapley
 from refl.methods.base import Table
 from refl.methods.metagame import Metagame
@@ -292,3 +294,33 @@ def test_annotated_pairs_of_the_published_prompts() -> None:
             how: dict[str, Any] = {"target": e.target_id, "edits": edits, "keep": ()}
             alone[i] = model.explain(first, "input-x-gradient", **how).relevance[i]
         np.testing.assert_allclose(np.diag(e.pairs), alone, rtol=1e-8, atol=1e-10)
+
+
+SITE = "model.layers.0.mlp"
+ONE_TOKEN = Conditions({SITE: (1,)})
+
+
+def test_the_inner_method_keeps_its_conditions() -> None:
+    """However it is said: pairs add up to the map under these conditions."""
+    model, ids, inner = random_model(LLAMA, 1), [3, 5, 7], Table(ATTNLRP, ONE_TOKEN)
+    expected = model.explain(ids, "attnlrp", target=2, conditions=ONE_TOKEN, keep=()).relevance
+    assert abs(expected - model.explain(ids, target=2, keep=()).relevance).max() > 0.01
+    for which, options in (
+        ("metagame", {"inner": inner}),
+        (Metagame(inner), None),
+        (Metagame(inner), {"inner_options": {"eps": 1e-6}}),
+    ):
+        e = model.explain(ids, which, target=2, options=options)
+        assert abs(e.relevance - expected).max() <= 1e-6 * abs(expected).max()
+        assert abs(e.pairs.sum(axis=1) - e.relevance).max() <= 1e-12
+        assert isinstance(e.method, MethodFacts)
+        assert e.method.options["conditions"] == f"{SITE}: (1)"
+
+
+def test_inner_methods_that_a_game_cannot_play() -> None:
+    model, ids = random_model(LLAMA, 1), [3, 5, 7]
+    with pytest.raises(ReflError, match="inner.* is leave-one-out, which deletes tokens"):
+        model.explain(ids, "metagame", options={"inner": "leave-one-out"})
+    with pytest.raises(ReflError, match="deletion moves the tokens, and .*conditions"):
+        how = {"inner": Table(ATTNLRP, ONE_TOKEN), "fill": "delete"}
+        model.explain(ids, "metagame", options=how)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ import pytest
 from refl import Edit, ReflError
 from refl.answer import Found
 from refl.cli import main
+from refl.conditions import Conditions
 from refl.explanation import Explanation, MethodFacts
 from refl.methods import METHODS, Attribution, Method, Table, chosen, method
 from refl.methods.random import Random
@@ -25,7 +27,15 @@ from refl.rules.composites import Composite
 from refl.rules.published import ATTNLRP
 from refl.seeds import Seed
 from refl.show.figure import compare
-from refl.verification.random_models import BERT, LLAMA, QWEN3_MOE, T5, VIT, random_model
+from refl.verification.random_models import (
+    BERT,
+    LLAMA,
+    QWEN3_MOE,
+    T5,
+    VIT,
+    random_model,
+    with_weights,
+)
 
 IDS = [3, 1, 4, 1, 5]
 
@@ -313,6 +323,74 @@ def test_random_on_both_sides_and_on_pixels() -> None:
     model = random_model(VIT, 1)
     picture = np.random.default_rng(0).normal(size=(model.config.num_channels, *model.config.image))
     assert model.explain(picture, "random").relevance.shape == tuple(model.config.image)
+
+
+# -- what a method of one's own may get wrong ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scored(Counted):
+    """These numbers, whatever the input."""
+
+    scores: Any = ()
+
+    def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
+        return Found(np.asarray(self.scores), explained=0.0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ([1.0, 2.0, 3.0, 4.0, np.nan], "scores of method counted are not all finite in float64"),
+        ([1.0, 2.0, 3.0, 4.0, -np.inf], "not all finite"),
+        ([1.0], r"has scores of shape \(1,\): expected \(5,\), one for each token or pixel"),
+        (1.0, r"has scores of shape \(\): expected \(5,\)"),
+    ],
+)
+def test_scores_that_are_none(scores: Any, words: str, llama: Model) -> None:
+    with pytest.raises(ReflError, match=words):
+        llama.explain(IDS, Scored(scores=scores))
+    with pytest.raises(ReflError, match=r"has scores of shape None: expected \(2,\)"):
+        random_model(T5, 1).explain(IDS, Scored(scores=np.ones(5)), decoder=[0, 2])
+
+
+def test_ratios_that_are_beyond_the_dtype() -> None:
+    """Weights whose products are no numbers of float32 any more."""
+    small = r"layers\.\d\.(self_attn\.[vo]_proj|mlp\.(up|down)_proj)"
+    model = random_model(LLAMA, 1, "float32")
+    weights = {n: w * np.float32(1e-20) for n, w in model.weights.items() if re.search(small, n)}
+    with np.errstate(all="ignore"), pytest.raises(ReflError, match="not all finite in float32"):
+        with_weights(model, **weights).explain(IDS, "voita-2021")
+
+
+# -- what a site has nothing to do with ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_what_comes_after_a_neuron_is_refused(recompute: bool, llama: Model) -> None:
+    """It would change nothing, and be named beside the scores."""
+    how: dict[str, Any] = {"at": ("model.layers.0", (2, 3)), "recompute": recompute}
+    for site in ("model.layers.1.mlp", "model.layers.1", "lm_head"):
+        with pytest.raises(ReflError, match=f"conditions.* names '{site}', which the neuron at"):
+            llama.explain(IDS, conditions={site: (0,)}, **how)
+        with pytest.raises(ReflError, match=f"edits.* names '{site}', which the neuron at"):
+            llama.explain(IDS, edits={site: Edit(factor=0)}, **how)
+    plain = llama.explain(IDS, **how).relevance
+    of_itself: dict[str, Any] = {"conditions": {"model.layers.0": (..., [3, 4])}}
+    changes: tuple[dict[str, Any], ...] = (
+        of_itself,
+        {"edits": {"model.layers.0.mlp": Edit(factor=0.5)}},
+        {"conditions": {"model.layers.0.mlp": (..., 1)}},
+    )
+    for change in changes:
+        e = llama.explain(IDS, **how, **change)
+        assert np.array_equal(e.relevance, plain) == (change == of_itself)
+
+
+def test_conditions_given_twice(llama: Model) -> None:
+    table = Table(ATTNLRP, Conditions({"model.layers.0": (1,)}))
+    with pytest.raises(ReflError, match="conditions.* are given twice: on their own, and with"):
+        llama.explain(IDS, table, conditions={"model.layers.0": (2,)})
 
 
 # -- on the command line ---------------------------------------------------------------------------

@@ -315,3 +315,22 @@ def test_edited_attention_is_what_is_read(name: str) -> None:
     edits = {"transformer.h.0.attn.probabilities": Edit(factor=0)}
     e = random_model(config, 0).explain([3, 4, 5], method=name, edits=edits)
     assert e.relevance.tolist() == [0, 0, float(name != "grad-cam")]
+
+
+@pytest.mark.parametrize("prefix", [[0, 4], [0, 4, 6]])
+def test_a_neuron_of_an_encoder_beside_a_decoder(prefix: list[int]) -> None:
+    """Its row is that of the encoder's own attention; the decoder's tokens have no part in it,
+    however many there are.
+    """
+    model, at = random_model(T5, 4), ("encoder.block.1.layer.1.DenseReluDense.wo", (1, 2))
+    how: dict[str, Any] = {"at": at, "decoder": prefix}
+    e = model.explain([3, 5, 7], "attention-rollout", **how)
+    recorded = model.explain([3, 5, 7], keep="*.probabilities", **how)
+    row = np.eye(3)[1]
+    for block in (1, 0):
+        site = f"encoder.block.{block}.layer.0.SelfAttention.probabilities"
+        row = (row @ recorded.activation(site).mean(axis=0) + row) / 2
+    assert abs(e.relevance - row).max() <= 1e-12
+    for name in READING:
+        e = model.explain([3, 5, 7], name, **how)
+        assert e.relevance.any() and not e.decoder_relevance.any()

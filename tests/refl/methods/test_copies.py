@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import refl
+from refl.edits import Edit, of_tokens
 from refl.errors import ReflError
 from refl.methods import copies
 from refl.methods.copies import Copy
@@ -108,3 +109,41 @@ def test_tokens_by_what_they_are_for() -> None:
     encoder = refl.load(checkpoint("rxnmapper_albert"))
     names = encoder.tokens([copies.token(encoder, n) for n in copies.NAMED])
     assert names == ["[MASK]", "[UNK]", "[PAD]"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "moves"),
+    [
+        (Edit(factor=0.0), False),
+        (Edit(factor=0.5, index=(..., 3)), False),
+        (Edit(amount=np.ones(16)), False),
+        (Edit(amount=np.ones((1, 16))), False),
+        (Edit(amount=np.ones(3), index=(..., [1, 2, 5])), False),
+        (Edit(factor=0.0, index=(1,)), True),
+        (Edit(factor=0.0, index=(-1, 3)), True),
+        (Edit(factor=0.0, index=([0, 1],)), True),
+        (Edit(factor=0.0, index=(slice(1, None),)), True),
+        (Edit(factor=np.ones((4, 1))), True),
+        (Edit(amount=np.arange(4.0), index=(..., 3)), True),
+        (Edit(amount=np.ones((1, 4, 1)), index=(..., [1])), True),
+        (Edit(factor=0.0, index=(np.eye(4, 16, dtype=bool),)), True),
+    ],
+)
+def test_an_edit_of_some_tokens_is_of_others_after_a_deletion(edit: Edit, moves: bool) -> None:
+    model, site = random_model(LLAMA, 1), "model.layers.0.mlp"
+    assert of_tokens(site, edit) == moves
+    for method in ("leave-one-out", "metagame"):
+        how: dict[str, Any] = {"edits": {site: edit}, "options": {"fill": "delete"}}
+        if moves:
+            with pytest.raises(
+                ReflError, match=f"deletion moves the tokens, and the edit of {site}"
+            ):
+                model.explain([3, 5, 7, 2], method, **how)
+        else:
+            assert model.explain([3, 5, 7, 2], method, **how).relevance.any()
+
+
+def test_keys_are_tokens_inside_attention() -> None:
+    site = "model.layers.0.self_attn.probabilities"
+    assert of_tokens(site, Edit(factor=0.0, index=(..., 1)))
+    assert not of_tokens(site, Edit(factor=0.5))
