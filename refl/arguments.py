@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import reprlib
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ def expected(name: str, what: str, value: Any) -> ReflError:
 
 
 # -- numbers ---------------------------------------------------------------------------------------
+
+LARGEST = sys.float_info.max
+"""Of a float: an integer may be larger."""
 
 
 def as_whole(value: Any) -> int | None:
@@ -87,7 +91,7 @@ def number(name: str, value: Any) -> float:
     it.
     """
     plain = number_or_none(value)
-    if isinstance(plain, bool) or not isinstance(plain, (int, float)) or not abs(plain) < np.inf:
+    if isinstance(plain, bool) or not isinstance(plain, (int, float)) or not abs(plain) <= LARGEST:
         raise expected(name, "a finite number", value)
     return float(plain)
 

@@ -357,7 +357,8 @@ class Explanation:
 
     def _known_dict(self) -> dict[str, Any]:
         """What not every explanation knows."""
-        known = ("against_logit", "word_starts", "decoder_word_starts")
+        words = ("word_starts", "decoder_word_starts")
+        known = ("against_logit", *words, "position", "types", "patch")
         pairs = {} if self.pairs is None else {"pairs": np.asarray(self.pairs).tolist()}
         return pairs | {key: getattr(self, key) for key in known if getattr(self, key) is not None}
 

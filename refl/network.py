@@ -608,7 +608,8 @@ def refuse_overflow(t: Trace, logits: Value, dtype: str) -> None:
         raise ReflError(
             f"float32 overflowed at {site} in the forward pass: use {argument('dtype')} float64"
         )
-    raise ReflError(f"the forward pass is not finite at {site} in {dtype}: check the checkpoint")
+    look = "the checkpoint and the edits" if t.edits else "the checkpoint"
+    raise ReflError(f"the forward pass is not finite at {site} in {dtype}: check {look}")
 
 
 def _first_not_finite(t: Trace) -> str | None:

@@ -28,7 +28,7 @@ on a dark terminal.
 
 def level(value: float, strongest: float) -> int:
     """-LEVELS ... LEVELS: the value as a step of the palette."""
-    return round(LEVELS * value / strongest) if strongest > 0 and math.isfinite(value) else 0
+    return round(LEVELS * (value / strongest)) if strongest > 0 and math.isfinite(value) else 0
 
 
 def background(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from textwrap import wrap
 from typing import Any
 
@@ -83,20 +84,28 @@ def compare(explanations: Sequence[Explanation], scale: str = "own") -> Comparis
             f"{argument('scale')} is 'shared', but some scores have a sign and some are lengths: "
             "give each its own"
         )
-    if scale == "shared" and len({APART.get(unit(e)) for e in every}) > 1:
+    if scale == "shared" and len(units := {_said_unit(e) for e in every}) > 1:
         raise ReflError(
-            f"{argument('scale')} is 'shared', but the scores are not all in one unit: give each "
-            "its own"
+            f"{argument('scale')} is 'shared', but the scores are not all in one unit "
+            f"({', '.join(sorted(units))}): give each its own"
         )
     return Comparison(every, scale)
 
 
 def _refuse(e: Explanation, first: Explanation) -> None:
-    same = e.input_ids == first.input_ids and e.decoder_ids == first.decoder_ids
-    if not (same and e.what == first.what and np.array_equal(e.picture, first.picture)):
+    pairs = {
+        "input": (e.input_ids, first.input_ids),
+        "decoder's input": (e.decoder_ids, first.decoder_ids),
+        "types": (e.types, first.types),
+        "output": (e.what, first.what),
+        "position": (e.position, first.position),
+        **{name: (e.about.get(name), first.about.get(name)) for name in ("model", "edits")},
+    }
+    other = [name for name, (one, another) in pairs.items() if one != another]
+    if other or not np.array_equal(e.picture, first.picture):
         raise ReflError(
-            f"{e.what} is explained beside {first.what}, or of another input: expected one input "
-            "and one output by several methods"
+            f"{e.what} is explained beside {first.what}, of another {', '.join(other) or 'picture'}"
+            ": expected one input and one output by several methods"
         )
     for r in (e.relevance, e.decoder_relevance):
         if r is not None and not np.isfinite(np.asarray(r)).all():
@@ -119,7 +128,9 @@ def title(e: Explanation) -> str:
 def said_scale(e: Explanation, most: float, scale: str) -> str:
     """max |R| with its unit, and whose it is."""
     whose = "one scale for all" if scale == "shared" else "own scale"
-    return f"max |R| = {most:.{decimals(most, 5)}f} ({_said_unit(e)}), {whose}"
+    plain = not most or 1e-6 <= most < 1e9
+    said = f"{most:.{decimals(most, 5)}f}" if plain else f"{most:.4e}"
+    return f"max |R| = {said} ({_said_unit(e)}), {whose}"
 
 
 def _said_unit(e: Explanation) -> str:
@@ -231,7 +242,7 @@ def _paragraph(
 ) -> float:
     """Below each other in lines; where the next baseline is."""
     most = int((WIDE - 2 * MARGIN) / (ADVANCE * size))
-    for line in wrap(text, most) or [""]:
+    for line in chain.from_iterable(_pieces(line, most) for line in wrap(text, most) or [""]):
         parts.append(Words(MARGIN, y, line, size, bold=bold))
         y += 1.4 * size
     return y

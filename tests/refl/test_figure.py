@@ -23,6 +23,7 @@ from refl.explanation import MethodFacts
 from refl.show import tex
 from refl.show.drawing import ADVANCE
 from refl.show.figure import WIDE, compare
+from refl.show.text import cells
 
 HOSTILE = [
     "</text><script>alert(1)</script>",
@@ -229,6 +230,49 @@ def test_what_is_refused(keys: Any) -> None:
         compare([])
     with pytest.raises(ReflError, match="expected own or shared"):
         compare([keys], "common")
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"position": 2}, "another position"),
+        ({"types": [0, 1]}, "another types"),
+        ({"about": {"model": "other"}}, "another model"),
+        ({"input_ids": [1]}, "another input"),
+    ],
+)
+def test_side_by_side_is_one_question(keys: Any, changes: dict[str, Any], what: str) -> None:
+    with pytest.raises(ReflError, match=what):
+        compare([keys, replace(keys, **changes)])
+    edited = replace(keys, about=keys.about | {"edits": "lm_head: Edit(factor=0.0)"})
+    with pytest.raises(ReflError, match="another edits"):
+        compare([keys, edited])
+
+
+def test_one_scale_has_one_unit(keys: Any) -> None:
+    """A table's scores of a probability are those of weighted logits."""
+    ways = ("attnlrp", "integrated-gradients")
+    both = [refl.load().explain("the keys", m, seed="probability", keep=()) for m in ways]
+    assert len(compare(both).svg()) > 0
+    with pytest.raises(ReflError, match=r"\(probability, softmax-weighted logit\): give each"):
+        compare(both, "shared")
+
+
+@pytest.mark.parametrize("size", [1e308, 1e-310])
+def test_sizes_at_the_ends_of_a_float(keys: Any, size: float) -> None:
+    e = with_tokens(keys, ["a", "b"], [size, -size / 2])
+    full, _, half, _ = parsed(e.svg())[0][:4]  # a cell, its mark, and again
+    assert luminance(full["fill"]) < luminance(half["fill"])
+    assert f"max |R| = {size:.4e} (logit)" in e.svg() and f"{size:.4e}" in e.tex()
+
+
+def test_wide_letters_take_two_columns(keys: Any) -> None:
+    _, texts = parsed(replace(keys, target="\u6f22" * 70).svg())
+    assert all(width_of(text, at) <= WIDE for text, at in texts)
+
+
+def width_of(text: str, at: dict[str, str]) -> float:
+    return float(at["x"]) + cells(text) * ADVANCE * float(at["font-size"])
 
 
 def test_a_picture(keys: Any) -> None:
