@@ -334,3 +334,11 @@ def test_a_neuron_of_an_encoder_beside_a_decoder(prefix: list[int]) -> None:
     for name in READING:
         e = model.explain([3, 5, 7], name, **how)
         assert e.relevance.any() and not e.decoder_relevance.any()
+
+
+def test_a_fraction_is_of_whole_weights() -> None:
+    """0.29 of 100 are 29, though the product of the floats is a little less."""
+    row = np.arange(1.0, 101.0)[None]
+    assert 0.29 * 100 < 29
+    kept = AttentionRollout(discard=0.29, normalization="none")._kept(row)
+    assert (kept == 0).sum() == 29
