@@ -1048,6 +1048,15 @@ FAULTS: tuple[Fault, ...] = (
         "relevance that went around the chosen neurons stays in their map",
     ),
     Fault(
+        "condition-leaves-the-decoder",
+        "refl/sweep.py",
+        "            swept.call_back()",
+        "            pass",
+        "tests/refl/test_conditions.py::test_the_decoders_tokens_are_around_every_site_of_the_encoder"
+        "[attnlrp]",
+        "a decoder's tokens keep relevance that no chosen neuron of the encoder has seen",
+    ),
+    Fault(
         "banzhaf",
         "refl/methods/shapley.py",
         "1 / (players * comb(players - 1, size))",
