@@ -1,7 +1,7 @@
 """What an evaluation came to: the numbers of every input, method and metric, and all together.
 
-A method stands out where it is the best by its mean and the interval of its difference to every
-other method excludes 0.
+A method stands out where it is the best by its mean, and the interval of its difference to every
+other method, on the inputs of both, says that it is better.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Results:
             return None
         best = int(np.argmax(means) if better else np.argmin(means))
         others = (self.difference(key, best, m) for m in range(len(means)) if m != best)
-        return best if all(one.excludes_0 for one in others) else None
+        return best if all(one.says_better(better) for one in others) else None
 
 
 def _rows(folder: Folder) -> Iterator[dict[str, Any]]:

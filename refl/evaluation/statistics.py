@@ -8,7 +8,8 @@
 
 An input for which a number is not defined (nan: no evidence is known, nothing is positive) is left
 out and counted; of a pair, where either is. Of fewer than two inputs there is no standard error and
-no interval. An interval says nothing of several comparisons at once: among twenty, one in twenty
+no interval; the means of two methods may be of other inputs than their difference, so the best mean
+is not yet better. An interval says nothing of several comparisons at once: among twenty, one in twenty
 excludes 0 by chance.
 """
 
@@ -58,6 +59,20 @@ class Difference(Summary):
     @property
     def excludes_0(self) -> bool:
         return self.low > 0 or self.high < 0
+
+    def says_better(self, larger_is_better: bool) -> bool:
+        """Whether the first of the two is the better one: the whole interval lies on that side of
+        0, and there are enough inputs to say so.
+        """
+        apart = self.low > 0 if larger_is_better else self.high < 0
+        return apart and self.count >= fewest(self.level)
+
+
+def fewest(level: float) -> int:
+    """Inputs from which on something is said to be better: the differences of n inputs all have
+    one sign by chance in 2 * 2^-n of all cases, and that is to be below 1 - level.
+    """
+    return 1 + math.floor(1 - math.log2(1 - level))
 
 
 def summary(values: Sequence[float] | Any) -> Summary:  # (n,)
@@ -169,8 +184,8 @@ def _quantile(means: Any, level: float) -> float:
 def best(
     columns: Mapping[str, Any], larger_is_better: bool = True, **how: Any
 ) -> tuple[str | None, bool]:  # label -> (n,)
-    """The method of the best mean, and whether its paired interval against every other excludes 0;
-    None where no mean is known. `how`: level, draws and draw of `paired`.
+    """The method of the best mean, and whether paired intervals say that it is better than every
+    other; None where no mean is known. `how`: level, draws and draw of `paired`.
     """
     means = {label: summary(values).mean for label, values in columns.items()}
     known = {label: mean for label, mean in means.items() if math.isfinite(mean)}
@@ -178,5 +193,5 @@ def best(
         return None, False
     first = (max if larger_is_better else min)(known, key=known.__getitem__)
     others = [label for label in known if label != first]
-    apart = [paired(columns[first], columns[label], **how).excludes_0 for label in others]
-    return first, bool(others) and all(apart)
+    found = (paired(columns[first], columns[label], **how) for label in others)
+    return first, bool(others) and all(d.says_better(larger_is_better) for d in found)

@@ -11,7 +11,7 @@ from typing import Any
 
 from refl.evaluation.judging import metric
 from refl.evaluation.results import DRAWS, LEVEL, Key, Results
-from refl.evaluation.statistics import Summary
+from refl.evaluation.statistics import Summary, fewest
 from refl.show.lines import Line, Span, grid, paragraph
 from refl.show.numbers import decimals
 from refl.show.text import printable
@@ -74,8 +74,9 @@ def protocol(r: Results, metrics: Sequence[str] | None = None) -> str:
         f"Mean and standard error over {data['inputs']} inputs (data {data['hash'][:12]}) of "
         f"{model['name']} ({model['fingerprint'][:12]}, {model['dtype']}, refl {r.said['refl']}); "
         f"explained: {options['seed']}{contrasts}. {summaries}.{few}{notes} Bold: better than "
-        f"every other method, the {LEVEL:.0%} BCa bootstrap intervals ({DRAWS} draws of the "
-        "inputs) of the paired differences all exclude 0."
+        f"every other method: on {fewest(LEVEL)} or more inputs of which both have a number, the "
+        f"{LEVEL:.0%} BCa bootstrap interval ({DRAWS} draws of the inputs) of the paired "
+        "differences lies on the better side of 0."
     )
 
 

@@ -231,6 +231,30 @@ def test_bold_only_where_the_interval_to_every_other_excludes_0() -> None:
     assert equal.outstanding(("flip", "dA_flip")) is None
 
 
+def test_the_best_mean_of_other_inputs_is_not_bold_where_it_is_worse() -> None:
+    """`good` has a number of the easy inputs alone, where `same` is better by a tenth."""
+    r = results()
+    for key in r.values:
+        sign = 1 if r.larger_is_better(key) else -1
+        easy = np.arange(40) < 20
+        same = np.where(easy, 0.9, 0.1) + 0.01 * np.sin(np.arange(40))
+        good = np.where(easy, same - 0.1, np.nan)
+        r.values[key][:] = sign * np.stack([good, same, same - 5], axis=1)
+        assert abs(r.mean(key, 0).mean) > abs(r.mean(key, 1).mean)
+        assert r.difference(key, 0, 1).excludes_0 and r.outstanding(key) is None
+        r.values[key][:, 0] += sign * 0.2  # now it is better there, too
+        assert Results(**(vars(r) | {"known": {}})).outstanding(key) == 0
+
+
+def test_bold_from_six_inputs_on() -> None:
+    """Five differences are all of one sign in one of sixteen cases by chance, six in one of 32."""
+    for count, bold in ((2, None), (5, None), (6, 0)):
+        r = results()
+        r.values.update({key: values[:count] for key, values in r.values.items()})
+        assert [r.outstanding(key) for key in r.values] == [bold] * 2
+    assert "on 6 or more inputs of which both have a number" in tables.protocol(r)
+
+
 def test_differences_are_antisymmetric() -> None:
     r, key = results(), ("flip", "dA_flip")
     there, back = r.difference(key, 0, 2), r.difference(key, 2, 0)

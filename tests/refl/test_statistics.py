@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from statistics import NormalDist
 
@@ -103,3 +104,29 @@ def test_the_best_of_several() -> None:
     assert best(columns | {"d": columns["b"] + 0.01 * random.standard_normal(50)})[1] is False
     assert best({"a": noise}) == ("a", False) and best({"a": [NAN]}) == (None, False)
     assert best({"a": noise, "b": noise + 1.0}, larger_is_better=False) == ("a", True)
+
+
+def test_the_best_mean_may_be_the_worse_of_the_pairs() -> None:
+    """b has no number where all find it hard: its mean is the best, and where both have one it is
+    worse.
+    """
+    a = np.asarray([0.9, 0.8] * 6 + [0.1] * 12)
+    b = np.where(np.arange(24) < 12, a - 0.1, NAN)
+    assert summary(b).mean > summary(a).mean and paired(b, a).excludes_0
+    assert best({"a": a, "b": b}) == ("b", False)
+    assert best({"a": -a, "b": -b}, larger_is_better=False) == ("b", False)
+    assert not paired(b, a).says_better(True) and paired(b, a).says_better(False)
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
+def test_a_few_differences_of_one_sign_say_nothing(level: float) -> None:
+    """Of all signs that n differences can have, counted out, two in 2^n are of one sign."""
+    for n in range(2, 12):
+        signs = list(itertools.product((-1, 1), repeat=n))
+        by_chance = sum(abs(sum(one)) == n for one in signs) / len(signs)
+        d = paired(np.arange(1.0, n + 1), np.zeros(n), level=level)
+        assert d.excludes_0 and d.says_better(True) == (by_chance < 1 - level)
+        assert best({"a": np.arange(1.0, n + 1), "b": np.zeros(n)}, level=level) == (
+            "a",
+            by_chance < 1 - level,
+        )

@@ -1310,10 +1310,18 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "bold-by-mean-alone",
         "refl/evaluation/results.py",
-        "return best if all(one.excludes_0 for one in others) else None",
+        "return best if all(one.says_better(better) for one in others) else None",
         "return best",
         "tests/refl/test_evaluate.py::test_bold_only_where_the_interval_to_every_other_excludes_0",
         "the best mean is bold, whatever its interval says",
+    ),
+    Fault(
+        "bold-on-either-side",
+        "refl/evaluation/statistics.py",
+        "apart = self.low > 0 if larger_is_better else self.high < 0",
+        "apart = self.excludes_0",
+        "tests/refl/test_evaluate.py::test_the_best_mean_of_other_inputs_is_not_bold_where_it_is_worse",
+        "the best mean is bold where its paired differences say that it is worse",
     ),
     Fault(
         "held-out-lines-kept",
