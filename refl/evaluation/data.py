@@ -93,7 +93,7 @@ def survey(found: Iterable[Line], model: Model, path: str | Path) -> Survey:
     """
     digest, count = hashlib.sha256(), 0
     for line in found:
-        digest.update(line.content.strip() + b"\n")
+        digest.update(b"%d %s\n" % (line.number, line.content.strip()))
         count += 1
         record = parsed(line)
         digest.update(record.hash().encode())

@@ -47,14 +47,18 @@ class Results:
 
     @classmethod
     def read(cls, folder: Folder) -> Results:
-        """From all shards of a folder. Raises ReflError where one is no evaluation's."""
+        """From all shards of a folder. Raises ReflError where one is no evaluation's, and where they
+        do not hold every input once.
+        """
         said = folder.run()
         try:
-            return _gathered(said, _rows(folder))
+            found = _gathered(said, _rows(folder))
         except (KeyError, IndexError, TypeError, ValueError) as reason:
             raise ReflError(
                 f"{shown(folder.path)} holds no evaluation: {type(reason).__name__} {reason}"
             ) from None
+        _refuse_mixed(found, folder)
+        return found
 
     # -- numbers -----------------------------------------------------------------------------------
 
@@ -99,12 +103,25 @@ def _gathered(said: dict[str, Any], rows: Iterable[dict[str, Any]]) -> Results:
         if not r.lines or r.lines[-1] != row["line"]:  # shards and their lines are in order
             r.lines.append(row["line"])
             r.names.append(row["name"])
+        if len(r.lines) > count:  # there is no place for it: Results.read refuses them
+            break
         at, shape = (len(r.lines) - 1, methods.index(row["method"])), (count, len(methods))
         for name, value in row["numbers"].items():
             _array(r.values, (row["metric"], name), shape)[at] = _number(value)
         for name, curve in row["curves"].items():
             _array(r.curves, (row["metric"], name), (*shape, GRID))[at] = on_grid(curve)
     return r
+
+
+def _refuse_mixed(r: Results, folder: Folder) -> None:
+    """Shards that are not all, or not of one run."""
+    count = r.said["data"]["inputs"]
+    if len(r.lines) != count or r.lines != sorted(set(r.lines)):
+        raise ReflError(
+            f"{shown(folder.path)} has shards that do not fit together: expected rows of {count} "
+            f"inputs, each in one shard and in the order of the file, got {len(set(r.lines))}; "
+            "give another folder"
+        )
 
 
 def _array(found: dict[Key, Any], key: Key, shape: tuple[int, ...]) -> Any:

@@ -7,10 +7,10 @@
                      numbers give the same interval
 
 An input for which a number is not defined (nan: no evidence is known, nothing is positive) is left
-out and counted; of a pair, where either is. Of fewer than two inputs there is no standard error and
-no interval; the means of two methods may be of other inputs than their difference, so the best mean
-is not yet better. An interval says nothing of several comparisons at once: among twenty, one in twenty
-excludes 0 by chance.
+out and counted; of a pair, where either is. So the means of two methods may be of other inputs than
+their difference: the best mean is not yet the better method. Of fewer than two inputs there is no
+standard error and no interval. An interval says nothing of several comparisons at once: among
+twenty, one in twenty excludes 0 by chance.
 """
 
 from __future__ import annotations

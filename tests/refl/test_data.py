@@ -143,6 +143,9 @@ def test_a_file_is_read_line_by_line(tmp_path: Path, model: Model) -> None:
     changed = tmp_path / "b.jsonl"
     changed.write_bytes(file.read_bytes().replace(b"cabinet", b"lamp"))
     assert survey(lines(changed), model, file).hash != survey(lines(file), model, file).hash
+    changed.write_bytes(file.read_bytes().replace(b"\n\n", b"\n"))  # a line is named by its number
+    assert [line.content for line in lines(changed)] == [line.content for line in lines(file)]
+    assert survey(lines(changed), model, file).hash != survey(lines(file), model, file).hash
     file.write_bytes(b"\n")
     with pytest.raises(ReflError, match="has no input"):
         survey(lines(file), model, file)

@@ -26,6 +26,7 @@ from refl.evaluation.judging import METRICS as METRICS_THERE_ARE
 from refl.evaluation.judging import judged
 from refl.evaluation.results import GRID, Results, band, on_grid
 from refl.evaluation.run import evaluate
+from refl.evaluation.shards import Folder
 from refl.evaluation.workers import InThisProcess
 from refl.methods import METHODS
 from refl.methods.base import Attribution
@@ -106,6 +107,38 @@ def test_interrupted_and_resumed(model: Model, data: Path, whole: Path, tmp_path
     assert 1 < len(content(folder)) < 4 and content(folder).items() <= content(whole).items()
     evaluate(model, data, folder, METHOD, METRICS, shard=SHARD)
     assert content(folder) == content(whole)
+
+
+def test_an_input_is_its_line_when_a_run_goes_on(model: Model, data: Path, tmp_path: Path) -> None:
+    """The same inputs, a blank line less: each has another number, and rows go by these."""
+    folder, file = tmp_path / "run", tmp_path / "data.jsonl"
+    file.write_bytes(b"\n" + data.read_bytes())
+    evaluate(model, file, folder, [], ["flip"], shard=SHARD, limit=5)
+    next(folder.glob("part-00001-*")).unlink()
+    before = content(folder)
+    file.write_bytes(data.read_bytes())
+    with pytest.raises(ReflError, match="another data hash"):
+        evaluate(model, file, folder, [], ["flip"], shard=SHARD, limit=5)
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("harm", ["one is missing", "one stands twice", "one too many"])
+def test_shards_that_do_not_fit_together(harm: str, whole: Path, tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    for name, found in content(whole).items():
+        (tmp_path / name).write_bytes(found)
+    shards = [path.read_bytes() for _, path in sorted(folder.finished().items())]
+    assert Results.read(folder).lines == list(range(1, COUNT + 1))
+    if harm == "one is missing":
+        next(tmp_path.glob("part-00001-*")).unlink()
+    elif harm == "one stands twice":  # its last line is the first of the next
+        rows = shards[0].splitlines(keepends=True)
+        folder.write(0, b"".join(row.replace(b'"line": 3,', b'"line": 4,') for row in rows))
+    else:
+        folder.write(3, shards[2].replace(b'"line": 8,', b'"line": 9,'))
+    with pytest.raises(ReflError, match=r"expected rows of 8 inputs, each in one shard") as raised:
+        Results.read(folder)
+    assert str(raised.value).count("\n") == 0
 
 
 # -- what is made of them --------------------------------------------------------------------------
