@@ -13,6 +13,7 @@ bits whoever computes it, on machines with the same kernels.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections import defaultdict
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,7 +112,8 @@ class Job:
             arguments.positive("workers", workers)
         tell = progress or _silent
         tell("reading", 0, 0)
-        found = survey(self._lines(), self.model, self.file)
+        digests: list[bytes] = []
+        found = survey(self._digested(digests), self.model, self.file)
         data = {"hash": found.hash, "inputs": found.count}
         options = {**self.said, "shard": self.shard}
         self.folder.begin({"model": self._model(), "data": data, "options": options})
@@ -121,7 +123,7 @@ class Job:
             asked = pool or stack.enter_context(_workers(workers, len(missing)))
             opened = Here(self.model) if isinstance(asked, InThisProcess) else Packed.of(self.model)
             work = Work(asked, _bytes_of, ahead(asked))
-            tasks = self._tasks(opened, set(missing))
+            tasks = self._tasks(opened, set(missing), digests)
             done = found.count - sum(self._size(n, found.count) for n in missing)
             tell(self.phase, done, found.count)
             for number, content in zip(missing, work.answers(tasks), strict=True):
@@ -133,13 +135,33 @@ class Job:
     def _size(self, number: int, count: int) -> int:
         return min(self.shard, count - number * self.shard)
 
-    def _tasks(self, opened: Opened, missing: set[int]) -> Iterator[tuple[str, tuple[Any, ...]]]:
-        """The lines of each shard that is not there yet, read as they are asked for."""
-        for number, part in enumerate(_parts(self._lines(), self.shard)):
-            if number in missing:
-                name = f"{shown(self.file)}, lines {part[0].number} to {part[-1].number}"
-                narrowed = self.narrowed or _as_it_is
-                yield name, (self.function, opened, narrowed(self.further, part), part)
+    def _tasks(
+        self, opened: Opened, missing: set[int], digests: Sequence[bytes]
+    ) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """The lines of each shard that is not there yet, read as they are asked for. Raises
+        ReflError where they are no longer those that were read first.
+        """
+        parts = chain(_parts(self._lines(), self.shard), repeat(list[Line]()))
+        for number, (digest, part) in enumerate(zip(digests, parts, strict=False)):
+            if number not in missing:
+                continue
+            if _digest(part) != digest:
+                raise _changed(self.file)
+            name = f"{shown(self.file)}, lines {part[0].number} to {part[-1].number}"
+            narrowed = self.narrowed or _as_it_is
+            yield name, (self.function, opened, narrowed(self.further, part), part, digest)
+
+    def _digested(self, digests: list[bytes]) -> Iterator[Line]:
+        """The lines; adds the digest of each shard's."""
+        part: list[Line] = []
+        for line in self._lines():
+            yield line
+            part.append(line)
+            if len(part) == self.shard:
+                digests.append(_digest(part))
+                part.clear()
+        if part:
+            digests.append(_digest(part))
 
     def _lines(self) -> Iterator[Line]:
         return (line for line in lines(self.file, self.limit) if line.number not in self.skip)
@@ -159,8 +181,29 @@ def _bytes_of(
     opened: Opened,
     further: Any,
     part: list[Line],
+    digest: bytes,
 ) -> bytes:
-    return function(opened, further, part)
+    """Of a shard. Raises ReflError where a picture has changed by the time it is explained."""
+    found = function(opened, further, part)
+    if _digest(part) != digest:
+        raise _changed(part[0].file)
+    return found
+
+
+def _digest(part: list[Line]) -> bytes:
+    """Of the lines of a shard and of the pictures they name."""
+    digest = hashlib.sha256()
+    for line in part:
+        digest.update(b"%d %d " % (line.number, len(line.content)) + line.content)
+        digest.update(parsed(line).hash().encode())
+    return digest.digest()
+
+
+def _changed(file: str | Path) -> ReflError:
+    return ReflError(
+        f"{shown(file)} changed while it was read, or a picture that it names: what is finished is "
+        "kept; wait until nobody writes there, and run again"
+    )
 
 
 def _as_it_is(further: Any, part: list[Line]) -> Any:

@@ -47,8 +47,8 @@ class Results:
 
     @classmethod
     def read(cls, folder: Folder) -> Results:
-        """From all shards of a folder. Raises ReflError where one is no evaluation's, and where they
-        do not hold every input once.
+        """From all shards of a folder. Raises ReflError where one is no evaluation's, and for
+        shards that do not hold every input once.
         """
         said = folder.run()
         try:

@@ -25,11 +25,12 @@ from refl.cli import main
 from refl.errors import ReflError
 from refl.evaluation import shards
 from refl.evaluation.corpus import Done, Here, How, Job, explain_corpus, explained
-from refl.evaluation.data import lines
+from refl.evaluation.data import Line, lines
 from refl.evaluation.shards import Folder
 from refl.evaluation.workers import InThisProcess, Packed, Processes, Work, ahead
 from refl.methods import chosen
 from refl.model import Model, load
+from refl.verification.random_models import VIT, random_model
 
 Capture = pytest.CaptureFixture[str]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="limits and signals as Linux has them")
@@ -317,6 +318,82 @@ def test_a_signal_leaves_finished_shards_and_no_process(
     assert not alive(process.pid)
     names = set(content(tmp_path / "run"))
     assert 3 < len(names) < 135 and all(name.endswith((".jsonl", ".json")) for name in names)
+
+
+# -- the file changes while it is read -------------------------------------------------------------
+
+CHANGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "other lines": lambda rows: rows[:8] + [row.replace(b"the ", b"a ") for row in rows[8:]],
+    "another order": lambda rows: rows[:8] + rows[8:][::-1],
+    "a blank line more": lambda rows: [*rows[:8], b"\n", *rows[8:]],
+    "cut in a shard": lambda rows: rows[:9],
+    "cut between shards": lambda rows: rows[:6],
+}
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_changes_while_it_is_read(
+    change: str,
+    workers: int | None,
+    model: Model,
+    data: Path,
+    whole: dict[str, bytes],
+    tmp_path: Path,
+) -> None:
+    """Between the first reading and the work: lines that nobody looked at are not explained under
+    the hash of the others. What was good before is kept.
+    """
+    file, folder = tmp_path / "data.jsonl", tmp_path / "run"
+    file.write_bytes(data.read_bytes())
+    folder.mkdir()
+    good = dict(sorted(whole.items(), key=lambda one: one[0] != shards.RUN)[:2])
+    for name, found in good.items():
+        (folder / name).write_bytes(found)
+
+    def progress(phase: str, done: int, count: int) -> None:
+        if (phase, done) == ("explaining", SHARD):
+            rows = data.read_bytes().splitlines(keepends=True)
+            file.write_bytes(b"".join(CHANGES[change](rows)))
+
+    with pytest.raises(ReflError, match=r"data\.jsonl changed while it was read") as raised:
+        explain_corpus(model, file, folder, shard=SHARD, workers=workers, progress=progress)
+    assert "\n" not in str(raised.value)
+    assert content(folder) == good
+    file.write_bytes(data.read_bytes())
+    explain_corpus(model, file, folder, shard=SHARD)
+    assert content(folder) == whole
+
+
+def test_lines_that_are_written_behind_the_last_do_no_harm(
+    model: Model, data: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    file, rows = tmp_path / "data.jsonl", data.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(rows[: 2 * SHARD]))
+
+    def progress(phase: str, done: int, count: int) -> None:
+        if phase == "explaining":
+            file.write_bytes(b"".join(rows))
+
+    done = explain_corpus(model, file, tmp_path / "run", shard=SHARD, progress=progress)
+    assert (done.inputs, done.shards) == (2 * SHARD, 2)
+    parts = {name for name in whole if name < "part-00002"}
+    assert parts == set(content(tmp_path / "run")) - {shards.RUN}
+
+
+def test_a_picture_that_changes_while_it_is_explained(tmp_path: Path) -> None:
+    file, picture = tmp_path / "data.jsonl", tmp_path / "a.png"
+    file.write_text('{"image": "a.png"}\n' * 3)
+    picture.write_bytes(b"one")
+    job = Job(random_model(VIT, 0), file, Folder(tmp_path / "run"), overwritten, picture, {}, 2)
+    with pytest.raises(ReflError, match=r"data\.jsonl changed while it was read, or a picture"):
+        job.run(None, None, None)
+    assert set(content(tmp_path / "run")) == {"run.json"}
+
+
+def overwritten(opened: Any, picture: Path, part: list[Line]) -> bytes:
+    picture.write_bytes(b"other")
+    return b"x"
 
 
 # -- a folder is that of one run -------------------------------------------------------------------
