@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 
 from refl.evaluation.results import GRID, LEVEL, Key, Results, band
-from refl.evaluation.tables import ARROWS, axes, by_metric, places, protocol, shown, title
+from refl.evaluation.statistics import Difference, fewest
+from refl.evaluation.tables import (
+    ARROWS,
+    axes,
+    by_metric,
+    counted,
+    inputs,
+    places,
+    protocol,
+    shown,
+    title,
+)
 from refl.show.markup import Markup, document, joined, safe_table, tag
 
 COLORS = (
@@ -32,7 +43,7 @@ STYLE = """\
 
 def html(r: Results) -> str:
     """The whole page."""
-    name = f"{r.said['model']['name']}, {len(r.methods)} methods, {len(r.names)} inputs"
+    name = f"{r.said['model']['name']}, {len(r.methods)} methods, {counted(len(r.names))}"
     sections = (
         tag("header", tag("h1", f"Evaluation: {name}"), tag("p", protocol(r))),
         *(tag("section", tag("h2", metric), _means(r, keys)) for metric, keys in by_metric(r)),
@@ -66,10 +77,17 @@ def _pairs(r: Results, key: Key) -> Markup:
     for i, a in enumerate(r.methods):
         for j, b in enumerate(r.methods[:i]):
             d = r.difference(key, i, j)
-            interval = f"{d.low:+.{decimal}f} to {d.high:+.{decimal}f}" if d.count else "-"
+            known = math.isfinite(d.low)
+            interval = f"{d.low:+.{decimal}f} to {d.high:+.{decimal}f}" if known else "-"
             number = f"{d.mean:+.{decimal}f}" if d.count else "-"
-            rows.append((f"{a} less {b}", number, interval, "" if d.excludes_0 else "0 inside"))
+            rows.append((f"{a} less {b}", number, interval, _remark(d) if known else ""))
     return safe_table(("methods", "difference", "interval", ""), rows, (1, 2))
+
+
+def _remark(d: Difference) -> str:
+    if not d.excludes_0:
+        return "0 inside"
+    return "" if d.count >= fewest(d.level) else f"{d.count} inputs only"
 
 
 def _said(r: Results) -> Markup:
@@ -95,7 +113,9 @@ def _picture(r: Results, key: Key) -> Markup:
         low, high = low - 1, high + 1
     drawn = [line for m, one in enumerate(bands) for line in _line(one, m, low, high)]
     name, (across, up) = f"{key[1]} ({key[0]})", axes(r, key)
-    words = f"Up: {up}. Bands: one standard error to either side."
+    banded = any(np.isfinite(one[0]).all() for one in bands)
+    over = "Means over {}. Bands: one standard error to either side." if banded else "Over {}."
+    words = f"Up: {up}. {over.format(inputs(r, key))}"
     return tag(
         "section",
         tag("h2", name),
@@ -107,7 +127,7 @@ def _picture(r: Results, key: Key) -> Markup:
             class_="curves",
             viewBox=f"0 0 {WIDTH} {HEIGHT}",
             role="img",
-            aria_label=f"mean curves of {name}, with bands of one standard error",
+            aria_label=f"curves of {name}",
         ),
         _legend(r.methods),
     )
@@ -122,19 +142,17 @@ def _y(value: float, low: float, high: float) -> float:
 
 
 def _line(mean: Any, m: int, low: float, high: float) -> list[Markup]:  # (3, GRID)
-    """The band of one standard error, and the mean."""
-    if not np.isfinite(mean).all():
+    """The band of one standard error, where there is one, and the mean."""
+    if not np.isfinite(mean[1]).all():
         return []
     across = [_x(at) for at in np.linspace(0, 1, GRID)]
-    heights = [[_y(float(v), low, high) for v in row] for row in mean]
-    outline = [*zip(across, heights[0], strict=True)]
-    outline += reversed([*zip(across, heights[2], strict=True)])
+    heights = ((_y(float(v), low, high) for v in row) for row in mean)
+    lower, middle, upper = ([*zip(across, row, strict=True)] for row in heights)
     color = COLORS[m % len(COLORS)]
-    middle = _points([*zip(across, heights[1], strict=True)])
-    return [
-        tag("polygon", points=_points(outline), fill=color),
-        tag("polyline", points=middle, stroke=color, stroke_dasharray=_dash(m)),
-    ]
+    line = tag("polyline", points=_points(middle), stroke=color, stroke_dasharray=_dash(m))
+    if not np.isfinite(mean).all():
+        return [line]
+    return [tag("polygon", points=_points([*lower, *reversed(upper)]), fill=color), line]
 
 
 def _dash(m: int) -> str | None:

@@ -133,18 +133,25 @@ def _number(value: float | None) -> float:
 
 
 def on_grid(curve: list[float | None]) -> Any:  # (N + 1,) -> (GRID,)
-    """At equal steps from nothing replaced to everything, straight lines between the states."""
+    """At equal steps from nothing replaced to everything, straight lines between the states. Of one
+    state there is no curve: nothing can be replaced, and the numbers of this input are nan, too.
+    """
     y = np.asarray([_number(v) for v in curve], dtype=np.float64)
     if len(y) < 2:
-        return np.full(GRID, y[0] if len(y) else np.nan)
+        return np.full(GRID, np.nan)
     return np.interp(np.linspace(0, 1, GRID), np.linspace(0, 1, len(y)), y)
 
 
+def has_curve(curves: Any) -> Any:  # (N, GRID) -> bool (N,)
+    return np.isfinite(curves).all(axis=1)
+
+
 def band(curves: Any) -> Any:  # (N, GRID) -> (3, GRID): mean less a standard error, mean, and more
-    """Over the inputs that have a curve."""
-    x = curves[np.isfinite(curves).all(axis=1)]
+    """Over the inputs that have a curve; of one there is no standard error."""
+    x = curves[has_curve(curves)]
     if not len(x):
         return np.full((3, curves.shape[1]), np.nan)
     middle = x.mean(axis=0)
-    error = x.std(axis=0, ddof=1) / math.sqrt(len(x)) if len(x) > 1 else np.zeros_like(middle)
+    few = np.full_like(middle, np.nan)
+    error = x.std(axis=0, ddof=1) / math.sqrt(len(x)) if len(x) > 1 else few
     return np.stack([middle - error, middle, middle + error])

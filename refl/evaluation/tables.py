@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from refl.evaluation.judging import metric
-from refl.evaluation.results import DRAWS, LEVEL, Key, Results
+from refl.evaluation.results import DRAWS, LEVEL, Key, Results, has_curve
 from refl.evaluation.statistics import Summary, fewest
 from refl.show.lines import Line, Span, grid, paragraph
 from refl.show.numbers import decimals
@@ -70,9 +70,12 @@ def protocol(r: Results, metrics: Sequence[str] | None = None) -> str:
     )
     notes = "".join(f" {name}: {what}." for name, what in options["notes"].items())
     few = "".join(f" {words}." for words in fewer(r, metrics or options["metrics"]))
+    one = data["inputs"] == 1
+    several = f"Mean and standard error over {data['inputs']} inputs"
     return (
-        f"Mean and standard error over {data['inputs']} inputs (data {data['hash'][:12]}) of "
+        f"{'The value of one input' if one else several} (data {data['hash'][:12]}) of "
         f"{model['name']} ({model['fingerprint'][:12]}, {model['dtype']}, refl {r.said['refl']}); "
+        f"{'no standard error; ' if one else ''}"
         f"explained: {options['seed']}{contrasts}. {summaries}.{few}{notes} Bold: better than "
         f"every other method: on {fewest(LEVEL)} or more inputs of which both have a number, the "
         f"{LEVEL:.0%} BCa bootstrap interval ({DRAWS} draws of the inputs) of the paired "
@@ -85,6 +88,18 @@ def axes(r: Results, key: Key) -> tuple[str, str]:
     across, up = getattr(metric(key[0]), "axes", ("from the first state to the last", None))
     explained = str(r.said["options"]["seed"])
     return across, up or (explained if explained != "logit" else "logit, or difference of two")
+
+
+def inputs(r: Results, key: Key) -> str:
+    """How many have a curve."""
+    counts = {int(has_curve(r.curves[key][:, m]).sum()) for m in range(len(r.methods))} - {0}
+    if len(counts) > 1:
+        return f"{min(counts)} or more inputs"
+    return counted(max(counts, default=0))
+
+
+def counted(inputs: int) -> str:
+    return "1 input" if inputs == 1 else f"{inputs} inputs"
 
 
 def fewer(r: Results, metrics: Sequence[str]) -> Iterator[str]:

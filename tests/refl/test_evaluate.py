@@ -388,10 +388,81 @@ def test_curves_of_any_length_meet_on_a_grid() -> None:
     for count in (2, 3, 8, 130):
         line = list(3 - 2 * np.linspace(0, 1, count))
         assert on_grid(line) == pytest.approx(3 - 2 * grid, abs=1e-12)
-    assert on_grid([4.0]).tolist() == [4.0] * GRID
+    assert np.isnan(on_grid([4.0])).all() and np.isnan(on_grid([])).all()
     curves = np.stack([np.zeros(GRID), np.full(GRID, 2.0), np.full(GRID, np.nan)])
     low, middle, high = band(curves)  # of 0 and 2: mean 1, s = sqrt(2), s / sqrt(2) = 1
     assert (low == 0).all() and (middle == 1).all() and (high == pytest.approx(2.0))
+    low, middle, high = band(curves[1:])  # of one: s is not defined
+    assert np.isnan(low).all() and (middle == 2).all() and np.isnan(high).all()
+
+
+def test_an_input_without_units_is_in_no_curve(model: Model, tmp_path: Path) -> None:
+    """Of a beginning alone nothing can be replaced: its numbers are nan, and the mean curve is that
+    of the other input, as its row in a shard has it.
+    """
+    file, folder = tmp_path / "data.jsonl", tmp_path / "run"
+    file.write_text('{"ids": [2, 87, 154]}\n{"ids": [2]}\n')
+    r = evaluate(model, file, folder, ["attnlrp"], ["flip"])
+    key = ("flip", "MoRF_flip")
+    assert np.isnan(r.values["flip", "dA_flip"][1]).all()
+    curves = [row["curves"]["MoRF_flip"] for row in rows(folder) if row["line"] == 1]
+    for m, curve in enumerate(curves):
+        steps = np.linspace(0, 1, len(curve))
+        middle = band(r.curves[key][:, m])[1]
+        assert middle == pytest.approx(np.interp(np.linspace(0, 1, GRID), steps, curve))
+    assert tables.inputs(r, key) == "1 input"
+    found = page.html(r)
+    assert "Over 1 input." in found and "dA_flip: over 1 of these inputs." in found
+    assert tables.inputs(results(), key) == "40 inputs"
+
+
+def test_one_input_has_no_interval_and_no_band() -> None:
+    r = results()
+    r.values.update({key: values[:1] for key, values in r.values.items()})
+    r.curves.update({key: curves[:1] for key, curves in r.curves.items()})
+    del r.names[1:], r.lines[1:]
+    r.said["data"]["inputs"] = 1
+    found = Page()
+    found.feed(page.html(r))
+    assert "nan" not in found.text and "0 inside" not in found.text
+    assert re.search(r"same less good-\d\.\d+-", found.text)  # the difference, and no interval
+    assert found.tags.count("polyline") == 3 and "polygon" not in found.tags
+    assert "Bands" not in found.text and "3 methods, 1 input" in found.text
+    said = tables.protocol(r)
+    assert said.startswith("The value of one input (data ") and "; no standard error; " in said
+    assert "±" not in "".join(part[0] for line in tables.lines(r, 200) for part in line)
+
+
+@pytest.mark.needs("matplotlib")
+def test_a_figure_of_one_input_has_no_band() -> None:
+    r = results()
+    key = ("flip", "MoRF_flip")
+    assert b"one standard error" in figures.curves(r, key, "svg")
+    r.curves[key] = r.curves[key][:1]
+    found = figures.curves(r, key, "svg")
+    assert b"one standard error" not in found and b"1 input (flip)" in found
+
+
+def test_a_figure_for_each_metric() -> None:
+    """What is no name of a file is told apart all the same."""
+    assert figures.name(("flip", "MoRF_flip"), "svg") == "flip-MoRF_flip.svg"
+    long = "flip:baseline=" + "a" * 150
+    metrics = ["flip:baseline=<s>", "flip:baseline=</s>", "flip:baseline=\u6f22", long, long + "b"]
+    names = [figures.name((one, "MoRF_flip"), "svg") for one in metrics]
+    assert len(set(names)) == len(metrics)
+    assert all(re.fullmatch(r"flip-[\w.=-]+-[0-9a-f]{8}\.svg", name, re.ASCII) for name in names)
+    assert max(map(len, names)) < 140
+
+
+@pytest.mark.needs("matplotlib")
+def test_a_figure_says_which_metric(tmp_path: Path, data: Path) -> None:
+    folder = tmp_path / "run"
+    asked = ["evaluate", "--data", str(data), "--methods", "attnlrp", "--limit", "2"]
+    metrics = ["--metrics", "flip:baseline=</s>", "flip:baseline=<s>", "--figures", "svg"]
+    assert main([*asked, *metrics, "--out", str(folder)]) == 0
+    found = [path.read_text() for path in folder.glob("*.svg")]
+    titles = [f"RF_flip, 2 inputs (flip:baseline=&lt;{name}&gt;)" for name in ("s", "/s")]
+    assert [sum(title in svg for svg in found) for title in titles] == [2, 2]
 
 
 # -- what is refused -------------------------------------------------------------------------------
