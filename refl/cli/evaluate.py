@@ -157,9 +157,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
+    from refl import arguments
+
     corpus.refuse_both(args)
     if args.figures and not args.out:
         args.parser.error("--figures are written into the folder of --out: give one")
+    if args.tune is not None:
+        arguments.positive("tune", args.tune)
     if args.figures:
         plots.library("matplotlib.figure")
 

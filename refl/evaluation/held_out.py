@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refl import arguments
 from refl.errors import ReflError
 from refl.evaluation.data import Line, lines, parsed
 from refl.evaluation.subject import Item, Subject, asked
@@ -47,6 +48,8 @@ def tune(
     """Holds about `count` of the inputs out and chooses on them, by the first number of a metric.
     Raises ReflError for a line that cannot be used, and where no input is left to be judged.
     """
+    if limit is not None:
+        arguments.positive("limit", limit)
     every = [(line, asked(parsed(line).settled(model), contrast)) for line in lines(file, limit)]
     held, _ = split([item for _, item in every], count)
     found = Chosen(skip=_numbers(every, held))

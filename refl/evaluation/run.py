@@ -124,6 +124,7 @@ def evaluate(
     names = tuple(metric(one).name for one in metrics)
     if not names or len(set(names)) < len(names):
         raise arguments.expected("metrics", "at least one, and none twice", list(names))
+    limit = None if limit is None else arguments.positive("limit", limit)
     file, skipped = arguments.path("file", file), frozenset(skip)
     found = _matched(with_random(by_label(methods)), file, limit, skipped)
     how = Judging(found, names, kind, contrast, batch_tokens)
@@ -136,7 +137,7 @@ def evaluate(
         further=how,
         said=how.as_dict() | {"notes": dict(notes or {})},
         shard=arguments.positive("shard", shard),
-        limit=None if limit is None else arguments.positive("limit", limit),
+        limit=limit,
         skip=skipped,
         narrowed=Judging.narrowed,
         phase="judging",

@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from refl.errors import ReflError, quoted, shown
-from refl.io.files import atomic_write, reason
+from refl.io.files import atomic_write, read_bytes, reason
 from refl.version import __version__
 
 RUN = "run.json"
 FORMAT = 1
+LARGEST = 1 << 28
+"""Bytes of it."""
 DIGITS = 16
 """Of the hash in a shard's name."""
 
@@ -69,9 +71,7 @@ class Folder:
         """What an earlier run said of itself."""
         place = self.path / RUN
         try:
-            found = json.loads(place.read_bytes())
-        except OSError as error:
-            raise ReflError(f"{shown(place)} cannot be read: {reason(error)}") from None
+            found = json.loads(read_bytes(place, LARGEST))
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
@@ -97,7 +97,7 @@ class Folder:
     def _named(self) -> Iterator[tuple[int, Path]]:
         for path in sorted(self.path.glob(f"part-*-*.{self.kind}")):
             number = path.name.split("-")[1]
-            if number.isdecimal():
+            if number.isdecimal() and path.is_file():  # a pipe would never end
                 yield int(number), path
 
 

@@ -11,7 +11,6 @@ import os
 import pickle
 import random
 import resource
-import signal
 import stat
 import struct
 import subprocess
@@ -30,6 +29,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 from checkpoints import checkpoint
+from hanging import within
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -88,22 +88,6 @@ def decoded(tag: str, data: bytes) -> list[float]:
         halves = [data[i : i + 2] for i in range(0, len(data), 2)]
         return [struct.unpack("<f", b"\0\0" + half)[0] for half in halves]
     return list(struct.unpack(f"<{len(data) // struct.calcsize(CODES[tag])}{CODES[tag]}", data))
-
-
-@contextmanager
-def within(seconds: int) -> Iterator[None]:
-    """Fails a block that hangs (a system call that waits is interrupted)."""
-
-    def fail(*_: object) -> None:
-        raise AssertionError(f"still at it after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from typing import Any
 import mortal
 import pytest
 from corpora import content, of_evidence
+from hanging import within
 
 from refl.cli import main
 from refl.errors import ReflError
@@ -456,6 +457,26 @@ def test_a_folder_that_is_none_is_refused(data: Path, tmp_path: Path, capsys: Ca
         err = capsys.readouterr().err
         assert words in err and err.count("\n") == 1
     assert (tmp_path / "thesis.tex").read_text() == "x"
+
+
+@LINUX
+def test_pipes_in_the_folder_are_not_waited_for(
+    model: Model, data: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    for name, found in whole.items():
+        (tmp_path / name).write_bytes(found)
+    next(tmp_path.glob("part-00000-*")).unlink()
+    for name in ("part-00000-zz.jsonl", "part-00001-zz.jsonl"):
+        os.mkfifo(tmp_path / name)
+    with within(20):
+        assert explain_corpus(model, data, tmp_path, shard=SHARD).made == 1
+    assert Folder(tmp_path).finished() == {
+        n: tmp_path / name for n, name in enumerate(name for name in whole if name != shards.RUN)
+    }
+    (tmp_path / shards.RUN).unlink()
+    os.mkfifo(tmp_path / shards.RUN)
+    with within(20), pytest.raises(ReflError, match=r"expected a file, .*run\.json is a folder, p"):
+        explain_corpus(model, data, tmp_path, shard=SHARD)
 
 
 @contextmanager
