@@ -149,15 +149,19 @@ def evaluate(
 def _matched(
     methods: Mapping[str, Any], file: Path, limit: int | None, skip: frozenset[int]
 ) -> dict[str, Any]:
-    """Scores from elsewhere with the names of the inputs they are of."""
+    """Scores from elsewhere with the names of the inputs they are of. Those without names are of
+    all inputs, in their order: whoever made them does not know which are left out.
+    """
     if not any(isinstance(one, Scores) for one in methods.values()):
         return dict(methods)
-    found = (line for line in lines(file, limit) if line.number not in skip)
-    names = [parsed(line).item.name for line in found]
-    return {
-        label: one.matched(names) if isinstance(one, Scores) else one
-        for label, one in methods.items()
-    }
+    every = {line.number: parsed(line).item.name for line in lines(file, limit)}
+    judged = [name for number, name in every.items() if number not in skip]
+
+    def named(one: Scores) -> Scores:
+        in_order = one.in_order and not one.by_name.keys() >= set(judged)
+        return one.matched([*every.values()] if in_order else judged)
+
+    return {label: named(one) if isinstance(one, Scores) else one for label, one in methods.items()}
 
 
 def with_random(methods: dict[str, Any]) -> dict[str, Any]:

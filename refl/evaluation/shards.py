@@ -28,7 +28,7 @@ from refl.version import __version__
 RUN = "run.json"
 FORMAT = 1
 LARGEST = 1 << 28
-"""Bytes of it."""
+"""Bytes of run.json, by far."""
 DIGITS = 16
 """Of the hash in a shard's name."""
 

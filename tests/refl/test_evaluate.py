@@ -27,6 +27,7 @@ from refl.evaluation.judging import judged
 from refl.evaluation.results import GRID, Results, band, on_grid
 from refl.evaluation.run import evaluate
 from refl.evaluation.shards import Folder
+from refl.evaluation.tuning import split
 from refl.evaluation.workers import InThisProcess
 from refl.methods import METHODS
 from refl.methods.base import Attribution
@@ -225,6 +226,39 @@ def test_tuned_inputs_are_not_judged(data: Path, tmp_path: Path, capsys: Capture
     words = r"draw=[123], chosen among 3 by dA_flip of flip on 3 inputs that are not judged"
     assert re.fullmatch(words, notes[label])
     assert notes[label] in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("kind", ["in order", "by name", "of the judged alone"])
+def test_scores_from_elsewhere_beside_tuning(
+    kind: str, model: Model, data: Path, tmp_path: Path
+) -> None:
+    """Each input has its own scores: those of attnlrp are judged as attnlrp is."""
+    file, folder = tmp_path / "theirs.npz", tmp_path / "run"
+    every = [
+        model.explain(item.input, contrast=item.contrast, keep=()).relevance
+        for item in items(data, model)
+    ]
+    choices = ["random:draw=1/2", "attnlrp", "--tune", "3"]
+    asked = ["evaluate", "--data", str(data), "--metrics", "flip", "--methods", *choices]
+    asked += ["--scores", f"theirs={file}", "--out", str(folder)]
+    if kind == "in order":
+        np.savez(file, *every)
+    else:
+        names = [item.name for item in items(data, model)]
+        kept = names if kind == "by name" else held_in(data, model, 3)
+        np.savez(file, **{name: r for name, r in zip(names, every, strict=True) if name in kept})
+    assert main(asked) == 0
+    found = {(row["line"], row["method"]): row["numbers"]["dA_flip"] for row in rows(folder)}
+    judged_ones = {line for line, _ in found}
+    assert len(judged_ones) == COUNT - 3
+    for line in judged_ones:
+        assert found[line, "theirs"] == pytest.approx(found[line, "attnlrp"], abs=1e-3)
+
+
+def held_in(data: Path, model: Model, count: int) -> list[str]:
+    """Names of the inputs that are not tuned on."""
+    _, rest = split(list(items(data, model)), count)
+    return [item.name for item in rest]
 
 
 # -- tables ----------------------------------------------------------------------------------------
