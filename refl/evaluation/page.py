@@ -18,8 +18,8 @@ from refl.evaluation.tables import (
     axes,
     by_metric,
     counted,
+    form,
     inputs,
-    places,
     protocol,
     shown,
     title,
@@ -61,7 +61,7 @@ def _means(r: Results, keys: Sequence[Key]) -> Markup:
 
 
 def _cell(r: Results, key: Key, m: int) -> Markup | str:
-    words = shown(r.mean(key, m), places(r, key))
+    words = shown(r.mean(key, m), form(r, key))
     return tag("span", words, class_="best") if r.outstanding(key) == m else words
 
 
@@ -73,13 +73,14 @@ def _differences(r: Results) -> Markup:
 
 
 def _pairs(r: Results, key: Key) -> Markup:
-    decimal, rows = places(r, key), []
+    how, rows = form(r, key), []
     for i, a in enumerate(r.methods):
         for j, b in enumerate(r.methods[:i]):
             d = r.difference(key, i, j)
             known = math.isfinite(d.low)
-            interval = f"{d.low:+.{decimal}f} to {d.high:+.{decimal}f}" if known else "-"
-            number = f"{d.mean:+.{decimal}f}" if d.count else "-"
+            mean, low, high = (f"{how.number(x, '+')}{how.unit}" for x in (d.mean, d.low, d.high))
+            interval = f"{low} to {high}" if known else "-"
+            number = mean if d.count else "-"
             rows.append((f"{a} less {b}", number, interval, _remark(d) if known else ""))
     return safe_table(("methods", "difference", "interval", ""), rows, (1, 2))
 

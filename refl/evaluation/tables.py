@@ -7,17 +7,24 @@ import io
 import json
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from decimal import Decimal
+from typing import Any, NamedTuple
 
 from refl.evaluation.judging import metric
 from refl.evaluation.results import DRAWS, LEVEL, Key, Results, has_curve
 from refl.evaluation.statistics import Summary, fewest
 from refl.show.lines import Line, Span, grid, paragraph
-from refl.show.numbers import decimals
+from refl.show.numbers import decimals, strongest
 from refl.show.text import printable
 
 DIGITS = 3
-"""Of the largest standard error; of the largest mean where there is none."""
+"""Of the largest mean, where there is no standard error."""
+
+MOST = 6
+"""Decimals, or digits before the point."""
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""What a formula of a spreadsheet begins with."""
 
 ARROWS = {True: "↑", False: "↓", None: ""}
 
@@ -34,27 +41,44 @@ def by_metric(r: Results) -> list[tuple[str, list[Key]]]:
     return [(name, [key for key in r.values if key[0] == name]) for name in names]
 
 
-def places(r: Results, key: Key) -> int:
-    """Decimals of a column: two digits of its largest standard error."""
+class Form(NamedTuple):
+    """How the numbers of a column are printed: in units of 10^power, with so many decimals."""
+
+    decimals: int
+    power: int = 0
+
+    def number(self, value: float, sign: str = "") -> str:
+        """In these units."""
+        inside = Decimal(value).scaleb(-self.power) if self.power else value
+        return f"{inside:{sign}z.{self.decimals}f}"
+
+    @property
+    def unit(self) -> str:
+        return f"e{self.power:+03}" if self.power else ""
+
+
+def form(r: Results, key: Key) -> Form:
+    """Two digits of the largest standard error of a column; powers of ten where the numbers have
+    more than MOST decimals, or digits before the point.
+    """
     found = [r.mean(key, m) for m in range(len(r.methods))]
-    errors = [
-        one.standard_error
-        for one in found
-        if math.isfinite(one.standard_error) and one.standard_error > 0
-    ]
-    if errors:
-        return min(decimals(max(errors), 2), 6)
-    return min(decimals(max((abs(one.mean) for one in found if one.count), default=1), DIGITS), 6)
+    error = strongest(one.standard_error for one in found)
+    largest = max(error, strongest(one.mean for one in found))
+    power = math.floor(math.log10(largest)) if largest else 0
+    if largest < 10**MOST and decimals(largest, DIGITS) <= MOST:
+        power = 0
+    counted, digits = (error, 2) if error else (largest or 1.0, DIGITS)
+    return Form(min(decimals(float(Decimal(counted).scaleb(-power)), digits), MOST), power)
 
 
-def shown(one: Summary, decimal: int, between: str = " ± ") -> str:
+def shown(one: Summary, how: Form) -> str:
     """Mean and standard error."""
     if not one.count:
         return "-"
-    error = (
-        f"{between}{one.standard_error:.{decimal}f}" if math.isfinite(one.standard_error) else ""
-    )
-    return f"{one.mean:z.{decimal}f}{error}"
+    if not math.isfinite(one.standard_error):
+        return f"{how.number(one.mean)}{how.unit}"
+    both = f"{how.number(one.mean)} ± {how.number(one.standard_error)}"
+    return f"({both}){how.unit}" if how.unit else both
 
 
 def protocol(r: Results, metrics: Sequence[str] | None = None) -> str:
@@ -139,7 +163,7 @@ def _rows(r: Results, keys: list[Key]) -> list[list[Span]]:
     rows: list[list[Span]] = [[("method", "bold"), *((head, "bold") for head in heads)]]
     for m, name in enumerate(r.methods):
         cells = [
-            (shown(r.mean(key, m), places(r, key)), "bold" if r.outstanding(key) == m else "")
+            (shown(r.mean(key, m), form(r, key)), "bold" if r.outstanding(key) == m else "")
             for key in keys
         ]
         rows.append([(name, ""), *cells])
@@ -150,7 +174,9 @@ def _rows(r: Results, keys: list[Key]) -> list[list[Span]]:
 
 
 def as_csv(r: Results) -> str:
-    """A row for each input and method, a column for each number; empty where there is none."""
+    """A row for each input and method, a column for each number; empty where there is none. A name
+    that a spreadsheet would take for a formula has a ' before it; numbers are as they are.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["line", "name", "method", *(title(r, key) for key in r.values)])
@@ -158,8 +184,12 @@ def as_csv(r: Results) -> str:
         for m, method in enumerate(r.methods):
             numbers = [float(values[n, m]) for values in r.values.values()]
             cells = ["" if math.isnan(v) else repr(v) for v in numbers]
-            writer.writerow([line, name, method, *cells])
+            writer.writerow([line, _no_formula(name), _no_formula(method), *cells])
     return out.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def as_dict(r: Results) -> dict[str, Any]:
@@ -208,6 +238,7 @@ _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
+    "[": "{[}", "*": "{*}",  # at the beginning of a row they would belong to the \\ before it
     "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
 }  # fmt: skip
 
@@ -240,9 +271,13 @@ def _table(r: Results, name: str, keys: list[Key]) -> str:
 
 
 def _cell(r: Results, key: Key, m: int) -> str:
-    one, decimal = r.mean(key, m), places(r, key)
+    one, how = r.mean(key, m), form(r, key)
     if not one.count:
         return "--"
-    number = f"{one.mean:z.{decimal}f}"
-    error = f" \\pm {one.standard_error:.{decimal}f}" if math.isfinite(one.standard_error) else ""
-    return f"$\\mathbf{{{number}}}{error}$" if r.outstanding(key) == m else f"${number}{error}$"
+    number = how.number(one.mean)
+    if r.outstanding(key) == m:
+        number = f"\\mathbf{{{number}}}"
+    if math.isfinite(one.standard_error):
+        number += f" \\pm {how.number(one.standard_error)}"
+        number = f"({number})" if how.power else number
+    return f"${number} \\cdot 10^{{{how.power}}}$" if how.power else f"${number}$"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import mean, stdev
@@ -339,6 +341,54 @@ def test_latex_prints_what_a_name_says() -> None:
     )
     assert "\x1b" not in said and said.count(r"\toprule") == 1
     assert r"95\% BCa bootstrap" in said and "over 40 inputs" in said
+
+
+@pytest.mark.parametrize("name", ["[3pt]", "*", "[*"])
+def test_a_name_is_no_option_of_the_line_before(name: str) -> None:
+    """LaTeX looks for [...] and * behind the \\\\ of a row, over the end of the line."""
+    said = tables.as_latex(results(names=("a", name, "c")))
+    behind = [part.lstrip() for part in said.split("\\\\")[1:]]
+    assert len(behind) == 4 and not any(part.startswith(("[", "*")) for part in behind)
+    shown = said.replace("{[}", "[").replace("{*}", "*")
+    assert f"\n{name} & " in shown
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-9, 1e-3, 1.0, 1e4, 1e9, 1e150])
+def test_numbers_of_any_size(scale: float) -> None:
+    """Every printed number is the mean, or the standard error, to its last digit."""
+    r, key = results(), ("flip", "dA_flip")
+    r = replace(r, values={key: r.values[key] * scale})
+    decimal, power = r"(-?\d+\.?\d*)", r"10\^\{(-?\d+)\}"
+    cell = rf"\$\(?(?:\\mathbf{{)?{decimal}}}? \\pm {decimal}\)?(?: \\cdot {power})?\$"
+    found = re.findall(cell, tables.as_latex(r))
+    shown = [tables.shown(r.mean(key, m), tables.form(r, key)) for m in range(3)]
+    plain = [re.findall(rf"{decimal} ± {decimal}\)?(?:e([+-]\d+))?", words)[0] for words in shown]
+    assert len(found) == 3
+    for m, (latex, terminal) in enumerate(zip(found, plain, strict=True)):
+        assert latex[:2] == terminal[:2] and int(latex[2] or 0) == int(terminal[2] or 0)
+        unit, places = int(latex[2] or 0), len(latex[0].partition(".")[2])
+        s = r.mean(key, m)
+        for words, number in zip(latex, (s.mean, s.standard_error), strict=False):
+            assert len(words) < 10 and float(words) > 0
+            exact = Fraction(number) / Fraction(10) ** unit
+            assert abs(Fraction(words) - exact) <= Fraction(1, 2 * 10**places)
+    assert ("e" in shown[0]) == (not 1e-4 < scale < 1e5)
+    difference = r.difference(key, 2, 0)
+    words = re.findall(r"poor less good<.*?<td[^>]*>([^<]*)</td>", page.html(r))[0]
+    assert float(words) == pytest.approx(difference.mean, rel=0.02, abs=0)
+
+
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\r", "\n"])
+def test_a_name_is_no_formula_of_a_spreadsheet(begin: str) -> None:
+    formula = f'{begin}HYPERLINK("http://x")'
+    r = results(names=("good", formula, "poor"))
+    r.names[3] = formula
+    r.values["flip", "dA_flip"][3] = -0.5
+    table = list(csv.DictReader(io.StringIO(tables.as_csv(r), newline="")))
+    assert {row["name"] for row in table[9:12]} == {f"'{formula}"}
+    assert [row["method"] for row in table[:3]] == ["good", f"'{formula}", "poor"]
+    assert {row["name"] for row in table[:9]} == {"1", "2", "3"}
+    assert [row["dA_flip"] for row in table[9:12]] == ["-0.5"] * 3
 
 
 class Page(HTMLParser):
