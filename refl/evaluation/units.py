@@ -79,11 +79,9 @@ def _starts(network: Network, ids: list[int], kind: str) -> Any:  # -> bool (T,)
             f"{network.name or 'the model'} has no tokenizer.json, so nothing is known of words: "
             f"take {argument('units')} 'tokens'"
         )
-    starts = np.asarray(text.starts(ids))
-    blank = np.asarray([piece.isspace() for piece in text.tokens(ids)])
-    if starts.all() and blank.any():  # a vocabulary of single characters: a blank starts a word
-        starts = blank | _special(network, [ids])
-        starts[1:] |= _special(network, [ids])[:-1]
+    starts, special = np.asarray(text.starts(ids)), _special(network, [ids])
+    starts |= special  # those that only the net knows, too
+    starts[1:] |= special[:-1]
     starts[0] = True  # a decoder's first is no part of the last word that is read
     return starts
 

@@ -191,14 +191,16 @@ class Text:
     def starts(self, ids: Sequence[int]) -> list[bool]:
         """For each token whether a word starts there.
 
-        WordPiece says so of a piece that goes on (##ing); byte-level BPE and SentencePiece start a
-        word by its blank, CLIP's BPE ends it (</w>). Elsewhere, and special tokens everywhere,
-        every token is a word.
+        WordPiece says so of a piece that goes on (##ing); byte-level BPE, SentencePiece and a
+        vocabulary of characters start a word by its blank, CLIP's BPE ends it (</w>). Elsewhere,
+        and special tokens everywhere, every token is a word.
         """
         found = [True] * len(ids)
+        # a character that the vocabulary lacks is one of a word
+        apart = self.special if self._of_characters else self._added.keys()
         for t in range(1, len(ids)):
             before, this = ids[t - 1], ids[t]
-            if before not in self._added and this not in self._added:
+            if before not in apart and this not in apart:
                 found[t] = self._starts(before, this)
         return found
 
@@ -223,8 +225,21 @@ class Text:
     @cached_property
     def _by_blanks(self) -> bool:
         """Whether a word brings the blank before it."""
+        pieces = any(len(e) > 1 and e[0] == "\u2581" for e in self._text_entries)
+        return self._byte_level or pieces or self._of_characters
+
+    @cached_property
+    def _of_characters(self) -> bool:
+        """Whether the vocabulary has single characters (and lone bytes) alone, a blank too."""
+        single = all(len(e) == 1 or _BYTE_TOKEN.fullmatch(e) for e in self._text_entries)
+        return single and any(e == "\u2581" or e.isspace() for e in self._text_entries)
+
+    @cached_property
+    def _text_entries(self) -> list[str]:
+        """Entries of the vocabulary, less what was added to it and what stands for the unknown."""
         spelled = self._tokenizer.get_vocab(with_added_tokens=False)
-        return self._byte_level or any(len(e) > 1 and e[0] == "\u2581" for e in spelled)
+        apart = {*self._added, self._unknown}
+        return [entry for entry, number in spelled.items() if number not in apart]
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
         text = _checked(text)

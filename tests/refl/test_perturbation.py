@@ -425,3 +425,14 @@ def test_words_are_replaced_whole(name: str) -> None:
 
     found = Perturbation(units="words").judge(s, scores).curves["MoRF_flip"]
     np.testing.assert_allclose(found, looped(order, value), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["stories260K", "babyllama105"])
+def test_words_beside_two_blanks(name: str) -> None:
+    """What a vocabulary is made of is no matter of the text: every word is a unit of its own."""
+    model = refl.load(checkpoint(name))
+    s = Subject.read(model, Item("she", "she was happy  she said", target=5))
+    found = Perturbation(units="words").parts(s).numbers
+    pieces = np.asarray(model.tokens(s.reading.input))
+    texts = ["".join(pieces[found == w]) for w in range(found.max() + 1)]
+    assert texts == [" she", " was", " happy", " ", " she", " said"]

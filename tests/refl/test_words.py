@@ -148,6 +148,34 @@ def test_where_every_token_is_a_word(tmp_path: Path) -> None:
     assert again.words() == e.words() and again.against_logit == e.against_logit
 
 
+def characters(blank: str) -> Text:
+    """Single characters, one added later, a lone byte; special tokens may be longer."""
+    entries = ["<s>", "<unk>", blank, *"aehkst", "<0x0A>"]
+    t = Tokenizer(models.BPE({e: i for i, e in enumerate(entries)}, [], unk_token="<unk>"))
+    t.add_special_tokens(["<s>", "<unk>"])
+    t.add_tokens(["y"])
+    return Text(t)
+
+
+@pytest.mark.parametrize("blank", [" ", "\u2581"])
+def test_words_of_characters(blank: str) -> None:
+    """A blank starts a word, a character that is not known is one of its word."""
+    text = characters(blank)
+    ids = [0, *text.encode_bare(f"the{blank}keys{blank}{blank}th?se")]
+    starts = text.starts(ids)
+    first = [t for t, starting in enumerate(starts) if starting]
+    parts = [text.tokens(ids[a:b]) for a, b in zip(first, [*first[1:], len(ids)], strict=True)]
+    words = ["<s>", "the", " keys", " ", " th<unk>se"]
+    assert ["".join(part) for part in parts] == words
+
+
+def test_characters_without_a_blank_are_words() -> None:
+    """Where no word can be told from another; and where one entry has several characters."""
+    assert all(characters("d").starts([3, 4, 5]))
+    t = Tokenizer(models.WordLevel({"<s>": 0, " ": 1, "a": 2, "ab": 3}))
+    assert all(Text(t).starts([2, 3, 1, 2]))
+
+
 def test_words_that_nobody_knows() -> None:
     e = random_model(LLAMA, 0).explain([1, 2])
     with pytest.raises(refl.ReflError, match="nothing is known of words in the input"):
