@@ -14,7 +14,8 @@ and what is known of it, all of it optional:
     pair, types, position  as `Model.explain` has them
     evidence               what decides: numbers of tokens [4, 5], words ["keys"], or characters
                            [[8, 12]], from and to; evidence_tokens, evidence_words (texts, or their
-                           numbers as blanks part them) and evidence_spans are each of one kind
+                           numbers as blanks part them) and evidence_spans are each of one kind.
+                           A token of blanks alone is none
     support, or support_tokens    numbers of tokens that are evidence in the wide sense
     name, or id            by default the number of the line
 
@@ -34,6 +35,7 @@ from typing import Any, NamedTuple
 
 from refl import arguments
 from refl.errors import ReflError, quoted, shown
+from refl.evaluation.datasets import Span, tokens_of
 from refl.evaluation.subject import Item
 from refl.io.files import reason, regular_size, sha256
 from refl.model import Model
@@ -111,10 +113,6 @@ def items(path: str | Path, model: Model, limit: int | None = None) -> Iterator[
 
 # -- a line ----------------------------------------------------------------------------------------
 
-Span = tuple[int, int]
-"""Characters of a text, from and to."""
-
-
 @dataclass(frozen=True)
 class Record:
     """A line once parsed; `find` are words or characters of its text that are evidence, whose
@@ -156,12 +154,7 @@ class Record:
         if model.text is None:
             raise self.line.refused("evidence is given by words, and the model has no tokenizer")
         with self.named():
-            spans = model.text.spans(self.item.input)
-        return tuple(
-            t
-            for t, span in enumerate(spans)
-            if span and any(_overlap(span, f) for f in self.find or ())
-        )
+            return tokens_of(model.text, self.item.input, self.find or ())
 
     def _refuse_outside(self, evidence: tuple[int, ...], model: Model) -> None:
         with self.named():
@@ -191,10 +184,6 @@ class _Named:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, ReflError):
             raise self.line.refused(error) from error
-
-
-def _overlap(a: Span, b: Span) -> bool:
-    return max(a[0], b[0]) < min(a[1], b[1])
 
 
 def parsed(line: Line) -> Record:

@@ -167,14 +167,22 @@ def tokens_of(
     text: Text, sentence: str, spans: Sequence[Span], before: int | None = None
 ) -> tuple[int, ...]:
     """Numbers of the tokens of a sentence that overlap these characters; of its first `before`."""
+    found = enumerate(standing(text, sentence)[:before])
+    return tuple(t for t, place in found if any(overlap(place, span) for span in spans))
+
+
+def standing(text: Text, sentence: str) -> list[Span]:
+    """For each token of a sentence the characters it stands for; (0, 0) for a token of blanks
+    alone, and for one that was put around the sentence.
+    """
     pieces = text.tokens(text.encode(sentence))
-    return tuple(
-        t
-        for t, found in enumerate(text.spans(sentence)[:before])
-        if found is not None
-        and not pieces[t].isspace()
-        and any(max(found[0], a) < min(found[1], b) for a, b in spans)
-    )
+    found = zip(pieces, text.spans(sentence), strict=True)
+    return [(0, 0) if span is None or piece.isspace() else span for piece, span in found]
+
+
+def overlap(a: Span, b: Span) -> bool:
+    """Whether they have a character in common."""
+    return max(a[0], b[0]) < min(a[1], b[1])
 
 
 # -- files -----------------------------------------------------------------------------------------

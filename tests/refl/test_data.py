@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from refl.errors import ReflError
 from refl.evaluation.data import Line, items, lines, parsed, survey
 from refl.evaluation.subject import Item
+from refl.io.text import Text
 from refl.model import SHIPPED, Model, load
-from refl.verification.random_models import VIT, random_model
+from refl.verification.random_models import LLAMA, VIT, random_model
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,23 @@ def test_evidence_as_tokens_words_and_characters(
     evidence: dict[str, Any], tokens: tuple[int, ...], model: Model
 ) -> None:
     assert one({"text": TEXT, **evidence}, model).evidence == tokens
+
+
+@pytest.fixture(scope="module")
+def of_characters() -> Model:
+    """Each with the blank before it."""
+    entries = ["<unk>", "\u2581", *"adehklosty"]
+    t = Tokenizer(models.BPE({e: i for i, e in enumerate(entries)}, [], unk_token="<unk>"))
+    t.pre_tokenizer = pre_tokenizers.Metaspace()
+    return replace(random_model(LLAMA, 0), text=Text(t))
+
+
+@pytest.mark.parametrize("evidence", [["the"], [[0, 3]], [[0, 4]]])
+def test_a_token_of_blanks_is_no_evidence(evidence: Any, of_characters: Model) -> None:
+    """Tokens: _ t h e _ o l d _ k e y s; the first blank stands at the character of t."""
+    assert one({"text": "the old keys", "evidence": evidence}, of_characters).evidence == (1, 2, 3)
+    both = one({"text": "the old keys", "evidence_words": [0, 2]}, of_characters).evidence
+    assert both == (1, 2, 3, 9, 10, 11, 12)
 
 
 @pytest.mark.parametrize(
