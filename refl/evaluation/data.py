@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 from refl import arguments
 from refl.errors import ReflError, quoted, shown
-from refl.evaluation.datasets import Span, tokens_of
+from refl.evaluation.datasets import Span, overlap, overlapping, standing
 from refl.evaluation.subject import Item
 from refl.io.files import reason, regular_size, sha256
 from refl.model import Model
@@ -154,7 +154,14 @@ class Record:
         if model.text is None:
             raise self.line.refused("evidence is given by words, and the model has no tokenizer")
         with self.named():
-            return tokens_of(model.text, self.item.input, self.find or ())
+            places = standing(model.text, self.item.input)
+        for a, b in self.find or ():
+            if not any(overlap(place, (a, b)) for place in places):
+                raise self.line.refused(
+                    f"evidence at the characters [{a}, {b}], {quoted(self.item.input[a:b])}, is in "
+                    "no token that is more than a blank: expected characters of a word"
+                )
+        return overlapping(places, self.find or ())
 
     def _refuse_outside(self, evidence: tuple[int, ...], model: Model) -> None:
         with self.named():

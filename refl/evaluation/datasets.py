@@ -167,8 +167,7 @@ def tokens_of(
     text: Text, sentence: str, spans: Sequence[Span], before: int | None = None
 ) -> tuple[int, ...]:
     """Numbers of the tokens of a sentence that overlap these characters; of its first `before`."""
-    found = enumerate(standing(text, sentence)[:before])
-    return tuple(t for t, place in found if any(overlap(place, span) for span in spans))
+    return overlapping(standing(text, sentence)[:before], spans)
 
 
 def standing(text: Text, sentence: str) -> list[Span]:
@@ -178,6 +177,11 @@ def standing(text: Text, sentence: str) -> list[Span]:
     pieces = text.tokens(text.encode(sentence))
     found = zip(pieces, text.spans(sentence), strict=True)
     return [(0, 0) if span is None or piece.isspace() else span for piece, span in found]
+
+
+def overlapping(places: Sequence[Span], spans: Sequence[Span]) -> tuple[int, ...]:
+    """Numbers of the places that overlap any of the spans."""
+    return tuple(t for t, place in enumerate(places) if any(overlap(place, one) for one in spans))
 
 
 def overlap(a: Span, b: Span) -> bool:

@@ -117,6 +117,8 @@ def test_a_token_of_blanks_is_no_evidence(evidence: Any, of_characters: Model) -
         ({"text": TEXT, "evidence": ["key"]}, "evidence 'key' is outside the text"),
         ({"text": TEXT, "evidence": [[4, 99]]}, "evidence [4, 99] is outside the text"),
         ({"text": TEXT, "evidence": [[5, 5]]}, "evidence [5, 5] is outside the text"),
+        ({"text": TEXT, "evidence": [[3, 4]]}, "characters [3, 4], ' ', is in no token"),
+        ({"text": TEXT, "evidence_spans": [[4, 8], [8, 9]]}, "characters [8, 9], ' ', is in no"),
         ({"text": TEXT, "evidence_words": [5]}, "which has 5 words, 23 characters"),
         ({"text": TEXT, "evidence": "keys"}, "expected a list of numbers of tokens or words"),
         ({"text": TEXT, "evidence": [2, "keys"]}, "expected a list of"),
