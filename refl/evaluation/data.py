@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 from refl import arguments
 from refl.errors import ReflError, quoted, shown
-from refl.evaluation.datasets import Span, overlap, overlapping, standing
+from refl.evaluation.datasets import Span, occurrences, overlap, overlapping, standing
 from refl.evaluation.subject import Item
 from refl.io.files import reason, regular_size, sha256
 from refl.model import Model
@@ -112,6 +112,7 @@ def items(path: str | Path, model: Model, limit: int | None = None) -> Iterator[
 
 
 # -- a line ----------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Record:
@@ -384,7 +385,7 @@ def _found(line: Line, key: str, one: Any, text: str) -> Iterable[Span]:
     """Where a piece of evidence stands in the text. Raises ReflError where it does not."""
     words = [found.span() for found in re.finditer(r"\S+", text)]
     if isinstance(one, str):
-        spans = [found.span() for found in re.finditer(rf"(?<!\w){re.escape(one)}(?!\w)", text)]
+        spans = list(occurrences(text, one))
     elif isinstance(one, list):
         spans = [(one[0], one[1])] if 0 <= one[0] < one[1] <= len(text) else []
     else:

@@ -24,6 +24,7 @@ import gzip
 import io
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -189,6 +190,38 @@ def overlap(a: Span, b: Span) -> bool:
     return max(a[0], b[0]) < min(a[1], b[1])
 
 
+# -- words of a text -------------------------------------------------------------------------------
+
+
+def occurrences(text: str, word: str) -> tuple[Span, ...]:
+    """Wherever a word, or several, stands whole in a text; places may overlap."""
+    starts = (found.start() for found in re.finditer(f"(?={re.escape(word)})", text))
+    spans = ((a, a + len(word)) for a in starts)
+    return tuple(span for span in spans if word and _is_whole(text, *span))
+
+
+def _is_whole(text: str, a: int, b: int) -> bool:
+    """Whether no word goes on before or behind: letters, digits, and marks, which belong to what
+    they stand on (an accent, a vowel sign).
+    """
+    if b < len(text) and (_of_a_word(text[b]) or _is_mark(text[b])):
+        return False
+    if a and _is_mark(text[a]) and _is_mark(text[a - 1]):
+        return False
+    while a and _is_mark(text[a - 1]):
+        a -= 1
+    return not (a and _of_a_word(text[a - 1]))
+
+
+def _of_a_word(c: str) -> bool:
+    return c.isalnum() or c == "_"
+
+
+def _is_mark(c: str) -> bool:
+    """Of category M; or a joiner, which keeps letters of one word together or apart."""
+    return unicodedata.category(c).startswith("M") or c in "\u200c\u200d"
+
+
 # -- files -----------------------------------------------------------------------------------------
 
 
@@ -213,7 +246,7 @@ def _blimp(path: Path, text: str) -> Iterator[Pair]:
 def _with_targets(path: Path, text: str) -> Iterator[Pair]:
     """`target` is the word that decides, or NA."""
     for number, said in enumerate(csv.DictReader(io.StringIO(text))):
-        spans = _words(said["one_prefix_prefix"], said["target"])
+        spans = occurrences(said["one_prefix_prefix"], said["target"])
         yield _sentences(path, number, said, spans or None)
 
 
@@ -227,11 +260,6 @@ def _sentences(
         whole = [f"{good}.", f"{bad}."]
     kind = said.get("UID", path.stem)
     return Pair(f"{kind} {number}", whole[0], whole[1], evidence, facts={"construction": kind})
-
-
-def _words(text: str, word: str) -> tuple[Span, ...]:
-    """Wherever the word stands in a text."""
-    return tuple(f.span() for f in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text))
 
 
 def _agreement(path: Path, text: str) -> Iterator[Pair]:

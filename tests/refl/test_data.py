@@ -115,6 +115,7 @@ def test_a_token_of_blanks_is_no_evidence(evidence: Any, of_characters: Model) -
         ({"text": TEXT, "support": [6]}, "evidence 6 is outside the input"),
         ({"text": TEXT, "evidence": ["cat"]}, "evidence 'cat' is outside the text"),
         ({"text": TEXT, "evidence": ["key"]}, "evidence 'key' is outside the text"),
+        ({"text": "the cafe\u0301", "evidence": ["cafe"]}, "evidence 'cafe' is outside the text"),
         ({"text": TEXT, "evidence": [[4, 99]]}, "evidence [4, 99] is outside the text"),
         ({"text": TEXT, "evidence": [[5, 5]]}, "evidence [5, 5] is outside the text"),
         ({"text": TEXT, "evidence": [[3, 4]]}, "characters [3, 4], ' ', is in no token"),

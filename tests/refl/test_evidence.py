@@ -7,6 +7,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,46 @@ def test_the_shipped_models_sentences(explained: str) -> None:
     wide = float(np.mean([known or further for known, further in pairs]))
     assert hits(model, "cp-lrp", lines, explained) == pytest.approx((strict, wide))
     assert [i.input for i in datasets.shipped(12)["agreement"]] == [s["prefix"] for s in lines]
+
+
+# -- words of a text -------------------------------------------------------------------------------
+
+ACUTE, VIRAMA, SIGN_I = "\u0301", "\u094d", "\u093f"
+KA, TA, SSA = "\u0915", "\u0924", "\u0937"
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "places"),
+    [
+        ("the keys to the cabinet", "the", [0, 12]),
+        ("aa aa aa", "aa aa", [0, 3]),
+        ("keys, key's _key key1", "key", [6]),
+        ("", "key", []),
+        ("the key", "", []),
+        (f"cafe{ACUTE} cafe", "cafe", [6]),
+        (f"cafe{ACUTE}", f"cafe{ACUTE}", [0]),
+        (f"cafe{ACUTE}", ACUTE, []),
+        (f"e{ACUTE}t t", "t", [4]),  # a word goes on behind its accent
+        (f"e\u0323{ACUTE}", ACUTE, []),  # the second of two marks
+        (f"-\u0323{ACUTE}", ACUTE, []),
+        (f"{KA}{SIGN_I}{TA} {TA}", TA, [4]),
+        (f"{KA}{SIGN_I} {KA}", KA, [3]),
+        (f"{KA}{VIRAMA}{SSA}", SSA, []),
+        (f"{KA}{VIRAMA}\u200d{SSA}", SSA, []),  # joined
+        ("\u2603\ufe0fkey", "key", [2]),  # a snowman and how it is to be drawn are no word
+        ("a.b axb", "a.b", [0]),
+    ],
+)
+def test_words_stand_whole(text: str, word: str, places: list[int]) -> None:
+    assert datasets.occurrences(text, word) == tuple((a, a + len(word)) for a in places)
+
+
+@given(st.text("aA1_ -.,", max_size=12), st.text("aA1_ -.", min_size=1, max_size=3))
+def test_without_marks_words_stand_as_expressions_have_it(text: str, word: str) -> None:
+    pattern = re.compile(rf"(?<!\w)(?={re.escape(word)}(?!\w))")
+    assert [a for a, _ in datasets.occurrences(text, word)] == [
+        found.start() for found in pattern.finditer(text)
+    ]
 
 
 # -- data ------------------------------------------------------------------------------------------
