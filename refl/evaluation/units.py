@@ -11,13 +11,14 @@ other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from refl import patches
+from refl.arguments import number_or_none
 from refl.errors import ReflError, argument, shown
 from refl.evaluation.subject import Subject
 from refl.network import Network, Reading
@@ -117,16 +118,38 @@ def of_picture(network: Network, reading: Reading, patch: int | None) -> Units:
 
 
 def checked(what: str, scores: Any) -> Any:  # -> NumPy float64
-    """Scores as they come. Raises ReflError for what cannot be put in an order."""
+    """Scores as they come. Raises ReflError for what cannot be put in an order, and for texts, true
+    and false, and dates, which NumPy would make numbers of.
+    """
     try:
-        if np.iscomplexobj(scores):
-            raise TypeError("complex numbers have no order")
-        found = np.asarray(scores, dtype=np.float64)
-    except (TypeError, ValueError) as reason:
+        found = np.asarray(_numbers(scores), dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as reason:
         raise ReflError(f"{what} are no array of numbers: {shown(reason)}") from None
     if not np.isfinite(found).all():
         raise ReflError(f"{what} are not all finite, so they have no order: expected numbers")
     return found
+
+
+def _numbers(scores: Any) -> Any:  # -> NumPy, of numbers
+    """Raises TypeError for an array of anything else."""
+    found = np.asarray(scores)
+    if found.dtype.kind == "O":
+        others = set(map(type, map(number_or_none, found.ravel().tolist()))) - {int, float}
+    else:  # beside a number NumPy makes 1 of true
+        others = set(map(type, _members(scores))) & {bool, np.bool_}
+    if complex in others or found.dtype.kind == "c":
+        raise TypeError("complex numbers have no order")
+    if others:
+        raise TypeError(f"one of them is a {min(other.__name__ for other in others)}")
+    if found.dtype.kind not in "fiuO":
+        raise TypeError(f"their dtype is {found.dtype}")
+    return found
+
+
+def _members(scores: Any) -> Iterator[Any]:
+    """What lists hold, those in them too."""
+    for one in scores if isinstance(scores, (list, tuple)) else ():
+        yield from _members(one) if isinstance(one, (list, tuple)) else (one,)
 
 
 def text_scores(subject: Subject, scores: Any, decoder_scores: Any, decoder: bool) -> Any:

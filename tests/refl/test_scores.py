@@ -96,12 +96,37 @@ def test_a_contrast_is_another_output(tmp_path: Path) -> None:
         ({"a": [1.0, 2.0, float("nan")]}, "not all finite"),
         ({"a": ["x", 2.0, 3.0]}, "no array of numbers"),
         ({"a": [1j, 2.0, 3.0]}, "complex numbers have no order"),
+        ({"a": np.asarray([1j, 2.0, 3.0])}, "complex numbers have no order"),
+        ({"a": ["1", "2", "3"]}, "no array of numbers: their dtype is <U1"),
+        ({"a": [True, False, True]}, "one of them is a bool"),
+        ({"a": [1.5, True, 2]}, "one of them is a bool"),
+        ({"a": [None, 1.0, 2.0]}, "one of them is a NoneType"),
+        ({"a": None}, "one of them is a NoneType"),
+        ({"a": np.asarray(["1", "2", "3"])}, "their dtype is <U1"),
+        ({"a": np.asarray([True, False, True])}, "their dtype is bool"),
+        ({"a": np.asarray([1, 2, 3], dtype="datetime64[D]")}, "their dtype is datetime64"),
+        ({"a": np.asarray([1, "2", 3], dtype=object)}, "one of them is a str"),
+        ({"a": [10**400, 2, 3]}, "no array of numbers: int too large"),
     ],
 )
 def test_scores_that_do_not_fit(arrays: Any, words: str) -> None:
     with pytest.raises(ReflError, match=words):
         found = scores.of_arrays("x", arrays)
         judged(MODEL, ITEMS, [found.matched(["a", "b"])], ["flip"])
+
+
+@pytest.mark.parametrize("many", [
+    [1, 2.5, -3], (1, 2.5, -3), np.asarray([1, 2.5, -3], dtype=object), [np.float32(1), 2.5, -3],
+    [np.asarray(1.0), np.int8(2) + 0.5, -3], np.asarray([1, 2.5, -3], dtype=np.float16),
+    np.asarray([2, 5, -6], dtype=np.int8) / 2,
+])  # fmt: skip
+def test_numbers_of_any_kind(many: Any) -> None:
+    (found,) = scores.of_arrays("x", [many]).in_order
+    assert found.scores.dtype == np.float64 and found.scores.tolist() == [1.0, 2.5, -3.0]
+    (picture,) = scores.of_arrays("x", [[list(many), list(many)]]).in_order
+    assert picture.scores.tolist() == [[1.0, 2.5, -3.0]] * 2
+    (whole,) = scores.of_arrays("x", [np.asarray([0, 255], dtype=np.uint8)]).in_order
+    assert whole.scores.tolist() == [0.0, 255.0]
 
 
 @pytest.mark.parametrize("arrays", [ARRAYS, list(ARRAYS.values())], ids=["by name", "in order"])
@@ -122,6 +147,10 @@ def test_inputs_of_one_name_are_refused(arrays: Any) -> None:
         ("x.jsonl", b'{"scores": [1], "name": "a"}\n{"scores": [1]}', "names some"),
         ("x.jsonl", b'{"scores": [1], "name": "a"}\n{"scores": [1], "name": "a"}', "twice"),
         ("x.jsonl", b'{"scores": [1, [2]]}', "no array of numbers"),
+        ("x.jsonl", b'{"scores": ["1", "2"]}', "line 1: the scores are no array of numbers"),
+        ("x.jsonl", b'{"scores": [true, false]}', "one of them is a bool"),
+        ("x.jsonl", b'{"scores": [' + b"9" * 400 + b"]}", "no array of numbers: int too large"),
+        ("x.jsonl", b'{"scores": ' + b"[" * 200 + b"]" * 200 + b"}", "no array of numbers"),
     ],
 )
 def test_files_of_something_else(file: str, content: bytes, words: str, tmp_path: Path) -> None:
