@@ -10,8 +10,8 @@
                         of these: by the names of the files where they are names of inputs, else in
                         the order of their names
 
-Every token has a score, special ones included. Oracle files know their input and their target: both
-have to be those of the item.
+Every token has a score, special ones included. Oracle files know their input and what is explained,
+and where: that has to be the item's.
 """
 
 from __future__ import annotations
@@ -132,6 +132,29 @@ class Scores:
             raise ReflError(
                 f"{where} explains {e.what}: expected the output that is judged, "
                 f"{' less '.join(map(repr, names))}"
+            )
+        self._refuse_other_way(subject, e, where)
+
+    @staticmethod
+    def _refuse_other_way(subject: Subject, e: Explanation, where: str) -> None:
+        """One of the same output at another token, of another number of it, or of an input that was
+        read with other token types. What the file does not say is not compared.
+        """
+        if e.seed != subject.seed.kind:
+            raise ReflError(
+                f"{where} explains {e.what}: expected the {subject.seed.kind}, which is judged"
+            )
+        position = subject.question.position_of(subject.reading)
+        if e.position not in (None, position):
+            raise ReflError(
+                f"{where} explains the output of token {e.position}: expected that of token "
+                f"{position}, which is judged"
+            )
+        types = subject.reading.types
+        if e.types is not None and list(e.types) != list(types or [0] * len(e.input_ids)):
+            raise ReflError(
+                f"{where} is of other token types: expected those of the item, "
+                f"{arguments.received(types)}"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from refl.errors import ReflError
 from refl.evaluation import Item, Perturbation, Subject, judged, scores
-from refl.verification.random_models import LLAMA, T5, VIT, random_model
+from refl.verification.random_models import BERT, LLAMA, T5, VIT, random_model
 
 MODEL = random_model(LLAMA, 0)
 ITEMS = [Item("a", [3, 9, 4], target=5), Item("b", [7, 2], target=5)]
@@ -85,6 +86,59 @@ def test_a_contrast_is_another_output(tmp_path: Path) -> None:
     for other in (Item("a", [3, 9, 4], target=5), Item("a", [3, 9, 4], contrast=(5, 1))):
         with pytest.raises(ReflError, match="expected the output"):
             judged(MODEL, other, [found], ["flip"])
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "words"),
+    [
+        ({}, "logit", ""),
+        ({"position": 2}, "logit", ""),
+        ({"position": -1}, "logit", ""),
+        ({"position": 0}, "logit", "the output of token 0: expected that of token 2, which"),
+        ({}, "probability", "explains logit of .*: expected the probability, which is judged"),
+        ({"seed": "probability"}, "probability", ""),
+        ({"seed": "probability"}, "logit", "explains probability of .*: expected the logit"),
+        ({"seed": "log-probability"}, "logit", "explains log-probability of"),
+    ],
+)
+def test_oracle_files_of_another_position_or_number(
+    said: dict[str, Any], kind: str, words: str, tmp_path: Path
+) -> None:
+    MODEL.explain([3, 9, 4], target=5, keep=(), **said).save(tmp_path / "a.safetensors")
+    found = scores.read(tmp_path)
+    for item in (ITEMS[0], replace(ITEMS[0], position=2)):
+        subject = Subject.read(MODEL, item, kind)
+        if words:
+            with pytest.raises(ReflError, match=words):
+                found.cases([subject])
+        else:
+            assert found.cases([subject])
+    if said.get("position") == 0:
+        assert found.cases([Subject.read(MODEL, replace(ITEMS[0], position=0), kind)])
+
+
+@pytest.mark.parametrize(
+    ("of_file", "of_item", "fits"),
+    [
+        (None, (0, 1, 1), True),  # nothing is said
+        ([0, 0, 0], None, True),  # what a net takes where nothing is said
+        ([0, 1, 1], (0, 1, 1), True),
+        ([0, 1, 1], None, False),
+        ([0, 0, 0], (0, 1, 1), False),
+    ],
+)
+def test_oracle_files_of_other_token_types(
+    of_file: Any, of_item: Any, fits: bool, tmp_path: Path
+) -> None:
+    model, path = random_model(BERT, 0), tmp_path / "a.safetensors"
+    model.explain([3, 9, 4], target=5, types=of_file, position=1, keep=()).save(path)
+    item = Item("a", [3, 9, 4], target=5, types=of_item, position=1)
+    subject, found = Subject.read(model, item), scores.read(path)
+    if fits:
+        assert found.cases([subject])
+    else:
+        with pytest.raises(ReflError, match="is of other token types: expected those of the item"):
+            found.cases([subject])
 
 
 @pytest.mark.parametrize(
