@@ -31,7 +31,8 @@ known to decide, held against what each method says. Random scores stand beside 
 """
 
 _MORE = """\
-metrics (options after colons, flip:baseline=mask:steps=20 say):
+metrics (options after colons, flip:baseline=mask:steps=20 say; a text that reads as a number in
+quotes, "flip:baseline='5'"):
   flip             the explained number while units are replaced in the order of their scores
   insert           the same while they are brought back
   evidence         do the largest scores stand where the evidence is known to be
@@ -178,7 +179,7 @@ def _typed(args: argparse.Namespace) -> Typed:
         if label in found or label in (s.label for s in args.scores):
             raise ReflError(f"the method {shown(label)!r} stands twice: name each once")
         name, *said = label.split(":")
-        found[label] = name, _grid(said)
+        found[label] = name, _grid(label, said)
     labels = [one.label for one in args.scores]
     for label in labels:
         if labels.count(label) > 1:
@@ -210,13 +211,15 @@ def _chosen(
     return found
 
 
-def _grid(said: list[str]) -> dict[str, list[Any]]:
-    """OPTION=A/B/C each."""
+def _grid(label: str, said: list[str]) -> dict[str, list[Any]]:
+    """OPTION=A/B/C each. Raises ReflError for an option that stands twice."""
     from refl.cli.asked import options_asked
 
-    found = {}
+    found: dict[str, list[Any]] = {}
     for one in said:
         name, sign, values = one.partition("=")
+        if name in found:
+            raise ReflError(f"the method {shown(label)!r} gives {shown(name)!r} twice")
         each = [options_asked([f"{name}{sign}{value}"]) for value in values.split("/")]
         found[name] = [value for option in each for value in option.values()]
     return found

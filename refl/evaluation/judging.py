@@ -1,12 +1,11 @@
 """Every metric by name, and items judged for several methods in a plain loop.
 
 A name can carry options: "flip", "flip:baseline=mask", "insert:units=words:steps=20",
-"evidence:k=1". The name of a metric is such a name again.
+"evidence:k=1". The name of a metric is such a name again (refl.evaluation.naming).
 """
 
 from __future__ import annotations
 
-import ast
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 
 from refl.arrays import asnumpy
 from refl.errors import ReflError, nearest, shown
+from refl.evaluation import naming
 from refl.evaluation.evidence import Evidence
 from refl.evaluation.leave_one_out import LeaveOneOut
 from refl.evaluation.perturbation import Perturbation
@@ -50,21 +50,11 @@ def metric(which: str | Metric) -> Metric:
             f"unknown metric {shown(repr(name))}: expected one of {', '.join(METRICS)} "
             f"(nearest: {near})"
         )
-    return _with_options(METRICS[name], dict(map(_option, options)))
-
-
-def _option(said: str) -> tuple[str, Any]:
-    name, equals, value = said.partition("=")
-    if not equals:
-        raise ReflError(f"{shown(repr(said))} is no option of a metric: expected name=value")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
+    return _with_options(METRICS[name], naming.options(options))
 
 
 def _with_options(which: Metric, options: Mapping[str, Any]) -> Metric:
-    known = [one.name for one in fields(which)]  # type: ignore[arg-type]
+    known = [one.name for one in fields(which) if one.init]  # type: ignore[arg-type]
     for name in options:
         if name not in known:
             raise ReflError(

@@ -35,7 +35,7 @@ from refl import arguments, patches
 from refl.arrays import asnumpy
 from refl.edits import Edit, Edits
 from refl.errors import ReflError, argument
-from refl.evaluation import components, units
+from refl.evaluation import components, naming, units
 from refl.evaluation.correlation import CORRELATIONS, agreement
 from refl.evaluation.subject import Judged, Subject
 from refl.methods import Method, copies
@@ -76,7 +76,7 @@ class LeaveOneOut:
     def name(self) -> str:
         """With every option that is not the default."""
         said = [
-            f"{one.name}={getattr(self, one.name)}"
+            naming.option(one.name, getattr(self, one.name))
             for one in fields(self)
             if getattr(self, one.name) != one.default
         ]

@@ -28,7 +28,7 @@ import numpy as np
 
 from refl import arguments
 from refl.errors import ReflError, argument
-from refl.evaluation import perturbed, units
+from refl.evaluation import naming, perturbed, units
 from refl.evaluation.perturbed import Runner, State
 from refl.evaluation.subject import Case, Judged, Subject
 from refl.evaluation.units import Units
@@ -87,7 +87,7 @@ class Perturbation:
     def name(self) -> str:
         """The mode, and every option that is not the default."""
         said = [
-            f"{one.name}={getattr(self, one.name)}"
+            naming.option(one.name, getattr(self, one.name))
             for one in fields(self)
             if one.name != "mode" and getattr(self, one.name) != one.default
         ]

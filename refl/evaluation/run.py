@@ -26,11 +26,12 @@ from refl.errors import ReflError, shown
 from refl.evaluation.corpus import Job, Opened
 from refl.evaluation.data import Line, lines, parsed
 from refl.evaluation.evidence import Evidence
-from refl.evaluation.judging import Row, by_label, by_method, judged, metric
+from refl.evaluation.judging import METRICS, Row, by_label, by_method, judged, metric
 from refl.evaluation.results import Results
+from refl.evaluation.sanity import Sanity
 from refl.evaluation.scores import Scores
 from refl.evaluation.shards import Folder
-from refl.evaluation.subject import Item, Subject, asked
+from refl.evaluation.subject import Item, Metric, Subject, asked
 from refl.evaluation.workers import Pool, not_both
 from refl.methods.random import Random
 from refl.model import Model
@@ -45,7 +46,7 @@ class Judging:
     """What is asked of every input."""
 
     methods: Mapping[str, Any]
-    metrics: tuple[str, ...]
+    metrics: tuple[Metric, ...]
     kind: str = "logit"
     contrast: bool = True
     batch_tokens: int = TOKENS
@@ -54,11 +55,18 @@ class Judging:
         """By name, for a folder to tell it from another."""
         return {
             "methods": {label: _facts(one) for label, one in self.methods.items()},
-            "metrics": list(self.metrics),
+            "metrics": [one.name for one in self.metrics],
+            **self._methods_asked(),
             "seed": self.kind,
             "contrast": self.contrast,
             "batch_tokens": self.batch_tokens,
         }
+
+    def _methods_asked(self) -> dict[str, Any]:
+        """Of metrics that ask a method of their own: a file may say another one tomorrow."""
+        named = {one.name: one.settled for one in self.metrics if isinstance(one, Sanity)}
+        found = {name: _facts(method) for name, method in named.items() if method is not None}
+        return {"methods of metrics": found} if found else {}
 
     def narrowed(self, part: list[Line]) -> Judging:
         """With the scores from elsewhere of these lines alone."""
@@ -121,13 +129,14 @@ def evaluate(
     The others, and what is raised, as in `explain_corpus`.
     """
     not_both(pool, workers)
-    names = tuple(metric(one).name for one in metrics)
+    asked_of = tuple(map(_said_by_name, metrics))
+    names = [one.name for one in asked_of]
     if not names or len(set(names)) < len(names):
-        raise arguments.expected("metrics", "at least one, and none twice", list(names))
+        raise arguments.expected("metrics", "at least one, and none twice", names)
     limit = None if limit is None else arguments.positive("limit", limit)
     file, skipped = arguments.path("file", file), frozenset(skip)
     found = _matched(with_random(by_label(methods)), file, limit, skipped)
-    how = Judging(found, names, kind, contrast, batch_tokens)
+    how = Judging(found, asked_of, kind, contrast, batch_tokens)
     _refuse_undefined(model, file, limit, how)
     job = Job(
         model=model,
@@ -144,6 +153,19 @@ def evaluate(
     )
     job.run(pool, workers, progress)
     return Results.read(job.folder)
+
+
+def _said_by_name(which: str | Metric) -> Metric:
+    """A metric. Raises ReflError where its name, by which tables know it, says another or none."""
+    found = metric(which)
+    with suppress(ReflError):
+        if metric(found.name) == found:
+            return found
+    raise ReflError(
+        f"metric {shown(found.name)} is not what its name says, by which tables know it: expected "
+        f"one of {', '.join(METRICS)}, its options texts and numbers, and of a composite the path "
+        "of its .toml file"
+    )
 
 
 def _matched(
@@ -179,18 +201,18 @@ def _refuse_undefined(model: Model, file: Path, limit: int | None, how: Judging)
         refuse = getattr(method, "refuse", None)
         if refuse is not None:
             refuse(model)
-    for name in how.metrics:
-        by_method(metric(name), how.methods)
+    for one in how.metrics:
+        by_method(one, how.methods)
     _refuse_unknown(file, limit, how)
     for first in lines(file, limit=1):
         subject = _subject(model, first, how)
-        for name in how.metrics:
-            metric(name).refuse(subject)
+        for one in how.metrics:
+            one.refuse(subject)
 
 
 def _refuse_unknown(file: Path, limit: int | None, how: Judging) -> None:
     """Evidence is judged where there is some: a column without a number would look like work."""
-    asked = [name for name in how.metrics if isinstance(metric(name), Evidence)]
+    asked = [one.name for one in how.metrics if isinstance(one, Evidence)]
     if asked and not any(parsed(line).has_evidence for line in lines(file, limit)):
         raise ReflError(
             f"metric {asked[0]} judges what is known to decide, and no line of {shown(file)} says "

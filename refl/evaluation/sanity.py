@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,7 +29,7 @@ import numpy as np
 from refl import arguments
 from refl.arrays import Array, asnumpy, like
 from refl.errors import ReflError, argument
-from refl.evaluation import components
+from refl.evaluation import components, naming
 from refl.evaluation.correlation import spearman
 from refl.evaluation.subject import Judged, Subject
 from refl.methods import Method, chosen
@@ -39,13 +40,15 @@ ABOVE, BELOW = "above the blocks", "below the blocks"
 
 @dataclass(frozen=True)
 class Sanity:
-    """method    whose scores are judged, a name or itself: it explains the randomized net too; by
-              default whatever `judged` judges, each method by its own explanations
+    """method    whose scores are judged, a name, a .toml file or itself: it explains the randomized
+              net too; by default whatever `judged` judges, each method by its own explanations
     draw      another number gives other weights
     """
 
-    method: str | Method | None = None
+    method: str | Path | Method | None = field(default=None, compare=False)
     draw: int = 0
+    settled: Method | None = field(init=False, repr=False, default=None)
+    """The method itself, a file read once."""
 
     source: ClassVar[str] = "Adebayo et al. 2018, arXiv 1810.03292"
     summary: ClassVar[str] = (
@@ -63,8 +66,8 @@ class Sanity:
     def __post_init__(self) -> None:
         if arguments.whole("draw", self.draw) < 0:
             raise arguments.expected("draw", "a whole number of at least 0", self.draw)
-        if self.method is not None:
-            chosen(self.method)
+        found = None if self.method is None else chosen(self.method)
+        object.__setattr__(self, "settled", found)
 
     def of(self, method: Any) -> Sanity:
         """The same for the scores of a method. Raises ReflError for scores from elsewhere."""
@@ -79,23 +82,25 @@ class Sanity:
 
     @property
     def name(self) -> str:
-        """With every option that is not the default."""
+        """With every option that is not the default; a method from a file by its path, for its own
+        name may be another's.
+        """
         said = ["sanity"]
-        if self.method is not None:
-            said.append(f"method={chosen(self.method).name}")
+        if self.settled is not None:
+            is_said = isinstance(self.method, (str, Path))
+            said.append(naming.option("method", str(self.method) if is_said else self.settled.name))
         return ":".join(said + [f"draw={self.draw}"] * (self.draw != 0))
 
     def refuse(self, subject: Subject) -> None:
         """Raises ReflError for a net that the method is not defined for."""
-        if self.method is not None:
-            chosen(self.method).refuse(subject.question.network)
+        if self.settled is not None:
+            self.settled.refuse(subject.question.network)
 
     def judge(self, subject: Subject, scores: Any, decoder_scores: Any = None) -> Judged:
         """The correlation with all weights random, and as curves those by depth: 0 parts, 1, ..."""
-        if self.method is None:
+        if self.settled is None:
             raise ReflError(f"sanity has no {argument('method')}: expected that of the scores")
-        method = chosen(self.method)
-        signed, sizes = by_depth(subject, method, np.asarray(scores), self.draw)
+        signed, sizes = by_depth(subject, self.settled, np.asarray(scores), self.draw)
         return Judged(
             {"sanity": signed[-1], "sanity_absolute": sizes[-1]},
             {"sanity": np.asarray(signed), "sanity_absolute": np.asarray(sizes)},

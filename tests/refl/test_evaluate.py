@@ -25,13 +25,15 @@ from refl.errors import ReflError
 from refl.evaluation import figures, page, tables
 from refl.evaluation.data import items
 from refl.evaluation.judging import METRICS as METRICS_THERE_ARE
-from refl.evaluation.judging import judged
+from refl.evaluation.judging import judged, metric
+from refl.evaluation.leave_one_out import LeaveOneOut
 from refl.evaluation.results import GRID, Results, band, on_grid
 from refl.evaluation.run import evaluate
+from refl.evaluation.sanity import Sanity
 from refl.evaluation.shards import Folder
 from refl.evaluation.tuning import split
 from refl.evaluation.workers import InThisProcess
-from refl.methods import METHODS
+from refl.methods import METHODS, chosen
 from refl.methods.base import Attribution
 from refl.methods.random import Random
 from refl.model import Model, load
@@ -261,6 +263,49 @@ def held_in(data: Path, model: Model, count: int) -> list[str]:
     """Names of the inputs that are not tuned on."""
     _, rest = split(list(items(data, model)), count)
     return [item.name for item in rest]
+
+
+# -- metrics by name -------------------------------------------------------------------------------
+
+OWN = """base = "attnlrp"
+name = "NAME"
+[[rule]]
+operation = "linear"
+role = "mlp.*"
+rule = "gamma"
+gamma = 0.25
+"""
+
+
+@pytest.mark.parametrize("name", ["random", "gamma in the MLPs"])
+def test_sanity_by_a_method_in_a_file(
+    name: str, model: Model, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the file calls it, it is the file's; another content is another run."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text(OWN.replace("NAME", name), encoding="utf-8")
+    asked = "sanity:method=mine.toml"
+    found = evaluate(model, data, "run", ["attnlrp"], [asked], limit=1, workers=1)
+    item = next(items(data, model))
+    for said in rows(Path("run")):
+        (alone,) = judged(model, item, [said["method"]], [Sanity(chosen("mine.toml"))])
+        assert said["metric"] == asked and said["numbers"] == pytest.approx(alone.numbers)
+    assert tables.as_csv(found).splitlines()[0].count("sanity") == 2
+    changed = OWN.replace("NAME", name).replace("0.25", "0.5")
+    Path("mine.toml").write_text(changed, encoding="utf-8")
+    with pytest.raises(ReflError, match="another methods of metrics"):
+        evaluate(model, data, "run", ["attnlrp"], [asked], limit=1)
+
+
+def test_a_metric_that_its_name_does_not_say(model: Model, data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(OWN.replace("NAME", "random"), encoding="utf-8")
+    for asked in (Sanity(chosen(path)), LeaveOneOut(math.nan)):
+        with pytest.raises(ReflError, match="is not what its name says"):
+            evaluate(model, data, tmp_path / "run", METHOD, [asked], limit=1)
+    assert not (tmp_path / "run").exists()
+    assert metric(Sanity(chosen("attnlrp")).name) == Sanity(chosen("attnlrp")) == Sanity("attnlrp")
+    assert Sanity("attnlrp") != Sanity("cp-lrp")
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -578,6 +623,8 @@ class Undefined(Attribution):
         (["--metrics", "flip:units=patches"], "units is 'patches'"),
         (["--metrics", "flip,flip"], "none twice"),
         (["--metrics", "flip,"], "expected names between commas"),
+        (["--metrics", "flip:steps=2:steps=3"], "option 'steps' is given twice"),
+        (["--methods", "smoothgrad:samples=2:samples=3"], "gives 'samples' twice"),
         (["--methods", "nonsense"], "unknown method 'nonsense'"),
         (["--methods", "grad-cam-like"], "grad-cam-like is not defined for llama"),
         (["--methods", "cp-lrp:epz=1"], "epz"),

@@ -19,7 +19,16 @@ from hypothesis import strategies as st
 import refl
 from refl.edits import Edit
 from refl.errors import ReflError
-from refl.evaluation import Case, Item, Perturbation, Subject, judged, metric, perturbation
+from refl.evaluation import (
+    Case,
+    Item,
+    Perturbation,
+    Subject,
+    judged,
+    metric,
+    perturbation,
+)
+from refl.evaluation.leave_one_out import LeaveOneOut
 from refl.evaluation.perturbation import boundaries, rank, states
 from refl.model import Model
 from refl.question import Question
@@ -399,9 +408,28 @@ def test_a_metric_by_its_name() -> None:
     m = metric("flip:units=words:baseline=mask:steps=20")
     assert m == Perturbation("flip", "words", "mask", steps=20)
     assert metric(m.name) == m and metric(m) is m and metric("insert").name == "insert"
+    assert metric("flip:baseline='5'") == Perturbation(baseline="5") != Perturbation(baseline=5)
+    assert [Perturbation(baseline=b).name for b in ("5", 5, "keys", "a:b")] == [
+        "flip:baseline='5'", "flip:baseline=5", "flip:baseline=keys", r"flip:baseline='a\x3ab'",
+    ]  # fmt: skip
     for wrong in ("flp", "flip:speed=3", "flip:steps", 3):
         with pytest.raises(ReflError):
             metric(wrong)  # type: ignore[arg-type]
+
+
+@given(st.text(max_size=6) | st.sampled_from([
+    "None", "True", "1e3", "0x10", " 5", "'5'", "(1)", "'", '"', "\\", "a:b", "a,b", "[]", "-", "=",
+]) | st.integers(), st.booleans())  # fmt: skip
+def test_the_name_of_a_metric_reads_as_itself(value: str | int, special: bool) -> None:
+    """As one name among others between commas, too."""
+    for m in (Perturbation(baseline=value, special=special), LeaveOneOut(fill=value)):
+        assert metric(m.name) == m and "," not in m.name and m.name == m.name.strip()
+        assert m.name.isprintable()
+
+
+def test_an_option_of_a_metric_twice() -> None:
+    with pytest.raises(ReflError, match="option 'steps' is given twice"):
+        metric("flip:steps=2:steps=3")
 
 
 # -- units -----------------------------------------------------------------------------------------
