@@ -25,14 +25,15 @@ import io
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from refl import arguments
-from refl.errors import ReflError, shown
+from refl.errors import ReflError, quoted, shown
 from refl.evaluation.subject import Item
 from refl.io.files import read_bytes
 from refl.io.text import Text
@@ -105,19 +106,16 @@ class Pair:
 
 
 def pairs(path: str | Path) -> list[Pair]:
-    """The minimal pairs of a file. Raises ReflError for a file that holds none."""
+    """The minimal pairs of a file. Raises ReflError for a file that holds none, and for a line that
+    is none.
+    """
     path = arguments.path("the file of minimal pairs", path)
     reader = next((r for end, r in _READERS.items() if path.name.endswith(end)), None)
     if reader is None:
         raise ReflError(
             f"{shown(path)} is no file of minimal pairs: expected the end {', '.join(_READERS)}"
         )
-    try:
-        found = list(reader(path, _text(path)))
-    except (KeyError, TypeError, ValueError, csv.Error) as reason:
-        raise ReflError(
-            f"{shown(path)} is no file of minimal pairs: {type(reason).__name__} {shown(reason)}"
-        ) from None
+    found = list(reader(path, _text(path)))
     if not found:
         raise ReflError(f"{shown(path)} has no minimal pair of one beginning and two words after")
     return found
@@ -229,53 +227,110 @@ def _text(path: Path) -> str:
     raw = read_bytes(path, LARGEST)
     if path.name.endswith(".gz"):
         try:
-            raw = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(LARGEST)
-        except (OSError, EOFError) as reason:
+            raw = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(LARGEST + 1)
+        except (OSError, EOFError, zlib.error) as reason:
             raise ReflError(f"{shown(path)} cannot be unpacked: {shown(reason)}") from None
-    return raw.decode("utf-8")
+        if len(raw) > LARGEST:
+            raise ReflError(
+                f"{shown(path)} is unpacked more than {LARGEST} bytes: expected a smaller file"
+            )
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as reason:
+        raise ReflError(f"{shown(path)} is no text in UTF-8: {shown(reason)}") from None
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What a line says of a pair, by the names of its columns."""
+
+    place: str
+    said: Mapping[str, Any]
+
+    def text(self, name: str) -> str:
+        value = self.said.get(name)
+        if not isinstance(value, str) or not value.strip():
+            raise self.refused(f"{name} is {quoted(value)}, expected a text")
+        return value
+
+    def refused(self, words: str) -> ReflError:
+        return ReflError(f"{self.place} is no minimal pair: {words}")
+
+
+def _objects(path: Path, text: str) -> Iterator[_Line]:
+    """JSON Lines; blank ones are passed over."""
+    for number, content in enumerate(text.split("\n"), 1):
+        line = _Line(f"{shown(path)}, line {number},", {})
+        try:
+            said = json.loads(content) if content.strip() else {}
+        except (ValueError, RecursionError) as reason:
+            raise line.refused(f"no JSON, {shown(reason)}") from None
+        if not isinstance(said, dict):
+            raise line.refused(f"{quoted(said)}, expected an object")
+        if content.strip():
+            yield replace(line, said=said)
+
+
+def _columns(path: Path, text: str, delimiter: str) -> Iterator[_Line]:
+    """Lines of a table whose first line names its columns."""
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+    try:
+        for said in reader:
+            yield _Line(f"{shown(path)}, line {reader.line_num},", said)
+    except csv.Error as reason:
+        raise ReflError(f"{shown(path)}, line {reader.reader.line_num}: {shown(reason)}") from None
 
 
 def _blimp(path: Path, text: str) -> Iterator[Pair]:
     """Pairs of one beginning; those that compare two beginnings are left out."""
-    for number, line in enumerate(text.splitlines()):
-        said = json.loads(line)
-        if said["one_prefix_method"]:
-            yield _sentences(path, number, said, None)
+    for number, line in enumerate(_objects(path, text)):
+        compares = line.said.get("one_prefix_method")
+        if not isinstance(compares, bool):
+            raise line.refused(f"one_prefix_method is {quoted(compares)}, expected true or false")
+        if compares:
+            yield _sentences(path, number, line, None)
 
 
 def _with_targets(path: Path, text: str) -> Iterator[Pair]:
     """`target` is the word that decides, or NA."""
-    for number, said in enumerate(csv.DictReader(io.StringIO(text))):
-        spans = occurrences(said["one_prefix_prefix"], said["target"])
-        yield _sentences(path, number, said, spans or None)
+    for number, line in enumerate(_columns(path, text, ",")):
+        spans = occurrences(line.text("one_prefix_prefix"), line.text("target"))
+        yield _sentences(path, number, line, spans or None)
 
 
-def _sentences(
-    path: Path, number: int, said: dict[str, Any], evidence: tuple[Span, ...] | None
-) -> Pair:
-    prefix = said["one_prefix_prefix"]
-    good, bad = (f"{prefix} {said[f'one_prefix_word_{kind}']}" for kind in ("good", "bad"))
-    whole = [str(said.get(f"sentence_{kind}") or "") for kind in ("good", "bad")]
+def _sentences(path: Path, number: int, line: _Line, evidence: tuple[Span, ...] | None) -> Pair:
+    prefix = line.text("one_prefix_prefix")
+    words = [line.text(f"one_prefix_word_{kind}") for kind in ("good", "bad")]
+    if words[0] == words[1]:
+        raise line.refused(f"the good and the bad word are both {quoted(words[0])}")
+    good, bad = (f"{prefix} {word}" for word in words)
+    whole = [str(line.said.get(f"sentence_{kind}") or "") for kind in ("good", "bad")]
     if not (whole[0].startswith(good) and whole[1].startswith(bad)):
         whole = [f"{good}.", f"{bad}."]
-    kind = said.get("UID", path.stem)
+    kind = path.stem if line.said.get("UID") is None else line.text("UID")
     return Pair(f"{kind} {number}", whole[0], whole[1], evidence, facts={"construction": kind})
 
 
 def _agreement(path: Path, text: str) -> Iterator[Pair]:
     """A period is put behind each sentence, some of which end with the verb."""
-    for number, said in enumerate(csv.DictReader(io.StringIO(text), delimiter="\t")):
-        good, bad = said["good"].split(), said["bad"].split()
-        verb = next(n for n, (a, b) in enumerate(zip(good, bad, strict=False)) if a != b)
-        spans = [found.span() for found in re.finditer(r"\S+", said["good"])]
-        subject, agreeing = _deciding(said["case"], good, verb)
+    for number, line in enumerate(_columns(path, text, "\t")):
+        case, kind, good, bad = map(line.text, ("case", "subcase", "good", "bad"))
+        words, others = good.split(), bad.split()
+        verb = next((n for n, (a, b) in enumerate(zip(words, others, strict=False)) if a != b), 0)
+        subject, agreeing = _deciding(case, words, verb)
+        if not all(0 <= n < verb for n in (subject, *agreeing)):
+            raise line.refused(
+                f"{quoted(good)} and {quoted(bad)}, expected that a verb differs which follows its "
+                f"subject as in sentences of {quoted(case)}"
+            )
+        spans = [found.span() for found in re.finditer(r"\S+", good)]
         yield Pair(
-            f"{said['case']} {said['subcase']} {number}",
-            f"{said['good']}.",
-            f"{said['bad']}.",
+            f"{case} {kind} {number}",
+            f"{good}.",
+            f"{bad}.",
             (spans[subject],),
             tuple(spans[n] for n in agreeing),
-            {"construction": said["case"]},
+            {"construction": case},
         )
 
 
@@ -285,7 +340,7 @@ def _deciding(case: str, words: list[str], verb: int) -> tuple[int, list[int]]:
     """
     if case == "sent_comp" or "_within_" in case:
         return verb - 1, []  # the verb follows its subject
-    subject = 2 if words[1] == "taxi" else 1
+    subject = 2 if words[1:2] == ["taxi"] else 1
     if case.endswith("vp_coord"):
         return subject, [subject + 1]
     return subject, [subject + 2] if case == "subj_rel" else []

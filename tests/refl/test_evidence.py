@@ -8,6 +8,7 @@ import gzip
 import itertools
 import json
 import re
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -248,21 +249,83 @@ def test_words_the_vocabulary_lacks_are_left_out(tmp_path: Path) -> None:
     assert datasets.items(refl.load(), files(tmp_path)["targets"]) == []
 
 
+HEAD, WORDS = "case\tsubcase\tgood\tbad\n", "one_prefix_prefix,one_prefix_word_good"
+TABLE = f"{WORDS},one_prefix_word_bad,target\n"
+
+
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
         ("a.txt", "", "no file of minimal pairs"),
-        ("a.jsonl", "{", "no file of minimal pairs"),
-        ("a.jsonl", "{}", "no file of minimal pairs"),
-        ("a.csv", "a,b\n1,2\n", "no file of minimal pairs"),
+        ("a.jsonl", "", "has no minimal pair"),
+        ("a.jsonl", "{", "line 1, is no minimal pair: no JSON"),
+        ("a.jsonl", "[" * 100_000, "line 1, is no minimal pair: no JSON"),
+        ("a.jsonl", "[1]", r"line 1, .*\[1\], expected an object"),
+        ("a.jsonl", "{}", "line 1, .* one_prefix_method is None, expected true or false"),
+        ("a.jsonl", [BLIMP, BLIMP | {"one_prefix_prefix": None}], "line 2, .*_prefix is None"),
+        ("a.jsonl", [BLIMP | {"one_prefix_word_bad": 3}], "one_prefix_word_bad is 3, expected a"),
+        ("a.jsonl", [BLIMP | {"one_prefix_word_bad": "alarm"}], "bad word are both 'alarm'"),
+        ("a.jsonl", [BLIMP | {"UID": []}], r"UID is \[\], expected a text"),
+        ("a.csv", "a,b\n1,2\n", "line 2, is no minimal pair: one_prefix_prefix is None"),
+        ("a.csv", TABLE + "Dan,runs,run,NA\nDan,runs\n", "line 3, .* target is None, expected"),
+        ("a.csv", TABLE + "Dan,runs,run,\n", "target is '', expected a text"),
+        ("a.csv", TABLE + "a" * 200_000, "line 2: field larger than field limit"),
+        ("a.tsv", HEAD + "x\ta\tthe cat runs\tthe cat runs\n", "line 2, .* expected that a verb"),
+        ("a.tsv", HEAD + "x\ta\tthe cat\tthe cat runs\n", "expected that a verb differs"),
+        ("a.tsv", HEAD + "x\ta\t\tthe cat runs\n", "good is '', expected a text"),
+        ("a.tsv", HEAD + "x\ta\truns\trun\n", "expected that a verb differs which follows"),
+        ("a.tsv", HEAD + "sent_comp\ta\truns on\trun on\n", "expected that a verb differs"),
+        ("a.tsv", HEAD + "subj_rel\ta\tthe cat runs\tthe cat run\n", "expected that a verb"),
+        ("a.tsv", HEAD + "x\ta\tthe cat\n", "line 2, .* bad is None, expected a text"),
+        ("a.tsv", b"\xff", "is no text in UTF-8"),
         ("a.tsv.gz", "not packed", "cannot be unpacked"),
-        ("a.jsonl", "", "no minimal pair"),
+        ("a.tsv.gz", gzip.compress(b"a")[:10] + b"\xff" * 9, "cannot be unpacked"),
+        ("a.tsv.gz", gzip.compress(b"a" * 50)[:-9], "cannot be unpacked"),
     ],
 )
-def test_files_of_something_else(file: str, content: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / file).write_text(content, encoding="utf-8")
-    with pytest.raises(ReflError, match=words):
+def test_files_of_something_else(file: str, content: Any, words: str, tmp_path: Path) -> None:
+    if isinstance(content, list):
+        content = "\n".join(map(json.dumps, content))
+    raw = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / file).write_bytes(raw)
+    with pytest.raises(ReflError, match=words) as refused:
         datasets.pairs(tmp_path / file)
+    assert file in str(refused.value) and str(refused.value).isprintable()
+
+
+def test_a_file_that_is_too_large_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be cut in the middle of a line."""
+    path, size = files(tmp_path)["agreement"], len(AGREEMENT)
+    monkeypatch.setattr(datasets, "LARGEST", size)
+    assert len(datasets.pairs(path)) == 3
+    monkeypatch.setattr(datasets, "LARGEST", size - 1)
+    with pytest.raises(ReflError, match=f"is unpacked more than {size - 1} bytes"):
+        datasets.pairs(path)
+
+
+@given(
+    st.sampled_from(["a.jsonl", "a.csv", "a.tsv"]),
+    st.lists(
+        st.sampled_from([*HEAD.split(), *TABLE.strip().split(",")])
+        | st.sampled_from(["sent_comp", "subj_rel", "taxi", "the", "true", "NA"])
+        | st.sampled_from(["\n", "\t", ",", '"', " ", "{", "}", ":", "\0", "\u2028", "[", "null"]),
+        max_size=30,
+    ),
+)
+def test_whatever_a_file_of_pairs_says(name: str, parts: list[str]) -> None:
+    text = {"a.csv": TABLE, "a.tsv": HEAD}.get(name, "") + "".join(parts)
+    with suppress(ReflError):
+        assert all(pair.good for pair in datasets._READERS[Path(name).suffix](Path(name), text))
+
+
+def test_a_line_ends_where_json_ends_it(tmp_path: Path) -> None:
+    """A line separator of Unicode is a character like others; lines can be blank."""
+    path, said = tmp_path / "a.jsonl", BLIMP | {"UID": "one\u2028two"}
+    line = json.dumps(said, ensure_ascii=False)
+    path.write_text(f"{line}\r\n\n{line}\n", encoding="utf-8", newline="")
+    assert [pair.name for pair in datasets.pairs(path)] == ["one\u2028two 0", "one\u2028two 1"]
+    path.write_text(json.dumps(BLIMP | {"UID": None}), encoding="utf-8")
+    assert [pair.name for pair in datasets.pairs(path)] == ["a 0"]
 
 
 def test_published_files() -> None:
