@@ -27,6 +27,7 @@ from warnings import catch_warnings
 
 import numpy as np
 
+from refl.arguments import received
 from refl.arrays import asnumpy
 from refl.edits import Edit, Edits
 from refl.errors import ReflError, UnknownWords, argument
@@ -94,16 +95,35 @@ class Pair:
 def pairs(model: Model, lines: Sequence[Mapping[str, Any]], **how: Any) -> list[Pair]:
     """Of lines with clean_prefix, patch_prefix, clean_answer and patch_answer (the format of Marks
     et al. 2024, arXiv 2403.19647): those that the model can read, without unknown words, with
-    answers of one token and prefixes of one length.
+    answers of one token and prefixes of one length. Raises ReflError for a line without one of
+    these.
     """
-    names = ("clean_prefix", "patch_prefix", "clean_answer", "patch_answer")
     unknown, found = None if model.text is None else model.text.unknown, []
-    for line in lines:
+    for number, line in enumerate(lines):
+        said = _said(number, line)
         with suppress(ReflError), catch_warnings(action="ignore", category=UnknownWords):
-            pair = Pair.read(model, *(line[name] for name in names), **how)
+            pair = Pair.read(model, *said, **how)
             if unknown not in (*pair.clean.input, *pair.corrupted.input):
                 found.append(pair)
     return found
+
+
+KEYS = ("clean_prefix", "patch_prefix", "clean_answer", "patch_answer")
+
+
+def _said(number: int, line: Any) -> list[Any]:
+    """Of a line, in the order of KEYS."""
+    if not isinstance(line, Mapping):
+        raise ReflError(
+            f"line {number} of the pairs is {received(line)}: expected a mapping with "
+            f"{', '.join(KEYS)}"
+        )
+    for key in KEYS:
+        if line.get(key) is None:
+            raise ReflError(
+                f"line {number} of the pairs has no {key}: expected {', '.join(KEYS)} on each"
+            )
+    return [line[key] for key in KEYS]
 
 
 # -- effects ---------------------------------------------------------------------------------------

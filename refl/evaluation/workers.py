@@ -44,9 +44,12 @@ class Pool(Protocol):
 
 
 def not_both(pool: Pool | None, workers: int | None) -> None:
-    """Raises ReflError where it is said twice who works."""
+    """Raises ReflError where it is said twice who works, and for a pool that is none."""
     if pool is not None and workers is not None:
         raise ReflError(f"give {argument('pool')} or {argument('workers')}, not both")
+    # an instance: a pool's class has a `submit`, too
+    if isinstance(pool, type) or not (pool is None or callable(getattr(pool, "submit", None))):
+        raise arguments.expected("pool", "an object with submit(function, *arguments)", pool)
 
 
 class InThisProcess:

@@ -23,6 +23,7 @@ from corpora import content, of_evidence
 from refl.cli import main
 from refl.errors import ReflError
 from refl.evaluation import figures, page, tables
+from refl.evaluation.corpus import explain_corpus
 from refl.evaluation.data import items
 from refl.evaluation.judging import METRICS as METRICS_THERE_ARE
 from refl.evaluation.judging import judged, metric
@@ -32,7 +33,7 @@ from refl.evaluation.run import evaluate
 from refl.evaluation.sanity import Sanity
 from refl.evaluation.shards import Folder
 from refl.evaluation.tuning import split
-from refl.evaluation.workers import InThisProcess
+from refl.evaluation.workers import InThisProcess, Processes
 from refl.methods import METHODS, chosen
 from refl.methods.base import Attribution
 from refl.methods.random import Random
@@ -658,6 +659,17 @@ def test_bad_input_is_one_sentence(
     assert main(command(data, *options)) == 2
     out, err = capsys.readouterr()
     assert out == "" and words in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("pool", [3, "processes", Processes, lambda f: f, object()])
+def test_what_is_no_pool(pool: Any, model: Model, data: Path, tmp_path: Path) -> None:
+    corpus: Any = explain_corpus
+    for work in (
+        lambda: evaluate(model, data, tmp_path / "a", METHOD, METRICS, pool=pool),
+        lambda: corpus(model, data, tmp_path / "b", pool=pool),
+    ):
+        with pytest.raises(ReflError, match=r"pool is .*: expected an object with submit"):
+            work()
 
 
 def test_a_folder_with_other_options_is_refused(

@@ -157,3 +157,22 @@ def test_what_is_refused() -> None:
         patching.exact(pair(model), ["model.layers.9"])
     with pytest.raises(ReflError, match="unknown kind of component 'head'"):
         components.sites(model, "head")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({"a": 1}, "line 1 of the pairs has no clean_prefix: expected clean_prefix, patch_prefix"),
+        ({"clean_answer": None}, "line 1 of the pairs has no clean_answer"),
+        ({"patch_prefix": None}, "line 1 of the pairs has no patch_prefix"),
+        ("text", "line 1 of the pairs is 'text': expected a mapping with clean_prefix"),
+        (None, "line 1 of the pairs is None"),
+    ],
+)
+def test_lines_that_are_no_pairs(line: Any, words: str) -> None:
+    good = dict(zip(patching.KEYS, (CLEAN, CORRUPTED, 4, 2), strict=True))
+    model = random_model(LLAMA, 1)
+    assert len(patching.pairs(model, [good])) == 1
+    bad = good | line if isinstance(line, dict) and "a" not in line else line
+    with pytest.raises(ReflError, match=words):
+        patching.pairs(model, [good, bad])
