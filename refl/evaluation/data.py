@@ -19,8 +19,8 @@ and what is known of it, all of it optional:
     support, or support_tokens    numbers of tokens that are evidence in the wide sense
     name, or id            by default the number of the line
 
-Every other key is kept as a fact. A line that cannot be used is refused in a sentence that names
-the file and the line.
+Every other key is kept as a fact. A key that is null is as good as none. A line that cannot be used
+is refused in a sentence that names the file and the line.
 """
 
 from __future__ import annotations
@@ -196,15 +196,16 @@ class _Named:
 
 def parsed(line: Line) -> Record:
     """A line as an Item. Raises ReflError for one that is none."""
-    said = _object(line)
+    every = _object(line)
+    said = {key: value for key, value in every.items() if value is not None}
     key = next((name for name in INPUTS if name in said), None)
     if key is None:
+        got = (shown(name) + (name not in said) * " (null)" for name in list(every)[:8])
         raise line.refused(
             f"there is no input: expected a key {' or '.join(INPUTS)}, got "
-            f"{', '.join(map(shown, list(said)[:8])) or 'none'}"
+            f"{', '.join(got) or 'none'}"
         )
     value = _checked(line, said, key)
-    assert key is not None
     if key == "image":
         value = str(Path(line.file).parent / value)
     target, contrast = _explained(line, said)
@@ -228,7 +229,7 @@ def _facts(line: Line, said: dict[str, Any], key: str) -> dict[str, Any]:
     """What else is said; `support`, tokens that are evidence in the wide sense, once checked."""
     facts = {k: v for k, v in said.items() if k not in KNOWN and k != key}
     for name in SUPPORT:
-        if said.get(name) is not None:
+        if name in said:
             facts["support"] = _checked(line, said, name)
     return facts
 
@@ -322,8 +323,8 @@ KNOWN = {*CHECKS, *EVIDENCE, "contrast"} - {"text"}
 
 
 def _checked(line: Line, said: dict[str, Any], key: str) -> Any:
-    """The value of a key; None where it is not there, or null."""
-    if said.get(key) is None and key not in INPUTS:
+    """The value of a key; None where it is not there."""
+    if key not in said:
         return None
     check, what = CHECKS[key]
     value = check(said[key])
@@ -364,7 +365,7 @@ def _evidence(
     line: Line, said: dict[str, Any], text: str | None
 ) -> tuple[tuple[int, ...] | None, tuple[Span, ...] | None]:
     """Numbers of tokens; or characters of the text, whose tokens are yet to be found."""
-    key = next((name for name in EVIDENCE if said.get(name) is not None), None)
+    key = next((name for name in EVIDENCE if name in said), None)
     if key is None:
         return None, None
     value = said[key]
@@ -376,7 +377,7 @@ def _evidence(
         known = ["numbers of tokens"] * (key in ("evidence", "evidence_tokens"))
         what = " or ".join([*known, *(name for _, name in kinds)])
         raise line.refused(f"{key} is {quoted(value)}: expected a list of {what}")
-    if text is None or "ids" in said or "image" in said or said.get("pair") is not None:
+    if text is None or "ids" in said or "image" in said or "pair" in said:
         raise line.refused(f"{key} names parts of a text: for other inputs give numbers of tokens")
     return None, tuple(span for one in value for span in _found(line, key, one, text))
 

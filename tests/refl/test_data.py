@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from refl.errors import ReflError
-from refl.evaluation.data import Line, items, lines, parsed, survey
+from refl.evaluation.data import INPUTS, KNOWN, Line, items, lines, parsed, survey
 from refl.evaluation.subject import Item
 from refl.io.text import Text
 from refl.model import SHIPPED, Model, load
@@ -49,6 +49,15 @@ def test_what_each_key_comes_to(model: Model) -> None:
     assert one({"text": TEXT, "target": "are", "contrast": "is"}, model).contrast == ("are", "is")
     image = parsed(Line("far/data.jsonl", 1, b'{"image": "a.png", "target": 3}'))
     assert image.item.input == str(Path("far/a.png"))
+
+
+def test_a_key_that_is_null_is_not_there(model: Model) -> None:
+    known = [key for key in (*INPUTS, *KNOWN) if key != "text"]
+    assert one({"text": TEXT, "x": None} | dict.fromkeys(known), model) == Item("7", TEXT)
+    assert one({"text": TEXT, "name": None, "id": 3}, model).name == "3"
+    said = {"text": TEXT, "ids": None, "image": None, "pair": None, "evidence": ["keys"]}
+    assert one(said, model).evidence == (2,)
+    assert one({"input": None, "prefix": TEXT, "text": None}, model) == Item("7", TEXT)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +109,10 @@ def test_a_token_of_blanks_is_no_evidence(evidence: Any, of_characters: Model) -
         ({}, "there is no input"),
         ({"text": ""}, "text is '': expected a text"),
         ({"text": 3}, "text is 3"),
-        ({"text": None}, "text is None"),
+        (
+            {"text": None, "a": 1},
+            "or image or text, got text (null), a",
+        ),
         ({"ids": []}, "ids is []"),
         ({"ids": [1.5]}, "ids is [1.5]"),
         ({"ids": [True]}, "ids is [True]"),

@@ -117,6 +117,15 @@ def test_oracle_files_of_another_position_or_number(
         assert found.cases([Subject.read(MODEL, replace(ITEMS[0], position=0), kind)])
 
 
+def test_the_explained_token_of_an_oracle_file(tmp_path: Path) -> None:
+    """The file that fits one item is refused for the other."""
+    MODEL.explain([3, 9, 4], target=5, position=1, keep=()).save(tmp_path / "a.safetensors")
+    found = scores.read(tmp_path)
+    assert found.cases([Subject.read(MODEL, replace(ITEMS[0], position=1))])
+    with pytest.raises(ReflError, match="the output of token 1: expected that of token 2, which"):
+        found.cases([Subject.read(MODEL, ITEMS[0])])
+
+
 @pytest.mark.parametrize(
     ("of_file", "of_item", "fits"),
     [
