@@ -68,8 +68,8 @@ WHAT = """\
 dA is the area between the curves of the explained number as units are replaced least relevant first
 and most relevant first (Achtibat et al. 2024, appendix B.2, over the N + 1 states); larger is
 better. Flipping and inserting run through the same states and give one number. A number in bold is
-the best of its column, and its paired difference from every other has a 95 % BCa bootstrap interval
-without 0. Pixels are summed over patches.
+the best of its column, and the 95 % BCa bootstrap interval of its paired difference from every
+other lies on the better side of 0. Pixels are summed over patches.
 
 What this can show, and what not: these are small checkpoints, most of them far smaller than what
 the methods were published on, and a baseline of zeros or a deletion puts a model before inputs that
@@ -79,8 +79,8 @@ it was never trained on. An order of methods is one of this model, this data and
 
 READ = """\
 Means over the inputs and their standard errors; methods in the order of the first column.
-Leave-one-out is that of zeros, which is what occlusion is; ms are of one input, on a machine that
-did other work."""
+Leave-one-out is that of zeros, which is what occlusion is. ms are of the processor for one input,
+one thread, on a machine that did other work beside it."""
 
 
 def _head(said: str) -> list[str]:
