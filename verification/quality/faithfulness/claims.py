@@ -1,7 +1,8 @@
 """What papers claim, asked of the checkpoints at hand.
 
-known evidence    agreement of subject and verb (Marvin and Linzen 2018): of the sentences that
-                  a model gets right, does the strongest token lie in the subject?
+known evidence    agreement (Marvin and Linzen 2018; BLiMP, Warstadt et al. 2020, with the words
+                  that decide of Ferrando et al. 2023): of the sentences that a model gets right,
+                  does the strongest token lie in the word that decides?
 leave-one-out     by block: does CP-LRP agree better than AttnLRP with the effect of a token's
                   row, in middle and late blocks? And is it the product that is divided in
                   halves, or attention that is held, that makes the difference?
@@ -13,6 +14,8 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +30,7 @@ from refl.methods import chosen
 from refl.model import Model
 from refl.verification.quality.faithfulness.inputs import INPUTS, SHARED
 
-AGREEMENT = SHARED / "data" / "LM_syneval" / "marvin_linzen_sva_sample.tsv"
+BLIMP = SHARED / "data" / "logit-explanations" / "blimp_with_targets"
 CIRCUITS = SHARED / "data" / "feature-circuits"
 
 TABLES = ("attnlrp-gradient", "cp-lrp", "attnlrp-flattened", "input-x-gradient")
@@ -37,12 +40,47 @@ TABLES = ("attnlrp-gradient", "cp-lrp", "attnlrp-flattened", "input-x-gradient")
 # -- agreement -------------------------------------------------------------------------------------
 
 
-def agreement(model: Model, methods: Sequence[str], count: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Sentences:
+    """A file of minimal pairs, in words."""
+
+    path: Path
+    source: str
+    right: str
+    """What is right of a sentence."""
+    evidence: str
+    """The word that decides."""
+
+
+SETS = {
+    "agreement": Sentences(
+        SHARED / "data" / "LM_syneval" / "marvin_linzen_sva_sample.tsv",
+        "Marvin and Linzen (2018)",
+        "the verb that agrees",
+        "the subject",
+    ),
+    "determiners": Sentences(
+        BLIMP / "determiner_noun_agreement_1.csv",
+        "BLiMP (Warstadt et al. 2020)",
+        "the noun that agrees",
+        "the determiner",
+    ),
+    "anaphors": Sentences(
+        BLIMP / "anaphor_gender_agreement.csv",
+        "BLiMP (Warstadt et al. 2020)",
+        "the pronoun that agrees",
+        "the name or noun that it stands for",
+    ),
+}
+"""The tests of agreement, by the names of their parts of the report."""
+
+
+def agreement(model: Model, sentences: Path, methods: Sequence[str], count: int) -> dict[str, Any]:
     """Accuracy by construction; and on the first `count` sentences that the model gets right the
     numbers of each method.
     """
     correct, of = [], defaultdict(list)
-    for item in datasets.items(model, AGREEMENT):
+    for item in datasets.items(model, sentences):
         is_correct = Subject.read(model, item).value > 0
         of[str(item.facts["construction"])].append(is_correct)
         if is_correct and item.evidence:

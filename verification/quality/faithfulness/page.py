@@ -18,6 +18,7 @@ from refl.verification.quality.faithfulness.checkpoints import (
     PARTS,
     ranking,
 )
+from refl.verification.quality.faithfulness.claims import SETS
 
 PUBLISHED = {
     "random": (0.01, -0.01, -0.07, 0.01),
@@ -199,24 +200,34 @@ def _otherwise(
 
 
 def _agreement(claims: Mapping[str, Any]) -> Iterator[str]:
-    yield "## Known evidence: agreement of subject and verb"
+    yield "## Known evidence: agreement"
     yield ""
-    for name, found in claims.get("agreement", {}).items():
-        yield (
-            f"**{name}** on {found['sentences']} sentences of Marvin and Linzen (2018): it prefers "
-            "the verb that agrees in "
-            + ", ".join(f"{100 * a:.0f} % ({case})" for case, a in found["accuracy"].items())
-            + f". Of those that it gets right {found['judged']} were explained, the logit of what "
-            "is right less that of what is wrong; evidence is the subject."
-        )
-        yield ""
-        keys = [k for k in next(iter(found["methods"].values())) if not k.endswith("_wide")]
-        rows = [
-            [method, *(f"{numbers[k]['mean']:.3f} ± {numbers[k]['error']:.3f}" for k in keys)]
-            for method, numbers in found["methods"].items()
-        ]
-        yield table(["method", *keys], rows)
-        yield ""
+    yield (
+        "Of the sentences that a model gets right so many were explained, the logit of what is "
+        "right less that of what is wrong. Where it is right no more often than chance (half of "
+        "them) it has no reason in the word that decides, and no method can find one there."
+    )
+    yield ""
+    for kind, sentences in SETS.items():
+        for name, found in claims.get(kind, {}).items():
+            cases = (f"{100 * a:.0f} % ({case})" for case, a in found["accuracy"].items())
+            yield (
+                f"**{name}** on {found['sentences']} sentences of {sentences.source}: it prefers "
+                f"{sentences.right} in {', '.join(cases)}. {found['judged']} were explained; "
+                f"evidence is {sentences.evidence}."
+            )
+            yield ""
+            yield _of_methods(found["methods"])
+            yield ""
+
+
+def _of_methods(found: Mapping[str, Any]) -> str:
+    keys = [k for k in next(iter(found.values())) if not k.endswith("_wide")]
+    rows = [
+        [method, *(f"{numbers[k]['mean']:.3f} ± {numbers[k]['error']:.3f}" for k in keys)]
+        for method, numbers in found.items()
+    ]
+    return table(["method", *keys], rows)
 
 
 def _by_block(claims: Mapping[str, Any]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,16 @@ EVIDENCE = (
 def parts(inputs: int) -> dict[str, Callable[[], Any]]:
     """Name -> what computes it."""
     jobs: dict[str, Callable[[], Any]] = {name: partial(results, name, inputs) for name in PARTS}
-    for name in ("babyllama105", "stories260K"):
-        jobs[f"agreement {name}"] = partial(_agreement, name, inputs)
+    for kind, name in product(claims.SETS, ("babyllama105", "stories260K")):
+        jobs[f"{kind} {name}"] = partial(_agreement, kind, name, inputs)
     jobs["patching shipped"] = partial(_patching, "shipped", inputs)
     for name in ("shipped", "stories260K", "babyllama105", "capp_gpt2"):
         jobs[f"by block {name}"] = partial(_by_block, name, inputs // 4)
     return jobs
 
 
-def _agreement(name: str, count: int) -> Any:
-    return claims.agreement(opened(name), EVIDENCE, count)
+def _agreement(kind: str, name: str, count: int) -> Any:
+    return claims.agreement(opened(name), claims.SETS[kind].path, EVIDENCE, count)
 
 
 def _by_block(name: str, count: int) -> Any:
