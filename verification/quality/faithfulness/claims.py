@@ -46,8 +46,8 @@ class Sentences:
 
     path: Path
     source: str
-    right: str
-    """What is right of a sentence."""
+    better: str
+    """The word that makes a sentence right."""
     evidence: str
     """The word that decides."""
 

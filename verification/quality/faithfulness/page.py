@@ -213,7 +213,7 @@ def _agreement(claims: Mapping[str, Any]) -> Iterator[str]:
             cases = (f"{100 * a:.0f} % ({case})" for case, a in found["accuracy"].items())
             yield (
                 f"**{name}** on {found['sentences']} sentences of {sentences.source}: it prefers "
-                f"{sentences.right} in {', '.join(cases)}. {found['judged']} were explained; "
+                f"{sentences.better} in {', '.join(cases)}. {found['judged']} were explained; "
                 f"evidence is {sentences.evidence}."
             )
             yield ""
