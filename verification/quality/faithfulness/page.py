@@ -233,6 +233,12 @@ def _of_methods(found: Mapping[str, Any]) -> str:
 def _by_block(claims: Mapping[str, Any]) -> Iterator[str]:
     yield "## Against leave-one-out, by block"
     yield ""
+    yield (
+        "You et al. 2025 (arXiv 2510.18810) claim that CP-LRP agrees better with leave-one-out "
+        "than AttnLRP in middle and late blocks, and that AttnLRP loses by dividing products of "
+        "three in halves. Below each table: whether that is seen on this checkpoint."
+    )
+    yield ""
     for name, found in claims.get("by block", {}).items():
         yield (
             f"**{name}**, {found['inputs']} inputs: mean Spearman correlation, over the tokens of "
@@ -246,6 +252,9 @@ def _by_block(claims: Mapping[str, Any]) -> Iterator[str]:
         ]
         yield table(["method", *paths], rows)
         yield ""
+        for table_name in ("cp-lrp", "attnlrp-flattened"):
+            yield _less(found["blocks"], table_name, "attnlrp-gradient", paths)
+            yield ""
         yield "At the input, with attention as it is without the token, held, or renormalized:"
         yield ""
         rows = [
@@ -254,6 +263,20 @@ def _by_block(claims: Mapping[str, Any]) -> Iterator[str]:
         ]
         yield table(["method", "live", "held", "renormalized"], rows)
         yield ""
+
+
+def _less(blocks: Mapping[str, Any], a: str, b: str, paths: Sequence[str]) -> str:
+    """One table less another, block by block, and where that is more than chance."""
+    pairs = [(blocks[a][path]["spearman"], blocks[b][path]["spearman"]) for path in paths]
+    less = [x["mean"] - y["mean"] for x, y in pairs]
+    errors = [2 * float(np.hypot(x["error"], y["error"])) for x, y in pairs]
+    better = [p for p, d, e in zip(paths, less, errors, strict=True) if d > e]
+    worse = [p for p, d, e in zip(paths, less, errors, strict=True) if d < -e]
+    return (
+        f"{a} less {b}: {', '.join(f'{d:+.3f}' for d in less)}. By more than two standard errors "
+        f"of the two means it agrees better in {', '.join(better) or 'no block'}, worse in "
+        f"{', '.join(worse) or 'no block'}."
+    )
 
 
 def _patching(claims: Mapping[str, Any]) -> Iterator[str]:
