@@ -1052,8 +1052,8 @@ FAULTS: tuple[Fault, ...] = (
         "refl/sweep.py",
         "            swept.call_back()",
         "            pass",
-        "tests/refl/test_conditions.py::test_the_decoders_tokens_are_around_every_site_of_the_encoder"
-        "[attnlrp]",
+        "tests/refl/test_conditions.py::"
+        "test_the_decoders_tokens_are_around_every_site_of_the_encoder[attnlrp]",
         "a decoder's tokens keep relevance that no chosen neuron of the encoder has seen",
     ),
     Fault(
@@ -1352,7 +1352,8 @@ FAULTS: tuple[Fault, ...] = (
         "refl/evaluation/statistics.py",
         "apart = self.low > 0 if larger_is_better else self.high < 0",
         "apart = self.excludes_0",
-        "tests/refl/test_evaluate.py::test_the_best_mean_of_other_inputs_is_not_bold_where_it_is_worse",
+        "tests/refl/test_evaluate.py::"
+        "test_the_best_mean_of_other_inputs_is_not_bold_where_it_is_worse",
         "the best mean is bold where its paired differences say that it is worse",
     ),
     Fault(
