@@ -40,3 +40,8 @@ def test_a_retired_word_is_seen_in_prose() -> None:
         ("normalised", 2),
         ("carries", 3),
     ]
+
+
+def test_the_strings_of_a_document_are_looked_at_once() -> None:
+    document = '{\n "rows": [0.5, 2],\n "booked": 1,\n "of": "gaps of the ledger", "booked": 2}'
+    assert sorted(retired_words.in_strings(document)) == [("booked", 3), ("gaps", 4)]

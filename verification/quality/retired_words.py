@@ -77,6 +77,15 @@ def anywhere(text: str) -> Iterator[tuple[str, int]]:
             yield match[0], number
 
 
+def in_strings(document: str) -> Iterator[tuple[str, int]]:
+    """The same of a JSON document, whose words are in its strings: each string once, for there are
+    many more numbers, and the same keys again and again.
+    """
+    for text in sorted(set(re.findall(r'"[^"\n]*"', document))):
+        for word, _ in anywhere(text):
+            yield word, document[: document.index(text)].count("\n") + 1
+
+
 def names(source: str) -> Iterator[tuple[str, int]]:
     """Retired words of the second kind, where a name is made, and strings that are only the word;
     with their lines.
@@ -127,7 +136,8 @@ def left(project: Path) -> list[Found]:
     found = []
     for file in tracked(project):
         text = (project / file).read_text(encoding="utf-8")
-        words = [*anywhere(text), *(names(text) if file.endswith(".py") else ())]
+        words = [*(in_strings if file.endswith(".json") else anywhere)(text)]
+        words += names(text) if file.endswith(".py") else ()
         lines = text.splitlines()
         found += [
             Found(word, file, line, lines[line - 1].strip())
