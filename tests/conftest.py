@@ -35,8 +35,8 @@ import refl.arrays
 WITHOUT_SHRINKING = (Phase.explicit, Phase.generate)
 PROFILES: dict[str, dict[str, object]] = {
     "quick": {"max_examples": 10},
-    "default": {"max_examples": 40},
-    "ci": {"max_examples": 40},
+    "default": {"max_examples": 30},
+    "ci": {"max_examples": 30},
     "nightly": {"max_examples": 2000},
     "mutants": {"max_examples": 33, "phases": WITHOUT_SHRINKING},
     "survivors": {"max_examples": 100, "phases": WITHOUT_SHRINKING},
