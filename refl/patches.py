@@ -9,6 +9,7 @@ no sum, and have 0.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -36,3 +37,8 @@ def spread(scores: Any, image: Size, patch: Size) -> Any:  # (rows * columns,) -
     found = np.zeros(image, each.dtype)
     found[: rows * h, : columns * w] = each.repeat(h, axis=0).repeat(w, axis=1)
     return found
+
+
+def spread_row(row: Any, image: Size, patch: Size) -> Any:  # (T,) -> (H, W)
+    """The same of a row of tokens: learned ones stand in front of the patches and are left out."""
+    return spread(row[len(row) - math.prod(grid(image, patch)) :], image, patch)

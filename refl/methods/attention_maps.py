@@ -14,7 +14,6 @@ left out. A patch's score is spread evenly over its pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -95,7 +94,7 @@ def attentions(question: Question, forward: Forward) -> list[BlockAttention]:
     Raises ReflError where there is none.
     """
     records = below(forward)
-    of_decoder = None if reads_source(forward) else _written_by_decoder(records, forward)
+    of_decoder = _written_by_decoder(forward)
     found = []
     for record in records:
         if record.role != "attention.probabilities":
@@ -122,22 +121,19 @@ def reads_source(forward: Forward) -> bool:
     """Whether what is explained is a neuron of an encoder beside a decoder: then its tokens are
     the ones whose outputs are explained.
     """
-    written = _written_by_decoder(below(forward), forward)
-    return written is not None and forward.explained not in written
+    return bool(forward.decoder_embedded) and _written_by_decoder(forward) is None
 
 
-def _written_by_decoder(records: Sequence[Record], forward: Forward) -> set[Value] | None:
-    """What depends on the tokens that a decoder has written; None where there is no decoder beside
-    an encoder.
+def _written_by_decoder(forward: Forward) -> set[Value] | None:
+    """What depends on the tokens that a decoder has written; None where what is explained does not,
+    or there is no decoder beside an encoder.
     """
-    embedded = forward.decoder_embedded
-    if not embedded:
-        return None
     found: set[Value] = set()
-    for record in records:
-        if record.output.site in embedded or not found.isdisjoint(_values(record)):
+    for record in below(forward):
+        written = record.output.site in forward.decoder_embedded
+        if written or not found.isdisjoint(_values(record)):
             found.add(record.output)
-    return found
+    return found if forward.explained in found else None
 
 
 def _values(record: Record) -> list[Value]:
@@ -231,19 +227,11 @@ def scores(question: Question, forward: Forward, seed: Seed, maps: Maps) -> Foun
     """Of the tokens; or of the pixels."""
     reading, value = forward.readings[0], seed.value(forward.rows[0])
     if question.network.takes_images:
-        return Found(on_pixels(question, reading.input.pixels, maps.reader), explained=value)
+        image, patch = reading.input.pixels.shape[1:], question.network.config.patch
+        return Found(patches.spread_row(maps.reader, image, patch), explained=value)
     if reading.prefix is None:
         return Found(maps.reader, explained=value)
     if reads_source(forward):
         return Found(maps.reader, np.zeros(len(reading.prefix)), explained=value)
     source = np.zeros(len(reading.input)) if maps.source is None else maps.source
     return Found(source, maps.reader, explained=value)
-
-
-def on_pixels(question: Question, pixels: Any, row: Any) -> Any:  # (C, H, W), (T,) -> (H, W)
-    """Each patch's score spread evenly over its pixels, 0 on those that are in no patch. The tokens
-    before the patches are learned ones: their scores are left out.
-    """
-    image, patch = pixels.shape[1:], question.network.config.patch
-    count = math.prod(patches.grid(image, patch))
-    return patches.spread(row[len(row) - count :], image, patch)

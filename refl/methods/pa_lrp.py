@@ -21,7 +21,6 @@ parts of it; what arrives at the position of a class token stays in the ledger.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -110,7 +109,8 @@ class PaLrp(Attribution):
                 if position.ndim == 2:  # of pairs (J, I)
                     position = self._size((position.sum(axis=0) + position.sum(axis=1)) / 2)
                 if tokens.ndim == 2:
-                    position = _over_patches(position, tokens.shape, question.network.config.patch)
+                    patch = question.network.config.patch
+                    position = patches.spread_row(position, tokens.shape, patch)
                 total = total + position
         for angles in _of_blocks(swept, places):
             total = total + self._size(angles).sum(axis=0)
@@ -154,9 +154,3 @@ def _of_blocks(swept: Swept, places: list[Record]) -> Iterator[Any]:  # -> NumPy
 def _block(site: str) -> str:
     """The attention of a site such as `model.layers.3.self_attn.query.rotated`."""
     return site.rsplit(".", 2)[0]
-
-
-def _over_patches(position: Any, image: tuple[int, int], patch: tuple[int, int]) -> Any:
-    """(T,) -> (H, W): learned tokens stand in front of the patches."""
-    count = math.prod(patches.grid(image, patch))
-    return patches.spread(position[len(position) - count :], image, patch)
