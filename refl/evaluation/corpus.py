@@ -13,7 +13,6 @@ bits whoever computes it, on machines with the same kernels.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections import defaultdict
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from refl import arguments
 from refl.batching import TOKENS
@@ -52,6 +51,8 @@ SHARD = 64
 """Inputs of a shard: enough for full batches, few enough to lose."""
 
 FORMATS = ("jsonl", "parquet")
+
+T = TypeVar("T")
 
 
 class Done(NamedTuple):
@@ -112,8 +113,7 @@ class Job:
             arguments.positive("workers", workers)
         tell = progress or _silent
         tell("reading", 0, 0)
-        digests: list[bytes] = []
-        found = survey(self._digested(digests), self.model, self.file)
+        found = survey(self._lines(), self.model, self.file)
         data = {"hash": found.hash, "inputs": found.count}
         options = {**self.said, "shard": self.shard}
         self.folder.begin({"model": self._model(), "data": data, "options": options})
@@ -123,7 +123,7 @@ class Job:
             asked = pool or stack.enter_context(_workers(workers, len(missing)))
             opened = Here(self.model) if isinstance(asked, InThisProcess) else Packed.of(self.model)
             work = Work(asked, _bytes_of, ahead(asked))
-            tasks = self._tasks(opened, set(missing), digests)
+            tasks = self._tasks(opened, set(missing), _parts(found.digests, self.shard))
             done = found.count - sum(self._size(n, found.count) for n in missing)
             tell(self.phase, done, found.count)
             for number, content in zip(missing, work.answers(tasks), strict=True):
@@ -136,32 +136,20 @@ class Job:
         return min(self.shard, count - number * self.shard)
 
     def _tasks(
-        self, opened: Opened, missing: set[int], digests: Sequence[bytes]
+        self, opened: Opened, missing: set[int], digests: Iterable[list[bytes]]
     ) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """The lines of each shard that is not there yet, read as they are asked for. Raises
         ReflError where they are no longer those that were read first.
         """
         parts = chain(_parts(self._lines(), self.shard), repeat(list[Line]()))
-        for number, (digest, part) in enumerate(zip(digests, parts, strict=False)):
+        for number, (known, part) in enumerate(zip(digests, parts, strict=False)):
             if number not in missing:
                 continue
-            if _digest(part) != digest:
+            if not _are(part, known):
                 raise _changed(self.file)
             name = f"{shown(self.file)}, lines {part[0].number} to {part[-1].number}"
             narrowed = self.narrowed or _as_it_is
-            yield name, (self.function, opened, narrowed(self.further, part), part, digest)
-
-    def _digested(self, digests: list[bytes]) -> Iterator[Line]:
-        """The lines; adds the digest of each shard's."""
-        part: list[Line] = []
-        for line in self._lines():
-            yield line
-            part.append(line)
-            if len(part) == self.shard:
-                digests.append(_digest(part))
-                part.clear()
-        if part:
-            digests.append(_digest(part))
+            yield name, (self.function, opened, narrowed(self.further, part), part, known)
 
     def _lines(self) -> Iterator[Line]:
         return (line for line in lines(self.file, self.limit) if line.number not in self.skip)
@@ -181,22 +169,18 @@ def _bytes_of(
     opened: Opened,
     further: Any,
     part: list[Line],
-    digest: bytes,
+    known: list[bytes],
 ) -> bytes:
     """Of a shard. Raises ReflError where a picture has changed by the time it is explained."""
     found = function(opened, further, part)
-    if _digest(part) != digest:
+    if not _are(part, known):
         raise _changed(part[0].file)
     return found
 
 
-def _digest(part: list[Line]) -> bytes:
-    """Of the lines of a shard and of the pictures they name."""
-    digest = hashlib.sha256()
-    for line in part:
-        digest.update(b"%d %d " % (line.number, len(line.content)) + line.content)
-        digest.update(parsed(line).hash().encode())
-    return digest.digest()
+def _are(part: list[Line], known: list[bytes]) -> bool:
+    """Whether lines, and the pictures that they name, have these digests."""
+    return [parsed(line).digest() for line in part] == known
 
 
 def _changed(file: str | Path) -> ReflError:
@@ -214,7 +198,7 @@ def _silent(*_: object) -> None:
     """Nobody wants to hear."""
 
 
-def _parts(found: Iterable[Line], size: int) -> Iterator[list[Line]]:
+def _parts(found: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(found)
     while part := list(islice(iterator, size)):
         yield part

@@ -83,26 +83,32 @@ def lines(path: str | Path, limit: int | None = None) -> Iterator[Line]:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a file holds: how many inputs; a hash of their lines and of the pictures they name."""
+    """What a file holds: of each input the digest of its line and of the picture it names."""
 
-    count: int
-    hash: str
+    digests: list[bytes]
+
+    @property
+    def count(self) -> int:
+        return len(self.digests)
+
+    @property
+    def hash(self) -> str:
+        """Of all of them."""
+        return hashlib.sha256(b"".join(self.digests)).hexdigest()
 
 
 def survey(found: Iterable[Line], model: Model, path: str | Path) -> Survey:
     """Reads every line once, before anything is computed. Raises ReflError for the first that
     cannot be used, and for a file without any.
     """
-    digest, count = hashlib.sha256(), 0
+    digests = []
     for line in found:
-        digest.update(b"%d %s\n" % (line.number, line.content.strip()))
-        count += 1
         record = parsed(line)
-        digest.update(record.hash().encode())
+        digests.append(record.digest())
         record.settled(model)
-    if not count:
+    if not digests:
         raise ReflError(f"{shown(path)} has no input: expected a JSON object on each line")
-    return Survey(count, digest.hexdigest())
+    return Survey(digests)
 
 
 def items(path: str | Path, model: Model, limit: int | None = None) -> Iterator[Item]:
@@ -126,10 +132,12 @@ class Record:
     picture: Path | None = None
     """The file of the input, where it is in one."""
 
-    def hash(self) -> str:
-        """Of the file that the line names; nothing where it names none."""
+    def digest(self) -> bytes:
+        """Of the line, its number and the file that it names."""
+        digest = hashlib.sha256(b"%d %s\n" % (self.line.number, self.line.content.strip()))
         with self.named():
-            return "" if self.picture is None else sha256([self.picture])
+            digest.update(b"" if self.picture is None else sha256([self.picture]).encode())
+        return digest.digest()
 
     @property
     def has_evidence(self) -> bool:
