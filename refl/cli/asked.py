@@ -25,19 +25,25 @@ def method_asked(args: argparse.Namespace) -> Method:
 
 
 def options_asked(said: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE each: a number, true, false or none where the value reads as one, else a text."""
-    found: dict[str, Any] = {}
+    """NAME=VALUE each, the values typed."""
+    return {name: typed(value) for name, value in named("--option", said).items()}
+
+
+def named(what: str, said: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE each. Raises ReflError for what is none, and for a name that stands twice."""
+    found: dict[str, str] = {}
     for one in said:
         name, sign, value = one.partition("=")
         if not name or not sign:
-            raise ReflError(f"--option is {arguments.received(one)}: expected NAME=VALUE")
+            raise ReflError(f"{what} gives {arguments.received(one)}: expected NAME=VALUE")
         if name in found:
-            raise ReflError(f"--option gives {arguments.received(name)} twice")
-        found[name] = _typed(value)
+            raise ReflError(f"{what} gives {arguments.received(name)} twice")
+        found[name] = value
     return found
 
 
-def _typed(text: str) -> Any:
+def typed(text: str) -> Any:
+    """A number, true, false or none where the text reads as one, else the text."""
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]

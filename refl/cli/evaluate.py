@@ -213,16 +213,10 @@ def _chosen(
 
 def _grid(label: str, said: list[str]) -> dict[str, list[Any]]:
     """OPTION=A/B/C each. Raises ReflError for an option that stands twice."""
-    from refl.cli.asked import options_asked
+    from refl.cli.asked import named, typed
 
-    found: dict[str, list[Any]] = {}
-    for one in said:
-        name, sign, values = one.partition("=")
-        if name in found:
-            raise ReflError(f"the method {shown(label)!r} gives {shown(name)!r} twice")
-        each = [options_asked([f"{name}{sign}{value}"]) for value in values.split("/")]
-        found[name] = [value for option in each for value in option.values()]
-    return found
+    options = named(f"the method {shown(label)!r}", said)
+    return {name: [typed(value) for value in values.split("/")] for name, values in options.items()}
 
 
 def _refuse_untuned(choices: dict[str, Any], args: argparse.Namespace) -> None:
