@@ -7,6 +7,7 @@ number, 4.0 is no integer, bytes are no text and no ids.
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import reprlib
 import sys
@@ -28,6 +29,12 @@ def received(value: Any) -> str:
         return shown(" ".join(_REPR.repr(value).split()))
     except Exception:  # noqa: BLE001 - an object of the caller's, whose repr may do anything
         return f"a value of type {shown(type(value).__name__)}"
+
+
+def array_said(array: Any) -> str:
+    """A NumPy array by its dtype, shape and a hash of its bytes: what it can be told apart by."""
+    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+    return f"<{array.dtype} {array.shape} sha256 {digest}>"
 
 
 def expected(name: str, what: str, value: Any) -> ReflError:

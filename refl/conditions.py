@@ -18,7 +18,6 @@ come through each.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,9 +123,7 @@ def _no_place(name: str, chosen: Any, shape: tuple[int, ...]) -> ReflError:
 
 def _said(chosen: Any) -> str:
     if _is_mask(chosen):
-        mask = np.ascontiguousarray(_on_host(chosen))
-        digest = hashlib.sha256(mask.tobytes()).hexdigest()[:16]
-        return f"<mask {mask.shape} sha256 {digest}>"
+        return arguments.array_said(np.asarray(_on_host(chosen)))
     parts = chosen if isinstance(chosen, tuple) else (chosen,)
     plain = [_on_host(p).tolist() if hasattr(p, "tolist") else p for p in parts]
     return f"({', '.join('...' if p is Ellipsis else repr(p) for p in plain)})"

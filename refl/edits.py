@@ -19,7 +19,6 @@ recorded: no rule is known for it.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from refl.arguments import as_whole, expected, received
+from refl.arguments import array_said, as_whole, expected, received
 from refl.arrays import Array, device_of, like, namespace
 from refl.errors import ReflError, argument, nearest, shown
 
@@ -168,11 +167,9 @@ def _is(value: Any, number: float) -> bool:
 def _said(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)
-    array = np.ascontiguousarray(value) if isinstance(value, np.ndarray) else None
-    if array is None:
+    if not isinstance(value, np.ndarray):
         return f"an array {tuple(value.shape)}"
-    digest = hashlib.sha256(array.tobytes()).hexdigest()[:16]
-    return f"<{array.dtype} {array.shape} sha256 {digest}>"
+    return array_said(value)
 
 
 def _part_said(part: Any) -> str:
