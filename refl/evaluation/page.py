@@ -28,10 +28,12 @@ from refl.show.markup import Markup, document, joined, safe_table, tag
 
 COLORS = (
     "#2166ac", "#b2182b", "#1b7837", "#762a83", "#e08214", "#35978f", "#c51b7d", "#5a606b",
-    "#8c510a", "#4393c3",
+    "#8c510a",
 )  # fmt: skip
 DASHES = ("", "6 3", "2 2", "8 3 2 3")
-"""Lines are told apart by color and by dashes."""
+"""Lines are told apart by color and by dashes, which a gray print keeps: no two of the first 36
+have both alike.
+"""
 
 STYLE = """\
 :where(.refl) svg.curves { max-width: 46rem; height: auto }
@@ -157,7 +159,7 @@ def _line(mean: Any, m: int, low: float, high: float) -> list[Markup]:  # (3, GR
 
 
 def _dash(m: int) -> str | None:
-    return DASHES[m // len(COLORS) % len(DASHES)] or None
+    return DASHES[m % len(DASHES)] or None
 
 
 def _points(found: Sequence[tuple[float, float]]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, ClassVar
@@ -739,3 +740,9 @@ def test_figures_without_matplotlib(
     err = capsys.readouterr().err
     assert "matplotlib is not installed" in err and "pip install" in err and "[figures]" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_curves_on_the_page_are_told_apart_in_gray_too() -> None:
+    looks = [(page.COLORS[m % len(page.COLORS)], page._dash(m)) for m in range(36)]
+    assert len(set(looks)) == 36
+    assert all(a[1] != b[1] for a, b in pairwise(looks))
