@@ -20,14 +20,27 @@ from refl.errors import ReflError
 from refl.version import __version__
 
 if TYPE_CHECKING:
-    from refl.edits import Edit
+    from refl.edits import Edit, off, scale, value
     from refl.model import Model, load
     from refl.show.explanation import ShownExplanation as Explanation
 
-__all__ = ["Edit", "Explanation", "Model", "ReflError", "__version__", "load"]
+__all__ = [
+    "Edit",
+    "Explanation",
+    "Model",
+    "ReflError",
+    "__version__",
+    "load",
+    "off",
+    "scale",
+    "value",
+]
 
 _WHERE = {
     "Edit": ("refl.edits", "Edit"),
+    "off": ("refl.edits", "off"),
+    "scale": ("refl.edits", "scale"),
+    "value": ("refl.edits", "value"),
     "load": ("refl.model", "load"),
     "Model": ("refl.model", "Model"),
     "Explanation": ("refl.show.explanation", "ShownExplanation"),

@@ -7,12 +7,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
+from refl.anatomy import components
 from refl.device import blas
+from refl.edits import said
 from refl.explanation import Candidate, Explanation, MethodFacts, Sites
 from refl.ledger import Ledger
 from refl.network import Network
@@ -68,6 +70,7 @@ def explanation(
         fingerprint=question.network.fingerprint,
         sites=found.sites,
         pairs=found.pairs,
+        parts=partial(components, question.network),
     )
 
 
@@ -165,14 +168,9 @@ def about(question: Question) -> dict[str, str]:
         "task": network.task,
         "computed by": _computed_by(network.device),
         **({} if kind == "softmax" else {"probability": kind}),
-        **({"edits": _edits(question)} if question.edits else {}),
+        **({"edits": said(question.edits)} if question.edits else {}),
         **network.ignored,
     }
-
-
-def _edits(question: Question) -> str:
-    """What was changed where, arrays by their hashes: enough to tell whether a run is this one."""
-    return "; ".join(f"{site}: {edit!r}" for site, edit in question.edits.items())
 
 
 @cache

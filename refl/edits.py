@@ -28,7 +28,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from refl.arguments import array_said, as_whole, expected, received
-from refl.arrays import Array, device_of, like, namespace
+from refl.arrays import Array, can_ask, device_of, like, namespace
 from refl.errors import ReflError, argument, nearest, shown
 
 INSIDE_ATTENTION = ("scores", "biased", "divided", "tanh", "capped", "probabilities", "transposed")
@@ -68,7 +68,7 @@ class Edit:
 
     def __call__(self, z: Array) -> Array:
         """The activation (B, ...) once changed; what is not at the index keeps its bits."""
-        changed, place = namespace(z).asarray(z, copy=True), self._place(z)
+        changed, place = namespace(z).asarray(z, copy=True), self.place(z)
         changed[place] = like(self.factor, z) * z[place] + like(self.amount, z)
         return changed
 
@@ -82,10 +82,10 @@ class Edit:
 
     def _filled(self, z: Array, value: Any, elsewhere: float) -> Array:
         array = namespace(z).full(z.shape, elsewhere, dtype=z.dtype, **device_of(z))
-        array[self._place(z)] = like(value, z)
+        array[self.place(z)] = like(value, z)
         return array
 
-    def _place(self, z: Array) -> tuple[Any, ...]:
+    def place(self, z: Array) -> tuple[Any, ...]:
         """The index with the batch axis, where z lies."""
         xp, device = namespace(z), device_of(z)
         where = (
@@ -198,6 +198,24 @@ def of_tokens(site: str, edit: Change) -> bool:
     return any(len(shape) >= axis and shape[-axis] != 1 for shape in shapes)
 
 
+# -- the plainest ones -----------------------------------------------------------------------------
+
+off = Edit(factor=0.0)
+"""Switched off."""
+
+
+def value(amount: Any) -> Edit:
+    """This value, a number or an array, in place of what was computed. Raises ReflError for what is
+    no finite number.
+    """
+    return Edit(factor=0.0, amount=amount)
+
+
+def scale(factor: Any) -> Edit:
+    """So many times what was computed. Raises ReflError for what is no finite number."""
+    return Edit(factor=factor)
+
+
 # -- edits as a caller gives them ------------------------------------------------------------------
 
 
@@ -239,6 +257,11 @@ def _refuse_edit_of_edit(site: str, edits: Mapping[str, Any]) -> None:
             )
 
 
+def said(edits: Edits) -> str:
+    """What is changed where, arrays by their hashes: enough to tell whether a run is this one."""
+    return "; ".join(f"{site}: {edit!r}" for site, edit in edits.items())
+
+
 def guarded(site: str, change: Change) -> Change:
     """A function whose answer is looked at: it has to be an activation like the one it got."""
     return change if isinstance(change, Edit) else partial(_guarded, site, change)
@@ -258,6 +281,11 @@ def _guarded(site: str, function: Callable[[Array], Any], z: Array) -> Array:
             f"the edit of {shown(site)} returns {changed.dtype}: expected {z.dtype}, as it was "
             "given"
         )
+    xp = namespace(changed)
+    if can_ask(changed) and not bool(xp.all(xp.isfinite(changed))):
+        raise ReflError(
+            f"the edit of {shown(site)} returns numbers that are not finite: expected finite ones"
+        )
     return changed
 
 
@@ -268,10 +296,12 @@ def together(first: Edits, further: Edits) -> dict[str, Change]:
     both = dict(first) | dict(further)
     for site in first.keys() & further.keys():
         a, b = first[site], further[site]
+        if a is b:
+            continue
         if isinstance(a, Edit) and isinstance(b, Edit):
             raise ReflError(
-                f"{shown(site)} has two edits, that of the question and one of the method: "
-                "explain with another site edited"
+                f"{shown(site)} has two edits, and one of them is the model's, the question's or "
+                "the method's own: change another site"
             )
         both[site] = partial(_one_after_the_other, a, b)
     return both

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 
 from refl import arguments, patches
 from refl.arguments import received
 from refl.arrays import Array, asnumpy
+from refl.components import Components
 from refl.errors import LONGEST_REPR, ReflError, sentence
 from refl.io import ORACLE_FORMAT, oracle
 from refl.ledger import Ledger, UnknownSite
@@ -143,13 +144,16 @@ class SitesOnDemand(Sites):
         return self.made.aliases
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
-class Fingerprint:
-    """A fingerprint that was formed already."""
+class Known(Generic[T]):
+    """What was asked for already."""
 
-    known: str = ""
+    known: T
 
-    def __call__(self) -> str:
+    def __call__(self) -> T:
         return self.known
 
 
@@ -210,8 +214,10 @@ class Explanation:
     types: list[int] | None = None
     position: int | None = None
     pairs: Any = None
-    fingerprint: Callable[[], str] = field(default=Fingerprint(), repr=False)
+    fingerprint: Callable[[], str] = field(default=Known(""), repr=False)
     """Of the checkpoint: a hash of all its bytes, so it is formed only when it is asked for."""
+    parts: Callable[[], Components | None] = field(default=Known(None), repr=False)
+    """Of the net, as `components` has them: they take a run, so they wait to be asked for too."""
 
     def __repr__(self) -> str:
         """One line."""
@@ -227,9 +233,26 @@ class Explanation:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled with all that it offers: every site that is kept (by default every site there is,
-        so give keep=() where that is too much), and the fingerprint as it is now.
+        so give keep=() where that is too much), the net's components, and the fingerprint as it
+        is now.
         """
-        return vars(self) | {"fingerprint": Fingerprint(self.fingerprint())}
+        return vars(self) | {
+            "fingerprint": Known(self.fingerprint()),
+            "parts": Known(self.parts()),
+        }
+
+    @property
+    def components(self) -> Components:
+        """The blocks, neurons and heads of the net (refl.components). Raises ReflError where they
+        are not known: in files of refl 0.3 and before, and of other libraries.
+        """
+        found = self.parts()
+        if found is None:
+            raise ReflError(
+                "nothing is known of the net's blocks, neurons and heads: explain again, or ask "
+                "for sites by their names"
+            )
+        return found
 
     @property
     def composite(self) -> Composite:
@@ -384,6 +407,8 @@ class Explanation:
         facts = {key: value for key, value in self.as_dict().items() if key not in arrays}
         facts |= {"aliases": dict(self.sites.aliases), "patch": self.patch}
         facts |= {"types": self.types, "position": self.position}
+        parts = self.parts()
+        facts |= {} if parts is None else {"components": parts.as_dict()}
         oracle.save(path, oracle.Oracle(facts, arrays, sites))
 
     def _arrays(self) -> dict[str, Any]:
@@ -443,7 +468,12 @@ def _fields(content: oracle.Oracle) -> dict[str, Any]:
         "patch": None if facts["patch"] is None else tuple(facts["patch"]),
         "types": facts.get("types"),
         "position": facts.get("position"),
+        "parts": Known(_components(facts.get("components"))),
     }
+
+
+def _components(said: dict[str, Any] | None) -> Components | None:
+    return None if said is None else Components.from_dict(said)
 
 
 def _or_null(p: float) -> float | None:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from refl import arguments
+from refl.anatomy import components
 from refl.batching import TOKENS
+from refl.components import Components
 from refl.conditions import Conditions
 from refl.device import placer, room
-from refl.edits import Edits
+from refl.edits import Edits, together
 from refl.errors import ReflError, argument, shown
 from refl.explanation import Explanation
+from refl.intervention import edits_of
 from refl.io.config import decoder_start_id, eos_ids, labels, probability, read_config
 from refl.io.images import Preparation, is_one, read_preparation
 from refl.io.names import named_weights
@@ -175,6 +178,30 @@ def _preparation(folder: Path, net: Net, config: Any) -> Preparation | None:
 @dataclass(repr=False)
 class Model(Network):
     """A net with its weights and tokenizer, to be explained. Made by `refl.load`."""
+
+    @property
+    def components(self) -> Components:
+        """The blocks of the net, the neurons of their MLPs, the heads of their attention."""
+        return components(self)
+
+    def with_edits(
+        self, edits: Mapping[str, Any], positions: int | Sequence[int] | slice | None = None
+    ) -> Model:
+        """The model with neurons, heads or sites changed in every run: it can do what the model
+        can, logits, generate, explain and evaluate; weights are shared.
+
+        edits        what is changed -> how. What: a neuron or a head by its name (L3.N17, L3.H2:
+                     refl.components), or a site. How: refl.off, refl.value(v), refl.scale(f), a
+                     refl.Edit (of a site), or a function of the activation, array to array: of
+                     that part of it alone for a neuron (B, T) or a head (B, T, d). No rule is
+                     known for a function, so a model with one does not explain
+        positions    the tokens at which; by default all of them. In `generate` they are counted in
+                     the text as it grows: -1 is the token that is last
+
+        Raises ReflError for what is not there, and for what cannot be changed so.
+        """
+        found = edits_of(edits, self.components, positions)
+        return replace(self, edits=together(self.edits, found))
 
     def explain(
         self,

@@ -16,7 +16,15 @@ from refl.arguments import is_single, received
 from refl.arrays import Array, asnumpy, namespace
 from refl.cache import Cache, CachedTrace
 from refl.device import on_host
-from refl.edits import Change, Edits, checked, guarded, refuse_strange, refuse_strange_leaves
+from refl.edits import (
+    Change,
+    Edits,
+    checked,
+    guarded,
+    refuse_strange,
+    refuse_strange_leaves,
+    together,
+)
 from refl.errors import LONGEST_REPR, ReflError, UnknownWords, argument, sentence, shown
 from refl.io.images import Image, Preparation, prepared
 from refl.io.text import Text
@@ -112,6 +120,10 @@ class Network:
     """What the caller said to ignore in the checkpoint: `ignored options`, `ignored tensors`."""
     preparation: Preparation | None = None
     """What is done to a picture before a net sees it."""
+    edits: Edits = field(default_factory=dict)
+    """Site -> what is changed there in every run (refl.edits)."""
+    known: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What has been found out about the net, by name (refl.anatomy)."""
 
     def __repr__(self) -> str:
         """One line."""
@@ -494,7 +506,8 @@ class Network:
 
     def _edits(self, edits: Edits | None) -> dict[str, Change]:
         """Edits of a run that is not recorded, once checked."""
-        return {s: guarded(s, change) for s, change in checked(edits, recorded=False).items()}
+        both = together(self.edits, checked(edits, recorded=False))
+        return {site: guarded(site, change) for site, change in both.items()}
 
     def generate(
         self,

@@ -74,7 +74,7 @@ class Question:
     kind         logit, log-probability or probability: see refl.seeds
     position     the token whose output is explained; None for the task's own
     at           (site, index) of a neuron that is explained in place of an output
-    edits        site -> what is changed there in every run (refl.edits)
+    edits        site -> what is changed there in every run (refl.edits), beside the network's own
     recompute    hold one block's activations at a time
     """
 
@@ -92,7 +92,7 @@ class Question:
             batch_tokens=arguments.positive("batch_tokens", self.batch_tokens),
             recompute=arguments.flag("recompute", self.recompute),
             at=None if self.at is None else arguments.neuron(self.at),
-            edits=checked(self.edits, recorded=True),
+            edits=together(checked(self.network.edits, True), checked(self.edits, recorded=True)),
         )
         if self.progress is not None and not callable(self.progress):
             raise arguments.expected("progress", "a function (phase, done, of)", self.progress)

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from refl import arguments
 from refl.batching import TOKENS
+from refl.edits import said
 from refl.errors import ReflError, argument, shown
 from refl.evaluation.data import Line, Record, lines, parsed, survey
 from refl.evaluation.shards import Folder
@@ -161,6 +162,7 @@ class Job:
             "dtype": self.model.dtype,
             "device": self.model.device,
             **self.model.ignored,
+            **({"edits": said(self.model.edits)} if self.model.edits else {}),
         }
 
 

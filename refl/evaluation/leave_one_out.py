@@ -31,11 +31,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from refl import arguments, patches
+from refl import anatomy, arguments, patches
 from refl.arrays import asnumpy
 from refl.edits import Edit, Edits
 from refl.errors import ReflError, argument
-from refl.evaluation import components, naming, units
+from refl.evaluation import naming, units
 from refl.evaluation.correlation import CORRELATIONS, agreement
 from refl.evaluation.subject import Judged, Subject
 from refl.methods import Method, copies
@@ -231,7 +231,7 @@ def by_block(subject: Subject, fill: str = "zero") -> dict[str, Any]:  # path ->
 
 def reading_blocks(subject: Subject) -> list[str]:
     """Paths of the blocks that read the input: all but a decoder's beside an encoder."""
-    paths = components.blocks(subject.question.network)
+    paths = anatomy.blocks(subject.question.network)
     if subject.reading.prefix is None:
         return paths
     return [path for path in paths if path.partition(".")[0] != "decoder"]

@@ -27,11 +27,11 @@ from warnings import catch_warnings
 
 import numpy as np
 
+from refl import anatomy
 from refl.arguments import received
 from refl.arrays import asnumpy
 from refl.edits import Edit, Edits
 from refl.errors import ReflError, UnknownWords, argument
-from refl.evaluation import components
 from refl.evaluation.correlation import pearson
 from refl.methods import copies
 from refl.model import Model
@@ -234,11 +234,11 @@ class Agreement:
 def agreement(
     some: Sequence[Pair],
     tables: Mapping[str, Composite] = TABLES,
-    kinds: Sequence[str] = components.KINDS,
+    kinds: Sequence[str] = anatomy.KINDS,
 ) -> list[Agreement]:
     """Of each table, for each kind of component. Raises ReflError as `approximate` does."""
     found: dict[tuple[str, str], list[float]] = {(k, t): [] for k in kinds for t in tables}
-    sites = {kind: components.sites(some[0].question.network, kind) for kind in kinds if some}
+    sites = {kind: anatomy.sites(some[0].question.network, kind) for kind in kinds if some}
     for pair in some:
         for kind in kinds:
             truth = _row(exact(pair, sites[kind]))

@@ -26,10 +26,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from refl import arguments
+from refl import anatomy, arguments
 from refl.arrays import Array, asnumpy, like
 from refl.errors import ReflError, argument
-from refl.evaluation import components, naming
+from refl.evaluation import naming
 from refl.evaluation.correlation import spearman
 from refl.evaluation.subject import Judged, Subject
 from refl.methods import Method, chosen
@@ -147,7 +147,7 @@ def parts(network: Network) -> dict[str, list[str]]:
     a block's name is that block's, wherever it is read.
     """
     reads = _Reads(network.weights)
-    trace = components.watched(network, reads.by(network))
+    trace = anatomy.watched(network, reads.by(network))
     last = trace.blocks[-1] if trace.blocks else ""
     found: dict[str, list[str]] = {ABOVE: [], **{path: [] for path in trace.blocks[::-1]}}
     found[BELOW] = []
@@ -166,9 +166,9 @@ class _Reads(Mapping[str, Array]):
         self.weights = weights
         self.first: dict[str, tuple[str, bool]] = {}
 
-    def by(self, network: Network) -> components.Watching:
+    def by(self, network: Network) -> anatomy.Watching:
         """The trace that reads them."""
-        self.trace = components.Watching(network, self)
+        self.trace = anatomy.Watching(network, self)
         return self.trace
 
     def __getitem__(self, name: str) -> Array:

@@ -14,7 +14,8 @@ import pytest
 from transformers_models import Make
 
 import refl
-from refl.evaluation import components, patching
+from refl import anatomy
+from refl.evaluation import patching
 from refl.evaluation.patching import Pair
 from refl.rules.published import GRADIENT, RELP
 from refl.verification.peers.lxt import wide, widened
@@ -110,7 +111,7 @@ def test_exact_effects_and_both_approximations(kind: str, make: Make) -> None:
     folder = make(kind)
     ours = refl.load(folder, dtype="float64")
     pair = Pair.read(ours, CLEAN, CORRUPTED, ANSWER, AGAINST)
-    sites = [site for k in components.KINDS for site in components.sites(ours, k)]
+    sites = [site for k in anatomy.KINDS for site in anatomy.sites(ours, k)]
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto")
     with wide():
         theirs = widened(loaded)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from backends import BESIDE_NUMPY, Backend
 
+from refl import anatomy
 from refl.conditions import Conditions
-from refl.evaluation import components, patching
+from refl.evaluation import patching
 from refl.evaluation.leave_one_out import LeaveOneOut, by_block
 from refl.evaluation.patching import Pair
 from refl.evaluation.sanity import Sanity
@@ -37,7 +38,7 @@ def pairs(model: Model) -> Any:
 
 
 def patches(model: Model) -> Any:
-    pair, sites = Pair.read(model, IDS, [3, 1, 2], 4, 2), components.sites(model, "mlp")
+    pair, sites = Pair.read(model, IDS, [3, 1, 2], 4, 2), anatomy.sites(model, "mlp")
     effects = (patching.exact(pair, sites), patching.approximate(pair, sites, RELP))
     return np.concatenate([row for part in effects for row in part.values()])
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refl import anatomy
 from refl.conditions import Conditions
 from refl.errors import ReflError
-from refl.evaluation import components
 from refl.explanation import Explanation
 from refl.methods import chosen, under
 from refl.model import Model
@@ -136,7 +136,7 @@ def sites_of(model: Model, item: Any) -> list[tuple[str, int, bool]]:
     )
     sites = {r.role: r.output.site for r in trace.records if ".experts." not in r.output.site}
     neurons = sites.get("mlp.activation") or sites["expert.sum"]
-    cut = components.blocks(model)[-1]
+    cut = anatomy.blocks(model)[-1]
     return [(cut, -2, True), (neurons, -1, False), (sites["attention.context"], -3, False)]
 
 

@@ -10,9 +10,10 @@ import pytest
 from small_networks import linear_net
 
 import refl
+from refl import anatomy
 from refl.edits import Edit
 from refl.errors import ReflError
-from refl.evaluation import components, patching
+from refl.evaluation import patching
 from refl.evaluation.patching import Agreement, Pair
 from refl.rules.published import ATTNLRP, ATTNLRP_GRADIENT, CP_LRP, GRADIENT, RELP
 from refl.trace import Trace, Value
@@ -30,7 +31,7 @@ def test_of_a_linear_net_all_are_exact() -> None:
     model = linear_net(0)
     p = pair(model)
     for kind in ("residual", "mlp"):
-        sites = components.sites(model, kind)
+        sites = anatomy.sites(model, kind)
         assert len(sites) == 2
         truth = patching.exact(p, sites)
         for table in (RELP, GRADIENT, CP_LRP, ATTNLRP_GRADIENT):
@@ -50,8 +51,8 @@ def test_each_component_is_a_run_of_its_own(config: dict[str, Any]) -> None:
     model = random_model(config, 1)
     p, clean = pair(model, batch_tokens=12), model.trace([CLEAN], position=-1)[0]
     before = np.subtract(*model.logits(CORRUPTED)[-1, [4, 2]])
-    for kind in components.KINDS:
-        sites = components.sites(model, kind)
+    for kind in anatomy.KINDS:
+        sites = anatomy.sites(model, kind)
         found = patching.exact(p, sites)
         for site in sites:
             a = clean.values[site].array[0]
@@ -69,8 +70,8 @@ def test_everything_patched_is_the_clean_run(name: str) -> None:
     p = pair(model, position=position)
     clean, corrupted = p.metric(p.clean), p.metric(p.corrupted)
     assert abs(clean - corrupted) > 1e-3
-    streams = components.sites(model, "residual")
-    everything = [site for kind in components.KINDS for site in components.sites(model, kind)]
+    streams = anatomy.sites(model, "residual")
+    everything = [site for kind in anatomy.KINDS for site in anatomy.sites(model, kind)]
     for sites in (streams[-1:], everything):
         assert patching.patched(p, sites) == pytest.approx(clean, abs=1e-12)
 
@@ -85,7 +86,7 @@ def test_a_small_step_is_the_gradient() -> None:
     model = refl.verification.random_models.with_weights(
         model, **{"model.embed_tokens.weight": table}
     )
-    p, sites = pair(model), components.sites(model, "mlp")
+    p, sites = pair(model), anatomy.sites(model, "mlp")
     truth, gradient, relp = (
         np.concatenate(list(effects.values()))
         for effects in (
@@ -156,7 +157,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ReflError, match="names 'model.layers.9', which is no site"):
         patching.exact(pair(model), ["model.layers.9"])
     with pytest.raises(ReflError, match="unknown kind of component 'head'"):
-        components.sites(model, "head")
+        anatomy.sites(model, "head")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refl import anatomy
 from refl.errors import ReflError
-from refl.evaluation import components, sanity
+from refl.evaluation import sanity
 from refl.evaluation.correlation import spearman
 from refl.evaluation.judging import judged
 from refl.evaluation.sanity import ABOVE, BELOW, Sanity
@@ -36,7 +37,7 @@ def test_every_tensor_is_of_one_part(name: str) -> None:
     model = random_model(ARCHITECTURES[name], 1)
     found = sanity.parts(model)
     blocks = [part for part in found if part not in (ABOVE, BELOW)]
-    paths = components.blocks(model)
+    paths = anatomy.blocks(model)
     assert [p for p in paths[::-1] if p in blocks] == blocks and len(blocks) >= 2
     assert [*found][:: len(found) - 1] == [ABOVE, BELOW]
     names = [tensor for tensors in found.values() for tensor in tensors]
