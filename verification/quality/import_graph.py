@@ -44,7 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "verification.random_models",
     ),
     ("evaluation", "verification.identities", "verification.vectors"),
-    ("verification.compare",),
+    ("latent", "verification.compare"),
     ("verification.conformance",),
     ("verification.peers",),
     ("cli",),
