@@ -189,6 +189,8 @@ def of_tokens(site: str, edit: Change) -> bool:
         return False
     parts = [p for p in edit.index if not (isinstance(p, slice) and p == slice(None))]
     inside = re.search(rf"(^|\.)({_ATTENTION.pattern})$", site) is not None
+    if (inside or site.endswith("context")) and len(parts) == 2 and parts[1] is Ellipsis:
+        parts = [Ellipsis]  # the first axis counts heads
     if parts[0] is not Ellipsis or len(parts) > 2 or (inside and len(parts) > 1):
         return True
     if np.ndim(parts[-1]) > 1:  # a mask of two axes or more

@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import Any
 
 from refl import arguments
-from refl.errors import ReflError
+from refl.edits import Edit, off, scale, value
+from refl.errors import ReflError, shown
 from refl.explanation import Explanation
 from refl.methods import Method, chosen
 from refl.model import Model, load
@@ -67,14 +68,65 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
 
 
 def model_asked(args: argparse.Namespace) -> Model:
-    """The checkpoint, ready."""
-    return load(
+    """The checkpoint, ready; with --edit where the command has it."""
+    changes = [_edit(said) for said in getattr(args, "edit", [])]
+    model = load(
         args.model,
         device=args.device,
         dtype=args.dtype,
         ignore=args.ignore,
         ignore_tensors=args.ignore_tensors,
     )
+    for positions in dict.fromkeys(where for _, where, _ in changes):
+        asked = {name: change for name, where, change in changes if where == positions}
+        if len(asked) < sum(where == positions for _, where, _ in changes):
+            raise ReflError("--edit gives a name twice: change it once")
+        model = model.with_edits(asked, _tokens_at(positions))
+    return model
+
+
+# -- edits -----------------------------------------------------------------------------------------
+
+
+def _edit(said: str) -> tuple[str, str, Edit]:
+    """NAME[@T]=CHANGE -> the name, its positions, and what is done there."""
+    name, sign, change = said.partition("=")
+    name, _, positions = name.partition("@")
+    if not name or not sign:
+        raise ReflError(
+            f"--edit is {arguments.received(said)}: expected NAME=off, NAME=0.5 or NAME=x2, such "
+            "as L3.N17=off"
+        )
+    if change == "off":
+        return name, positions, off
+    try:
+        number = float(change.removeprefix("x"))
+        return name, positions, scale(number) if change.startswith("x") else value(number)
+    except (ValueError, ReflError):
+        raise ReflError(
+            f"--edit changes {shown(name)} by {arguments.received(change)}: expected off, a "
+            "finite number, or x and a finite factor"
+        ) from None
+
+
+def _tokens_at(said: str) -> list[int] | slice | None:
+    """2,5 or 1:4; None for all of them."""
+    if not said:
+        return None
+    parts, between = (said.split(":"), True) if ":" in said else (said.split(","), False)
+    if not all(_is_number(p.removeprefix("-")) or (between and not p) for p in parts):
+        raise ReflError(
+            f"--edit has the tokens {arguments.received(said)}: expected whole numbers, such as "
+            "@-1, @2,5 or @1:4"
+        )
+    if between and len(parts) > 2:
+        raise ReflError(f"--edit has the tokens {arguments.received(said)}: expected @1:4")
+    if between:
+        return slice(*(int(p) if p else None for p in parts))
+    return [int(p) for p in parts]
+
+
+# -- the explanation -------------------------------------------------------------------------------
 
 
 def explained(

@@ -115,6 +115,7 @@ def add(commands: Any) -> None:
     options.dtype(g, "of the computation")
     options.device(g)
     options.ignore(g)
+    options.edits(g)
     corpus.spread(p.add_argument_group("the work"), SHARD)
 
 

@@ -48,6 +48,7 @@ examples:
   refl explain "the [MASK] sat" --model path/to/bert           # the masked token
   refl explain "a fine film" --model path/to/classifier --target positive
   refl explain "the keys" --at model.layers.1.mlp 2 17         # a neuron
+  refl explain "the keys" --edit L3.N17=off L2.H1=x2 L0.N3@-1=0.5      # neurons and heads changed
   refl explain cat.png --model path/to/vit --method attnlrp-vit --png why.png --html why.html
   refl explain "the keys" --svg keys.svg --beside cp-lrp input-x-gradient --scale shared
   refl explain "the keys" --keep "*.mlp" "*.self_attn" --save blocks.safetensors
@@ -60,6 +61,7 @@ def add(commands: Any) -> None:
     summary = "why a model says what it says next"
     p = add_command(commands, "explain", summary, run, description=_ABOUT, more=_more)
     options.explaining(p)
+    options.edits(p.add_argument_group("what is changed in the model"))
     g = p.add_argument_group("what to keep and to write")
     g.add_argument(
         "--keep",

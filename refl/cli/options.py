@@ -74,6 +74,19 @@ def ignore(p: Any) -> None:
     )
 
 
+def edits(g: Any) -> None:
+    """What is changed in every run."""
+    g.add_argument(
+        "--edit",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME[@T]=CHANGE",
+        help="change a neuron (L3.N17), a head (L3.H2) or a site in every run: =off, =0.5 (that "
+        "value in place), =x2 (twice what it was); @T at these tokens alone: @-1, @2,5, @1:4",
+    )
+
+
 def _input(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "text",
