@@ -304,3 +304,53 @@ def test_vit(tmp_path: Path) -> None:
             question = Question(model, edits=edits, recompute=recompute)
             agree(question.forward(model.readings([x])).rows, expected)
         agree(model.logits(x, edits=edits), expected)
+
+
+# -- neurons and heads by their names --------------------------------------------------------------
+
+NAMED: dict[str, tuple[str, str]] = {
+    "llama": ("model.layers.1.mlp.down_proj", "model.layers.0.self_attn.o_proj"),
+    "gpt2": ("transformer.h.1.mlp.c_proj", "transformer.h.0.attn.c_proj"),
+    "qwen3": ("model.layers.1.mlp.down_proj", "model.layers.0.self_attn.o_proj"),
+    "gemma2": ("model.layers.1.mlp.down_proj", "model.layers.0.self_attn.o_proj"),
+}
+"""The modules whose inputs they are: neurons as they stand, heads side by side."""
+
+
+@pytest.mark.parametrize("positions", [None, -1], ids=["everywhere", "the last token"])
+@pytest.mark.parametrize("kind", NAMED)
+def test_neurons_and_heads_by_their_names(kind: str, positions: int | None, tmp_path: Path) -> None:
+    """The logits, and what is generated: hooks that a user of transformers would write."""
+    loaded = random_model(kind)
+    loaded.save_pretrained(tmp_path)
+    model, (down, out) = refl.load(tmp_path, dtype="float64"), NAMED[kind]
+    edited = model.with_edits(
+        {"L1.N3": refl.off, "L1.N7": refl.value(2.0), "L0.H1": refl.scale(-3.0)}, positions
+    )
+    rows = slice(None) if positions is None else slice(positions, None)
+    d = model.trace([IDS])[0].values[model.components.attentions[0].context].array.shape[-1]
+
+    def neurons(module: Any, arguments: Any) -> Any:
+        z = arguments[0].clone()
+        z[:, rows, 3], z[:, rows, 7] = 0, 2
+        return (z,)
+
+    def heads(module: Any, arguments: Any) -> Any:
+        z = arguments[0].clone()
+        z[:, rows, d : 2 * d] *= -3
+        return (z,)
+
+    with wide(), torch.no_grad():
+        twin = type(loaded)._from_config(
+            loaded.config, torch_dtype=torch.float64, attn_implementation="eager"
+        )
+        twin.load_state_dict(loaded.state_dict())
+        twin.eval()
+        twin.get_submodule(down).register_forward_pre_hook(neurons)
+        twin.get_submodule(out).register_forward_pre_hook(heads)
+        agree(edited.logits(IDS), twin(**tensors(IDS)).logits.numpy()[0])
+        ids = list(IDS)
+        for _ in range(4):
+            ids.append(int(twin(**tensors(ids)).logits[0, -1].argmax()))
+    assert edited.generate(IDS, 4) == ids
+    assert np.abs(edited.logits(IDS) - model.logits(IDS)).max() > 1e-6
