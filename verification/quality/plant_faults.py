@@ -74,6 +74,7 @@ FORWARDS = "tests/nets/test_forwards.py::"
 METHODS = "tests/refl/methods/"
 DECODERS = "tests/nets/test_decoders.py::"
 EDITS = "tests/refl/test_edits.py::"
+INTERVENTION = "tests/refl/test_intervention.py::"
 
 
 def exact(file: str, name: str, *parameters: str) -> str:
@@ -1013,6 +1014,22 @@ FAULTS: tuple[Fault, ...] = (
         "if self.plain or pairs <= FEW:",
         EDITS + "test_twice_an_activation_is_twice_the_weights[scores-many]",
         "attention in tiles has no scores to edit, and says nothing",
+    ),
+    Fault(
+        "edit-everywhere",
+        "refl/intervention.py",
+        "_of_parts(site, several, where)\n",
+        "_of_parts(site, several, None)\n",
+        INTERVENTION + "test_a_part_is_an_entry_of_its_site[L1.N3-off--1]",
+        "a neuron is switched at every token where one was asked for",
+    ),
+    Fault(
+        "edit-not-explained",
+        "refl/question.py",
+        "edits=together(checked(self.network.edits, True), checked(self.edits, recorded=True)),",
+        "edits=checked(self.edits, recorded=True),",
+        INTERVENTION + "test_it_explains_generates_and_is_pickled",
+        "an edited model explains the model as it is",
     ),
     Fault(
         "edit-takes-relevance",
