@@ -54,29 +54,54 @@ def typed(text: str) -> Any:
     return text
 
 
-def _refuse_contradictions(args: argparse.Namespace) -> None:
+def refuse_two_inputs(args: argparse.Namespace) -> None:
+    """TEXT or ids, of the input and of a decoder."""
     if args.text is None and args.ids is None:
         args.parser.error("give a TEXT (or - for standard input) or --ids")
     if args.text is not None and args.ids is not None:
         args.parser.error("give a TEXT (or - for standard input) or --ids, not both")
-    if args.pair is not None and (args.ids is not None or args.types is not None):
-        args.parser.error("--pair joins two texts: give TEXT with it, and no --ids or --types")
-    if args.contrast and args.target is not None:
-        args.parser.error("give --target or --contrast, not both")
     if args.decoder is not None and args.decoder_ids is not None:
         args.parser.error("give --decoder or --decoder-ids, not both")
 
 
+def _refuse_contradictions(args: argparse.Namespace) -> None:
+    refuse_two_inputs(args)
+    if args.pair is not None and (args.ids is not None or args.types is not None):
+        args.parser.error("--pair joins two texts: give TEXT with it, and no --ids or --types")
+    if args.contrast and args.target is not None:
+        args.parser.error("give --target or --contrast, not both")
+
+
 def model_asked(args: argparse.Namespace) -> Model:
     """The checkpoint, ready; with --edit where the command has it."""
-    changes = [_edit(said) for said in getattr(args, "edit", [])]
-    model = load(
+    changes = edits_asked(args)
+    return edited(loaded(args), changes)
+
+
+def loaded(args: argparse.Namespace) -> Model:
+    """The checkpoint as it is."""
+    return load(
         args.model,
         device=args.device,
         dtype=args.dtype,
         ignore=args.ignore,
         ignore_tensors=args.ignore_tensors,
     )
+
+
+# -- edits -----------------------------------------------------------------------------------------
+
+Asked = tuple[str, str, Edit]
+"""The name of what is changed, at which positions, and how."""
+
+
+def edits_asked(args: argparse.Namespace) -> list[Asked]:
+    """Of --edit, where the command has it."""
+    return [_edit(said) for said in getattr(args, "edit", [])]
+
+
+def edited(model: Model, changes: Sequence[Asked]) -> Model:
+    """The model with these changes."""
     for positions in dict.fromkeys(where for _, where, _ in changes):
         asked = {name: change for name, where, change in changes if where == positions}
         if len(asked) < sum(where == positions for _, where, _ in changes):
@@ -85,10 +110,7 @@ def model_asked(args: argparse.Namespace) -> Model:
     return model
 
 
-# -- edits -----------------------------------------------------------------------------------------
-
-
-def _edit(said: str) -> tuple[str, str, Edit]:
+def _edit(said: str) -> Asked:
     """NAME[@T]=CHANGE -> the name, its positions, and what is done there."""
     name, sign, change = said.partition("=")
     name, _, positions = name.partition("@")

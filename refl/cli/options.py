@@ -24,6 +24,14 @@ def explaining(p: argparse.ArgumentParser) -> None:
     _method(p.add_argument_group("what to explain, and how"))
 
 
+def text(p: Any, what: str) -> None:
+    p.add_argument("text", nargs="?", type=Source, metavar="TEXT", help=what)
+
+
+def decoder(p: Any, what: str) -> None:
+    p.add_argument("--decoder", metavar="TEXT", help=what)
+
+
 def ids(p: Any) -> None:
     _numbers(p, "--ids", "ID", "token ids in place of TEXT")
 
@@ -88,13 +96,7 @@ def edits(g: Any) -> None:
 
 
 def _input(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "text",
-        nargs="?",
-        type=Source,
-        metavar="TEXT",
-        help="the input; - reads it from standard input; for a model of images, an image file",
-    )
+    text(p, "the input; - reads it from standard input; for a model of images, an image file")
     ids(p)
     types(p)
     p.add_argument(
@@ -103,10 +105,9 @@ def _input(p: argparse.ArgumentParser) -> None:
         help="a second text, for encoders that read two (a question and its context): joined to "
         "the first as the checkpoint's tokenizer does",
     )
-    p.add_argument(
-        "--decoder",
-        metavar="TEXT",
-        help="the decoder prefix of an encoder-decoder: what it has said so far; its next token is "
+    decoder(
+        p,
+        "the decoder prefix of an encoder-decoder: what it has said so far; its next token is "
         "explained",
     )
     decoder_ids(p, "token ids in place of that, the start token first")
