@@ -95,6 +95,42 @@ class Edit:
         return (slice(None), *where)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Successive(Edit):
+    """Edits of one site made one after the other, each at its own index. Together they are one
+    change z' = f z + a again:
+
+        f = f_2 f_1,    a = f_2 a_1 + a_2
+    """
+
+    parts: tuple[Edit, ...] = ()
+
+    def __repr__(self) -> str:
+        return ", then ".join(map(repr, self.parts))
+
+    def __call__(self, z: Array) -> Array:
+        for part in self.parts:
+            z = part(z)
+        return z
+
+    def constants(self, z: Array) -> tuple[Array | None, Array | None]:  # (B, ...) -> twice that
+        f, a = self.parts[0].constants(z)
+        for part in self.parts[1:]:
+            g, b = part.constants(z)
+            a = b if a is None else _product(g, a) if b is None else _product(g, a) + b
+            f = g if f is None else _product(g, f)
+        return f, a
+
+
+def _product(g: Array | None, x: Array) -> Array:
+    """None is 1 everywhere."""
+    return x if g is None else g * x
+
+
+def _parts_of(edit: Edit) -> tuple[Edit, ...]:
+    return edit.parts if isinstance(edit, Successive) else (edit,)
+
+
 Change: TypeAlias = Edit | Callable[[Array], Array]
 
 Edits: TypeAlias = Mapping[str, Change]
@@ -187,6 +223,8 @@ def of_tokens(site: str, edit: Change) -> bool:
     """Whether an edit may say at which tokens: then it means others once a token is deleted."""
     if not isinstance(edit, Edit):
         return False
+    if isinstance(edit, Successive):
+        return any(of_tokens(site, part) for part in edit.parts)
     parts = [p for p in edit.index if not (isinstance(p, slice) and p == slice(None))]
     inside = re.search(rf"(^|\.)({_ATTENTION.pattern})$", site) is not None
     if (inside or site.endswith("context")) and len(parts) == 2 and parts[1] is Ellipsis:
@@ -292,8 +330,8 @@ def _guarded(site: str, function: Callable[[Array], Any], z: Array) -> Array:
 
 
 def together(first: Edits, further: Edits) -> dict[str, Change]:
-    """Both; a site that has both is changed by one after the other. Raises ReflError where that is
-    no single operation.
+    """Both; a site that has both is changed by one after the other. What `further` begins with
+    already is not made twice: a question that is asked anew has the edits of its network.
     """
     both = dict(first) | dict(further)
     for site in first.keys() & further.keys():
@@ -301,11 +339,11 @@ def together(first: Edits, further: Edits) -> dict[str, Change]:
         if a is b:
             continue
         if isinstance(a, Edit) and isinstance(b, Edit):
-            raise ReflError(
-                f"{shown(site)} has two edits, and one of them is the model's, the question's or "
-                "the method's own: change another site"
-            )
-        both[site] = partial(_one_after_the_other, a, b)
+            if _parts_of(b)[: len(_parts_of(a))] == _parts_of(a):
+                continue
+            both[site] = Successive(parts=(*_parts_of(a), *_parts_of(b)))
+        else:
+            both[site] = partial(_one_after_the_other, a, b)
     return both
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -407,8 +408,30 @@ def test_edits_of_the_question_come_before_those_of_a_method(llama: Model) -> No
     question = Question(llama, edits={site: Edit(0, 0.5)})
     both = question.rows(readings, further={site: lambda z: 2 * z})
     np.testing.assert_array_equal(both, Question(llama, edits={site: Edit(0, 1)}).rows(readings))
-    with pytest.raises(ReflError, match="two edits"):
-        question.forward(readings, further={site: Edit(2)})
+    recorded = question.forward(readings, further={site: Edit(2)}).rows
+    np.testing.assert_array_equal(recorded, both)
+
+
+INDICES: list[Any] = [..., (..., 3), (1, slice(None)), (-1, 3), (..., [3, 5])]
+
+
+@pytest.mark.parametrize("first", INDICES, ids=str)
+@pytest.mark.parametrize("second", INDICES, ids=str)
+def test_edits_of_one_site_come_one_after_the_other(first: Any, second: Any, llama: Model) -> None:
+    """As functions would be; recorded they are one change, f_2 f_1 z + f_2 a_1 + a_2."""
+    a, b, site = Edit(-2.0, 0.5, first), Edit(3.0, -0.25, second), f"{LAYER}.mlp"
+    edited = llama.with_edits({site: a}).with_edits({site: b})
+    expected = llama.logits(IDS, edits={site: lambda z: b(a(z))})
+    np.testing.assert_array_equal(edited.logits(IDS), expected)
+    readings, plain = llama.readings([IDS]), Question(edited)
+    for question in (plain, replace(plain, recompute=True), Question(edited, recompute=True)):
+        rows = question.forward(readings).rows
+        np.testing.assert_allclose(rows[0], expected[-1], rtol=1e-12, atol=1e-13)
+    further = Question(llama.with_edits({site: a}), edits={site: b})
+    again = replace(further, recompute=True).forward(readings).rows
+    np.testing.assert_allclose(again[0], expected[-1], rtol=1e-12, atol=1e-13)
+    ledger = edited.explain(IDS).ledger
+    assert abs(ledger.conservation_error) < 1e-9 * max(abs(ledger.explained), 1.0)
 
 
 # -- what is kept of it ----------------------------------------------------------------------------
