@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from refl.explanation import Explanation
 from refl.latent.histograms import Histogram
@@ -198,17 +199,20 @@ def histogram(h: Histogram) -> Markup:
     if not h.count:
         return Markup("")
     each, most = WIDE / len(h.counts), max(h.counts)
+    heights = [max(HIGH * count / most, 1.0 * (count > 0)) for count in h.counts]  # seen, if any
     bars = [
         tag(
             "rect",
             tag("title", f"{count} from {low:.4g} to {high:.4g}"),
             class_="whole",
             x=f"{i * each:.2f}",
-            y=f"{HIGH * (1 - count / most):.2f}",
+            y=f"{HIGH - tall:.2f}",
             width=f"{0.9 * each:.2f}",
-            height=f"{HIGH * count / most:.2f}",
+            height=f"{tall:.2f}",
         )
-        for i, (count, low, high) in enumerate(zip(h.counts, h.edges, h.edges[1:], strict=False))
+        for i, (count, tall, (low, high)) in enumerate(
+            zip(h.counts, heights, pairwise(h.edges), strict=True)
+        )
     ]
     ends = [
         tag("text", f"{h.edges[0]:.4g}", x=0, y=HIGH + 16),

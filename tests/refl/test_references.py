@@ -34,6 +34,7 @@ from refl.latent.references import (
     PartReferences,
     Reference,
     References,
+    _ranges,
     references,
 )
 from refl.latent.selection import selected
@@ -546,6 +547,8 @@ def test_what_names_mean() -> None:
     assert names(t5, "decoder.L0.cross.H?") == [f"decoder.L0.cross.H{n}" for n in range(3)]
     assert len(names(t5, "encoder.L0")) == 24
     assert len(names(t5, "encoder.L0.*")) == 27
+    (some,) = selected(t5.components, [f"encoder.L0.N{n}" for n in (5, 1, 7, 6, 23)])
+    assert some.numbers == (1, 5, 6, 7, 23) and _ranges(some) == "N1 N5-7 N23"
 
 
 # -- heatmaps --------------------------------------------------------------------------------------
