@@ -8,7 +8,10 @@
     exits         how a run ends, whatever happens
     progress      the bar on standard error
     corpus        many inputs, on many cores or machines: what explain and evaluate have in common
-    explain generate evaluate trace models methods conform compare verify dump_torch   the commands
+    explain generate evaluate   what a model does, and why
+    references   what its neurons and heads do
+    trace models methods   how refl does it
+    conform compare verify dump_torch   who checks it
 
 Nothing heavy is imported before it is needed: `--help` loads no array library.
 """
@@ -24,6 +27,7 @@ from refl.cli import (
     generate,
     methods,
     models,
+    references,
     trace,
     verify,
 )
@@ -38,16 +42,10 @@ from refl.version import __version__
 __all__ = ["main"]
 
 COMMANDS = (
-    explain,
-    generate,
-    evaluate,
-    trace,
-    models,
-    methods,
-    conform,
-    compare,
-    verify,
-    dump_torch,
+    *(explain, generate, evaluate),
+    *(references),
+    *(trace, models, methods),
+    *(conform, compare, verify, dump_torch),
 )
 
 _ABOUT = """\
