@@ -43,7 +43,7 @@ __all__ = ["main"]
 
 COMMANDS = (
     *(explain, generate, evaluate),
-    *(references),
+    *(references,),
     *(trace, models, methods),
     *(conform, compare, verify, dump_torch),
 )
