@@ -98,6 +98,7 @@ def explained(
         at=_neuron(args),
         types=args.types,
         pair=args.pair,
+        conditions=getattr(args, "through", None),
     )
     return e
 
