@@ -61,7 +61,8 @@ class Conditions:
         if not isinstance(self.chosen, Mapping) or not all(isinstance(s, str) for s in self.chosen):
             raise ReflError(
                 f"{argument('conditions')} has to map sites to what is chosen there, such as "
-                "{'model.layers.0.mlp.act_fn': (..., 17)}, got "
+                "{'model.layers.0.mlp.act_fn': (..., 17)}, or be a list of neurons, heads and "
+                "sites, such as ['L0.N17'], got "
                 f"{arguments.received(self.chosen)}"
             )
         for site, chosen in self.chosen.items():
