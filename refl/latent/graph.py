@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from refl import arguments
+from refl import arguments, errors
 from refl.errors import ReflError, argument
 from refl.latent import graph_file, graph_picture, graph_table
 from refl.latent.graph_nodes import Edge, Node, Nodes
@@ -29,6 +29,11 @@ from refl.rules.composites import Composite
 __all__ = ["Edge", "Graph", "Node", "graph", "tracing"]
 
 FRACTION, MOST = 0.8, 50
+ASKED = {
+    *("target", "contrast", "position", "seed", "at", "decoder", "types", "pair"),
+    *("edits", "progress"),
+}
+"""What is asked of a model as Model.explain has it."""
 
 
 class Graph(Nodes):
@@ -72,11 +77,15 @@ def graph(
     most        and of those over the whole net so many with the largest |R|, a sweep each
     audit       also bound every node's conservation error by its rounding (slower)
     asked       what is explained, as in Model.explain: target, contrast, position, seed, at,
-                decoder, types, pair; progress, which is told ("graph", nodes done, nodes)
+                decoder, types, pair, edits; progress, which is told ("graph", nodes done, nodes)
 
     Raises ReflError as Model.explain does, for a method that is no table of rules, and for scores
     that are lengths, which do not add up.
     """
+    for name in asked.keys() - ASKED:
+        raise ReflError(
+            f"graph has no option {errors.shown(name)}: expected one of {', '.join(sorted(ASKED))}"
+        )
     table = chosen(method, eps, stabilizer, options)
     found = model.explain(item, tracing(table, fraction, most, audit), **asked)
     return shown(found)
@@ -93,7 +102,8 @@ def tracing(
         )
     if method.conditions:
         raise ReflError(
-            f"a graph has all paths: leave the {argument('conditions')} of the method out"
+            f"the method {method.name} is under {argument('conditions')}, and a graph has all "
+            "paths: take the table of rules alone"
         )
     if method.composite.score != "sum":
         raise ReflError(

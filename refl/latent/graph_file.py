@@ -51,7 +51,7 @@ SCHEMA_VERSION = 1
 
 def text(graph: Nodes) -> str:
     """The file's text."""
-    return json.dumps(content(graph), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(content(graph), indent=1, allow_nan=False) + "\n"
 
 
 def content(graph: Nodes) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from refl.show import drawing
 from refl.show.account import legend, quantity
 from refl.show.colors import LEVELS, Color, background, foreground, level
 from refl.show.drawing import ADVANCE, BLACK, Box, Curve, Disk, Drawing, Part, Words
-from refl.show.numbers import amount, decimals, percent
+from refl.show.numbers import adding_up, amount, decimals, percent
 from refl.show.text import one_line, printable, shorten, visible
 
 MARGIN, SIZE, SMALL = 10.0, 9.0, 6.0
@@ -87,8 +87,8 @@ class _Picture:
         parts += [*self._rules(), *self._curves()]
         for node in self._inner_drawn:
             parts += self._node(node)
-        parts += [*self._output(), *self._tokens()]
-        below, y = self._said(self._bottom + 34)
+        parts += [*self._output(), *self._tokens(), *self._stacks]
+        below, y = self._said(self._bottom + (44 if self._stacks else 34))
         wide = max(self._width, drawing.width(title, SIZE) + 2 * MARGIN, NARROWEST)
         return Drawing(wide, y, tuple(parts + below), title)
 
@@ -292,14 +292,28 @@ class _Picture:
                 middle = self._middle(position) - drawing.width(said, SMALL) / 2
                 yield Words(middle, y + CELL + SMALL + 3, said, SMALL, GRAY)
 
+    @cached_property
+    def _stacks(self) -> list[Part]:
+        """Whose tokens they are, where there is a decoder."""
+        e, y = self.graph.explanation, self._bottom + CELL + 2 * SMALL + 6
+        if e.decoder_tokens is None:
+            return []
+        read = [p for p in self._columns if p < len(e.tokens)]
+        firsts = (("encoder", read), ("decoder", self._columns[len(read) :]))
+        return [Words(self._spans[at[0]][0], y, name, SMALL, GRAY) for name, at in firsts if at]
+
     # -- what is said ------------------------------------------------------------------------------
 
     @cached_property
     def _places(self) -> int:
         return decimals(self._strongest, 3)
 
+    @property
+    def _digits(self) -> int:
+        return decimals(abs(self._whole), 4)
+
     def _amount(self, value: float) -> str:
-        return amount(value, decimals(abs(self._whole), 4))
+        return amount(value, self._digits)
 
     def _said(self, y: float) -> tuple[list[Part], float]:
         """The legend and what is left out; and where the picture ends."""
@@ -334,11 +348,11 @@ class _Picture:
     def _sentences(self) -> Iterator[str]:
         """How much is shown."""
         g = self.graph
-        account = {what: self._amount(r) for what, r in g.account.items()}
+        parts = list(g.account.values())
+        through, straight, absorbed, _, explained = adding_up(parts, self._whole, self._digits)
         yield (
-            f"Of {self._amount(self._whole)}, {account['through nodes']} went through these nodes, "
-            f"{account['straight to the input']} straight to the input, {account['absorbed']} was "
-            "absorbed before either."
+            f"Of {explained}, {through} went through these nodes, {straight} straight to the "
+            f"input, {absorbed} was absorbed before either."
         )
         for kind, (count, part, whole) in g.coverage.items():
             held = percent(part, whole) or "none"

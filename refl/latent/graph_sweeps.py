@@ -300,7 +300,8 @@ class _Graph:
             unpropagated = seeded.unpropagated(self.forward.rows[0])
         if unpropagated:
             absorbed["stabilizer"] = absorbed.get("stabilizer", 0.0) + unpropagated
-        passed = math.fsum(r for _, r in edges)
+        passed = sum(r for _, r in edges)
+        refuse_not_finite(passed, node.id, self.question.network.dtype)
         return replace(node, passed=passed, absorbed=absorbed, rounding_bound=ledger.rounding_bound)
 
     def _is_at(self, place: _Place, value: Value) -> bool:
@@ -355,6 +356,15 @@ class _Graph:
             else:
                 found += r.sum(axis=-1, dtype=np.float64).tolist()
         return found
+
+
+def refuse_not_finite(passed: float, id: str, dtype: str) -> None:
+    """Raises ReflError where what a node passed on is no number."""
+    if not math.isfinite(passed):
+        raise ReflError(
+            f"relevance is not finite in {dtype} from {id} down: use {argument('dtype')} float64, "
+            "or a larger stabilizer"
+        )
 
 
 def _layer(owner: Mlp | Attention) -> str:

@@ -23,6 +23,7 @@ from refl.errors import ReflError
 from refl.latent import graph_file, graph_picture
 from refl.latent.graph import Graph, graph, tracing
 from refl.latent.graph_nodes import Node, fewest
+from refl.latent.graph_sweeps import refuse_not_finite
 from refl.methods import chosen, under
 from refl.model import Model
 from refl.rules.published import LRP_0
@@ -38,6 +39,7 @@ from refl.verification.random_models import (
     T5,
     VIT,
     random_model,
+    with_weights,
 )
 
 TABLES = ("attnlrp", "attnlrp-gradient", "cp-lrp", "lrp-0", "relp", "lxt-explicit")
@@ -580,14 +582,41 @@ def test_what_is_refused_in_python() -> None:
     model = random_model(LLAMA, 1)
     with pytest.raises(ReflError, match="scores of method gradient are lengths"):
         tracing(chosen("gradient"))
-    with pytest.raises(ReflError, match="leave the conditions of the method out"):
+    with pytest.raises(ReflError, match="under conditions, and a graph has all paths"):
         tracing(under(chosen("attnlrp"), ["L0.H1"]))
     with pytest.raises(ReflError, match="a graph is of one input, got 2"):
         graph(model, [[1, 2], [3, 4]])
-    with pytest.raises(ReflError, match="leave recompute out"):
+    with pytest.raises(ReflError, match="graph has no option recompute: expected one of"):
         graph(model, [1, 2], recompute=True)
     with pytest.raises(ReflError, match="the graph has no node 'L0.N999@1'"):
         graph(model, [1, 2], most=3)["L0.N999@1"]
+
+
+def test_of_nothing_there_is_nothing() -> None:
+    """An output of zeros: no node, no edge, and every view of that."""
+    model = random_model(LLAMA, 1)
+    still = with_weights(model, **{"lm_head.weight": np.zeros((17, 16))})
+    g = graph(still, [1, 2, 3], target=2)
+    assert not g.inner and not g.edges and g.linearity_error == 0
+    ElementTree.fromstring(g.svg())
+    assert "explained" in str(g)
+    jsonschema.Draft7Validator(SCHEMA).validate(json.loads(g.json()))
+
+
+def test_of_a_model_with_edits() -> None:
+    """A neuron that is off passes nothing on, and the sums hold as everywhere."""
+    model = random_model(GPT2, 1)
+    changed = model.with_edits({"L0.N3": refl.off, "L1.H2": refl.scale(2.0)})
+    g = graph(changed, [1, 2, 3, 4], target=2, fraction=1.0, most=60)
+    assert g.linearity_error <= 1e-13 and "L0.N3" not in {n.name for n in g.inner}
+    assert "L1.H2" in {n.name for n in g.inner}
+    assert max(abs(n.conservation_error) for n in g.nodes) <= 1e-13
+
+
+def test_what_overflows_is_refused() -> None:
+    """Sweeps from single nodes may, where that of the whole does not."""
+    with pytest.raises(ReflError, match="relevance is not finite in float64 from L0.N1@0 down"):
+        refuse_not_finite(math.inf, "L0.N1@0", "float64")
 
 
 def test_progress_is_told() -> None:
