@@ -111,6 +111,5 @@ def rules_in(formulation: str) -> dict[str, dict[str, Callable[..., RuleOutput]]
 CAUSES: dict[str, str] = {
     "stabilizer": "the eps in the denominators",
     "condition": "what conditions did not choose",
-    "stopped": "what was to go no further",
 } | {cause: words for operation in OPERATIONS.values() for cause, words in operation.causes.items()}
 """What absorbed relevance -> the same in words."""

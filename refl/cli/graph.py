@@ -56,7 +56,7 @@ examples:
 
 def add(commands: Any) -> None:
     """The command and its options."""
-    summary = "what passed relevance to what: tokens, heads, neurons, the output"
+    summary = "what passed relevance to what, as a graph"
     p = add_command(commands, "graph", summary, run, description=_ABOUT, more=lambda: _MORE)
     options.explaining(p)
     g = p.add_argument_group("the graph")

@@ -6,8 +6,10 @@
 An edge from a to b is the relevance that a passed on to b and that met no other node between them.
 What meets something that is no node passes through it, so both equations hold for any choice of
 nodes. The first holds because tables of rules are linear in R for a recorded forward: the relevance
-of a node arrives in as many sweeps as there are nodes above it, and adds up. Inputs (tokens, or the
-patches of a picture) pass nothing on: relevance has arrived.
+of a node arrives in as many sweeps as there are nodes above it, and adds up. (Not where a
+stabilizer has no sign and a ratio is beyond the dtype, whose relevance is absorbed then;
+`linearity_error` says what is missed.) Inputs (tokens, or the patches of a picture) pass nothing
+on: relevance has arrived.
 """
 
 from __future__ import annotations

@@ -204,7 +204,8 @@ class _Graph:
         whole = math.fsum(sizes.tolist())
         self.coverage[kind] = (0, 0.0, self.coverage.get(kind, (0, 0.0, 0.0))[2] + whole)
         order = np.argsort(-sizes, kind="stable")
-        order = order[: fewest(sizes[order].tolist(), self.how.fraction)]
+        kept = fewest(sizes[order].tolist(), self.how.fraction)
+        order = order[: min(kept, self.how.most)]
         indices = (np.unravel_index(int(i), r.shape) for i in order if sizes[i] > 0)
         return [self._place(owner, (int(a), int(b)), float(r[a, b])) for a, b in indices]
 
@@ -233,15 +234,23 @@ class _Graph:
 
     @cached_property
     def output(self) -> Node:
-        e = self.explanation
-        position = len(self.positions) - 1
-        if e.position is not None:
-            first = "decoder" if e.decoder_tokens is not None else ""
-            position = self._first_position(first) + e.position
-        elif e.picture is not None:
-            position = 0
+        e, position = self.explanation, self._output_position()
         what = e.target if e.against is None else f"{e.target} − {e.against}"
         return Node("output", "output", what, None, None, e.target_id, position, e.explained)
+
+    def _output_position(self) -> int:
+        """The token whose output is explained, or that of a neuron; a classifier's is the last, or
+        the first of a picture.
+        """
+        e, asked = self.explanation, self.question.at
+        if e.position is not None:
+            stack = "decoder" if e.decoder_tokens is not None else ""
+            return self._first_position(stack) + e.position
+        if asked is not None and len(asked[1]) > 1:  # tokens are the last axis but one
+            shape = self.forward.explained.array.shape
+            position = self._first_position(asked[0]) + asked[1][-2] % shape[-2]
+            return min(position, len(self.positions) - 1)
+        return 0 if e.picture is not None else len(self.positions) - 1
 
     @cached_property
     def inputs(self) -> list[Node]:

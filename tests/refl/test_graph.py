@@ -189,6 +189,7 @@ def test_a_neuron_in_place_of_an_output() -> None:
     g = graph(model, item_of(model), at=at, fraction=0.5)
     e = model.explain(item_of(model), at=at)
     assert g.output.relevance == e.explained == pytest.approx(e.activation(at[0])[at[1]])
+    assert g.output.position == 2
     blocks = {n.block for n in g.inner}
     assert blocks == {"L0", "L1"} and "neuron" not in {n.kind for n in g.inner if n.block == "L1"}
     assert max(abs(n.conservation_error) for n in g.nodes) <= 1e-14
