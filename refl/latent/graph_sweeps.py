@@ -248,7 +248,7 @@ class _Graph:
             return self._first_position(stack) + e.position
         if asked is not None and len(asked[1]) > 1:  # tokens are the last axis but one
             shape = self.forward.explained.array.shape
-            position = self._first_position(asked[0]) + asked[1][-2] % shape[-2]
+            position: int = self._first_position(asked[0]) + asked[1][-2] % shape[-2]
             return min(position, len(self.positions) - 1)
         return 0 if e.picture is not None else len(self.positions) - 1
 

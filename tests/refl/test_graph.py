@@ -26,6 +26,7 @@ from refl.latent.graph_nodes import Node, fewest
 from refl.latent.graph_sweeps import refuse_not_finite
 from refl.methods import chosen, under
 from refl.model import Model
+from refl.question import Question
 from refl.rules.published import LRP_0
 from refl.show.drawing import Words
 from refl.sweep import Sweep
@@ -109,6 +110,32 @@ def test_in_tiles_and_in_one_piece() -> None:
     sizes = {(e.above, e.below): e.relevance for e in parts.edges}
     for edge in tiled.edges:
         assert abs(sizes[edge.above, edge.below] - edge.relevance) <= 1e-13
+
+
+def test_stops_in_blocks_that_are_run_again() -> None:
+    """A block's output is met twice then, inside and outside: what stops there stops once."""
+    model = random_model(LLAMA, 1)
+    stops = {
+        "model.layers.0": np.arange(4)[:, None] == 1,
+        "model.layers.1.mlp.act_fn": np.arange(20) % 3 == 0,
+    }
+    found = []
+    for recompute in (False, True):
+        forward = Question(model, recompute=recompute).forward(model.readings([[3, 5, 2, 7]]))
+        sweep = Sweep(
+            chosen("attnlrp").facts(), lambda names: "model.embed_tokens" in names, stops=stops
+        )
+        found.append(sweep.run(forward.trace, forward.explained, forward.explained.array))
+    plain, again = found
+    assert plain.stopped.keys() == again.stopped.keys() == stops.keys()
+    for name in stops:
+        assert plain.stopped[name].any()
+        assert np.abs(plain.stopped[name] - again.stopped[name]).max() <= 1e-14
+    at = "model.embed_tokens"
+    assert np.abs(plain.propagated[at] - again.propagated[at]).max() <= 1e-14
+    absorbed = [one.ledger.absorbed["stopped"][0] for one in found]
+    assert absorbed[0] == pytest.approx(absorbed[1], abs=1e-14)
+    assert abs(again.ledger.conservation_error[0]) <= 1e-13
 
 
 # -- what adds up ----------------------------------------------------------------------------------
