@@ -36,6 +36,8 @@ which neurons and heads are nodes:
   --fraction F   of the neurons of each MLP, and of the heads of each attention, over all positions,
                  the fewest whose |relevance| makes up F of the sum of |relevance| there
   --most N       and of those the N strongest of the whole model; each costs a sweep
+  --kinds        only neurons, or only heads: of a large model a single neuron has little relevance
+                 beside a head, which has that of many numbers
 
 methods are tables of rules, whose sweeps are linear in relevance: attnlrp, cp-lrp,
 attnlrp-gradient, ... (refl methods lists them; the others have no sweep)
@@ -48,6 +50,7 @@ examples:
   refl graph "the keys to the cabinet" --contrast are is
   refl graph "the keys to the cabinet" --contrast are is --svg why.svg --graph why.json
   refl graph "the keys to the cabinet" --fraction 0.5 --most 20 --method cp-lrp
+  refl graph "the keys to the cabinet" --kinds neuron --most 100
   refl graph cat.png --model path/to/vit --method attnlrp-vit --most 100 --pdf cat.pdf
   refl graph "the keys" --json | jq '.edges[:5]'
 
@@ -75,6 +78,13 @@ def add(commands: Any) -> None:
         help="neurons and heads at most (default: %(default)s)",
     )
     g.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=("neuron", "head"),
+        default=("neuron", "head"),
+        help="what can be a node (default: both)",
+    )
+    g.add_argument(
         "--graph",
         type=output,
         metavar="FILE.json",
@@ -93,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     from refl.cli.asked import explained, method_asked, model_asked
     from refl.latent.graph import shown, tracing
 
-    asked = tracing(method_asked(args), args.fraction, args.most)
+    asked = tracing(method_asked(args), args.fraction, args.most, args.kinds)
     with Progress() as progress:
         answer: Any = explained(model_asked(args), args, asked, None, progress)
         found = shown(answer)

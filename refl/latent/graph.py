@@ -15,12 +15,14 @@ and Lindsey et al. 2025, whose nodes are features of transcoders and whose edges
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from refl import arguments, errors
 from refl.errors import ReflError, argument
 from refl.latent import graph_file, graph_picture, graph_table
-from refl.latent.graph_nodes import Edge, Node, Nodes
+from refl.latent.graph_nodes import INNER, Edge, Node, Nodes
 from refl.latent.graph_sweeps import Tracing
 from refl.methods import Method, Table, chosen
 from refl.model import Model
@@ -62,6 +64,7 @@ def graph(
     *,
     fraction: float = FRACTION,
     most: int = MOST,
+    kinds: Sequence[str] = INNER,
     audit: bool = False,
     eps: float | None = None,
     stabilizer: str | None = None,
@@ -75,6 +78,8 @@ def graph(
     fraction    above 0, at most 1: of the neurons of each MLP, and of the heads of each attention,
                 the fewest nodes are chosen whose |R| make up so much of the sum of |R| there
     most        and of those over the whole net so many with the largest |R|, a sweep each
+    kinds       which kinds there are among them: neuron, head, or both (of a large net a single
+                neuron has little relevance beside a head, which has that of many numbers)
     audit       also bound every node's conservation error by its rounding (slower)
     asked       what is explained, as in Model.explain: target, contrast, position, seed, at,
                 decoder, types, pair, edits; progress, which is told ("graph", nodes done, nodes)
@@ -87,12 +92,16 @@ def graph(
             f"graph has no option {errors.shown(name)}: expected one of {', '.join(sorted(ASKED))}"
         )
     table = chosen(method, eps, stabilizer, options)
-    found = model.explain(item, tracing(table, fraction, most, audit), **asked)
+    found = model.explain(item, tracing(table, fraction, most, kinds, audit), **asked)
     return shown(found)
 
 
 def tracing(
-    method: Method, fraction: float = FRACTION, most: int = MOST, audit: bool = False
+    method: Method,
+    fraction: float = FRACTION,
+    most: int = MOST,
+    kinds: Sequence[str] = INNER,
+    audit: bool = False,
 ) -> Tracing:
     """What Model.explain may ask as a method, for a graph. Raises ReflError as `graph`."""
     if not isinstance(method, Table):
@@ -112,11 +121,18 @@ def tracing(
         )
     if arguments.between("fraction", fraction, 0, 1) == 0:
         raise arguments.expected("fraction", "a number above 0, at most 1", fraction)
+    named = arguments.names(kinds)
+    if not named or not set(INNER).issuperset(named):
+        raise arguments.expected("kinds", f"a list of {' and '.join(INNER)}, or of one", kinds)
     return Tracing(
-        method, float(fraction), arguments.positive("most", most), arguments.flag("audit", audit)
+        method,
+        float(fraction),
+        arguments.positive("most", most),
+        tuple(named),
+        arguments.flag("audit", audit),
     )
 
 
 def shown(found: Nodes) -> Graph:
     """A graph with its views."""
-    return Graph(**vars(found))
+    return Graph(**{field.name: getattr(found, field.name) for field in fields(found)})

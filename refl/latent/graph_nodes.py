@@ -23,8 +23,9 @@ from typing import Any
 from refl.errors import ReflError, nearest, shown
 from refl.explanation import Explanation
 
+INNER = ("neuron", "head")
 INPUTS = ("token", "patch")
-KINDS = ("output", "neuron", "head", *INPUTS)
+KINDS = ("output", *INNER, *INPUTS)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Nodes:
     @property
     def inner(self) -> tuple[Node, ...]:
         """Neurons and heads."""
-        return tuple(n for n in self.nodes if n.kind in ("neuron", "head"))
+        return tuple(n for n in self.nodes if n.kind in INNER)
 
     @property
     def inputs(self) -> tuple[Node, ...]:

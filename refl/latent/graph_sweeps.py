@@ -23,7 +23,7 @@ from refl.components import Attention, Mlp, site_of
 from refl.errors import ReflError, argument
 from refl.explainer import Explainer
 from refl.explanation import Explanation, Sites
-from refl.latent.graph_nodes import Edge, Node, Nodes, fewest
+from refl.latent.graph_nodes import INNER, Edge, Node, Nodes, fewest
 from refl.methods import Table
 from refl.network import Reading
 from refl.question import Forward, Question, Target
@@ -39,6 +39,7 @@ class Tracing:
     table: Table
     fraction: float
     most: int
+    kinds: tuple[str, ...] = INNER
     audit: bool = False
 
     @property
@@ -129,7 +130,10 @@ class _Graph:
     @cached_property
     def owners(self) -> list[Mlp | Attention]:
         parts = components(self.question.network)
-        return [*parts.mlps, *parts.attentions]
+        return [
+            *(parts.mlps if "neuron" in self.how.kinds else ()),
+            *(parts.attentions if "head" in self.how.kinds else ()),
+        ]
 
     @cached_property
     def explainer(self) -> Explainer:

@@ -239,6 +239,15 @@ def test_the_fewest_nodes_of_each_site_and_the_most_of_all() -> None:
     assert {n.id for n in g.inner} == {id for _, id in sorted(expected, reverse=True)[:9]}
 
 
+@pytest.mark.parametrize("kind", ["neuron", "head"])
+def test_one_kind_alone(kind: str) -> None:
+    """What the others have passes through them."""
+    g = graph_of(GPT2, kinds=[kind])
+    assert {n.kind for n in g.inner} == {kind} == set(g.coverage)
+    assert g.linearity_error <= 1e-13
+    assert max(abs(n.conservation_error) for n in g.nodes) <= 1e-13
+
+
 def fewest_of(each: list[tuple[float, str]], fraction: float) -> list[tuple[float, str]]:
     ordered, kept = sorted(each, reverse=True), list[tuple[float, str]]()
     whole = sum(size for size, _ in ordered)
@@ -612,6 +621,9 @@ def test_what_is_refused_in_python() -> None:
         tracing(chosen("gradient"))
     with pytest.raises(ReflError, match="under conditions, and a graph has all paths"):
         tracing(under(chosen("attnlrp"), ["L0.H1"]))
+    for kinds in ("neuron", [], ["neuron", "expert"]):
+        with pytest.raises(ReflError, match="kinds is .*: expected a list of neuron and head, or"):
+            graph(model, [1, 2], kinds=kinds)
     with pytest.raises(ReflError, match="a graph is of one input, got 2"):
         graph(model, [[1, 2], [3, 4]])
     with pytest.raises(ReflError, match="graph has no option recompute: expected one of"):
