@@ -22,6 +22,14 @@ from refl.errors import ReflError, nearest, shown
 
 KINDS = ("neuron", "head", "block")
 
+_NAME = re.compile(r"((encoder|decoder)\.)?L\d+(\..*)?")
+"""Of a neuron, a head or a block: no module path begins so."""
+
+
+def is_name(name: str) -> bool:
+    """Whether it is meant as the name of a neuron, a head or a block."""
+    return _NAME.fullmatch(name) is not None
+
 
 @dataclass(frozen=True)
 class Mlp:

@@ -18,8 +18,9 @@ come through each.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,22 @@ CAUSE = "condition"
 
 
 @dataclass(frozen=True)
+class AnyOf:
+    """What several indices choose together."""
+
+    indices: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
 class Conditions:
-    """Any name of a value -> what of it is chosen.
+    """Any name of a value -> what of it is chosen; a list of names is all of each.
 
     chosen     an array of True and False that broadcasts against the activation of one example
                (the batch axis left out); or an index as NumPy takes it there: (..., 17) is neuron
                17 at every token, (3, 17) at token 3 alone, -1 the last token, (2,) head 2 of a
-               site whose first axis counts heads, [] nothing
+               site whose first axis counts heads, [] nothing. Of a neuron or a head by its name
+               (L2.N17, L1.H0: refl.components) the tokens: ... for all of them, 3, [1, 2]. Several
+               of one site are any of them; of several sites relevance has come through each
     through    whether what goes around a site is removed there too
     """
 
@@ -46,10 +56,13 @@ class Conditions:
     through: bool = True
 
     def __post_init__(self) -> None:
+        if (listed := arguments.names(self.chosen)) is not None:
+            vars(self).update(chosen=dict.fromkeys(listed, Ellipsis))
         if not isinstance(self.chosen, Mapping) or not all(isinstance(s, str) for s in self.chosen):
             raise ReflError(
                 f"{argument('conditions')} has to map sites to what is chosen there, such as "
-                "{'model.layers.0.mlp.act_fn': (..., 17)}, got "
+                "{'model.layers.0.mlp.act_fn': (..., 17)}, or be a list of neurons, heads and "
+                "sites, such as ['L0.N17'], got "
                 f"{arguments.received(self.chosen)}"
             )
         for site, chosen in self.chosen.items():
@@ -79,6 +92,26 @@ class Conditions:
         chosen = np.logical_and.reduce(masks)
         return namespace(like).asarray(chosen, **device_of(like))
 
+    def with_parts(self, is_part: Callable[[str], bool], found: Callable[[str], Any]) -> Conditions:
+        """The same with neurons and heads as indices at their sites. `is_part`: whether a name is
+        meant as one; `found`: where it is (Components.part, which refuses strange names).
+        """
+        several, chosen = defaultdict[str, list[Any]](list), dict[str, Any]()
+        for name, what in self.chosen.items():
+            if is_part(name):
+                part = found(name)
+                several[part.site].append(_of_part(part, what))
+            else:
+                chosen[name] = what
+        for site, indices in several.items():
+            if site in chosen:
+                raise ReflError(
+                    f"{argument('conditions')} names {shown(site)} as a site and a neuron or a "
+                    "head of it: choose by one or the other"
+                )
+            chosen[site] = indices[0] if len(indices) == 1 else AnyOf(tuple(indices))
+        return replace(self, chosen=chosen) if several else self
+
     def refuse_strange(self, names: Collection[str]) -> None:
         """Raises ReflError for what is no site: it would change nothing, and say nothing."""
         for site in self.chosen:
@@ -97,7 +130,33 @@ def split(r: Array, mask: Array) -> tuple[Array, Array]:  # (B, ...), (...) -> (
     return xp.where(mask, r, nothing), xp.where(mask, nothing, r)
 
 
+def _of_part(part: Any, what: Any) -> tuple[Any, ...]:
+    """The index of a neuron, or of a head, at some tokens."""
+    if what is Ellipsis and part.number is not None:
+        return part.index  # type: ignore[no-any-return]
+    if what is Ellipsis:
+        raise ReflError(
+            f"{part.name} is a block, whose output nothing goes around: choose tokens of it, its "
+            f"neurons ({part.name}.N0) or its heads ({part.name}.H0)"
+        )
+    if ".experts." in part.site:
+        raise ReflError(
+            f"{part.name} is a neuron of an expert, which has rows for the tokens that choose it: "
+            "choose ... of it, all of them"
+        )
+    where = what[0] if isinstance(what, tuple) and len(what) == 1 else what
+    if part.number is None:
+        return what if isinstance(what, tuple) else (what,)
+    if isinstance(where, tuple) or where is None:
+        raise arguments.expected(
+            f"the condition at {part.name}", "... or the numbers of some tokens", what
+        )
+    return (where, part.number) if part.kind == "neuron" else (part.number, where)
+
+
 def _mask(name: str, chosen: Any, shape: tuple[int, ...]) -> Any:  # -> NumPy bool, `shape`
+    if isinstance(chosen, AnyOf):
+        return np.logical_or.reduce([_mask(name, index, shape) for index in chosen.indices])
     if _is_mask(chosen):
         try:
             return np.broadcast_to(_on_host(chosen), shape)
@@ -122,6 +181,8 @@ def _no_place(name: str, chosen: Any, shape: tuple[int, ...]) -> ReflError:
 
 
 def _said(chosen: Any) -> str:
+    if isinstance(chosen, AnyOf):
+        return " or ".join(map(_said, chosen.indices))
     if _is_mask(chosen):
         return arguments.array_said(np.asarray(_on_host(chosen)))
     parts = chosen if isinstance(chosen, tuple) else (chosen,)

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from refl import arguments
+from refl.anatomy import components
 from refl.answer import Found, explanation
 from refl.arrays import asnumpy, namespace
+from refl.components import Part, is_name
 from refl.conditions import Conditions
 from refl.edits import INSIDE_ATTENTION, any_expert
 from refl.errors import ReflError, argument, nearest, shown
@@ -48,12 +50,16 @@ class Explainer:
                 self.composite, self.network.preparation, self.network.config.num_channels
             )
         refuse_beyond_dtype(self.composite, self.network.dtype)
+        self.conditions = self.conditions.with_parts(is_name, self._part)
         self.patterns = () if self.keep is None else arguments.patterns(self.keep)
         self.audit = arguments.flag("audit", self.audit)
 
     @property
     def network(self) -> Network:
         return self.question.network
+
+    def _part(self, name: str) -> Part:
+        return components(self.network).part(name)
 
     def run(
         self, readings: Sequence[Reading], wanted: Sequence[Sequence[Target]]
@@ -91,7 +97,7 @@ class Explainer:
             runs = [self.run([r], [[w]]) for r, w in zip(readings, wanted, strict=True)]
             return [explained for ((explained,),) in runs]
         self.question.refuse([wanted])
-        forward, count = self._forward(readings[-1:]), len(readings)
+        forward, count = self.forward(readings[-1:]), len(readings)
         return [
             self._explained(
                 self.question.at_end_of(forward, reading), [target], (n, count), n == count - 1
@@ -106,13 +112,14 @@ class Explainer:
         part: tuple[int, int],
     ) -> list[list[Explanation]]:
         """The same of one batch. `part`: how many sweeps there were before, and how many in all."""
-        forward = self._forward(readings)
+        forward = self.forward(readings)
         return [
             self._explained(forward, targets, (part[0] + n, part[1]), n == len(wanted) - 1)
             for n, targets in enumerate(wanted)
         ]
 
-    def _forward(self, readings: Sequence[Reading]) -> Forward:
+    def forward(self, readings: Sequence[Reading]) -> Forward:
+        """A run of one batch. Raises ReflError for patterns and conditions that name nothing."""
         forward = self.question.forward(readings, plain=self.plain)
         self._refuse_strange(forward.trace)
         return forward
@@ -140,11 +147,14 @@ class Explainer:
 
     # -- a sweep -----------------------------------------------------------------------------------
 
-    def of(self, forward: Forward, targets: Sequence[Target]) -> list[Explanation]:
+    def of(
+        self, forward: Forward, targets: Sequence[Target], release: bool = True
+    ) -> list[Explanation]:
         """An Explanation for each example of a run that is there already; its activations are let
-        go of. Raises ReflError where the relevance is not finite.
+        go of where they are not to be swept again. Raises ReflError where the relevance is not
+        finite.
         """
-        return self._explained(forward, targets, (0, 1), True)
+        return self._explained(forward, targets, (0, 1), release)
 
     def _explained(
         self,

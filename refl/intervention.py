@@ -9,7 +9,6 @@ are the last axis but one of every activation that has them.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 
 from refl import arguments
 from refl.arrays import Array, namespace
-from refl.components import Components, Part
+from refl.components import Components, Part, is_name
 from refl.edits import Change, Edit, guarded
 from refl.errors import ReflError, argument, shown
 
@@ -39,7 +38,7 @@ def edits_of(
     numbered = defaultdict[str, list[tuple[Part, Change]]](list)
     for name, change in changes.items():
         _refuse_strange(name, change)
-        if _NAME.fullmatch(name):
+        if is_name(name):
             part = _changeable(components.part(name))
             numbered[part.site].append((part, change))
         else:
@@ -52,10 +51,6 @@ def edits_of(
             )
         found[site] = _of_parts(site, several, where)
     return found
-
-
-_NAME = re.compile(r"((encoder|decoder)\.)?L\d+(\..*)?")
-"""What is meant as the name of a neuron, a head or a block: no module path begins so."""
 
 
 def _changeable(part: Part) -> Part:

@@ -225,7 +225,7 @@ class Model(Network):
         pair: Any = None,
         edits: Edits | None = None,
         options: Mapping[str, Any] | None = None,
-        conditions: Mapping[str, Any] | Conditions | None = None,
+        conditions: Mapping[str, Any] | Sequence[str] | Conditions | None = None,
     ) -> Any:
         """Explain the next token after a text (the masked token in it, the class it is put in: what
         the model does), or after a list of token ids, or after each of a list of those (a padded
@@ -262,10 +262,13 @@ class Model(Network):
         edits         site -> refl.Edit: what is changed there in the run that is explained. Inputs
                       of different lengths are then run apart: an index counts no padding
         options       options of the method by name: {"steps": 64} of integrated-gradients, say
-        conditions    site -> what of its relevance goes on (a mask, or an index as of refl.Edit);
-                      the rest, and what goes around the site, is set to 0 there and absorbed. A
-                      refl.conditions.Conditions with through=False keeps what goes around. For
-                      tables of rules
+        conditions    what relevance has to have come through: a list of neurons, heads and sites
+                      (["L2.N17", "L2.N33", "L1.H0"]: any of those of one site, at every token;
+                      through each of several sites), or a mapping of each to what of it: of a
+                      neuron or a head ... or tokens, of a site a mask, or an index as of
+                      refl.Edit. The rest, and what goes around the site, is set to 0 there and
+                      absorbed. A refl.conditions.Conditions with through=False keeps what goes
+                      around. For tables of rules
         batch_tokens  how many tokens are run at once, padding counted: a longer list is sorted by
                       length and run in batches of at most that (a single input may be longer).
                       An input's numbers are the same in any batch to rounding; for dynamic rotary

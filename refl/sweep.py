@@ -11,13 +11,13 @@ by part, and each part is walked in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
 
 from refl import attention, parallel, pieces
-from refl.arrays import Array, asnumpy_each, can_ask, namespace, total
+from refl.arrays import Array, asnumpy_each, can_ask, device_of, namespace, total
 from refl.conditions import CAUSE, Conditions, split
 from refl.ledger import DESTINATIONS, Entry, Ledger
 from refl.rules.composites import Chosen, Composite
@@ -30,7 +30,10 @@ Incoming: TypeAlias = tuple[Array, Array]
 """What is propagated to a value, in its shape, and the relevance that is, per example, (B,)."""
 
 Removed: TypeAlias = tuple[Array, Array] | None
-"""What a condition has removed: amount and rounding scale, (B,) each."""
+"""What a condition, or a stop, has removed: amount and rounding scale, (B,) each."""
+
+STOPPED = "stopped"
+"""Where a sweep was stopped on its way, what is absorbed there."""
 
 
 @dataclass
@@ -42,6 +45,8 @@ class Swept:
     propagated: dict[str, Array] = field(default_factory=dict)
     """Site -> what was propagated there (relevance, or the g of R = x g), where it was kept."""
     activations: dict[str, Array] = field(default_factory=dict)
+    stopped: dict[str, Array] = field(default_factory=dict)
+    """Name of a stop -> what arrived there, 0 beside it."""
     aliases: dict[str, str] = field(default_factory=dict)
     """Every further name of a kept site -> the site."""
     dense: bool = False
@@ -87,6 +92,9 @@ class Sweep:
                by
     progress   called after each record
     conditions what of a site goes on, where not all of it does (refl.conditions)
+    stops      name of a value -> where in it what arrives goes no further, an array of True and
+               False that broadcasts against the activation of one example: it is put into
+               Swept.stopped, and absorbed as `stopped`
     """
 
     composite: Composite
@@ -95,6 +103,7 @@ class Sweep:
     audit: bool = False
     progress: Callable[[], object] = lambda: None
     conditions: Conditions = field(default_factory=Conditions)
+    stops: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self, trace: Trace, at: Value, seed: Array) -> Swept:
         """Sweep from the value `at`, where `seed` (its shape) is what is to be explained:
@@ -120,7 +129,9 @@ class Sweep:
         swept.pending.append(incoming)
         for record in reversed(trace.records):
             relevance = incoming.pop(record.output, None)
-            removed: Removed = None
+            stopped, removed = None, None
+            if self.stops and relevance is not None:
+                relevance, stopped = self._stopped(record.output, relevance, swept)
             if self.conditions:
                 relevance, removed = self._conditioned(record, relevance, swept)
             self._keep(record.output, relevance, swept)
@@ -129,8 +140,8 @@ class Sweep:
                 for operand, received in zip(record.operands, per_input, strict=True):
                     if received is not None and isinstance(operand, Value):
                         _accumulate(incoming, operand, received)
-            if removed is not None:
-                swept.enter(self._entry_of_condition(record, removed, swept))
+            self._enter_removed(record, CAUSE, removed, swept)
+            self._enter_removed(record, STOPPED, stopped, swept)
             if self.release:
                 record.output.let_go()
             else:
@@ -167,15 +178,28 @@ class Sweep:
             waiting.clear()
         return amounts
 
-    def _entry_of_condition(
-        self, record: Record, removed: tuple[Array, Array], swept: Swept
-    ) -> Entry:
+    def _stopped(self, value: Value, relevance: Incoming, swept: Swept) -> tuple[Incoming, Removed]:
+        """What goes on from a value, and what of it stops."""
+        name = next((name for name in value.names if name in self.stops), None)
+        if name is None:
+            return relevance, None
+        x = value.array
+        mask = namespace(x).asarray(self.stops[name], **device_of(x))
+        stopped, rest = split(relevance[0], mask)
+        before = swept.stopped.get(name)
+        swept.stopped[name] = stopped if before is None else before + stopped
+        size = total(abs(stopped * x if self.as_gradient else stopped))
+        return (rest, self.relevance_sum(x, rest)), (self.relevance_sum(x, stopped), size)
+
+    def _enter_removed(self, record: Record, cause: str, removed: Removed, swept: Swept) -> None:
         """What the site's entry has more: received, and absorbed."""
+        if removed is None:
+            return
         amount, size = removed
         site, before = record.output.site, swept.entries.get(record.output.site)
-        operation, rule = record.operation, CAUSE if before is None else before.rule
+        operation, rule = record.operation, cause if before is None else before.rule
         scale = size if self.audit else None
-        return Entry(site, operation, rule, amount, {}, {CAUSE: amount}, scale)
+        swept.enter(Entry(site, operation, rule, amount, {}, {cause: amount}, scale))
 
     def _step(self, record: Record) -> Callable[..., Sequence[Incoming | None]]:
         if not record.parts:
@@ -319,7 +343,7 @@ class Sweep:
                 incoming[stand_in] = before
         inner = replace(self, progress=lambda: None)
         if not part.whole:  # of a part of a site nothing can be kept, or chosen
-            inner = replace(inner, keep=_nothing, conditions=Conditions())
+            inner = replace(inner, keep=_nothing, conditions=Conditions(), stops={})
         inner._walk(trace, incoming, swept)
         passed = [incoming.get(stand_in) for stand_in in stand_ins]
         return list(map(_placed, passed, values, received, part.inputs))

@@ -9,7 +9,7 @@
     progress      the bar on standard error
     corpus        many inputs, on many cores or machines: what explain and evaluate have in common
     explain generate evaluate   what a model does, and why
-    references   what its neurons and heads do
+    references graph   what its neurons and heads do
     trace models methods   how refl does it
     conform compare verify dump_torch   who checks it
 
@@ -25,6 +25,7 @@ from refl.cli import (
     evaluate,
     explain,
     generate,
+    graph,
     methods,
     models,
     references,
@@ -43,7 +44,7 @@ __all__ = ["main"]
 
 COMMANDS = (
     *(explain, generate, evaluate),
-    *(references,),
+    *(references, graph),
     *(trace, models, methods),
     *(conform, compare, verify, dump_torch),
 )

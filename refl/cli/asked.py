@@ -172,6 +172,7 @@ def explained(
         at=_neuron(args),
         types=args.types,
         pair=args.pair,
+        conditions=getattr(args, "through", None),
     )
     return e
 

@@ -52,6 +52,7 @@ examples:
   refl explain cat.png --model path/to/vit --method attnlrp-vit --png why.png --html why.html
   refl explain "the keys" --svg keys.svg --beside cp-lrp input-x-gradient --scale shared
   refl explain "the keys" --keep "*.mlp" "*.self_attn" --save blocks.safetensors
+  refl explain "the keys to the cabinet" --contrast are is --through L3.N17 L3.N33
 
 """
 
@@ -61,7 +62,15 @@ def add(commands: Any) -> None:
     summary = "why a model says what it says next"
     p = add_command(commands, "explain", summary, run, description=_ABOUT, more=_more)
     options.explaining(p)
-    options.edits(p.add_argument_group("what is changed in the model"))
+    inside = p.add_argument_group("neurons and heads")
+    options.edits(inside)
+    inside.add_argument(
+        "--through",
+        nargs="+",
+        metavar="NAME",
+        help="only relevance that came through these neurons, heads or sites: L2.N17 L2.N33 (any "
+        "of those of one site), L1.H0 L2.N17 (through both)",
+    )
     g = p.add_argument_group("what to keep and to write")
     g.add_argument(
         "--keep",

@@ -7,7 +7,7 @@ left out) is a file in this folder, its equation and its source on top, and a li
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -123,14 +123,17 @@ def _refuse_twice(options: Mapping[str, Any], eps: Any, stabilizer: Any) -> None
             )
 
 
-def under(which: Method, conditions: Mapping[str, Any] | Conditions | None) -> Method:
-    """The method under these conditions (refl.conditions): a mapping of sites to what is chosen
-    there, or Conditions. Raises ReflError for a method that is no table of rules.
+def under(
+    which: Method, conditions: Mapping[str, Any] | Sequence[str] | Conditions | None
+) -> Method:
+    """The method under these conditions (refl.conditions): a mapping of sites, neurons and heads to
+    what is chosen there, a list of their names, or Conditions. Raises ReflError for a method that
+    is no table of rules.
     """
     if conditions is None:
         return which
     if not isinstance(conditions, Conditions):
-        conditions = Conditions(conditions)
+        conditions = Conditions(conditions)  # type: ignore[arg-type]  # a list becomes a mapping
     if not isinstance(which, Table):
         raise ReflError(
             f"method {which.name} is no table of rules and has no sweep: leave "

@@ -1,4 +1,4 @@
-"""A drawing of rectangles, texts and pictures in points, as SVG and as PDF.
+"""A drawing of rectangles, disks, curves, texts and pictures in points, as SVG and as PDF.
 
 Tokens are set in a monospaced font, and in SVG every text says how wide it is (`textLength`): it is
 text, to be searched and edited, and overlaps nothing whatever fonts a viewer has. A PDF embeds its
@@ -36,6 +36,40 @@ class Box:
 
 
 @dataclass(frozen=True)
+class Disk:
+    """A disk about its center."""
+
+    x: float
+    y: float
+    radius: float
+    color: Color
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line between two points, upright at both ends."""
+
+    x: float
+    y: float
+    to_x: float
+    to_y: float
+    thickness: float
+    color: Color
+    dashed: bool = False
+
+    @property
+    def points(self) -> tuple[tuple[float, float], ...]:
+        """Of a cubic Bezier curve."""
+        middle = (self.y + self.to_y) / 2
+        return (self.x, self.y), (self.x, middle), (self.to_x, middle), (self.to_x, self.to_y)
+
+    @property
+    def dashes(self) -> tuple[float, float] | None:
+        """Lengths of a dash and of what lies between two."""
+        return (3 + self.thickness, 1.5 + self.thickness) if self.dashed else None
+
+
+@dataclass(frozen=True)
 class Words:
     """A text from the left end of its baseline."""
 
@@ -63,7 +97,7 @@ class Pixels:
     what: str
 
 
-Part = Box | Words | Pixels
+Part = Box | Disk | Curve | Words | Pixels
 
 
 @dataclass(frozen=True)
@@ -102,6 +136,11 @@ def svg(drawing: Drawing) -> str:
 def _element(part: Part) -> Markup:
     if isinstance(part, Words):
         return _words(part)
+    if isinstance(part, Disk):
+        place = {key: _short(v) for key, v in (("cx", part.x), ("cy", part.y), ("r", part.radius))}
+        return tag("circle", **place, fill=hexadecimal(part.color))
+    if isinstance(part, Curve):
+        return _curve(part)
     at = {key: _short(getattr(part, key)) for key in ("x", "y", "width", "height")}
     if isinstance(part, Box):
         return tag("rect", **at, fill=hexadecimal(part.color))
@@ -121,6 +160,19 @@ def _words(part: Words) -> Markup:
         font_weight="bold" if part.bold else None,
         textLength=_short(part.width),
         lengthAdjust="spacingAndGlyphs",
+    )
+
+
+def _curve(part: Curve) -> Markup:
+    start, *rest = (f"{_short(x)} {_short(y)}" for x, y in part.points)
+    dashes = None if part.dashes is None else " ".join(map(_short, part.dashes))
+    return tag(
+        "path",
+        d=f"M{start} C{' '.join(rest)}",
+        fill="none",
+        stroke=hexadecimal(part.color),
+        stroke_width=_short(part.thickness),
+        stroke_dasharray=dashes,
     )
 
 
@@ -150,6 +202,9 @@ def _draw(axes: Any, patches: Any, part: Part) -> None:
         style = {"family": ["DejaVu Sans Mono"], "size": part.size, "weight": weight}
         axes.text(part.x, part.y, part.text, color=hexadecimal(part.color), va="baseline", **style)
         return
+    if isinstance(part, (Disk, Curve)):
+        _draw_round(axes, patches, part)
+        return
     if isinstance(part, Box):
         color = hexadecimal(part.color)
         at, sizes = (part.x, part.y), (part.width, part.height)
@@ -158,6 +213,18 @@ def _draw(axes: Any, patches: Any, part: Part) -> None:
     extent = (part.x, part.x + part.width, part.y + part.height, part.y)
     axes.imshow(part.pixels, extent=extent, interpolation="none", aspect="auto", zorder=1)
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
+
+
+def _draw_round(axes: Any, patches: Any, part: Disk | Curve) -> None:
+    color = hexadecimal(part.color)
+    if isinstance(part, Disk):
+        axes.add_patch(patches.Circle((part.x, part.y), part.radius, facecolor=color, lw=0))
+        return
+    path = library("matplotlib.path").Path
+    way = path(part.points, [path.MOVETO, *[path.CURVE4] * 3])
+    dashes = "solid" if part.dashes is None else (0, tuple(d / part.thickness for d in part.dashes))
+    style = {"facecolor": "none", "edgecolor": color, "lw": part.thickness, "linestyle": dashes}
+    axes.add_patch(patches.PathPatch(way, capstyle="butt", **style))
 
 
 def embeddable() -> Callable[[str], str]:

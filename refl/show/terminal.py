@@ -80,7 +80,7 @@ def head(e: Explanation, width: int) -> list[Line]:
 
 def _is_unusual(what: str) -> bool:
     """Of the run: what a reader of the numbers has to know."""
-    return what == "edits" or what.startswith("ignored ")
+    return what in ("edits", "conditions") or what.startswith("ignored ")
 
 
 def method_lines(c: Composite | MethodFacts, width: int, further: Sequence[str] = ()) -> list[Line]:

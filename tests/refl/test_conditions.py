@@ -4,12 +4,16 @@ one answer in whatever way the net is run, and what is refused.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 
+import refl
 from refl import anatomy
+from refl.cli import main
+from refl.components import Mlp, names_of, site_of
 from refl.conditions import Conditions
 from refl.errors import ReflError
 from refl.explanation import Explanation
@@ -19,7 +23,15 @@ from refl.question import Question
 from refl.rules.published import LRP_0
 from refl.sweep import Sweep, Swept
 from refl.trace import Trace, Value
-from refl.verification.random_models import ARCHITECTURES, GPT2, LLAMA, T5, VIT, random_model
+from refl.verification.random_models import (
+    ARCHITECTURES,
+    GPT2,
+    LLAMA,
+    MIXTRAL,
+    T5,
+    VIT,
+    random_model,
+)
 
 METHODS = ("attnlrp", "attnlrp-gradient")
 
@@ -125,6 +137,41 @@ def test_partitions_add_up(name: str) -> None:
         kept = [explained(model, item, method, Conditions({site: m}, False)) for m in masks]
         bypass = explained(model, item, method, Conditions({site: []}, False)).relevance
         whole_is(whole, [bypass, *(e.relevance - bypass for e in kept)], whole)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_partitions_by_name_add_up(name: str) -> None:
+    """Of the neurons of an MLP, and of the heads of an attention: to the map of what came through
+    any of them; with what goes around once, to the whole. And names choose what masks choose.
+    """
+    model = random_model(ARCHITECTURES[name], 1)
+    item, method = item_of(model), METHODS[len(name) % 2]
+    whole = explained(model, item, method)
+    for owner in (ran_of(model, item)[-1], model.components.attentions[0]):
+        names, site = list(names_of(owner)), site_of(owner)
+        thirds = [names[k::3] for k in range(3)]
+        inside = [explained(model, item, method, third) for third in thirds]
+        all_of_it = explained(model, item, method, {site: ...})
+        whole_is(all_of_it, [e.relevance for e in inside], whole)
+        assert all(closes(e) for e in inside)
+        kept = [
+            explained(model, item, method, Conditions(dict.fromkeys(t, ...), through=False))
+            for t in thirds
+        ]
+        bypass = explained(model, item, method, Conditions({site: []}, False)).relevance
+        whole_is(whole, [bypass, *(e.relevance - bypass for e in kept)], whole)
+        mask = np.arange(len(names)) % 3 == 1
+        mask = mask if isinstance(owner, Mlp) else mask[:, None, None]
+        by_mask = explained(model, item, method, {site: mask})
+        assert np.array_equal(inside[1].relevance, by_mask.relevance)
+
+
+def ran_of(model: Model, item: Any) -> list[Mlp]:
+    """The MLPs that run: of a mixture those experts that some token chose."""
+    decoder = [0, 3] if model.task == "sequence-to-sequence" else None
+    position = None if model.task in ("class", "image-class") else 1
+    sites = Question(model, position=position).forward(model.readings([item], decoder)).trace.values
+    return [mlp for mlp in model.components.mlps if mlp.neurons in sites]
 
 
 def sites_of(model: Model, item: Any) -> list[tuple[str, int, bool]]:
@@ -238,6 +285,36 @@ def test_a_site_has_what_goes_on() -> None:
     assert e.about["conditions"] == f"{site}: (..., 3)"
 
 
+def test_names_are_sites_and_indices() -> None:
+    """Any of those of one site, at some tokens or at all; through each of several sites."""
+    model = random_model(LLAMA, 1)
+    item = item_of(model)
+    neurons, heads = "model.layers.1.mlp.down_proj.input", "model.layers.0.self_attn.context"
+    mask = np.zeros((5, 20), dtype=bool)
+    mask[[1, 3], 7] = mask[2, 4] = mask[:, 9] = True
+    by_name = {"L1.N7": [1, 3], "L1.N4": 2, "L1.N9": ..., "L0.H2": slice(1, 3), "L0": (1,)}
+    at_heads = np.zeros((4, 5, 1), dtype=bool)
+    at_heads[2, 1:3] = True
+    e = explained(model, item, "attnlrp", by_name)
+    by_site = {neurons: mask, heads: at_heads, "model.layers.0": (1,)}
+    assert np.array_equal(e.relevance, explained(model, item, "attnlrp", by_site).relevance)
+    assert e.relevance.any()
+    said = f"{neurons}: ([1, 3], 7) or (2, 4) or (..., 9); {heads}: (2, slice(1, 3, None))"
+    assert said in e.about["conditions"]
+
+
+def test_through_names_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "the keys to the cabinet"
+    assert main(["explain", text, "--through", "L3.N132", "L3.N88", "L1.H2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    names = ["L3.N132", "L3.N88", "L1.H2"]
+    assert told["relevance"] == refl.load().explain(text, conditions=names).relevance.tolist()
+    assert main(["explain", text, "--through", "L9.N1"]) == 2
+    assert "L9.N1 names no neuron, head or block of this model" in capsys.readouterr().err
+    assert main(["explain", text, "--through", "L1.H0", "--method", "atman"]) == 2
+    assert "is no table of rules and has no sweep" in capsys.readouterr().err
+
+
 def test_each_example_of_a_batch_meets_the_same_conditions() -> None:
     """Counted in its own tokens: -1 is its last one, and no padding behind it."""
     model = random_model(LLAMA, 1)
@@ -263,11 +340,22 @@ def test_each_example_of_a_batch_meets_the_same_conditions() -> None:
         ({"model.layers.0": [0.5]}, "expected an array of True and False, or an index"),
         ({"model.layers.0": None}, "expected an array of True and False, or an index"),
         ([("model.layers.0", 1)], "has to map sites to what is chosen there"),
+        ("L0.H1", "has to map sites to what is chosen there"),
+        (["L0.H9"], "L0.H9 is not there: L0 has 4 heads, L0.H0 to L0.H3"),
+        (["L0"], "L0 is a block, whose output nothing goes around: choose tokens of it"),
+        ({"L0.H1": (0, 1)}, "condition at L0.H1 is .*: expected ... or the numbers of some tokens"),
+        ({"L0.H1": 0.5}, "expected an array of True and False, or an index"),
+        (["L0.H1", "model.layers.0.self_attn.context"], "as a site and a neuron or a head of it"),
     ],
 )
 def test_conditions_that_are_none(conditions: Any, said: str) -> None:
     with pytest.raises(ReflError, match=said):
         explained(random_model(LLAMA, 1), [1, 2, 3, 4], "attnlrp", conditions)
+
+
+def test_tokens_of_an_experts_neuron() -> None:
+    with pytest.raises(ReflError, match="L0.E1.N2 is a neuron of an expert, which has rows for"):
+        explained(random_model(MIXTRAL, 1), [1, 2, 3], "attnlrp", {"L0.E1.N2": 1})
 
 
 def test_a_method_without_a_sweep_refuses() -> None:

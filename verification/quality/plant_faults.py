@@ -1415,6 +1415,31 @@ FAULTS: tuple[Fault, ...] = (
         "tests/refl/test_evaluate.py::test_tuned_inputs_are_not_judged",
         "inputs that options were tuned on are judged, too",
     ),
+    # -- graphs ------------------------------------------------------------------------------------
+    Fault(
+        "stop-goes-on",
+        "refl/sweep.py",
+        "        return (rest, self.relevance_sum(x, rest)), (self",
+        "        return relevance, (self",
+        "tests/refl/test_graph.py::test_edges_by_masks_alone[attnlrp]",
+        "what arrives at a chosen node is kept and passed on all the same",
+    ),
+    Fault(
+        "node-starts-whole-site",
+        "refl/latent/graph_sweeps.py",
+        "        seed[place.index] = whole[place.index]",
+        "        seed[...] = whole",
+        "tests/refl/test_graph.py::test_edges_are_derivatives_of_the_surrogate[llama]",
+        "a sweep from a node starts with what all of its site received",
+    ),
+    Fault(
+        "any-of-one-site",
+        "refl/conditions.py",
+        "return np.logical_or.reduce([_mask(name, index, shape)",
+        "return np.logical_and.reduce([_mask(name, index, shape)",
+        "tests/refl/test_conditions.py::test_names_are_sites_and_indices",
+        "of several neurons of one site all are meant in place of any",
+    ),
 )
 
 
