@@ -8,14 +8,25 @@
     exits         how a run ends, whatever happens
     progress      the bar on standard error
     corpus        many inputs, on many cores or machines: what explain and evaluate have in common
-    explain evaluate trace models methods conform compare verify dump_torch   the commands
+    explain evaluate trace neurons models methods conform compare verify dump_torch   the commands
 
 Nothing heavy is imported before it is needed: `--help` loads no array library.
 """
 
 from __future__ import annotations
 
-from refl.cli import compare, conform, dump_torch, evaluate, explain, methods, models, trace, verify
+from refl.cli import (
+    compare,
+    conform,
+    dump_torch,
+    evaluate,
+    explain,
+    methods,
+    models,
+    neurons,
+    trace,
+    verify,
+)
 from refl.cli.command import EXITS, Parser
 from refl.cli.exits import ended
 from refl.cli.files import refuse_overlaps
@@ -26,7 +37,18 @@ from refl.version import __version__
 
 __all__ = ["main"]
 
-COMMANDS = (explain, evaluate, trace, models, methods, conform, compare, verify, dump_torch)
+COMMANDS = (
+    explain,
+    evaluate,
+    trace,
+    neurons,
+    models,
+    methods,
+    conform,
+    compare,
+    verify,
+    dump_torch,
+)
 
 _ABOUT = """\
 Layer-wise relevance propagation (LRP) on transformers: how much each token of an input
@@ -37,6 +59,7 @@ examples:
   refl explain "the keys to the cabinet" --contrast are is --method cp-lrp
   refl explain "the keys to the cabinet" --model path/to/checkpoint --html why.html
   refl trace "the keys to the cabinet"
+  refl neurons "the keys to the cabinet" --contrast are is
   refl methods attnlrp
 """
 
