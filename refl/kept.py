@@ -69,8 +69,12 @@ def shape(e: Explained, site: str) -> tuple[int, ...]:
 
 
 def names(e: Explained) -> dict[str, list[str]]:
-    """Every name of each kept site, from the input up."""
-    found = {site: [site] for site in reversed(list(e))}
+    """Every name of each kept site, from the input up as the conservation ledger has them; then
+    those without an entry, by their names.
+    """
+    entries = [] if e.recorded is None else [entry.site for entry in e.recorded]
+    order = {site: -number for number, site in enumerate(entries)}
+    found = {site: [site] for site in sorted(e, key=lambda site: (order.get(site, 1), site))}
     for name, site in e.sites.aliases.items() if found else ():
         if site in found:
             found[site].append(name)
@@ -115,6 +119,8 @@ class Positions:
         self.e = e
         self.known: dict[str, list[int] | None] = {}
         self.chosen: dict[str, dict[int, list[int]] | None] = {}
+        self.rows: dict[bool, set[int]] = {}
+        self.crossing = () if e.decoder_tokens is None else self._crossing()
 
     def tokens(self, site: str) -> list[int] | None:
         """The token of each row, rows of padding left out; None where rows are no tokens, or it was
@@ -153,17 +159,19 @@ class Positions:
 
     def _padded(self, site: str) -> set[int]:
         """How many rows blocks have, padding counted."""
+        decoder = self._in_decoder(site)
+        if decoder not in self.rows:
+            alike = (one for one in self._of_blocks() if self._in_decoder(one) is decoder)
+            self.rows[decoder] = {shape(self.e, one)[-2] for one in alike if is_kept(self.e, one)}
+        return self.rows[decoder]
+
+    def _of_blocks(self) -> list[str]:
+        """Sites of blocks and attentions, whose rows are all tokens."""
         components = self.e.parts()
         if components is None:
-            return set()
-        sites = [block.site for block in components.blocks]
-        sites += [attention.context for attention in components.attentions]
-        decoder = self._in_decoder(site)
-        return {
-            shape(self.e, one)[-2]
-            for one in sites
-            if self._in_decoder(one) is decoder and is_kept(self.e, one)
-        }
+            return []
+        contexts = [attention.context for attention in components.attentions]
+        return [block.site for block in components.blocks] + contexts
 
     def _in_decoder(self, site: str) -> bool:
         """Whether rows are tokens of a decoder: those of its cross-attention's keys and values are
@@ -171,12 +179,15 @@ class Positions:
         """
         if self.e.decoder_tokens is None or not site.startswith("decoder"):
             return False
+        return not site.startswith(self.crossing)
+
+    def _crossing(self) -> tuple[str, ...]:
+        """How sites of keys and values of cross-attention begin."""
         components = self.e.parts()
         crosses = [] if components is None else [a for a in components.attentions if a.cross]
-        paths = [(a, a.context.removesuffix(".context")) for a in crosses]
-        return not any(
-            site.startswith((a.key, a.value, f"{path}.key", f"{path}.value")) for a, path in paths
-        )
+        paths = [a.context.removesuffix("context") for a in crosses]
+        made = [site for a in crosses for site in (a.key, a.value)]
+        return (*made, *(f"{path}{name}" for path in paths for name in ("key", "value")))
 
     def _found_choice(self, mixture: str) -> dict[int, list[int]] | None:
         """Expert -> the tokens that chose it, in the order of its rows; None where what the router

@@ -289,13 +289,13 @@ class _Flow:
 
 
 def _reached(
-    entries: Mapping[str, Entry], starts: Iterable[str], ends: Collection[str]
+    entries: Mapping[str, Entry], starts: Iterable[str], bounds: Collection[str]
 ) -> set[str]:
-    """The sites that relevance comes to from some, these among them, up to `ends`, these not."""
+    """The sites that relevance comes to from some, these among them, up to `bounds`, these not."""
     found, waiting = set[str](), list(starts)
     while waiting:
         site = waiting.pop()
-        if site in entries and site not in found and site not in ends:
+        if site in entries and site not in found and site not in bounds:
             found.add(site)
             waiting += entries[site].passed
     return found

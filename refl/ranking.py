@@ -17,7 +17,7 @@ it is, then the second, and so on (refl.nets.moe), which the router's probabilit
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -228,7 +228,8 @@ def _by_row(e: Explained, place: Place, by: str, where: Positions) -> Any:
     """The relevance of a site, NumPy float64 (rows, entries), what is neither summed; rows of
     padding left out.
     """
-    r, tokens = np.asarray(e[place.site], dtype=np.float64), where.tokens(place.site)
+    r = np.ascontiguousarray(e[place.site], dtype=np.float64)  # so that sums are the same each time
+    tokens = where.tokens(place.site)
     if by == "head":
         r = r.sum(axis=-1).T
     if by == "block":
@@ -344,13 +345,7 @@ def _fitting(e: Explained, pattern: str, by: str) -> list[Place]:
         raise refused(e, [pattern])
     named = [site for site in every if any(fnmatchcase(name, pattern) for name in every[site])]
     if not named:
-        near = ", ".join(
-            nearest_patterns(pattern, [n for several in every.values() for n in several])
-        )
-        raise ReflError(
-            f"{argument('pattern')} names {shown(pattern)!r}, which is no site that was kept; "
-            f"nearest: {near or 'none'}"
-        )
+        raise _no_site(e, pattern, every)
     known = _known(e, by)
     axes = {"neuron": 2, "head": 3}.get(by)
     found = [
@@ -361,6 +356,16 @@ def _fitting(e: Explained, pattern: str, by: str) -> list[Place]:
     if not found:
         raise _other_axes(e, pattern, by, named[0])
     return found
+
+
+def _no_site(e: Explained, pattern: str, every: Mapping[str, Sequence[str]]) -> ReflError:
+    near = ", ".join(nearest_patterns(pattern, [name for one in every.values() for name in one]))
+    some = e.recorded is not None and len(every) < len(e.recorded.entries)
+    again = f"; or explain again without {argument('keep')}, or with keep={pattern!r}"
+    return ReflError(
+        f"{argument('pattern')} names {shown(pattern)!r}, which is no site that was kept; nearest: "
+        f"{near or 'none'}{again if some else ''}"
+    )
 
 
 def _known(e: Explained, by: str) -> dict[str, Place]:
@@ -377,7 +382,7 @@ def _known(e: Explained, by: str) -> dict[str, Place]:
 def _other_axes(e: Explained, pattern: str, by: str, site: str) -> ReflError:
     what = {"neuron": "two axes, (tokens, features)", "head": "three, (heads, tokens, features)"}
     return ReflError(
-        f"{argument('by=')}{by!r} ranks sites of {what[by]}, and what {shown(pattern)!r} names has "
+        f"{argument('by')} {by!r} ranks sites of {what[by]}, and what {shown(pattern)!r} names has "
         f"others, such as {shown(site)} of the shape {shape(e, site)}: "
         f"take another {argument('by')}, 'block' for whole sites"
     )

@@ -146,14 +146,14 @@ def _keep(model: Model, args: argparse.Namespace) -> list[str]:
 
 
 def _refuse_strange(model: Model, pattern: str) -> None:
-    from refl.errors import nearest_patterns, shown
+    from refl.errors import nearest_patterns
     from refl.explainer import fits_any
 
     names = list(model.sites())
     if not fits_any(pattern, names):
         near = ", ".join(nearest_patterns(pattern, names)) or "none"
         raise ReflError(
-            f"--sites {shown(pattern)!r} names no site of this model; nearest: {near} (refl trace "
+            f"--sites {pattern!r} names no site of this model; nearest: {near} (refl trace "
             "lists all sites)"
         )
 
