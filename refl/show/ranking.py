@@ -88,17 +88,21 @@ def _title(ranking: Ranking) -> str:
     where = {"positions": "summed over positions", "each": "at each position by itself"}
     of = f" at {printable(ranking.pattern)}" if ranking.pattern is not None else ""
     sign = "" if ranking.sign == "both" else f"{ranking.sign} "
-    what = {"neuron": "features", "head": "heads", "block": "sites"}[ranking.by]
-    what = what if ranking.pattern is not None else f"{ranking.by}s"
     said = where.get(str(over), f"at token {over}")
-    return f"{len(ranking)} of {ranking.of} {sign}{what}{of} by the size of their relevance, {said}"
+    what = f"{sign}{_kind(ranking)}s{of}"
+    return f"{len(ranking)} of {ranking.of} {what} by the size of their relevance, {said}"
+
+
+def _kind(ranking: Ranking) -> str:
+    """What is ranked: of any sites their features, heads, or each as a whole."""
+    others = {"neuron": "feature", "head": "head", "block": "site"}
+    return ranking.by if ranking.pattern is None else others[ranking.by]
 
 
 def _columns(ranking: Ranking) -> list[str]:
     at = "strongest at" if ranking.over == "positions" else "at"
     activation = ["activation"] if ranking.by == "neuron" else []
-    name = "feature" if ranking.by == "neuron" and ranking.pattern is not None else ranking.by
-    return ["", name, "relevance", "of it all", *activation, at, ""]
+    return ["", _kind(ranking), "relevance", "of it all", *activation, at, ""]
 
 
 def _align(ranking: Ranking) -> str:

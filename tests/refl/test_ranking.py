@@ -30,11 +30,11 @@ on_every_net = pytest.mark.parametrize("name", ARCHITECTURES)
 in_both_forms = pytest.mark.parametrize("method", METHODS)
 
 
-def close(found: float, terms: Any, what: str = "") -> None:
-    """Equal to the sum of terms, to the rounding of two sums of them in some order."""
-    terms = np.asarray(terms, dtype=np.float64).ravel()
-    bound = 2 * U * len(terms) * abs(terms).sum()
-    assert abs(found - terms.sum()) <= bound, (what, found, terms.sum())
+def close(found: float, parts: Any, what: str = "") -> None:
+    """Equal to the sum of parts, to the rounding of two sums of them in some order."""
+    parts = np.asarray(parts, dtype=np.float64).ravel()
+    bound = 2 * U * len(parts) * abs(parts).sum()
+    assert abs(found - parts.sum()) <= bound, (what, found, parts.sum())
 
 
 def of_label(e: Explanation, owner: Mlp | Attention, **how: Any) -> list[Any]:
