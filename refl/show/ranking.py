@@ -80,7 +80,20 @@ def ranking_lines(ranking: Ranking, width: int) -> list[Line]:
     room = min(max(width - max(map(width_of, table)) - 6, 8), 32)
     bars: list[Line] = [[], *bars_of(values, room, values)]
     pairs = zip(table, bars, strict=True)
-    return [*head, *([("  ", ""), *line, *bar] for line, bar in pairs)]
+    return [*head, *([("  ", ""), *_tight(line), *bar] for line, bar in pairs)]
+
+
+def _tight(line: Line) -> Line:
+    """The line with no background behind the blanks that align its cells."""
+    found: Line = []
+    for text, style in line:
+        core = text.strip(" ")
+        if " on " not in style or core == text:
+            found.append((text, style))
+            continue
+        before, _, after = text.partition(core) if core else (text, "", "")
+        found += [(before, ""), (core, style), (after, "")]
+    return found
 
 
 def _title(ranking: Ranking) -> str:
@@ -151,7 +164,7 @@ def paths_lines(paths: Paths, sinks: Sinks | None, width: int) -> list[Line]:
         for a in row.attentions if len(row.attentions) > 1 else ():
             table.append(_attention(a, places, len(header)))
             divided.append([])
-    lines = grid(table, "l" + "r" * (len(header) - 1))
+    lines = [_tight(line) for line in grid(table, "l" + "r" * (len(header) - 1))]
     wide = width_of(lines[0]) + DIVIDED + 4 <= width
     shown = ([*line, ("  ", ""), *bar] for line, bar in zip(lines, divided, strict=True))
     return [

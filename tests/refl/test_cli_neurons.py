@@ -86,6 +86,8 @@ def test_the_table(capsys: Capture, e: refl.Explanation) -> None:
         lines[6],
     )
     assert len(lines) == 16 and max(map(len, lines)) <= 100
+    colored = [span for line in ranking_lines(e.top(), 100) for span in line if " on " in span[1]]
+    assert colored and all(text == text.strip() for text, _ in colored)
 
 
 def test_paths(capsys: Capture, e: refl.Explanation) -> None:

@@ -18,8 +18,9 @@ from refl.components import Attention, Mlp
 from refl.errors import ReflError
 from refl.explanation import Explanation, Sites
 from refl.kept import is_kept
-from refl.ranking import needed
-from refl.verification.random_models import ARCHITECTURES
+from refl.ranking import _first, needed
+from refl.verification.random_models import ARCHITECTURES, moved
+from tests.support.backends import BESIDE_NUMPY, backend_named
 from tests.support.parts import asked, explained, item_of, model_of
 
 METHODS = ("attnlrp", "attnlrp-gradient")
@@ -445,3 +446,37 @@ def test_printed() -> None:
     assert repr(e.top(k=3)).startswith("<Ranking of 3 of ")
     assert "<pre>" in e.top()._repr_html_() and "returned" in str(e.paths())
     assert "of sum |R|" in str(e.sinks()) and "<pre>" in e.paths()._repr_html_()
+
+
+@pytest.mark.parametrize("sign", ["both", "positive", "negative"])
+def test_the_first_of_many_that_tie(sign: str) -> None:
+    """Against a sort of all, on numbers of few values, of any length down to none."""
+    random = np.random.default_rng(7)
+    for length in (0, 1, 2, 9, 50):
+        values = random.integers(-2, 3, length).astype(float)
+        wanted = [i for i in range(length) if sign == "both" or SIGN[sign] * values[i] > 0]
+        wanted.sort(key=lambda i: -abs(values[i]))  # sort() keeps ties in order
+        for k in (1, 2, 7, 60):
+            assert _first(values, k, sign) == wanted[:k]
+
+
+SIGN = {"positive": 1, "negative": -1}
+
+
+@pytest.mark.parametrize("library", BESIDE_NUMPY)
+@pytest.mark.parametrize("name", ["mixtral", "t5"])
+def test_on_a_device(name: str, library: str) -> None:
+    model = model_of(name)
+    away = moved(model, backend_named(library).place)
+    e = away.explain(item_of(model), "attnlrp-gradient", keep="*", **asked(model))
+    wanted = explained(name, "attnlrp-gradient")
+    for how in ({"over": "each"}, {"by": "head"}, {"by": "block", "over": 0}):
+        found: Any = e.top(k=5, **how)
+        for row, other in zip(found, wanted.top(k=5, **how), strict=True):  # type: ignore[arg-type]
+            assert (row.name, row.position) == (other.name, other.position)
+            assert row.relevance == pytest.approx(other.relevance, rel=1e-9)
+    for ours, others in ((e.paths(), wanted.paths()), (e.sinks(), wanted.sinks())):
+        for one, two in zip(ours, others, strict=True):
+            assert one.block == two.block
+    assert e.paths()[0].mlp == pytest.approx(wanted.paths()[0].mlp, rel=1e-9)
+    assert e.sinks()[0].attention == pytest.approx(wanted.sinks()[0].attention, rel=1e-12)
