@@ -363,7 +363,9 @@ class Explanation:
                   its features summed; "block": all of a site
         sign      "positive" or "negative": only those
 
-        Raises ReflError for arguments that are none of these, and for sites that were not kept.
+        It reads sites: by default every one is there, and refl.ranking.needed says which are enough
+        for `keep`. Raises ReflError for arguments that are none of these, and for sites that were
+        not kept.
         """
         return ranked(self, pattern, k, over, by, sign)
 

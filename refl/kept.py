@@ -7,6 +7,7 @@ then the second, and so on (refl.nets.moe); the router's probabilities tell whic
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
@@ -137,10 +138,25 @@ class Positions:
         return len(self.tokens(site) or ())
 
     def text(self, site: str, token: int | None) -> str | None:
-        """Of a token; None for those of a picture, which have none."""
-        if token is None or self.e.patch is not None:
+        """Of a token; of a picture "class token", or the row and the column of a patch."""
+        if token is None:
             return None
+        if self.e.patch is not None:
+            return self._patch(self.length(site), token)
         return ((self.e.decoder_tokens if self._in_decoder(site) else self.e.tokens) or [])[token]
+
+    def _patch(self, length: int, token: int) -> str:
+        rows, columns = self._patches()
+        first = length - rows * columns
+        if token < first:
+            return ("class token", "distillation token")[token]
+        row, column = divmod(token - first, columns)
+        return f"patch {row}, {column}"
+
+    def _patches(self) -> tuple[int, int]:
+        """Of a picture: how many below each other, and side by side."""
+        (height, width), (h, w) = np.shape(self.e.relevance), self.e.patch or (1, 1)
+        return height // h, width // w
 
     def _tokens(self, site: str) -> list[int] | None:
         if inside := inside_expert(site):
@@ -152,8 +168,8 @@ class Positions:
         of, e = shape(self.e, site), self.e
         rows = of[-2] if len(of) > 1 else 0
         if e.patch is not None:
-            patches = int(np.prod(np.array(np.shape(e.relevance)) // e.patch))
-            return list(range(rows)) if rows in (patches + 1, patches + 2) else None
+            further = rows - math.prod(self._patches())  # class token, distillation token
+            return list(range(rows)) if further in (1, 2) else None
         length = self.length(site)
         return list(range(length)) if rows in (length, *self._padded(site)) else None
 

@@ -60,7 +60,7 @@ class Ranked:
                  site (all of it)
     position     the token; None where positions are summed
     strongest    the token at which |R| is largest; None where rows stand for no tokens
-    token        its text (for pictures None)
+    token        its text; of a picture `class token`, or `patch ROW, COLUMN`
     fraction     of what is explained, R / explained; nan where that is 0
     activation   of a neuron at the strongest token; None for what is several numbers
     """

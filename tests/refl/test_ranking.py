@@ -199,7 +199,10 @@ def test_patches_of_a_picture(name: str, extra: int) -> None:
     e = explained(name)
     found = e.top(k=ALL, over="each", by="block")
     assert {row.position for row in found} == {*range(8 + extra)}
-    assert {row.token for row in found} == {None}
+    special = ["class token", "distillation token"][:extra]
+    patches = [f"patch {row}, {column}" for row in range(2) for column in range(4)]
+    names = [*special, *patches]  # 8 x 12 pixels in patches of 4 x 3
+    assert all(row.position is not None and row.token == names[row.position] for row in found)
     assert e.top(k=1, over=0, by="head")[0].strongest == 0
     with pytest.raises(ReflError, match=f"outside the input of {8 + extra} tokens"):
         e.top(over=8 + extra)
