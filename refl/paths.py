@@ -216,11 +216,10 @@ class _Flow:
     def _attention(self, a: Attention, start: str | None) -> set[str]:
         """The entries between its output and its queries, keys and values."""
         made, module = (a.query, a.key, a.value), a.context.removesuffix("context")
-        if start is None or start in made:
+        if start is None:
             return set()
-        below = _reached(self.own, [start], made)
-        begins = start.startswith(module) and a.output not in below
-        top = a.output if a.output in self.own else start if begins else None
+        within = start if start.startswith(module) else None
+        top = a.output if a.output in self.own else within
         inside = _reached(self.own, [] if top is None else [top], made)
         return inside if self._leads(inside, made) else set()
 
@@ -244,9 +243,8 @@ class _Flow:
         return _reached(self.own, starts, tops)
 
     def _is_sum(self, site: str) -> bool:
-        """Of stream and half-block: an edit is a sum, too, and so are scores and their bias."""
-        biased, edited = site.endswith(".scores.biased"), edited_site("") in site
-        return self.own[site].operation == "add" and not biased and not edited
+        """Of stream and half-block; an edit is a sum, too."""
+        return self.own[site].operation == "add" and edited_site("") not in site
 
     def _path(
         self, a: Attention, inside: Collection[str], stream: Collection[str], seed: Absorbed

@@ -178,6 +178,17 @@ def test_with_edits(name: str) -> None:
     add_up(model.explain(item_of(model), audit=True, keep=(), **asked(model)))
 
 
+def test_an_edit_inside_the_mlp_is_no_part_of_the_stream() -> None:
+    """Though it is a sum: of zero times the neurons, and what is in their place."""
+    edited = model_of("llama").with_edits({"L1.N3": refl.value(0.7)})
+    e = edited.explain([1, 2, 3], keep=(), audit=True)
+    path, row = "model.layers.1", add_up(e)[1]
+    norm = e.ledger[f"{path}.post_attention_layernorm"]
+    assert any("edited" in entry.site for entry in e.ledger)
+    assert row.returned == norm.passed[f"{path}.residual"]
+    assert row.mlp == e.ledger[f"{path}.mlp.down_proj"].received
+
+
 AT: dict[str, list[tuple[str, tuple[int, ...]]]] = {
     "llama": [
         ("model.layers.1.mlp.down_proj.input", (2, 3)),
@@ -220,6 +231,8 @@ def test_where_a_neuron_is_explained(name: str, at: tuple[str, tuple[int, ...]])
         assert own[0].attention == e.explained and own[0].mlp == own[0].residual == 0
     if at[0].endswith("q_proj"):
         assert (own[0].queries, own[0].keys, own[0].attention) == (e.explained, 0, e.explained)
+    if at[0].endswith("c_attn"):  # below queries, keys and values
+        assert own[0].attention == own[0].mlp == 0 != own[0].residual
     if at[0].endswith("down_proj"):
         assert own[0].mlp == e.explained
 

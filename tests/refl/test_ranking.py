@@ -421,6 +421,26 @@ def test_what_the_router_found_was_not_kept() -> None:
         model_of("mixtral").explain([1, 2, 3], keep="*.self_attn").top()
 
 
+def test_experts_that_ran_and_were_not_kept() -> None:
+    e = explained("mixtral")
+    ran = [m.neurons for m in e.components.mlps if is_kept(e, m.neurons)]
+    some = model_of("mixtral").explain(item_of(model_of("mixtral")), position=2, keep=ran[1:])
+    with pytest.raises(ReflError, match=f"the relevance at {ran[0]} was not kept: explain again"):
+        some.top()
+
+
+def test_a_router_that_was_edited() -> None:
+    """Who chose what is decided by what the edit makes of its probabilities."""
+    path = "model.layers.0.block_sparse_moe"
+    always = refl.Edit(0.0, 2.0, (..., 5))
+    model = model_of("mixtral").with_edits({f"{path}.probabilities": always})
+    e = model.explain([3, 1, 4, 1, 5], keep="*")
+    tokens = {row.position for row in e.top(k=ALL, over="each") if row.name == "L0.E5.N0"}
+    assert tokens == {0, 1, 2, 3, 4}
+    first = [row for row in e.top(k=ALL, over="each") if row.name.startswith("L0.E")]
+    assert len(first) == 5 * 2 * 12
+
+
 def test_a_method_without_sites() -> None:
     e = model_of("llama").explain([1, 2, 3], "occlusion")
     with pytest.raises(ReflError, match="occlusion is no table of rules and has no relevance at"):
