@@ -110,7 +110,7 @@ class Components:
     def part(self, name: str) -> Part:
         """A neuron, head or block by its name. Raises ReflError for what is none of this net."""
         label, _, last = name.rpartition(".") if isinstance(name, str) else ("", "", "")
-        if found := re.fullmatch(r"([NH])(\d{1,9})", last):
+        if found := re.fullmatch(r"([NH])(0|[1-9][0-9]{0,8})", last):
             return self._numbered(name, label, found[1], int(found[2]))
         for block in self.blocks:
             if name == block.label:

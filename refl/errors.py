@@ -106,5 +106,15 @@ def nearest(name: str, names: Iterable[str], count: int) -> list[str]:
     return difflib.get_close_matches(name, likely, n=count)
 
 
+def nearest_patterns(pattern: str, names: Iterable[str]) -> list[str]:
+    """Names, or for a pattern that begins with * ends of names, that are like the pattern."""
+    if not pattern.startswith("*"):
+        return nearest(pattern, names, 3)
+    wanted = pattern.strip("*.?")
+    parts = wanted.count(".") + 1
+    ends = {".".join(name.split(".")[-parts:]) for name in names}
+    return [f"*.{end}" for end in nearest(wanted, sorted(ends), 3)]
+
+
 def _common(a: str, b: str) -> int:
     return len(os.path.commonprefix([a, b]))

@@ -21,7 +21,7 @@ from refl.arrays import asnumpy, namespace
 from refl.components import Part, is_name
 from refl.conditions import Conditions
 from refl.edits import INSIDE_ATTENTION, any_expert
-from refl.errors import ReflError, argument, nearest, shown
+from refl.errors import ReflError, argument, nearest_patterns, shown
 from refl.explanation import Explanation, Sites, SitesOnDemand
 from refl.io.images import PREPARATION, Preparation
 from refl.network import Network, Reading
@@ -318,16 +318,6 @@ def fits_any(pattern: str, names: Iterable[str]) -> bool:
     """Whether a pattern names a site; which experts run is decided by the text."""
     plain = any_expert(pattern)
     return any(fnmatchcase(n, pattern) or fnmatchcase(any_expert(n), plain) for n in names)
-
-
-def nearest_patterns(pattern: str, names: Iterable[str]) -> list[str]:
-    """Names, or for a pattern that begins with * ends of names, that are like the pattern."""
-    if not pattern.startswith("*"):
-        return nearest(pattern, names, 3)
-    wanted = pattern.strip("*.?")
-    parts = wanted.count(".") + 1
-    ends = {".".join(name.split(".")[-parts:]) for name in names}
-    return [f"*.{end}" for end in nearest(wanted, sorted(ends), 3)]
 
 
 def _own(array: Any, b: int, kept: set[int]) -> Any:

@@ -21,6 +21,8 @@ from refl.components import Components
 from refl.errors import LONGEST_REPR, ReflError, sentence
 from refl.io import ORACLE_FORMAT, oracle
 from refl.ledger import Ledger, UnknownSite
+from refl.paths import Paths, Sinks, paths, sinks
+from refl.ranking import Over, Ranking, ranked
 from refl.rules.composites import Composite
 from refl.rules.published import identified
 
@@ -342,6 +344,44 @@ class Explanation:
             Word(_joined(tokens[a:b]), math.fsum(float(r) for r in scores[a:b]), a, b)
             for a, b in zip(first, [*first[1:], len(tokens)], strict=True)
         ]
+
+    def top(
+        self,
+        pattern: str | None = None,
+        k: int = 10,
+        over: Over = "positions",
+        by: str = "neuron",
+        sign: str = "both",
+    ) -> Ranking:
+        """The k neurons, heads or blocks of the most relevance, by |R|, across the whole net at
+        once (refl.ranking). `print` it for a table.
+
+        pattern   of sites, with * and ?; None for all neurons of MLPs (heads of attentions, blocks)
+        over      "positions": summed over them; a whole number: at that token, from the end if
+                  negative; "each": each (neuron, position) by itself
+        by        "neuron": an entry of a site's last axis; "head": one of the first of three axes,
+                  its features summed; "block": all of a site
+        sign      "positive" or "negative": only those
+
+        It reads sites: by default every one is there, and refl.ranking.needed says which are enough
+        for `keep`. Raises ReflError for arguments that are none of these, and for sites that were
+        not kept.
+        """
+        return ranked(self, pattern, k, over, by, sign)
+
+    def paths(self) -> Paths:
+        """For every block what went through queries, keys, values, MLP and the residual stream, and
+        what was absorbed, from the conservation ledger: no site has to be kept (refl.paths has the
+        equations). Raises ReflError where there is no ledger, or nothing is known of blocks.
+        """
+        return paths(self)
+
+    def sinks(self) -> Sinks:
+        """For every block how much relevance lies on the first token at its output (attention
+        sinks), beside the attention that this token receives. Raises ReflError where outputs of
+        blocks were not kept.
+        """
+        return sinks(self)
 
     def experts(self) -> dict[str, float]:
         """Module path of each expert that ran -> the relevance of its term in the sum over experts,

@@ -9,7 +9,7 @@
     progress      the bar on standard error
     corpus        many inputs, on many cores or machines: what explain and evaluate have in common
     explain generate evaluate   what a model does, and why
-    references graph   what its neurons and heads do
+    neurons references graph   what its neurons and heads do
     trace models methods   how refl does it
     conform compare verify dump_torch   who checks it
 
@@ -28,6 +28,7 @@ from refl.cli import (
     graph,
     methods,
     models,
+    neurons,
     references,
     trace,
     verify,
@@ -44,7 +45,7 @@ __all__ = ["main"]
 
 COMMANDS = (
     *(explain, generate, evaluate),
-    *(references, graph),
+    *(neurons, references, graph),
     *(trace, models, methods),
     *(conform, compare, verify, dump_torch),
 )

@@ -218,7 +218,8 @@ def _refuse_strange_patterns(model: Model, patterns: Iterable[str]) -> None:
     """A pattern that names no site of the model is a mistake. The names come from a forward pass of
     one token, or of a blank picture.
     """
-    from refl.explainer import fits_any, nearest_patterns
+    from refl.errors import nearest_patterns
+    from refl.explainer import fits_any
 
     names = list(model.sites()) if patterns else []
     for pattern in patterns:

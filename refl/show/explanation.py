@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from refl.errors import LONGEST_REPR, sentence
 from refl.explanation import Explanation
 from refl.ledger import Ledger
+from refl.ranking import Over
 from refl.show.figure import compare
 from refl.show.notebook import batch_fragment, fragment, ledger_fragment
 from refl.show.page import html
+from refl.show.ranking import ShownPaths, ShownRanking, ShownSinks
 from refl.show.tables import ledger_table
 from refl.show.terminal import text
 
@@ -53,6 +55,22 @@ class ShownExplanation(Explanation):
 
     def __str__(self) -> str:
         return text(self)
+
+    def top(
+        self,
+        pattern: str | None = None,
+        k: int = 10,
+        over: Over = "positions",
+        by: str = "neuron",
+        sign: str = "both",
+    ) -> ShownRanking:
+        return ShownRanking(**vars(super().top(pattern, k, over, by, sign)))
+
+    def paths(self) -> ShownPaths:
+        return ShownPaths(**vars(super().paths()))
+
+    def sinks(self) -> ShownSinks:
+        return ShownSinks(**vars(super().sinks()))
 
     def html(self) -> str:
         """One self-contained page."""

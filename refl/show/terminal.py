@@ -160,13 +160,13 @@ def _bars(e: Explanation, width: int) -> list[Line]:
     room = 12 if compact else min(max(width - width_of(table[0]) - 6, 8), 48)
     lines = [
         [("  ", ""), *line, ("  ", ""), *bar]
-        for line, bar in zip(table, _drawn(values, room, all_scores(e)), strict=True)
+        for line, bar in zip(table, bars_of(values, room, all_scores(e)), strict=True)
     ]
     note = paragraph(of_lengths(e), width, "italic") if of_lengths(e) else []
     return note + (_side_by_side(lines, width) if compact else lines)
 
 
-def _drawn(values: Sequence[float], room: int, scale: Sequence[float]) -> list[Line]:
+def bars_of(values: Sequence[float], room: int, scale: Sequence[float]) -> list[Line]:
     """Bars to one scale, on which all values of `scale` fit in so many columns and an axis."""
     finite, fit = ([v if math.isfinite(v) else 0.0 for v in some] for some in (values, scale))
     most, least = max(0.0, *fit), -min(0.0, *fit)

@@ -22,12 +22,14 @@ if not (PROJECT / "tests").is_dir():  # reached through the link refl/verificati
     PROJECT = PROJECT.parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "extras", "patches", "version"),
+    ("errors", "extras", "patches", "rows", "version"),
     ("arguments", "arrays", "batching", "buffers", "parallel"),
     ("conditions", "edits", "mask", "rules"),
     ("pieces",),
     ("attention",),
     ("components", "device", "io", "ledger", "seeds", "trace"),
+    ("kept",),
+    ("paths", "ranking"),
     ("cache", "explanation", "intervention", "nets", "sweep"),
     ("network", "show"),
     ("anatomy", "question"),
