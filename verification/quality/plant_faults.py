@@ -1364,6 +1364,24 @@ FAULTS: tuple[Fault, ...] = (
         "tests/refl/test_evaluate.py::test_tuned_inputs_are_not_judged",
         "inputs that options were tuned on are judged, too",
     ),
+    # -- vocabulary projection ---------------------------------------------------------------------
+    Fault(
+        "projection-norm-behind",
+        "refl/latent/direct.py",
+        "return [*self.own, *(r for",
+        "return [*(r for r in self.own if norm or r.operation not in NORMS), *(r for",
+        "tests/refl/test_projection.py::"
+        "test_the_norm_behind_a_half_block_counts_with_the_final_norm_and_without",
+        "without the final norm the norm behind an MLP is left out as well",
+    ),
+    Fault(
+        "projection-expert",
+        "refl/latent/projection.py",
+        "return Parameter(w.weights, name, w.transposed).array",
+        "return w.array",
+        "tests/refl/test_projection.py::test_an_expert_that_no_token_of_the_plainest_input_chose",
+        "an expert that did not run has the weights of one that did",
+    ),
 )
 
 
