@@ -299,9 +299,9 @@ def explained(opened: Opened, how: How, part: list[Line]) -> bytes:
 
 def explanations(model: Model, how: How, records: Sequence[Record]) -> list[Explanation]:
     """Of each input; those whose output is explained at one position together."""
-    read = [_read(model, record) for record in records]
+    read = [reading_of(model, record) for record in records]
     found: dict[int, Explanation] = {}
-    for position, members in _by_position(records).items():
+    for position, members in by_position(records).items():
         question = Question(model, how.seed, position=position, batch_tokens=how.batch_tokens)
         try:
             explained = _explained(question, how, [read[n] for n in members])
@@ -321,14 +321,16 @@ def _explained(
     return how.method.explain(question, readings, targets, keep=())
 
 
-def _by_position(records: Sequence[Record]) -> dict[int | None, list[int]]:
+def by_position(records: Sequence[Record]) -> dict[int | None, list[int]]:
+    """Numbers of the inputs whose output is explained at one position."""
     found = defaultdict(list)
     for n, record in enumerate(records):
         found[record.item.position].append(n)
     return found
 
 
-def _read(model: Model, record: Record) -> tuple[Reading, Target]:
+def reading_of(model: Model, record: Record) -> tuple[Reading, Target]:
+    """A line as the net takes it, and what it says is explained. Raises ReflError, by the line."""
     item = record.item
     with record.named():
         types = None if item.types is None else [list(item.types)]
