@@ -8,7 +8,8 @@
     exits         how a run ends, whatever happens
     progress      the bar on standard error
     corpus        many inputs, on many cores or machines: what explain and evaluate have in common
-    explain evaluate trace project models methods conform compare verify dump_torch   the commands
+    explain evaluate trace project card models methods conform compare verify dump_torch
+                  the commands
 
 Nothing heavy is imported before it is needed: `--help` loads no array library.
 """
@@ -16,6 +17,7 @@ Nothing heavy is imported before it is needed: `--help` loads no array library.
 from __future__ import annotations
 
 from refl.cli import (
+    card,
     compare,
     conform,
     dump_torch,
@@ -38,7 +40,7 @@ from refl.version import __version__
 __all__ = ["main"]
 
 COMMANDS = (
-    *(explain, evaluate, trace, project, models, methods),
+    *(explain, evaluate, trace, project, card, models, methods),
     *(conform, compare, verify, dump_torch),
 )
 
