@@ -165,7 +165,7 @@ def _active(c: Card) -> list[Line]:
     if h is None or h.mean is None:
         return []
     words = (
-        f"  {h.smallest:.4g} to {h.largest:.4g} at {h.count} positions, mean {h.mean:.4g}, "
+        f"  {h.smallest:z.4g} to {h.largest:z.4g} at {h.count} positions, mean {h.mean:z.4g}, "
         f"{h.above / h.count:.1%} above 0"
     )
     return [[(words, "")]]
@@ -178,7 +178,7 @@ def _found(c: Card) -> list[Line]:
         for one in some:
             r, tokens = one.reference, one.explanation.tokens
             at = visible(tokens[r.position]) if r.position < len(tokens) else ""
-            said = f"  {r.value:+.4g}  line {r.line}, position {r.position}  "
+            said = f"  {r.value:+.4g}  line {r.line}, {one.place}  "
             found.append([(said, ""), (shorten(at, 24), "cyan")])
     return found
 

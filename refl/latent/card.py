@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from refl import arguments
+from refl.anatomy import watched
 from refl.components import Attention, Mlp, Part, site_of, size
 from refl.errors import ReflError, argument, shown
 from refl.evaluation.data import lines, parsed
@@ -43,10 +44,11 @@ TOKENS = 10
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """A reference, and the relevance of its tokens for the neuron."""
+    """A reference, the relevance of its tokens for the neuron, and its position in words."""
 
     reference: Reference
     explanation: Explanation
+    place: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,13 +166,12 @@ def card(
         None if limit is None else arguments.positive("limit", limit),
         progress,
     )
-    found = asked.references(references)
     own = None if example is None else Item("the example", example, target, contrast, decoder)
-    refuse_alone(own, decoder=decoder, target=target, contrast=contrast)
-    return asked.card(found, own)
+    _refuse_alone(own, decoder=decoder, target=target, contrast=contrast)
+    return asked.card(asked.references(references), own)
 
 
-def refuse_alone(own: Item | None, **said: Any) -> None:
+def _refuse_alone(own: Item | None, **said: Any) -> None:
     """Raises ReflError for what says how an example is to be read where there is none."""
     for what, value in said.items():
         if own is None and value is not None:
@@ -211,7 +212,7 @@ def _table(method: Any) -> Table:
 
 T = TypeVar("T")
 
-NO_FILE = "no corpus was named: give a file of inputs (--file) for it"
+NO_FILE = "no corpus was named: give a file of inputs"
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ class _Asked:
         example = own or self._example(found)
         run = None if example is None else self._run(example)
         if run is None:
-            missing["example"] = NO_FILE.replace("for it", "or an example (--example)")
+            missing["example"] = f"{NO_FILE}, or an example"
 
         def tried(what: str, function: Callable[[], T]) -> T | None:
             """What one section is made of; where there is no such thing, why."""
@@ -246,7 +247,7 @@ class _Asked:
         e, subject = run or (None, None)
         if found is None:
             missing |= dict.fromkeys(("histogram", "references"), NO_FILE)
-            missing |= {} if own is not None else {"effects": NO_FILE}
+            missing |= {} if own is not None else {"effects": f"{NO_FILE}, or an example"}
         return Card(
             part=self.part,
             facts=self._facts(found, example),
@@ -295,7 +296,10 @@ class _Asked:
                 file = self.corpus
                 assert file is not None
                 drawn = found.heatmaps(self.model, file, self.part.name, self.k, by)
-                shown_by[by] = [Shown(r, e) for r, e in zip(some, drawn, strict=True)]
+                shown_by[by] = [
+                    Shown(r, e, _place(self.model, r.position))
+                    for r, e in zip(some, drawn, strict=True)
+                ]
         return shown_by
 
     def _items(self, numbers: Iterable[int]) -> list[Item]:
@@ -338,7 +342,7 @@ class _Asked:
         owner = _owner(self.model, self.part)
         assert isinstance(owner, Attention)
         r = e[scores][self.part.number]
-        queries, keys = _axes(self.model, owner, reading, r.shape)
+        queries, keys = _axes(self.model, owner, reading)
         p = e.activation(probabilities)[self.part.number]
         return Scores(scores, queries, keys, np.asarray(r), np.asarray(p))
 
@@ -414,12 +418,10 @@ def _spread(numbers: Sequence[int], count: int) -> list[int]:
 # -- names of tokens -------------------------------------------------------------------------------
 
 
-def _axes(
-    model: Model, owner: Attention, reading: Reading, shape: tuple[int, ...]
-) -> tuple[list[str], list[str]]:
+def _axes(model: Model, owner: Attention, reading: Reading) -> tuple[list[str], list[str]]:
     """Of queries and of keys: those of a decoder, or of what is read."""
     if model.takes_images:
-        return (_patches(model, shape[0]),) * 2
+        return _patches(model), _patches(model)
     read = model.tokens(reading.input)
     if reading.prefix is None or owner.label.startswith("encoder."):
         return read, read
@@ -427,8 +429,17 @@ def _axes(
     return said, read if owner.cross else said
 
 
-def _patches(model: Model, count: int) -> list[str]:
+def _patches(model: Model) -> list[str]:
     """Of a picture: learned tokens, then patches by row and column."""
     (height, width), (h, w) = model.config.image, model.config.patch
     places = [f"{i},{j}" for i in range(height // h) for j in range(width // w)]
-    return [*("class", "distillation")[: count - len(places)], *places]
+    roles = [r.role for r in watched(model).records]
+    learned = [name for name in ("class", "distillation") if f"{name}_token" in roles]
+    return [*learned, *places]
+
+
+def _place(model: Model, position: int) -> str:
+    if not model.takes_images:
+        return f"position {position}"
+    name = _patches(model)[position]
+    return f"patch {name}" if "," in name else f"the {name} token"

@@ -13,6 +13,7 @@ from refl.latent.card import Card, Scores, Shown
 from refl.latent.effects import LEVEL, Effect, Mean
 from refl.latent.histograms import Histogram
 from refl.latent.projection import Entry, Projection
+from refl.ledger import UnknownSite
 from refl.show.account import all_scores, joiner, quantity, rows_of_tokens
 from refl.show.account import scores as scores_said
 from refl.show.colors import level
@@ -28,6 +29,7 @@ STYLE = """\
 :where(.refl) .reference .text { font-size: 1rem; line-height: 1.6 }
 :where(.refl) .reference p { margin: 0; font-size: .85rem }
 :where(.refl) .reference img { width: 10rem }
+:where(.refl) .gallery .reference { width: 10rem }
 :where(.refl) .gallery { display: flex; flex-wrap: wrap; gap: 0 1.5rem }
 :where(.refl) .cut { color: var(--soft) }
 :where(.refl) h3 { font-size: 1rem; margin: 1rem 0 .4rem }
@@ -161,7 +163,7 @@ def _ticks(low: float, high: float, unit: float) -> Iterator[Markup]:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None else f"{value:z.3g}"
 
 
 # -- references ------------------------------------------------------------------------------------
@@ -210,7 +212,7 @@ def _pictures(c: Card) -> bool:
 
 def _reference(s: Shown, by: str) -> Markup:
     e, r = s.explanation, s.reference
-    said = f"{by} {r.value:+.4g} at position {r.position} of line {r.line}"
+    said = f"{by} {r.value:+.4g} at {s.place} of line {r.line}"
     if e.picture is not None:
         return tag("div", heatmap(e), _note(said), class_="reference")
     rows = rows_of_tokens(e)
@@ -362,7 +364,7 @@ def _whisker(n: int, name: str, m: Mean, zero: float, unit: float) -> Markup:
 
 # -- queries and keys ------------------------------------------------------------------------------
 
-MANY = 64
+MANY = 28
 """Queries, or keys, that a matrix shows at most."""
 FEW = 16
 """So many have larger cells."""
@@ -379,6 +381,8 @@ def _scores(c: Card) -> Markup:
         f"{c.example.explained:.4g} that came through where the head looks; the part that came "
         "through its values is not in it."
     )
+    if c.example.picture is not None:
+        words += " Patches are named by their row and column."
     rows, columns, cut = _chosen(s)
     relevance = tag("div", tag("h3", "Relevance"), _matrix(s, rows, columns))
     probabilities = tag("div", tag("h3", "Attention probability"), _probabilities(s, rows, columns))
@@ -387,7 +391,9 @@ def _scores(c: Card) -> Markup:
 
 
 def _chosen(s: Scores) -> tuple[list[int], list[int], str]:
-    """Of long inputs the queries and keys with most relevance, in their order."""
+    """All of a short input; of a longer one the queries and keys with most relevance, in their
+    order, and none without.
+    """
     sizes = np.abs(np.nan_to_num(np.asarray(s.relevance, dtype=np.float64)))
     rows, columns = (_most(sizes.sum(axis=axis)) for axis in (1, 0))
     if len(rows) == len(s.queries) and len(columns) == len(s.keys):
@@ -400,7 +406,9 @@ def _chosen(s: Scores) -> tuple[list[int], list[int], str]:
 
 
 def _most(sizes: Any) -> list[int]:
-    return sorted(int(i) for i in np.argsort(-sizes, kind="stable")[:MANY])
+    if len(sizes) <= MANY:
+        return list(range(len(sizes)))
+    return sorted(int(i) for i in np.argsort(-sizes, kind="stable")[:MANY] if sizes[i])
 
 
 def _matrix(s: Scores, rows: Sequence[int], columns: Sequence[int]) -> Markup:
@@ -468,12 +476,16 @@ def _example(c: Card) -> Markup:
     if c.example is None:
         return _absent(c, "example", "The example")
     e = c.example
-    own = float(np.asarray(e[c.part.site], dtype=np.float64)[c.part.index].sum())
-    words = (
-        f"{quantity(e)} = {e.explained:.4g}, of which {own:+.4g} is relevance of {c.part.name} "
-        f"({c.facts['example']})."
-    )
+    words = f"{quantity(e)} = {e.explained:.4g} ({c.facts['example']}); {_own(c, e)}."
     return _section("The example", _note(words), input_shown(e))
+
+
+def _own(c: Card, e: Explanation) -> str:
+    try:
+        r = np.asarray(e[c.part.site], dtype=np.float64)[c.part.index]
+    except UnknownSite:
+        return f"no token of it chooses the expert of {c.part.name}"
+    return f"the relevance of {c.part.name} in it is {math.fsum(r.ravel()):+.4g}"
 
 
 def _again(c: Card) -> Markup:

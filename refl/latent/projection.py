@@ -117,7 +117,7 @@ def project(
     norm, k = arguments.flag("norm", norm), arguments.positive("k", k)
     part = _numbered(model.components, part)
     trace = watched(model)
-    found = ways(trace, _written(model.components, part), part.name)
+    found = ways(trace, _output_site(model.components, part), part.name)
     if part.kind == "neuron":
         _refuse_input(part, item, position, decoder)
         return _projection(model, part, found, norm, k, _row(trace, model.components, part))
@@ -147,7 +147,7 @@ def _owner(components: Components, part: Part) -> Mlp | Attention:
     return next(a for a in components.attentions if a.context == part.site)
 
 
-def _written(components: Components, part: Part) -> str:
+def _output_site(components: Components, part: Part) -> str:
     """The site of what its MLP, or its attention, gives."""
     return _owner(components, part).output
 
@@ -170,7 +170,7 @@ def _weight(trace: Trace, site: str) -> Array:  # (D, I)
 
 
 def _row(trace: Trace, components: Components, part: Part) -> Array:  # -> (D,)
-    return _weight(trace, _written(components, part))[:, part.number]
+    return _weight(trace, _output_site(components, part))[:, part.number]
 
 
 def _head_output(
@@ -178,7 +178,7 @@ def _head_output(
 ) -> Array:  # (d,) -> (D,)
     """W_h c_h: heads stand side by side in what the output layer reads."""
     start, width = int(part.number or 0) * context.shape[0], int(context.shape[0])
-    return _weight(trace, _written(components, part))[:, start : start + width] @ context
+    return _weight(trace, _output_site(components, part))[:, start : start + width] @ context
 
 
 def _refuse_input(part: Part, item: Any, position: Any, decoder: Any) -> None:

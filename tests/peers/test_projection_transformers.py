@@ -38,7 +38,7 @@ def loaded(model: Any, folder: Path) -> tuple[Any, refl.Model]:
 def read_by(module: Any, model: Any, **inputs: Any) -> Any:
     """What a module reads in a run: (T, I)."""
     found: list[Any] = []
-    hook = module.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+    hook = module.register_forward_pre_hook(lambda _, values: found.append(values[0]))
     with wide(), torch.no_grad():
         model(**inputs)
     hook.remove()

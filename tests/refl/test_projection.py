@@ -111,10 +111,10 @@ class Run:
         )
 
 
-def agree(sums: Any, expected: Any, terms: Any) -> None:
+def agree(sums: Any, expected: Any, parts: Any) -> None:
     """To a few roundings of the sum of |terms|."""
     assert (
-        np.abs(sums - expected).max() <= 200 * np.finfo(np.float64).eps * np.abs(terms).sum(0).max()
+        np.abs(sums - expected).max() <= 200 * np.finfo(np.float64).eps * np.abs(parts).sum(0).max()
     )
 
 
@@ -124,10 +124,10 @@ def test_neurons_add_up_to_the_mlp(name: str) -> None:
     run, mlp = Run(name, model), model.components.mlps[-1]
     v, scale = run.added(mlp.output)
     a = run.values[mlp.neurons][run.row]
-    terms = np.stack(
+    parts = np.stack(
         [scale * a[n] * project(model, f"{mlp.label}.N{n}").logits for n in range(mlp.width)]
     )
-    agree(terms.sum(0), run.contribution(v), terms)
+    agree(parts.sum(0), run.contribution(v), parts)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -138,7 +138,7 @@ def test_heads_add_up_to_the_attention(name: str) -> None:
         model.components.attentions[-2:] if name == "t5" else model.components.attentions[-1:]
     ):
         v, scale = run.added(attention.output)
-        terms = np.stack(
+        parts = np.stack(
             [
                 scale
                 * project(
@@ -147,14 +147,14 @@ def test_heads_add_up_to_the_attention(name: str) -> None:
                 for h in range(attention.heads)
             ]
         )
-        agree(terms.sum(0), run.contribution(v), terms)
+        agree(parts.sum(0), run.contribution(v), parts)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
 def test_neurons_of_experts_add_up(name: str) -> None:
     """With their routing weights, over the experts that the token chose."""
     model = random_model(ARCHITECTURES[name], 5)
-    run, terms, expected = Run(name, model), [], 0.0
+    run, parts, expected = Run(name, model), [], 0.0
     scale = run.scale("model.norm")
     block = model.components.blocks[-1].label
     for mlp in model.components.neurons_of(block):
@@ -167,12 +167,12 @@ def test_neurons_of_experts_add_up(name: str) -> None:
         n = tokens.index(run.row)
         gate = run.values[f"{path}.routing_weight"][n, 0]
         expected = expected + run.contribution(gate * run.values[mlp.output][n])
-        terms += [
+        parts += [
             scale * gate * a * project(model, f"{mlp.label}.N{i}").logits
             for i, a in enumerate(run.values[mlp.neurons][n])
         ]
-    assert len(terms) > 8
-    agree(np.sum(terms, axis=0), expected, np.stack(terms))
+    assert len(parts) > 8
+    agree(np.sum(parts, axis=0), expected, np.stack(parts))
 
 
 def test_an_expert_that_no_token_of_the_plainest_input_chose() -> None:

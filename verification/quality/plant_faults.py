@@ -1382,6 +1382,23 @@ FAULTS: tuple[Fault, ...] = (
         "tests/refl/test_projection.py::test_an_expert_that_no_token_of_the_plainest_input_chose",
         "an expert that did not run has the weights of one that did",
     ),
+    # -- cards -------------------------------------------------------------------------------------
+    Fault(
+        "card-head",
+        "refl/latent/card.py",
+        "r = e[scores][self.part.number]",
+        "r = e[scores][0]",
+        "tests/refl/test_card.py::test_products_of_all_heads_add_up_to_what_the_ledger_has[gpt2]",
+        "the card of every head shows the queries and keys of the first",
+    ),
+    Fault(
+        "card-spread",
+        "refl/latent/card.py",
+        "return [numbers[len(numbers) * n // count] for n in range(count)]",
+        "return list(numbers[:count])",
+        "tests/refl/test_card.py::test_effects_are_of_lines_spread_over_the_file",
+        "a card switches its neuron off in the first lines, not in lines spread over the file",
+    ),
 )
 
 
