@@ -8,7 +8,7 @@
     exits         how a run ends, whatever happens
     progress      the bar on standard error
     corpus        many inputs, on many cores or machines: what explain and evaluate have in common
-    explain evaluate trace project card models methods conform compare verify dump_torch
+    explain evaluate references trace project card models methods conform compare verify
                   the commands
 
 Nothing heavy is imported before it is needed: `--help` loads no array library.
@@ -26,6 +26,7 @@ from refl.cli import (
     methods,
     models,
     project,
+    references,
     trace,
     verify,
 )
@@ -40,7 +41,7 @@ from refl.version import __version__
 __all__ = ["main"]
 
 COMMANDS = (
-    *(explain, evaluate, trace, project, card, models, methods),
+    *(explain, evaluate, references, trace, project, card, models, methods),
     *(conform, compare, verify, dump_torch),
 )
 

@@ -109,6 +109,20 @@ def device(g: Any) -> None:
 
 
 def _method(g: Any) -> None:
+    _rules(g)
+    _target(g)
+    _stabilizers(g)
+    seed(g)
+
+
+def how(g: Any) -> None:
+    """The method and the seed, where what is explained is said elsewhere."""
+    _rules(g)
+    _stabilizers(g)
+    seed(g)
+
+
+def _rules(g: Any) -> None:
     g.add_argument(
         "--method",
         type=Source,
@@ -124,7 +138,9 @@ def _method(g: Any) -> None:
         metavar="NAME=VALUE",
         help="options of the method, as refl methods NAME lists them",
     )
-    _target(g)
+
+
+def _stabilizers(g: Any) -> None:
     g.add_argument(
         "--eps",
         type=float,
@@ -136,6 +152,15 @@ def _method(g: Any) -> None:
         choices=STABILIZERS,
         help="its form: eps with the sign of the denominator, without it, or none (default: the "
         "method's)",
+    )
+
+
+def seed(g: Any) -> None:
+    g.add_argument(
+        "--seed",
+        choices=SEEDS,
+        default="logit",
+        help="what of the target is explained (default: %(default)s)",
     )
 
 
@@ -164,10 +189,4 @@ def _target(g: Any) -> None:
         nargs="+",
         metavar=("SITE", "N"),
         help="explain the activation of a neuron: its site, and its index there",
-    )
-    g.add_argument(
-        "--seed",
-        choices=SEEDS,
-        default="logit",
-        help="what of the target is explained (default: %(default)s)",
     )

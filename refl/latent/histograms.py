@@ -10,6 +10,8 @@ counted them. The mean is that of the exact sum: a sum of floats is a whole numb
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -195,8 +197,9 @@ def exact_sums(x: Any) -> Any:  # float64 (R, N) -> Python's integers (N,), in u
     found = np.zeros(x.shape[1], dtype=object)
     for start in range(0, len(x), MOST):
         for part in _short(x[start : start + MOST]):
-            for row in _sums_by_exponent(part):
-                found = found + np.array([_scaled(v) for v in row.tolist()], dtype=object)
+            for window, row in _sums_by_exponent(part):
+                whole = [_times(_scaled(v), WINDOW * window) for v in row.tolist()]
+                found = found + np.array(whole, dtype=object)
     return found
 
 
@@ -208,14 +211,17 @@ def _short(x: Any) -> list[Any]:
     return [high, rest] if rest.any() else [high]
 
 
-def _sums_by_exponent(x: Any) -> Any:  # (R, N) -> (windows, N), each of them exact
+def _sums_by_exponent(x: Any) -> Iterator[tuple[int, Any]]:  # (R, N) -> (N,) each
+    """Of each window the sums of its values over 2^(WINDOW window), exact."""
     window = np.frexp(x)[1].astype(np.int64) // WINDOW
-    window -= window.min()
-    size, windows = x.shape[1], int(window.max()) + 1
-    places = window * size + np.arange(size)
-    sums = np.bincount(places.ravel(), weights=x.ravel(), minlength=windows * size)
-    rows = sums.reshape(windows, size)
-    return rows[rows.any(axis=1)]
+    lowest, size = int(window.min()), x.shape[1]
+    places = (window - lowest) * size + np.arange(size)
+    scaled = np.ldexp(x, -WINDOW * window)
+    most = (int(window.max()) + 1 - lowest) * size
+    sums = np.bincount(places.ravel(), weights=scaled.ravel(), minlength=most)
+    for number, row in enumerate(sums.reshape(-1, size), lowest):
+        if row.any():
+            yield number, row
 
 
 def _scaled(x: float) -> int:
@@ -224,10 +230,22 @@ def _scaled(x: float) -> int:
     return numerator << (1 - LEAST - denominator.bit_length())
 
 
+def _times(number: int, power: int) -> int:
+    """number 2^power, where that is whole."""
+    return number << power if power >= 0 else number >> -power
+
+
 def _floats(total: int) -> list[float]:
     """Each the float nearest to what those before leave; their exact sum is the total."""
     found: list[float] = []
     while total:
-        found.append(total / (1 << -LEAST))
+        found.append(_nearest(total))
         total -= _scaled(found[-1])
     return found
+
+
+def _nearest(total: int) -> float:
+    try:
+        return total / (1 << -LEAST)
+    except OverflowError:
+        return sys.float_info.max if total > 0 else -sys.float_info.max
