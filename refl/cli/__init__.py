@@ -8,14 +8,25 @@
     exits         how a run ends, whatever happens
     progress      the bar on standard error
     corpus        many inputs, on many cores or machines: what explain and evaluate have in common
-    explain evaluate trace models methods conform compare verify dump_torch   the commands
+    explain evaluate switch trace models methods conform compare verify dump_torch   the commands
 
 Nothing heavy is imported before it is needed: `--help` loads no array library.
 """
 
 from __future__ import annotations
 
-from refl.cli import compare, conform, dump_torch, evaluate, explain, methods, models, trace, verify
+from refl.cli import (
+    compare,
+    conform,
+    dump_torch,
+    evaluate,
+    explain,
+    methods,
+    models,
+    switch,
+    trace,
+    verify,
+)
 from refl.cli.command import EXITS, Parser
 from refl.cli.exits import ended
 from refl.cli.files import refuse_overlaps
@@ -26,7 +37,7 @@ from refl.version import __version__
 
 __all__ = ["main"]
 
-COMMANDS = (explain, evaluate, trace, models, methods, conform, compare, verify, dump_torch)
+COMMANDS = (explain, evaluate, switch, trace, models, methods, conform, compare, verify, dump_torch)
 
 _ABOUT = """\
 Layer-wise relevance propagation (LRP) on transformers: how much each token of an input
