@@ -8,8 +8,8 @@
     exits         how a run ends, whatever happens
     progress      the bar on standard error
     corpus        many inputs, on many cores or machines: what explain and evaluate have in common
-    explain evaluate references trace project card models methods conform compare verify
-                  the commands
+    explain evaluate references switch project card trace models methods conform compare verify
+    dump_torch    the commands
 
 Nothing heavy is imported before it is needed: `--help` loads no array library.
 """
@@ -27,6 +27,7 @@ from refl.cli import (
     models,
     project,
     references,
+    switch,
     trace,
     verify,
 )
@@ -41,7 +42,7 @@ from refl.version import __version__
 __all__ = ["main"]
 
 COMMANDS = (
-    *(explain, evaluate, references, trace, project, card, models, methods),
+    *(explain, evaluate, references, switch, project, card, trace, models, methods),
     *(conform, compare, verify, dump_torch),
 )
 

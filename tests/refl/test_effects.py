@@ -260,7 +260,7 @@ def test_an_expert_that_does_not_run_changes_nothing() -> None:
     model, item = random_model(MIXTRAL, 5), [5]
     chose = {m.label: m.neurons for m in model.components.mlps}
     e = model.explain(item, target=2, keep="*")
-    idle = [label for label, site in chose.items() if site not in e.sites.activations]
+    idle = [label for label, site in chose.items() if site not in e.sites.aliases]
     found: Effect = effect(model, item, f"{idle[0]}.N2", target=2, draws=2)
     assert found.predicted[0] == found.measured[0] == 0
     assert (found.random == 0).all()
