@@ -5,6 +5,7 @@ explained of the line, as far as it comes through the head at that position.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,40 @@ from refl.latent.selection import Group
 from refl.methods import Method, under
 from refl.model import Model
 from refl.network import Reading
-from refl.question import Question, Target
+from refl.question import Question
 
 
-def explained_again(
-    model: Model,
-    file: str | Path,
-    run: Mapping[str, Any],
-    name: str,
-    places: Sequence[tuple[int, int]],
-    method: Method,
-    seed: str,
-) -> list[Explanation]:
-    """An Explanation for each (line, position) of a file that a run has read (its run.json). Raises
-    ReflError where it is another file by now, or another model.
-    """
-    part = model.components.part(name)
-    _refuse_other_model(model, run)
-    records = dict(_records(model, Path(file), run, {line for line, _ in places}))
-    return [_explained(model, part, records[line], t, method, seed) for line, t in places]
+@dataclass(frozen=True)
+class Asked:
+    """Of which neuron or head, and how. `seed`: of what is explained, where that is an output."""
+
+    model: Model
+    part: Part
+    method: Method
+    seed: str = "logit"
+
+    def of(
+        self, file: str | Path, run: Mapping[str, Any], places: Sequence[tuple[int, int]]
+    ) -> list[Explanation]:
+        """An Explanation for each (line, position) of a file that a run has read (its run.json).
+        Raises ReflError where it is another file by now, or another model.
+        """
+        _refuse_other_model(self.model, run)
+        records = dict(_records(self.model, Path(file), run, {line for line, _ in places}))
+        return [self._explained(records[line], position) for line, position in places]
+
+    def _explained(self, record: Record, position: int) -> Explanation:
+        number, site = self.part.number, self.part.site
+        assert number is not None
+        reading, target = reading_of(self.model, record)
+        with record.named():
+            if self.part.kind == "head":
+                question = Question(self.model, self.seed, position=record.item.position)
+                through = under(self.method, {site: (number, position)})
+                return through.explain(question, [reading], [target], keep=())[0]
+            row = _row(self.model, self.part, reading, position)
+            question = Question(self.model, at=(site, (row, number)))
+            return self.method.explain(question, [reading], [(None, None)], keep=())[0]
 
 
 def _refuse_other_model(model: Model, run: Mapping[str, Any]) -> None:
@@ -68,34 +84,6 @@ def _records(
             "find them anew"
         )
     return ((line.number, parsed(line)) for line in found)
-
-
-def _explained(
-    model: Model, part: Part, record: Record, position: int, method: Method, seed: str
-) -> Explanation:
-    reading, target = reading_of(model, record)
-    with record.named():
-        if part.kind == "head":
-            return _through(model, part, record, position, method, seed, reading, target)
-        row = _row(model, part, reading, position)
-        assert part.number is not None
-        question = Question(model, at=(part.site, (row, part.number)))
-        return method.explain(question, [reading], [(None, None)], keep=())[0]
-
-
-def _through(
-    model: Model,
-    part: Part,
-    record: Record,
-    position: int,
-    method: Method,
-    seed: str,
-    reading: Reading,
-    target: Target,
-) -> Explanation:
-    question = Question(model, seed, position=record.item.position)
-    conditioned = under(method, {part.site: (part.number, position)})
-    return conditioned.explain(question, [reading], [target], keep=())[0]
 
 
 def _row(model: Model, part: Part, reading: Reading, position: int) -> int:

@@ -41,7 +41,7 @@ from refl.evaluation.workers import Pool, not_both
 from refl.explanation import Explanation
 from refl.latent import runs
 from refl.latent.best import Best
-from refl.latent.heatmaps import explained_again
+from refl.latent.heatmaps import Asked
 from refl.latent.histograms import Histogram, Histograms
 from refl.latent.runs import Ran, Rows
 from refl.latent.selection import Group, selected
@@ -50,6 +50,7 @@ from refl.model import Model
 from refl.network import Reading
 from refl.question import Progress, Question, Target
 from refl.rules.composites import Composite
+from refl.rules.published import identified
 
 SHARD = 256
 """Inputs of a shard: each has k references of every neuron, so a few large ones are best."""
@@ -404,10 +405,11 @@ class References:
         some = self.of(name).by(by)[: None if k is None else arguments.positive("k", k)]
         if method is None:
             table = self.run["options"]["method"]
-            method = "attnlrp" if table is None else Composite.from_dict(table)
+            method = "attnlrp" if table is None else identified(Composite.from_dict(table))
         places = [(one.line, one.position) for one in some]
         seed = self.run["options"]["seed"] or "logit"
-        return explained_again(model, file, self.run, name, places, chosen(method), seed)
+        asked = Asked(model, model.components.part(name), chosen(method), seed)
+        return asked.of(arguments.path("file", file), self.run, places)
 
 
 def _strange(path: Path) -> ReflError:

@@ -64,6 +64,10 @@ KEYS: tuple[str, ...] = ("ids", "decoder", "image")
 """What is read."""
 
 
+LONG = np.random.default_rng(0).integers(0, 17, 100).tolist()
+"""So many tokens that attention runs by tiles."""
+
+
 def lines_for(model: Model, folder: Path) -> list[Line]:
     if model.takes_images:
         return [{"image": picture(folder, n)} for n in (0, 1, 2, 1)]
@@ -200,7 +204,7 @@ def test_the_plain_loop(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["attnlrp-gradient", "cp-lrp"])
 def test_tables_in_both_forms(method: str, tmp_path: Path) -> None:
-    model, lines = random_net(LLAMA), [{"ids": ids} for ids in IDS]
+    model, lines = random_net(LLAMA), [{"ids": ids} for ids in (*IDS, LONG)]
     file = written_to(tmp_path, lines)
     found = references(model, file, tmp_path / "run", ["L1.N3", "L0.H1"], 2, "relevance", method)
     for name in found.names:
@@ -221,6 +225,8 @@ def test_a_pass_without_a_sweep_finds_the_same_activations(
              for line in lines_for(model, tmp_path)]  # fmt: skip
     if model.task == "masked-token":
         lines = [line | {"position": 0} for line in lines]
+    if model.task == "next-token":
+        lines.append({"ids": LONG})
     file = written_to(tmp_path, lines)
     both = references(model, file, tmp_path / "both", "*", 2)
     alone = references(model, file, tmp_path / "alone", "*", 2, by="activation")

@@ -1314,6 +1314,40 @@ FAULTS: tuple[Fault, ...] = (
         "tests/refl/test_tuning.py::test_held_out_items_are_never_judged",
         "held-out inputs are judged, too",
     ),
+    # -- reference inputs --------------------------------------------------------------------------
+    Fault(
+        "references-in-padding",
+        "refl/latent/runs.py",
+        "return at, at < sizes[:, None]",
+        "return at, at >= 0",
+        "tests/refl/test_references.py::test_the_plain_loop[llama]",
+        "padding behind a text can be the position that activates a neuron most",
+    ),
+    Fault(
+        "references-ties-by-batch",
+        "refl/latent/best.py",
+        "np.lexsort((positions, lines, -values), axis=-1)",
+        "np.lexsort((-values,), axis=-1)",
+        "tests/refl/test_references.py::test_the_best_are_those_of_a_sorted_list",
+        "of equal values that comes first whose batch ran first",
+    ),
+    Fault(
+        "references-rows-of-an-expert",
+        "refl/latent/runs.py",
+        "np.take_along_axis(a, order, axis=1) for a in (x, r)",
+        "a for a in (x, r)",
+        "tests/refl/test_references.py::test_the_plain_loop[mixtral]",
+        "rows of an expert are taken for those of the tokens in their order",
+    ),
+    Fault(
+        "histogram-bins-from-the-first",
+        "refl/latent/histograms.py",
+        "places = ((self.first[:, None] + np.arange(BINS)) >> shift) - first[:, None]",
+        "places = np.arange(BINS) >> shift",
+        "tests/refl/test_references.py::"
+        "test_a_histogram_is_that_of_its_values_however_they_are_cut",
+        "bins are merged two and two from the first, not from 0",
+    ),
     # -- a corpus in shards ------------------------------------------------------------------------
     Fault(
         "shard-not-checked",
