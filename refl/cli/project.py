@@ -18,6 +18,7 @@ from refl.show.text import shorten, visible
 if TYPE_CHECKING:
     from refl.components import Part
     from refl.latent.projection import Entry, Projection
+    from refl.model import Model
 
 _ABOUT = """\
 The vocabulary projection of a neuron or a head: what it writes to the residual stream, taken by the
@@ -39,6 +40,7 @@ examples:
   refl project L2.N17 --no-norm --top 5
   refl project L3.H1 --text "the keys to the cabinet"  # a head, at the last token
   refl project L3.H1 --text "the keys to the cabinet" --position 1
+  refl project L3.H1 --token keys                      # from weights alone
   refl project L1.N3 --model path/to/vit               # on the classes
   refl project decoder.L0.N3 --model path/to/t5 --json
 
@@ -74,6 +76,12 @@ def add(commands: Any) -> None:
         "output is read, the last of a text)",
     )
     g.add_argument("--decoder", metavar="TEXT", help="what the decoder has said so far")
+    g.add_argument(
+        "--token",
+        metavar="TOKEN",
+        help="no input, but what the head's weights alone make of this token where it looks at "
+        "nothing else (its OV circuit)",
+    )
     g = p.add_argument_group("the model")
     options.model(g)
     options.dtype(g, "of the computation")
@@ -99,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
         item=args.text if args.ids is None else args.ids,
         position=args.position,
         decoder=args.decoder,
+        token=_token(model, args.token),
     )
     if args.json:
         print_json(found.as_dict())
@@ -109,18 +118,30 @@ def run(args: argparse.Namespace) -> int:
 
 def _refuse_strange_input(part: Part, args: argparse.Namespace) -> None:
     """A head is looked at in an input, and a neuron in none."""
-    said = [n for n in ("text", "ids", "position", "decoder") if getattr(args, n) is not None]
-    if part.kind == "head" and not {"text", "ids"} & set(said):
-        raise ReflError(f"what the head {part.name} gives depends on the input: give --text")
+    options = ("text", "ids", "position", "decoder", "token")
+    said = [n for n in options if getattr(args, n) is not None]
+    if part.kind == "head" and not {"text", "ids", "token"} & set(said):
+        raise ReflError(
+            f"what the head {part.name} gives depends on the input: give --text, or --token"
+        )
+    if args.token is not None and part.kind == "head" and said != ["token"]:
+        raise ReflError(f"--token is looked at without any input: leave --{said[0]} out")
     if part.kind == "neuron" and said:
         raise ReflError(
             f"{part.name} is a neuron, whose row is the same in every input: leave --{said[0]} out"
         )
 
 
+def _token(model: Model, token: str | None) -> str | int | None:
+    """As it was typed; an id where the model has no tokenizer."""
+    numbered = model.text is None and token is not None and token.isdecimal()
+    return int(token) if token is not None and numbered else token
+
+
 def lines(p: Projection) -> list[Line]:
     """The projection for a terminal."""
-    where = "" if p.position is None else f" at position {p.position}"
+    where = " of one token" if p.alone else ""
+    where += "" if p.position is None else f" at position {p.position}"
     token = "" if p.token is None else f" ({visible(p.token)})"
     head: Line = [(p.part.name, "bold"), (f"  {p.part.kind} of {p.part.site}{where}{token}", "")]
     notes = [line for note in p.notes for line in paragraph(note, width(), "dim")]

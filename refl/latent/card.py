@@ -43,7 +43,7 @@ TOKENS = 10
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class Colored:
     """A reference, the relevance of its tokens for the neuron, and its position in words."""
 
     reference: Reference
@@ -86,7 +86,7 @@ class Card:
     part: Part
     facts: dict[str, str]
     histogram: Histogram | None = None
-    references: dict[str, list[Shown]] | None = None
+    references: dict[str, list[Colored]] | None = None
     projections: tuple[Projection, ...] | None = None
     effects: list[tuple[str, Effect]] | None = None
     example: Explanation | None = None
@@ -287,7 +287,7 @@ class _Asked:
             progress=self.progress,
         )
 
-    def _references(self, found: References) -> dict[str, list[Shown]]:
+    def _references(self, found: References) -> dict[str, list[Colored]]:
         shown_by = {}
         for by in ("activation", "relevance"):
             some = found.of(self.part.name).by(by)[: self.k]
@@ -297,7 +297,7 @@ class _Asked:
                 assert file is not None
                 drawn = found.heatmaps(self.model, file, self.part.name, self.k, by)
                 shown_by[by] = [
-                    Shown(r, e, _place(self.model, r.position))
+                    Colored(r, e, _place(self.model, r.position))
                     for r, e in zip(some, drawn, strict=True)
                 ]
         return shown_by

@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from refl.explanation import Explanation
-from refl.latent.card import Card, Scores, Shown
+from refl.latent.card import Card, Colored, Scores
+from refl.latent.drawn import COUNTS, histogram, number, reference, style
 from refl.latent.effects import LEVEL, Effect, Mean
-from refl.latent.histograms import Histogram
 from refl.latent.projection import Entry, Projection
 from refl.ledger import UnknownSite
-from refl.show.account import all_scores, joiner, quantity, rows_of_tokens
-from refl.show.account import scores as scores_said
+from refl.show.account import quantity
 from refl.show.colors import level
 from refl.show.markup import Markup, document, joined, safe_table, tag
 from refl.show.numbers import decimals, strongest
-from refl.show.page import heatmap, input_shown, levels_css
+from refl.show.page import input_shown
 from refl.show.pairs import level_class, strongest_pairs
 from refl.show.text import shorten, visible
 
 STYLE = """\
-:where(.refl) .text .at { outline: 2px solid var(--ink); outline-offset: -1px }
-:where(.refl) .reference { margin: 0 0 .9rem }
-:where(.refl) .reference .text { font-size: 1rem; line-height: 1.6 }
-:where(.refl) .reference p { margin: 0; font-size: .85rem }
-:where(.refl) .reference img { width: 10rem }
-:where(.refl) .gallery .reference { width: 10rem }
-:where(.refl) .gallery { display: flex; flex-wrap: wrap; gap: 0 1.5rem }
-:where(.refl) .cut { color: var(--soft) }
-:where(.refl) h3 { font-size: 1rem; margin: 1rem 0 .4rem }
 :where(.refl) .equal { grid-template-columns: repeat(2, minmax(0, 1fr)) }
 @media (max-width: 60rem) { :where(.refl) .equal { grid-template-columns: minmax(0, 1fr) } }
 :where(.refl) .matrix td, :where(.refl) .matrix th { padding: 0; border: 0; font-weight: 400 }
@@ -72,7 +62,7 @@ def html(c: Card) -> str:
         _again(c),
     )
     title = f"refl: {c.part.name} of {c.facts['model']}"
-    return document(title, joined(sections, "\n"), levels_css() + STYLE + GRAYS)
+    return document(title, joined(sections, "\n"), style() + STYLE + GRAYS)
 
 
 def _note(text: object) -> Markup:
@@ -107,8 +97,6 @@ def _head(c: Card) -> Markup:
 
 # -- activations -----------------------------------------------------------------------------------
 
-WIDTH, HIGH, FOOT = 640, 130, 22
-
 
 def _histogram(c: Card) -> Markup:
     if c.histogram is None:
@@ -118,58 +106,13 @@ def _histogram(c: Card) -> Markup:
         return _section("Activation", _note("No token of the corpus came to it."))
     what = "its activation" if c.part.kind == "neuron" else "the length of its row of the context"
     words = (
-        f"{what.capitalize()} at {h.count:,} positions: {_number(h.smallest)} to "
-        f"{_number(h.largest)}, mean {_number(h.mean)}; {h.above / h.count:.1%} are above 0."
+        f"{what.capitalize()} at {h.count:,} positions: {number(h.smallest)} to "
+        f"{number(h.largest)}, mean {number(h.mean)}; {h.above / h.count:.1%} are above 0."
     )
-    counts = "Counts are drawn by their logarithm: every bin that is not empty can be seen."
-    return _section("Activation", _note(words), _bars(h), _note(counts))
-
-
-def _bars(h: Histogram) -> Markup:
-    edges, most = h.edges, math.log1p(max(h.counts))
-    low, high = edges[0], edges[-1]
-    unit = WIDTH / (high - low)
-    bars = (
-        tag(
-            "rect",
-            tag("title", f"{_number(a)} to {_number(b)}: {count:,}"),
-            class_="pos" if a >= 0 else "neg",
-            x=f"{(a - low) * unit:.2f}",
-            width=f"{max((b - a) * unit - 0.6, 0.6):.2f}",
-            y=f"{HIGH - HIGH * math.log1p(count) / most:.2f}",
-            height=f"{HIGH * math.log1p(count) / most:.2f}",
-        )
-        for a, b, count in zip(edges, edges[1:], h.counts, strict=False)
-        if count
-    )
-    return tag(
-        "svg",
-        *bars,
-        tag("line", x1=0, x2=WIDTH, y1=HIGH, y2=HIGH),
-        *_ticks(low, high, unit),
-        viewBox=f"-30 0 {WIDTH + 60} {HIGH + FOOT}",
-        role="img",
-        aria_label="histogram of its activation",
-    )
-
-
-def _ticks(low: float, high: float, unit: float) -> Iterator[Markup]:
-    """The ends, and 0 where it lies well between them."""
-    inside = [0.0] if low + 0.1 * (high - low) < 0 < high - 0.1 * (high - low) else []
-    for at in (low, *inside, high):
-        x = f"{(at - low) * unit:.2f}"
-        yield tag("line", x1=x, x2=x, y1=HIGH, y2=HIGH + 4)
-        yield tag("text", _number(at), x=x, y=HIGH + 18, text_anchor="middle")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:z.3g}"
+    return _section("Activation", _note(words), histogram(h), _note(COUNTS))
 
 
 # -- references ------------------------------------------------------------------------------------
-
-BEFORE, AFTER = 40, 12
-"""Tokens of a long text that are shown around a reference."""
 
 BY = {
     "activation": "Where it is most active (ActMax)",
@@ -193,7 +136,7 @@ def _references(c: Card) -> Markup:
         tag(
             "div",
             tag("h3", BY[by]),
-            tag("div", *(_reference(s, by) for s in some), class_=_kind(some)),
+            tag("div", *(_reference(c, by, one) for one in some), class_=_kind(some)),
         )
         for by, some in c.references.items()
     )
@@ -202,7 +145,7 @@ def _references(c: Card) -> Markup:
     )
 
 
-def _kind(some: Sequence[Shown]) -> str:
+def _kind(some: Sequence[Colored]) -> str:
     return "gallery" if some and some[0].explanation.picture is not None else ""
 
 
@@ -210,53 +153,10 @@ def _pictures(c: Card) -> bool:
     return any(_kind(some) for some in (c.references or {}).values())
 
 
-def _reference(s: Shown, by: str) -> Markup:
-    e, r = s.explanation, s.reference
-    said = f"{by} {r.value:+.4g} at {s.place} of line {r.line}"
-    if e.picture is not None:
-        return tag("div", heatmap(e), _note(said), class_="reference")
-    rows = rows_of_tokens(e)
-    at = len(rows) - 1 if e.decoder_tokens is not None else 0
-    texts = (
-        _text(row, r.position if n == at else None, name) for n, (name, row) in enumerate(rows)
-    )
-    return tag("div", joined(texts), _note(said), class_="reference")
-
-
-def _text(e: Explanation, position: int | None, name: str) -> Markup:
-    """Tokens in color, the one at the position framed; of a long text those around it."""
-    most, said = strongest(all_scores(e)), scores_said(e)
-    start, stop = _window(len(e.tokens), position)
-    spans = [
-        tag(
-            "span",
-            token,
-            class_=f"t {level_class(level(float(e.relevance[t]), most))}{' at' * (t == position)}",
-            title=f"token {t}: relevance {said[t]}",
-            tabindex="0",
-        )
-        for t, token in enumerate(e.tokens[start:stop], start)
-    ]
-    between = joiner(e.tokens)
-    parts = (_cut(e, 0, start), joined(spans, between or tag("wbr")), _cut(e, stop, len(e.tokens)))
-    kind = "text tight" if between == "" else "text"
-    return joined((_note(name), tag("div", *parts, class_=kind)))
-
-
-def _window(length: int, position: int | None) -> tuple[int, int]:
-    if length <= BEFORE + AFTER:
-        return 0, length
-    at = length - 1 if position is None else position
-    start = max(0, min(at - BEFORE, length - BEFORE - AFTER))
-    return start, min(length, start + BEFORE + AFTER)
-
-
-def _cut(e: Explanation, start: int, stop: int) -> Markup:
-    """How many tokens are left out, and the sum of their relevance."""
-    if start >= stop:
-        return Markup("")
-    total = math.fsum(float(r) for r in e.relevance[start:stop])
-    return tag("span", f" … {stop - start} tokens ({total:+.3g}) … ", class_="cut")
+def _reference(c: Card, by: str, one: Colored) -> Markup:
+    r = one.reference
+    said = f"{by} {r.value:+.4g} at {one.place} of line {r.line}"
+    return reference(one.explanation, r.position, c.part.name, said)
 
 
 # -- what it writes --------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
     p = U N v
 
     v    of a neuron its column of the down projection W (D, width);
-         of a head at one position its slice of the output layer times its context, W_h c_h
+         of a head at one position its slice of the output layer times its context, W_h c_h;
+         from weights alone, of a head that looks at one token, W_h V_h N_0 e (its OV circuit), e
+         the token's embedding and N_0 the norm in front of the attention, as N
     N    the final norm as a linear map: RMSNorm w * v (Gemma (1 + w) * v),
          LayerNorm w * (v - mean(v))
     U    the unembedding: the weight of the head, (V, D)
@@ -17,7 +19,8 @@ in front of the head (T5), the mean of two heads (DeiT). Left out are an expert'
 the soft cap of logits (Gemma 2); `notes` says so.
 
 Sources: nostalgebraist 2020 (the logit lens); Geva et al. 2021 and 2022 (arXiv 2012.14913 and
-2203.14680); Achtibat et al. 2024 (arXiv 2402.05602), section 3.4.
+2203.14680); Elhage et al. 2021, A Mathematical Framework for Transformer Circuits (OV); Achtibat et
+al. 2024 (arXiv 2402.05602), section 3.4.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from refl.arrays import Array, asnumpy
 from refl.components import Attention, Components, Mlp, Part
 from refl.edits import any_expert, edited_site
 from refl.errors import LONGEST_REPR, ReflError, argument, sentence
+from refl.latent import circuit
 from refl.latent.direct import Way, mapped, ways
 from refl.model import Model
 from refl.network import CLASSIFIES
@@ -59,6 +63,7 @@ class Projection:
     top, bottom      the k largest and the k smallest, the most extreme first
     notes            what is on the way and counts, and what is left out
     position, token  of a head: where in the input, and the token there
+    alone            of a head: whether it is what weights alone say of that token
     """
 
     part: Part
@@ -69,6 +74,7 @@ class Projection:
     notes: tuple[str, ...]
     position: int | None = None
     token: str | None = None
+    alone: bool = False
 
     def __repr__(self) -> str:
         """One line."""
@@ -85,6 +91,7 @@ class Projection:
             "norm": self.norm,
             "position": self.position,
             "token": self.token,
+            "alone": self.alone,
             "notes": list(self.notes),
             "top": [entry._asdict() for entry in self.top],
             "bottom": [entry._asdict() for entry in self.bottom],
@@ -99,6 +106,7 @@ def project(
     item: Any = None,
     position: int | None = None,
     decoder: Any = None,
+    token: str | int | None = None,
 ) -> Projection:
     """The vocabulary projection of a neuron ("L2.N17") or of a head ("L2.H1").
 
@@ -109,6 +117,8 @@ def project(
     position   of a head: at which token, counted from 0, or from the end if negative; by default
                the one whose output is read (the last of a text, the class token of a picture)
     decoder    for encoder-decoders what the decoder has said, as in `explain`
+    token      of a head, in place of an input: what its weights make of this token (text or id)
+               where it looks at nothing else, embedded and not changed by any block before
 
     The weights are the model's, whatever edits it has; the context of a head is that of its edited
     run. Raises ReflError for what is no neuron or head, and where no direct way leads to the
@@ -119,8 +129,11 @@ def project(
     trace = watched(model)
     found = ways(trace, _output_site(model.components, part), part.name)
     if part.kind == "neuron":
-        _refuse_input(part, item, position, decoder)
+        _refuse_input(part, item=item, position=position, decoder=decoder, token=token)
         return _projection(model, part, found, norm, k, _row(trace, model.components, part))
+    if token is not None:
+        _refuse_both(item=item, position=position, decoder=decoder)
+        return _of_token(model, part, trace, found, norm, k, token)
     forward = _run(model, part, item, decoder)
     values = forward.trace.values
     context = values.get(edited_site(part.site), values[part.site]).array[0]
@@ -128,6 +141,32 @@ def project(
     v = _head_output(trace, model.components, part, context[part.number, at])
     projection = _projection(model, part, found, norm, k, v)
     return replace(projection, position=at, token=_token(model, forward, at))
+
+
+def _of_token(
+    model: Model,
+    part: Part,
+    trace: Trace,
+    found: Sequence[Way],
+    norm: bool,
+    k: int,
+    token: str | int,
+) -> Projection:
+    """Of a head, from weights alone."""
+    attention = next(a for a in model.components.attentions if a.context == part.site)
+    number = model.token_id(token)
+    context = circuit.values(trace, attention, number)[part.number]
+    projection = _projection(
+        model, part, found, norm, k, _head_output(trace, model.components, part, context)
+    )
+    before = circuit.norm_before(trace, attention)
+    notes = () if before is None else (f"times {_weight_said(before)}, before the attention",)
+    return replace(
+        projection,
+        token=model.tokens([number])[0],
+        alone=True,
+        notes=(*notes, *projection.notes),
+    )
 
 
 def _numbered(components: Components, part: str | Part) -> Part:
@@ -181,8 +220,16 @@ def _head_output(
     return _weight(trace, _output_site(components, part))[:, start : start + width] @ context
 
 
-def _refuse_input(part: Part, item: Any, position: Any, decoder: Any) -> None:
-    for name, value in (("item", item), ("position", position), ("decoder", decoder)):
+def _refuse_both(**said: Any) -> None:
+    for name, value in said.items():
+        if value is not None:
+            raise ReflError(
+                f"{argument('token')} is looked at without any input: leave {argument(name)} out"
+            )
+
+
+def _refuse_input(part: Part, **said: Any) -> None:
+    for name, value in said.items():
         if value is not None:
             raise ReflError(
                 f"{part.name} is a neuron, whose row is the same in every input: leave "

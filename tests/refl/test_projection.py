@@ -305,6 +305,50 @@ def test_a_head_at_a_position() -> None:
     assert p.token == "1"
 
 
+ROTARY = sorted(set(HEADS) - {"gpt2", "t5", "vit"})
+"""Values know no position there: of a text of one token the first block's context is its value."""
+
+
+@pytest.mark.parametrize("name", [*ROTARY, "t5"])
+def test_weights_alone_are_a_text_of_one_token(name: str) -> None:
+    """But for the scale of the norm before the attention, and for biases."""
+    model = random_model(ARCHITECTURES[name], 8)
+    biases = {n: 0 * w for n, w in model.weights.items() if n.endswith(".bias")}
+    model = with_weights(model, **biases)
+    label = "decoder.L0" if name == "t5" else "L0"
+    how = {"decoder": [7]} if name == "t5" else {}
+    trace, _ = model.trace([[7]], decoder=[7] if name == "t5" else None)
+    scale = 1.0
+    if name != "olmo2":  # no norm there
+        end = "decoder.block.0.layer.0.layer_norm" if name == "t5" else "layers.0.input_layernorm"
+        norm = next(r for r in trace.records if r.output.site.endswith(end))
+        x = np.asarray(norm.operands[0].array)[0, 0]
+        x = x - x.mean() if name in LAYER_NORMS else x
+        scale = 1 / np.sqrt((x * x).mean() + norm.attributes["norm_eps"])
+    for h in range(model.components.attentions[0].heads):
+        run_logits = project(model, f"{label}.H{h}", item=[7], **how).logits
+        alone = project(model, f"{label}.H{h}", token=7)
+        assert alone.alone and alone.token == "7" and alone.position is None
+        np.testing.assert_allclose(scale * alone.logits, run_logits, rtol=0, atol=1e-12)
+
+
+def test_weights_alone_in_gpt2_by_hand() -> None:
+    """Its values are the last third of one layer; positions are left out."""
+    names = {
+        "e": "transformer.wte.weight",
+        "n": "transformer.h.1.ln_1.weight",
+        "qkv": "transformer.h.1.attn.c_attn.weight",
+        "o": "transformer.h.1.attn.c_proj.weight",
+    }
+    model, w = whole_numbers(GPT2, names)
+    e = w["e"][5]
+    x = [n * (16 * v - sum(e)) for n, v in zip(w["n"], e, strict=True)]
+    c = [sum(x[i] * w["qkv"][i][32 + 8 + d] for i in range(16)) for d in range(4)]
+    v = [sum(c[d] * w["o"][8 + d][i] for d in range(4)) for i in range(16)]
+    exact = [sum(u * o for u, o in zip(us, v, strict=True)) / 16 for us in w["e"]]
+    assert project(model, "L1.H2", norm=False, token=5).logits.tolist() == exact
+
+
 def test_a_head_of_an_edited_model() -> None:
     model = random_model(LLAMA, 2).with_edits({"L0.H3": refl.off, "L0.H1": refl.scale(2.0)})
     assert not project(model, "L0.H3", item=IDS).logits.any()
@@ -351,6 +395,9 @@ def test_what_has_no_projection(config: dict[str, Any], part: str, words: str) -
     [
         ("L1.N1", {"item": IDS}, "leave item out"),
         ("L1.N1", {"position": 1}, "leave position out"),
+        ("L1.N1", {"token": 1}, "leave token out"),
+        ("L1.H1", {"token": 1, "item": IDS}, "leave item out"),
+        ("L1.H1", {"token": 99}, "outside the vocabulary"),
         ("L1.H1", {}, "give item"),
         ("L1.H1", {"item": IDS, "position": 5}, "expected 0 to 4, or -5 to -1"),
         ("L1.H1", {"item": IDS, "position": "last"}, "a whole number"),
@@ -390,6 +437,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["L3.N1", "--text", "the"], "leave --text out"),
         (["L3.H1", "--text", "the keys", "--position", "7"], "--position 7 is outside"),
         (["L3.N1", "--top", "0"], "--top is 0"),
+        (["L3.H1", "--token", "keys", "--text", "the"], "leave --text out"),
+        (["L3.N1", "--token", "keys"], "leave --token out"),
         (["L9.N1"], "names no neuron"),
         (["\x1b[31m"], "names no neuron"),
     ],
@@ -400,3 +449,10 @@ def test_the_command_refuses(
     assert main(["project", *arguments]) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1 and "\x1b" not in said
+
+
+def test_a_token_is_none_of_a_picture_and_none_that_an_encoder_gives() -> None:
+    with pytest.raises(ReflError, match="takes pictures"):
+        project(random_model(VIT, 0), "L0.H1", token=1)
+    with pytest.raises(ReflError, match="no token of the vocabulary stands"):
+        project(random_model(T5, 0), "decoder.L0.cross.H1", token=1)
