@@ -124,7 +124,10 @@ def _references(c: Card) -> Markup:
     if c.references is None:
         return _absent(c, "references", "References")
     if c.part.kind == "neuron":
-        words = "Each is colored by the relevance of its tokens for the neuron's own activation."
+        words = (
+            "Each is colored by the relevance of its tokens for the neuron's own activation at "
+            "that place, which may be below 0."
+        )
     else:
         words = (
             "Each is colored by the relevance of its tokens for what is explained of the line, "
@@ -155,7 +158,9 @@ def _pictures(c: Card) -> bool:
 
 def _reference(c: Card, by: str, one: Colored) -> Markup:
     r = one.reference
-    said = f"{by} {r.value:+.4g} at {one.place} of line {r.line}"
+    active = by == "relevance" and c.part.kind == "neuron"
+    beside = f" (activation {one.explanation.explained:+.4g})" if active else ""
+    said = f"{by} {r.value:+.4g}{beside} at {one.place} of line {r.line}"
     return reference(one.explanation, r.position, c.part.name, said)
 
 

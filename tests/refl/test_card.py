@@ -169,7 +169,8 @@ def test_the_page_of_a_neuron(neuron: Card) -> None:
     for by, some in neuron.references.items():
         for one in some:
             r = one.reference
-            assert f"{by} {r.value:+.4g} at position {r.position} of line {r.line}" in page
+            beside = f" (activation {one.explanation.explained:+.4g})" * (by == "relevance")
+            assert f"{by} {r.value:+.4g}{beside} at position {r.position} of line {r.line}" in page
     assert page.count(' at"') == 4  # the framed tokens of two references of each kind
     for _, e in neuron.effects:
         assert f"{e.as_large:.0%} change it as much" in page
@@ -186,6 +187,8 @@ def test_the_page_of_a_head(head: Card) -> None:
     j, i = (int(n) for n in strongest)
     title = f"{s.queries[j]} ({j}) to {s.keys[i]} ({i}): {s.relevance[j, i]:+.3g}"
     sign = "p" if s.relevance[j, i] > 0 else "n"
+    listed = re.findall(r"<tr><td class=\"\">(\d+) <code>.*?<td class=\"\">(\d+) <code>", page)
+    assert listed[0] == (str(j), str(i)) and j != i
     assert (
         f'<td class="{sign}{LEVELS}" title="{title.replace("<", "&lt;").replace(">", "&gt;")}"'
         in page
