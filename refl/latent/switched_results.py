@@ -165,11 +165,19 @@ class Switching:
         return note
 
     def _often(self, width: int) -> list[Line]:
-        found: list[Line] = []
+        return [line for one in self.told for line in paragraph(one, width, "", "")]
+
+    @property
+    def told(self) -> list[str]:
+        """Of each ranking its first neurons by name."""
+        found = []
         for ranking, neurons in self.often.items():
+            if self.rank == "corpus":
+                each = ", ".join(name for name, _ in neurons)
+                found.append(f"{ranking}, the first {len(neurons)}: {each}")
+                continue
             each = ", ".join(f"{name} {fraction:.0%}" for name, fraction in neurons)
-            said = f"{ranking}, most often among the first {len(neurons)}: {each}"
-            found += paragraph(said, width, "", "")
+            found.append(f"{ranking}, most often among the first {len(neurons)}: {each}")
         return found
 
     def _cells(self, k: int, ranking: str) -> list[Span]:

@@ -12,8 +12,9 @@ from refl.latent import switched_inputs
 from refl.latent.switched_figure import figure
 from refl.latent.switching import switching
 from refl.show.bands import panels
+from refl.verification.quality.faithfulness.inputs import SHARED
 from refl.verification.quality.switching import experiments, page
-from refl.verification.quality.switching.experiments import EXPERIMENTS, SHARED, Chosen
+from refl.verification.quality.switching.experiments import EXPERIMENTS, Chosen
 
 
 def test_the_page_and_its_figure() -> None:
@@ -28,7 +29,7 @@ def test_the_page_and_its_figure() -> None:
         mean = found.change["cp-lrp"][:, found.k.index(k)].mean()
         assert f"| {k} | cp-lrp |" in text and f"{mean:+.2f} [" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in rows}) == 4  # four tables, each of one width
+    assert len({line.count("|") for line in rows}) == 5  # five tables, each of one width
     drawn = [figure([("a & b", found), ("c", found)], "svg") for _ in range(2)]
     assert drawn[0] == drawn[1] and b"<svg" in drawn[0]
     with pytest.raises(refl.ReflError, match="rows is empty"):
