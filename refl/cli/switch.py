@@ -68,7 +68,7 @@ def add(commands: Any) -> None:
         "--svg",
         type=output,
         metavar="FILE",
-        help="draw flips and change (needs matplotlib, the extra `figures`)",
+        help="write flips and change as curves (needs matplotlib, the extra `figures`)",
     )
     _what(p.add_argument_group("what is switched, and how"))
     g = p.add_argument_group("the model")

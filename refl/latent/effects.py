@@ -322,7 +322,7 @@ def _constant(change: Any) -> Edit:
 
 
 def _kind(kind: Any) -> str:
-    if kind == "probability":
+    if isinstance(kind, str) and kind == "probability":
         raise ReflError(
             "the relevance of a probability is weighted by the softmax, so that it predicts no "
             f"change of it: {argument('kind')} has to be logit or log-probability"

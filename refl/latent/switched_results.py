@@ -40,6 +40,8 @@ class Switching:
     beside           the same of the random neurons beside each ranking: number -> ranking -> array
     before           f of each input, (inputs,)
     left_out         why -> how many inputs
+    often            ranking -> the neurons that are most often among the first few of an input, and
+                     of what fraction of the inputs they are
     """
 
     model: str
@@ -58,6 +60,7 @@ class Switching:
     ranked_on: int
     neurons: int
     """Of the whole net."""
+    often: Mapping[str, list[tuple[str, float]]]
     how: str
     """What `other` was, in words; empty for off."""
     known: dict[Any, Any] = field(default_factory=dict)
@@ -130,6 +133,8 @@ class Switching:
             [],
             *grid([head, *rows], "rlrrrrrr"),
             [],
+            *self._often(width),
+            [],
             *paragraph(self.note, width, "dim", ""),
         ]
 
@@ -158,6 +163,22 @@ class Switching:
                 "random: of the whole net."
             )
         return note
+
+    def _often(self, width: int) -> list[Line]:
+        return [line for one in self.told for line in paragraph(one, width, "", "")]
+
+    @property
+    def told(self) -> list[str]:
+        """Of each ranking its first neurons by name."""
+        found = []
+        for ranking, neurons in self.often.items():
+            if self.rank == "corpus":
+                each = ", ".join(name for name, _ in neurons)
+                found.append(f"{ranking}, the first {len(neurons)}: {each}")
+                continue
+            each = ", ".join(f"{name} {fraction:.0%}" for name, fraction in neurons)
+            found.append(f"{ranking}, most often among the first {len(neurons)}: {each}")
+        return found
 
     def _cells(self, k: int, ranking: str) -> list[Span]:
         flips, change = (self.mean(number, ranking, k) for number in NUMBERS)
@@ -199,6 +220,7 @@ class Switching:
             "inputs": list(self.inputs),
             "left_out": dict(self.left_out),
             "before": self.before.tolist(),
+            "often": {by: [list(one) for one in each] for by, each in self.often.items()},
             "rows": [self._row(one, k) for k in self.k for one in self.rankings],
             "differences": [
                 {"number": number, "k": k, "of": a, "less": b, **vars(self.less(number, a, b, k))}

@@ -35,6 +35,7 @@ still do otherwise.
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -62,6 +63,9 @@ K = (1, 2, 4, 8, 16, 32, 64)
 """By default, as far as there are as many others to draw from."""
 
 TO, RANK = ("off", "other"), ("input", "corpus")
+
+FEW = 8
+"""Neurons of a ranking that are told by name."""
 
 ACTIVATION, RANDOM = "activation", "random"
 """Names beside those of methods."""
@@ -196,26 +200,30 @@ class _Experiment:
                     f"for {narrowest.label} has {size(narrowest)} neurons, and as many others of "
                     "an MLP are drawn as are switched"
                 )
-            raise ReflError(f"{argument('k')} is {self.k[-1]}: expected at most {most}, {why}")
+            raise arguments.expected("k", f"at most {most}, {why}", self.k[-1])
 
-    def read(self, model: Model, items: Sequence[Item]) -> list[Asked]:
+    def read(self, model: Model, items: Any) -> list[Asked]:
         """Raises ReflError where there is none."""
-        if not items:
-            raise ReflError("there are no inputs: expected at least one")
+        every = arguments.members(items)
+        if not every or not all(isinstance(item, Item) for item in every):
+            raise arguments.expected(
+                "items", "a list of refl.evaluation's Items, one or more", items
+            )
         found = []
-        for item in items:
+        for item in every:
             found.append(asked(model, item))
-            self.progress("reading", len(found), len(items))
+            self.progress("reading", len(found), len(every))
         return found
 
     def run(self, some: Sequence[Asked], what: Other) -> dict[str, Any]:
         """Fields of the results."""
         ranked_on, judged = self._halves(some)
         scores = self._scores(some, what, ranked_on)
-        found = self._nothing(len(judged))
+        found, every = self._nothing(len(judged)), list[dict[str, Any]]()
         for row, n in enumerate(judged):
             at = n if self.rank == "input" else ranked_on[0]
             orders = {by: first(each[at], self.k[-1]) for by, each in scores.items()}
+            every.append(orders)
             for trial, numbers in self._outcome(some[n], what.changes[n], orders, row):
                 found[trial.ranking, trial.beside][row, trial.place] = numbers
             self.progress("switching", row + 1, len(judged))
@@ -229,7 +237,14 @@ class _Experiment:
             "before": np.array([some[n].subject.value for n in judged]),
             "ranked_on": len(ranked_on) if self.rank == "corpus" else 0,
             "neurons": self.pool.count,
+            "often": {by: self._often([orders[by] for orders in every]) for by in self.by},
         }
+
+    def _often(self, orders: Sequence[Set]) -> list[tuple[str, float]]:
+        """The neurons that are most often among the first few of an input, and of how many."""
+        few = max(k for k in self.k if k <= FEW or k == self.k[0])
+        counts = Counter(int(n) for place in range(few) for n in (o[place] for o in orders))
+        return [(self.pool.names[n], c / len(orders)) for n, c in counts.most_common(few)]
 
     def _nothing(self, inputs: int) -> Found:
         keys = [(by, False) for by in self.by]

@@ -72,6 +72,8 @@ def _draw(axes: Any, panel: Panel, x: str) -> None:
     for number, band in enumerate(panel.bands):
         _band(axes, band, number, 100.0 if panel.percent else 1.0)
     points = sorted({at for band in panel.bands for at in band.at})
+    if panel.percent:
+        axes.set_ylim(-3, 103)  # the same in all of them
     axes.set_xscale("log", base=2)
     axes.set_xticks(points, [f"{at:g}" for at in points])
     axes.minorticks_off()

@@ -107,6 +107,7 @@ def test_off_is_a_plain_loop_of_edited_models(name: str) -> None:
     model = model_of(name)
     some, by, ks = items(model, 2), ("attnlrp", "input-x-gradient", "activation"), (1, 4)
     found = switching(model, some, by, ks, draws=2)
+    assert found.often.keys() == set(by)
     pool = Pool.neurons(model.components)
     assert found.inputs == ("0", "1") and found.rankings == [*by, "random"]
     for row, item in enumerate(some):
@@ -306,6 +307,11 @@ def test_what_is_said() -> None:
     less = found.change["attnlrp"][:, 0] - found.beside["change"]["attnlrp"][:, 0]
     assert row["change_less_beside"]["mean"] == pytest.approx(less.mean(), abs=1e-15)
     assert row["change"]["low"] <= row["change"]["mean"] <= row["change"]["high"]
+    each = [set(largest(scores(model, item, "attnlrp"), 2)) for item in items(model, 6)]
+    names = {name: float(np.mean([name in one for one in each])) for name in set.union(*each)}
+    assert len(said["often"]["attnlrp"]) == 2
+    assert all(names[name] == fraction for name, fraction in said["often"]["attnlrp"])
+    assert max(names.values()) == said["often"]["attnlrp"][0][1]
     text = str(found)
     assert "6 inputs" in text and "switched off" in text and "input-x-gradient" in text
     without = switching(model, items(model, 2), ["attnlrp"], 2, draws=0)
@@ -329,13 +335,14 @@ def test_by_default_as_many_neurons_as_have_others_beside_them() -> None:
         ({"k": 0}, "whole numbers above 0"),
         ({"k": [2, 2]}, "whole numbers above 0"),
         ({"k": "many"}, "whole numbers above 0"),
-        ({"k": 11}, "expected at most 10, for L0 has 20 neurons"),
+        ({"k": 11}, "k is 11: expected at most 10, for L0 has 20 neurons"),
         ({"k": 41, "draws": 0}, "expected at most 40, the neurons of the model"),
         ({"to": "on"}, "expected one of off, other"),
         ({"rank": "mean"}, "expected one of input, corpus"),
         ({"draws": -1}, "0 or more"),
         ({"seed": 0.5}, "0 or more"),
-        ({"items": []}, "no inputs"),
+        ({"items": []}, "expected a list of refl.evaluation's Items"),
+        ({"items": "text"}, "expected a list of refl.evaluation's Items"),
         ({"items": [Item("a", [5, 4], target=3)]}, "item a has no foil"),
         ({"items": [Item("a", [5, 4])]}, "item a has no foil"),
         ({"rank": "corpus"}, "expected two or more"),

@@ -1433,6 +1433,48 @@ FAULTS: tuple[Fault, ...] = (
         "tests/refl/test_card.py::test_effects_are_of_lines_spread_over_the_file",
         "a card switches its neuron off in the first lines, not in lines spread over the file",
     ),
+    # -- switching ---------------------------------------------------------------------------------
+    Fault(
+        "random-among-the-chosen",
+        "refl/latent/switched.py",
+        "lots[:, members] = np.inf",
+        "lots[:, members] += 0",
+        "tests/refl/test_effects.py::test_random_parts_are_matched_and_never_the_chosen",
+        "the neurons that stand beside those switched are among them",
+    ),
+    Fault(
+        "predicted-with-the-other-sign",
+        "refl/latent/effects.py",
+        "change += float(((factor[0] - 1.0) * r).sum())",
+        "change += float(((1.0 - factor[0]) * r).sum())",
+        "tests/refl/test_effects.py::test_small_changes_are_what_the_gradient_predicts[llama]",
+        "what is switched off is predicted to gain what it loses",
+    ),
+    Fault(
+        "flips-of-wrong-answers",
+        "refl/latent/switched_inputs.py",
+        "found = [one for one in some if one.correct]",
+        "found = list(some)",
+        "tests/refl/test_switching.py::test_only_inputs_answered_so_at_first_are_counted",
+        "inputs that are answered otherwise at first count as flips",
+    ),
+    Fault(
+        "switched-in-the-half-that-was-ranked-on",
+        "refl/latent/switching.py",
+        "return ranked_on, [n for n in every if n not in set(ranked_on)]",
+        "return ranked_on, ranked_on",
+        "tests/refl/test_switching.py::"
+        "test_a_ranking_of_the_corpus_is_of_the_half_that_is_not_switched",
+        "a ranking is judged on the inputs that it was made of",
+    ),
+    Fault(
+        "other-at-every-position",
+        "refl/latent/switched_other.py",
+        "None if (mean := means.get(_foil(one))) is None else Change(0.0, mean, where)",
+        "None if (mean := means.get(_foil(one))) is None else Change(0.0, mean)",
+        "tests/refl/test_switching.py::test_other_is_a_mean_over_inputs_of_the_other_answer[llama]",
+        "what a neuron is for the other answer at the last position is put at all of them",
+    ),
 )
 
 
