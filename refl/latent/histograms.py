@@ -78,7 +78,7 @@ class Histograms:
         """Of R values of each."""
         if not len(x):
             return cls.nothing(x.shape[1])
-        low, high = x.min(axis=0), x.max(axis=0)
+        low, high = x.min(axis=0) + 0.0, x.max(axis=0) + 0.0  # -0.0 is 0.0, whichever came first
         e = _exponents(low, high)
         first = _index(low, e)
         size = x.shape[1]

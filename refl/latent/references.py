@@ -227,10 +227,11 @@ def _said(how: How) -> dict[str, Any]:
 def _ranges(group: Group) -> str:
     """N0-171, or N3 N5-7."""
     letter, numbers = group.names[0].rpartition(".")[2][0], group.numbers
-    starts = [n for n in numbers if n - 1 not in set(numbers)]
-    ends = [n for n in numbers if n + 1 not in set(numbers)]
-    runs_of = (f"{a}-{b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True))
-    return " ".join(f"{letter}{one}" for one in runs_of)
+    every = set(numbers)
+    firsts = [n for n in numbers if n - 1 not in every]
+    lasts = [n for n in numbers if n + 1 not in every]
+    ranges = (f"{a}-{b}" if a < b else f"{a}" for a, b in zip(firsts, lasts, strict=True))
+    return " ".join(f"{letter}{one}" for one in ranges)
 
 
 # -- a shard ---------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def numbers(h: Histogram) -> str:
     if not h.count or h.mean is None:
         return "no token comes to it"
     return (
-        f"{h.count} activations, mean {h.mean:.4g}, from {h.smallest:.4g} to {h.largest:.4g}, "
+        f"{h.count} activations, mean {h.mean:z.4g}, from {h.smallest:.4g} to {h.largest:.4g}, "
         f"{percent(h.above, h.count)} above 0"
     )
 
@@ -55,9 +55,9 @@ def colored(name: str) -> str:
     if kind == "H":
         return (
             "colors: relevance on the tokens of what is explained of the line, as far as it comes "
-            "through the head at that token"
+            "through the head at that position"
         )
-    return "colors: what the neuron's own activation at that token is made of"
+    return "colors: what the neuron's own activation at that position is made of"
 
 
 def place(name: str, one: Reference, e: Explanation) -> str:
@@ -65,7 +65,7 @@ def place(name: str, one: Reference, e: Explanation) -> str:
     said = f"line {one.line}, position {one.position}"
     names = e.decoder_tokens if name.startswith("decoder.") and e.decoder_tokens else e.tokens
     token = f" {visible(names[one.position])}" if one.position < len(names) else ""
-    return f"{said}{token}: {one.value:.4g}"
+    return f"{said}{token}: {one.value:z.4g}"
 
 
 # -- a terminal ------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from refl.latent.references import (
     PartReferences,
     Reference,
     References,
+    _ranges,
     references,
 )
 from refl.latent.selection import selected
@@ -361,6 +362,7 @@ MANY = st.lists(
 @example([-5e-324, 1.7e308], None)
 @example([-1.7e308, 1.7e308], None)
 @example([1e-10, 1e-10], None)
+@example([-0.0, 0.0], None)
 @example([64.0, 0.0, 63.0], None)
 def test_a_histogram_is_that_of_its_values_however_they_are_cut(
     values: list[float], data: Any
@@ -378,6 +380,7 @@ def test_a_histogram_is_that_of_its_values_however_they_are_cut(
     assert (h.width, h.first, list(h.counts)) == (2.0**e, first, counts)
     assert (h.count, h.above) == (len(values), sum(v > 0 for v in values))
     assert (h.smallest, h.largest) == (min(values), max(values))
+    assert "-0.0" not in (repr(h.smallest), repr(h.largest))
     mean = sum(map(Fraction, values)) / len(values)
     assert h.mean == pytest.approx(float(mean), rel=1e-15, abs=0)
     assert found.histogram(1).counts == (len(values),)
@@ -544,6 +547,8 @@ def test_what_names_mean() -> None:
     assert names(t5, "decoder.L0.cross.H?") == [f"decoder.L0.cross.H{n}" for n in range(3)]
     assert len(names(t5, "encoder.L0")) == 24
     assert len(names(t5, "encoder.L0.*")) == 27
+    (some,) = selected(t5.components, [f"encoder.L0.N{n}" for n in (5, 1, 7, 6, 23)])
+    assert some.numbers == (1, 5, 6, 7, 23) and _ranges(some) == "N1 N5-7 N23"
 
 
 # -- heatmaps --------------------------------------------------------------------------------------
@@ -610,14 +615,14 @@ def test_the_command(model: Model, corpus: Path, tmp_path: Path, capsys: Capture
     found = references(model, corpus, folder, ["L0", "L1.H*"], 2, lowest=True)
     assert found.done is not None and found.done.made == 0
     h = found.of("L0.N3").histogram
-    assert f"L0.N3  {h.count} activations, mean {h.mean:.4g}, from {h.smallest:.4g} to" in out
+    assert f"L0.N3  {h.count} activations, mean {h.mean:z.4g}, from {h.smallest:.4g} to" in out
     assert out.count("ActMax") == out.count("RelMax") == 2
     assert out.count("where its activation is lowest") == 2
     for name in ("L0.N3", "L1.H1"):
         for ranking in RANKINGS:
             for one in found.of(name).by(ranking):
                 assert f"line {one.line}, position {one.position} " in out
-                assert f": {one.value:.4g}" in out
+                assert f": {one.value:z.4g}" in out
     html = page.read_text(encoding="utf-8")
     assert html.count('class="reference"') == 2 * 4 * 2 and "<script" not in html
     assert html.count('class="histogram"') == 2
@@ -637,7 +642,7 @@ def test_a_page_of_pictures_and_of_a_decoder(tmp_path: Path) -> None:
         view = Shown(found.of(name), each)
         page, text = html([view], "a net"), plain(lines(view))
         assert page.count('class="reference"') == 4 and name in page
-        assert "position" in text and "head at that token" in text
+        assert "position" in text and "head at that position" in text
         if config is VIT:
             assert inside in page and "a picture: --html draws it" in text
 
