@@ -156,8 +156,15 @@ def lines(c: Card) -> list[Line]:
         *_found(c),
         *_writes(c),
         *_switched(c),
-        *(line for words in c.missing.values() for line in paragraph(words, width(), "dim")),
+        *_left_out(c),
     ]
+
+
+def _left_out(c: Card) -> list[Line]:
+    if not c.missing:
+        return []
+    each = (f"no {field}: {words}" for field, words in c.missing.items())
+    return [[], *(line for words in each for line in paragraph(words, width(), "dim"))]
 
 
 def _active(c: Card) -> list[Line]:
