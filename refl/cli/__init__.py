@@ -9,7 +9,7 @@
     progress      the bar on standard error
     corpus        many inputs, on many cores or machines: what explain and evaluate have in common
     explain generate evaluate   what a model does, and why
-    neurons references graph   what its neurons and heads do
+    neurons references project graph switch card   what its neurons and heads do
     trace models methods   how refl does it
     conform compare verify dump_torch   who checks it
 
@@ -19,6 +19,7 @@ Nothing heavy is imported before it is needed: `--help` loads no array library.
 from __future__ import annotations
 
 from refl.cli import (
+    card,
     compare,
     conform,
     dump_torch,
@@ -29,7 +30,9 @@ from refl.cli import (
     methods,
     models,
     neurons,
+    project,
     references,
+    switch,
     trace,
     verify,
 )
@@ -45,7 +48,7 @@ __all__ = ["main"]
 
 COMMANDS = (
     *(explain, generate, evaluate),
-    *(neurons, references, graph),
+    *(neurons, references, project, graph, switch, card),
     *(trace, models, methods),
     *(conform, compare, verify, dump_torch),
 )

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from refl.explanation import Explanation
+from refl.latent.drawn import histogram, reference, style
 from refl.latent.histograms import Histogram
 from refl.latent.references import PartReferences, Reference
 from refl.show.account import all_scores, joiner, rows_of_tokens
@@ -18,7 +18,6 @@ from refl.show.colors import level, token_style
 from refl.show.lines import Line, paragraph, width_of
 from refl.show.markup import Markup, document, joined, tag
 from refl.show.numbers import percent, strongest
-from refl.show.page import heatmap, levels_css, tokens
 from refl.show.text import cells, printable, visible
 
 TITLES = {
@@ -30,8 +29,6 @@ TITLES = {
 ROWS = 16
 """Bins of a histogram in a terminal, at most: fine ones are drawn two and two."""
 BAR = 32
-WIDE, HIGH = 480, 90
-"""Of a histogram on a page."""
 
 
 @dataclass(frozen=True)
@@ -137,13 +134,6 @@ def _tokens(name: str, e: Explanation, width: int) -> list[Line]:
 
 # -- a page ----------------------------------------------------------------------------------------
 
-STYLE = """\
-:where(.refl) svg.histogram { max-width: 30rem }
-:where(.refl) .reference { margin: 0 0 .8rem }
-:where(.refl) .reference .note { margin: 0 }
-:where(.refl) h3 { font-size: 1rem; margin: 1.2rem 0 .4rem }
-"""
-
 
 def html(every: Sequence[Shown], about: str) -> str:
     """The whole page: of several neurons and heads, one after the other."""
@@ -152,11 +142,6 @@ def html(every: Sequence[Shown], about: str) -> str:
     return document(
         f"refl: references of {names}", joined([head, *map(section, every)], "\n"), style()
     )
-
-
-def style() -> str:
-    """What a page with `section`s needs beside the style of every page."""
-    return levels_css() + STYLE
 
 
 def section(shown: Shown) -> Markup:
@@ -170,60 +155,10 @@ def section(shown: Shown) -> Markup:
         *(
             joined([
                 tag("h3", TITLES[ranking]),
-                *(reference(found.name, *one)
-                  for one in zip(found.by(ranking), explanations, strict=True)),
+                *(reference(e, one.position, found.name, place(found.name, one, e))
+                  for one, e in zip(found.by(ranking), explanations, strict=True)),
             ])
             for ranking, explanations in shown.heatmaps.items()
         ),
         tag("p", colored(found.name), class_="note"),
     )  # fmt: skip
-
-
-def reference(name: str, one: Reference, e: Explanation) -> Markup:
-    """One input in its colors."""
-    where = tag("p", place(name, one, e), class_="note")
-    if e.picture is not None:
-        return tag("div", where, heatmap(e), class_="reference")
-    rows = (
-        joined([
-            tag("span", f"{title}: ", class_="note") if title else Markup(""),
-            tag("div", tokens(row), class_="text" + " tight" * (joiner(row.tokens) == "")),
-        ])
-        for title, row in rows_of_tokens(e)
-    )  # fmt: skip
-    return tag("div", where, *rows, class_="reference")
-
-
-def histogram(h: Histogram) -> Markup:
-    """Bars with the smallest and the largest edge below."""
-    if not h.count:
-        return Markup("")
-    each, most = WIDE / len(h.counts), max(h.counts)
-    heights = [max(HIGH * count / most, 1.0 * (count > 0)) for count in h.counts]  # seen, if any
-    bars = [
-        tag(
-            "rect",
-            tag("title", f"{count} from {low:.4g} to {high:.4g}"),
-            class_="whole",
-            x=f"{i * each:.2f}",
-            y=f"{HIGH - tall:.2f}",
-            width=f"{0.9 * each:.2f}",
-            height=f"{tall:.2f}",
-        )
-        for i, (count, tall, (low, high)) in enumerate(
-            zip(h.counts, heights, pairwise(h.edges), strict=True)
-        )
-    ]
-    ends = [
-        tag("text", f"{h.edges[0]:.4g}", x=0, y=HIGH + 16),
-        tag("text", f"{h.edges[-1]:.4g}", x=WIDE, y=HIGH + 16, text_anchor="end"),
-    ]
-    return tag(
-        "svg",
-        *bars,
-        *ends,
-        class_="histogram",
-        viewBox=f"0 0 {WIDE} {HIGH + 22}",
-        role="img",
-        aria_label="how often each activation occurs",
-    )

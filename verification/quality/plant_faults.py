@@ -1481,6 +1481,83 @@ FAULTS: tuple[Fault, ...] = (
         "tests/refl/test_conditions.py::test_names_are_sites_and_indices",
         "of several neurons of one site all are meant in place of any",
     ),
+    # -- vocabulary projection ---------------------------------------------------------------------
+    Fault(
+        "projection-norm-behind",
+        "refl/latent/direct.py",
+        "return [*self.own, *(r for",
+        "return [*(r for r in self.own if norm or r.operation not in NORMS), *(r for",
+        "tests/refl/test_projection.py::"
+        "test_the_norm_behind_a_half_block_counts_with_the_final_norm_and_without",
+        "without the final norm the norm behind an MLP is left out as well",
+    ),
+    Fault(
+        "projection-expert",
+        "refl/latent/projection.py",
+        "return Parameter(w.weights, name, w.transposed).array",
+        "return w.array",
+        "tests/refl/test_projection.py::test_an_expert_that_no_token_of_the_plainest_input_chose",
+        "an expert that did not run has the weights of one that did",
+    ),
+    # -- cards -------------------------------------------------------------------------------------
+    Fault(
+        "card-head",
+        "refl/latent/card.py",
+        "r = e[scores][self.part.number]",
+        "r = e[scores][0]",
+        "tests/refl/test_card.py::test_products_of_all_heads_add_up_to_what_the_ledger_has[gpt2]",
+        "the card of every head shows the queries and keys of the first",
+    ),
+    Fault(
+        "card-spread",
+        "refl/latent/card.py",
+        "return [numbers[len(numbers) * n // count] for n in range(count)]",
+        "return list(numbers[:count])",
+        "tests/refl/test_card.py::test_effects_are_of_lines_spread_over_the_file",
+        "a card switches its neuron off in the first lines, not in lines spread over the file",
+    ),
+    # -- switching ---------------------------------------------------------------------------------
+    Fault(
+        "random-among-the-chosen",
+        "refl/latent/switched.py",
+        "lots[:, members] = np.inf",
+        "lots[:, members] += 0",
+        "tests/refl/test_effects.py::test_random_parts_are_matched_and_never_the_chosen",
+        "the neurons that stand beside those switched are among them",
+    ),
+    Fault(
+        "predicted-with-the-other-sign",
+        "refl/latent/effects.py",
+        "change += float(((factor[0] - 1.0) * r).sum())",
+        "change += float(((1.0 - factor[0]) * r).sum())",
+        "tests/refl/test_effects.py::test_small_changes_are_what_the_gradient_predicts[llama]",
+        "what is switched off is predicted to gain what it loses",
+    ),
+    Fault(
+        "flips-of-wrong-answers",
+        "refl/latent/switched_inputs.py",
+        "found = [one for one in some if one.correct]",
+        "found = list(some)",
+        "tests/refl/test_switching.py::test_only_inputs_answered_so_at_first_are_counted",
+        "inputs that are answered otherwise at first count as flips",
+    ),
+    Fault(
+        "switched-in-the-half-that-was-ranked-on",
+        "refl/latent/switching.py",
+        "return ranked_on, [n for n in every if n not in set(ranked_on)]",
+        "return ranked_on, ranked_on",
+        "tests/refl/test_switching.py::"
+        "test_a_ranking_of_the_corpus_is_of_the_half_that_is_not_switched",
+        "a ranking is judged on the inputs that it was made of",
+    ),
+    Fault(
+        "other-at-every-position",
+        "refl/latent/switched_other.py",
+        "None if (mean := means.get(_foil(one))) is None else Change(0.0, mean, where)",
+        "None if (mean := means.get(_foil(one))) is None else Change(0.0, mean)",
+        "tests/refl/test_switching.py::test_other_is_a_mean_over_inputs_of_the_other_answer[llama]",
+        "what a neuron is for the other answer at the last position is put at all of them",
+    ),
 )
 
 
