@@ -22,6 +22,11 @@ TEXT = "the keys to the cabinet"
 ASKED = ("neurons", TEXT, "--contrast", "are", "is")
 
 
+@pytest.fixture(autouse=True)
+def columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+
+
 def answer(capsys: Capture, *words: str) -> str:
     assert main(list(words)) == 0, capsys.readouterr().err
     return capsys.readouterr().out
