@@ -22,7 +22,7 @@ from refl.errors import ReflError, nearest, shown
 
 KINDS = ("neuron", "head", "block")
 
-_NAME = re.compile(r"((encoder|decoder)\.)?L\d+(\..*)?")
+_NAME = re.compile(r"((encoder|decoder)\.)?L[0-9]+(\..*)?")
 """Of a neuron, a head or a block: no module path begins so."""
 
 

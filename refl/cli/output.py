@@ -78,8 +78,13 @@ def _print_colored(lines: Sequence[Line]) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    class Piped(Console):
+        def on_broken_pipe(self) -> None:
+            """rich would end the process; here that is said as everywhere (refl.cli.exits)."""
+            raise BrokenPipeError
+
     def console(**how: Any) -> Console:
-        return Console(file=sys.stdout, force_terminal=True, soft_wrap=True, highlight=False, **how)
+        return Piped(file=sys.stdout, force_terminal=True, soft_wrap=True, highlight=False, **how)
 
     terminal = console()
     if terminal.color_system is None:  # nothing says what whoever reads this can show

@@ -180,6 +180,14 @@ def test_streams_that_are_closed_or_full(line: str, code: int, said: str) -> Non
 
 
 @LINUX
+@pytest.mark.parametrize("colored", ["", "FORCE_COLOR=1 "], ids=["plain", "colored"])
+def test_whoever_read_went_away(colored: str) -> None:
+    """Before anything is printed."""
+    done = shell(f"({colored}$refl methods attnlrp; echo $? >&2) | true")
+    assert done.stderr == f"{exits.NOBODY_READS}\n"
+
+
+@LINUX
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT", "SIGKILL"])
 def test_a_signal_leaves_no_half_file(name: str, tmp_path: Path) -> None:
     """While files of 60 MB are being written."""
