@@ -44,7 +44,7 @@ from refl.evaluation.subject import Item, Subject
 from refl.explanation import Explanation
 from refl.intervention import Positions, edits_of
 from refl.io.images import is_one
-from refl.latent.switched import Change, Pool, rows
+from refl.latent.switched import Change, Pool, each
 from refl.ledger import UnknownSite
 from refl.methods import Table, chosen
 from refl.model import Model
@@ -162,7 +162,7 @@ class Effect:
         if not draws:
             return f"{said}; no random draws"
         return (
-            f"{said}; random: {draws} draws of as many others of the same blocks, "
+            f"{said}; random: {draws} draws of as many others of the same MLP or attention, "
             f"{self.as_large:.0%} of them as large; intervals over {self.over}"
         )
 
@@ -223,10 +223,10 @@ def effect(
     """
     names, table, seed = _names(parts), _table(method), _count("seed", seed)
     edits = edits_of(dict.fromkeys(names, _constant(change)), model.components, positions)
-    each, kind = _items(model, items, target, contrast), _kind(kind)
+    asked, kind = _items(model, items, target, contrast), _kind(kind)
     pool = _pool(model.components, names)
     sets = _sets(pool, names, _count("draws", draws), seed)
-    subjects = [Subject.read(model, item, kind) for item in each]
+    subjects = [Subject.read(model, item, kind) for item in asked]
     explained = [_explained(table, subject, edits) for subject in subjects]
     told = np.array([predicted(e, edits) for e in explained]).reshape(-1, 2)
     how = Change(change.factor, change.amount, _tokens(positions))
@@ -283,8 +283,7 @@ def _coefficients(e: Explanation, site: str, z: Any, r: Any) -> Any:  # nan wher
 
 def _changes(subject: Subject, pool: Pool, sets: list[Any], change: Change) -> Any:  # -> (N,)
     """Of what is explained."""
-    found = [subject.seed.value(z) for z in rows(subject, pool, sets, change)]
-    return np.array(found) - subject.value
+    return np.array(each(subject, pool, sets, change, subject.seed.value)) - subject.value
 
 
 # -- arguments -------------------------------------------------------------------------------------
