@@ -39,7 +39,7 @@ from refl import arguments
 from refl.components import Components, Part
 from refl.edits import Edit, Edits, constants, off
 from refl.errors import ReflError, argument, shown
-from refl.evaluation.statistics import Summary, interval, paired, summary
+from refl.evaluation.statistics import interval, paired, summary
 from refl.evaluation.subject import Item, Subject
 from refl.explanation import Explanation
 from refl.intervention import Positions, edits_of
@@ -167,20 +167,30 @@ class Effect:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For a file: every number of every input and draw, and the means."""
+        """For a file: every number of every input and draw, and the means; None where there is no
+        interval, or nothing random.
+        """
         arrays = ("before", "predicted", "undefined", "measured", "random")
-        plainly = ("change", "method", "positions", "seed", "over", "as_large")
+        plainly = ("change", "method", "positions", "seed", "over")
+        means = {
+            name: {end: _or_none(value) for end, value in vars(m).items()}
+            for name, m in self.means.items()
+        }
         return (
             {"parts": list(self.parts), "inputs": list(self.inputs), "what": list(self.what)}
             | {name: getattr(self, name) for name in plainly}
             | {name: getattr(self, name).tolist() for name in arrays}
-            | {"level": LEVEL, "means": {name: vars(m) for name, m in self.means.items()}}
+            | {"level": LEVEL, "means": means, "as_large": _or_none(self.as_large)}
         )
 
 
 def _mean(values: Any) -> Mean:  # (n,)
-    s: Summary = summary(values)
-    return Mean(s.mean, *interval(np.asarray(values), LEVEL))
+    known = np.asarray(values)[np.isfinite(values)]  # none without draws
+    return Mean(summary(known).mean, *interval(known, LEVEL))
+
+
+def _or_none(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def _row(name: str, m: Mean, places: int) -> list[str]:
