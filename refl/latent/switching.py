@@ -101,7 +101,7 @@ def switching(
     experiment = _Experiment(
         pool=pool,
         by=_rankings(by),
-        k=_ks([n for n in K if n <= most] if k is None else k),
+        k=_ks([n for n in K if n <= most] or [1] if k is None else k),
         rank=arguments.one_of("rank", rank, RANK),
         draws=_count("draws", draws),
         seed=_count("seed", seed),
@@ -242,7 +242,7 @@ class _Experiment:
 
     def _often(self, orders: Sequence[Set]) -> list[tuple[str, float]]:
         """The neurons that are most often among the first few of an input, and of how many."""
-        few = max(k for k in self.k if k <= FEW or k == self.k[0])
+        few = min(FEW, self.k[-1])
         counts = Counter(int(n) for place in range(few) for n in (o[place] for o in orders))
         return [(self.pool.names[n], c / len(orders)) for n, c in counts.most_common(few)]
 

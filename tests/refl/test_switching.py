@@ -269,6 +269,7 @@ def test_a_ranking_of_the_corpus_is_of_the_half_that_is_not_switched() -> None:
     found = switching(model, some, ["attnlrp", "activation"], (2, 6), rank="corpus", draws=0)
     held, rest = split(some, 4)
     assert found.inputs == tuple(i.name for i in rest) and found.ranked_on == len(held) == 4
+    assert "attnlrp, the first 6: L" in str(found) and "by the mean over 4 other" in str(found)
     for by in ("attnlrp", "activation"):
         each = [scores(model, item, by) for item in held]
         mean = {name: float(np.mean([one[name] for one in each])) for name in each[0]}
