@@ -93,9 +93,17 @@ def _what(g: Any) -> None:
         metavar="K",
         help="how many neurons (default: 1 2 4 ... 64, as far as an MLP has as many others)",
     )
-    g.add_argument("--to", choices=("off", "other"), default="off", help="(default: %(default)s)")
     g.add_argument(
-        "--rank", choices=("input", "corpus"), default="input", help="(default: %(default)s)"
+        "--to",
+        choices=("off", "other"),
+        default="off",
+        help="what a neuron is switched to (default: %(default)s)",
+    )
+    g.add_argument(
+        "--rank",
+        choices=("input", "corpus"),
+        default="input",
+        help="whose ranking (default: %(default)s)",
     )
     g.add_argument(
         "--draws",

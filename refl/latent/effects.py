@@ -39,12 +39,12 @@ from refl import arguments
 from refl.components import Components, Part
 from refl.edits import Edit, Edits, constants, off
 from refl.errors import ReflError, argument, shown
-from refl.evaluation.statistics import Summary, interval, paired, summary
+from refl.evaluation.statistics import interval, paired, summary
 from refl.evaluation.subject import Item, Subject
 from refl.explanation import Explanation
 from refl.intervention import Positions, edits_of
 from refl.io.images import is_one
-from refl.latent.switched import Change, Pool, rows
+from refl.latent.switched import Change, Pool, each
 from refl.ledger import UnknownSite
 from refl.methods import Table, chosen
 from refl.model import Model
@@ -149,9 +149,10 @@ class Effect:
     def _said(self) -> list[Line]:
         where = "" if self.positions == "all" else f" at positions {self.positions}"
         several = f" (mean over {len(self.inputs)} inputs)" if self.over == "inputs" else ""
+        what = self.what[0] if len(set(self.what)) == 1 else f"{self.what[0]} (of each its own)"
         return [
             [(printable(f"{self._parts}: {self.change}{where}"), "bold")],
-            [(printable(f"f, {self.what[0]}, is {self.before.mean():.6g}{several}"), "")],
+            [(printable(f"f, {what}, is {self.before.mean():.6g}{several}"), "")],
         ]
 
     def _note(self) -> str:
@@ -162,25 +163,35 @@ class Effect:
         if not draws:
             return f"{said}; no random draws"
         return (
-            f"{said}; random: {draws} draws of as many others of the same blocks, "
+            f"{said}; random: {draws} draws of as many others of the same MLP or attention, "
             f"{self.as_large:.0%} of them as large; intervals over {self.over}"
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For a file: every number of every input and draw, and the means."""
+        """For a file: every number of every input and draw, and the means; None where there is no
+        interval, or nothing random.
+        """
         arrays = ("before", "predicted", "undefined", "measured", "random")
-        plainly = ("change", "method", "positions", "seed", "over", "as_large")
+        plainly = ("change", "method", "positions", "seed", "over")
+        means = {
+            name: {end: _or_none(value) for end, value in vars(m).items()}
+            for name, m in self.means.items()
+        }
         return (
             {"parts": list(self.parts), "inputs": list(self.inputs), "what": list(self.what)}
             | {name: getattr(self, name) for name in plainly}
             | {name: getattr(self, name).tolist() for name in arrays}
-            | {"level": LEVEL, "means": {name: vars(m) for name, m in self.means.items()}}
+            | {"level": LEVEL, "means": means, "as_large": _or_none(self.as_large)}
         )
 
 
 def _mean(values: Any) -> Mean:  # (n,)
-    s: Summary = summary(values)
-    return Mean(s.mean, *interval(np.asarray(values), LEVEL))
+    known = np.asarray(values)[np.isfinite(values)]  # none without draws
+    return Mean(summary(known).mean, *interval(known, LEVEL))
+
+
+def _or_none(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def _row(name: str, m: Mean, places: int) -> list[str]:
@@ -223,10 +234,10 @@ def effect(
     """
     names, table, seed = _names(parts), _table(method), _count("seed", seed)
     edits = edits_of(dict.fromkeys(names, _constant(change)), model.components, positions)
-    each, kind = _items(model, items, target, contrast), _kind(kind)
+    asked, kind = _items(model, items, target, contrast), _kind(kind)
     pool = _pool(model.components, names)
     sets = _sets(pool, names, _count("draws", draws), seed)
-    subjects = [Subject.read(model, item, kind) for item in each]
+    subjects = [Subject.read(model, item, kind) for item in asked]
     explained = [_explained(table, subject, edits) for subject in subjects]
     told = np.array([predicted(e, edits) for e in explained]).reshape(-1, 2)
     how = Change(change.factor, change.amount, _tokens(positions))
@@ -283,8 +294,7 @@ def _coefficients(e: Explanation, site: str, z: Any, r: Any) -> Any:  # nan wher
 
 def _changes(subject: Subject, pool: Pool, sets: list[Any], change: Change) -> Any:  # -> (N,)
     """Of what is explained."""
-    found = [subject.seed.value(z) for z in rows(subject, pool, sets, change)]
-    return np.array(found) - subject.value
+    return np.array(each(subject, pool, sets, change, subject.seed.value)) - subject.value
 
 
 # -- arguments -------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ have as many members in each MLP (or attention) as the set that they stand besid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -140,16 +140,19 @@ class Change:
         return Edit(np.where(where, self.factor, 1.0), amount, index)
 
 
-def rows(
-    subject: Subject, pool: Pool, sets: Sequence[Set], change: Change
-) -> Any:  # -> NumPy (N, V)
-    """What is explained, of one copy of the input for each set, as many at once as its question
-    allows. Raises ReflError for a change that does not fit.
+T = TypeVar("T")
+
+
+def each(
+    subject: Subject, pool: Pool, sets: Sequence[Set], change: Change, of: Callable[[Any], T]
+) -> list[T]:
+    """`of` what is explained, z (V,), in one copy of the input for each set: as many copies at once
+    as its question allows. Raises ReflError for a change that does not fit.
     """
-    found: list[Any] = [None] * len(sets)
+    found: dict[int, T] = {}
     question, reading = subject.question, subject.reading
     for group in question.groups([reading] * len(sets)):
         edits = pool.edits([sets[n] for n in group], change)
-        for n, z in zip(group, question.rows([reading] * len(group), further=edits), strict=True):
-            found[n] = z
-    return np.stack(found)
+        rows = question.rows([reading] * len(group), further=edits)
+        found.update((n, of(z)) for n, z in zip(group, rows, strict=True))
+    return [found[n] for n in range(len(sets))]

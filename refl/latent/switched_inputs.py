@@ -113,6 +113,10 @@ class Asked:
             return int(np.argmax(z)) == self.subject.seed.target
         return self.subject.seed.value(z) > 0
 
+    def flips_and_change(self, z: Any) -> tuple[float, float]:  # (V,)
+        """1 where the answer is it no more, else 0; and what f is more than at first."""
+        return float(not self.is_answer(z)), self.subject.seed.value(z) - self.subject.value
+
     @property
     def correct(self) -> bool:
         """Whether the answer is, before anything is switched."""

@@ -129,7 +129,8 @@ class Switching:
         rows = [self._cells(k, one) for k in self.k for one in self.rankings]
         head: list[Span] = [(name, "dim") for name in HEAD]
         return [
-            [(printable(self.model), "bold"), (f": {self.said}", "")],
+            [(printable(self.model), "bold")],
+            *paragraph(self.said, width, "", ""),
             [],
             *grid([head, *rows], "rlrrrrrr"),
             [],
@@ -159,8 +160,9 @@ class Switching:
         if self.draws:
             note += (
                 f" beside: {self.draws} draws of as many random neurons of the same MLPs, none of "
-                "those chosen; * where the interval of the paired difference from them excludes 0. "
-                "random: of the whole net."
+                "those chosen; * where the interval of the paired difference from them excludes 0, "
+                "** where those from every other ranking say that it is the best. random: of the "
+                "whole net."
             )
         return note
 
@@ -186,10 +188,7 @@ class Switching:
         if self.has_beside(ranking):
             own = [self.mean(number, ranking, k, True).mean for number in NUMBERS]
             beside = [f"{own[0]:.1%}", f"{own[1]:+z.2f}"]
-        stars = [
-            "*" if self.has_beside(ranking) and self.less_beside(n, ranking, k).excludes_0 else " "
-            for n in NUMBERS
-        ]
+        stars = [self._stars(number, ranking, k) for number in NUMBERS]
         cells = [
             *(str(k), ranking),
             *(f"{flips.mean:.1%}{stars[0]}", f"{flips.low:.1%} to {flips.high:.1%}", beside[0]),
@@ -207,6 +206,14 @@ class Switching:
             "dim",
         ]
         return list(zip(cells, styles, strict=True))
+
+    def _stars(self, number: str, ranking: str, k: int) -> str:
+        """Of two columns: better than every other, apart from the random ones beside it."""
+        if not self.has_beside(ranking):
+            return "  "
+        if self.best(number, k) == (ranking, True):
+            return "**"
+        return "* " if self.less_beside(number, ranking, k).excludes_0 else "  "
 
     # -- for a file --------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ from refl.components import size
 from refl.errors import ReflError, argument, shown
 from refl.evaluation.subject import Item
 from refl.evaluation.tuning import split
-from refl.latent.switched import Change, Pool, Set, rows
+from refl.latent.switched import Change, Pool, Set, each
 from refl.latent.switched_inputs import Asked, asked, correct
 from refl.latent.switched_other import Other, other, switched_off
 from refl.latent.switched_results import Switching
@@ -101,7 +101,7 @@ def switching(
     experiment = _Experiment(
         pool=pool,
         by=_rankings(by),
-        k=_ks([n for n in K if n <= most] if k is None else k),
+        k=_ks([n for n in K if n <= most] or [1] if k is None else k),
         rank=arguments.one_of("rank", rank, RANK),
         draws=_count("draws", draws),
         seed=_count("seed", seed),
@@ -222,7 +222,7 @@ class _Experiment:
         found, every = self._nothing(len(judged)), list[dict[str, Any]]()
         for row, n in enumerate(judged):
             at = n if self.rank == "input" else ranked_on[0]
-            orders = {by: first(each[at], self.k[-1]) for by, each in scores.items()}
+            orders = {by: first(known[at], self.k[-1]) for by, known in scores.items()}
             every.append(orders)
             for trial, numbers in self._outcome(some[n], what.changes[n], orders, row):
                 found[trial.ranking, trial.beside][row, trial.place] = numbers
@@ -242,7 +242,7 @@ class _Experiment:
 
     def _often(self, orders: Sequence[Set]) -> list[tuple[str, float]]:
         """The neurons that are most often among the first few of an input, and of how many."""
-        few = max(k for k in self.k if k <= FEW or k == self.k[0])
+        few = min(FEW, self.k[-1])
         counts = Counter(int(n) for place in range(few) for n in (o[place] for o in orders))
         return [(self.pool.names[n], c / len(orders)) for n, c in counts.most_common(few)]
 
@@ -302,13 +302,11 @@ class _Experiment:
     ) -> Iterator[tuple[_Trial, Any]]:
         """Each trial of an input, and the means of flips and change over its sets, (2,)."""
         trials = [*self._trials(orders, row)]
-        z = rows(one.subject, self.pool, [s for trial in trials for s in trial.sets], change)
-        value = np.array([one.subject.seed.value(each) for each in z]) - one.subject.value
-        flips = np.array([not one.is_answer(each) for each in z], dtype=np.float64)
+        sets = [one_set for trial in trials for one_set in trial.sets]
+        found = np.array(each(one.subject, self.pool, sets, change, one.flips_and_change))
         start = 0
         for trial in trials:
-            part = slice(start, start := start + len(trial.sets))
-            yield trial, np.array([flips[part].mean(), value[part].mean()])
+            yield trial, found[start : (start := start + len(trial.sets))].mean(axis=0)
 
     def _trials(self, orders: Mapping[str, Any], row: int) -> Iterator[_Trial]:
         for place, k in enumerate(self.k):

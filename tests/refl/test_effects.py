@@ -243,6 +243,9 @@ def test_means_and_what_intervals_are_over() -> None:
     assert one.as_large == np.mean(np.abs(one.random[0]) >= abs(one.measured[0]))
     said = json.loads(json.dumps(one.as_dict()))
     assert said["measured"] == one.measured.tolist() and said["over"] == "draws"
+    without = effect(model, [[5, 9, 4], [6, 6, 4]], ["L1.N3"], target=2, draws=0)
+    assert json.loads(json.dumps(without.as_dict(), allow_nan=False))["as_large"] is None
+    assert without.means["measured"].mean == without.measured.mean() and "no random" in str(without)
     assert "L1.N3: off" in str(one) and "5 draws" in str(one) and "Effect: L1.N3" in repr(one)
 
 

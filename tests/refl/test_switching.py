@@ -210,10 +210,10 @@ def test_all_neurons_at_the_counterpart_make_it_the_counterpart_after_the_last_b
     assert abs(found.before[0] + found.change["attnlrp"][0, 0] - (after[a] - after[b])) < ROUNDING
 
 
-@pytest.mark.parametrize("name", ["llama", "vit"])
+@pytest.mark.parametrize("name", ["llama", "bert", "vit"])
 def test_other_is_a_mean_over_inputs_of_the_other_answer(name: str) -> None:
     model = model_of(name)
-    some, at = items(model, 40 if name == "llama" else 12), -1 if name == "llama" else slice(None)
+    some, at = items(model, 12 if name == "vit" else 40), slice(None) if name == "vit" else -1
     found = switching(model, some, ["input-x-gradient"], (3,), to="other", draws=0)
     by_answer: dict[int, list[Item]] = {}
     for item in some:
@@ -269,6 +269,7 @@ def test_a_ranking_of_the_corpus_is_of_the_half_that_is_not_switched() -> None:
     found = switching(model, some, ["attnlrp", "activation"], (2, 6), rank="corpus", draws=0)
     held, rest = split(some, 4)
     assert found.inputs == tuple(i.name for i in rest) and found.ranked_on == len(held) == 4
+    assert "attnlrp, the first 6: L" in str(found) and "by the mean over 4 other" in str(found)
     for by in ("attnlrp", "activation"):
         each = [scores(model, item, by) for item in held]
         mean = {name: float(np.mean([one[name] for one in each])) for name in each[0]}
