@@ -12,6 +12,7 @@ NEEDED = (
     "refl/py.typed",
     "refl/cli/__init__.py",
     "refl/io/safetensors.py",
+    "refl/latent/card.py",
     "refl/show/__init__.py",
     "refl/nets/llama.py",
     "refl/rules/linear.py",

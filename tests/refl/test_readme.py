@@ -32,6 +32,21 @@ def test_the_python_runs(
     assert "keys" in capsys.readouterr().out and (tmp_path / "oracle.safetensors").is_file()
 
 
+def test_the_python_inside_the_model_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = (block for block in blocks("python") if "with_edits" in block)
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102  (the project's own text)
+    assert "L3.N132" in capsys.readouterr().out
+
+
+def test_the_ranking_is_the_program_s_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """To two decimals."""
+    shown = next(block for block in blocks("") if block.startswith("6 of 704 neurons"))
+    asked = ["neurons", "the keys to the cabinet", "--contrast", "are", "is", "--top", "6"]
+    assert main(asked) == 0
+    now = coarse(capsys.readouterr().out)
+    assert [row for row in coarse(shown) if row not in now] == [] and len(coarse(shown)) == 8
+
+
 def test_the_toml_is_a_method(tmp_path: Path) -> None:
     (method,) = blocks("toml")
     (tmp_path / "mine.toml").write_text(method)
