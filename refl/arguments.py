@@ -126,6 +126,13 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def progress(value: Any) -> Any:
+    """A function that is told how far the work is, or None. Raises ReflError for anything else."""
+    if value is not None and not callable(value):
+        raise expected("progress", "a function (phase, done, of)", value)
+    return value
+
+
 # -- text and lists --------------------------------------------------------------------------------
 
 MOST = 10_000_000

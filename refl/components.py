@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from refl.arguments import received
 from refl.errors import ReflError, nearest, shown
 
 KINDS = ("neuron", "head", "block")
@@ -109,7 +110,9 @@ class Components:
 
     def part(self, name: str) -> Part:
         """A neuron, head or block by its name. Raises ReflError for what is none of this net."""
-        label, _, last = name.rpartition(".") if isinstance(name, str) else ("", "", "")
+        if not isinstance(name, str):
+            raise self._strange(name)
+        label, _, last = name.rpartition(".")
         if found := re.fullmatch(r"([NH])(0|[1-9][0-9]{0,8})", last):
             return self._numbered(name, label, found[1], int(found[2]))
         for block in self.blocks:
@@ -130,12 +133,13 @@ class Components:
         raise self._strange(name)
 
     def _strange(self, name: Any) -> ReflError:
+        text = name if isinstance(name, str) else ""
         labels = [b.label for b in self.blocks]
-        near = ", ".join(nearest(str(name), [*self.examples(), *labels], 3)) or "none"
+        near = ", ".join(nearest(text, [*self.examples(), *labels], 3)) or "none"
         return ReflError(
-            f"{shown(name) if isinstance(name, str) else repr(type(name).__name__)} names no "
-            "neuron, head or block of this model: expected one such as "
-            f"{', '.join(self.examples())} (nearest: {near})"
+            f"{shown(name) if isinstance(name, str) else received(name)} names no neuron, head or "
+            f"block of this model: expected one such as {', '.join(self.examples())} (nearest: "
+            f"{near})"
         )
 
     def examples(self) -> list[str]:

@@ -94,8 +94,7 @@ class Question:
             at=None if self.at is None else arguments.neuron(self.at),
             edits=together(checked(self.network.edits, True), checked(self.edits, recorded=True)),
         )
-        if self.progress is not None and not callable(self.progress):
-            raise arguments.expected("progress", "a function (phase, done, of)", self.progress)
+        arguments.progress(self.progress)
 
     # -- what contradicts itself is refused before anything runs -----------------------------------
 

@@ -112,7 +112,7 @@ class Job:
         """Raises ReflError for data, a folder or a worker that cannot be used."""
         if workers is not None:
             arguments.positive("workers", workers)
-        tell = progress or _silent
+        tell = arguments.progress(progress) or _silent
         tell("reading", 0, 0)
         found = survey(self._lines(), self.model, self.file)
         data = {"hash": found.hash, "inputs": found.count}

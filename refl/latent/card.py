@@ -164,7 +164,7 @@ def card(
         arguments.positive("inputs", inputs),
         draws,
         None if limit is None else arguments.positive("limit", limit),
-        progress,
+        arguments.progress(progress),
     )
     own = None if example is None else Item("the example", example, target, contrast, decoder)
     _refuse_alone(own, decoder=decoder, target=target, contrast=contrast)

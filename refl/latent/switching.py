@@ -105,7 +105,7 @@ def switching(
         rank=arguments.one_of("rank", rank, RANK),
         draws=_count("draws", draws),
         seed=_count("seed", seed),
-        progress=(lambda *_: None) if progress is None else progress,
+        progress=arguments.progress(progress) or (lambda *_: None),
     )
     to = arguments.one_of("to", to, TO)
     experiment.refuse_many()

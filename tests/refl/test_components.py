@@ -231,8 +231,8 @@ def test_they_are_asked_once_and_whatever_the_edits() -> None:
         ("L1.N\x1b[31m3", r"names no neuron"),
         ("L1.N٣", "names no neuron"),
         ("L1.N3\n", "names no neuron"),
-        (3, "'int' names no neuron"),
-        (None, "'NoneType' names no neuron"),
+        (3, "3 names no neuron"),
+        (None, "None names no neuron"),
     ],
 )
 def test_strange_names(name: Any, sentence: str) -> None:

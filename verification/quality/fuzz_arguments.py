@@ -24,7 +24,7 @@ from dataclasses import replace
 from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -36,6 +36,10 @@ from refl.edits import Edit
 from refl.evaluation import known_evidence
 from refl.explanation import Explanation
 from refl.io import composites
+from refl.latent.card import card
+from refl.latent.effects import effect
+from refl.latent.graph import graph
+from refl.latent.projection import project
 from refl.ledger import Ledger
 from refl.methods import METHODS, method
 from refl.methods import chosen as chosen_method
@@ -117,14 +121,32 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "keep": (None, (), "*", ["*.mlp*"]),
     "method": ("attnlrp", "cp-lrp", METHODS["attnlrp-gradient"], "random", RandomScores(2)),
     "which": ("attnlrp", "random", RandomScores(2)),
-    "edits": (None, {"lm_head": Edit(0.5, 0.1, (..., 3))}, {"model.norm": Edit(2)}),
+    "edits": (
+        None,
+        {"lm_head": Edit(0.5, 0.1, (..., 3))},
+        {"model.norm": Edit(2)},
+        {"L0.N3": refl.off, "L0.H1": refl.scale(2)},
+    ),
+    "positions": (None, 0, [0, 1], slice(1, None)),
+    "part": ("L0.N3", "L0.H1", "encoder.L0.N1", "decoder.L0.H1"),
+    "parts": ("L0.N3", ["L0.N3", "L0.N4"], ["L0.H1"], ["decoder.L0.N1"]),
+    "change": (refl.off, refl.value(0.5), refl.scale(2)),
+    "k": (1, 3, 100),
+    "over": ("positions", "each", 0, -1),
+    "by": ("neuron", "head", "block"),
+    "sign": ("both", "negative"),
+    "fraction": (0.5, 1.0),
+    "most": (1, 20),
+    "kinds": (("neuron",), ("neuron", "head")),
+    "draws": (1, 3),
+    "conditions": (None, None, None, ["L0.N3"], {"L0.H1": ...}),
     "factor": (0, 0.5, np.ones(3)),
     "amount": (0, 0.5, np.ones(3)),
     "index": (..., 0, (..., 2), slice(1, 3), [0, 2]),
     "draw": (0, 3),
     "ids": ([1, 2], [0]),
     "token": (1, 2),
-    "name": (1, "attnlrp", 0),
+    "name": (1, "attnlrp", 0, "L0.N3", "L0.H1"),
     "site": ("lm_head", "model.norm"),
     "b": (0,),
     "tokens": (1,),
@@ -139,7 +161,7 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "device": ("cpu",),
     "dtype": ("float32", "float64"),
     "count": (1,),
-    "pattern": ("linear_epsilon",),
+    "pattern": ("linear_epsilon", None, "*.mlp"),
     "options": ({"eps": 1e-3}, {"draw": 2}, {}),
 }
 """Parameter -> values it can have; None four times is a value that is tried more often."""
@@ -158,15 +180,27 @@ def drawn(random: Random, parameter: inspect.Parameter) -> Any:
     return random.choice(ODD)()
 
 
+def seldom_odd(random: Random, parameter: inspect.Parameter) -> Any:
+    """A value for one of many parameters: were each as likely odd, no call would be answered."""
+    if random.random() < 0.1:
+        return random.choice(ODD)()
+    required = parameter.default is inspect.Parameter.empty
+    if (required or random.random() < 0.3) and parameter.name in RIGHT:
+        return random.choice(RIGHT[parameter.name])
+    return parameter.default if not required else random.choice(ODD)()
+
+
+Drawing = Callable[[Random, inspect.Parameter], Any]
+
 SKIPPED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def call_of(random: Random, name: str, function: Callable[..., Any]) -> Try:
+def call_of(random: Random, name: str, function: Callable[..., Any], draw: Drawing = drawn) -> Try:
     """A function with values for its parameters, drawn."""
     given = {
         p.name: value
         for p in inspect.signature(function).parameters.values()
-        if p.kind not in SKIPPED and (value := drawn(random, p)) is not inspect.Parameter.empty
+        if p.kind not in SKIPPED and (value := draw(random, p)) is not inspect.Parameter.empty
     }
     positional = [
         given.pop(p.name)
@@ -343,8 +377,25 @@ def function_call(random: Random) -> Try:
     return file_call(random, chosen, FUNCTIONS[chosen])
 
 
+INSIDE_THE_MODEL: dict[str, Callable[..., Any]] = {
+    "project": project,
+    "effect": effect,
+    "graph": graph,
+    "card": card,
+}
+
+
+def inside_call(random: Random) -> Try:
+    """A function of refl.latent, its model one of ours."""
+    name = random.choice(("llama", "llama", "encoder", "classifier", "t5", "vit"))
+    chosen = random.choice(list(INSIDE_THE_MODEL))
+    function = partial(INSIDE_THE_MODEL[chosen], models()[name])
+    return call_of(random, f"{chosen} of {name}", function, seldom_odd)
+
+
 KINDS: dict[str, Draw] = {
     "model": model_call,
+    "inside": inside_call,
     "explanation": explanation_call,
     "object": object_call,
     "function": function_call,
