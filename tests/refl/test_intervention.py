@@ -172,6 +172,21 @@ def test_edits_of_a_model_and_of_a_question_are_both_made(shipped: Model) -> Non
     assert edited.with_edits(further).explain(text).logit == both.explain(text).logit
 
 
+def test_a_neuron_is_explained_whatever_is_changed_after_it(shipped: Model) -> None:
+    """In a model with edits; an edit of the question alone, which would change nothing, is
+    refused.
+    """
+    text, at = "the keys", ("model.layers.1.mlp.down_proj.input", (1, 5))
+    edited = shipped.with_edits({"L3.N5": refl.off, "L0.N2": refl.value(0.5)})
+    e = edited.explain(text, at=at)
+    first = shipped.with_edits({"L0.N2": refl.value(0.5)})
+    np.testing.assert_array_equal(e.relevance, first.explain(text, at=at).relevance)
+    assert "model.layers.3.mlp.down_proj.input" in e.about["edits"]
+    for later in ("model.layers.2.mlp", "model.layers.3.mlp.down_proj.input"):
+        with pytest.raises(ReflError, match="it would change nothing"):
+            edited.explain(text, at=at, edits={later: refl.off})
+
+
 def test_it_evaluates_and_explains_corpora(tmp_path: Path, shipped: Model) -> None:
     """By the edited model's numbers; a folder of the model as it is, is refused."""
     file = tmp_path / "data.jsonl"
