@@ -133,7 +133,7 @@ class Components:
         labels = [b.label for b in self.blocks]
         near = ", ".join(nearest(str(name), [*self.examples(), *labels], 3)) or "none"
         return ReflError(
-            f"{shown(name) if isinstance(name, str) else repr(type(name).__name__)} names no "
+            f"{_said(name)} names no "
             "neuron, head or block of this model: expected one such as "
             f"{', '.join(self.examples())} (nearest: {near})"
         )
@@ -157,6 +157,13 @@ class Components:
         """Raises TypeError or KeyError for what is none."""
         kinds = {"blocks": Block, "mlps": Mlp, "attentions": Attention}
         return cls(**{k: tuple(kind(**one) for one in said[k]) for k, kind in kinds.items()})
+
+
+def _said(name: Any) -> str:
+    """A name as it is, where there is something to see of it."""
+    if not isinstance(name, str):
+        return repr(type(name).__name__)
+    return shown(name) if name.strip() else repr(name)
 
 
 def size(owner: Mlp | Attention) -> int:

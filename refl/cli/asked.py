@@ -113,11 +113,11 @@ def edited(model: Model, changes: Sequence[Asked]) -> Model:
 def _edit(said: str) -> Asked:
     """NAME[@T]=CHANGE -> the name, its positions, and what is done there."""
     name, sign, change = said.partition("=")
-    name, _, positions = name.partition("@")
-    if not name or not sign:
+    name, at, positions = name.partition("@")
+    if not name or not sign or (at and not positions):
         raise ReflError(
             f"--edit is {arguments.received(said)}: expected NAME=off, NAME=0.5 or NAME=x2, such "
-            "as L3.N17=off"
+            "as L3.N17=off, at some tokens L3.N17@-1=off"
         )
     if change == "off":
         return name, positions, off

@@ -344,6 +344,8 @@ def test_each_example_of_a_batch_meets_the_same_conditions() -> None:
         (["L0.H9"], "L0.H9 is not there: L0 has 4 heads, L0.H0 to L0.H3"),
         (["L0"], "L0 is a block, whose output nothing goes around: choose tokens of it"),
         ({"L0.H1": (0, 1)}, "condition at L0.H1 is .*: expected ... or the numbers of some tokens"),
+        ({"L0.N3": True}, "condition at L0.N3 is True: expected ... or the numbers of some tokens"),
+        ({"L0.H1": (np.True_,)}, "condition at L0.H1 is .*: expected ... or the numbers of some"),
         ({"L0.H1": 0.5}, "expected an array of True and False, or an index"),
         (["L0.H1", "model.layers.0.self_attn.context"], "as a site and a neuron or a head of it"),
     ],

@@ -320,6 +320,7 @@ def test_the_option(capsys: pytest.CaptureFixture[str], shipped: Model) -> None:
         ("L1.N3=xnan", "expected off, a finite number, or x and a finite factor"),
         ("L1.N3=on", "expected off, a finite number"),
         ("L1.N3@a=off", "--edit has the tokens 'a'"),
+        ("L1.N3@=off", "--edit is 'L1.N3@=off': expected NAME=off"),
         ("L1.N3@1:2:3=off", "--edit has the tokens '1:2:3'"),
         ("L9.N1=off", "L9.N1 names no neuron"),
         ("L1.N999=off", "L1.N999 is not there: L1 has 176 neurons"),
