@@ -222,6 +222,24 @@ def test_a_neuron_in_place_of_an_output() -> None:
     assert max(abs(n.conservation_error) for n in g.nodes) <= 1e-14
 
 
+def test_a_neuron_of_an_expert_or_a_decoder_stands_at_its_token() -> None:
+    """Row 0 of an expert is its first token; what a decoder puts out is behind the encoder's."""
+    model, ids = random_model(MIXTRAL, 1), [3, 1, 4, 1, 5]
+    expert = "model.layers.1.block_sparse_moe.experts.2"
+    (trace, _) = model.trace([ids])
+    (chosen_by,) = (r for r in trace.records if r.output.site == f"{expert}.tokens")
+    (tokens,) = chosen_by.attributes["index"]
+    assert tokens[0] != 0
+    for row, token in enumerate(tokens):
+        assert (
+            graph(model, ids, at=(f"{expert}.w2.input", (row, 3)), most=1).output.position == token
+        )
+    t5 = random_model(T5, 1)
+    for site, position in (("lm_head", 5), ("decoder.block.0", 5), ("encoder.block.0", 1)):
+        g = graph(t5, [3, 5, 2, 4], decoder=[0, 3, 7], at=(site, (1, 3)), most=1)
+        assert g.output.position == position
+
+
 def test_the_fewest_nodes_of_each_site_and_the_most_of_all() -> None:
     """By a plain loop over every neuron and head."""
     model = random_model(LLAMA, 1)
