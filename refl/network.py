@@ -532,7 +532,7 @@ class Network:
         ids, changed = read if prefixes is None else prefixes[0], self._edits(edits)
         cache = Cache()
         for _ in range(min(tokens, self.config.longest - len(ids))):
-            if self.batch_dependent(len(ids)) or changed:
+            if self.batch_dependent(len(ids)):
                 cache = Cache()
             ids.append(int(self._next(cache, read, prefixes, changed).argmax()))
             if ids[-1] in self.eos_ids:

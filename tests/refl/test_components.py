@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from typing import Any
 
@@ -96,6 +97,12 @@ def test_written_and_read(name: str) -> None:
     assert Components.from_dict(json.loads(json.dumps(parts.as_dict()))) == parts
     with pytest.raises((TypeError, KeyError)):
         Components.from_dict({"blocks": [{"label": "L0"}], "mlps": [], "attentions": []})
+
+
+def test_a_pickled_explanation_has_them() -> None:
+    model = model_of("llama")
+    e = pickle.loads(pickle.dumps(model.explain([3, 1, 4], keep=())))
+    assert e.components == model.components
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3_moe", "t5", "vit"])

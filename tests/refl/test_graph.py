@@ -98,13 +98,13 @@ def test_what_arrives_at_a_stop_goes_no_further(around: bool) -> None:
 
 
 def test_in_tiles_and_in_one_piece() -> None:
-    """80 tokens: attention in tiles (and, audited, in parts), whose output is stopped as that of
-    recorded operations is.
+    """130 tokens: attention in tiles (and, audited, in two parts), whose output is stopped as that
+    of recorded operations is.
     """
     model = random_model(LLAMA, 2)
     how: dict[str, Any] = {"target": 2, "fraction": 0.3, "most": 6}
-    tiled = graph(model, item_of(model, 80), **how)
-    parts = graph(model, item_of(model, 80), audit=True, **how)
+    tiled = graph(model, item_of(model, 130), **how)
+    parts = graph(model, item_of(model, 130), audit=True, **how)
     assert [n.id for n in tiled.nodes] == [n.id for n in parts.nodes]
     assert "head" in {n.kind for n in tiled.inner}
     sizes = {(e.above, e.below): e.relevance for e in parts.edges}
@@ -207,6 +207,19 @@ def test_other_seeds(seed: str, method: str) -> None:
     g = graph_of(LLAMA, method, seed=seed)
     assert g.linearity_error <= 1e-14
     assert max(abs(n.conservation_error) for n in g.nodes) <= 1e-14
+
+
+def test_a_logit_of_zero_passes_nothing_on() -> None:
+    """In gradient x input form its part of a probability is the output's own, absorbed there."""
+    model = random_model(LLAMA, 1)
+    head = model.weights["lm_head.weight"].copy()
+    head[5] = 0
+    model = with_weights(model, **{"lm_head.weight": head})
+    g = graph(model, item_of(model), "attnlrp-gradient", seed="probability", target=2)
+    p = np.exp(model.logits(item_of(model))[-1])
+    p /= p.sum()
+    assert abs(g.output.conservation_error) <= 1e-15
+    assert g.output.absorbed["stabilizer"] == pytest.approx(-p[2] * p[5], rel=1e-9)
 
 
 def test_a_neuron_in_place_of_an_output() -> None:

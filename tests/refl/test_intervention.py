@@ -211,6 +211,10 @@ def test_deletion_is_refused_where_an_edit_chooses_tokens(shipped: Model) -> Non
         at_one = shipped.with_edits({name: refl.off}, positions=2)
         with pytest.raises(ReflError, match="chooses among them by their numbers"):
             at_one.explain(text, "leave-one-out", options={"fill": "delete"})
+        with pytest.raises(ReflError, match="chooses among them by their numbers"):
+            at_one.with_edits({name: refl.off}).explain(
+                text, "leave-one-out", options={"fill": "delete"}
+            )
 
 
 def test_heads_are_no_tokens() -> None:
@@ -310,6 +314,22 @@ def test_the_option(capsys: pytest.CaptureFixture[str], shipped: Model) -> None:
     edited = edited.with_edits({"L0.N1": refl.scale(-1)}, positions=slice(1, 3))
     found = json.loads(capsys.readouterr().out)
     assert found["logit"] == edited.explain(text).logit != shipped.explain(text).logit
+
+
+def test_edits_are_made_in_the_order_in_which_they_stand(
+    capsys: pytest.CaptureFixture[str], shipped: Model
+) -> None:
+    """5 in place at the last token and then half of it, or 5 whatever was there."""
+    text, found = "the keys to the cabinet", []
+    orders = (["L3.N5@-1=5", "L3.N5=x0.5"], ["L2.N1=off", "L3.N5@-1=5", "L3.N5=x0.5"],
+              ["L3.N5=x0.5", "L3.N5@-1=5"])  # fmt: skip
+    for how in orders:
+        assert main(["explain", text, "--edit", *how, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["logit"])
+    for got, last, other in zip(found, (2.5, 2.5, 5.0), (1.0, 0.0, 1.0), strict=True):
+        one = shipped.with_edits({"L3.N5": lambda z: 0.5 * z, "L2.N1": refl.scale(other)})
+        z = one.with_edits({"L3.N5": lambda z, last=last: 0 * z + last}, positions=-1).logits(text)
+        assert got == pytest.approx(z[-1].max(), rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,21 @@ def test_only_relevance_needs_an_output_that_can_be_explained(tmp_path: Path) ->
         references(model, file, tmp_path / "b", "L1", 1)
 
 
+def test_edits_at_the_last_token_of_each_line(tmp_path: Path) -> None:
+    """Padding is none of a line's tokens, with a sweep or without."""
+    model = random_net(GPT2).with_edits({"L0.N3": refl.value(2.0)}, positions=-1)
+    file = written_to(tmp_path, [{"ids": [1, 2, 3, 4]}, {"ids": [5, 6]}, {"ids": [7]}])
+    for by in ("activation", "relevance"):
+        found = references(model, file, tmp_path / by, "L1.N3", 3, [by], every_position=True)
+        site = model.components.mlps[1].neurons
+        for line, ids in enumerate(([1, 2, 3, 4], [5, 6], [7]), 1):
+            e = model.explain(ids, keep=[site])
+            values = (e.activation(site) if by == "activation" else e[site])[:, 3]
+            for one in found.of("L1.N3").by(by):
+                if one.line == line:
+                    assert one.value == pytest.approx(float(values[one.position]), abs=1e-12)
+
+
 def test_edits_of_the_model_are_in_force(tmp_path: Path) -> None:
     """Of an edited neuron its activation before the edit, as e.activation has it; functions where
     nothing is swept.
