@@ -311,8 +311,10 @@ def test_through_names_on_the_command_line(capsys: pytest.CaptureFixture[str]) -
     assert told["relevance"] == refl.load().explain(text, conditions=names).relevance.tolist()
     assert main(["explain", text, "--through", "L9.N1"]) == 2
     assert "L9.N1 names no neuron, head or block of this model" in capsys.readouterr().err
+    assert main(["explain", text, "--through", "nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("refl: --through names 'nowhere'")
     assert main(["explain", text, "--through", "L1.H0", "--method", "atman"]) == 2
-    assert "is no table of rules and has no sweep" in capsys.readouterr().err
+    assert "is no table of rules and has no sweep: leave --through out" in capsys.readouterr().err
 
 
 def test_each_example_of_a_batch_meets_the_same_conditions() -> None:

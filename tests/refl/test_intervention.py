@@ -344,7 +344,7 @@ def test_edits_are_made_in_the_order_in_which_they_stand(
         ("L1.N3@1:2:3=off", "--edit has the tokens '1:2:3'"),
         ("L9.N1=off", "L9.N1 names no neuron"),
         ("L1.N999=off", "L1.N999 is not there: L1 has 176 neurons"),
-        ("nowhere=off", "'nowhere', which is no site of this model"),
+        ("nowhere=off", "refl: --edit names 'nowhere', which is no site of this model"),
     ],
 )
 def test_the_option_misused(said: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
