@@ -146,7 +146,7 @@ def _attention(context: Record, records: Sequence[Record], labels: Mapping[str, 
     scores = _before(probabilities, made, ("attention.scores",))
     query, key, values = (_maker(one, made).output.site for one in (*scores.operands, value))
     block = _block(site, labels)
-    cross = not key.startswith(f"{_path(block, labels)}.") or _reads_other(key, query, records)
+    cross = _reads_other(key, query, records)
     return Attention(
         f"{block}.cross" if cross else block,
         block,
@@ -158,10 +158,6 @@ def _attention(context: Record, records: Sequence[Record], labels: Mapping[str, 
         values,
         cross,
     )
-
-
-def _path(block: str, labels: Mapping[str, str]) -> str:
-    return next(path for path, label in labels.items() if label == block)
 
 
 def _before(operand: Any, made: Mapping[Any, Record], roles: Sequence[str]) -> Record:

@@ -137,9 +137,8 @@ class Components:
         labels = [b.label for b in self.blocks]
         near = ", ".join(nearest(text, [*self.examples(), *labels], 3)) or "none"
         return ReflError(
-            f"{shown(name) if isinstance(name, str) else received(name)} names no neuron, head or "
-            f"block of this model: expected one such as {', '.join(self.examples())} (nearest: "
-            f"{near})"
+            f"{_said(name)} names no neuron, head or block of this model: expected one such as "
+            f"{', '.join(self.examples())} (nearest: {near})"
         )
 
     def examples(self) -> list[str]:
@@ -161,6 +160,11 @@ class Components:
         """Raises TypeError or KeyError for what is none."""
         kinds = {"blocks": Block, "mlps": Mlp, "attentions": Attention}
         return cls(**{k: tuple(kind(**one) for one in said[k]) for k, kind in kinds.items()})
+
+
+def _said(name: Any) -> str:
+    """A name as it is, where there is something to see of it."""
+    return shown(name) if isinstance(name, str) and name.strip() else received(name)
 
 
 def size(owner: Mlp | Attention) -> int:

@@ -147,7 +147,8 @@ def _of_part(part: Any, what: Any) -> tuple[Any, ...]:
     where = what[0] if isinstance(what, tuple) and len(what) == 1 else what
     if part.number is None:
         return what if isinstance(what, tuple) else (what,)
-    if isinstance(where, tuple) or where is None:
+    one_bool = _is_mask(where) and np.shape(where) == ()  # which NumPy takes for an axis more
+    if isinstance(where, tuple) or where is None or one_bool:
         raise arguments.expected(
             f"the condition at {part.name}", "... or the numbers of some tokens", what
         )

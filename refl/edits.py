@@ -329,18 +329,24 @@ def _guarded(site: str, function: Callable[[Array], Any], z: Array) -> Array:
     return changed
 
 
-def together(first: Edits, further: Edits) -> dict[str, Change]:
-    """Both; a site that has both is changed by one after the other. What `further` begins with
-    already is not made twice: a question that is asked anew has the edits of its network.
+class Whole(dict[str, Change]):
+    """All edits of a run. Those of its network are among them, and are not made once more where a
+    question is asked anew.
     """
+
+
+def whole(own: Edits, further: Any, recorded: bool) -> Whole:
+    """Those of a network, and then a caller's, once checked (`checked`)."""
+    asked = checked(further, recorded)
+    return Whole(asked if isinstance(further, Whole) else together(checked(own, recorded), asked))
+
+
+def together(first: Edits, further: Edits) -> dict[str, Change]:
+    """Both; a site that has both is changed by one after the other."""
     both = dict(first) | dict(further)
     for site in first.keys() & further.keys():
         a, b = first[site], further[site]
-        if a is b:
-            continue
         if isinstance(a, Edit) and isinstance(b, Edit):
-            if _parts_of(b)[: len(_parts_of(a))] == _parts_of(a):
-                continue
             both[site] = Successive(parts=(*_parts_of(a), *_parts_of(b)))
         else:
             both[site] = partial(_one_after_the_other, a, b)

@@ -11,6 +11,9 @@ import os
 import re
 from collections.abc import Collection, Iterable
 
+OTHERWISE = {"edits": "edit", "conditions": "through"}
+"""Arguments that a command line calls by another name."""
+
 
 class ReflError(Exception):
     """Input that refl cannot work with. Its text is one sentence,
@@ -30,7 +33,8 @@ class ReflError(Exception):
 
         def spelling(found: re.Match[str]) -> str:
             name = found[1].removesuffix("=")
-            return f"--{name.replace('_', '-')}" if name in known else found[1]
+            option = name if name in known else OTHERWISE.get(name, name)
+            return f"--{option.replace('_', '-')}" if option in known else found[1]
 
         return ReflError(_ARGUMENT.sub(spelling, self._words))
 

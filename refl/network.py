@@ -19,11 +19,10 @@ from refl.device import on_host
 from refl.edits import (
     Change,
     Edits,
-    checked,
     guarded,
     refuse_strange,
     refuse_strange_leaves,
-    together,
+    whole,
 )
 from refl.errors import LONGEST_REPR, ReflError, UnknownWords, argument, sentence, shown
 from refl.io.images import Image, Preparation, prepared
@@ -506,7 +505,7 @@ class Network:
 
     def _edits(self, edits: Edits | None) -> dict[str, Change]:
         """Edits of a run that is not recorded, once checked."""
-        both = together(self.edits, checked(edits, recorded=False))
+        both = whole(self.edits, edits, recorded=False)
         return {site: guarded(site, change) for site, change in both.items()}
 
     def generate(
@@ -533,7 +532,7 @@ class Network:
         ids, changed = read if prefixes is None else prefixes[0], self._edits(edits)
         cache = Cache()
         for _ in range(min(tokens, self.config.longest - len(ids))):
-            if self.batch_dependent(len(ids)) or changed:
+            if self.batch_dependent(len(ids)):
                 cache = Cache()
             ids.append(int(self._next(cache, read, prefixes, changed).argmax()))
             if ids[-1] in self.eos_ids:

@@ -18,7 +18,7 @@ import numpy as np
 from refl import arguments
 from refl.arrays import Array, asnumpy
 from refl.batching import TOKENS, grouped
-from refl.edits import Change, Edits, any_expert, applied, checked, edited_site, together
+from refl.edits import Change, Edits, any_expert, applied, checked, edited_site, together, whole
 from refl.errors import ReflError, argument, nearest, shown
 from refl.ledger import DESTINATIONS
 from refl.network import Network, Reading, refuse_overflow
@@ -62,6 +62,11 @@ class Forward:
         """The input's, and the decoder's where there is one."""
         return [self.embedded, *self.decoder_embedded]
 
+    def read_from(self, site: str) -> Any:  # -> NumPy (B, ...)
+        """What everything after a site reads: its activation, once changed where it is edited."""
+        values = self.trace.values
+        return asnumpy(values.get(edited_site(site), values[site]).array)
+
     def leaf(self, site: str) -> Any:  # -> NumPy (B, T, D), or (B, C, H, W)
         """What the run started from, at one of the input sites."""
         return asnumpy(self.trace.values[site].array)
@@ -92,7 +97,7 @@ class Question:
             batch_tokens=arguments.positive("batch_tokens", self.batch_tokens),
             recompute=arguments.flag("recompute", self.recompute),
             at=None if self.at is None else arguments.neuron(self.at),
-            edits=together(checked(self.network.edits, True), checked(self.edits, recorded=True)),
+            edits=whole(self.network.edits, self.edits, recorded=True),
         )
         arguments.progress(self.progress)
 
@@ -100,7 +105,8 @@ class Question:
 
     def refuse(self, wanted: Sequence[Sequence[Target]]) -> None:
         """Raises ReflError for targets that cannot be explained by this kind of seed."""
-        self.refuse_later("edits", self.edits)
+        own = self.network.edits  # which stay, whatever is explained of it
+        self.refuse_later("edits", [s for s, e in self.edits.items() if e is not own.get(s)])
         for target, against in chain.from_iterable(wanted):
             Seed(self.kind, -1 if target is None else target, against)
         if self.kind != "logit" and self.network.probability != "softmax":

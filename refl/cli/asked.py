@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import groupby
 from typing import Any
 
 from refl import arguments
@@ -101,11 +102,11 @@ def edits_asked(args: argparse.Namespace) -> list[Asked]:
 
 
 def edited(model: Model, changes: Sequence[Asked]) -> Model:
-    """The model with these changes."""
-    for positions in dict.fromkeys(where for _, where, _ in changes):
-        asked = {name: change for name, where, change in changes if where == positions}
-        if len(asked) < sum(where == positions for _, where, _ in changes):
-            raise ReflError("--edit gives a name twice: change it once")
+    """The model with these changes, made in the order in which they stand."""
+    if len({(name, where) for name, where, _ in changes}) < len(changes):
+        raise ReflError("--edit gives a name twice: change it once")
+    for positions, some in groupby(changes, key=lambda one: one[1]):
+        asked = {name: change for name, _, change in some}
         model = model.with_edits(asked, _tokens_at(positions))
     return model
 
@@ -113,11 +114,11 @@ def edited(model: Model, changes: Sequence[Asked]) -> Model:
 def _edit(said: str) -> Asked:
     """NAME[@T]=CHANGE -> the name, its positions, and what is done there."""
     name, sign, change = said.partition("=")
-    name, _, positions = name.partition("@")
-    if not name or not sign:
+    name, at, positions = name.partition("@")
+    if not name or not sign or (at and not positions):
         raise ReflError(
             f"--edit is {arguments.received(said)}: expected NAME=off, NAME=0.5 or NAME=x2, such "
-            "as L3.N17=off"
+            "as L3.N17=off, at some tokens L3.N17@-1=off"
         )
     if change == "off":
         return name, positions, off

@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
             **{name: getattr(args, name) for name in _HANDED_ON},
         )
         progress("explaining", 0, 0)
-        every = [_explained(found, model, args.file, name) for name in args.show]
+        every = [_explained(found, model, name, args) for name in args.show]
         write(args.html, lambda: _page(found, every))
     _answer(found, every, args)
     return 0
@@ -164,11 +164,25 @@ def _refuse_strange(model: Model, args: argparse.Namespace) -> None:
             raise ReflError(f"--show {shown(name)} is not among --parts: name it there, too")
 
 
-def _explained(found: References, model: Model, file: str, name: str) -> Shown:
+def _explained(found: References, model: Model, name: str, args: argparse.Namespace) -> Shown:
     from refl.latent.shown import Shown
 
-    rankings = found.run["options"]["by"]
-    return Shown(found.of(name), {by: found.heatmaps(model, file, name, by=by) for by in rankings})
+    rankings, how = found.run["options"]["by"], _how(args)
+    return Shown(
+        found.of(name),
+        {by: found.heatmaps(model, args.file, name, by=by, **how) for by in rankings},
+    )
+
+
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    """What explains references, where the run, by activation alone, does not say."""
+    from refl.cli.asked import options_asked
+    from refl.methods import chosen
+
+    if "relevance" in args.by:
+        return {}
+    method = chosen(args.method, args.eps, args.stabilizer, options_asked(args.option))
+    return {"method": method, "seed": args.seed}
 
 
 def _page(found: References, every: list[Shown]) -> bytes:

@@ -32,7 +32,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from refl import anatomy, arguments, patches
-from refl.arrays import asnumpy
 from refl.edits import Edit, Edits
 from refl.errors import ReflError, argument
 from refl.evaluation import naming, units
@@ -172,7 +171,7 @@ def _of_patches(subject: Subject, scores: Any, shape: tuple[int, ...]) -> Any:
 def _probabilities(forward: Forward) -> dict[str, Any]:  # site -> NumPy (H, J, I)
     """Of a plain run of one input."""
     records = [r for r in forward.trace.records if r.role == "attention.probabilities"]
-    return {r.output.site: asnumpy(r.output.array)[0] for r in records}
+    return {r.output.site: forward.read_from(r.output.site)[0] for r in records}
 
 
 @dataclass(frozen=True)
@@ -253,7 +252,7 @@ def _stream(subject: Subject, path: str) -> Any:  # -> NumPy (T, D)
     """What a block reads."""
     question = subject.question
     forward = question.forward([subject.reading])
-    return asnumpy(forward.trace.values[f"{path}.input"].array)[0]
+    return forward.read_from(f"{path}.input")[0]
 
 
 @dataclass(frozen=True)

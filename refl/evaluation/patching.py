@@ -157,8 +157,9 @@ def approximate(pair: Pair, sites: Sequence[str], table: Composite) -> Effects:
             f"method {table.name} is in relevance form, which has no coefficients: take a table in "
             "gradient x input form, such as relp"
         )
-    clean, run = activations(pair, pair.clean, sites), pair.question.forward([pair.corrupted])
-    corrupted = _held(run, sites)
+    run = pair.question.forward([pair.corrupted])
+    # c is that of what is computed at a site: an edit of the site comes after it, and is in c
+    clean, corrupted = _computed(pair.question.forward([pair.clean]), sites), _computed(run, sites)
     c = pair.question.gradients(run, [pair.seed], sites, table)
     return {site: ((clean[site] - corrupted[site]) * c[site][0]).sum(axis=-1) for site in sites}
 
@@ -166,18 +167,26 @@ def approximate(pair: Pair, sites: Sequence[str], table: Composite) -> Effects:
 def activations(
     pair: Pair, reading: Reading, sites: Sequence[str]
 ) -> dict[str, Any]:  # site -> NumPy (T, D)
-    """Raises ReflError for a site that there is none of."""
-    return _held(pair.question.forward([reading]), sites)
+    """What is read of each, edits of the model made. Raises ReflError for a site that there is none
+    of.
+    """
+    forward = pair.question.forward([reading])
+    _refuse_strange(forward, sites)
+    return {site: forward.read_from(site)[0].copy() for site in sites}
 
 
-def _held(forward: Forward, sites: Sequence[str]) -> dict[str, Any]:
+def _computed(forward: Forward, sites: Sequence[str]) -> dict[str, Any]:
+    _refuse_strange(forward, sites)
+    return {site: asnumpy(forward.trace.values[site].array)[0].copy() for site in sites}
+
+
+def _refuse_strange(forward: Forward, sites: Sequence[str]) -> None:
     for site in sites:
         if site not in forward.trace.values:
             raise ReflError(
                 f"{argument('sites')} names {site!r}, which is no site of this model (inside a "
                 "block there are none with recompute)"
             )
-    return {site: asnumpy(forward.trace.values[site].array)[0].copy() for site in sites}
 
 
 def _by_site(places: Sequence[tuple[str, int]], y: Any) -> Effects:

@@ -63,10 +63,11 @@ class Best:
         return [[int(a), int(t), sign * float(v)] for a, t, v in triples if v > -np.inf]
 
     @classmethod
-    def from_rows(cls, rows: list[list[list[Any]]], k: int, sign: int = 1) -> Self:
-        """Raises TypeError or ValueError for what is none."""
-        numbers = np.zeros((2, len(rows), k), dtype=np.int64)
-        found = cls(np.full((len(rows), k), -np.inf), *numbers)
+    def from_rows(cls, rows: list[list[list[Any]]], sign: int = 1) -> Self:
+        """As wide as the longest row. Raises TypeError or ValueError for what is none."""
+        shape = len(rows), max(map(len, rows), default=0)
+        numbers = np.zeros((2, *shape), dtype=np.int64)
+        found = cls(np.full(shape, -np.inf), *numbers)
         for n, row in enumerate(rows):
             for i, (line, position, value) in enumerate(row):
                 found.lines[n, i], found.positions[n, i] = line, position

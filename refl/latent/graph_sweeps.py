@@ -9,6 +9,7 @@ in which what arrives at another node is kept and goes no further (Sweep.stops).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -229,6 +230,11 @@ class _Graph:
         node = Node(id, kind, name, owner.block, layer, number, position, relevance, x)
         return _Place(node, site, index)
 
+    def _token_at(self, site: str, row: int) -> int:
+        """Which token a row of a site is: an expert has rows for those that chose it."""
+        expert = re.match(r".*\.experts\.\d+\.", site)
+        return row if expert is None else self._token_of(f"{expert[0]}tokens", row)
+
     def _token_of(self, tokens: str, row: int) -> int:
         """Which token chose an expert, by its row there."""
         value = self.forward.trace.values[tokens]
@@ -251,8 +257,11 @@ class _Graph:
             stack = "decoder" if e.decoder_tokens is not None else ""
             return self._first_position(stack) + e.position
         if asked is not None and len(asked[1]) > 1:  # tokens are the last axis but one
-            shape = self.forward.explained.array.shape
-            position: int = self._first_position(asked[0]) + asked[1][-2] % shape[-2]
+            site, row = asked[0], asked[1][-2] % self.forward.explained.array.shape[-2]
+            written = e.decoder_tokens is not None and not site.startswith("encoder.")
+            position = self._first_position("decoder" if written else "") + self._token_at(
+                site, row
+            )
             return min(position, len(self.positions) - 1)
         return 0 if e.picture is not None else len(self.positions) - 1
 

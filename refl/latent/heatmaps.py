@@ -17,7 +17,7 @@ from refl.evaluation.data import Line, Record, lines, parsed, survey
 from refl.explanation import Explanation
 from refl.latent.runs import activations
 from refl.latent.selection import Group
-from refl.methods import Method, under
+from refl.methods import Method, Table, under
 from refl.model import Model
 from refl.network import Reading
 from refl.question import Question
@@ -39,6 +39,11 @@ class Asked:
         Raises ReflError where it is another file by now, or another model.
         """
         _refuse_other_model(self.model, run)
+        if self.part.kind == "head" and not isinstance(self.method, Table):
+            raise ReflError(
+                f"method {self.method.name} is no table of rules, and of {self.part.name} is shown "
+                "what comes through the head in a sweep: take a table such as attnlrp"
+            )
         records = dict(_records(self.model, Path(file), run, {line for line, _ in places}))
         return [self._explained(records[line], position) for line, position in places]
 

@@ -390,6 +390,7 @@ class References:
         k: int | None = None,
         by: str = "activation",
         method: str | Path | Composite | Method | None = None,
+        seed: str | None = None,
     ) -> list[Explanation]:
         """The references of one neuron or head explained, on demand: one Explanation for each.
 
@@ -398,17 +399,20 @@ class References:
         comes through the head at that position (refl.conditions).
 
         k         only the first so many
-        by        "activation" or "relevance" (with "lowest_" before it: the smallest)
-        method    by default that of the run, or attnlrp
+        by        "activation" or "relevance" (with "lowest_" before it: the smallest), of what was
+                  asked for
+        method, seed    by default those of the run; of one that had no sweep attnlrp, logit
 
-        Raises ReflError for another file, or another model, than those of the run.
+        Raises ReflError for another file, or another model, than those of the run, and for a head
+        where the method is no table of rules.
         """
+        by = arguments.one_of("by", by, self.run["options"]["by"])
         some = self.of(name).by(by)[: None if k is None else arguments.positive("k", k)]
         if method is None:
             table = self.run["options"]["method"]
             method = "attnlrp" if table is None else identified(Composite.from_dict(table))
         places = [(one.line, one.position) for one in some]
-        seed = self.run["options"]["seed"] or "logit"
+        seed = seed or self.run["options"]["seed"] or "logit"
         asked = Asked(model, model.components.part(name), chosen(method), seed)
         return asked.of(arguments.path("file", file), self.run, places)
 
@@ -424,7 +428,7 @@ def _shard(path: Path, k: int, rankings: Sequence[str]) -> Shard:
     try:
         rows = [json.loads(line) for line in path.read_bytes().splitlines()]
         best = {
-            what: Best.from_rows([row[what] for row in rows], k, RANKINGS[what])
+            what: Best.from_rows([row[what][:k] for row in rows], RANKINGS[what])
             for what in rankings
         }
         histograms = Histograms.from_rows([row["histogram"] for row in rows])

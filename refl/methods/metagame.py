@@ -24,7 +24,7 @@ import numpy as np
 
 from refl import arguments
 from refl.answer import Found
-from refl.edits import Edit
+from refl.edits import Edit, Whole
 from refl.errors import ReflError, argument
 from refl.explanation import MethodFacts
 from refl.methods import copies, shapley
@@ -180,7 +180,7 @@ class _Masked:
         present = coalition[:, None]
         factor = np.where(present, 1.0, 0.0)
         edit = Edit(factor=factor, amount=np.where(present, 0.0, self._filling))
-        asked = replace(self.question, edits={**self.question.edits, site: edit})
+        asked = replace(self.question, edits=Whole({**self.question.edits, site: edit}))
         return self.inner.explain(asked, [self.reading], [self.target], ())[0].relevance
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from typing import Any
 
@@ -96,6 +97,12 @@ def test_written_and_read(name: str) -> None:
     assert Components.from_dict(json.loads(json.dumps(parts.as_dict()))) == parts
     with pytest.raises((TypeError, KeyError)):
         Components.from_dict({"blocks": [{"label": "L0"}], "mlps": [], "attentions": []})
+
+
+def test_a_pickled_explanation_has_them() -> None:
+    model = model_of("llama")
+    e = pickle.loads(pickle.dumps(model.explain([3, 1, 4], keep=())))
+    assert e.components == model.components
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3_moe", "t5", "vit"])
@@ -223,7 +230,8 @@ def test_they_are_asked_once_and_whatever_the_edits() -> None:
         ("L1.N", "names no neuron"),
         ("L01.N1", "names no neuron"),
         ("N3", "names no neuron"),
-        ("", "names no neuron"),
+        ("", "^'' names no neuron"),
+        (" ", "^' ' names no neuron"),
         ("L1.N1234567890", "names no neuron"),
         ("L1.E0.N1", "names no neuron"),
         ("decoder.L1.N1", "names no neuron"),

@@ -311,8 +311,10 @@ def test_through_names_on_the_command_line(capsys: pytest.CaptureFixture[str]) -
     assert told["relevance"] == refl.load().explain(text, conditions=names).relevance.tolist()
     assert main(["explain", text, "--through", "L9.N1"]) == 2
     assert "L9.N1 names no neuron, head or block of this model" in capsys.readouterr().err
+    assert main(["explain", text, "--through", "nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("refl: --through names 'nowhere'")
     assert main(["explain", text, "--through", "L1.H0", "--method", "atman"]) == 2
-    assert "is no table of rules and has no sweep" in capsys.readouterr().err
+    assert "is no table of rules and has no sweep: leave --through out" in capsys.readouterr().err
 
 
 def test_each_example_of_a_batch_meets_the_same_conditions() -> None:
@@ -344,6 +346,8 @@ def test_each_example_of_a_batch_meets_the_same_conditions() -> None:
         (["L0.H9"], "L0.H9 is not there: L0 has 4 heads, L0.H0 to L0.H3"),
         (["L0"], "L0 is a block, whose output nothing goes around: choose tokens of it"),
         ({"L0.H1": (0, 1)}, "condition at L0.H1 is .*: expected ... or the numbers of some tokens"),
+        ({"L0.N3": True}, "condition at L0.N3 is True: expected ... or the numbers of some tokens"),
+        ({"L0.H1": (np.True_,)}, "condition at L0.H1 is .*: expected ... or the numbers of some"),
         ({"L0.H1": 0.5}, "expected an array of True and False, or an index"),
         (["L0.H1", "model.layers.0.self_attn.context"], "as a site and a neuron or a head of it"),
     ],

@@ -434,6 +434,23 @@ def test_edits_of_one_site_come_one_after_the_other(first: Any, second: Any, lla
     assert abs(ledger.conservation_error) < 1e-9 * max(abs(ledger.explained), 1.0)
 
 
+@pytest.mark.parametrize("change", [Edit(2.0), np.tanh], ids=["an edit", "a function"])
+def test_one_change_asked_for_twice_is_made_twice(change: Any, llama: Model) -> None:
+    """Of a model and of a question, though both are one object."""
+    site = f"{LAYER}.mlp"
+    edited, by_hand = llama.with_edits({site: change}), {site: lambda z: change(change(z))}
+    expected = llama.logits(IDS, edits=by_hand)
+    np.testing.assert_array_equal(edited.with_edits({site: change}).logits(IDS), expected)
+    np.testing.assert_array_equal(edited.logits(IDS, edits={site: change}), expected)
+    if isinstance(change, Edit):
+        e = edited.explain(IDS, target=2, edits={site: change})
+        np.testing.assert_allclose(e.explained, expected[-1, 2], rtol=1e-12)
+        assert edited.explain(IDS, target=2, edits={site: change})[f"{site}.edited"].any()
+        written = edited.explain_generated(IDS, 2, edits={site: change})
+        targets = llama.generate(IDS, 2, edits=by_hand)[len(IDS) :]
+        assert [one.target_id for one in written] == targets
+
+
 # -- what is kept of it ----------------------------------------------------------------------------
 
 

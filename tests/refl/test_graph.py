@@ -98,13 +98,13 @@ def test_what_arrives_at_a_stop_goes_no_further(around: bool) -> None:
 
 
 def test_in_tiles_and_in_one_piece() -> None:
-    """80 tokens: attention in tiles (and, audited, in parts), whose output is stopped as that of
-    recorded operations is.
+    """130 tokens: attention in tiles (and, audited, in two parts), whose output is stopped as that
+    of recorded operations is.
     """
     model = random_model(LLAMA, 2)
     how: dict[str, Any] = {"target": 2, "fraction": 0.3, "most": 6}
-    tiled = graph(model, item_of(model, 80), **how)
-    parts = graph(model, item_of(model, 80), audit=True, **how)
+    tiled = graph(model, item_of(model, 130), **how)
+    parts = graph(model, item_of(model, 130), audit=True, **how)
     assert [n.id for n in tiled.nodes] == [n.id for n in parts.nodes]
     assert "head" in {n.kind for n in tiled.inner}
     sizes = {(e.above, e.below): e.relevance for e in parts.edges}
@@ -209,6 +209,19 @@ def test_other_seeds(seed: str, method: str) -> None:
     assert max(abs(n.conservation_error) for n in g.nodes) <= 1e-14
 
 
+def test_a_logit_of_zero_passes_nothing_on() -> None:
+    """In gradient x input form its part of a probability is the output's own, absorbed there."""
+    model = random_model(LLAMA, 1)
+    head = model.weights["lm_head.weight"].copy()
+    head[5] = 0
+    model = with_weights(model, **{"lm_head.weight": head})
+    g = graph(model, item_of(model), "attnlrp-gradient", seed="probability", target=2)
+    p = np.exp(model.logits(item_of(model))[-1])
+    p /= p.sum()
+    assert abs(g.output.conservation_error) <= 1e-15
+    assert g.output.absorbed["stabilizer"] == pytest.approx(-p[2] * p[5], rel=1e-9)
+
+
 def test_a_neuron_in_place_of_an_output() -> None:
     """What is computed after it, and beside it, is no node."""
     model = random_model(LLAMA, 1)
@@ -220,6 +233,24 @@ def test_a_neuron_in_place_of_an_output() -> None:
     blocks = {n.block for n in g.inner}
     assert blocks == {"L0", "L1"} and "neuron" not in {n.kind for n in g.inner if n.block == "L1"}
     assert max(abs(n.conservation_error) for n in g.nodes) <= 1e-14
+
+
+def test_a_neuron_of_an_expert_or_a_decoder_stands_at_its_token() -> None:
+    """Row 0 of an expert is its first token; what a decoder puts out is behind the encoder's."""
+    model, ids = random_model(MIXTRAL, 1), [3, 1, 4, 1, 5]
+    expert = "model.layers.1.block_sparse_moe.experts.2"
+    (trace, _) = model.trace([ids])
+    (chosen_by,) = (r for r in trace.records if r.output.site == f"{expert}.tokens")
+    (tokens,) = chosen_by.attributes["index"]
+    assert tokens[0] != 0
+    for row, token in enumerate(tokens):
+        assert (
+            graph(model, ids, at=(f"{expert}.w2.input", (row, 3)), most=1).output.position == token
+        )
+    t5 = random_model(T5, 1)
+    for site, position in (("lm_head", 5), ("decoder.block.0", 5), ("encoder.block.0", 1)):
+        g = graph(t5, [3, 5, 2, 4], decoder=[0, 3, 7], at=(site, (1, 3)), most=1)
+        assert g.output.position == position
 
 
 def test_the_fewest_nodes_of_each_site_and_the_most_of_all() -> None:

@@ -172,6 +172,21 @@ def test_edits_of_a_model_and_of_a_question_are_both_made(shipped: Model) -> Non
     assert edited.with_edits(further).explain(text).logit == both.explain(text).logit
 
 
+def test_a_neuron_is_explained_whatever_is_changed_after_it(shipped: Model) -> None:
+    """In a model with edits; an edit of the question alone, which would change nothing, is
+    refused.
+    """
+    text, at = "the keys", ("model.layers.1.mlp.down_proj.input", (1, 5))
+    edited = shipped.with_edits({"L3.N5": refl.off, "L0.N2": refl.value(0.5)})
+    e = edited.explain(text, at=at)
+    first = shipped.with_edits({"L0.N2": refl.value(0.5)})
+    np.testing.assert_array_equal(e.relevance, first.explain(text, at=at).relevance)
+    assert "model.layers.3.mlp.down_proj.input" in e.about["edits"]
+    for later in ("model.layers.2.mlp", "model.layers.3.mlp.down_proj.input"):
+        with pytest.raises(ReflError, match="it would change nothing"):
+            edited.explain(text, at=at, edits={later: refl.off})
+
+
 def test_it_evaluates_and_explains_corpora(tmp_path: Path, shipped: Model) -> None:
     """By the edited model's numbers; a folder of the model as it is, is refused."""
     file = tmp_path / "data.jsonl"
@@ -196,6 +211,10 @@ def test_deletion_is_refused_where_an_edit_chooses_tokens(shipped: Model) -> Non
         at_one = shipped.with_edits({name: refl.off}, positions=2)
         with pytest.raises(ReflError, match="chooses among them by their numbers"):
             at_one.explain(text, "leave-one-out", options={"fill": "delete"})
+        with pytest.raises(ReflError, match="chooses among them by their numbers"):
+            at_one.with_edits({name: refl.off}).explain(
+                text, "leave-one-out", options={"fill": "delete"}
+            )
 
 
 def test_heads_are_no_tokens() -> None:
@@ -297,6 +316,22 @@ def test_the_option(capsys: pytest.CaptureFixture[str], shipped: Model) -> None:
     assert found["logit"] == edited.explain(text).logit != shipped.explain(text).logit
 
 
+def test_edits_are_made_in_the_order_in_which_they_stand(
+    capsys: pytest.CaptureFixture[str], shipped: Model
+) -> None:
+    """5 in place at the last token and then half of it, or 5 whatever was there."""
+    text, found = "the keys to the cabinet", []
+    orders = (["L3.N5@-1=5", "L3.N5=x0.5"], ["L2.N1=off", "L3.N5@-1=5", "L3.N5=x0.5"],
+              ["L3.N5=x0.5", "L3.N5@-1=5"])  # fmt: skip
+    for how in orders:
+        assert main(["explain", text, "--edit", *how, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["logit"])
+    for got, last, other in zip(found, (2.5, 2.5, 5.0), (1.0, 0.0, 1.0), strict=True):
+        one = shipped.with_edits({"L3.N5": lambda z: 0.5 * z, "L2.N1": refl.scale(other)})
+        z = one.with_edits({"L3.N5": lambda z, last=last: 0 * z + last}, positions=-1).logits(text)
+        assert got == pytest.approx(z[-1].max(), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("said", "sentence"),
     [
@@ -305,10 +340,11 @@ def test_the_option(capsys: pytest.CaptureFixture[str], shipped: Model) -> None:
         ("L1.N3=xnan", "expected off, a finite number, or x and a finite factor"),
         ("L1.N3=on", "expected off, a finite number"),
         ("L1.N3@a=off", "--edit has the tokens 'a'"),
+        ("L1.N3@=off", "--edit is 'L1.N3@=off': expected NAME=off"),
         ("L1.N3@1:2:3=off", "--edit has the tokens '1:2:3'"),
         ("L9.N1=off", "L9.N1 names no neuron"),
         ("L1.N999=off", "L1.N999 is not there: L1 has 176 neurons"),
-        ("nowhere=off", "'nowhere', which is no site of this model"),
+        ("nowhere=off", "refl: --edit names 'nowhere', which is no site of this model"),
     ],
 )
 def test_the_option_misused(said: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

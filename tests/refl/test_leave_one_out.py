@@ -4,6 +4,7 @@ and what the agreement with it is refused for.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,27 @@ def test_renormalized_attention(seed: int) -> None:
     found = LeaveOneOut("zero", "renormalized").effects(subject(model))
     assert len(w["q"]) == WIDTH
     assert np.abs(found - (whole - np.asarray(without))).max() <= 1e-12
+
+
+def test_attention_is_held_as_an_edit_has_left_it() -> None:
+    """Against runs in which functions put in place what the edited model attends to, and in which a
+    token's embedding is set to 0.
+    """
+    model, site = random_model(LLAMA, 1), "model.layers.0.self_attn.probabilities"
+    edited = model.with_edits({site: Edit(0.5, index=(1,))})
+    sites = [f"model.layers.{n}.self_attn.probabilities" for n in range(2)]
+    held: dict[str, Any] = {}
+    watch = {s: partial(held.setdefault, s) for s in sites}
+    whole = edited.with_edits(watch).logits(IDS)[-1, 2]
+    in_place = {s: partial(lambda s, _: held[s], s) for s in sites}
+    others = [
+        edited.with_edits(in_place | {"model.embed_tokens": Edit(0.0, index=(i,))}).logits(IDS)
+        for i in range(len(IDS))
+    ]
+    found = LeaveOneOut("zero", "held").effects(subject(edited))
+    assert np.abs(found - [whole - z[-1, 2] for z in others]).max() <= 1e-12
+    plain = LeaveOneOut("zero", "held").effects(subject(model))
+    assert np.abs(found - plain).max() > 1e-3
 
 
 def test_a_row_that_had_nothing_else_is_left_at_zero() -> None:

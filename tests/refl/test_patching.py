@@ -17,7 +17,13 @@ from refl.evaluation import patching
 from refl.evaluation.patching import Agreement, Pair
 from refl.rules.published import ATTNLRP, ATTNLRP_GRADIENT, CP_LRP, GRADIENT, RELP
 from refl.trace import Trace, Value
-from refl.verification.random_models import ARCHITECTURES, GPT2, LLAMA, random_model
+from refl.verification.random_models import (
+    ARCHITECTURES,
+    GPT2,
+    LLAMA,
+    random_model,
+    with_weights,
+)
 
 CLEAN, CORRUPTED = [3, 5, 2, 6], [3, 1, 2, 6]
 
@@ -76,6 +82,20 @@ def test_everything_patched_is_the_clean_run(name: str) -> None:
         assert patching.patched(p, sites) == pytest.approx(clean, abs=1e-12)
 
 
+def test_of_a_component_that_is_edited_what_is_read_of_it_is_put_in_place() -> None:
+    """A net whose component is edited to half is the net with half its weights."""
+    model, site = random_model(LLAMA, 1), "model.layers.0.mlp"
+    name = f"{site}.down_proj.weight"
+    half = with_weights(model, **{name: 0.5 * model.weights[name]})
+    edited, other = pair(model.with_edits({site: Edit(0.5)})), pair(half)
+    truth = patching.exact(other, [site])[site]
+    assert np.abs(truth).max() > 1e-3
+    assert np.abs(patching.exact(edited, [site])[site] - truth).max() <= 1e-12
+    assert abs(patching.patched(edited, [site]) - patching.patched(other, [site])) <= 1e-12
+    found, expected = (patching.approximate(p, [site], GRADIENT)[site] for p in (edited, other))
+    assert np.abs(found - expected).max() <= 1e-12
+
+
 def test_a_small_step_is_the_gradient() -> None:
     """With activations so near that the net is linear between them, attribution patching is exact
     to second order, and RelP, which holds norms and slopes, is not.
@@ -83,9 +103,7 @@ def test_a_small_step_is_the_gradient() -> None:
     model = random_model(LLAMA, 1)
     table = model.weights["model.embed_tokens.weight"].copy()
     table[1] = table[5] + 1e-5 * table[1]
-    model = refl.verification.random_models.with_weights(
-        model, **{"model.embed_tokens.weight": table}
-    )
+    model = with_weights(model, **{"model.embed_tokens.weight": table})
     p, sites = pair(model), anatomy.sites(model, "mlp")
     truth, gradient, relp = (
         np.concatenate(list(effects.values()))

@@ -28,6 +28,7 @@ from refl.errors import ReflError
 from refl.evaluation.workers import InThisProcess
 from refl.io.images import Preparation, pillow
 from refl.latent.best import Best
+from refl.latent.heatmaps import Asked
 from refl.latent.histograms import BINS, FINEST, LEAST, Histograms, exact_sums
 from refl.latent.references import (
     RANKINGS,
@@ -39,6 +40,7 @@ from refl.latent.references import (
 )
 from refl.latent.selection import selected
 from refl.latent.shown import Shown, _coarser, html, lines
+from refl.methods import chosen
 from refl.model import Model, load
 from refl.rules.composites import Composite
 from refl.show.lines import plain
@@ -247,6 +249,21 @@ def test_only_relevance_needs_an_output_that_can_be_explained(tmp_path: Path) ->
         references(model, file, tmp_path / "b", "L1", 1)
 
 
+def test_edits_at_the_last_token_of_each_line(tmp_path: Path) -> None:
+    """Padding is none of a line's tokens, with a sweep or without."""
+    model = random_net(GPT2).with_edits({"L0.N3": refl.value(2.0)}, positions=-1)
+    file = written_to(tmp_path, [{"ids": [1, 2, 3, 4]}, {"ids": [5, 6]}, {"ids": [7]}])
+    for by in ("activation", "relevance"):
+        found = references(model, file, tmp_path / by, "L1.N3", 3, [by], every_position=True)
+        site = model.components.mlps[1].neurons
+        for line, ids in enumerate(([1, 2, 3, 4], [5, 6], [7]), 1):
+            e = model.explain(ids, keep=[site])
+            values = (e.activation(site) if by == "activation" else e[site])[:, 3]
+            for one in found.of("L1.N3").by(by):
+                if one.line == line:
+                    assert one.value == pytest.approx(float(values[one.position]), abs=1e-12)
+
+
 def test_edits_of_the_model_are_in_force(tmp_path: Path) -> None:
     """Of an edited neuron its activation before the edit, as e.activation has it; functions where
     nothing is swept.
@@ -321,7 +338,7 @@ def test_the_best_are_those_of_a_sorted_list(
         best = best.and_(Best.of(x, np.array(members) + 1, at, every), k)
     expected = ranked([dict(enumerate(x)) for x in inputs], k, 1, every)
     assert [Reference(*one) for one in best.row(0)] == expected
-    again = Best.from_rows(json.loads(json.dumps([best.row(0)])), k)
+    again = Best.from_rows(json.loads(json.dumps([best.row(0)])))
     assert again.row(0) == best.row(0)
 
 
@@ -598,6 +615,26 @@ def test_heatmaps_of_another_file_or_model(model: Model, corpus: Path, tmp_path:
     assert one.method == method
 
 
+def test_heatmaps_that_there_are_none_of(model: Model, corpus: Path, tmp_path: Path) -> None:
+    found = references(model, corpus, tmp_path / "run", ["L0.N1", "L0.H0"], 2, "activation")
+    for by in ("relevance", "lowest_activation"):
+        with pytest.raises(ReflError, match=f"by is '{by}': expected one of activation"):
+            found.heatmaps(model, corpus, "L0.N1", by=by)
+    assert [e.method.name for e in found.heatmaps(model, corpus, "L0.N1", method="random")] == (
+        ["random"] * 2
+    )
+    with pytest.raises(ReflError, match=r"method random is no table of rules, and of L0\.H0 is"):
+        found.heatmaps(model, corpus, "L0.H0", method="random")
+
+
+def test_more_references_than_there_are_inputs(model: Model, corpus: Path, tmp_path: Path) -> None:
+    """Nothing is held for those that there are none of."""
+    some = references(model, corpus, tmp_path / "some", "L0.N1", 4)
+    every = references(model, corpus, tmp_path / "every", "L0.N1", 10**15)
+    assert every.of("L0.N1").activation[:4] == some.of("L0.N1").activation
+    assert len(every.of("L0.N1").activation) == every.run["data"]["inputs"]
+
+
 # -- on the command line ---------------------------------------------------------------------------
 
 Capture = pytest.CaptureFixture[str]
@@ -629,6 +666,18 @@ def test_the_command(model: Model, corpus: Path, tmp_path: Path, capsys: Capture
     assert main([*asked, "--json", "--show", "L0.N3"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["shown"] == [found.of("L0.N3").as_dict()] and said["made"] == 0
+
+
+def test_references_by_activation_are_shown_by_the_method_that_is_asked(
+    model: Model, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed, of = [], Asked.of
+    monkeypatch.setattr(Asked, "of", lambda self, *more: handed.append(self) or of(self, *more))
+    asked = command(corpus, tmp_path / "run", "--parts", "L0.H1", "--by", "activation")
+    how = ["--method", "lxt-explicit", "--eps", "0.25", "--seed", "probability", "--show", "L0.H1"]
+    assert main([*asked, *how]) == 0
+    (one,) = handed
+    assert one.method == chosen("lxt-explicit", eps=0.25) and one.seed == "probability"
 
 
 def test_a_page_of_pictures_and_of_a_decoder(tmp_path: Path) -> None:
