@@ -62,6 +62,7 @@ def add(commands: Any) -> None:
     summary = "what passed relevance to what, as a graph"
     p = add_command(commands, "graph", summary, run, description=_ABOUT, more=lambda: _MORE)
     options.explaining(p)
+    options.edits(p)
     g = p.add_argument_group("the graph")
     g.add_argument(
         "--fraction",

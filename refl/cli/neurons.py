@@ -63,6 +63,7 @@ def add(commands: Any) -> None:
     summary = "the neurons, heads and blocks that carry most relevance"
     p = add_command(commands, "neurons", summary, run, description=_ABOUT, more=lambda: _MORE)
     options.explaining(p)
+    options.edits(p)
     _add_ranking(p.add_argument_group("what to rank, and how"))
 
 

@@ -93,6 +93,7 @@ def add(commands: Any) -> None:
     options.dtype(g, "of the computation")
     options.device(g)
     options.ignore(g)
+    options.edits(g)
     options.how(p.add_argument_group("how relevance is found"))
     corpus.spread(p.add_argument_group("the work"), SHARD)
 

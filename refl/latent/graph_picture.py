@@ -81,7 +81,8 @@ class _Picture:
     def drawn(self) -> Drawing:
         title = self.letters(f"{quantity(self.graph.explanation)} = {self._amount(self._whole)}")
         parts: list[Part] = [Words(MARGIN, MARGIN + SIZE, title, SIZE, bold=True)]
-        about = self.graph.explanation.about.get("model", ""), self.graph.explanation.method.title
+        e = self.graph.explanation
+        about = (e.about.get("model", ""), "edited" * ("edits" in e.about), e.method.title)
         said = self.letters(shorten(" · ".join(one_line(a) for a in about if a), 60))
         parts.append(Words(MARGIN, MARGIN + SIZE + 11, said, SMALL + 1, GRAY))
         parts += [*self._rules(), *self._curves()]

@@ -11,7 +11,8 @@ from refl.show.account import quantity
 from refl.show.colors import ink
 from refl.show.lines import Line, Span, grid, paragraph, plain
 from refl.show.numbers import adding_up, amount, decimals, error, percent, strongest
-from refl.show.text import one_line, printable, shorten, visible
+from refl.show.terminal import about
+from refl.show.text import printable, shorten, visible
 
 ROWS = 15
 """Of nodes, and of edges."""
@@ -29,13 +30,12 @@ def text(graph: Nodes, width: int = 100) -> str:
 def lines(graph: Nodes, width: int, rows: int = ROWS) -> list[Line]:
     """The whole view."""
     e, places = graph.explanation, decimals(abs(graph.output.relevance), DIGITS)
-    about = (e.about.get("model", ""), e.about.get("dtype", ""), e.method.title)
     said = f"{quantity(e)} = {amount(graph.output.relevance, places)}"
     nodes = sorted(graph.inner, key=lambda node: -abs(node.relevance))[:rows]
     edges = graph.strongest(most=rows)
     return [
         *paragraph(said, width, "bold", indent=""),
-        *paragraph(" · ".join(one_line(a) for a in about if a), width, "dim", indent=""),
+        *paragraph(about(e), width, "dim", indent=""),
         [],
         *_account(graph),
         [],

@@ -66,16 +66,21 @@ def terminal(e: Explanation, width: int = 80) -> list[Line]:
 
 def head(e: Explanation, width: int) -> list[Line]:
     """What is explained, and by what."""
-    about = [
+    return [
+        *paragraph(f"{quantity(e)} = {amount(e.explained, 4)}", width, "bold", indent=""),
+        *paragraph(facts(e), width, indent=""),
+        *paragraph(about(e), width, "dim", indent=""),
+    ]
+
+
+def about(e: Explanation) -> str:
+    """Model, what is unusual in the run, and the method, on one line."""
+    said = [
         *(e.about.get(key, "") for key in ("model", "architecture", "dtype")),
         *(f"{what}: {names}" for what, names in e.about.items() if _is_unusual(what)),
         e.method.title,
     ]
-    return [
-        *paragraph(f"{quantity(e)} = {amount(e.explained, 4)}", width, "bold", indent=""),
-        *paragraph(facts(e), width, indent=""),
-        *paragraph(" · ".join(one_line(a) for a in about if a), width, "dim", indent=""),
-    ]
+    return " · ".join(one_line(one) for one in said if one)
 
 
 def _is_unusual(what: str) -> bool:

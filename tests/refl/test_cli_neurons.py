@@ -183,3 +183,11 @@ def test_help_teaches(capsys: Capture) -> None:
     said = answer(capsys, "neurons", "--help")
     for words in ("examples:", "--paths", "L3.N17", "received + returned  =", "attention sink"):
         assert words in said
+
+
+def test_of_a_model_with_edits(capsys: Capture) -> None:
+    edited = refl.load().with_edits({"L3.N132": refl.off})
+    found = json.loads(answer(capsys, *ASKED, "--edit", "L3.N132=off", "--top", "2", "--json"))
+    rows = edited.explain(TEXT, contrast=("are", "is")).top(k=2)
+    assert [row["name"] for row in found["ranking"]["rows"]] == [row.name for row in rows]
+    assert "L3.N132" not in [row.name for row in rows]

@@ -695,3 +695,10 @@ def test_progress_is_told() -> None:
     g = graph(random_model(LLAMA, 1), [1, 2, 3], most=4, progress=lambda *step: told.append(step))
     steps = [step for step in told if step[0] == "graph"]
     assert steps[-1] == ("graph", len(g.inner) + 1, len(g.inner) + 1)
+
+
+def test_an_edited_model_says_so() -> None:
+    found = graph(refl.load().with_edits({"L3.N132": refl.off}), "the keys", most=3)
+    assert "edits: model.layers.3.mlp.down_proj.input: Edit(factor=0.0" in str(found)
+    assert "shipped · edited · attnlrp" in found.svg()
+    assert "edits" in found.json()
