@@ -126,7 +126,7 @@ def _write(graph: Graph, args: argparse.Namespace) -> None:
 
 
 def _answer(graph: Graph, args: argparse.Namespace) -> None:
-    from refl.latent.graph_table import lines
+    from refl.latent.graph.table import lines
 
     if args.json:
         print_json(graph.as_dict())

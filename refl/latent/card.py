@@ -27,9 +27,9 @@ from refl.evaluation.subject import Item, Subject
 from refl.explanation import Explanation
 from refl.io.shipped import SHIPPED, fingerprint
 from refl.latent.effects import Effect, effect
-from refl.latent.histograms import Histogram
 from refl.latent.projection import Projection, project
 from refl.latent.references import Reference, References, references
+from refl.latent.references.histograms import Histogram
 from refl.methods import Table, chosen
 from refl.model import Model
 from refl.network import Reading

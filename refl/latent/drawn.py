@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from refl.explanation import Explanation
-from refl.latent.histograms import Histogram
+from refl.latent.references.histograms import Histogram
 from refl.show.account import all_scores, joiner, rows_of_tokens, scores
 from refl.show.colors import level
 from refl.show.markup import Markup, joined, tag

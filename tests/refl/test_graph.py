@@ -20,10 +20,11 @@ import refl
 from refl.cli import main
 from refl.conditions import Conditions
 from refl.errors import ReflError
-from refl.latent import graph_file, graph_picture
 from refl.latent.graph import Graph, graph, tracing
-from refl.latent.graph_nodes import Node, fewest
-from refl.latent.graph_sweeps import refuse_not_finite
+from refl.latent.graph import file as graph_file
+from refl.latent.graph import picture as graph_picture
+from refl.latent.graph.nodes import Node, fewest
+from refl.latent.graph.sweeps import refuse_not_finite
 from refl.methods import chosen, under
 from refl.model import Model
 from refl.question import Question

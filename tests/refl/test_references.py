@@ -27,9 +27,6 @@ from refl.components import Part
 from refl.errors import ReflError
 from refl.evaluation.workers import InThisProcess
 from refl.io.images import Preparation, pillow
-from refl.latent.best import Best
-from refl.latent.heatmaps import Asked
-from refl.latent.histograms import BINS, FINEST, LEAST, Histograms, exact_sums
 from refl.latent.references import (
     RANKINGS,
     PartReferences,
@@ -38,8 +35,11 @@ from refl.latent.references import (
     _ranges,
     references,
 )
-from refl.latent.selection import selected
-from refl.latent.shown import Shown, _coarser, html, lines
+from refl.latent.references.best import Best
+from refl.latent.references.heatmaps import Asked
+from refl.latent.references.histograms import BINS, FINEST, LEAST, Histograms, exact_sums
+from refl.latent.references.selection import selected
+from refl.latent.references.shown import Shown, _coarser, html, lines
 from refl.methods import chosen
 from refl.model import Model, load
 from refl.rules.composites import Composite

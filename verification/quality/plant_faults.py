@@ -1391,7 +1391,7 @@ FAULTS: tuple[Fault, ...] = (
     # -- reference inputs --------------------------------------------------------------------------
     Fault(
         "references-in-padding",
-        "refl/latent/runs.py",
+        "refl/latent/references/runs.py",
         "return at, at < sizes[:, None]",
         "return at, at >= 0",
         "tests/refl/test_references.py::test_the_plain_loop[llama]",
@@ -1399,7 +1399,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "references-ties-by-batch",
-        "refl/latent/best.py",
+        "refl/latent/references/best.py",
         "np.lexsort((positions, lines, -values), axis=-1)",
         "np.lexsort((-values,), axis=-1)",
         "tests/refl/test_references.py::test_the_best_are_those_of_a_sorted_list",
@@ -1407,7 +1407,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "references-rows-of-an-expert",
-        "refl/latent/runs.py",
+        "refl/latent/references/runs.py",
         "np.take_along_axis(a, order, axis=1) for a in (x, r)",
         "a for a in (x, r)",
         "tests/refl/test_references.py::test_the_plain_loop[mixtral]",
@@ -1415,7 +1415,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "histogram-bins-from-the-first",
-        "refl/latent/histograms.py",
+        "refl/latent/references/histograms.py",
         "places = ((self.first[:, None] + np.arange(BINS)) >> shift) - first[:, None]",
         "places = np.arange(BINS) >> shift",
         "tests/refl/test_references.py::"
@@ -1483,7 +1483,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "node-starts-whole-site",
-        "refl/latent/graph_sweeps.py",
+        "refl/latent/graph/sweeps.py",
         "        seed[place.index] = whole[place.index]",
         "        seed[...] = whole",
         "tests/refl/test_graph.py::test_edges_are_derivatives_of_the_surrogate[llama]",

@@ -20,7 +20,7 @@ from refl.batching import grouped
 from refl.components import Attention
 from refl.errors import ReflError, argument
 from refl.explainer import Explainer, lengths
-from refl.latent.selection import Group
+from refl.latent.references.selection import Group
 from refl.model import Model
 from refl.network import CLASSIFIES, Reading
 from refl.question import Forward, Question, Target

@@ -15,8 +15,8 @@ from refl.errors import ReflError, shown
 from refl.evaluation.corpus import reading_of
 from refl.evaluation.data import Line, Record, lines, parsed, survey
 from refl.explanation import Explanation
-from refl.latent.runs import activations
-from refl.latent.selection import Group
+from refl.latent.references.runs import activations
+from refl.latent.references.selection import Group
 from refl.methods import Method, Table, under
 from refl.model import Model
 from refl.network import Reading

@@ -3,9 +3,9 @@ and heads of attention, to the tokens, or to the patches of a picture.
 
     g = refl.latent.graph.graph(model, "the keys to the cabinet", contrast=("are", "is"))
     print(g)                      the strongest nodes and edges, and what adds up
-    g.nodes, g.edges              refl.latent.graph_nodes says what they are and what they satisfy
-    g.json()                      for viewers of attribution graphs (refl.latent.graph_file)
-    g.svg(), g.pdf()              a picture (refl.latent.graph_picture)
+    g.nodes, g.edges              refl.latent.graph.nodes says what they are and what they satisfy
+    g.json()                      for viewers of attribution graphs (refl.latent.graph.file)
+    g.svg(), g.pdf()              a picture (refl.latent.graph.picture)
 
 Relevance that flows through neurons and heads is that of Achtibat et al. 2023 (concept relevance
 propagation, arXiv 2206.03208, with section 4.3 of AttnLRP, arXiv 2402.05602); graphs of what passed
@@ -21,9 +21,9 @@ from typing import Any
 
 from refl import arguments, errors
 from refl.errors import ReflError, argument
-from refl.latent import graph_file, graph_picture, graph_table
-from refl.latent.graph_nodes import INNER, Edge, Node, Nodes
-from refl.latent.graph_sweeps import Tracing
+from refl.latent.graph import file, picture, table
+from refl.latent.graph.nodes import INNER, Edge, Node, Nodes
+from refl.latent.graph.sweeps import Tracing
 from refl.methods import Method, Table, chosen
 from refl.model import Model
 from refl.rules.composites import Composite
@@ -42,19 +42,19 @@ class Graph(Nodes):
     """A graph, with its views."""
 
     def __str__(self) -> str:
-        return graph_table.text(self)
+        return table.text(self)
 
     def json(self) -> str:
         """For Neuronpedia and other viewers of attribution graphs: a file of their schema."""
-        return graph_file.text(self)
+        return file.text(self)
 
     def svg(self) -> str:
         """A picture: tokens at the bottom, the output on top."""
-        return graph_picture.svg(self)
+        return picture.svg(self)
 
     def pdf(self) -> bytes:
         """The same as PDF. Raises ReflError where matplotlib (the extra `figures`) is not there."""
-        return graph_picture.pdf(self)
+        return picture.pdf(self)
 
 
 def graph(

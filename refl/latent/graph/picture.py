@@ -17,7 +17,7 @@ from functools import cached_property
 from itertools import chain
 from textwrap import wrap
 
-from refl.latent.graph_nodes import Node, Nodes
+from refl.latent.graph.nodes import Node, Nodes
 from refl.show import drawing
 from refl.show.account import legend, quantity
 from refl.show.colors import LEVELS, Color, background, foreground, level

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 
-from refl.latent.graph_nodes import Edge, Node, Nodes
+from refl.latent.graph.nodes import Edge, Node, Nodes
 from refl.show.account import quantity
 from refl.show.colors import ink
 from refl.show.lines import Line, Span, grid, paragraph, plain

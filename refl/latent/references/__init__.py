@@ -39,12 +39,12 @@ from refl.evaluation.data import Line, Record, parsed
 from refl.evaluation.shards import Folder
 from refl.evaluation.workers import Pool, not_both
 from refl.explanation import Explanation
-from refl.latent import runs
-from refl.latent.best import Best
-from refl.latent.heatmaps import Asked
-from refl.latent.histograms import Histogram, Histograms
-from refl.latent.runs import Ran, Rows
-from refl.latent.selection import Group, selected
+from refl.latent.references import runs
+from refl.latent.references.best import Best
+from refl.latent.references.heatmaps import Asked
+from refl.latent.references.histograms import Histogram, Histograms
+from refl.latent.references.runs import Ran, Rows
+from refl.latent.references.selection import Group, selected
 from refl.methods import Method, Table, chosen
 from refl.model import Model
 from refl.network import Reading
@@ -139,8 +139,8 @@ def references(
 ) -> References:
     """Goes once over every line of a file (refl.evaluation.data), into a folder.
 
-    parts        names (refl.latent.selection): L2 for all neurons of a block, L2.N17, L2.H*; by
-                 default every neuron of the net
+    parts        names (`selection` beside this file): L2 for all neurons of a block, L2.N17, L2.H*;
+                 by default every neuron of the net
     k            how many references each has
     by           "activation", "relevance", or both; activation alone takes no sweep
     method       a table of rules, with seed, eps, stabilizer and options as in Model.explain: what

@@ -34,7 +34,7 @@ import math
 import re
 from typing import Any
 
-from refl.latent.graph_nodes import Node, Nodes
+from refl.latent.graph.nodes import Node, Nodes
 from refl.show.account import joiner
 from refl.version import __version__
 

@@ -1,4 +1,4 @@
-"""The sweeps that a graph is made of (refl.latent.graph_nodes says what it is).
+"""The sweeps that a graph is made of (refl.latent.graph.nodes says what it is).
 
 One sweep of the whole net has the relevance of every neuron, head and input, and nodes are chosen
 by it. Then from the output and from each chosen node, from above to below, a sweep that starts with
@@ -24,7 +24,7 @@ from refl.components import Attention, Mlp, site_of
 from refl.errors import ReflError, argument
 from refl.explainer import Explainer
 from refl.explanation import Explanation, Sites
-from refl.latent.graph_nodes import INNER, Edge, Node, Nodes, fewest
+from refl.latent.graph.nodes import INNER, Edge, Node, Nodes, fewest
 from refl.methods import Table
 from refl.network import Reading
 from refl.question import Forward, Question, Target

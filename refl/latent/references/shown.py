@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from refl.explanation import Explanation
 from refl.latent.drawn import histogram, reference, style
-from refl.latent.histograms import Histogram
 from refl.latent.references import PartReferences, Reference
+from refl.latent.references.histograms import Histogram
 from refl.show.account import all_scores, joiner, rows_of_tokens
 from refl.show.colors import level, token_style
 from refl.show.lines import Line, paragraph, width_of
