@@ -14,7 +14,7 @@ from refl.errors import shown
 
 if TYPE_CHECKING:
     from refl.latent.references import References
-    from refl.latent.references.shown import Shown
+    from refl.latent.references.page import Shown
     from refl.model import Model
 
 SHARD = 256
@@ -166,7 +166,7 @@ def _refuse_strange(model: Model, args: argparse.Namespace) -> None:
 
 
 def _explained(found: References, model: Model, name: str, args: argparse.Namespace) -> Shown:
-    from refl.latent.references.shown import Shown
+    from refl.latent.references.page import Shown
 
     rankings, how = found.run["options"]["by"], _how(args)
     return Shown(
@@ -187,14 +187,14 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _page(found: References, every: list[Shown]) -> bytes:
-    from refl.latent.references.shown import html
+    from refl.latent.references.page import html
 
     model, data = found.run["model"]["name"] or "a model", found.run["data"]
     return html(every, f"{model}, {data['inputs']} inputs.").encode()
 
 
 def _answer(found: References, every: list[Shown], args: argparse.Namespace) -> None:
-    from refl.latent.references.shown import lines
+    from refl.latent.references.page import lines
 
     assert found.done is not None
     done = found.done

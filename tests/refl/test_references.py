@@ -38,8 +38,8 @@ from refl.latent.references import (
 from refl.latent.references.best import Best
 from refl.latent.references.heatmaps import Asked
 from refl.latent.references.histograms import BINS, FINEST, LEAST, Histograms, exact_sums
+from refl.latent.references.page import Shown, _coarser, html, lines
 from refl.latent.references.selection import selected
-from refl.latent.references.shown import Shown, _coarser, html, lines
 from refl.methods import chosen
 from refl.model import Model, load
 from refl.rules.composites import Composite
