@@ -132,8 +132,9 @@ class Components:
     def _strange(self, name: Any) -> ReflError:
         labels = [b.label for b in self.blocks]
         near = ", ".join(nearest(str(name), [*self.examples(), *labels], 3)) or "none"
+        said = shown(name) or "''" if isinstance(name, str) else repr(type(name).__name__)
         return ReflError(
-            f"{shown(name) if isinstance(name, str) else repr(type(name).__name__)} names no "
+            f"{said} names no "
             "neuron, head or block of this model: expected one such as "
             f"{', '.join(self.examples())} (nearest: {near})"
         )
