@@ -183,3 +183,10 @@ def test_help_teaches(capsys: Capture) -> None:
     said = answer(capsys, "neurons", "--help")
     for words in ("examples:", "--paths", "L3.N17", "received + returned  =", "attention sink"):
         assert words in said
+
+
+def test_of_each_position_neurons_are_not_counted_as_more_than_there_are(
+    capsys: Capture, e: refl.Explanation
+) -> None:
+    out = answer(capsys, *ASKED, "--over", "each", "--top", "1")
+    assert f"1 of {704 * len(e.tokens)} pairs of neuron and token by the size" in out
