@@ -159,12 +159,21 @@ def ranked(
         of += int(_of_sign(values.ravel(), sign).sum())
         for i in _first(values.ravel(), k, sign):
             number, at = divmod(i, values.shape[1])
-            row = int(abs(r[:, number]).argmax()) if rows is None else rows[at]
+            row = _strongest(r[:, number], where.tokens(place.site)) if rows is None else rows[at]
             value = float(values[number, at])
             found.append(_Entry((-abs(value), order, i), place, value, number, row))
         found = sorted(found, key=lambda one: one.key)[:k]
     several = tuple(_row(e, entry, by, over, where) for entry in found)
     return Ranking(several, by, over, pattern, sign, of, e.what, e.explained)
+
+
+def _strongest(r: Any, tokens: Sequence[int] | None) -> int:  # (rows,)
+    """The row of the largest |R|, of equal ones that of the earliest token: an expert has the
+    tokens in the order in which they chose it.
+    """
+    size = abs(r)
+    equal = [int(row) for row in (size == size.max()).nonzero()[0]]
+    return equal[0] if tokens is None else min(equal, key=lambda row: tokens[row])
 
 
 def _checked(by: Any, k: Any, over: Any, sign: Any) -> tuple[str, int, Over, str]:
@@ -198,7 +207,8 @@ def _at_tokens(
         lengths.add(length)
         if isinstance(over, str) or -length <= over < length:
             wanted = tokens if isinstance(over, str) else [over % length]
-            found.append((place, [row for row, t in enumerate(tokens) if t in wanted]))
+            rows = [row for row, t in enumerate(tokens) if t in wanted]
+            found.append((place, sorted(rows, key=tokens.__getitem__)))  # an expert's have another
     if not found:
         raise _outside(every[0], over, lengths)
     return found

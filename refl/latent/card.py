@@ -28,12 +28,12 @@ from refl.explanation import Explanation
 from refl.io.shipped import SHIPPED, fingerprint
 from refl.latent.effects import Effect, effect
 from refl.latent.projection import Projection, project
-from refl.latent.references import Reference, References, references
+from refl.latent.references import Reference, References, references, runs
 from refl.latent.references.histograms import Histogram
 from refl.methods import Table, chosen
 from refl.model import Model
 from refl.network import Reading
-from refl.question import Progress
+from refl.question import Progress, Question
 
 CORPUS = SHIPPED / "evidence.jsonl"
 """The held-out sentences of the model that ships with refl."""
@@ -263,16 +263,36 @@ class _Asked:
     # -- references --------------------------------------------------------------------------------
 
     def references(self, folder: str | Path | References | None) -> References | None:
-        """Those that there are, or else found now."""
-        if isinstance(folder, References) or self.corpus is None:
-            return folder if isinstance(folder, References) else None
+        """Those that there are, or else found now. Raises ReflError for those of another method,
+        or of another number of lines.
+        """
+        if self.corpus is None:
+            return None
+        if isinstance(folder, References):
+            return self._fitting(folder)
         if folder is None:
             with TemporaryDirectory() as temporary:
                 return self._found(temporary)
         try:
-            return References.read(folder)
+            found = References.read(folder)
         except ReflError:  # there is none, or it has not been finished
             return self._found(folder)
+        return self._fitting(found)
+
+    def _fitting(self, found: References) -> References:
+        method, inputs = found.run["options"]["method"], found.run["data"]["inputs"]
+        mine = runs.fitted(Question(self.model), self.method.composite).as_dict()
+        if method is not None and method["hash"] != mine["hash"]:
+            raise ReflError(
+                f"the references of {shown(found.folder)} were found by {shown(method['name'])}, "
+                f"and {argument('method')} is {self.method.name}: give that one, or find them anew"
+            )
+        if self.limit is not None and sum(1 for _ in self._lines(self.limit)) != inputs:
+            raise ReflError(
+                f"the references of {shown(found.folder)} are those of {inputs} lines, and "
+                f"{argument('limit')} is {self.limit}: leave it out, or find them anew"
+            )
+        return found
 
     def _found(self, folder: str | Path) -> References:
         assert self.corpus is not None
@@ -305,12 +325,12 @@ class _Asked:
     def _items(self, numbers: Iterable[int]) -> list[Item]:
         """Of lines of the corpus by their numbers, in that order."""
         wanted = list(numbers)
-        found = {line.number: line for line in self._lines() if line.number in set(wanted)}
+        found = {line.number: line for line in self._lines(None) if line.number in set(wanted)}
         return [parsed(found[n]).settled(self.model) for n in wanted]
 
-    def _lines(self) -> Iterator[Any]:
+    def _lines(self, limit: int | None) -> Iterator[Any]:
         assert self.corpus is not None
-        return lines(self.corpus, self.limit)
+        return lines(self.corpus, limit)
 
     # -- the example -------------------------------------------------------------------------------
 
@@ -359,11 +379,12 @@ class _Asked:
     def _effects(self, found: References | None, own: Item | None) -> list[tuple[str, Effect]]:
         measured = []
         if found is not None:
-            numbers = _spread([line.number for line in self._lines()], self.inputs)
+            every = [line.number for line in self._lines(found.run["data"]["inputs"])]
+            numbers = _spread(every, self.inputs)
             measured.append((f"{len(numbers)} lines, spread over the file", self._items(numbers)))
-            best = [r.line for r in found.of(self.part.name).relevance[: self.k]]
+            best = dict.fromkeys(r.line for r in found.of(self.part.name).relevance[: self.k])
             words = f"the {len(best)} lines where it is most relevant"
-            measured += [(words, self._items(dict.fromkeys(best)))] if best else []
+            measured += [(words, self._items(best))] if best else []
         if own is not None:
             measured.append(("the example", [own]))
         return [(words, self._effect(words, items)) for words, items in measured]

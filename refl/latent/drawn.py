@@ -21,6 +21,7 @@ from refl.show.pairs import level_class
 
 _STYLE = """\
 :where(.refl) .text .at { outline: 2px solid var(--ink); outline-offset: -1px }
+:where(.refl) .tight .at { margin: 0 3px; outline-offset: 1px }
 :where(.refl) .reference { margin: 0 0 .9rem }
 :where(.refl) .reference .text { font-size: 1rem; line-height: 1.6 }
 :where(.refl) .reference p { margin: 0; font-size: .85rem }

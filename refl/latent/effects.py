@@ -149,7 +149,9 @@ class Effect:
     def _said(self) -> list[Line]:
         where = "" if self.positions == "all" else f" at positions {self.positions}"
         several = f" (mean over {len(self.inputs)} inputs)" if self.over == "inputs" else ""
-        what = self.what[0] if len(set(self.what)) == 1 else f"{self.what[0]} (of each its own)"
+        what = self.what[0]
+        if len(set(self.what)) > 1:
+            what = f"what each input explains, such as {what}"
         return [
             [(printable(f"{self._parts}: {self.change}{where}"), "bold")],
             [(printable(f"f, {what}, is {self.before.mean():.6g}{several}"), "")],

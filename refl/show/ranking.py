@@ -98,11 +98,13 @@ def _tight(line: Line) -> Line:
 
 def _title(ranking: Ranking) -> str:
     over = ranking.over
-    where = {"positions": "summed over positions", "each": "at each position by itself"}
+    where = {"positions": "summed over positions", "each": "each by itself"}
     of = f" at {printable(ranking.pattern)}" if ranking.pattern is not None else ""
     sign = "" if ranking.sign == "both" else f"{ranking.sign} "
     said = where.get(str(over), f"at token {over}")
     what = f"{sign}{_kind(ranking)}s{of}"
+    if over == "each":  # as many as there are neurons, times tokens
+        what = f"{sign}pairs of {_kind(ranking)} and token{of}"
     return f"{len(ranking)} of {ranking.of} {what} by the size of their relevance, {said}"
 
 

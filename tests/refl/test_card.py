@@ -367,3 +367,30 @@ def test_the_json_of_one(head: Card) -> None:
     assert head.scores is not None
     assert said["scores"]["sum"] == head.scores.total
     assert len(said["projections"]) == 2 and len(said["effects"]) == 3
+
+
+# -- references that there are ---------------------------------------------------------------------
+
+
+def test_references_of_another_method_or_of_other_lines_are_refused(tmp_path: Path) -> None:
+    model, few = refl.load(), FEW | {"draws": 0}
+    found = references(model, cards.CORPUS, tmp_path, "L2.N17", 2, limit=12)
+    with pytest.raises(ReflError, match=r"found by attnlrp, and method is input-x-gradient"):
+        card(model, "L2.N17", tmp_path, method="input-x-gradient", **few)
+    for folder in (tmp_path, found):
+        with pytest.raises(ReflError, match=r"those of 12 lines, and limit is 3"):
+            card(model, "L2.N17", folder, **few | {"limit": 3})
+
+
+def test_a_card_is_of_the_lines_of_its_references(tmp_path: Path) -> None:
+    """However many more the file has; and a line that is there twice is one line."""
+    model = refl.load()
+    references(model, cards.CORPUS, tmp_path, "L2.N17", 5, limit=4, every_position=True)
+    made = card(model, "L2.N17", tmp_path, inputs=20, draws=0)
+    assert made.references is not None and made.effects is not None
+    best = {one.reference.line for one in made.references["relevance"]}
+    assert len(best) < len(made.references["relevance"])  # so that it is tested
+    (words, spread), (most, relevant) = made.effects
+    assert (words, len(spread.inputs)) == ("4 lines, spread over the file", 4)
+    assert most == f"the {len(best)} lines where it is most relevant"
+    assert len(relevant.inputs) == len(best)

@@ -191,3 +191,10 @@ def test_of_a_model_with_edits(capsys: Capture) -> None:
     rows = edited.explain(TEXT, contrast=("are", "is")).top(k=2)
     assert [row["name"] for row in found["ranking"]["rows"]] == [row.name for row in rows]
     assert "L3.N132" not in [row.name for row in rows]
+
+
+def test_of_each_position_neurons_are_not_counted_as_more_than_there_are(
+    capsys: Capture, e: refl.Explanation
+) -> None:
+    out = answer(capsys, *ASKED, "--over", "each", "--top", "1")
+    assert f"1 of {704 * len(e.tokens)} pairs of neuron and token by the size" in out

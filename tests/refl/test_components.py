@@ -254,3 +254,8 @@ def test_a_name_of_another_spelling_is_another_name() -> None:
     with pytest.raises(ReflError, match="names no neuron"):
         model_of("llama").components.part("L1.N03")
     assert re.fullmatch(r"L1\.N3", model_of("llama").components.part("L1.N3").name)
+
+
+def test_an_empty_name_is_quoted() -> None:
+    with pytest.raises(ReflError, match=r"^'' names no neuron"):
+        random_model(ARCHITECTURES["llama"], 0).components.part("")

@@ -323,3 +323,11 @@ def test_pictures() -> None:
     before, after = logits(model, item), logits(edited, item)
     expected = (after[1] - after[0]) - (before[1] - before[0])
     assert np.abs(found.measured - expected).max() < 4e3 * FLOAT64
+
+
+def test_of_inputs_that_explain_different_things_one_is_named_as_an_example() -> None:
+    model = random_model(LLAMA, 0)
+    found = effect(model, [[1, 2, 3], [4, 5, 6, 7]], "L0.N2", target=[1, 2], draws=0)
+    assert f"f, what each input explains, such as {found.what[0]}, is" in str(found)
+    alike = effect(model, [[1, 2, 3], [4, 5, 6, 7]], "L0.N2", target=[1, 1], draws=0)
+    assert f"f, {alike.what[0]}, is" in str(alike)

@@ -126,7 +126,7 @@ def every_neuron(e: Explanation, name: str) -> Iterator[tuple[str, int, int, flo
             r, z, tokens = e[mlp.neurons], e.activation(mlp.neurons), tokens_of(e, mlp, name)
             assert len(tokens) == len(r)
             for n in range(mlp.width):
-                for row, t in enumerate(tokens):
+                for t, row in sorted((t, row) for row, t in enumerate(tokens)):
                     yield f"{mlp.label}.N{n}", n, t, float(r[row, n]), float(z[row, n])
 
 
