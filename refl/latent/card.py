@@ -382,7 +382,8 @@ class _Asked:
             every = [line.number for line in self._lines(found.run["data"]["inputs"])]
             numbers = _spread(every, self.inputs)
             measured.append((f"{len(numbers)} lines, spread over the file", self._items(numbers)))
-            best = dict.fromkeys(r.line for r in found.of(self.part.name).relevance[: self.k])
+            ranked = found.of(self.part.name).relevance[: self.k]
+            best = dict.fromkeys(r.line for r in ranked if r.value > 0)
             words = f"the {len(best)} lines where it is most relevant"
             measured += [(words, self._items(best))] if best else []
         if own is not None:

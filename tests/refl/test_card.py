@@ -394,3 +394,14 @@ def test_a_card_is_of_the_lines_of_its_references(tmp_path: Path) -> None:
     assert (words, len(spread.inputs)) == ("4 lines, spread over the file", 4)
     assert most == f"the {len(best)} lines where it is most relevant"
     assert len(relevant.inputs) == len(best)
+
+
+def test_a_line_without_relevance_is_none_where_it_is_most_relevant(tmp_path: Path) -> None:
+    """A neuron that is off has no relevance anywhere: its effects are of lines spread over the
+    file alone.
+    """
+    file = tmp_path / "corpus.jsonl"
+    file.write_text("".join(f'{{"text": "the {word}"}}\n' for word in ("keys", "key", "cats")))
+    off = refl.load().with_edits({"L2.N17": refl.off})
+    found = card(off, "L2.N17", file=file, inputs=2, draws=0)
+    assert [words for words, _ in found.effects] == ["2 lines, spread over the file"]
