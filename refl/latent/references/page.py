@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from refl.explanation import Explanation
-from refl.latent.drawn import histogram, reference, style
+from refl.latent.drawn import COUNTS, histogram, reference, style
 from refl.latent.references import PartReferences, Reference
 from refl.latent.references.histograms import Histogram
 from refl.show.account import all_scores, joiner, rows_of_tokens
@@ -152,6 +152,7 @@ def section(shown: Shown) -> Markup:
         tag("h2", found.name),
         tag("p", numbers(found.histogram), class_="note"),
         histogram(found.histogram),
+        tag("p", COUNTS, class_="note"),
         *(
             joined([
                 tag("h3", TITLES[ranking]),
