@@ -33,6 +33,8 @@ def _band(found: Switching, number: str, ranking: str) -> Band:
     return Band(ranking, found.k, [m.mean for m in means], low, high, beside)
 
 
-def figure(found: Sequence[tuple[str, Switching]], kind: str = "svg") -> bytes:
+def figure(
+    found: Sequence[tuple[str, Switching]], kind: str = "svg", letters: str = "path"
+) -> bytes:
     """A row for each, under its title. Raises ReflError as `refl.show.bands.panels`."""
-    return panels([row(one, title) for title, one in found], x=X, kind=kind)
+    return panels([row(one, title) for title, one in found], x=X, kind=kind, letters=letters)

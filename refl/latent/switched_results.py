@@ -4,11 +4,12 @@ differences, and the table of them (refl.latent.switching says what the numbers 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from refl.evaluation.statistics import Difference, best, interval, paired, summary
+from refl.evaluation.statistics import Difference, best, fewest, interval, paired, summary
 from refl.show.lines import Line, Span, grid, paragraph, plain
 from refl.show.text import printable
 
@@ -161,8 +162,8 @@ class Switching:
             note += (
                 f" beside: {self.draws} draws of as many random neurons of the same MLPs, none of "
                 "those chosen; * where the interval of the paired difference from them excludes 0, "
-                "** where those from every other ranking say that it is the best. random: of the "
-                "whole net."
+                "above or below, ** where those from every other ranking say that it is the best "
+                f"(both of {fewest(LEVEL)} inputs or more). random: of the whole net."
             )
         return note
 
@@ -191,9 +192,8 @@ class Switching:
         stars = [self._stars(number, ranking, k) for number in NUMBERS]
         cells = [
             *(str(k), ranking),
-            *(f"{flips.mean:.1%}{stars[0]}", f"{flips.low:.1%} to {flips.high:.1%}", beside[0]),
-            f"{change.mean:+z.2f}{stars[1]}",
-            *(f"{change.low:+z.2f} to {change.high:+z.2f}", beside[1]),
+            *(f"{flips.mean:.1%}{stars[0]}", _between(flips, ".1%"), beside[0]),
+            *(f"{change.mean:+z.2f}{stars[1]}", _between(change, "+z.2f"), beside[1]),
         ]
         styles = [
             "",
@@ -213,7 +213,8 @@ class Switching:
             return "  "
         if self.best(number, k) == (ranking, True):
             return "**"
-        return "* " if self.less_beside(number, ranking, k).excludes_0 else "  "
+        less = self.less_beside(number, ranking, k)
+        return "* " if less.excludes_0 and less.count >= fewest(LEVEL) else "  "
 
     # -- for a file --------------------------------------------------------------------------------
 
@@ -247,6 +248,11 @@ class Switching:
                 row[f"{number}_beside"] = vars(self.mean(number, ranking, k, True))
                 row[f"{number}_less_beside"] = vars(self.less_beside(number, ranking, k))
         return row
+
+
+def _between(m: Mean, form: str) -> str:
+    """Its interval; of one input there is none."""
+    return "-" if math.isnan(m.low) else f"{m.low:{form}} to {m.high:{form}}"
 
 
 def _plain(value: Any) -> Any:

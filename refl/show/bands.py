@@ -46,8 +46,10 @@ class Panel:
     percent: bool = False
 
 
-def panels(rows: Sequence[Sequence[Panel]], *, x: str, kind: str) -> bytes:
+def panels(rows: Sequence[Sequence[Panel]], *, x: str, kind: str, letters: str = "path") -> bytes:
     """The file, of kind svg, pdf or png: rows of panels, one legend for all.
+
+    letters    of an SVG: "path" for outlines, "none" for text in the font of the viewer
 
     Raises ReflError for no panel, for an unknown kind, and where matplotlib (the extra `figures`)
     is not installed.
@@ -55,7 +57,7 @@ def panels(rows: Sequence[Sequence[Panel]], *, x: str, kind: str) -> bytes:
     kind = kind_of(kind)
     if not rows or not all(rows):
         raise ReflError(f"{argument('rows')} is empty: expected a panel or more")
-    with styled() as figure_of:
+    with styled(**{"svg.fonttype": letters}) as figure_of:
         most = max(map(len, rows))
         figure = figure_of((WIDE * most + 1.3, HIGH * len(rows)), layout="constrained")
         grid = figure.subplots(len(rows), most, squeeze=False)
@@ -102,7 +104,7 @@ def _band(axes: Any, band: Band, number: int, unit: float) -> None:
     axes.fill_between(band.at, low, high, color=color, alpha=0.15, lw=0)
     if len(band.beside):
         beside = unit * np.asarray(band.beside, dtype=float)
-        axes.plot(band.at, beside, color=color, linewidth=0.6, linestyle=":")
+        axes.plot(band.at, beside, color=color, linewidth=0.5)
 
 
 def _legend(figure: Any, axes: Any) -> None:
@@ -112,7 +114,7 @@ def _legend(figure: Any, axes: Any) -> None:
         loc="outside right upper",
         frameon=False,
         fontsize=7,
-        title="bands: 95 % intervals\nthin dots: random neurons\nof the same MLPs",
+        title="bands: 95 % intervals\nthin lines: random neurons\nof the same MLPs",
         title_fontsize=7,
         alignment="left",
         handlelength=3.4,

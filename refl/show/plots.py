@@ -56,11 +56,12 @@ def library(module: str = "matplotlib") -> Any:
 
 
 @contextmanager
-def styled() -> Iterator[Any]:
-    """Figures are made and saved within: matplotlib's own defaults, and STYLE on top."""
+def styled(**more: Any) -> Iterator[Any]:
+    """Figures are made and saved within: matplotlib's own defaults, STYLE on top, and `more`."""
     styles = library("matplotlib.style")
     known = library().rcParams
-    with styles.context(["default", {key: v for key, v in STYLE.items() if key in known}]):
+    style = {key: v for key, v in (STYLE | more).items() if key in known}
+    with styles.context(["default", style]):
         yield library("matplotlib.figure").Figure
 
 

@@ -459,3 +459,38 @@ def test_command_refuses(
     assert main(["switch", *arguments]) == 2
     printed = capsys.readouterr()
     assert words in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
+def test_command_counts_the_flips_of_a_plain_loop(capsys: pytest.CaptureFixture[str]) -> None:
+    """The printed percentages and changes, of sentences some of which flip."""
+    model, some = refl.load(), switched_inputs.shipped(6)
+    asked = ["switch", "--limit", "6", "--k", "48", "--draws", "0", "--by", "attnlrp", "activation"]
+    assert main(asked) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    printed = {row[1]: row for row in rows if row[:1] == ["48"]}
+    for by in ("attnlrp", "activation"):
+        flips, change = [], []
+        for item in some:
+            a, b = (model.output_id(word) for word in item.contrast or ())
+            names = largest(scores(model, item, by), 48)
+            z = [
+                one.logits(item.input).reshape(-1, one.logits(item.input).shape[-1])[-1]
+                for one in (model, model.with_edits(dict.fromkeys(names, refl.off)))
+            ]
+            before, after = (float(one[a]) - float(one[b]) for one in z)
+            assert before > 0
+            flips.append(after <= 0)
+            change.append(after - before)
+        assert printed[by][2] == f"{np.mean(flips):.1%}"
+        assert abs(float(printed[by][6]) - np.mean(change)) < 0.0051
+    assert printed["attnlrp"][2] not in ("0.0%", "100.0%")
+
+
+def test_few_inputs_have_no_stars_and_one_has_no_interval() -> None:
+    """Five differences have one sign by chance in one of 16 cases: more often than 5 %."""
+    model = model_of("llama")
+    for count, starred in ((1, False), (5, False), (6, True)):
+        text = str(switching(model, items(model, 6)[:count], ["attnlrp"], (8,), draws=3))
+        row = next(line for line in text.splitlines() if line.strip().startswith("8  attnlrp"))
+        assert ("*" in row) == starred and "nan" not in text
+        assert (" - " in row) == (count == 1)

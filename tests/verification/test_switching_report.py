@@ -32,6 +32,8 @@ def test_the_page_and_its_figure() -> None:
     assert len({line.count("|") for line in rows}) == 5  # five tables, each of one width
     drawn = [figure([("a & b", found), ("c", found)], "svg") for _ in range(2)]
     assert drawn[0] == drawn[1] and b"<svg" in drawn[0]
+    text_as_text = figure([("a & b", found)], letters="none")
+    assert b">a &amp; b<" in text_as_text and b">a &amp; b<" not in drawn[0]
     with pytest.raises(refl.ReflError, match="rows is empty"):
         panels([], x="k", kind="svg")
 

@@ -31,7 +31,8 @@ def main() -> None:
     if args.only:
         return
     said = f"refl {__version__}, NumPy {np.__version__}, float32, {datetime.date.today()}."
-    drawn = figure([(page.title(name, one), one) for name, (one, _) in found.items()])
+    titled = [(page.title(name, one), one) for name, (one, _) in found.items()]
+    drawn = figure(titled, letters="none")
     atomic_write(REPORTS / "switching.md", page.page(found, said).encode())
     atomic_write(REPORTS / "switching.svg", drawn)
 

@@ -22,11 +22,18 @@ switched together, and f is measured again: the logit of the answer less that of
 digit: less that of the class that comes next). **Flips** are the inputs whose answer is no more
 what it was, **change** is what f changes by. Inputs that are not answered so at first are left out.
 
+- shipped: its held-out sentences of subject-verb agreement; the answer is the verb's number.
+- babyllama105: sentences of Marvin and Linzen (2018), of those answered so at first. It reads
+  characters: the answer is the first character in which the two verbs differ (see the table of how
+  often it is right before taking its neurons for neurons of agreement).
+- vit_mnist_012_hf: digits 0, 1 and 2. Those in which neurons are switched off are twos alone: what
+  is ranked first there makes a 2 a 2. Those turned to the other answer are all three.
 - attnlrp, cp-lrp, input-x-gradient: the relevance of f at the neuron, summed over positions, with
   its sign: neurons that speak for the answer first. activation: the sum of |z|.
 - *switched off*: 0 at every position. *Turned to the other answer*: the mean value over the inputs
   whose answer is the other, of sentences at the explained position alone (ranking and change both),
-  of digits at each position.
+  of digits at each position. Rankings are by what a neuron is (relevance, or |z|), not by the
+  change that is predicted of turning it.
 - *Each input ranked by itself*: the ranking is of the input that is switched. *One ranking*: the
   mean over one half of the inputs; the other half is switched.
 - beside: as many random neurons of the same MLPs as the ranking chose, none of those it chose,
@@ -46,6 +53,10 @@ have met, and several at once interact: relevance is a prediction of first order
 input by itself may use all that there is to know of that input; one ranking for all finds what
 inputs have in common. Gradient x input is a table of first order as well, so nothing says that it
 has to be worse here: where it, or activation, is the better ranking, the lines above say so.
+Where hardly an answer flips at any k, as of the digits, only change tells rankings apart.
+Activation knows nothing of the answer: a ranking that does, by activation times what the neuron
+writes towards it, is not among those compared. Of a checkpoint with half of its answers right by
+chance the neurons are those of what it says, right or not.
 """
 
 
@@ -87,7 +98,10 @@ def _overview(results: Results) -> Iterator[str]:
     yield ""
     yield (
         f"{FIRST} against each other ranking, over all experiments and k: in how many the paired "
-        "interval says that it flips more, or fewer; and that f falls further by it, or less far."
+        "interval says that it flips more, or fewer; and that f falls further by it, or less far. "
+        "These comparisons are not independent (an experiment has one set of inputs for all k, and "
+        "those of a checkpoint have inputs in common), nor corrected for their number: they are a count, "
+        "and no test."
     )
     yield ""
     every = [(found, k) for found, _ in results.values() for k in found.k]
