@@ -100,8 +100,8 @@ def _overview(results: Results) -> Iterator[str]:
         f"{FIRST} against each other ranking, over all experiments and k: in how many the paired "
         "interval says that it flips more, or fewer; and that f falls further by it, or less far. "
         "These comparisons are not independent (an experiment has one set of inputs for all k, and "
-        "those of a checkpoint have inputs in common), nor corrected for their number: they are a count, "
-        "and no test."
+        "those of a checkpoint have inputs in common), nor corrected for their number: they are a "
+        "count, and no test."
     )
     yield ""
     every = [(found, k) for found, _ in results.values() for k in found.k]
