@@ -75,6 +75,15 @@ def positive(name: str, value: Any) -> int:
     return number
 
 
+def count(name: str, value: Any, most: int | None = None) -> int:
+    """A whole number from 0 on, and no more than `most`. Raises ReflError for anything else."""
+    number = as_whole(value)
+    if number is None or number < 0 or (most is not None and number > most):
+        limit = "" if most is None else f" and at most {most}"
+        raise expected(name, f"a whole number, 0 or more{limit}", value)
+    return number
+
+
 def token_id(value: Any) -> int:
     """The number of a token. Raises ReflError for anything else: 1.5 names no token."""
     number = as_whole(value)

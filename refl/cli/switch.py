@@ -13,7 +13,7 @@ from refl.cli.progress import Progress
 
 if TYPE_CHECKING:
     from refl.evaluation.subject import Item
-    from refl.latent.switched_results import Switching
+    from refl.latent.switching.results import Switching
     from refl.model import Model
 
 _ABOUT = """\
@@ -160,7 +160,7 @@ def _refuse_figure(args: argparse.Namespace) -> None:
 
 
 def _items(model: Model, args: argparse.Namespace) -> list[Item]:
-    from refl.latent import switched_inputs
+    from refl.latent.switching import inputs as switched_inputs
 
     if args.data is None:
         return switched_inputs.shipped(args.limit)
@@ -168,7 +168,7 @@ def _items(model: Model, args: argparse.Namespace) -> list[Item]:
 
 
 def _figure(found: Switching) -> bytes:
-    from refl.latent.switched_figure import figure
+    from refl.latent.switching.figure import figure
 
     return figure([(f"{found.model}, {len(found.inputs)} inputs", found)])
 

@@ -26,11 +26,11 @@ from refl.evaluation.data import lines, parsed
 from refl.evaluation.subject import Item, Subject
 from refl.explanation import Explanation
 from refl.io.shipped import SHIPPED, fingerprint
-from refl.latent.effects import Effect, effect
+from refl.latent.effects import Effect, effect, table_of
 from refl.latent.projection import Projection, project
 from refl.latent.references import Reference, References, references, runs
 from refl.latent.references.histograms import Histogram
-from refl.methods import Table, chosen
+from refl.methods import Table
 from refl.model import Model
 from refl.network import Reading
 from refl.question import Progress, Question
@@ -159,7 +159,7 @@ def card(
         model,
         part,
         _corpus(model, file, references),
-        _table(method),
+        table_of(method),
         arguments.positive("k", k),
         arguments.positive("inputs", inputs),
         draws,
@@ -198,16 +198,6 @@ def _corpus(model: Model, file: Any, references: Any) -> Path | None:
             f"references are places in a file: give the {argument('file')} that they were found in"
         )
     return None
-
-
-def _table(method: Any) -> Table:
-    table = chosen(method)
-    if not isinstance(table, Table):
-        raise ReflError(
-            f"method {table.name} is no table of rules and gives neurons and heads no relevance: "
-            "take one, such as attnlrp"
-        )
-    return table
 
 
 T = TypeVar("T")

@@ -11,8 +11,9 @@ import numpy as np
 from refl.explanation import Explanation
 from refl.latent.card import Card, Colored, Scores
 from refl.latent.drawn import COUNTS, histogram, number, reference, style
-from refl.latent.effects import LEVEL, Effect, Mean
+from refl.latent.effects import LEVEL, Effect
 from refl.latent.projection import Entry, Projection
+from refl.latent.switching.pool import Mean
 from refl.ledger import UnknownSite
 from refl.show.account import quantity
 from refl.show.colors import level

@@ -44,7 +44,7 @@ from refl.evaluation.subject import Item, Subject
 from refl.explanation import Explanation
 from refl.intervention import Positions, edits_of
 from refl.io.images import is_one
-from refl.latent.switched import Change, Pool, each
+from refl.latent.switching.pool import MOST_DRAWS, Change, Mean, Pool, each
 from refl.ledger import UnknownSite
 from refl.methods import Table, chosen
 from refl.model import Model
@@ -54,15 +54,6 @@ from refl.show.text import printable
 
 LEVEL = 0.95
 """Of the intervals."""
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean and its bootstrap interval; nan where there is none."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -234,11 +225,11 @@ def effect(
     Raises ReflError for names that nothing has, a change or a method that predicts nothing, and
     where a block has too few others to draw from.
     """
-    names, table, seed = _names(parts), _table(method), _count("seed", seed)
+    names, table, seed = _names(parts), table_of(method), arguments.count("seed", seed)
     edits = edits_of(dict.fromkeys(names, _constant(change)), model.components, positions)
     asked, kind = _items(model, items, target, contrast), _kind(kind)
     pool = _pool(model.components, names)
-    sets = _sets(pool, names, _count("draws", draws), seed)
+    sets = _sets(pool, names, arguments.count("draws", draws, MOST_DRAWS), seed)
     subjects = [Subject.read(model, item, kind) for item in asked]
     explained = [_explained(table, subject, edits) for subject in subjects]
     told = np.array([predicted(e, edits) for e in explained]).reshape(-1, 2)
@@ -314,7 +305,8 @@ def _names(parts: Any) -> list[str]:
     return found
 
 
-def _table(method: Any) -> Table:
+def table_of(method: Any) -> Table:
+    """A method that gives neurons and heads relevance. Raises ReflError for any other."""
     table = chosen(method)
     if not isinstance(table, Table):
         raise ReflError(
@@ -340,13 +332,6 @@ def _kind(kind: Any) -> str:
             f"change of it: {argument('kind')} has to be logit or log-probability"
         )
     return arguments.one_of("kind", kind, ("logit", "log-probability"))
-
-
-def _count(name: str, value: Any) -> int:
-    number = arguments.as_whole(value)
-    if number is None or number < 0:
-        raise arguments.expected(name, "a whole number, 0 or more", value)
-    return number
 
 
 def _tokens(positions: Positions) -> Any:

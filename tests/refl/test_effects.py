@@ -16,7 +16,7 @@ from refl.components import names_of
 from refl.errors import ReflError
 from refl.evaluation.subject import Item
 from refl.latent.effects import Effect, effect
-from refl.latent.switched import Pool
+from refl.latent.switching.pool import Pool
 from refl.model import Model
 from refl.network import CLASSIFIES
 from refl.verification.random_models import ARCHITECTURES, LLAMA, MIXTRAL, VIT, random_model

@@ -15,9 +15,9 @@ from refl.cli import main
 from refl.errors import ReflError
 from refl.evaluation.subject import Item
 from refl.evaluation.tuning import split
-from refl.latent import switched_inputs
-from refl.latent.switched import Pool
 from refl.latent.switching import BY, Switching, switching
+from refl.latent.switching import inputs as switched_inputs
+from refl.latent.switching.pool import Pool
 from refl.model import Model
 from refl.network import CLASSIFIES
 from refl.verification.random_models import ARCHITECTURES, BERT, LLAMA, MIXTRAL, VIT, random_model

@@ -8,9 +8,9 @@ import pytest
 from checkpoints import checkpoint
 
 import refl
-from refl.latent import switched_inputs
-from refl.latent.switched_figure import figure
+from refl.latent.switching import inputs as switched_inputs
 from refl.latent.switching import switching
+from refl.latent.switching.figure import figure
 from refl.show.bands import panels
 from refl.verification.quality.faithfulness.inputs import SHARED
 from refl.verification.quality.switching import experiments, page

@@ -1535,7 +1535,7 @@ FAULTS: tuple[Fault, ...] = (
     # -- switching ---------------------------------------------------------------------------------
     Fault(
         "random-among-the-chosen",
-        "refl/latent/switched.py",
+        "refl/latent/switching/pool.py",
         "lots[:, members] = np.inf",
         "lots[:, members] += 0",
         "tests/refl/test_effects.py::test_random_parts_are_matched_and_never_the_chosen",
@@ -1551,7 +1551,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "flips-of-wrong-answers",
-        "refl/latent/switched_inputs.py",
+        "refl/latent/switching/inputs.py",
         "found = [one for one in some if one.correct]",
         "found = list(some)",
         "tests/refl/test_switching.py::test_only_inputs_answered_so_at_first_are_counted",
@@ -1559,7 +1559,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "switched-in-the-half-that-was-ranked-on",
-        "refl/latent/switching.py",
+        "refl/latent/switching/__init__.py",
         "return ranked_on, [n for n in every if n not in set(ranked_on)]",
         "return ranked_on, ranked_on",
         "tests/refl/test_switching.py::"
@@ -1568,7 +1568,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "other-at-every-position",
-        "refl/latent/switched_other.py",
+        "refl/latent/switching/turned.py",
         "None if (mean := means.get(_foil(one))) is None else Change(0.0, mean, where)",
         "None if (mean := means.get(_foil(one))) is None else Change(0.0, mean)",
         "tests/refl/test_switching.py::test_other_is_a_mean_over_inputs_of_the_other_answer[llama]",

@@ -8,7 +8,7 @@ import datetime
 import numpy as np
 
 from refl.io.files import atomic_write
-from refl.latent.switched_figure import figure
+from refl.latent.switching.figure import figure
 from refl.verification.quality.faithfulness.__main__ import REPORTS
 from refl.verification.quality.switching import page
 from refl.verification.quality.switching.experiments import EXPERIMENTS

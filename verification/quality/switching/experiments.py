@@ -19,9 +19,9 @@ from functools import partial
 import refl
 from refl.evaluation import datasets
 from refl.evaluation.subject import Item, Subject
-from refl.latent import switched_inputs
-from refl.latent.switched_results import Switching
+from refl.latent.switching import inputs as switched_inputs
 from refl.latent.switching import switching
+from refl.latent.switching.results import Switching
 from refl.model import Model
 from refl.verification.quality.faithfulness import inputs
 from refl.verification.quality.faithfulness.inputs import SHARED

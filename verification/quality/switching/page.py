@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from refl.evaluation.statistics import Difference
-from refl.latent.switched_results import NUMBERS, Mean, Switching
 from refl.latent.switching import RANDOM
+from refl.latent.switching.pool import Mean
+from refl.latent.switching.results import NUMBERS, Switching
 from refl.verification.markdown import table
 from refl.verification.quality.switching.experiments import EXPERIMENTS, Chosen
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from refl.evaluation.statistics import Difference, best, fewest, interval, paired, summary
+from refl.latent.switching.pool import Mean
 from refl.show.lines import Line, Span, grid, paragraph, plain
 from refl.show.text import printable
 
@@ -22,15 +23,6 @@ HEAD = ("k", "ranking", "flips", f"{LEVEL:.0%}", "beside", "change", f"{LEVEL:.0
 """Of the table."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean over inputs and its bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)

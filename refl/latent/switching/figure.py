@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from refl.latent.switched_results import NUMBERS, Switching
+from refl.latent.switching.results import NUMBERS, Switching
 from refl.show.bands import Band, Panel, panels
 
 X = "neurons switched, k"

@@ -11,8 +11,8 @@ import numpy as np
 
 from refl.arrays import asnumpy
 from refl.components import Mlp
-from refl.latent.switched import Pool
-from refl.latent.switched_inputs import Asked
+from refl.latent.switching.inputs import Asked
+from refl.latent.switching.pool import Pool
 from refl.ledger import UnknownSite
 from refl.methods import Table
 from refl.network import Reading

@@ -26,6 +26,18 @@ Owner = Mlp | Attention
 Set = Any
 """Numbers of parts in a pool, NumPy int (k,)."""
 
+MOST_DRAWS = 10_000
+"""Of random sets: each is a run of its own for every input."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean and its bootstrap interval; nan where there is none."""
+
+    mean: float
+    low: float
+    high: float
+
 
 @dataclass(frozen=True)
 class Pool:

@@ -25,12 +25,11 @@ rank="input"  each input has a ranking of its own (the default)
 rank="corpus" one ranking for all, by the mean over one half of the inputs; the other half is
               switched. Halves are drawn by hashes of the inputs
 
-Beside each ranking as many random neurons of the same MLPs (refl.latent.switched), none of those
-that it chose, `draws` times. Numbers are means over inputs, those of random neurons first over the
-draws of an input; intervals are 95 % BCa bootstrap over inputs, differences are paired. Where no
-input flips, or every one, the bootstrap gives an interval without width: of n inputs up to 3/n may
-still do otherwise.
-"""
+Beside each ranking as many random neurons of the same MLPs (refl.latent.switching.pool), none of
+those that it chose, `draws` times. Numbers are means over inputs, those of random neurons first
+over the draws of an input; intervals are 95 % BCa bootstrap over inputs, differences are paired.
+Where no input flips, or every one, the bootstrap gives an interval without width: of n inputs up to
+3/n may still do otherwise."""
 
 from __future__ import annotations
 
@@ -47,11 +46,11 @@ from refl.components import size
 from refl.errors import ReflError, argument, shown
 from refl.evaluation.subject import Item
 from refl.evaluation.tuning import split
-from refl.latent.switched import Change, Pool, Set, each
-from refl.latent.switched_inputs import Asked, asked, correct
-from refl.latent.switched_other import Other, other, switched_off
-from refl.latent.switched_results import Switching
-from refl.latent.switched_scores import first, ranked
+from refl.latent.switching.inputs import Asked, asked, correct
+from refl.latent.switching.pool import MOST_DRAWS, Change, Pool, Set, each
+from refl.latent.switching.results import Switching
+from refl.latent.switching.scores import first, ranked
+from refl.latent.switching.turned import Other, other, switched_off
 from refl.methods import Table, chosen
 from refl.model import Model
 from refl.question import Progress
@@ -103,8 +102,8 @@ def switching(
         by=_rankings(by),
         k=_ks([n for n in K if n <= most] or [1] if k is None else k),
         rank=arguments.one_of("rank", rank, RANK),
-        draws=_count("draws", draws),
-        seed=_count("seed", seed),
+        draws=arguments.count("draws", draws, MOST_DRAWS),
+        seed=arguments.count("seed", seed),
         progress=arguments.progress(progress) or (lambda *_: None),
     )
     to = arguments.one_of("to", to, TO)
@@ -152,13 +151,6 @@ def _ks(k: Any) -> tuple[int, ...]:
     if not numbers or len(found) < len(numbers):
         raise arguments.expected("k", "whole numbers above 0, each once", k)
     return tuple(sorted(found))
-
-
-def _count(name: str, value: Any) -> int:
-    number = arguments.as_whole(value)
-    if number is None or number < 0:
-        raise arguments.expected(name, "a whole number, 0 or more", value)
-    return number
 
 
 # -- the experiment --------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from refl.errors import ReflError, argument, shown
-from refl.latent.switched import Change, Pool
-from refl.latent.switched_inputs import COUNTERPART, Asked
-from refl.latent.switched_scores import activations, mlps
+from refl.latent.switching.inputs import COUNTERPART, Asked
+from refl.latent.switching.pool import Change, Pool
+from refl.latent.switching.scores import activations, mlps
 from refl.model import Model
 
 
