@@ -29,7 +29,8 @@ Beside each ranking as many random neurons of the same MLPs (refl.latent.switchi
 those that it chose, `draws` times. Numbers are means over inputs, those of random neurons first
 over the draws of an input; intervals are 95 % BCa bootstrap over inputs, differences are paired.
 Where no input flips, or every one, the bootstrap gives an interval without width: of n inputs up to
-3/n may still do otherwise."""
+3/n may still do otherwise.
+"""
 
 from __future__ import annotations
 
