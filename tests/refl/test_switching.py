@@ -494,3 +494,11 @@ def test_few_inputs_have_no_stars_and_one_has_no_interval() -> None:
         row = next(line for line in text.splitlines() if line.strip().startswith("8  attnlrp"))
         assert ("*" in row) == starred and "nan" not in text
         assert (" - " in row) == (count == 1)
+
+
+def test_the_best_ranking_has_most_flips_and_the_largest_loss() -> None:
+    found = switching(model_of("llama"), items(model_of("llama"), 12), BY, (8,), draws=2)
+    flips = {one: found.flips[one].mean() for one in found.rankings}
+    change = {one: found.change[one].mean() for one in found.rankings}
+    assert flips[found.best("flips", 8)[0] or ""] == max(flips.values())
+    assert found.best("change", 8)[0] == min(change, key=change.__getitem__)
