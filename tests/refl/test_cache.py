@@ -372,13 +372,13 @@ def test_a_site_has_the_shape_of_the_beginning() -> None:
 
 
 def test_one_forward_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    run, lengths = Explainer._forward, []
+    run, lengths = Explainer.forward, []
 
     def counted(self: Explainer, readings: Any) -> Any:
         lengths.append(len(readings[0].input))
         return run(self, readings)
 
-    monkeypatch.setattr(Explainer, "_forward", counted)
+    monkeypatch.setattr(Explainer, "forward", counted)
     net("llama").explain_generated([3, 1, 4], 5)
     assert lengths == [7]
 

@@ -596,8 +596,8 @@ def test_signs_are_told_twice() -> None:
     assert sum("dasharray" in path for path in paths) == sum(e.relevance < 0 for e in drawn) > 0
 
 
+@pytest.mark.needs("matplotlib")
 def test_a_pdf() -> None:
-    pytest.importorskip("matplotlib")
     assert graph_of(LLAMA).pdf().startswith(b"%PDF")
 
 

@@ -428,9 +428,9 @@ def test_files_of_inputs(tmp_path: Path) -> None:
         switched_inputs.items(model, plain, 0)
 
 
+@pytest.mark.needs("matplotlib")
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drawn = tmp_path / "flips.svg"
-    pytest.importorskip("matplotlib")
     asked = ["switch", "--limit", "3", "--k", "1", "4", "--draws", "2", "--by", "attnlrp"]
     assert main([*asked, "activation", "--svg", str(drawn)]) == 0
     out = capsys.readouterr().out

@@ -17,8 +17,8 @@ from refl.verification.quality.switching import experiments, page
 from refl.verification.quality.switching.experiments import EXPERIMENTS, Chosen
 
 
+@pytest.mark.needs("matplotlib")
 def test_the_page_and_its_figure() -> None:
-    pytest.importorskip("matplotlib")
     found = switching(refl.load(), switched_inputs.shipped(4), k=(2, 8), draws=1)
     known = Chosen([], {"sentences of a kind": (3, 4)})
     text = page.page({"shipped off input": (found, known)}, "by hand.")
@@ -66,9 +66,9 @@ def test_sentences_of_characters_are_those_that_are_answered_so(
     assert [sum(numbers) for numbers in zip(*others, strict=True)] == [correct, of]
 
 
+@pytest.mark.needs("matplotlib")
 def test_the_twos_are_twos() -> None:
     checkpoint("vit_mnist_012_hf")
-    pytest.importorskip("matplotlib")
     model = refl.load(SHARED / "checkpoints" / "vit_mnist_012_hf")
     chosen = EXPERIMENTS["vit_mnist_012_hf off input"].items(model, 3)
     assert [item.facts["digit"] for item in chosen.items] == [2, 2, 2]

@@ -32,8 +32,8 @@ what it was, **change** is what f changes by. Inputs that are not answered so at
 - attnlrp, cp-lrp, input-x-gradient: the relevance of f at the neuron, summed over positions, with
   its sign: neurons that speak for the answer first. activation: the sum of |z|.
 - *switched off*: 0 at every position. *Turned to the other answer*: the mean value over the inputs
-  whose answer is the other, of sentences at the explained position alone (ranking and change both),
-  of digits at each position. Rankings are by what a neuron is (relevance, or |z|), not by the
+  whose answer is the other (of both halves, where there is one ranking), of sentences at the
+  explained position alone (ranking and change both), of digits at each position. Rankings are by what a neuron is (relevance, or |z|), not by the
   change that is predicted of turning it.
 - *Each input ranked by itself*: the ranking is of the input that is switched. *One ranking*: the
   mean over one half of the inputs; the other half is switched.
