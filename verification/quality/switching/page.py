@@ -33,8 +33,8 @@ what it was, **change** is what f changes by. Inputs that are not answered so at
   its sign: neurons that speak for the answer first. activation: the sum of |z|.
 - *switched off*: 0 at every position. *Turned to the other answer*: the mean value over the inputs
   whose answer is the other (of both halves, where there is one ranking), of sentences at the
-  explained position alone (ranking and change both), of digits at each position. Rankings are by what a neuron is (relevance, or |z|), not by the
-  change that is predicted of turning it.
+  explained position alone (ranking and change both), of digits at each position. Rankings are by
+  what a neuron is (relevance, or |z|), not by the change that is predicted of turning it.
 - *Each input ranked by itself*: the ranking is of the input that is switched. *One ranking*: the
   mean over one half of the inputs; the other half is switched.
 - beside: as many random neurons of the same MLPs as the ranking chose, none of those it chose,
