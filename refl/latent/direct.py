@@ -144,7 +144,8 @@ def mapped(record: Record, u: Array) -> Array:  # (I,) -> (O,)
     without its bias.
     """
     if record.operation == "rms_norm":
-        return u * (record.attributes["offset"] + record.operands[1].array)  # type: ignore[union-attr]
+        weight: Any = record.operands[1]
+        return u * (record.attributes["offset"] + weight.array)
     if record.operation == "layer_norm":  # its mean over features is taken off
         return (u - namespace(u).mean(u)) * record.operands[1].array  # type: ignore[union-attr]
     if record.operation == "scale":
