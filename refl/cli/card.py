@@ -65,11 +65,7 @@ def add(commands: Any) -> None:
     ):
         words = f"{what} (default: %(default)s)"
         g.add_argument(f"--{name}", type=int, default=default, metavar="N", help=words)
-    g = p.add_argument_group("the model")
-    options.model(g)
-    options.dtype(g, "of the computation")
-    options.device(g)
-    options.ignore(g)
+    options.of_model(p)
 
 
 def _corpus(g: Any) -> None:

@@ -110,12 +110,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="explain the target alone, not its difference to the foil",
     )
-    g = p.add_argument_group("the model")
-    options.model(g)
-    options.dtype(g, "of the computation")
-    options.device(g)
-    options.ignore(g)
-    options.edits(g)
+    options.edits(options.of_model(p))
     corpus.spread(p.add_argument_group("the work"), SHARD)
 
 

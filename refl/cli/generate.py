@@ -48,11 +48,7 @@ def add(commands: Any) -> None:
         help="how many at most: the model may end before (default: %(default)s)",
     )
     options.edits(p)
-    g = p.add_argument_group("the model")
-    options.model(g)
-    options.dtype(g, "of the computation")
-    options.device(g)
-    options.ignore(g)
+    options.of_model(p)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,11 +16,7 @@ DEVICES = ("cpu", "cuda")
 def explaining(p: argparse.ArgumentParser) -> None:
     """What to explain, of which input and model, and how."""
     _input(p)
-    g = p.add_argument_group("the model")
-    model(g)
-    dtype(g, "of the computation; float64 for oracles")
-    device(g)
-    ignore(g)
+    of_model(p, "of the computation; float64 for oracles")
     _method(p.add_argument_group("what to explain, and how"))
 
 
@@ -47,6 +43,16 @@ def decoder_ids(p: Any, what: str) -> None:
 
 def _numbers(p: Any, name: str, metavar: str, what: str) -> None:
     p.add_argument(name, nargs="+", type=int, metavar=metavar, help=what)
+
+
+def of_model(p: argparse.ArgumentParser, computed: str = "of the computation") -> Any:
+    """Which checkpoint, computed how and where: their group, for what else is of the model."""
+    g = p.add_argument_group("the model")
+    model(g)
+    dtype(g, computed)
+    device(g)
+    ignore(g)
+    return g
 
 
 def model(p: Any) -> None:

@@ -82,11 +82,7 @@ def add(commands: Any) -> None:
         help="no input, but what the head's weights alone make of this token where it looks at "
         "nothing else (its OV circuit)",
     )
-    g = p.add_argument_group("the model")
-    options.model(g)
-    options.dtype(g, "of the computation")
-    options.device(g)
-    options.ignore(g)
+    options.of_model(p)
 
 
 def run(args: argparse.Namespace) -> int:

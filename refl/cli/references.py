@@ -88,12 +88,7 @@ def add(commands: Any) -> None:
         help="every position for itself, in place of the best of each line",
     )
     _shown(p.add_argument_group("what to show"))
-    g = p.add_argument_group("the model")
-    options.model(g)
-    options.dtype(g, "of the computation")
-    options.device(g)
-    options.ignore(g)
-    options.edits(g)
+    options.edits(options.of_model(p))
     options.how(p.add_argument_group("how relevance is found"))
     corpus.spread(p.add_argument_group("the work"), SHARD)
 

@@ -71,11 +71,7 @@ def add(commands: Any) -> None:
         help="write flips and change as curves (needs matplotlib, the extra `figures`)",
     )
     _what(p.add_argument_group("what is switched, and how"))
-    g = p.add_argument_group("the model")
-    options.model(g)
-    options.dtype(g, "of the computation")
-    options.device(g)
-    options.ignore(g)
+    options.of_model(p)
 
 
 def _what(g: Any) -> None:
