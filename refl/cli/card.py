@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from refl.cli import options
 from refl.cli.command import add_command
 from refl.cli.files import Source, folder, output, write
-from refl.cli.output import print_json, print_lines, width
+from refl.cli.output import below, print_json, print_lines, width, wrote
 from refl.cli.progress import Progress
 from refl.errors import ReflError
 from refl.show.lines import Line, paragraph
-from refl.show.text import printable, shorten, visible
+from refl.show.text import shorten, visible
 
 if TYPE_CHECKING:
     from refl.latent.card import Card
@@ -130,8 +130,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(found.as_dict())
         return 0
-    wrote: list[Line] = [[], [("wrote ", "dim"), (printable(args.html), "")]] if args.html else []
-    print_lines([*lines(found), *wrote], args)
+    print_lines([*lines(found), *below(wrote(args.html))], args)
     return 0
 
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 from refl.cli import options
 from refl.cli.command import add_command
 from refl.cli.files import Folder, Source, output
-from refl.cli.output import print_json
+from refl.cli.output import print_json, print_lines, wrote
 from refl.errors import ReflError
 from refl.extras import install
-from refl.show.text import printable
 
 if TYPE_CHECKING:
     from refl.io.text import Text
@@ -118,10 +117,8 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     else:
-        print(
-            f"wrote {args.out}: {len(sites)} sites, {printable(e.what)} = {e.logit:.6g}, "
-            f"method {args.method}"
-        )
+        what = f"{len(sites)} sites, {e.what} = {e.logit:.6g}, method {args.method}"
+        print_lines(wrote(args.out, what=what), args)
     return 0
 
 

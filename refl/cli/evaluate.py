@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from refl.cli import corpus, options
 from refl.cli.command import add_command
 from refl.cli.files import Source, folder, labeled
-from refl.cli.output import print_json, print_lines, width
+from refl.cli.output import print_json, print_lines, width, wrote
 from refl.cli.progress import Progress
 from refl.errors import ReflError, shown
 from refl.show import plots
@@ -259,7 +259,4 @@ def _answer(r: Results, files: list[Path], args: argparse.Namespace) -> None:
     if args.json:
         print_json(tables.as_dict(r))
         return
-    lines = tables.lines(r, width())
-    for path in files:
-        lines.append([("wrote ", "dim"), (str(path), "")])
-    print_lines(lines, args)
+    print_lines([*tables.lines(r, width()), *wrote(*files)], args)

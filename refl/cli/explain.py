@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 from refl.cli import corpus, options
 from refl.cli.command import add_command
 from refl.cli.files import Source, output, write
-from refl.cli.output import fold_width, print_json, print_lines, width
+from refl.cli.output import below, fold_width, print_json, print_lines, width, wrote
 from refl.cli.progress import Progress
 from refl.errors import ReflError
-from refl.show.lines import Line
-from refl.show.text import printable
 
 if TYPE_CHECKING:
     from refl.explanation import Explanation
@@ -203,12 +201,8 @@ def _answer(e: Explanation, args: argparse.Namespace) -> None:
     lines = terminal(e, width())
     if args.keep and not args.save:
         lines += [[], *kept_table(e, fold_width())]
-    written: list[Line] = [
-        [("wrote ", "dim"), (printable(path), "")]
-        for path in (args.save, args.html, args.png, args.svg, args.pdf, args.tex)
-        if path
-    ]
-    print_lines(lines + ([[]] if written else []) + written, args)
+    files = (args.save, args.html, args.png, args.svg, args.pdf, args.tex)
+    print_lines([*lines, *below(wrote(*files))], args)
 
 
 # -- patterns of sites to keep ---------------------------------------------------------------------

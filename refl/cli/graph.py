@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 from refl.cli import options
 from refl.cli.command import add_command
 from refl.cli.files import output, write
-from refl.cli.output import print_json, print_lines, width
+from refl.cli.output import below, print_json, print_lines, width, wrote
 from refl.cli.progress import Progress
-from refl.show.lines import Line
-from refl.show.text import printable
 
 if TYPE_CHECKING:
     from refl.latent.graph import Graph
@@ -131,9 +129,5 @@ def _answer(graph: Graph, args: argparse.Namespace) -> None:
     if args.json:
         print_json(graph.as_dict())
         return
-    written: list[Line] = [
-        [("wrote ", "dim"), (printable(path), "")]
-        for path in (args.graph, args.svg, args.pdf)
-        if path
-    ]
-    print_lines([*lines(graph, width()), *([[]] if written else []), *written], args)
+    files = wrote(args.graph, args.svg, args.pdf)
+    print_lines([*lines(graph, width()), *below(files)], args)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from refl.cli import corpus, options
 from refl.cli.command import add_command
 from refl.cli.files import Source, folder, output, write
-from refl.cli.output import print_json, print_lines, width
+from refl.cli.output import print_json, print_lines, width, wrote
 from refl.cli.progress import Progress
 from refl.errors import shown
 
@@ -197,9 +197,6 @@ def _answer(found: References, every: list[Shown], args: argparse.Namespace) -> 
         shown_ = {"shown": [one.found.as_dict() for one in every]} if every else {}
         print_json(done.as_dict() | {"parts": len(found.names)} | shown_)
         return
-    there = "" if done.made == done.shards else f", {done.shards - done.made} of them there before"
-    words = f"{len(found.names)} neurons and heads over {done.inputs} inputs in {done.shards} "
+    what = f"{len(found.names)} neurons and heads over {corpus.held(done)}"
     view = [line for one in every for line in ([], *lines(one, width()))]
-    wrote = [("wrote ", "dim"), (shown(done.folder), ""), (f": {words}shards{there}", "dim")]
-    page = [[("wrote ", "dim"), (shown(args.html), "")]] if args.html else []
-    print_lines([wrote, *view, *page], args)
+    print_lines([*wrote(done.folder, what=what), *view, *wrote(args.html)], args)

@@ -305,6 +305,17 @@ def test_refused_in_one_sentence(
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_the_name_of_a_file_attacks_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decoder("phi")(tmp_path)
+    ids = ["--ids", "1", "--method", "input-x-gradient"]
+    assert main(["dump-torch", str(tmp_path), *ids, "--out", str(tmp_path / "a\x1b[31mb")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"wrote {tmp_path}/a\\x1b[31mb: ") and out.count("\n") == 1
+    assert "\x1b" not in out
+
+
 def test_no_head(tmp_path: Path) -> None:
     encoder("bert-no-head")(tmp_path)
     with pytest.raises(ReflError, match="without a head"):

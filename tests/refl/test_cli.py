@@ -697,6 +697,40 @@ def test_a_hostile_tokenizer_attacks_nobody(
     assert "&lt;script&gt;" in html
 
 
+WRITING = {
+    "explain": ["explain", TEXT, "--svg"],
+    "explain a corpus": ["explain", "--file", "DATA", "--out"],
+    "graph": ["graph", TEXT, "--most", "2", "--svg"],
+    "references": ["references", "--file", "DATA", "--parts", "L2", "--by", "activation", "--out"],
+    "card": ["card", "L2.N17", "--file", "DATA", "--top", "1", "--draws", "0", "--html"],
+    "evaluate": ["evaluate", "--data", "DATA", "--methods", "random", "--metrics", "flip", "--out"],
+    "switch": ["switch", "--limit", "1", "--by", "activation", "--k", "1", "--draws", "0", "--svg"],
+}
+DRAWING = {"switch"}
+"""Of them those that need matplotlib."""
+
+
+@pytest.mark.parametrize("force", ["0", "1"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(name, marks=[pytest.mark.needs("matplotlib")] if name in DRAWING else [])
+        for name in WRITING
+    ],
+)
+def test_the_name_of_a_file_attacks_nobody(
+    command: str, force: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", force)
+    data, attack = tmp_path / "data.jsonl", tmp_path / "a\x1b[31m\x07b"
+    data.write_text(json.dumps({"text": TEXT, "target": "are", "foil": "is"}))
+    out = answer(capsys, *(str(data) if w == "DATA" else w for w in WRITING[command]), str(attack))
+    without = re.sub(r"\x1b\[[0-9;]*m", "", out) if force == "1" else out
+    assert all(c.isprintable() or c == "\n" for c in without)
+    assert f"wrote {tmp_path}/a\\x1b[31m\\x07b" in without
+    assert attack.exists()
+
+
 # -- as a process ----------------------------------------------------------------------------------
 
 
