@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from refl.cli import corpus, options
 from refl.cli.command import add_command
-from refl.cli.files import Source, output, write
+from refl.cli.files import Source, output, write, write_all
 from refl.cli.output import below, fold_width, print_json, print_lines, width, wrote
 from refl.cli.progress import Progress
 from refl.errors import ReflError
@@ -176,19 +175,16 @@ def _refuse_unused(args: argparse.Namespace) -> None:
 
 
 def _draw(explanations: list[Explanation], args: argparse.Namespace) -> None:
-    """All that can be refused is refused before the first file is written."""
     from refl.show.figure import compare
 
     if any(getattr(args, name) for name in FIGURES):
         figure = compare(explanations, args.scale or "own")
-        makers: dict[str, Callable[[], bytes]] = {
+        contents = {
             "svg": lambda: figure.svg().encode("utf-8"),
             "pdf": figure.pdf,
             "tex": lambda: figure.tex().encode("utf-8"),
         }
-        made = {name: make() for name, make in makers.items() if getattr(args, name)}
-        for name, content in made.items():
-            write(getattr(args, name), partial(bytes, content))
+        write_all(args, contents)
 
 
 def _answer(e: Explanation, args: argparse.Namespace) -> None:

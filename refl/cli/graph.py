@@ -5,12 +5,11 @@ attribution graphs.
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from refl.cli import options
 from refl.cli.command import add_command
-from refl.cli.files import output, write
+from refl.cli.files import output, write_all
 from refl.cli.output import below, print_json, print_lines, width, wrote
 from refl.cli.progress import Progress
 
@@ -112,15 +111,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(graph: Graph, args: argparse.Namespace) -> None:
-    """All that can be refused is refused before the first file is written."""
-    makers = {
+    contents = {
         "graph": lambda: graph.json().encode("utf-8"),
         "svg": lambda: graph.svg().encode("utf-8"),
         "pdf": graph.pdf,
     }
-    made = {name: make() for name, make in makers.items() if getattr(args, name)}
-    for name, content in made.items():
-        write(getattr(args, name), partial(bytes, content))
+    write_all(args, contents)
 
 
 def _answer(graph: Graph, args: argparse.Namespace) -> None:
