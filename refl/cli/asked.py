@@ -137,7 +137,7 @@ def _tokens_at(said: str) -> list[int] | slice | None:
     if not said:
         return None
     parts, between = (said.split(":"), True) if ":" in said else (said.split(","), False)
-    if not all(_is_number(p.removeprefix("-")) or (between and not p) for p in parts):
+    if not all(is_number(p.removeprefix("-")) or (between and not p) for p in parts):
         raise ReflError(
             f"--edit has the tokens {arguments.received(said)}: expected whole numbers, such as "
             "@-1, @2,5 or @1:4"
@@ -156,14 +156,10 @@ def explained(
     model: Model, args: argparse.Namespace, method: Method, keep: Any, progress: Any
 ) -> Explanation:
     """The explanation that the options ask for."""
-    if args.ids is None and model.text is None and not model.takes_images:
-        raise ReflError(
-            f"{model.name or 'the model'} has no tokenizer.json: give token ids with --ids"
-        )
     e: Explanation = model.explain(
-        input_asked(args),
+        input_for(model, args),
         method,
-        target=None if args.target is None else _target(model, args.target),
+        target=None if args.target is None else target_asked(model, args.target),
         contrast=None if args.contrast is None else _contrast(model, *args.contrast),
         decoder=args.decoder if args.decoder_ids is None else list(args.decoder_ids),
         seed=args.seed,
@@ -185,23 +181,37 @@ def input_asked(args: argparse.Namespace) -> str | list[int] | None:
     return _standard_input() if args.text == "-" else args.text
 
 
-def _target(model: Model, token: str) -> str | int:
-    """A token as it was typed; its id where the model has no tokenizer,
-    the number of a class that is no label.
-    """
-    numbered = (
-        model.text is None if model.task not in CLASSIFIES else token not in model.labels.values()
-    )
-    return int(token) if numbered and _is_number(token) else token
+def input_for(model: Model, args: argparse.Namespace) -> str | list[int] | None:
+    """The same for a model that is there. Raises ReflError for a text where nothing reads it."""
+    if args.ids is None and model.text is None and not model.takes_images:
+        raise no_tokenizer(model.name or "the model")
+    return input_asked(args)
 
 
-def _is_number(text: str) -> bool:
+def no_tokenizer(name: str) -> ReflError:
+    """For a text that a checkpoint cannot read."""
+    return ReflError(f"{name} has no tokenizer.json: give token ids with --ids")
+
+
+def target_asked(model: Model, token: str) -> str | int:
+    """An output as it was typed: a token, or the number of a class that is no label."""
+    if model.task not in CLASSIFIES:
+        return token_asked(model, token)
+    return int(token) if is_number(token) and token not in model.labels.values() else token
+
+
+def token_asked(model: Model, token: str) -> str | int:
+    """A token of the vocabulary as it was typed; its id where the model has no tokenizer."""
+    return int(token) if is_number(token) and model.text is None else token
+
+
+def is_number(text: str) -> bool:
     """Digits, and not thousands of them."""
     return text.isdecimal() and len(text) <= LONGEST_NUMBER
 
 
 def _contrast(model: Model, token: str, against: str) -> tuple[str | int, str | int]:
-    return _target(model, token), _target(model, against)
+    return target_asked(model, token), target_asked(model, against)
 
 
 def _neuron(args: argparse.Namespace) -> tuple[str, list[int]] | None:
@@ -209,7 +219,7 @@ def _neuron(args: argparse.Namespace) -> tuple[str, list[int]] | None:
     if args.at is None:
         return None
     site, *index = args.at
-    if not index or not all(_is_number(i.removeprefix("-")) for i in index):
+    if not index or not all(is_number(i.removeprefix("-")) for i in index):
         raise ReflError(
             f"--at is {arguments.received(' '.join(args.at))}: expected a site and the neuron's "
             "index there, such as model.layers.1.mlp 2 17"

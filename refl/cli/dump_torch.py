@@ -173,16 +173,19 @@ def _picture(args: argparse.Namespace) -> Input:
 
 
 def _target(args: argparse.Namespace) -> int | None:
+    from refl.cli.asked import is_number
+
     if args.target is None:
         return None
-    by_number = args.target.isdecimal()
+    by_number = is_number(args.target)
     return int(args.target) if by_number else _tokenizer(args.folder).id_of(args.target)
 
 
 def _tokenizer(folder: str) -> Text:
+    from refl.cli.asked import no_tokenizer
     from refl.io.text import Text
 
     text = Text.load(folder)
     if text is None:
-        raise ReflError(f"{folder} has no tokenizer.json: give token ids with --ids")
+        raise no_tokenizer(folder)
     return text

@@ -18,7 +18,6 @@ from refl.show.text import shorten, visible
 if TYPE_CHECKING:
     from refl.components import Part
     from refl.latent.projection import Entry, Projection
-    from refl.model import Model
 
 _ABOUT = """\
 The vocabulary projection of a neuron or a head: what it writes to the residual stream, taken by the
@@ -86,7 +85,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from refl.cli.asked import model_asked
+    from refl.cli.asked import model_asked, token_asked
     from refl.latent.projection import project
 
     if args.top < 1:
@@ -103,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         item=args.text if args.ids is None else args.ids,
         position=args.position,
         decoder=args.decoder,
-        token=_token(model, args.token),
+        token=None if args.token is None else token_asked(model, args.token),
     )
     if args.json:
         print_json(found.as_dict())
@@ -126,12 +125,6 @@ def _refuse_strange_input(part: Part, args: argparse.Namespace) -> None:
         raise ReflError(
             f"{part.name} is a neuron, whose row is the same in every input: leave --{said[0]} out"
         )
-
-
-def _token(model: Model, token: str | None) -> str | int | None:
-    """As it was typed; an id where the model has no tokenizer."""
-    numbered = model.text is None and token is not None and token.isdecimal()
-    return int(token) if token is not None and numbered else token
 
 
 def lines(p: Projection) -> list[Line]:

@@ -281,6 +281,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "both": (["text", "--ids", "1"], "not both"),
     "no-tokenizer": (["text"], "no tokenizer.json"),
     "no-token": (["--ids", "1", "99"], "cannot run this input"),
+    "no-number": (["--ids", "1", "--target", "9" * 5000], "no tokenizer.json"),
     "no-output": (["--ids", "1", "--target", "40"], "outside the model's 29 outputs"),
     "no-position": (["--ids", "1", "--position", "3"], "outside the 1 rows"),
     "no-patches": (["--ids", "1", "--method", "attnlrp"], "has no attnlrp for model type phi"),

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 from shutil import copytree
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ import refl
 from refl.cli import asked, main, options, progress
 from refl.errors import argument
 from refl.io.safetensors import read_safetensors
+from refl.latent.projection import project
 from refl.methods import METHODS as EVERY
 from refl.model import DTYPES, SHIPPED, Model
 from refl.rules.conservation import STABILIZERS
@@ -229,13 +231,47 @@ def test_a_message_spells_options_as_the_command_line_does(
     assert not re.search(r"(?<![-\w])(at|position|target|types|decoder|eps|keep)=", err)
 
 
-def test_where_there_is_no_tokenizer_ids_are_asked_for(tmp_path: Path, capsys: Capture) -> None:
+@pytest.fixture
+def bare(tmp_path: Path) -> str:
+    """The shipped model without its tokenizer."""
     folder = copytree(SHIPPED, tmp_path / "bare")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    assert main(["explain", TEXT, "--model", str(folder)]) == 2
-    assert "give token ids with --ids" in capsys.readouterr().err
-    assert main(["explain", "--ids", "2", "5", "--model", str(folder)]) == 0
+    return str(folder)
+
+
+def test_where_there_is_no_tokenizer_ids_are_asked_for(bare: str, capsys: Capture) -> None:
+    for command in ("explain", "generate", "trace"):
+        assert main([command, TEXT, "--model", bare]) == 2
+        assert "bare has no tokenizer.json: give token ids with --ids" in capsys.readouterr().err
+    assert main(["explain", "--ids", "2", "5", "--model", bare]) == 0
+
+
+def test_where_there_is_no_tokenizer_a_token_is_its_id(bare: str, capsys: Capture) -> None:
+    by_id = json.loads(
+        answer(capsys, "project", "L3.H1", "--token", "7", "--model", bare, "--json")
+    )
+    assert by_id == project(refl.load(bare), "L3.H1", token=7).as_dict()
+    explained = ("explain", "--ids", "2", "5", "--target", "7", "--model", bare, "--json")
+    assert json.loads(answer(capsys, *explained))["target_id"] == 7
+    for name, command in (
+        ("--token", ("project", "L3.H1")),
+        ("--target", ("explain", "--ids", "2", "5")),
+    ):
+        said = refusal(capsys, *command, name, "9" * 5000, "--model", bare)
+        assert "has no tokenizer.json" in said and "fault of refl" not in said
+
+
+@pytest.mark.parametrize("has_text", [True, False])
+def test_a_number_is_a_class_of_a_classifier_and_a_token_where_nothing_reads_texts(
+    has_text: bool,
+) -> None:
+    labels = {0: "bad", 1: "3"}
+    net: Any = SimpleNamespace(text=object() if has_text else None, task="class", labels=labels)
+    assert [asked.target_asked(net, said) for said in ("0", "3", "bad")] == [0, "3", "bad"]
+    assert asked.token_asked(net, "3") == ("3" if has_text else 3)
+    net.task = "next-token"
+    assert asked.target_asked(net, "3") == ("3" if has_text else 3)
 
 
 PYTHON = [
