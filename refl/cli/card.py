@@ -10,7 +10,6 @@ from refl.cli.command import add_command
 from refl.cli.files import Source, folder, output, write
 from refl.cli.output import below, print_json, print_lines, width, wrote
 from refl.cli.progress import Progress
-from refl.errors import ReflError
 from refl.show.lines import Line, paragraph
 from refl.show.text import shorten, visible
 
@@ -135,10 +134,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse_strange(args: argparse.Namespace) -> None:
-    for name, least in (("top", 1), ("inputs", 1), ("draws", 0), ("limit", 1)):
-        number = getattr(args, name)
-        if number is not None and number < least:
-            raise ReflError(f"--{name} is {number}: expected a whole number, {least} or more")
+    """Before a model is loaded."""
+    from refl import arguments
+
+    for name in ("top", "inputs"):
+        arguments.positive(name, getattr(args, name))
+    arguments.count("draws", args.draws)
+    if args.limit is not None:
+        arguments.positive("limit", args.limit)
     if args.contrast and args.target is not None:
         args.parser.error("give --target or --contrast, not both")
 

@@ -125,8 +125,10 @@ def _print(e: Explanation, lines: list[Line], args: argparse.Namespace) -> None:
 
 
 def _refuse_unused(args: argparse.Namespace) -> None:
-    if args.top is not None and args.top < 1:
-        raise ReflError(f"--top is {args.top}: expected a whole number above 0")
+    from refl import arguments
+
+    if args.top is not None:
+        arguments.positive("top", args.top)
     for option in _RANKING if args.paths else ():
         if getattr(args, option) is not None:
             raise ReflError(f"--{option} is of a ranking, and --paths shows every block: give one")

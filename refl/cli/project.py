@@ -85,11 +85,11 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from refl import arguments
     from refl.cli.asked import model_asked, token_asked
     from refl.latent.projection import project
 
-    if args.top < 1:
-        raise ReflError(f"--top is {args.top}: expected a whole number above 0")
+    k = arguments.positive("top", args.top)
     if args.text is not None and args.ids is not None:
         args.parser.error("give --text or --ids, not both")
     model = model_asked(args)
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         model,
         args.name,
         norm=not args.no_norm,
-        k=args.top,
+        k=k,
         item=args.text if args.ids is None else args.ids,
         position=args.position,
         decoder=args.decoder,
