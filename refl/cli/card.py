@@ -24,8 +24,7 @@ also which token asked which: the relevance at every product of a query and a ke
 """
 
 _MORE = """\
-NAME is L2.N17 (neuron 17 of the third block), L2.H1 (a head), L2.E0.N17 (of an expert),
-decoder.L0.N3 or decoder.L0.cross.H2 (of an encoder-decoder).
+{names}
 
 The model that ships with refl takes its own held-out sentences; any other model needs a --file for
 activations and references: a JSON object on each line, with text, ids or image, and what is
@@ -44,8 +43,8 @@ examples:
 def add(commands: Any) -> None:
     """The command and its options."""
     summary = "a page about one neuron or head"
-    p = add_command(commands, "card", summary, run, description=_ABOUT, more=lambda: _MORE)
-    p.add_argument("name", metavar="NAME", help="the neuron, or the head")
+    p = add_command(commands, "card", summary, run, description=_ABOUT, more=_more)
+    options.part(p)
     p.add_argument("--html", type=output, metavar="FILE", help="write the page")
     _corpus(p.add_argument_group("the corpus"))
     _example(p.add_argument_group("the example it is looked at in"))
@@ -92,14 +91,13 @@ def _example(g: Any) -> None:
         metavar="TEXT",
         help="a text, or the file of a picture (default: the line where it is most relevant)",
     )
-    g.add_argument("--decoder", metavar="TEXT", help="what the decoder has said so far")
-    g.add_argument("--target", metavar="TOKEN", help="explain this token")
-    g.add_argument(
-        "--contrast",
-        nargs=2,
-        metavar="TOKEN",
-        help="explain the logit of the first less that of the second",
-    )
+    options.decoder(g, "what the decoder has said so far")
+    options.target(g, "explain this token")
+    options.contrast(g)
+
+
+def _more() -> str:
+    return _MORE.format(names=options.PARTS)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from refl.cli import options
 from refl.cli.command import add_command
-from refl.cli.files import Folder, Source, output
+from refl.cli.files import Folder, output
 from refl.cli.output import print_json, print_lines, wrote
 from refl.errors import ReflError
 from refl.extras import install
@@ -47,19 +47,9 @@ def add(commands: Any) -> None:
     summary = "an oracle file of what torch computes (needs torch and transformers)"
     p = add_command(commands, "dump-torch", summary, run, description=_ABOUT, more=_more)
     p.add_argument("folder", type=Folder, metavar="FOLDER", help="a Hugging Face checkpoint")
-    p.add_argument(
-        "text",
-        nargs="?",
-        type=Source,
-        metavar="TEXT",
-        help="the input; needs a tokenizer.json; for a model of images, an image file",
-    )
+    options.text(p, "the input; needs a tokenizer.json; for a model of images, an image file")
     options.ids(p)
-    p.add_argument(
-        "--decoder",
-        metavar="TEXT",
-        help="the decoder prefix of an encoder-decoder (default: its start token alone)",
-    )
+    options.decoder(p, "the decoder prefix of an encoder-decoder (default: its start token alone)")
     options.decoder_ids(p, "token ids in place of that, the start token first")
     options.types(p)
     p.add_argument(
@@ -71,11 +61,7 @@ def add(commands: Any) -> None:
         default="attnlrp",
         help="default: %(default)s",
     )
-    p.add_argument(
-        "--target",
-        metavar="TOKEN",
-        help="explain this token, or output by its number (default: the largest logit)",
-    )
+    options.target(p, "explain this token, or output by its number (default: the largest logit)")
     p.add_argument(
         "--position",
         type=int,

@@ -99,12 +99,7 @@ def add(commands: Any) -> None:
         default=[],
         help="curves as figures too (needs matplotlib)",
     )
-    p.add_argument(
-        "--seed",
-        choices=options.SEEDS,
-        default="logit",
-        help="what of the target is explained (default: %(default)s)",
-    )
+    options.seed(p)
     p.add_argument(
         "--no-contrast",
         action="store_true",

@@ -28,6 +28,15 @@ def decoder(p: Any, what: str) -> None:
     p.add_argument("--decoder", metavar="TEXT", help=what)
 
 
+PARTS = """\
+NAME is L2.N17 (neuron 17 of the third block), L2.H1 (a head), L2.E0.N17 (of an expert),
+decoder.L0.N3 or decoder.L0.cross.H2 (of an encoder-decoder)."""
+
+
+def part(p: Any) -> None:
+    p.add_argument("name", metavar="NAME", help="the neuron, or the head")
+
+
 def ids(p: Any) -> None:
     _numbers(p, "--ids", "ID", "token ids in place of TEXT")
 
@@ -130,7 +139,7 @@ def device(g: Any) -> None:
 
 def _method(g: Any) -> None:
     _rules(g)
-    _target(g)
+    _explained(g)
     _stabilizers(g)
     seed(g)
 
@@ -184,19 +193,26 @@ def seed(g: Any) -> None:
     )
 
 
-def _target(g: Any) -> None:
-    g.add_argument(
-        "--target",
-        metavar="TOKEN",
-        help="explain this token; an id where the model has no tokenizer (default: the most "
-        "likely next one)",
-    )
+def target(g: Any, what: str) -> None:
+    g.add_argument("--target", metavar="TOKEN", help=what)
+
+
+def contrast(g: Any) -> None:
     g.add_argument(
         "--contrast",
         nargs=2,
         metavar="TOKEN",
         help="explain the logit of the first less that of the second",
     )
+
+
+def _explained(g: Any) -> None:
+    target(
+        g,
+        "explain this token; an id where the model has no tokenizer (default: the most likely "
+        "next one)",
+    )
+    contrast(g)
     g.add_argument(
         "--position",
         type=int,

@@ -31,8 +31,7 @@ Times the neuron's activation and the norm's 1/std, p is what it adds to the log
 """
 
 _MORE = """\
-NAME is L2.N17 (neuron 17 of the third block), L2.H1 (a head), L2.E0.N17 (of an expert),
-decoder.L0.N3 or decoder.L0.cross.H2 (of an encoder-decoder).
+{names}
 
 examples:
   refl project L2.N17                                  # a neuron: the same in every text
@@ -49,8 +48,8 @@ examples:
 def add(commands: Any) -> None:
     """The command and its options."""
     summary = "the tokens a neuron or a head speaks for"
-    p = add_command(commands, "project", summary, run, description=_ABOUT, more=lambda: _MORE)
-    p.add_argument("name", metavar="NAME", help="the neuron, or the head")
+    p = add_command(commands, "project", summary, run, description=_ABOUT, more=_more)
+    options.part(p)
     p.add_argument("--no-norm", action="store_true", help="without the final norm")
     p.add_argument(
         "--top",
@@ -74,7 +73,7 @@ def add(commands: Any) -> None:
         help="the token, counted from 0, or from the end if negative (default: the one whose "
         "output is read, the last of a text)",
     )
-    g.add_argument("--decoder", metavar="TEXT", help="what the decoder has said so far")
+    options.decoder(g, "what the decoder has said so far")
     g.add_argument(
         "--token",
         metavar="TOKEN",
@@ -82,6 +81,10 @@ def add(commands: Any) -> None:
         "nothing else (its OV circuit)",
     )
     options.of_model(p)
+
+
+def _more() -> str:
+    return _MORE.format(names=options.PARTS)
 
 
 def run(args: argparse.Namespace) -> int:
