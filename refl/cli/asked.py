@@ -12,10 +12,12 @@ from itertools import groupby
 from typing import Any
 
 from refl import arguments
+from refl.cli import options
 from refl.edits import Edit, off, scale, value
-from refl.errors import ReflError, shown
+from refl.errors import ReflError, nearest_patterns, shown
+from refl.explainer import fits_any
 from refl.explanation import Explanation
-from refl.methods import Method, chosen
+from refl.methods import Method, Table, chosen
 from refl.model import Model, load
 from refl.network import CLASSIFIES
 
@@ -23,6 +25,21 @@ from refl.network import CLASSIFIES
 def method_asked(args: argparse.Namespace) -> Method:
     """The method with its options; refuses what no model could make sense of."""
     _refuse_contradictions(args)
+    return said_how(args)
+
+
+def table_asked(args: argparse.Namespace, lacking: str, instead: str) -> Method:
+    """The method, which has to be a table of rules: others have none of what is shown."""
+    method = method_asked(args)
+    if not isinstance(method, Table):
+        raise ReflError(
+            f"method {method.name} is no table of rules: it has no {lacking}; take {instead}"
+        )
+    return method
+
+
+def said_how(args: argparse.Namespace) -> Method:
+    """The method with its options, of whatever input."""
     return chosen(args.method, args.eps, args.stabilizer, options_asked(args.option))
 
 
@@ -55,22 +72,22 @@ def typed(text: str) -> Any:
     return text
 
 
-def refuse_two_inputs(args: argparse.Namespace) -> None:
+def refuse_two_inputs(
+    args: argparse.Namespace, text: str = "a TEXT (or - for standard input)"
+) -> None:
     """TEXT or ids, of the input and of a decoder."""
     if args.text is None and args.ids is None:
-        args.parser.error("give a TEXT (or - for standard input) or --ids")
+        args.parser.error(f"give {text} or --ids")
     if args.text is not None and args.ids is not None:
-        args.parser.error("give a TEXT (or - for standard input) or --ids, not both")
-    if args.decoder is not None and args.decoder_ids is not None:
-        args.parser.error("give --decoder or --decoder-ids, not both")
+        args.parser.error(f"give {text} or --ids, not both")
+    options.refuse_both(args, "decoder", "decoder_ids")
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
     refuse_two_inputs(args)
     if args.pair is not None and (args.ids is not None or args.types is not None):
         args.parser.error("--pair joins two texts: give TEXT with it, and no --ids or --types")
-    if args.contrast and args.target is not None:
-        args.parser.error("give --target or --contrast, not both")
+    options.refuse_both(args, "target", "contrast")
 
 
 def model_asked(args: argparse.Namespace) -> Model:
@@ -225,6 +242,20 @@ def _neuron(args: argparse.Namespace) -> tuple[str, list[int]] | None:
             "index there, such as model.layers.1.mlp 2 17"
         )
     return site, [int(i) for i in index]
+
+
+def refuse_strange_sites(model: Model, option: str, patterns: Sequence[str]) -> None:
+    """A pattern that names no site of the model is a mistake. The names come from a forward pass of
+    one token, or of a blank picture.
+    """
+    names = list(model.sites()) if patterns else []
+    for pattern in patterns:
+        if not fits_any(pattern, names):
+            near = ", ".join(nearest_patterns(pattern, names)) or "none"
+            raise ReflError(
+                f"--{option} {pattern!r} names no site of this model; nearest: {near} (refl trace "
+                "lists all sites)"
+            )
 
 
 LONGEST_NUMBER = 20

@@ -140,8 +140,7 @@ def _refuse_strange(args: argparse.Namespace) -> None:
     arguments.count("draws", args.draws)
     if args.limit is not None:
         arguments.positive("limit", args.limit)
-    if args.contrast and args.target is not None:
-        args.parser.error("give --target or --contrast, not both")
+    options.refuse_both(args, "target", "contrast")
 
 
 def lines(c: Card) -> list[Line]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from refl.cli import options
 from refl.cli.files import Source, folder
 from refl.cli.output import print_json, print_lines, wrote
 from refl.cli.progress import Progress
@@ -77,12 +78,11 @@ def is_asked(args: argparse.Namespace) -> bool:
 
 def run(args: argparse.Namespace) -> int:
     """Explains a corpus."""
-    from refl.cli.asked import model_asked, options_asked
+    from refl.cli.asked import model_asked, said_how
     from refl.evaluation.corpus import explain_corpus
-    from refl.methods import chosen
 
     _refuse_contradictions(args)
-    method = chosen(args.method, args.eps, args.stabilizer, options_asked(args.option))
+    method = said_how(args)
     with Progress() as progress, pool(args) as workers:
         done = explain_corpus(
             model_asked(args),
@@ -117,13 +117,7 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
             args.parser.error(f"{option} is for one input: leave it out with --file")
     if args.out is None:
         args.parser.error("give --out FOLDER with --file")
-    refuse_both(args)
-
-
-def refuse_both(args: argparse.Namespace) -> None:
-    """Workers of two kinds."""
-    if args.workers is not None and args.dask is not None:
-        args.parser.error("give --workers or --dask, not both")
+    options.refuse_both(args, "workers", "dask")
 
 
 @contextmanager

@@ -109,14 +109,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _input(args: argparse.Namespace) -> Input:
+    from refl.cli.asked import refuse_two_inputs
     from refl.verification.peers.dump_torch import Input
 
-    if args.text is None and args.ids is None:
-        raise ReflError("give a TEXT or --ids")
-    if args.text is not None and args.ids is not None:
-        raise ReflError("give a TEXT or --ids, not both")
-    if args.decoder is not None and args.decoder_ids is not None:
-        raise ReflError("give --decoder or --decoder-ids, not both")
+    refuse_two_inputs(args, "a TEXT")
     if _takes_images(args.folder):
         return _picture(args)
     ids = args.ids if args.text is None else _tokenizer(args.folder).encode(args.text)

@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
 def _refuse_contradictions(args: argparse.Namespace) -> None:
     from refl import arguments
 
-    corpus.refuse_both(args)
+    options.refuse_both(args, "workers", "dask")
     if args.figures and not args.out:
         args.parser.error("--figures are written into the folder of --out: give one")
     if args.tune is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ from refl.errors import ReflError
 
 if TYPE_CHECKING:
     from refl.explanation import Explanation
-    from refl.model import Model
 
 _ABOUT = """\
 Explain the token a model gives next: the relevance of every token of the text, the model's
@@ -132,7 +130,7 @@ def _named(name: str, summary: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    from refl.cli.asked import explained, method_asked, model_asked
+    from refl.cli.asked import explained, method_asked, model_asked, refuse_strange_sites
     from refl.methods import Table, chosen
 
     if corpus.is_asked(args):
@@ -144,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
         model = model_asked(args)
         if args.png and not model.takes_images:
             raise ReflError("--png draws over a picture, and this model reads text: leave it out")
-        _refuse_strange_patterns(model, args.keep or [])
+        refuse_strange_sites(model, "keep", args.keep or [])
         keep = args.keep or ("*" if args.save and isinstance(method, Table) else ())
         e = explained(model, args, method, keep, progress)
         beside = [explained(model, args, other, (), progress) for other in others]
@@ -199,23 +197,3 @@ def _answer(e: Explanation, args: argparse.Namespace) -> None:
         lines += [[], *kept_table(e, fold_width())]
     files = (args.save, args.html, args.png, args.svg, args.pdf, args.tex)
     print_lines([*lines, *below(wrote(*files))], args)
-
-
-# -- patterns of sites to keep ---------------------------------------------------------------------
-
-
-def _refuse_strange_patterns(model: Model, patterns: Iterable[str]) -> None:
-    """A pattern that names no site of the model is a mistake. The names come from a forward pass of
-    one token, or of a blank picture.
-    """
-    from refl.errors import nearest_patterns
-    from refl.explainer import fits_any
-
-    names = list(model.sites()) if patterns else []
-    for pattern in patterns:
-        if not fits_any(pattern, names):
-            near = ", ".join(nearest_patterns(pattern, names)) or "none"
-            raise ReflError(
-                f"--keep {pattern!r} names no site of this model; nearest: {near} (refl "
-                "trace lists all sites)"
-            )

@@ -226,3 +226,10 @@ def _explained(g: Any) -> None:
         metavar=("SITE", "N"),
         help="explain the activation of a neuron: its site, and its index there",
     )
+
+
+def refuse_both(args: argparse.Namespace, one: str, other: str) -> None:
+    """Two options for the same thing."""
+    if getattr(args, one) is not None and getattr(args, other) is not None:
+        names = (f"--{name.replace('_', '-')}" for name in (one, other))
+        args.parser.error(f"give {' or '.join(names)}, not both")

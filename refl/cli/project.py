@@ -93,8 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from refl.latent.projection import project
 
     k = arguments.positive("top", args.top)
-    if args.text is not None and args.ids is not None:
-        args.parser.error("give --text or --ids, not both")
+    options.refuse_both(args, "text", "ids")
     model = model_asked(args)
     _refuse_strange_input(model.components.part(args.name), args)
     found = project(

@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     from refl.cli.asked import model_asked, options_asked
     from refl.latent.references import references
 
-    corpus.refuse_both(args)
+    options.refuse_both(args, "workers", "dask")
     if args.html and not args.show:
         args.parser.error("--html writes what --show shows: give names with --show")
     k = arguments.positive("top", args.top)
@@ -172,13 +172,11 @@ def _explained(found: References, model: Model, name: str, args: argparse.Namesp
 
 def _how(args: argparse.Namespace) -> dict[str, Any]:
     """What explains references, where the run, by activation alone, does not say."""
-    from refl.cli.asked import options_asked
-    from refl.methods import chosen
+    from refl.cli.asked import said_how
 
     if "relevance" in args.by:
         return {}
-    method = chosen(args.method, args.eps, args.stabilizer, options_asked(args.option))
-    return {"method": method, "seed": args.seed}
+    return {"method": said_how(args), "seed": args.seed}
 
 
 def _page(found: References, every: list[Shown]) -> bytes:
