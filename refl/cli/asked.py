@@ -176,8 +176,7 @@ def explained(
     e: Explanation = model.explain(
         input_for(model, args),
         method,
-        target=None if args.target is None else target_asked(model, args.target),
-        contrast=None if args.contrast is None else _contrast(model, *args.contrast),
+        **outputs_asked(model, args),
         decoder=args.decoder if args.decoder_ids is None else list(args.decoder_ids),
         seed=args.seed,
         keep=keep,
@@ -210,6 +209,15 @@ def no_tokenizer(name: str) -> ReflError:
     return ReflError(f"{name} has no tokenizer.json: give token ids with --ids")
 
 
+def outputs_asked(model: Model, args: argparse.Namespace) -> dict[str, Any]:
+    """--target and --contrast, as arguments of what explains."""
+    target, contrast = args.target, args.contrast
+    return {
+        "target": None if target is None else target_asked(model, target),
+        "contrast": None if contrast is None else tuple(target_asked(model, t) for t in contrast),
+    }
+
+
 def target_asked(model: Model, token: str) -> str | int:
     """An output as it was typed: a token, or the number of a class that is no label."""
     if model.task not in CLASSIFIES:
@@ -225,10 +233,6 @@ def token_asked(model: Model, token: str) -> str | int:
 def is_number(text: str) -> bool:
     """Digits, and not thousands of them."""
     return text.isdecimal() and len(text) <= LONGEST_NUMBER
-
-
-def _contrast(model: Model, token: str, against: str) -> tuple[str | int, str | int]:
-    return target_asked(model, token), target_asked(model, against)
 
 
 def _neuron(args: argparse.Namespace) -> tuple[str, list[int]] | None:

@@ -101,21 +101,21 @@ def _more() -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    from refl.cli.asked import model_asked
+    from refl.cli.asked import model_asked, outputs_asked
     from refl.latent.card import card
     from refl.latent.card_page import html
 
     _refuse_strange(args)
     with Progress() as progress:
+        model = model_asked(args)
         found = card(
-            model_asked(args),
+            model,
             args.name,
             args.references,
             args.file,
             args.example,
             decoder=args.decoder,
-            target=args.target,
-            contrast=args.contrast,
+            **outputs_asked(model, args),
             method=args.method,
             k=args.top,
             inputs=args.inputs,
