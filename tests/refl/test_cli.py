@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import refl
-from refl.cli import asked, main, options, progress
+from refl.cli import asked, main, options, output, progress
 from refl.errors import argument
 from refl.io.safetensors import read_safetensors
 from refl.latent.projection import project
@@ -229,6 +229,21 @@ def test_a_message_spells_options_as_the_command_line_does(
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
     assert not re.search(r"(?<![-\w])(at|position|target|types|decoder|eps|keep)=", err)
+
+
+REFUSED_ALIKE = [
+    ("explain --decoder a --decoder-ids 1", "give --decoder or --decoder-ids, not both"),
+    ("generate --decoder a --decoder-ids 1", "give --decoder or --decoder-ids, not both"),
+    ("explain --target a --contrast a b", "give --target or --contrast, not both"),
+    ("neurons --method occlusion", "no relevance at neurons; take one that is, such as attnlrp"),
+    ("trace --method occlusion", "it has no operations to follow; take refl explain"),
+    ("explain --keep *.mpl", "--keep '*.mpl' names no site of this model; nearest: *.mlp"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), REFUSED_ALIKE)
+def test_what_several_commands_refuse(line: str, said: str, capsys: Capture) -> None:
+    assert said in refusal(capsys, *line.split(), "--", TEXT)
 
 
 @pytest.fixture
@@ -731,6 +746,16 @@ def test_a_hostile_tokenizer_attacks_nobody(
     assert "<script" not in html
     assert "\x1b" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_what_is_said_of_files(capsys: Capture) -> None:
+    """A line each, the first under a blank one; nothing where none was asked for."""
+    lines = output.wrote("a.html", None, Path("b"), what="2 inputs")
+    assert plain(output.below(lines)) == "\nwrote a.html: 2 inputs\nwrote b: 2 inputs"
+    assert output.below(output.wrote(None)) == []
+    for command in (["explain", TEXT], ["graph", TEXT, "--most", "2"]):
+        out = answer(capsys, *command)
+        assert "wrote" not in out and not out.endswith("\n\n")
 
 
 WRITING = {
