@@ -16,11 +16,7 @@ DEVICES = ("cpu", "cuda")
 def explaining(p: argparse.ArgumentParser) -> None:
     """What to explain, of which input and model, and how."""
     _input(p)
-    g = p.add_argument_group("the model")
-    model(g)
-    dtype(g, "of the computation; float64 for oracles")
-    device(g)
-    ignore(g)
+    of_model(p, "of the computation; float64 for oracles")
     _method(p.add_argument_group("what to explain, and how"))
 
 
@@ -30,6 +26,15 @@ def text(p: Any, what: str) -> None:
 
 def decoder(p: Any, what: str) -> None:
     p.add_argument("--decoder", metavar="TEXT", help=what)
+
+
+PARTS = """\
+NAME is L2.N17 (neuron 17 of the third block), L2.H1 (a head), L2.E0.N17 (of an expert),
+decoder.L0.N3 or decoder.L0.cross.H2 (of an encoder-decoder)."""
+
+
+def part(p: Any) -> None:
+    p.add_argument("name", metavar="NAME", help="the neuron, or the head")
 
 
 def ids(p: Any) -> None:
@@ -47,6 +52,16 @@ def decoder_ids(p: Any, what: str) -> None:
 
 def _numbers(p: Any, name: str, metavar: str, what: str) -> None:
     p.add_argument(name, nargs="+", type=int, metavar=metavar, help=what)
+
+
+def of_model(p: argparse.ArgumentParser, computed: str = "of the computation") -> Any:
+    """Which checkpoint, computed how and where: their group, for what else is of the model."""
+    g = p.add_argument_group("the model")
+    model(g)
+    dtype(g, computed)
+    device(g)
+    ignore(g)
+    return g
 
 
 def model(p: Any) -> None:
@@ -124,7 +139,7 @@ def device(g: Any) -> None:
 
 def _method(g: Any) -> None:
     _rules(g)
-    _target(g)
+    _explained(g)
     _stabilizers(g)
     seed(g)
 
@@ -178,19 +193,26 @@ def seed(g: Any) -> None:
     )
 
 
-def _target(g: Any) -> None:
-    g.add_argument(
-        "--target",
-        metavar="TOKEN",
-        help="explain this token; an id where the model has no tokenizer (default: the most "
-        "likely next one)",
-    )
+def target(g: Any, what: str) -> None:
+    g.add_argument("--target", metavar="TOKEN", help=what)
+
+
+def contrast(g: Any) -> None:
     g.add_argument(
         "--contrast",
         nargs=2,
         metavar="TOKEN",
         help="explain the logit of the first less that of the second",
     )
+
+
+def _explained(g: Any) -> None:
+    target(
+        g,
+        "explain this token; an id where the model has no tokenizer (default: the most likely "
+        "next one)",
+    )
+    contrast(g)
     g.add_argument(
         "--position",
         type=int,
@@ -204,3 +226,10 @@ def _target(g: Any) -> None:
         metavar=("SITE", "N"),
         help="explain the activation of a neuron: its site, and its index there",
     )
+
+
+def refuse_both(args: argparse.Namespace, one: str, other: str) -> None:
+    """Two options for the same thing."""
+    if getattr(args, one) is not None and getattr(args, other) is not None:
+        names = (f"--{name.replace('_', '-')}" for name in (one, other))
+        args.parser.error(f"give {' or '.join(names)}, not both")
