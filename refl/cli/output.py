@@ -47,6 +47,11 @@ def print_lines(lines: Sequence[Line], args: argparse.Namespace) -> None:
         print(_encodable(plain(lines), sys.stdout.encoding))
 
 
+def print_text(text: str) -> None:
+    """A text that is drawn already, without a line's end of its own."""
+    print(_encodable(text, sys.stdout.encoding), end="")
+
+
 def print_json(value: Any) -> None:
     print(json.dumps(_finite(value), indent=2, allow_nan=False))
 
@@ -61,7 +66,19 @@ def _finite(value: Any) -> Any:
 
 
 _PLAINER = str.maketrans(
-    {"█": "+", "▒": "-", "│": "|", "─": "-", "→": ">", "·": "-", "×": "x", "…": "~", "␣": "_"}
+    {
+        "█": "+",
+        "▒": "-",
+        "│": "|",
+        "─": "-",
+        "→": ">",
+        "·": "-",
+        "×": "x",
+        "…": "~",
+        "␣": "_",
+        "•": "*",
+        "▌": "|",
+    }
 )
 
 
