@@ -154,7 +154,8 @@ class _Terminal:
 
     def say(self, markdown: str) -> None:
         print()
-        _print_markdown(markdown, self.args)
+        if markdown:
+            _print_markdown(markdown, self.args)
 
     def show(self, outcome: Outcome) -> None:
         source = outcome.source.rstrip("\n").split("\n")

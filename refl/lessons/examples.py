@@ -49,7 +49,8 @@ def run(example: doctest.Example, namespace: Namespace) -> Outcome:
     printed, values, raised = io.StringIO(), list[str](), ""
     with redirect_stdout(printed), _shown_to(values):
         try:
-            exec(compile(example.source, "<lesson>", "single", dont_inherit=True), namespace)
+            compiled = compile(example.source, "<lesson>", "single", dont_inherit=True)
+            exec(compiled, namespace)  # noqa: S102 - the project's own text
         except Exception as error:  # noqa: BLE001 - an example may show one
             raised = traceback.format_exception_only(error)[-1]
     value = "\n".join(values)

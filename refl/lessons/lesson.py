@@ -1,5 +1,5 @@
-"""A lesson read: number, title, claim, the sections in their order, and the pieces of a text: prose,
-code, an answer that is folded away.
+"""A lesson read: number, title, claim, the sections in their order, and the pieces of a text:
+prose, code, an answer that is folded away.
 
     # N. Title
     **Claim.** ...

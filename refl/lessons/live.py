@@ -28,20 +28,18 @@ class Session(Protocol):
         ...
 
 
-def step_through(lesson: Lesson, session: Session) -> bool:
-    """The whole lesson. Whether every example gave what the lesson says."""
+def step_through(lesson: Lesson, session: Session) -> None:
+    """The whole lesson."""
     lecture = _Lecture(lesson, session)
     session.say(lesson.text.partition("\n")[0])
     for section in lesson.sections:
         lecture.section(section)
-    return lecture.as_said
 
 
 class _Lecture:
     def __init__(self, lesson: Lesson, session: Session) -> None:
         self.lesson, self.session = lesson, session
         self.namespace: Namespace = {"__name__": "__main__"}
-        self.as_said = True
         self.predicted = ""
 
     def section(self, section: Section) -> None:
@@ -66,10 +64,9 @@ class _Lecture:
             self.session.say(markdown(piece))
             return
         if piece.kind == "code":
+            self.session.say("")
             for example in parsed(piece.text):
-                outcome = run(example, self.namespace)
-                self.as_said &= outcome.as_said
-                self.session.show(outcome)
+                self.session.show(run(example, self.namespace))
             return
         self.session.ask(UNFOLD)
         for inside in pieces(piece.text):
