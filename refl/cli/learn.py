@@ -205,7 +205,7 @@ def _notebooks(asked: Sequence[Lesson], args: argparse.Namespace) -> int:
 
 
 def _made(name: str) -> str:
-    """The folder, made where there is none. Raises ReflError where it cannot be, or is refl's own."""
+    """The folder, made where there is none. Raises ReflError where it cannot be, or is refl's."""
     path = Path(name)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,6 +35,12 @@ def centered(
     x: float, y: float, text: str, size: float, color: Color = INK, bold: bool = False
 ) -> Words:
     return Words(x - width(text, size) / 2, y, text, size, color, bold)
+
+
+def _only(a: Array | None) -> float:
+    """The number in an array of one."""
+    assert a is not None
+    return float(a.item())
 
 
 # -- lesson 1 --------------------------------------------------------------------------------------
@@ -101,7 +108,7 @@ def passed_on(z: float, stabilizer: str) -> float:
     """The fraction of relevance that an epsilon rule with eps = 1 passes on."""
     one = np.ones((1, 1))
     out = linear.epsilon(z * one, one, None, z * one, one, eps=1.0, stabilizer=stabilizer)
-    return float(out.inputs[0].item())
+    return _only(out.inputs[0])
 
 
 def eps_needs_a_sign() -> str:
@@ -136,7 +143,7 @@ def _graph(low: float, high: float, stabilizer: str, color: Color) -> Iterator[P
     steps = np.linspace(0, 1, 70) ** 2
     places = high - (high - low) * steps if high < 0 else low + (high - low) * steps
     points = [(float(z), passed_on(float(z), stabilizer)) for z in places]
-    for (z, y), (to_z, to_y) in zip(points, points[1:], strict=False):
+    for (z, y), (to_z, to_y) in pairwise(points):
         if max(abs(y), abs(to_y)) <= LARGEST:
             yield Curve(*_at(z, y), *_at(to_z, to_y), 2.2, color)
 
@@ -164,8 +171,8 @@ def _example(y: float) -> Iterator[Part]:
     lower = linear.epsilon(
         x * one, one, np.array([-1.0]), h * one, upper.inputs[0], stabilizer="none"
     )
-    to_h, to_x = float(upper.inputs[0].item()), float(lower.inputs[0].item())
-    b2, b1 = float(upper.absorbed["bias"][0]), float(lower.absorbed["bias"][0])
+    to_h, to_x = _only(upper.inputs[0]), _only(lower.inputs[0])
+    b2, b1 = _only(upper.absorbed["bias"]), _only(lower.absorbed["bias"])
     yield from _bar(y, "z", [("z", z, FOR)], WIDE)
     yield from _bar(y + 28, "handed to h", [("h", to_h, FOR), ("b2", b2, GRAY)], WIDE)
     yield from _bar(y + 56, "handed to x", [("x", to_x, FOR), ("b1", b1, AGAINST)], WIDE)
