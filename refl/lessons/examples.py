@@ -11,8 +11,6 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
-from refl.lessons.lesson import Lesson, code
-
 Namespace = dict[str, Any]
 _RAISED = "Traceback (most recent call last):\n    ...\n"
 
@@ -79,9 +77,3 @@ def _as_said(example: doctest.Example, found: Outcome) -> bool:
     if found.raised or example.exc_msg is not None:
         return agrees(example.exc_msg or "", found.raised, flags)
     return agrees(example.want, found.text, flags)
-
-
-def run_all(lesson: Lesson) -> list[Outcome]:
-    """Every example of a lesson, from an empty namespace."""
-    namespace: Namespace = {"__name__": "__main__"}
-    return [run(each, namespace) for block in code(lesson.text) for each in parsed(block)]

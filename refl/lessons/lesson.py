@@ -138,16 +138,3 @@ def pieces(text: str) -> list[Piece]:
 
 def _prose(text: str) -> list[Piece]:
     return [Piece("prose", text.strip())] if text.strip() else []
-
-
-def code(text: str) -> list[str]:
-    """Every block of examples, those of folded answers too."""
-    return [
-        block
-        for piece in pieces(text)
-        for block in ([piece.text] if piece.kind == "code" else code_inside(piece))
-    ]
-
-
-def code_inside(piece: Piece) -> list[str]:
-    return code(piece.text) if piece.kind == "answer" else []
