@@ -1574,6 +1574,38 @@ FAULTS: tuple[Fault, ...] = (
         "tests/refl/test_switching.py::test_other_is_a_mean_over_inputs_of_the_other_answer[llama]",
         "what a neuron is for the other answer at the last position is put at all of them",
     ),
+    Fault(
+        "every-prediction-is-right",
+        "refl/lessons/live.py",
+        "if self.predicted == right else",
+        "if right else",
+        "tests/refl/test_lessons.py::test_step_by_step",
+        "a wrong prediction is called right",
+    ),
+    Fault(
+        "a-lesson-s-difference-unheard",
+        "refl/cli/learn.py",
+        "return FAILED if terminal.differed else 0",
+        "return 0",
+        "tests/refl/test_lessons.py::test_an_example_that_gives_something_else",
+        "an example gives something else, and the exit code says that all is well",
+    ),
+    Fault(
+        "answer-beside-its-question",
+        "refl/lessons/reading.py",
+        'return FOLDED if piece.kind == "answer" else markdown(piece)',
+        "return markdown(piece)",
+        "tests/refl/test_lessons.py::test_answers_come_at_the_end",
+        "what is folded away is read beside the question",
+    ),
+    Fault(
+        "a-reader-s-notebook-overwritten",
+        "refl/lessons/notebooks.py",
+        'return "" if said == now else',
+        'return "" if said else',
+        "tests/refl/test_lessons.py::test_nothing_else_is_overwritten",
+        "a notebook in which somebody has worked is replaced",
+    ),
 )
 
 
