@@ -1579,7 +1579,7 @@ FAULTS: tuple[Fault, ...] = (
         "refl/lessons/live.py",
         "if self.predicted == right else",
         "if right else",
-        "tests/refl/test_lessons.py::test_step_by_step",
+        "tests/refl/test_lessons.py::test_step_by_step[wrong]",
         "a wrong prediction is called right",
     ),
     Fault(
@@ -1595,7 +1595,7 @@ FAULTS: tuple[Fault, ...] = (
         "refl/lessons/reading.py",
         'return FOLDED if piece.kind == "answer" else markdown(piece)',
         "return markdown(piece)",
-        "tests/refl/test_lessons.py::test_answers_come_at_the_end",
+        "tests/refl/test_lessons.py::test_answers_come_at_the_end[01_a_share_of_z]",
         "what is folded away is read beside the question",
     ),
     Fault(
@@ -1603,7 +1603,7 @@ FAULTS: tuple[Fault, ...] = (
         "refl/lessons/notebooks.py",
         'return "" if said == now else',
         'return "" if said else',
-        "tests/refl/test_lessons.py::test_nothing_else_is_overwritten",
+        "tests/refl/test_lessons.py::test_nothing_else_is_overwritten[has been changed since]",
         "a notebook in which somebody has worked is replaced",
     ),
 )
