@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 WIDEST = 100
 """Columns of a text that is good to read."""
+STYLES = {"markdown.code": "cyan", "markdown.h1": "bold", "markdown.h2": "bold"}
+"""No background: it would stand out on a light or on a dark terminal."""
 FOLDED = "*(The answer is at the end.)*"
 
 
@@ -36,6 +38,7 @@ def markdown(piece: Piece) -> str:
 def drawn(markdown: str, width: int, color: bool = False) -> str:
     """Markdown as lines for a terminal of so many columns."""
     from rich.console import Console
+    from rich.theme import Theme
 
     out = io.StringIO()
     console = Console(
@@ -43,6 +46,7 @@ def drawn(markdown: str, width: int, color: bool = False) -> str:
         width=min(width, WIDEST),
         force_terminal=color,
         color_system="standard" if color else None,
+        theme=Theme(STYLES),
         highlight=False,
         legacy_windows=False,
     )

@@ -11,6 +11,7 @@ import contextlib
 import doctest
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -74,6 +75,25 @@ def test_every_example_gives_what_is_said(one: Lesson) -> None:
     result = doctest.DocTestRunner(verbose=False).run(test, out=said.write)
     assert result.failed == 0, said.getvalue()
     assert result.attempted > 5
+
+
+def test_other_kernels_of_blas_give_the_same(one: Lesson) -> None:
+    """No output hangs on the last digit, or on the sign of a zero."""
+    program = (
+        "import doctest, sys\n"
+        "test = doctest.DocTestParser().get_doctest(sys.stdin.read(), {}, 'a', 'a', 0)\n"
+        "sys.exit(doctest.DocTestRunner(verbose=False).run(test).failed)"
+    )
+    for kernel in ("Prescott", "Haswell"):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            input="\n".join(fenced(one.text)),
+            env=os.environ | {"OPENBLAS_CORETYPE": kernel},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_sections(one: Lesson) -> None:

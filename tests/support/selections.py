@@ -98,6 +98,7 @@ SLOW = (
     "tests/refl/test_lessons.py::test_a_notebook_runs[09*",
     "tests/refl/test_lessons.py::test_a_notebook_runs[10*",
     "tests/refl/test_lessons.py::test_notebooks[09*",
+    "tests/refl/test_lessons.py::test_other_kernels_of_blas_give_the_same*",
     "tests/refl/test_lessons.py::test_notebooks[10*",
     "tests/refl/test_readme.py::test_the_misses_are_as_said",
     "tests/refl/test_cli_exits.py::test_a_signal_leaves_no_half_file[SIGHUP]",
