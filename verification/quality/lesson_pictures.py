@@ -21,9 +21,9 @@ import refl
 from refl.arrays import Array
 from refl.io.files import atomic_write
 from refl.lessons.lesson import FOLDER
-from refl.rules import linear
+from refl.rules import linear, rms_norm
 from refl.show.colors import NEGATIVE, POSITIVE, Color
-from refl.show.drawing import Box, Curve, Drawing, Part, Words, svg, width
+from refl.show.drawing import Box, Curve, Disk, Drawing, Part, Words, svg, width
 
 MODULES = ("lesson_pictures", "lesson_pictures_2", "lesson_pictures_3")
 FOR, AGAINST = POSITIVE[-1], NEGATIVE[-1]
@@ -200,10 +200,42 @@ def _bar(y: float, name: str, row: list[tuple[str, float, Color]], unit: float) 
         at += max(amount, 0) * unit
 
 
+# -- lesson 4 --------------------------------------------------------------------------------------
+
+CORNER, STEP = (40.0, 222.0), 24.0
+"""Where (0, 0) is, and points for 1."""
+
+
+def norms_annul() -> str:
+    """x and 2x on a ray, and where RMSNorm takes both."""
+    x = np.array([[3.0, 4.0]])
+    one, two = (rms_norm.forward(a, np.ones(2), norm_eps=0.0)[0] for a in (x, 2 * x))
+    assert np.allclose(one, two)
+    parts: list[Part] = [Box(CORNER[0], CORNER[1], 200, 0.8, GRAY)]
+    parts.append(Box(CORNER[0], CORNER[1] - 208, 0.8, 208, GRAY))
+    radius = float(np.sqrt((one * one).sum()))
+    for angle in np.linspace(0, np.pi / 2, 30):
+        parts += _dot(radius * np.cos(angle), radius * np.sin(angle), 0.9, GRAY)
+    for along in np.linspace(0, 2.1, 64):
+        parts += _dot(3 * along, 4 * along, 0.9, GRAY)
+    for at, name in ((x[0], "x = (3, 4)"), (2 * x[0], "2x = (6, 8)")):
+        parts += _dot(at[0], at[1], 4, FOR, name)
+    parts += _dot(one[0], one[1], 4, AGAINST, f"z = ({one[0]:.4f}, {one[1]:.4f}), of both")
+    return svg(Drawing(330, 240, tuple(parts), "RMSNorm takes x and 2x to the same z"))
+
+
+def _dot(x: float, y: float, radius: float, color: Color, name: str = "") -> Iterator[Part]:
+    at = CORNER[0] + STEP * float(x), CORNER[1] - STEP * float(y)
+    yield Disk(*at, radius, color)
+    if name:
+        yield Words(at[0] + 10, at[1] + 8, name, 11, color, bold=True)
+
+
 PICTURES: Mapping[str, Callable[[], str]] = {
     "a_share_of_z": share_of_z,
     "eps_needs_a_sign": eps_needs_a_sign,
     "biases_absorb": biases_absorb,
+    "norms_annul": norms_annul,
 }
 
 
