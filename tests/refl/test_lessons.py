@@ -391,7 +391,7 @@ def live(capsys: Capture, monkeypatch: pytest.MonkeyPatch, typed: str, code: int
         ("what?\n2\nc", "Your prediction, c, is not it: the answer is b."),
         ("", ""),
     ],
-    ids=["right", "in capitals", "wrong", "asked again", "none"],
+    ids=["b", "in capitals", "wrong", "asked again", "none"],
 )
 @pytest.mark.usefixtures("small")
 def test_step_by_step(
