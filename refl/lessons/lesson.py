@@ -61,7 +61,7 @@ class Lesson:
         """Its first sentence, without signs of Markdown."""
         found = re.search(r"\*\*Claim\.\*\*\s+(.+?)(?:\n\n|\Z)", self.text, re.DOTALL)
         words = " ".join(found[1].split()) if found else self.title
-        return _without_signs(re.split(r"(?<=[.!?]) (?=[^a-z])|:? ?`{3}", words)[0])
+        return _without_signs(re.split(r"(?<=[.!?]) (?=[^a-z])", words)[0])
 
     @property
     def minutes(self) -> int:
