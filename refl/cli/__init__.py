@@ -11,6 +11,7 @@
     explain generate evaluate   what a model does, and why
     neurons references project graph switch card   what its neurons and heads do
     trace models methods   how refl does it
+    learn         lessons on LRP
     conform compare verify dump_torch   who checks it
 
 Nothing heavy is imported before it is needed: `--help` loads no array library.
@@ -27,6 +28,7 @@ from refl.cli import (
     explain,
     generate,
     graph,
+    learn,
     methods,
     models,
     neurons,
@@ -49,7 +51,7 @@ __all__ = ["main"]
 COMMANDS = (
     *(explain, generate, evaluate),
     *(neurons, references, project, graph, switch, card),
-    *(trace, models, methods),
+    *(trace, models, methods, learn),
     *(conform, compare, verify, dump_torch),
 )
 
@@ -63,6 +65,7 @@ examples:
   refl explain "the keys to the cabinet" --model path/to/checkpoint --html why.html
   refl trace "the keys to the cabinet"
   refl methods attnlrp
+  refl learn
 """
 
 _VERSION = (

@@ -1590,6 +1590,37 @@ FAULTS: tuple[Fault, ...] = (
         "",
         "tests/refl/test_cli_files.py::test_where_one_file_is_a_module_none_is_written",
         "of several files one may be a module of the program that runs",
+    Fault(
+        "every-prediction-is-right",
+        "refl/lessons/live.py",
+        "if self.predicted == right else",
+        "if right else",
+        "tests/refl/test_lessons.py::test_step_by_step[wrong]",
+        "a wrong prediction is called right",
+    ),
+    Fault(
+        "a-lesson-s-difference-unheard",
+        "refl/cli/learn.py",
+        "return FAILED if terminal.differed else 0",
+        "return 0",
+        "tests/refl/test_lessons.py::test_an_example_that_gives_something_else",
+        "an example gives something else, and the exit code says that all is well",
+    ),
+    Fault(
+        "answer-beside-its-question",
+        "refl/lessons/reading.py",
+        'return FOLDED if piece.kind == "answer" else markdown(piece)',
+        "return markdown(piece)",
+        "tests/refl/test_lessons.py::test_answers_come_at_the_end[01_a_share_of_z]",
+        "what is folded away is read beside the question",
+    ),
+    Fault(
+        "a-reader-s-notebook-overwritten",
+        "refl/lessons/notebooks.py",
+        'return "" if said == now else',
+        'return "" if said else',
+        "tests/refl/test_lessons.py::test_nothing_else_is_overwritten[has been changed since]",
+        "a notebook in which somebody has worked is replaced",
     ),
 )
 
