@@ -27,7 +27,8 @@ PALE: Color = (215, 215, 220)
 @cache
 def explanation() -> Explanation:
     """That of lessons 6 and 7."""
-    return refl.load(dtype="float64").explain(TEXT)
+    found: Explanation = refl.load(dtype="float64").explain(TEXT)
+    return found
 
 
 # -- lesson 6: the logit, block by block -----------------------------------------------------------

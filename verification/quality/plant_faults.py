@@ -1574,6 +1574,24 @@ FAULTS: tuple[Fault, ...] = (
         "tests/refl/test_switching.py::test_other_is_a_mean_over_inputs_of_the_other_answer[llama]",
         "what a neuron is for the other answer at the last position is put at all of them",
     ),
+    Fault(
+        "lesson-picture-bands-on-one-place",
+        "refl/verification/quality/lesson_pictures_2.py",
+        "        leaving[upper] += wide\n",
+        "",
+        "tests/verification/test_lesson_pictures_2.py::"
+        "test_the_committed_picture_is_that_of_the_engine[a_block_upside_down]",
+        "the halves of a product leave its bar on top of each other",
+    ),
+    Fault(
+        "lesson-picture-offset-added",
+        "refl/verification/quality/lesson_pictures_2.py",
+        "left -= absorbed",
+        "left += absorbed",
+        "tests/verification/test_lesson_pictures_2.py::"
+        "test_each_step_is_the_one_before_less_what_was_absorbed",
+        "what softmax keeps is drawn as handed on",
+    ),
 )
 
 
