@@ -1579,8 +1579,7 @@ FAULTS: tuple[Fault, ...] = (
         "refl/verification/quality/lesson_pictures_2.py",
         "        leaving[upper] += wide\n",
         "",
-        "tests/verification/test_lesson_pictures_2.py::"
-        "test_the_committed_picture_is_that_of_the_engine[a_block_upside_down]",
+        "tests/verification/test_lesson_pictures_2.py::test_bands_fill_their_bar_side_by_side",
         "the halves of a product leave its bar on top of each other",
     ),
     Fault(
