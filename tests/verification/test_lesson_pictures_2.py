@@ -36,7 +36,7 @@ def bars(root: ElementTree.Element) -> list[tuple[float, float, float]]:  # x, y
     return [(float(r["x"]), float(r["y"]), float(r["width"])) for r in every]
 
 
-def ends(root: ElementTree.Element) -> Iterator[tuple[float, Interval]]:
+def band_ends(root: ElementTree.Element) -> Iterator[tuple[float, Interval]]:
     """Of every band: the bar's y that it leaves or arrives at, and from where to where."""
     for path in root.iter(f"{NAMESPACE}path"):
         x, y, *_, to_x, to_y = map(float, re.findall(r"-?[\d.]+", path.attrib["d"]))
@@ -50,7 +50,9 @@ def test_bands_fill_their_bar_side_by_side() -> None:
     root = ElementTree.fromstring(pictures.a_block_upside_down())
     leaving, arriving = 0, 0
     for x, y, wide in bars(root):
-        at = [(end, i) for end, i in ends(root) if y <= end < y + 1 and x - 1 < i[0] < x + wide]
+        at = [
+            (end, i) for end, i in band_ends(root) if y <= end < y + 1 and x - 1 < i[0] < x + wide
+        ]
         above = sorted(i for end, i in at if end == y)
         below = sorted(i for end, i in at if end != y)
         leaving, arriving = leaving + bool(below), arriving + bool(above)
