@@ -1621,6 +1621,22 @@ FAULTS: tuple[Fault, ...] = (
         'return "" if said else',
         "tests/refl/test_lessons.py::test_nothing_else_is_overwritten[has been changed since]",
         "a notebook in which somebody has worked is replaced",
+    Fault(
+        "lesson-picture-bands-on-one-place",
+        "refl/verification/quality/lesson_pictures_2.py",
+        "        leaving[upper] += wide\n",
+        "",
+        "tests/verification/test_lesson_pictures_2.py::test_bands_fill_their_bar_side_by_side",
+        "the halves of a product leave its bar on top of each other",
+    ),
+    Fault(
+        "lesson-picture-offset-added",
+        "refl/verification/quality/lesson_pictures_2.py",
+        "left -= absorbed",
+        "left += absorbed",
+        "tests/verification/test_lesson_pictures_2.py::"
+        "test_each_step_is_the_one_before_less_what_was_absorbed",
+        "what softmax keeps is drawn as handed on",
     ),
 )
 
