@@ -1574,6 +1574,22 @@ FAULTS: tuple[Fault, ...] = (
         "tests/refl/test_switching.py::test_other_is_a_mean_over_inputs_of_the_other_answer[llama]",
         "what a neuron is for the other answer at the last position is put at all of them",
     ),
+    Fault(
+        "lesson-brackets",
+        "verification/quality/lesson_pictures_3.py",
+        'Tree("x1 (x2 x3) by halves", (1, 2), nested((1, 2), None))',
+        'Tree("x1 (x2 x3) by halves", (1, 2), nested((0, 1), None))',
+        "tests/verification/test_lesson_pictures_3.py::test_the_trees_say_what_their_nodes_get",
+        "a picture of one order of multiplication has the numbers of the other",
+    ),
+    Fault(
+        "lesson-contrast",
+        "verification/quality/lesson_pictures_3.py",
+        'model.explain(TEXT, contrast=("are", "is"))',
+        'model.explain(TEXT, contrast=("are", "were"))',
+        "tests/verification/test_lesson_pictures_3.py::test_four_questions_are_four_numbers",
+        "a picture shows another contrast than it names",
+    ),
 )
 
 
