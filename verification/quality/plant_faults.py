@@ -1637,6 +1637,21 @@ FAULTS: tuple[Fault, ...] = (
         "tests/verification/test_lesson_pictures_2.py::"
         "test_each_step_is_the_one_before_less_what_was_absorbed",
         "what softmax keeps is drawn as handed on",
+    Fault(
+        "lesson-brackets",
+        "verification/quality/lesson_pictures_3.py",
+        'Tree("x1 (x2 x3) by halves", (1, 2), nested((1, 2), None))',
+        'Tree("x1 (x2 x3) by halves", (1, 2), nested((0, 1), None))',
+        "tests/verification/test_lesson_pictures_3.py::test_the_trees_say_what_their_nodes_get",
+        "a picture of one order of multiplication has the numbers of the other",
+    ),
+    Fault(
+        "lesson-contrast",
+        "verification/quality/lesson_pictures_3.py",
+        'model.explain(TEXT, contrast=("are", "is"))',
+        'model.explain(TEXT, contrast=("are", "were"))',
+        "tests/verification/test_lesson_pictures_3.py::test_four_questions_are_four_numbers",
+        "a picture shows another contrast than it names",
     ),
 )
 
