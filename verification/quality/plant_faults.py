@@ -1590,6 +1590,7 @@ FAULTS: tuple[Fault, ...] = (
         "",
         "tests/refl/test_cli_files.py::test_where_one_file_is_a_module_none_is_written",
         "of several files one may be a module of the program that runs",
+    ),
     Fault(
         "every-prediction-is-right",
         "refl/lessons/live.py",
@@ -1621,6 +1622,7 @@ FAULTS: tuple[Fault, ...] = (
         'return "" if said else',
         "tests/refl/test_lessons.py::test_nothing_else_is_overwritten[has been changed since]",
         "a notebook in which somebody has worked is replaced",
+    ),
     Fault(
         "lesson-picture-bands-on-one-place",
         "refl/verification/quality/lesson_pictures_2.py",
@@ -1637,6 +1639,7 @@ FAULTS: tuple[Fault, ...] = (
         "tests/verification/test_lesson_pictures_2.py::"
         "test_each_step_is_the_one_before_less_what_was_absorbed",
         "what softmax keeps is drawn as handed on",
+    ),
     Fault(
         "lesson-brackets",
         "verification/quality/lesson_pictures_3.py",
