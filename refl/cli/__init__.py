@@ -10,7 +10,7 @@
     corpus        many inputs, on many cores or machines: what explain and evaluate have in common
     explain generate evaluate   what a model does, and why
     neurons references project graph switch card   what its neurons and heads do
-    trace models methods   how refl does it
+    trace walk models methods   how refl does it
     conform compare verify dump_torch   who checks it
 
 Nothing heavy is imported before it is needed: `--help` loads no array library.
@@ -35,6 +35,7 @@ from refl.cli import (
     switch,
     trace,
     verify,
+    walk,
 )
 from refl.cli.command import EXITS, Parser
 from refl.cli.exits import ended
@@ -49,7 +50,7 @@ __all__ = ["main"]
 COMMANDS = (
     *(explain, generate, evaluate),
     *(neurons, references, project, graph, switch, card),
-    *(trace, models, methods),
+    *(trace, walk, models, methods),
     *(conform, compare, verify, dump_torch),
 )
 

@@ -24,6 +24,20 @@ def explaining(p: argparse.ArgumentParser) -> None:
     _method(p.add_argument_group("what to explain, and how"))
 
 
+def one_output(p: argparse.ArgumentParser) -> None:
+    """What to explain, of which input and model, where the methods are the command's own."""
+    _input(p)
+    g = p.add_argument_group("the model")
+    model(g)
+    dtype(g, "of the computation", default="float64")
+    device(g)
+    ignore(g)
+    what = p.add_argument_group("what to explain")
+    _output(what)
+    seed(what)
+    p.set_defaults(at=None)
+
+
 def text(p: Any, what: str) -> None:
     p.add_argument("text", nargs="?", type=Source, metavar="TEXT", help=what)
 
@@ -179,6 +193,16 @@ def seed(g: Any) -> None:
 
 
 def _target(g: Any) -> None:
+    _output(g)
+    g.add_argument(
+        "--at",
+        nargs="+",
+        metavar=("SITE", "N"),
+        help="explain the activation of a neuron: its site, and its index there",
+    )
+
+
+def _output(g: Any) -> None:
     g.add_argument(
         "--target",
         metavar="TOKEN",
@@ -197,10 +221,4 @@ def _target(g: Any) -> None:
         metavar="N",
         help="explain the output at this token, counted from 0, or from the end if negative "
         "(default: the mask, or the last)",
-    )
-    g.add_argument(
-        "--at",
-        nargs="+",
-        metavar=("SITE", "N"),
-        help="explain the activation of a neuron: its site, and its index there",
     )
