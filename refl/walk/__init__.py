@@ -177,7 +177,7 @@ def _data(stops: Stops) -> dict[str, Any]:
 def _arrived(e: Explanation, packed: Packed) -> dict[str, Any]:
     """The relevance of every token, or of every pixel."""
     if e.picture is not None:
-        return {"relevance": packed.floats(e.relevance)}
+        return {"relevance": packed.relevance(e.relevance)}
     decoder = e.decoder_relevance
     return {
         "relevance": [float(r) for r in e.relevance],
