@@ -10,13 +10,13 @@ planted mistake does and what another eps would do; everything else in it are th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 from refl import errors
-from refl.arrays import asnumpy
 from refl.errors import ReflError, argument
 from refl.explainer import Explainer
 from refl.explanation import Explanation
@@ -36,7 +36,7 @@ __all__ = ["LIMIT", "METHODS", "Walk", "walk"]
 METHODS = ("attnlrp", "cp-lrp", "input-x-gradient")
 """Those that a page can switch between."""
 
-LIMIT = 6_000_000
+LIMIT = 8_000_000
 """Bytes that a page has at most: more are slow to open on a phone."""
 
 ASKED = {"target", "contrast", "position", "seed", "decoder", "types", "pair", "progress"}
@@ -67,7 +67,7 @@ class Walk:
         if size > LIMIT:
             raise ReflError(
                 f"the page would have {size / 1e6:.1f} MB, and has at most {LIMIT / 1e6:.0f} MB: "
-                f"{_shorter(self.explanations[0])}"
+                f"{_smaller(self.explanations[0], size)}"
             )
         return self._html
 
@@ -106,7 +106,8 @@ class Walking:
 
     def refuse(self, network: Network) -> None:
         """Raises ReflError for a net whose weights alone are too large for a page."""
-        count = sum(int(weight.size) for weight in _sized(network))
+        shapes = network.net.shapes(network.config)
+        count = sum(math.prod(shape) for _, shape, _ in shapes)
         if count * 4 * 4 / 3 > LIMIT:
             raise ReflError(
                 f"a page of at most {LIMIT / 1e6:.0f} MB has no room for the {count:,} weights of "
@@ -177,7 +178,7 @@ def _data(stops: Stops) -> dict[str, Any]:
 def _arrived(e: Explanation, packed: Packed) -> dict[str, Any]:
     """The relevance of every token, or of every pixel."""
     if e.picture is not None:
-        return {"relevance": packed.floats(e.relevance)}
+        return {"relevance": packed.relevance(e.relevance)}
     decoder = e.decoder_relevance
     return {
         "relevance": [float(r) for r in e.relevance],
@@ -191,22 +192,19 @@ def _table(name: str) -> Table:
     return method
 
 
-def _sized(network: Network) -> list[Any]:
-    return [network.weights[name] for name in network.weights]
-
-
 def _refuse_long(forward: Forward) -> None:
     """Raises ReflError where the arrays alone would be too large however well they deflate."""
-    count = sum(asnumpy(record.output.array).size for record in forward.trace.records)
+    count = sum(math.prod(record.output.array.shape) for record in forward.trace.records)
     least = count * (1 + len(METHODS)) * _BYTES / 4
     if least > LIMIT:
         raise ReflError(
             f"the page would have more than {least / 1e6:.0f} MB, and has at most "
-            f"{LIMIT / 1e6:.0f} MB: take a shorter text"
+            f"{LIMIT / 1e6:.0f} MB: shorten the text"
         )
 
 
-def _shorter(e: Explanation) -> str:
+def _smaller(e: Explanation, size: int) -> str:
     if e.picture is not None:
         return "take a smaller model"
-    return f"take a text of fewer than {len(e.tokens)} tokens, or a smaller model"
+    room = int(len(e.tokens) * LIMIT / size)
+    return f"of these {len(e.tokens)} tokens about {room} have room, so shorten the text"

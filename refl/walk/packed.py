@@ -2,8 +2,8 @@
 
 Numbers lie one array after the other, and of each array first the first bytes of all numbers, then
 the second bytes, and so on, most significant first: signs and exponents stand together and deflate
-well. A float64 is rounded to the 36 bits of mantissa that its first six bytes have (7e-12 of it),
-more than a page ever shows. Equal arrays are stored once.
+well. A float64 is rounded to its first six bytes, which have 36 bits of mantissa (7e-12 of it), or
+five (2e-9): more than a page ever shows. Equal arrays are stored once.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from typing import Any
 
 import numpy as np
 
-WIDTHS = {"f8": 8, "f6": 6, "f4": 4, "i4": 4, "u1": 1}
+WIDTHS = {"f6": 6, "f5": 5, "f4": 4, "i4": 4, "u1": 1}
 """Bytes of a number of each kind."""
+
+SHORTENED = ("f6", "f5")
+KINDS = {"f4": ">f4", "i4": ">i4", "u1": "u1"}
 
 
 @dataclass
@@ -42,9 +45,13 @@ class Packed:
             self.size += len(content)
         return self.known[key]
 
-    def floats(self, array: Any) -> int:
-        """Activations and relevance."""
+    def activations(self, array: Any) -> int:
+        """What a page computes with."""
         return self.put(array, "f6")
+
+    def relevance(self, array: Any) -> int:
+        """What it mostly shows."""
+        return self.put(array, "f5")
 
     def weights(self, array: Any) -> int:
         """Exactly, where they are no longer than float32, as in most checkpoints."""
@@ -64,10 +71,11 @@ def planes(array: Any, kind: str) -> bytes:
 
 
 def _numbers(flat: Any, kind: str) -> Any:
-    if kind == "f6":
-        bits = flat.astype(">f8").view(">u8").astype(np.uint64)
-        return (bits + np.uint64(0x8000)).astype(">u8")  # to nearest; what follows is cut off
-    return flat.astype({"f8": ">f8", "f4": ">f4", "i4": ">i4", "u1": "u1"}[kind])
+    if kind not in SHORTENED:
+        return flat.astype(KINDS[kind])
+    bits = flat.astype(np.float64).view(np.uint64)
+    half = np.uint64(1 << (8 * (8 - WIDTHS[kind]) - 1))
+    return (bits + half).astype(">u8")  # to nearest: what follows is cut off
 
 
 def unpacked(text: str, arrays: list[dict[str, Any]], number: int) -> Any:  # -> (N,)
@@ -76,7 +84,7 @@ def unpacked(text: str, arrays: list[dict[str, Any]], number: int) -> Any:  # ->
     width, count, start = WIDTHS[where["kind"]], where["count"], where["offset"]
     raw = zlib.decompress(base64.b64decode(text))[start : start + width * count]
     rows = np.frombuffer(raw, dtype=np.uint8).reshape(width, count).T
-    if where["kind"] == "f6":
-        rows = np.concatenate([rows, np.zeros((count, 2), np.uint8)], axis=1)
-    kinds = {"f8": ">f8", "f6": ">f8", "f4": ">f4", "i4": ">i4", "u1": "u1"}
-    return np.frombuffer(rows.tobytes(), dtype=kinds[where["kind"]])
+    if where["kind"] in SHORTENED:
+        rows = np.concatenate([rows, np.zeros((count, 8 - width), np.uint8)], axis=1)
+        return np.frombuffer(rows.tobytes(), dtype=">f8")
+    return np.frombuffer(rows.tobytes(), dtype=KINDS[where["kind"]])

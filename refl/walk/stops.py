@@ -78,7 +78,9 @@ class Stops:
         for site, some in groupby(numbered, key=lambda one: one[1]):
             numbers = [number for number, _ in some]
             if site:
+                side = site.partition(".")[0]
                 name = f"L{site.rpartition('.')[2]}"
+                name = f"{side}.{name}" if side in ("encoder", "decoder") else name
                 found.append({"name": name, "site": site, "first": numbers[0], "last": numbers[-1]})
         return found
 
@@ -109,7 +111,7 @@ class Stops:
                     "site": value.site,
                     "names": list(value.names),
                     "shape": list(x.shape),
-                    "array": self.packed.floats(x),
+                    "array": self.packed.activations(x),
                     "made_by": made_by,
                     "read_by": [],
                     "tokens": self._token_axis(x.shape),
@@ -134,7 +136,7 @@ class Stops:
     def _propagated(self, e: Explanation, site: str) -> int | None:
         """What arrived at a site, relevance or the g of R = x g; None for nothing."""
         arrived = np.asarray(asnumpy(e.sites.propagated[e.sites.canonical(site)]))
-        return self.packed.floats(arrived) if arrived.any() else None
+        return self.packed.relevance(arrived) if arrived.any() else None
 
     def _weight(self, parameter: Parameter) -> int:
         array = np.asarray(asnumpy(parameter.array))
@@ -166,7 +168,7 @@ class Stops:
         for name in ("cos", "sin"):
             if name in record.attributes:
                 whole = np.broadcast_to(asnumpy(record.attributes[name]), shape)[0]
-                said[name] = self.packed.floats(whole)
+                said[name] = self.packed.activations(whole)
         if "ids" in record.attributes:
             said["ids"] = np.asarray(asnumpy(record.attributes["ids"]))[0].tolist()
         if record.operation in ("movement", "gather"):
