@@ -10,8 +10,8 @@
     corpus        many inputs, on many cores or machines: what explain and evaluate have in common
     explain generate evaluate   what a model does, and why
     neurons references project graph switch card   what its neurons and heads do
+    learn walk    the method itself: lessons, and a whole sweep number by number
     trace models methods   how refl does it
-    learn         lessons on LRP
     conform compare verify dump_torch   who checks it
 
 Nothing heavy is imported before it is needed: `--help` loads no array library.
@@ -37,6 +37,7 @@ from refl.cli import (
     switch,
     trace,
     verify,
+    walk,
 )
 from refl.cli.command import EXITS, Parser
 from refl.cli.exits import ended
@@ -51,7 +52,8 @@ __all__ = ["main"]
 COMMANDS = (
     *(explain, generate, evaluate),
     *(neurons, references, project, graph, switch, card),
-    *(trace, models, methods, learn),
+    *(learn, walk),
+    *(trace, models, methods),
     *(conform, compare, verify, dump_torch),
 )
 

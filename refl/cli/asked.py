@@ -24,7 +24,7 @@ from refl.network import CLASSIFIES
 
 def method_asked(args: argparse.Namespace) -> Method:
     """The method with its options; refuses what no model could make sense of."""
-    _refuse_contradictions(args)
+    refuse_contradictions(args)
     return said_how(args)
 
 
@@ -83,7 +83,7 @@ def refuse_two_inputs(
     options.refuse_both(args, "decoder", "decoder_ids")
 
 
-def _refuse_contradictions(args: argparse.Namespace) -> None:
+def refuse_contradictions(args: argparse.Namespace) -> None:
     refuse_two_inputs(args)
     if args.pair is not None and (args.ids is not None or args.types is not None):
         args.parser.error("--pair joins two texts: give TEXT with it, and no --ids or --types")

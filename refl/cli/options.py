@@ -20,6 +20,16 @@ def explaining(p: argparse.ArgumentParser) -> None:
     _method(p.add_argument_group("what to explain, and how"))
 
 
+def one_output(p: argparse.ArgumentParser) -> None:
+    """What to explain, of which input and model, where the methods are the command's own."""
+    _input(p)
+    of_model(p, default="float64")
+    g = p.add_argument_group("what to explain")
+    _output(g)
+    seed(g)
+    p.set_defaults(at=None)
+
+
 def text(p: Any, what: str) -> None:
     p.add_argument("text", nargs="?", type=Source, metavar="TEXT", help=what)
 
@@ -54,11 +64,13 @@ def _numbers(p: Any, name: str, metavar: str, what: str) -> None:
     p.add_argument(name, nargs="+", type=int, metavar=metavar, help=what)
 
 
-def of_model(p: argparse.ArgumentParser, computed: str = "of the computation") -> Any:
+def of_model(
+    p: argparse.ArgumentParser, computed: str = "of the computation", default: str = "float32"
+) -> Any:
     """Which checkpoint, computed how and where: their group, for what else is of the model."""
     g = p.add_argument_group("the model")
     model(g)
-    dtype(g, computed)
+    dtype(g, computed, default)
     device(g)
     ignore(g)
     return g
@@ -206,7 +218,7 @@ def contrast(g: Any) -> None:
     )
 
 
-def _explained(g: Any) -> None:
+def _output(g: Any) -> None:
     target(
         g,
         "explain this token; an id where the model has no tokenizer (default: the most likely "
@@ -220,6 +232,10 @@ def _explained(g: Any) -> None:
         help="explain the output at this token, counted from 0, or from the end if negative "
         "(default: the mask, or the last)",
     )
+
+
+def _explained(g: Any) -> None:
+    _output(g)
     g.add_argument(
         "--at",
         nargs="+",
