@@ -37,10 +37,8 @@ def conditioned(site: Any, **options: Any) -> Any:
     told = site.options | options
     times = 2.0 if site.operation == "matmul" else 1.0
     z = times * site.z
-    if told["stabilizer"] == "plain":
-        d = np.abs(z + told["eps"])
-    else:
-        d = np.abs(z) + told["eps"]
+    plain = told["stabilizer"] == "plain"
+    d = np.abs(z + told["eps"]) if plain else np.abs(z) + told["eps"]
     return (1 + times * of_output(site) / d) / d
 
 
@@ -63,8 +61,7 @@ def _exchanged(x: Any) -> Any:
 
 
 def _softmax(site: Any, x: Any) -> Any:
-    finite = np.where(np.isfinite(x[0]) & (x[0] < 1e300), x[0], 0)
-    return np.abs(site.z) * (1 + 2 * finite.max(axis=-1, keepdims=True))
+    return np.abs(site.z) * (1 + 2 * _largest_logit(site))
 
 
 def _layer_norm(site: Any, x: Any) -> Any:
@@ -145,14 +142,23 @@ def _folded(s: Any, shape: Any) -> Any:
     return s.sum(axis=copied, keepdims=True)
 
 
-def _back_softmax(site: Any, r: Any) -> Any:
+def _back_softmax(site: Any, r: Any, weighted: bool = True) -> Any:
     mask = site.attributes.get("mask")
     x = np.where(np.broadcast_to(True if mask is None else np.asarray(mask), r.shape), r, 0)
     amounts = x * site.z if site.gxi else x
     spread = amounts + site.z * amounts.sum(axis=-1, keepdims=True)
-    logits = np.where(np.abs(site.operands[0]) < 1e300, np.abs(site.operands[0]), 0)
-    spread = spread * (1 + 2 * logits.max(axis=-1, keepdims=True))
-    return [spread if site.gxi else spread * logits]
+    spread = spread * (1 + 2 * _largest_logit(site))
+    return [spread if site.gxi or not weighted else spread * _logits(site)]
+
+
+def _logits(site: Any) -> Any:
+    """|x| of those that are none of a mask."""
+    x = np.abs(site.operands[0])
+    return np.where(x < 1e300, x, 0)
+
+
+def _largest_logit(site: Any) -> Any:
+    return _logits(site).max(axis=-1, keepdims=True)
 
 
 def _back_movement(site: Any, r: Any) -> Any:
@@ -192,3 +198,19 @@ SPECIAL: dict[str, Callable[[Any, Any], Any]] = {
     "activation.identity_gxi": lambda site, g: [g * 2],
     "activation.gradient": lambda site, g: [g * (2 + np.abs(site.operands[0]))],
 }
+
+
+def differentiated_sizes(site: Any) -> list[Any]:
+    """Of a norm's whole Jacobian in place of its rule: on g, or x J^T (R / z)."""
+    back = SPECIAL[f"{site.operation}.gradient"]
+    if site.gxi:
+        return back(site, np.abs(site.r))
+    d = np.abs(site.z) + site.options.get("eps", 0.0)
+    found, *others = back(site, np.abs(site.r) * (1 + of_output(site) / d) / d)
+    return [np.abs(site.operands[0]) * found, *others]
+
+
+def shifted_size(site: Any) -> Any:
+    """Of the softmax's rule with logits less their maximum."""
+    spread = _back_softmax(site, np.abs(site.r), weighted=False)[0]
+    return 2 * _largest_logit(site) * spread

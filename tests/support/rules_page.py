@@ -21,7 +21,7 @@ import refl
 from refl.arrays import asnumpy
 from refl.rules.operations import OPERATIONS
 from refl.walk import METHODS, Walk, Walking
-from refl.walk.packed import unpacked
+from refl.walk.packed import WIDTHS
 
 RULES = Path(refl.__file__).parent / "walk" / "page" / "rules.js"
 DRIVER = Path(__file__).with_suffix(".js")
@@ -59,7 +59,8 @@ def run(call: str, asked: Any) -> Any:
     if node is None:
         return _in_a_browser("".join(texts), asked)
     command = [node, "-e", _NODE, *texts]
-    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
+    sent = json.dumps(asked)
+    done = subprocess.run(command, input=sent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -96,12 +97,19 @@ class Both:
         self.walk: Walk = model.explain(item, kept, **asked)
         self.records = kept.forwards[0].trace.records
         self.data = self.walk.data
-        blob = zlib.decompress(base64.b64decode(self.walk.arrays))
-        sent = {"data": self.data, "blob": base64.b64encode(blob).decode("ascii")}
+        self.blob = zlib.decompress(base64.b64decode(self.walk.arrays))
+        sent = {"data": self.data, "blob": base64.b64encode(self.blob).decode("ascii")}
         self.page = run(_EVERYTHING, sent)
 
     def array(self, number: int, shape: Any) -> Any:
-        return unpacked(self.walk.arrays, self.data["arrays"], number).astype(float).reshape(shape)
+        """The first bytes of all numbers, the second bytes, and so on; zeros for those left out."""
+        where = self.data["arrays"][number]
+        width, count, kind = WIDTHS[where["kind"]], where["count"], where["kind"]
+        planes = np.frombuffer(self.blob, np.uint8, width * count, where["offset"])
+        form = {"f4": ">f4", "i4": ">i4", "u1": "u1"}.get(kind, ">f8")
+        whole = np.zeros((count, np.dtype(form).itemsize), np.uint8)
+        whole[:, :width] = planes.reshape(width, count).T
+        return whole.view(form).astype(float).reshape(shape)
 
     @cached_property
     def values(self) -> list[Any]:
@@ -155,7 +163,9 @@ class Site:
     def _operand(self, one: dict[str, int] | None) -> Any:
         if one is None:
             return None
-        return self.both.values[one["value"]] if "value" in one else self.both.weights[one["weight"]]
+        return (
+            self.both.values[one["value"]] if "value" in one else self.both.weights[one["weight"]]
+        )
 
     def __repr__(self) -> str:
         return f"{self.stop['site']}, {METHODS[self.m]}, {self.name}"

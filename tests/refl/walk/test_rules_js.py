@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rule_sizes import ULP, of_output, sizes
+from rule_sizes import ULP, conditioned, differentiated_sizes, of_output, shifted_size, sizes
 from rules_page import Both, Site, run, why_no_javascript
 
 import refl
 from refl.model import load
-from refl.rules import linear, matmul, rms_norm, softmax
 from refl.rules import layer_norm as layer_norms
+from refl.rules import linear, matmul, rms_norm, softmax
 from refl.rules.conservation import RuleOutput
 from refl.verification.random_models import ARCHITECTURES, random_model
 from refl.walk import METHODS
@@ -125,8 +125,6 @@ def amount_size(site: Site) -> float:
 
 def site_condition(site: Site) -> Any:
     """1 in gradient x input form, else what R is divided by and how its error grows."""
-    from rule_sizes import conditioned
-
     return 1.0 if site.gxi else conditioned(site)
 
 
@@ -224,11 +222,14 @@ def without_sign(site: Site) -> RuleOutput:
 def no_halving(site: Site) -> RuleOutput:
     if site.name != "matmul.uniform":
         return RuleOutput(tuple(r if r is None else 2 * r for r in site.apply().inputs), {})
-    a, v = site.operands
-    s = site.r / (site.z + np.where(site.z >= 0, 1, -1) * site.options["eps"])
-    return RuleOutput(matmul.gradient(a, v, site.z, s).inputs, {}).__class__(
-        (a * (s @ np.swapaxes(v, -1, -2)), v * (np.swapaxes(a, -1, -2) @ s)), {}
-    )
+    s = site.r / signed(site, site.options["eps"])
+    pairs = zip(site.operands, matmul.gradient(*site.operands, site.z, s).inputs, strict=True)
+    return RuleOutput(tuple(x * back for x, back in pairs), {})
+
+
+def signed(site: Site, eps: float) -> Any:
+    """z + eps s(z)"""
+    return site.z + np.where(site.z >= 0, eps, -eps)
 
 
 def shifted(site: Site) -> RuleOutput:
@@ -240,11 +241,11 @@ def shifted(site: Site) -> RuleOutput:
 
 
 def not_centered(site: Site) -> RuleOutput:
-    x, w, b = site.operands
+    x, w, _ = site.operands
     inverse = layer_norms.standardized(x, site.attributes["norm_eps"])[1]
     if site.gxi:
         return RuleOutput((w * site.r * inverse, None, None), {})
-    s = site.r / (site.z + np.where(site.z >= 0, 1, -1) * site.options["eps"])
+    s = site.r / signed(site, site.options["eps"])
     return RuleOutput((x * w * s * inverse, None, None), {})
 
 
@@ -253,9 +254,8 @@ def differentiated(site: Site) -> RuleOutput:
     module: Any = rms_norm if site.operation == "rms_norm" else layer_norms
     if site.gxi:
         return site.apply(module.gradient)
-    eps = site.options.get("eps", 0.0)
-    d = site.z + np.where(site.z >= 0, 1, -1) * eps
-    found = site.apply(module.gradient, r=site.r / d).inputs
+    s = site.r / signed(site, site.options.get("eps", 0.0))
+    found = site.apply(module.gradient, r=s).inputs
     return RuleOutput((site.operands[0] * found[0], *found[1:]), {})
 
 
@@ -285,7 +285,10 @@ def test_planted_mistakes_are_told_where_they_change_anything(name: str, mistake
             continue
         right, wrong = site.inputs(site.apply()), site.inputs(plant(site))
         changed = max(_changed(a, b) for a, b in zip(right, wrong, strict=True))
-        assert not told["audit"]["ok"] if changed > 4096 * ULP else changed > 0 or told["audit"]["ok"]
+        if changed > 4096 * ULP:
+            assert not told["audit"]["ok"], site
+        elif changed == 0:
+            assert told["audit"]["ok"], site
         audited(site, told, wrong)
 
 
@@ -298,36 +301,35 @@ def _changed(right: Any, wrong: Any) -> float:
 
 def audited(site: Site, told: dict[str, Any], wrong: list[Any]) -> None:
     """What is passed on is the wrong rule's, what is absorbed is the right one's."""
-    audit, amplified = told["audit"], 1 if told["id"] != "eps_without_sign" else 64
+    audit = told["audit"]
     for k, (got, expected) in enumerate(zip(told["inputs"], wrong, strict=True)):
         assert (got is None) == (expected is None), site
         if got is None:
             continue
         size = wrong_sizes(site, told["id"])[k]
         got = np.reshape(got, expected.shape)
-        assert np.all(np.abs(got - expected) <= amplified * ALLOWED * size), (site, told["id"])
+        assert np.all(np.abs(got - expected) <= ALLOWED * size), (site, told["id"])
         for i, one in told["worked"][k]:
             check_worked(one, got.reshape(-1)[i], np.max(size))
     assert audit["absorbed"] == site.page["audit"]["absorbed"], site
     error = audit["received"] - math.fsum(p for p in audit["passed"] if p is not None)
     error -= math.fsum(audit["absorbed"].values())
-    scale = abs(audit["received"]) + sum(abs(p or 0) for p in audit["passed"])
+    parts = [audit["received"], *audit["passed"], *audit["absorbed"].values()]
+    scale = sum(abs(part or 0.0) for part in parts)
     assert abs(error - audit["error"]) <= 8 * ULP * scale, site
     assert audit["closed"] == (abs(audit["error"]) <= audit["bound"])
 
 
 def wrong_sizes(site: Site, mistake: str) -> list[Any]:
+    """As `sizes`, of what the wrong rule adds up."""
     if mistake == "eps_without_sign":
         return sizes(site, stabilizer="plain")
+    if mistake == "norm_differentiated":
+        return differentiated_sizes(site)
+    found = sizes(site)
     if mistake == "shifted_logits":
-        return [3 * np.max(np.abs(site.operands[0][np.abs(site.operands[0]) < 1e300]))
-                * np.ones_like(site.z) * np.abs(site.r).sum(axis=-1, keepdims=True)]  # fmt: skip
-    if mistake != "norm_differentiated":
-        return [None if s is None else 2 * s for s in sizes(site)]
-    whole = np.max(np.abs(site.operands[0])) ** 2 * 64
-    if site.gxi:
-        return [whole * np.abs(site.r).max() * np.ones_like(site.z), *site.operands[1:]]
-    return [whole * np.abs(site.r / site.z).max() * np.ones_like(site.z), *site.operands[1:]]
+        return [shifted_size(site)]
+    return [None if size is None else 2 * size for size in found]
 
 
 @pytest.mark.parametrize("name", ["shipped", "gpt2", "bert"])
@@ -356,11 +358,13 @@ def test_shifted_logits_move_elements_and_keep_the_sum(name: str) -> None:
 
 
 def test_where_methods_part() -> None:
-    """By hand, for a Llama's block: softmax, products, norms and activations."""
+    """By hand, for a Llama: cp-lrp reads a factor of attention's second product and of the gate as
+    constant, so that nothing reaches the softmax; the derivative differs at what is not linear.
+    """
     told = both("llama")
     operations = [[told.data["stops"][i]["operation"] for i in part] for part in told.page["parts"]]
     assert operations[0] == []
-    assert sorted(set(operations[1])) == ["matmul", "multiply"] + ["softmax"]
+    assert sorted(set(operations[1])) == ["matmul", "multiply"]
     assert sorted(set(operations[2])) == ["activation", "matmul", "multiply", "rms_norm"]
     assert all(part == sorted(part, reverse=True) for part in told.page["parts"])
 
@@ -408,7 +412,9 @@ return [Rules.forward(c, stop), ...[0, 1].map((m) => Rules.relevance(c, stop, m)
 
 def one_activation(x: Any, kind: str) -> dict[str, Any]:
     """A net of one activation, by the contract of refl/walk, at full precision: g is 1."""
-    planes = [np.frombuffer(a.astype(">f8").tobytes(), "u1").reshape(-1, 8).T for a in (x, x * 0 + 1)]
+    planes = [
+        np.frombuffer(a.astype(">f8").tobytes(), "u1").reshape(-1, 8).T for a in (x, x * 0 + 1)
+    ]
     arrays = [{"offset": 8 * n * x.size, "count": x.size, "kind": "f8"} for n in range(2)]
     value = {"shape": [x.size], "read_by": []}
     rules = [{"function": f, "options": {}} for f in ("gradient", "identity_gxi")]
