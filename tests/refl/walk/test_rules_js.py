@@ -1,7 +1,7 @@
 """The arithmetic of the walk's page, refl/walk/page/rules.js, against the rules in Python on the
 numbers that the page has, and against the engine's own sweep.
 
-Against the rules: within 64 roundings of the sum of |terms| of each element. Against the engine:
+Against the rules: within 16 roundings of the sum of |terms| of each element. Against the engine:
 within what packing rounds off, 2^-37 of an activation and 2^-29 of a relevance.
 """
 
@@ -28,7 +28,7 @@ from refl.walk import METHODS
 
 pytestmark = pytest.mark.skipif(bool(why_no_javascript()), reason=why_no_javascript())
 
-ALLOWED = 64 * ULP
+ALLOWED = 16 * ULP
 """Of the sum of |terms|: sums of some hundred terms in different orders."""
 
 ACTIVATION, RELEVANCE = 2.0**-36, 2.0**-28
@@ -37,7 +37,16 @@ ACTIVATION, RELEVANCE = 2.0**-36, 2.0**-28
 SHIPPED = Path(refl.__file__).parent / "shipped"
 IDS = [3, 1, 4, 1, 5]
 ASKED: dict[str, dict[str, Any]] = {"bert": {"position": 2}, "t5": {"decoder": [0, 2]}}
-NAMES = ("shipped", "llama", "gpt2", "gemma2", "bert", "vit", "phi", "qwen3", "t5", "mixtral")
+ODD: dict[str, tuple[dict[str, Any], list[int]]] = {
+    "gpt2, one token, one head, exact zeros": (
+        {"model_type": "gpt2", "activation_function": "relu", "n_head": 1},
+        [3],
+    ),
+    "llama, one token": ({"model_type": "llama", "num_attention_heads": 2}, [7]),
+    "bert, two alike": ({"model_type": "bert", "hidden_act": "relu"}, [5, 5]),
+}
+"""Options of a config over those of its architecture, and the input."""
+NAMES = ("shipped", "llama", "gpt2", "gemma2", "bert", "vit", "phi", "qwen3", "t5", "mixtral", *ODD)
 
 
 @cache
@@ -45,6 +54,11 @@ def both(name: str) -> Both:
     if name == "shipped":
         return Both(load(SHIPPED, dtype="float64"), "the keys to the cabinet")
     item: Any = IDS
+    if name in ODD:
+        options, item = ODD[name]
+        config = ARCHITECTURES[options["model_type"]] | options
+        position = {"position": 0} if config["model_type"] == "bert" else {}
+        return Both(random_model(config, 4), item, **position)
     if name == "vit":
         item = np.random.default_rng(0).standard_normal((3, 8, 12))
     return Both(random_model(ARCHITECTURES[name], 3), item, **ASKED.get(name, {}))
@@ -55,9 +69,9 @@ def sites(name: str) -> list[Site]:
     return both(name).sites()
 
 
-def each_input(site: Site, mine: list[Any], right: list[Any]) -> Iterator[tuple[Any, Any, Any]]:
+def each_input(site: Site, mine: list[Any], by_rule: list[Any]) -> Iterator[tuple[Any, Any, Any]]:
     """What an operand receives by the page and by the rule, and the size of its terms."""
-    for got, expected, size in zip(mine, right, sizes(site), strict=True):
+    for got, expected, size in zip(mine, by_rule, sizes(site), strict=True):
         assert (got is None) == (expected is None), site
         if expected is not None:
             yield np.reshape(got, expected.shape), expected, size
@@ -154,7 +168,7 @@ def test_what_readers_pass_on_sums_to_what_arrived(name: str) -> None:
                 order = [part["stop"] for part in parts]
                 assert order == sorted(order, reverse=True)
                 checked += 1
-    assert checked > len(told.data["values"])
+    assert checked > len(told.data["values"]) // 2
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -292,11 +306,11 @@ def test_planted_mistakes_are_told_where_they_change_anything(name: str, mistake
         audited(site, told, wrong)
 
 
-def _changed(right: Any, wrong: Any) -> float:
+def _changed(before: Any, after: Any) -> float:
     """The largest change of an element, over the largest element."""
-    if right is None or not np.any(right):
+    if before is None or not np.any(before):
         return 0.0
-    return float(np.max(np.abs(wrong - right)) / np.max(np.abs(right)))
+    return float(np.max(np.abs(after - before)) / np.max(np.abs(before)))
 
 
 def audited(site: Site, told: dict[str, Any], wrong: list[Any]) -> None:
@@ -350,7 +364,8 @@ def test_shifted_logits_move_elements_and_keep_the_sum(name: str) -> None:
         told = next(one for one in site.page["mistakes"] if one["id"] == "shifted_logits")
         if told["applies"]:
             audit = told["audit"]
-            assert audit["closed"] and not audit["agrees"], site
+            assert audit["closed"], site
+            assert audit["agrees"] == (audit["worst"] is None), site
             assert abs(audit["passed"][0] - site.page["audit"]["passed"][0]) <= audit["bound"], site
 
 
