@@ -447,7 +447,8 @@ def one_operation(
         offset += 8 * a.size
     planes = [np.frombuffer(a.astype(">f8").tobytes(), "u1").reshape(-1, 8).T for a in arrays]
     last = len(arrays) - 1
-    shape_of: Any = lambda n: list(arrays[n].shape)
+    shapes = [list(a.shape) for a in arrays]
+    tensors = [{"id": n, "array": i, "shape": shapes[i]} for n, i in enumerate(weights or [])]
     return {
         "arrays": said,
         "bytes": [int(b) for plane in planes for b in plane.reshape(-1)],
