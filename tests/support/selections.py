@@ -100,6 +100,7 @@ SLOW = (
     "tests/refl/test_lessons.py::test_notebooks[09*",
     "tests/refl/test_lessons.py::test_other_kernels_of_blas_give_the_same*",
     "tests/refl/test_lessons.py::test_notebooks[10*",
+    "tests/refl/test_readme.py::test_as_many_identities_hold_as_shown",
     "tests/refl/test_readme.py::test_the_misses_are_as_said",
     "tests/refl/test_cli_exits.py::test_a_signal_leaves_no_half_file[SIGHUP]",
     "tests/refl/test_cli_exits.py::test_a_signal_leaves_no_half_file[SIGINT]",
