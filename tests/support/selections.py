@@ -91,6 +91,7 @@ QUICK = (
 SLOW = (
     "tests/refl/test_checkpoint.py::test_fuzz_in_bounded_memory",
     "tests/verification/test_conformance.py::test_refl_passes_whole_models",
+    "tests/verification/test_documentation.py::test_the_whole_site",
     "tests/verification/test_verify.py::test_a_net_without_relevance*",
     "tests/verification/test_verify.py::test_a_recomputation_that_loses_a_bit*",
     "tests/verification/test_verify.py::test_everything_holds[T5]",

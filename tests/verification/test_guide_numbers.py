@@ -133,7 +133,7 @@ def large() -> list[str]:
 
 
 def bounds() -> list[str]:
-    """Those of tests, where they stand: of sweeps, of a site, of whole ledgers, of forward passes."""
+    """Those of tests, where they stand: sweeps, a site, whole ledgers, forward passes."""
     for file, said in (
         ("verification/test_surrogate.py", "lambda site: True) < 1e-12"),
         ("refl/test_cli.py", "ACCOUNT = {2.0**-53: 1e-12, 2.0**-24: 1e-5}"),
@@ -159,14 +159,18 @@ CLAIMS: tuple[tuple[str, str, Callable[[], list[str]]], ...] = (
     ("reading_an_explanation.md", r"knows (\d+) words", words),
     (
         "methods.md",
-        r"\((\d+) Gauss-Legendre nodes miss ([\d.]+) of ([\d.]+) logits on the shipped model, "
-        r"(\d+) adaptive gradients ([\d.]+)\)",
+        (
+            r"\((\d+) Gauss-Legendre nodes miss ([\d.]+) of ([\d.]+) logits on the shipped model, "
+            r"(\d+) adaptive gradients ([\d.]+)\)"
+        ),
         quadrature,
     ),
     (
         "verification.md",
-        r"over ([\d,]+) generated cases each \((\d+) for the rules CODE\): medians up to ([\d.]+) "
-        r"for relevance and ([\d.]+) for what is absorbed, worst ([\d.]+), none beyond",
+        (
+            r"over ([\d,]+) generated cases each \((\d+) for the rules CODE\): medians up to "
+            r"([\d.]+) for relevance and ([\d.]+) for what is absorbed, worst ([\d.]+), none beyond"
+        ),
         engine_error,
     ),
     ("verification.md", r"all (\d+) architectures", nets),
@@ -183,8 +187,10 @@ CLAIMS: tuple[tuple[str, str, Callable[[], list[str]]], ...] = (
     ("verification.md", r"at (\d+) tokens it moved AttnLRP by up to ([\d.e-]+) of", kernels),
     (
         "verification.md",
-        r"equal to (\S+) at every block.* within (\d+) units of roundoff.* whole ledger to (\S+) "
-        r"\(float64\) and (\S+) \(float32\).*transformers in float64, to (\S+) of the largest logit",
+        (
+            r"equal to (\S+) at every block.* within (\d+) units of roundoff.* whole ledger to "
+            r"(\S+) \(float64\) and (\S+) \(float32\).*transformers in float64, to (\S+) of"
+        ),
         bounds,
     ),
     ("verification.md", r"the subject in [\d.]+ %, AttnLRP in [\d.]+ %", elsewhere),
@@ -192,9 +198,11 @@ CLAIMS: tuple[tuple[str, str, Callable[[], list[str]]], ...] = (
     ("verification.md", r"and \d+ give most to", elsewhere),
     (
         "large_models.md",
-        r"bfloat16, ([\d.]+) GB\) and explains it: (\d+) tokens in (\d+) s with the file in the "
-        r"page cache, (\d+) s without, with ([\d.]+) GiB of memory beyond it; with CODE ([\d.]+) "
-        r"GiB and (\d+) s",
+        (
+            r"bfloat16, ([\d.]+) GB\) and explains it: (\d+) tokens in (\d+) s with the file in "
+            r"the page cache, (\d+) s without, with ([\d.]+) GiB of memory beyond it; with CODE "
+            r"([\d.]+) GiB and (\d+) s"
+        ),
         large,
     ),
 )
@@ -202,8 +210,8 @@ CLAIMS: tuple[tuple[str, str, Callable[[], list[str]]], ...] = (
 
 SPEED = re.compile(
     r"For AttnLRP on the Llama it comes to LXT's time at 16 and 64 tokens, up to a fifth more from "
-    r"256 on, and about six tenths of LXT's memory from 1,024 on. Pictures and Flan-T5 take a fifth "
-    r"to a half more than torch's gradient."
+    r"256 on, and about six tenths of LXT's memory from 1,024 on. Pictures and Flan-T5 take a "
+    r"fifth to a half more than torch's gradient."
 )
 NAMES = re.compile(
     r"Llama 2 and 3|GPT-2|Qwen 2, 3 and 3-MoE|OLMo 2|Phi-1 and 1\.5|Gemma 2 and 3|(?:Flan-)?T5|"

@@ -19,6 +19,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -45,7 +46,8 @@ DARK = """\
 MODULE = """\
 {% extends "default/module.html.jinja2" %}
 {% block nav_title %}
-<a class="refl-site" href="{{ "../" * module.modulename.count(".") }}../index.html">the site</a>
+<a class="refl-site" href="{{ "../" * module.modulename.count(".") }}../index.html">
+refl: front page</a>
 {{ super() }}
 {% endblock %}
 """
@@ -68,7 +70,7 @@ class Page:
 
 def contents(project: Path = PROJECT) -> dict[str, list[Page]]:
     """Group -> its pages, in the order of reading: the guide's is that of its index."""
-    guide = re.findall(r"^\| \[.*?\]\((\w+\.md)\)", _read(project, "refl/guide/index.md"), re.M)
+    guide = re.findall(r"(?m)^\| \[.*?\]\((\w+\.md)\)", _read(project, "refl/guide/index.md"))
     groups = {
         "": [FRONT],
         "Guide": [f"refl/guide/{name}" for name in ("index.md", *guide)],
@@ -150,14 +152,17 @@ class Site:
                 for name in ("href", "src"):
                     if name in inside.attrs:
                         inside.attrSet(name, self.address(page.source, str(inside.attrs[name])))
-        return str(markdown.renderer.render(tokens, markdown.options, {}))
+        text = str(markdown.renderer.render(tokens, markdown.options, {}))
+        return text.replace(
+            "<pre>", '<pre tabindex="0">'
+        )  # what scrolls is reached by the keyboard
 
 
-def _slug(text: str, seen: dict[str, int]) -> str:
+def _slug(text: str, used: dict[str, int]) -> str:
     """As code hosts name a heading."""
     text = re.sub(r"[^\w\- ]", "", re.sub(r"\]\([^)]*\)", "", text).lower()).replace(" ", "-")
-    seen[text] = seen.get(text, -1) + 1
-    return f"{text}-{seen[text]}" if seen[text] else text
+    used[text] = used.get(text, -1) + 1
+    return f"{text}-{used[text]}" if used[text] else text
 
 
 @cache
@@ -253,9 +258,7 @@ def _contents(site: Site, target: str, top: str) -> str:
             rows.append(f"<h2>{html.escape(group)}</h2>")
         links = [_entry(page.target, page.title, target, top) for page in pages]
         links += [_entry(WALK, "A walk through a sweep", target, top)] if group == "Lessons" else []
-        links += [_entry(API, "API reference", target, top)] * (
-            group == "The project" and site.api
-        )
+        links += [_entry(API, "API reference", target, top)] * (group == "The project" and site.api)
         rows.append(f"<ul>\n{''.join(links)}</ul>")
     return "\n".join([*rows, "</nav>"])
 
@@ -330,7 +333,9 @@ def _file(site: Site, source: str) -> None:
 def _walk(out: Path) -> None:
     from refl.cli import main as refl
 
-    if code := refl(["walk", TEXT, "--html", str(out / WALK), "--json"]):
+    with redirect_stdout(sys.stderr):
+        code = refl(["walk", TEXT, "--html", str(out / WALK)])
+    if code:
         sys.exit(code)
 
 
@@ -357,7 +362,7 @@ def dead(out: Path, but: Iterable[str] = ()) -> Iterator[str]:
     allowed = {out / name for name in but}
     for path in sorted(out.rglob("*.html")):
         if path.is_relative_to(out / "api") or path == out / WALK:
-            continue  # pdoc's own links are its business, and the walk has places that a script makes
+            continue  # pdoc answers for its own, and a script makes the places in the walk
         for link in _links(path):
             address, _, fragment = link.partition("#")
             to = Path(os.path.normpath(path.parent / unquote(address))) if address else path
@@ -385,7 +390,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     o = p.parse_args(arguments)
     build(o.folder, api=o.api)
     found = list(dead(o.folder))
-    print("\n".join(f"dead: {link}" for link in found) or f"{o.folder / 'index.html'}: every link leads somewhere")
+    well = f"{o.folder / 'index.html'}: every link leads somewhere"
+    print("\n".join(f"dead: {link}" for link in found) or well)
     return 1 if found else 0
 
 
