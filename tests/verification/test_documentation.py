@@ -10,7 +10,7 @@ from checkpoints import ROOT
 
 from refl.lessons.lesson import lessons
 from refl.verification.quality import documentation
-from refl.verification.quality.documentation import build, dead
+from refl.verification.quality.documentation import Page, build, dead
 
 Capture = pytest.CaptureFixture[str]
 
@@ -58,7 +58,8 @@ def test_pages_and_sources_are_as_they_are(site: Path) -> None:
 
 
 def test_where_links_lead(tmp_path: Path) -> None:
-    site = documentation.Site(ROOT, tmp_path, documentation.contents())
+    pages = [Page("README.md", "refl"), Page("refl/guide/speed.md", "How fast")]
+    site = documentation.Site(ROOT, tmp_path, {"": pages})
     for source, link, leads in (
         ("README.md", "refl/guide/speed.md", "refl/guide/speed.html"),
         ("refl/guide/speed.md", "../../README.md#in-python", "../../index.html#in-python"),
@@ -100,5 +101,5 @@ def test_the_whole_site(tmp_path: Path, capsys: Capture) -> None:
     text = page.read_text(encoding="utf-8")
     back = re.search(r'class="refl-site" href="([^"]*)"', text)
     assert back and (page.parent / back[1]).resolve() == tmp_path / "site" / "index.html"
-    assert "prefers-color-scheme: dark" in text and ".pdoc-code ." in text
+    assert re.search(r"prefers-color-scheme:\s*dark", text) and "#16181c" in text
     assert not (tmp_path / "site" / "templates").exists()
