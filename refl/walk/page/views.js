@@ -299,7 +299,8 @@ function tokensEnd(stop, m) {
   const strongest = strongestOf(amounts) || 1;
   const signed = amounts.some((x) => x < 0);
   return el("div", {class: "explanation"},
-    el("p", {}, "Summed over its features, every row is one number: the explanation of ", data.what, "."),
+    el("p", {}, "Summed over its features, every row is one number: the explanation of the ",
+      printable(data.what), "."),
     el("ol", {class: "tokens"}, tokens.map((token, n) => tokenBar(token, amounts[n],
       strongest, signed))),
     el("p", {class: "account"}, endSaid(m)));
@@ -315,8 +316,9 @@ function tokenBar(token, amount, strongest, signed) {
 
 function endSaid(m) {
   const {absorbed, arrived} = account(m, 0);
-  const parts = [...absorbed].map(([cause, x]) => ` + ${digits(x)} (${causeSaid(cause)})`);
-  return `${data.what} ${digits(data.explained)} = ${digits(arrived)} (${arrivedName()})${parts.join("")}`;
+  const parts = [...absorbed].map(([cause, x]) => (
+    ` ${x < 0 ? "-" : "+"} ${digits(Math.abs(x))} (${causeSaid(cause)})`));
+  return `${printable(data.what)} ${digits(data.explained)} = ${digits(arrived)} (${arrivedName()})${parts.join("")}`;
 }
 
 function pixelsEnd(m) {
@@ -325,7 +327,8 @@ function pixelsEnd(m) {
   if (!size || typeof relevance !== "number") return null;
   const place = (index) => `[${index.join(", ")}]`;
   return el("div", {class: "explanation"},
-    el("p", {}, "Summed over its channels, every pixel has one number: the explanation of ", data.what, "."),
+    el("p", {}, "Summed over its channels, every pixel has one number: the explanation of the ",
+      printable(data.what), "."),
     el("img", {class: "picture", src: data.picture.uri, alt: "the picture explained"}),
     grid({numbers: c.array(relevance), shape: size, caption: "relevance of the pixels", hook: "pixels",
       name: "relevance of the pixels", rowLabels: null, place, room: room()}),
