@@ -73,6 +73,7 @@ function valueGrid(value, numbers, {lead, hook, chosen, onchoose, hidden, links,
     soft(`(${value.shape.join(" × ")})`), links ? [" ", links] : null];
   return grid({numbers, shape: value.shape, caption, hook, chosen, onchoose, hidden,
     name: `${name} ${printable(value.site)}`, rowLabels: rowTokens(value), place: placeIn(value),
+    paneName: isPicture(value) ? "channel" : "head",
     room: room()});
 }
 
