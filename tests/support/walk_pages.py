@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from refl.explanation import Explanation
 from refl.io.images import Preparation
 from refl.model import Model
 from refl.verification.random_models import ARCHITECTURES, random_model
@@ -138,3 +139,37 @@ def random_walk(name: str, seed: int = 1) -> tuple[Model, Walk]:
     model = drawn_model(name, seed)
     item, more = asked_of(model)
     return model, walk(model, item, **more)
+
+
+METHODS = ("attnlrp", "cp-lrp", "input-x-gradient")
+
+
+class Told:
+    """A model, a walk through it, its page read back, and what the engine says of the same."""
+
+    def __init__(self, model: Model, w: Walk, item: Any = None, **more: Any) -> None:
+        self.model, self.walk, self.html = model, w, w.html()
+        self.page = Page(self.html)
+        self.data, self.arrays = self.page.data, self.page.arrays
+        if item is None:
+            item, more = asked_of(model)
+        self.explanations: list[Explanation] = [
+            model.explain(item, method, keep="*", audit=True, **more) for method in METHODS
+        ]
+
+    @property
+    def stops(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.data["stops"]
+        return found
+
+    def value(self, operand: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = self.data["values"][operand["value"]]
+        return found
+
+    def operand(self, operand: dict[str, Any] | None) -> Any:
+        if operand is None:
+            return None
+        if "value" in operand:
+            return self.arrays.value(self.value(operand))
+        weight = self.data["weights"][operand["weight"]]
+        return self.arrays.array(weight["array"], weight["shape"])

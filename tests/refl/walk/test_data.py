@@ -21,20 +21,18 @@ import pytest
 from checkpoint_folders import checkpoint_of
 from hypothesis import given
 from hypothesis import strategies as st
-from walk_pages import Page, asked_of, drawn_model, random_walk, unpacked
+from walk_pages import METHODS, Page, Told, asked_of, drawn_model, random_walk, unpacked
 
 import refl
 import refl.rules
 import refl.walk
 from refl.cli import main
 from refl.errors import ReflError
-from refl.explanation import Explanation
 from refl.model import SHIPPED, Model
 from refl.verification.random_models import ALBERT, ARCHITECTURES, BERT, LLAMA, random_model
 from refl.walk import Walk, walk
 from refl.walk.packed import Packed
 
-METHODS = ("attnlrp", "cp-lrp", "input-x-gradient")
 TEXT = "the keys to the cabinet"
 LARGEST = float(np.finfo(np.float64).max)
 U = 2.0**-53
@@ -114,36 +112,7 @@ def test_an_array_without_numbers() -> None:
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def told(request: pytest.FixtureRequest) -> Told:
     model, w = random_walk(request.param)
-    return Told(model, w, Page(w.html()))
-
-
-class Told:
-    """A model, a walk through it, and its page read back."""
-
-    def __init__(self, model: Model, w: Walk, page: Page) -> None:
-        self.model, self.walk, self.page = model, w, page
-        self.data, self.arrays = page.data, page.arrays
-        item, more = asked_of(model)
-        self.explanations: list[Explanation] = [
-            model.explain(item, method, keep="*", audit=True, **more) for method in METHODS
-        ]
-
-    @property
-    def stops(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.data["stops"]
-        return found
-
-    def value(self, operand: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = self.data["values"][operand["value"]]
-        return found
-
-    def operand(self, operand: dict[str, Any] | None) -> Any:
-        if operand is None:
-            return None
-        if "value" in operand:
-            return self.arrays.value(self.value(operand))
-        weight = self.data["weights"][operand["weight"]]
-        return self.arrays.array(weight["array"], weight["shape"])
+    return Told(model, w)
 
 
 def nearest(found: Any, expected: Any, bits: int) -> None:
