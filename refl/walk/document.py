@@ -21,7 +21,11 @@ from refl.show.heatmap import encoded
 from refl.show.markup import safe
 
 PAGE = Path(__file__).parent / "page"
-SCRIPTS = ("rules.js", "page.js")
+SCRIPTS = (
+    *("rules.js", "elements.js", "grids.js", "words.js", "bar.js", "spine.js", "ledger.js"),
+    *("worked.js", "questions.js", "views.js", "keys.js", "page.js"),
+)
+"""In the order they are joined."""
 EQUATIONS = Path(__file__).with_name("equations.json")
 
 

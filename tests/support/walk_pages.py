@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from checkpoint_folders import checkpoint_of
 
 from refl.explanation import Explanation
 from refl.io.images import Preparation
 from refl.model import Model
-from refl.verification.random_models import ARCHITECTURES, random_model
+from refl.verification.random_models import ARCHITECTURES, LLAMA, random_model
 from refl.walk import Walk, walk
 
 FORMATS = {"f4": ">f", "i4": ">i", "u1": ">B"}
@@ -173,3 +175,33 @@ class Told:
             return self.arrays.value(self.value(operand))
         weight = self.data["weights"][operand["weight"]]
         return self.arrays.array(weight["array"], weight["shape"])
+
+
+# -- hostile text ----------------------------------------------------------------------------------
+
+ATTACKS = (
+    "</script><script>alert(1)</script>",
+    "<!--",
+    "<script>",
+    "\u2028\u2029",
+    "\x00\x1b[31m\r\n",
+    "]]>&lt;&#60;\"'`${alert(1)}",
+    "\u202e\ufeff",
+    "{{constructor}}",
+    "NaN",
+    "__proto__",
+)
+
+
+def hostile_folder(parent: Path) -> Path:
+    """A checkpoint whose every word attacks whoever shows it, by name too."""
+    folder = parent / "<script>alert(2)<!--script>"
+    checkpoint_of(folder, LLAMA)
+    vocabulary = {attack: n for n, attack in enumerate(ATTACKS)}
+    vocabulary |= {f"w{n}</script>": n for n in range(len(ATTACKS), LLAMA["vocab_size"])}
+    tokenizer = {
+        "version": "1.0",
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<script>"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    return folder

@@ -21,7 +21,17 @@ import pytest
 from checkpoint_folders import checkpoint_of
 from hypothesis import given
 from hypothesis import strategies as st
-from walk_pages import METHODS, Page, Told, asked_of, drawn_model, random_walk, unpacked
+from walk_pages import (
+    ATTACKS,
+    METHODS,
+    Page,
+    Told,
+    asked_of,
+    drawn_model,
+    hostile_folder,
+    random_walk,
+    unpacked,
+)
 
 import refl
 import refl.rules
@@ -504,33 +514,10 @@ def test_what_turns_out_too_large_says_how_many_tokens_have_room(
 
 # -- hostile text ----------------------------------------------------------------------------------
 
-ATTACKS = (
-    "</script><script>alert(1)</script>",
-    "<!--",
-    "<script>",
-    "\u2028\u2029",
-    "\x00\x1b[31m\r\n",
-    "]]>&lt;&#60;\"'`${alert(1)}",
-    "\u202e\ufeff",
-    "{{constructor}}",
-    "NaN",
-    "__proto__",
-)
-
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint whose every word attacks whoever shows it, by name too."""
-    folder = tmp_path_factory.mktemp("a") / "<script>alert(2)<!--script>"
-    checkpoint_of(folder, LLAMA)
-    vocabulary = {attack: n for n, attack in enumerate(ATTACKS)}
-    vocabulary |= {f"w{n}</script>": n for n in range(len(ATTACKS), LLAMA["vocab_size"])}
-    tokenizer = {
-        "version": "1.0",
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<script>"},
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    return folder
+    return hostile_folder(tmp_path_factory.mktemp("a"))
 
 
 def harmless(html: str) -> Page:
