@@ -9,17 +9,19 @@ from their definitions. A number is right if it is Python's format(x, ".5g").
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from browsers import Watched, browser, watched
-from walk_pages import METHODS, Told, random_walk
-from walk_rules import Site
+from checkpoints import checkpoint
+from walk_pages import ATTACKS, METHODS, Told, hostile_folder, random_walk
+from walk_rules import MISTAKES, Site, red
 
 import refl
 from refl.verification.random_models import LLAMA, random_model
@@ -885,7 +887,8 @@ def test_an_address_leads_back(opened: Open, window: Watched) -> None:
         "#forward/1.5", "#forward/3?m=none&e=1", "#sweep/50?e=999,999", "#sweep/50?e=,&k=7",
         "#sweep/50?e=1,2,3,4,5", "#sweep/50?k=-1&e=0,0", "#sweep/50?mistake=__proto__",
         "#sweep/50?m=__proto__&k=constructor", "#%00%ff<script>alert(1)</script>",
-        "#sweep/50?e=NaN,NaN", "#sweep/50?e=1e0,0x1", "#forward/50?k=9&e=0,0", "#sweep/50?k=1&e=0,0",
+        "#sweep/50?e=NaN,NaN", "#sweep/50?e=1e0,0x1", "#forward/50?k=9&e=0,0",
+        "#sweep/50?k=1&e=0,0",
     ],
 )  # fmt: skip
 def test_any_other_address_harms_nobody(address: str, opened: Open) -> None:
@@ -921,7 +924,7 @@ def asking(o: Opened) -> Any:
 
 @pytest.mark.parametrize("name", ["small", "vit"])
 def test_nothing_is_told_before_the_answer(name: str, opened: Open) -> None:
-    """At every position: numbers of the result only after a button or a key; the answer is there."""
+    """At every position: the result only after a button or a key, and the answer with it."""
     o = opened(name)
     o.page.click("#predict")
     asked = 0
@@ -1101,15 +1104,16 @@ def test_no_stop_is_wider_than_a_phone(name: str, opened: Open) -> None:
 def to_be_looked_at(o: Opened) -> list[Callable[[], Any]]:
     """Ten positions, each with something that the others have not."""
     first, press = o.first, o.page.keyboard.press
+    plant = partial(o.page.select_option, "#mistake")
     return [
         lambda: o.go(0, "forward", "attnlrp"),
         lambda: o.go(first("softmax"), "forward"),
         lambda: o.go(first("linear"), "forward"),
         lambda: o.go(o.count - 1, "sweep"),
         lambda: o.go(first("add"), "sweep", "cp-lrp"),
-        lambda: (o.evaluate("() => walk.plant('eps_without_sign')"), o.go(first("matmul"), "sweep", "attnlrp")),
-        lambda: (o.evaluate("() => walk.plant('shifted_logits')"), o.go(first("softmax"), "sweep")),
-        lambda: (o.evaluate("() => walk.plant(null)"), o.go(0, "sweep")),
+        lambda: (plant("eps_without_sign"), o.go(first("matmul"), "sweep", "attnlrp")),
+        lambda: (plant("shifted_logits"), o.go(first("softmax"), "sweep")),
+        lambda: (plant(""), o.go(0, "sweep")),
         lambda: (press("p"), o.go(first("add"), "forward")),
         lambda: (press("2"), press("p"), press("?")),
     ]  # fmt: skip
