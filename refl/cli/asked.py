@@ -12,10 +12,12 @@ from itertools import groupby
 from typing import Any
 
 from refl import arguments
+from refl.cli import options
 from refl.edits import Edit, off, scale, value
-from refl.errors import ReflError, shown
+from refl.errors import ReflError, nearest_patterns, shown
+from refl.explainer import fits_any
 from refl.explanation import Explanation
-from refl.methods import Method, chosen
+from refl.methods import Method, Table, chosen
 from refl.model import Model, load
 from refl.network import CLASSIFIES
 
@@ -23,6 +25,21 @@ from refl.network import CLASSIFIES
 def method_asked(args: argparse.Namespace) -> Method:
     """The method with its options; refuses what no model could make sense of."""
     refuse_contradictions(args)
+    return said_how(args)
+
+
+def table_asked(args: argparse.Namespace, lacking: str, instead: str) -> Method:
+    """The method, which has to be a table of rules: others have none of what is shown."""
+    method = method_asked(args)
+    if not isinstance(method, Table):
+        raise ReflError(
+            f"method {method.name} is no table of rules: it has no {lacking}; take {instead}"
+        )
+    return method
+
+
+def said_how(args: argparse.Namespace) -> Method:
+    """The method with its options, of whatever input."""
     return chosen(args.method, args.eps, args.stabilizer, options_asked(args.option))
 
 
@@ -55,22 +72,22 @@ def typed(text: str) -> Any:
     return text
 
 
-def refuse_two_inputs(args: argparse.Namespace) -> None:
+def refuse_two_inputs(
+    args: argparse.Namespace, text: str = "a TEXT (or - for standard input)"
+) -> None:
     """TEXT or ids, of the input and of a decoder."""
     if args.text is None and args.ids is None:
-        args.parser.error("give a TEXT (or - for standard input) or --ids")
+        args.parser.error(f"give {text} or --ids")
     if args.text is not None and args.ids is not None:
-        args.parser.error("give a TEXT (or - for standard input) or --ids, not both")
-    if args.decoder is not None and args.decoder_ids is not None:
-        args.parser.error("give --decoder or --decoder-ids, not both")
+        args.parser.error(f"give {text} or --ids, not both")
+    options.refuse_both(args, "decoder", "decoder_ids")
 
 
 def refuse_contradictions(args: argparse.Namespace) -> None:
     refuse_two_inputs(args)
     if args.pair is not None and (args.ids is not None or args.types is not None):
         args.parser.error("--pair joins two texts: give TEXT with it, and no --ids or --types")
-    if args.contrast and args.target is not None:
-        args.parser.error("give --target or --contrast, not both")
+    options.refuse_both(args, "target", "contrast")
 
 
 def model_asked(args: argparse.Namespace) -> Model:
@@ -137,7 +154,7 @@ def _tokens_at(said: str) -> list[int] | slice | None:
     if not said:
         return None
     parts, between = (said.split(":"), True) if ":" in said else (said.split(","), False)
-    if not all(_is_number(p.removeprefix("-")) or (between and not p) for p in parts):
+    if not all(is_number(p.removeprefix("-")) or (between and not p) for p in parts):
         raise ReflError(
             f"--edit has the tokens {arguments.received(said)}: expected whole numbers, such as "
             "@-1, @2,5 or @1:4"
@@ -156,15 +173,10 @@ def explained(
     model: Model, args: argparse.Namespace, method: Method, keep: Any, progress: Any
 ) -> Explanation:
     """The explanation that the options ask for."""
-    if args.ids is None and model.text is None and not model.takes_images:
-        raise ReflError(
-            f"{model.name or 'the model'} has no tokenizer.json: give token ids with --ids"
-        )
     e: Explanation = model.explain(
-        input_asked(args),
+        input_for(model, args),
         method,
-        target=None if args.target is None else _target(model, args.target),
-        contrast=None if args.contrast is None else _contrast(model, *args.contrast),
+        **outputs_asked(model, args),
         decoder=args.decoder if args.decoder_ids is None else list(args.decoder_ids),
         seed=args.seed,
         keep=keep,
@@ -185,23 +197,42 @@ def input_asked(args: argparse.Namespace) -> str | list[int] | None:
     return _standard_input() if args.text == "-" else args.text
 
 
-def _target(model: Model, token: str) -> str | int:
-    """A token as it was typed; its id where the model has no tokenizer,
-    the number of a class that is no label.
-    """
-    numbered = (
-        model.text is None if model.task not in CLASSIFIES else token not in model.labels.values()
-    )
-    return int(token) if numbered and _is_number(token) else token
+def input_for(model: Model, args: argparse.Namespace) -> str | list[int] | None:
+    """The same for a model that is there. Raises ReflError for a text where nothing reads it."""
+    if args.ids is None and model.text is None and not model.takes_images:
+        raise no_tokenizer(model.name or "the model")
+    return input_asked(args)
 
 
-def _is_number(text: str) -> bool:
+def no_tokenizer(name: str) -> ReflError:
+    """For a text that a checkpoint cannot read."""
+    return ReflError(f"{name} has no tokenizer.json: give token ids with --ids")
+
+
+def outputs_asked(model: Model, args: argparse.Namespace) -> dict[str, Any]:
+    """--target and --contrast, as arguments of what explains."""
+    target, contrast = args.target, args.contrast
+    return {
+        "target": None if target is None else target_asked(model, target),
+        "contrast": None if contrast is None else tuple(target_asked(model, t) for t in contrast),
+    }
+
+
+def target_asked(model: Model, token: str) -> str | int:
+    """An output as it was typed: a token, or the number of a class that is no label."""
+    if model.task not in CLASSIFIES:
+        return token_asked(model, token)
+    return int(token) if is_number(token) and token not in model.labels.values() else token
+
+
+def token_asked(model: Model, token: str) -> str | int:
+    """A token of the vocabulary as it was typed; its id where the model has no tokenizer."""
+    return int(token) if is_number(token) and model.text is None else token
+
+
+def is_number(text: str) -> bool:
     """Digits, and not thousands of them."""
     return text.isdecimal() and len(text) <= LONGEST_NUMBER
-
-
-def _contrast(model: Model, token: str, against: str) -> tuple[str | int, str | int]:
-    return _target(model, token), _target(model, against)
 
 
 def _neuron(args: argparse.Namespace) -> tuple[str, list[int]] | None:
@@ -209,12 +240,26 @@ def _neuron(args: argparse.Namespace) -> tuple[str, list[int]] | None:
     if args.at is None:
         return None
     site, *index = args.at
-    if not index or not all(_is_number(i.removeprefix("-")) for i in index):
+    if not index or not all(is_number(i.removeprefix("-")) for i in index):
         raise ReflError(
             f"--at is {arguments.received(' '.join(args.at))}: expected a site and the neuron's "
             "index there, such as model.layers.1.mlp 2 17"
         )
     return site, [int(i) for i in index]
+
+
+def refuse_strange_sites(model: Model, option: str, patterns: Sequence[str]) -> None:
+    """A pattern that names no site of the model is a mistake. The names come from a forward pass of
+    one token, or of a blank picture.
+    """
+    names = list(model.sites()) if patterns else []
+    for pattern in patterns:
+        if not fits_any(pattern, names):
+            near = ", ".join(nearest_patterns(pattern, names)) or "none"
+            raise ReflError(
+                f"--{option} {pattern!r} names no site of this model; nearest: {near} (refl trace "
+                "lists all sites)"
+            )
 
 
 LONGEST_NUMBER = 20

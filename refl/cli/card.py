@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 from refl.cli import options
 from refl.cli.command import add_command
 from refl.cli.files import Source, folder, output, write
-from refl.cli.output import print_json, print_lines, width
+from refl.cli.output import below, print_json, print_lines, width, wrote
 from refl.cli.progress import Progress
-from refl.errors import ReflError
 from refl.show.lines import Line, paragraph
-from refl.show.text import printable, shorten, visible
+from refl.show.text import shorten, visible
 
 if TYPE_CHECKING:
     from refl.latent.card import Card
@@ -25,8 +24,7 @@ also which token asked which: the relevance at every product of a query and a ke
 """
 
 _MORE = """\
-NAME is L2.N17 (neuron 17 of the third block), L2.H1 (a head), L2.E0.N17 (of an expert),
-decoder.L0.N3 or decoder.L0.cross.H2 (of an encoder-decoder).
+{names}
 
 The model that ships with refl takes its own held-out sentences; any other model needs a --file for
 activations and references: a JSON object on each line, with text, ids or image, and what is
@@ -45,8 +43,8 @@ examples:
 def add(commands: Any) -> None:
     """The command and its options."""
     summary = "a page about one neuron or head"
-    p = add_command(commands, "card", summary, run, description=_ABOUT, more=lambda: _MORE)
-    p.add_argument("name", metavar="NAME", help="the neuron, or the head")
+    p = add_command(commands, "card", summary, run, description=_ABOUT, more=_more)
+    options.part(p)
     p.add_argument("--html", type=output, metavar="FILE", help="write the page")
     _corpus(p.add_argument_group("the corpus"))
     _example(p.add_argument_group("the example it is looked at in"))
@@ -65,11 +63,7 @@ def add(commands: Any) -> None:
     ):
         words = f"{what} (default: %(default)s)"
         g.add_argument(f"--{name}", type=int, default=default, metavar="N", help=words)
-    g = p.add_argument_group("the model")
-    options.model(g)
-    options.dtype(g, "of the computation")
-    options.device(g)
-    options.ignore(g)
+    options.of_model(p)
 
 
 def _corpus(g: Any) -> None:
@@ -97,32 +91,31 @@ def _example(g: Any) -> None:
         metavar="TEXT",
         help="a text, or the file of a picture (default: the line where it is most relevant)",
     )
-    g.add_argument("--decoder", metavar="TEXT", help="what the decoder has said so far")
-    g.add_argument("--target", metavar="TOKEN", help="explain this token")
-    g.add_argument(
-        "--contrast",
-        nargs=2,
-        metavar="TOKEN",
-        help="explain the logit of the first less that of the second",
-    )
+    options.decoder(g, "what the decoder has said so far")
+    options.target(g, "explain this token")
+    options.contrast(g)
+
+
+def _more() -> str:
+    return _MORE.format(names=options.PARTS)
 
 
 def run(args: argparse.Namespace) -> int:
-    from refl.cli.asked import model_asked
+    from refl.cli.asked import model_asked, outputs_asked
     from refl.latent.card import card
     from refl.latent.card_page import html
 
     _refuse_strange(args)
     with Progress() as progress:
+        model = model_asked(args)
         found = card(
-            model_asked(args),
+            model,
             args.name,
             args.references,
             args.file,
             args.example,
             decoder=args.decoder,
-            target=args.target,
-            contrast=args.contrast,
+            **outputs_asked(model, args),
             method=args.method,
             k=args.top,
             inputs=args.inputs,
@@ -134,18 +127,20 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(found.as_dict())
         return 0
-    wrote: list[Line] = [[], [("wrote ", "dim"), (printable(args.html), "")]] if args.html else []
-    print_lines([*lines(found), *wrote], args)
+    print_lines([*lines(found), *below(wrote(args.html))], args)
     return 0
 
 
 def _refuse_strange(args: argparse.Namespace) -> None:
-    for name, least in (("top", 1), ("inputs", 1), ("draws", 0), ("limit", 1)):
-        number = getattr(args, name)
-        if number is not None and number < least:
-            raise ReflError(f"--{name} is {number}: expected a whole number, {least} or more")
-    if args.contrast and args.target is not None:
-        args.parser.error("give --target or --contrast, not both")
+    """Before a model is loaded."""
+    from refl import arguments
+
+    for name in ("top", "inputs"):
+        arguments.positive(name, getattr(args, name))
+    arguments.count("draws", args.draws)
+    if args.limit is not None:
+        arguments.positive("limit", args.limit)
+    options.refuse_both(args, "target", "contrast")
 
 
 def lines(c: Card) -> list[Line]:

@@ -8,13 +8,17 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from refl.cli import options
 from refl.cli.files import Source, folder
-from refl.cli.output import print_json, print_lines
+from refl.cli.output import print_json, print_lines, wrote
 from refl.cli.progress import Progress
 from refl.errors import ReflError, shown
 from refl.extras import install
+
+if TYPE_CHECKING:
+    from refl.evaluation.corpus import Done
 
 SHARD = 64
 """Of refl.evaluation.corpus, which nothing imports before it is needed."""
@@ -74,12 +78,11 @@ def is_asked(args: argparse.Namespace) -> bool:
 
 def run(args: argparse.Namespace) -> int:
     """Explains a corpus."""
-    from refl.cli.asked import model_asked, options_asked
+    from refl.cli.asked import model_asked, said_how
     from refl.evaluation.corpus import explain_corpus
-    from refl.methods import chosen
 
     _refuse_contradictions(args)
-    method = chosen(args.method, args.eps, args.stabilizer, options_asked(args.option))
+    method = said_how(args)
     with Progress() as progress, pool(args) as workers:
         done = explain_corpus(
             model_asked(args),
@@ -96,12 +99,15 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(done.as_dict())
         return 0
-    there = (
-        "" if done.made == done.shards else f", {done.shards - done.made} of them finished before"
-    )
-    words = f"{done.inputs} inputs in {done.shards} shards{there}"
-    print_lines([[("wrote ", "dim"), (shown(done.folder), ""), (f": {words}", "dim")]], args)
+    print_lines(wrote(done.folder, what=held(done)), args)
     return 0
+
+
+def held(done: Done) -> str:
+    """What a run has left in its folder."""
+    before = done.shards - done.made
+    there = f", {before} of them finished before" if before else ""
+    return f"{done.inputs} inputs in {done.shards} shards{there}"
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
@@ -111,13 +117,7 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
             args.parser.error(f"{option} is for one input: leave it out with --file")
     if args.out is None:
         args.parser.error("give --out FOLDER with --file")
-    refuse_both(args)
-
-
-def refuse_both(args: argparse.Namespace) -> None:
-    """Workers of two kinds."""
-    if args.workers is not None and args.dask is not None:
-        args.parser.error("give --workers or --dask, not both")
+    options.refuse_both(args, "workers", "dask")
 
 
 @contextmanager

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from refl.cli import options
 from refl.cli.command import add_command
-from refl.cli.files import Folder, Source, output
-from refl.cli.output import print_json
+from refl.cli.files import Folder, output
+from refl.cli.output import print_json, print_lines, wrote
 from refl.errors import ReflError
 from refl.extras import install
-from refl.show.text import printable
 
 if TYPE_CHECKING:
     from refl.io.text import Text
@@ -48,19 +47,9 @@ def add(commands: Any) -> None:
     summary = "an oracle file of what torch computes (needs torch and transformers)"
     p = add_command(commands, "dump-torch", summary, run, description=_ABOUT, more=_more)
     p.add_argument("folder", type=Folder, metavar="FOLDER", help="a Hugging Face checkpoint")
-    p.add_argument(
-        "text",
-        nargs="?",
-        type=Source,
-        metavar="TEXT",
-        help="the input; needs a tokenizer.json; for a model of images, an image file",
-    )
+    options.text(p, "the input; needs a tokenizer.json; for a model of images, an image file")
     options.ids(p)
-    p.add_argument(
-        "--decoder",
-        metavar="TEXT",
-        help="the decoder prefix of an encoder-decoder (default: its start token alone)",
-    )
+    options.decoder(p, "the decoder prefix of an encoder-decoder (default: its start token alone)")
     options.decoder_ids(p, "token ids in place of that, the start token first")
     options.types(p)
     p.add_argument(
@@ -72,11 +61,7 @@ def add(commands: Any) -> None:
         default="attnlrp",
         help="default: %(default)s",
     )
-    p.add_argument(
-        "--target",
-        metavar="TOKEN",
-        help="explain this token, or output by its number (default: the largest logit)",
-    )
+    options.target(p, "explain this token, or output by its number (default: the largest logit)")
     p.add_argument(
         "--position",
         type=int,
@@ -118,22 +103,16 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     else:
-        print(
-            f"wrote {args.out}: {len(sites)} sites, {printable(e.what)} = {e.logit:.6g}, "
-            f"method {args.method}"
-        )
+        what = f"{len(sites)} sites, {e.what} = {e.logit:.6g}, method {args.method}"
+        print_lines(wrote(args.out, what=what), args)
     return 0
 
 
 def _input(args: argparse.Namespace) -> Input:
+    from refl.cli.asked import refuse_two_inputs
     from refl.verification.peers.dump_torch import Input
 
-    if args.text is None and args.ids is None:
-        raise ReflError("give a TEXT or --ids")
-    if args.text is not None and args.ids is not None:
-        raise ReflError("give a TEXT or --ids, not both")
-    if args.decoder is not None and args.decoder_ids is not None:
-        raise ReflError("give --decoder or --decoder-ids, not both")
+    refuse_two_inputs(args, "a TEXT")
     if _takes_images(args.folder):
         return _picture(args)
     ids = args.ids if args.text is None else _tokenizer(args.folder).encode(args.text)
@@ -176,16 +155,19 @@ def _picture(args: argparse.Namespace) -> Input:
 
 
 def _target(args: argparse.Namespace) -> int | None:
+    from refl.cli.asked import is_number
+
     if args.target is None:
         return None
-    by_number = args.target.isdecimal()
+    by_number = is_number(args.target)
     return int(args.target) if by_number else _tokenizer(args.folder).id_of(args.target)
 
 
 def _tokenizer(folder: str) -> Text:
+    from refl.cli.asked import no_tokenizer
     from refl.io.text import Text
 
     text = Text.load(folder)
     if text is None:
-        raise ReflError(f"{folder} has no tokenizer.json: give token ids with --ids")
+        raise no_tokenizer(folder)
     return text

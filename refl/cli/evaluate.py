@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from refl.cli import corpus, options
 from refl.cli.command import add_command
 from refl.cli.files import Source, folder, labeled
-from refl.cli.output import print_json, print_lines, width
+from refl.cli.output import print_json, print_lines, width, wrote
 from refl.cli.progress import Progress
 from refl.errors import ReflError, shown
 from refl.show import plots
@@ -99,23 +99,13 @@ def add(commands: Any) -> None:
         default=[],
         help="curves as figures too (needs matplotlib)",
     )
-    p.add_argument(
-        "--seed",
-        choices=options.SEEDS,
-        default="logit",
-        help="what of the target is explained (default: %(default)s)",
-    )
+    options.seed(p)
     p.add_argument(
         "--no-contrast",
         action="store_true",
         help="explain the target alone, not its difference to the foil",
     )
-    g = p.add_argument_group("the model")
-    options.model(g)
-    options.dtype(g, "of the computation")
-    options.device(g)
-    options.ignore(g)
-    options.edits(g)
+    options.edits(options.of_model(p))
     corpus.spread(p.add_argument_group("the work"), SHARD)
 
 
@@ -161,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
 def _refuse_contradictions(args: argparse.Namespace) -> None:
     from refl import arguments
 
-    corpus.refuse_both(args)
+    options.refuse_both(args, "workers", "dask")
     if args.figures and not args.out:
         args.parser.error("--figures are written into the folder of --out: give one")
     if args.tune is not None:
@@ -264,7 +254,4 @@ def _answer(r: Results, files: list[Path], args: argparse.Namespace) -> None:
     if args.json:
         print_json(tables.as_dict(r))
         return
-    lines = tables.lines(r, width())
-    for path in files:
-        lines.append([("wrote ", "dim"), (str(path), "")])
-    print_lines(lines, args)
+    print_lines([*tables.lines(r, width()), *wrote(*files)], args)

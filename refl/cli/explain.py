@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
-from functools import partial
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from refl.cli import corpus, options
 from refl.cli.command import add_command
-from refl.cli.files import Source, output, write
-from refl.cli.output import fold_width, print_json, print_lines, width
+from refl.cli.files import Source, output, write, write_all
+from refl.cli.output import below, fold_width, print_json, print_lines, width, wrote
 from refl.cli.progress import Progress
 from refl.errors import ReflError
-from refl.show.lines import Line
-from refl.show.text import printable
 
 if TYPE_CHECKING:
     from refl.explanation import Explanation
-    from refl.model import Model
 
 _ABOUT = """\
 Explain the token a model gives next: the relevance of every token of the text, the model's
@@ -135,7 +130,7 @@ def _named(name: str, summary: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    from refl.cli.asked import explained, method_asked, model_asked
+    from refl.cli.asked import explained, method_asked, model_asked, refuse_strange_sites
     from refl.methods import Table, chosen
 
     if corpus.is_asked(args):
@@ -147,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
         model = model_asked(args)
         if args.png and not model.takes_images:
             raise ReflError("--png draws over a picture, and this model reads text: leave it out")
-        _refuse_strange_patterns(model, args.keep or [])
+        refuse_strange_sites(model, "keep", args.keep or [])
         keep = args.keep or ("*" if args.save and isinstance(method, Table) else ())
         e = explained(model, args, method, keep, progress)
         beside = [explained(model, args, other, (), progress) for other in others]
@@ -178,19 +173,16 @@ def _refuse_unused(args: argparse.Namespace) -> None:
 
 
 def _draw(explanations: list[Explanation], args: argparse.Namespace) -> None:
-    """All that can be refused is refused before the first file is written."""
     from refl.show.figure import compare
 
     if any(getattr(args, name) for name in FIGURES):
         figure = compare(explanations, args.scale or "own")
-        makers: dict[str, Callable[[], bytes]] = {
+        contents = {
             "svg": lambda: figure.svg().encode("utf-8"),
             "pdf": figure.pdf,
             "tex": lambda: figure.tex().encode("utf-8"),
         }
-        made = {name: make() for name, make in makers.items() if getattr(args, name)}
-        for name, content in made.items():
-            write(getattr(args, name), partial(bytes, content))
+        write_all(args, contents)
 
 
 def _answer(e: Explanation, args: argparse.Namespace) -> None:
@@ -203,29 +195,5 @@ def _answer(e: Explanation, args: argparse.Namespace) -> None:
     lines = terminal(e, width())
     if args.keep and not args.save:
         lines += [[], *kept_table(e, fold_width())]
-    written: list[Line] = [
-        [("wrote ", "dim"), (printable(path), "")]
-        for path in (args.save, args.html, args.png, args.svg, args.pdf, args.tex)
-        if path
-    ]
-    print_lines(lines + ([[]] if written else []) + written, args)
-
-
-# -- patterns of sites to keep ---------------------------------------------------------------------
-
-
-def _refuse_strange_patterns(model: Model, patterns: Iterable[str]) -> None:
-    """A pattern that names no site of the model is a mistake. The names come from a forward pass of
-    one token, or of a blank picture.
-    """
-    from refl.errors import nearest_patterns
-    from refl.explainer import fits_any
-
-    names = list(model.sites()) if patterns else []
-    for pattern in patterns:
-        if not fits_any(pattern, names):
-            near = ", ".join(nearest_patterns(pattern, names)) or "none"
-            raise ReflError(
-                f"--keep {pattern!r} names no site of this model; nearest: {near} (refl "
-                "trace lists all sites)"
-            )
+    files = (args.save, args.html, args.png, args.svg, args.pdf, args.tex)
+    print_lines([*lines, *below(wrote(*files))], args)

@@ -14,7 +14,7 @@ import argparse
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from refl.errors import ReflError, shown
@@ -209,10 +209,26 @@ def write(path: str | None, content: Callable[[], bytes]) -> None:
     program that runs, an adapter's helper say.
     """
     if path:
-        found = identity(path)
-        if found and any(found == identity(file) for file in _loaded()):
-            raise ReflError(f"{shown(path)} cannot be written: it is a module that has been loaded")
+        _refuse_loaded(path)
         atomic_write(path, content())
+
+
+def write_all(args: argparse.Namespace, contents: Mapping[str, Callable[[], bytes]]) -> None:
+    """The files of these options, of those that are there. All that can be refused is refused
+    before the first file is written.
+    """
+    asked = {getattr(args, option): make for option, make in contents.items()}
+    made = {path: make() for path, make in asked.items() if path}
+    for path in made:
+        _refuse_loaded(path)
+    for path, content in made.items():
+        atomic_write(path, content)
+
+
+def _refuse_loaded(path: str) -> None:
+    found = identity(path)
+    if found and any(found == identity(file) for file in _loaded()):
+        raise ReflError(f"{shown(path)} cannot be written: it is a module that has been loaded")
 
 
 def _loaded() -> Iterable[str]:

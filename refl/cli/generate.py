@@ -9,7 +9,6 @@ from refl.cli import options
 from refl.cli.command import add_command
 from refl.cli.output import print_json, print_lines
 from refl.cli.progress import Progress
-from refl.errors import ReflError
 from refl.show.lines import Line
 from refl.show.text import printable
 
@@ -48,20 +47,17 @@ def add(commands: Any) -> None:
         help="how many at most: the model may end before (default: %(default)s)",
     )
     options.edits(p)
-    g = p.add_argument_group("the model")
-    options.model(g)
-    options.dtype(g, "of the computation")
-    options.device(g)
-    options.ignore(g)
+    options.of_model(p)
 
 
 def run(args: argparse.Namespace) -> int:
-    from refl.cli.asked import edited, edits_asked, input_asked, loaded, refuse_two_inputs
+    from refl.cli.asked import edited, edits_asked, input_for, loaded, refuse_two_inputs
 
     refuse_two_inputs(args)
     changes = edits_asked(args)
     with Progress() as progress:
-        model, item = loaded(args), input_asked(args)
+        model = loaded(args)
+        item = input_for(model, args)
         models = {AS_IT_IS: model} | ({EDITED: edited(model, changes)} if changes else {})
         found = {}
         for number, (name, one) in enumerate(models.items()):
@@ -77,10 +73,6 @@ def run(args: argparse.Namespace) -> int:
 def _continued(model: Model, item: Any, args: argparse.Namespace) -> dict[str, Any]:
     """What there was and what the model adds: ids, tokens, and texts where it has a tokenizer."""
     decoder = args.decoder if args.decoder_ids is None else list(args.decoder_ids)
-    if args.ids is None and model.text is None and not model.takes_images:
-        raise ReflError(
-            f"{model.name or 'the model'} has no tokenizer.json: give token ids with --ids"
-        )
     ids = model.generate(item, args.tokens, decoder)
     before = len(model.readings([item], decoder)[0].explained)
     texts = _texts(model, ids, before)

@@ -5,16 +5,13 @@ attribution graphs.
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from refl.cli import options
 from refl.cli.command import add_command
-from refl.cli.files import output, write
-from refl.cli.output import print_json, print_lines, width
+from refl.cli.files import output, write_all
+from refl.cli.output import below, print_json, print_lines, width, wrote
 from refl.cli.progress import Progress
-from refl.show.lines import Line
-from refl.show.text import printable
 
 if TYPE_CHECKING:
     from refl.latent.graph import Graph
@@ -114,15 +111,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(graph: Graph, args: argparse.Namespace) -> None:
-    """All that can be refused is refused before the first file is written."""
-    makers = {
+    contents = {
         "graph": lambda: graph.json().encode("utf-8"),
         "svg": lambda: graph.svg().encode("utf-8"),
         "pdf": graph.pdf,
     }
-    made = {name: make() for name, make in makers.items() if getattr(args, name)}
-    for name, content in made.items():
-        write(getattr(args, name), partial(bytes, content))
+    write_all(args, contents)
 
 
 def _answer(graph: Graph, args: argparse.Namespace) -> None:
@@ -131,9 +125,5 @@ def _answer(graph: Graph, args: argparse.Namespace) -> None:
     if args.json:
         print_json(graph.as_dict())
         return
-    written: list[Line] = [
-        [("wrote ", "dim"), (printable(path), "")]
-        for path in (args.graph, args.svg, args.pdf)
-        if path
-    ]
-    print_lines([*lines(graph, width()), *([[]] if written else []), *written], args)
+    files = wrote(args.graph, args.svg, args.pdf)
+    print_lines([*lines(graph, width()), *below(files)], args)

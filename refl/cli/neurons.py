@@ -97,15 +97,9 @@ def _add_ranking(g: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from refl.cli.asked import explained, method_asked, model_asked
-    from refl.methods import Table
+    from refl.cli.asked import explained, model_asked, table_asked
 
-    method = method_asked(args)
-    if not isinstance(method, Table):
-        raise ReflError(
-            f"method {method.name} is no table of rules: it has no relevance at neurons; take one "
-            "that is, such as attnlrp"
-        )
+    method = table_asked(args, "relevance at neurons", "one that is, such as attnlrp")
     _refuse_unused(args)
     with Progress() as progress:
         model = model_asked(args)
@@ -125,8 +119,10 @@ def _print(e: Explanation, lines: list[Line], args: argparse.Namespace) -> None:
 
 
 def _refuse_unused(args: argparse.Namespace) -> None:
-    if args.top is not None and args.top < 1:
-        raise ReflError(f"--top is {args.top}: expected a whole number above 0")
+    from refl import arguments
+
+    if args.top is not None:
+        arguments.positive("top", args.top)
     for option in _RANKING if args.paths else ():
         if getattr(args, option) is not None:
             raise ReflError(f"--{option} is of a ranking, and --paths shows every block: give one")
@@ -134,6 +130,7 @@ def _refuse_unused(args: argparse.Namespace) -> None:
 
 def _keep(model: Model, args: argparse.Namespace) -> list[str]:
     """The sites that are read, and no others: memory."""
+    from refl.cli.asked import refuse_strange_sites
     from refl.ranking import needed, routers
 
     if args.paths:
@@ -142,21 +139,8 @@ def _keep(model: Model, args: argparse.Namespace) -> list[str]:
         return found + [f"{path}probabilities" for path in paths]
     if args.sites is None:
         return needed(model.components, args.by or "neuron")
-    _refuse_strange(model, args.sites)
+    refuse_strange_sites(model, "sites", [args.sites])
     return [args.sites, *routers(model.components)]
-
-
-def _refuse_strange(model: Model, pattern: str) -> None:
-    from refl.errors import nearest_patterns
-    from refl.explainer import fits_any
-
-    names = list(model.sites())
-    if not fits_any(pattern, names):
-        near = ", ".join(nearest_patterns(pattern, names)) or "none"
-        raise ReflError(
-            f"--sites {pattern!r} names no site of this model; nearest: {near} (refl trace "
-            "lists all sites)"
-        )
 
 
 def _ranking(e: Explanation, args: argparse.Namespace) -> tuple[dict[str, Any], list[Line]]:

@@ -16,25 +16,17 @@ DEVICES = ("cpu", "cuda")
 def explaining(p: argparse.ArgumentParser) -> None:
     """What to explain, of which input and model, and how."""
     _input(p)
-    g = p.add_argument_group("the model")
-    model(g)
-    dtype(g, "of the computation; float64 for oracles")
-    device(g)
-    ignore(g)
+    of_model(p, "of the computation; float64 for oracles")
     _method(p.add_argument_group("what to explain, and how"))
 
 
 def one_output(p: argparse.ArgumentParser) -> None:
     """What to explain, of which input and model, where the methods are the command's own."""
     _input(p)
-    g = p.add_argument_group("the model")
-    model(g)
-    dtype(g, "of the computation", default="float64")
-    device(g)
-    ignore(g)
-    what = p.add_argument_group("what to explain")
-    _output(what)
-    seed(what)
+    of_model(p, default="float64")
+    g = p.add_argument_group("what to explain")
+    _output(g)
+    seed(g)
     p.set_defaults(at=None)
 
 
@@ -44,6 +36,15 @@ def text(p: Any, what: str) -> None:
 
 def decoder(p: Any, what: str) -> None:
     p.add_argument("--decoder", metavar="TEXT", help=what)
+
+
+PARTS = """\
+NAME is L2.N17 (neuron 17 of the third block), L2.H1 (a head), L2.E0.N17 (of an expert),
+decoder.L0.N3 or decoder.L0.cross.H2 (of an encoder-decoder)."""
+
+
+def part(p: Any) -> None:
+    p.add_argument("name", metavar="NAME", help="the neuron, or the head")
 
 
 def ids(p: Any) -> None:
@@ -61,6 +62,18 @@ def decoder_ids(p: Any, what: str) -> None:
 
 def _numbers(p: Any, name: str, metavar: str, what: str) -> None:
     p.add_argument(name, nargs="+", type=int, metavar=metavar, help=what)
+
+
+def of_model(
+    p: argparse.ArgumentParser, computed: str = "of the computation", default: str = "float32"
+) -> Any:
+    """Which checkpoint, computed how and where: their group, for what else is of the model."""
+    g = p.add_argument_group("the model")
+    model(g)
+    dtype(g, computed, default)
+    device(g)
+    ignore(g)
+    return g
 
 
 def model(p: Any) -> None:
@@ -138,7 +151,7 @@ def device(g: Any) -> None:
 
 def _method(g: Any) -> None:
     _rules(g)
-    _target(g)
+    _explained(g)
     _stabilizers(g)
     seed(g)
 
@@ -192,7 +205,36 @@ def seed(g: Any) -> None:
     )
 
 
-def _target(g: Any) -> None:
+def target(g: Any, what: str) -> None:
+    g.add_argument("--target", metavar="TOKEN", help=what)
+
+
+def contrast(g: Any) -> None:
+    g.add_argument(
+        "--contrast",
+        nargs=2,
+        metavar="TOKEN",
+        help="explain the logit of the first less that of the second",
+    )
+
+
+def _output(g: Any) -> None:
+    target(
+        g,
+        "explain this token; an id where the model has no tokenizer (default: the most likely "
+        "next one)",
+    )
+    contrast(g)
+    g.add_argument(
+        "--position",
+        type=int,
+        metavar="N",
+        help="explain the output at this token, counted from 0, or from the end if negative "
+        "(default: the mask, or the last)",
+    )
+
+
+def _explained(g: Any) -> None:
     _output(g)
     g.add_argument(
         "--at",
@@ -202,23 +244,8 @@ def _target(g: Any) -> None:
     )
 
 
-def _output(g: Any) -> None:
-    g.add_argument(
-        "--target",
-        metavar="TOKEN",
-        help="explain this token; an id where the model has no tokenizer (default: the most "
-        "likely next one)",
-    )
-    g.add_argument(
-        "--contrast",
-        nargs=2,
-        metavar="TOKEN",
-        help="explain the logit of the first less that of the second",
-    )
-    g.add_argument(
-        "--position",
-        type=int,
-        metavar="N",
-        help="explain the output at this token, counted from 0, or from the end if negative "
-        "(default: the mask, or the last)",
-    )
+def refuse_both(args: argparse.Namespace, one: str, other: str) -> None:
+    """Two options for the same thing."""
+    if getattr(args, one) is not None and getattr(args, other) is not None:
+        names = (f"--{name.replace('_', '-')}" for name in (one, other))
+        args.parser.error(f"give {' or '.join(names)}, not both")

@@ -41,10 +41,24 @@ def wants_color(stream: IO[str], off: bool = False) -> bool:
 
 
 def print_lines(lines: Sequence[Line], args: argparse.Namespace) -> None:
+    """Lines on standard output, each character of them printable, whatever names a file has."""
     if wants_color(sys.stdout, args.no_color):
         _print_colored(lines)
     else:
         print(_encodable(plain(lines), sys.stdout.encoding))
+
+
+def wrote(*paths: object, what: str = "") -> list[Line]:
+    """A line for each file or folder that is there now, and what it holds; none for an option that
+    was left out.
+    """
+    held = f": {what}" if what else ""
+    return [[("wrote ", "dim"), (str(path), ""), (held, "dim")] for path in paths if path]
+
+
+def below(lines: Sequence[Line]) -> list[Line]:
+    """Lines under a blank one, where there are any."""
+    return [[], *lines] if lines else []
 
 
 def print_json(value: Any) -> None:

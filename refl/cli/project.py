@@ -18,7 +18,6 @@ from refl.show.text import shorten, visible
 if TYPE_CHECKING:
     from refl.components import Part
     from refl.latent.projection import Entry, Projection
-    from refl.model import Model
 
 _ABOUT = """\
 The vocabulary projection of a neuron or a head: what it writes to the residual stream, taken by the
@@ -32,8 +31,7 @@ Times the neuron's activation and the norm's 1/std, p is what it adds to the log
 """
 
 _MORE = """\
-NAME is L2.N17 (neuron 17 of the third block), L2.H1 (a head), L2.E0.N17 (of an expert),
-decoder.L0.N3 or decoder.L0.cross.H2 (of an encoder-decoder).
+{names}
 
 examples:
   refl project L2.N17                                  # a neuron: the same in every text
@@ -50,8 +48,8 @@ examples:
 def add(commands: Any) -> None:
     """The command and its options."""
     summary = "the tokens a neuron or a head speaks for"
-    p = add_command(commands, "project", summary, run, description=_ABOUT, more=lambda: _MORE)
-    p.add_argument("name", metavar="NAME", help="the neuron, or the head")
+    p = add_command(commands, "project", summary, run, description=_ABOUT, more=_more)
+    options.part(p)
     p.add_argument("--no-norm", action="store_true", help="without the final norm")
     p.add_argument(
         "--top",
@@ -75,39 +73,38 @@ def add(commands: Any) -> None:
         help="the token, counted from 0, or from the end if negative (default: the one whose "
         "output is read, the last of a text)",
     )
-    g.add_argument("--decoder", metavar="TEXT", help="what the decoder has said so far")
+    options.decoder(g, "what the decoder has said so far")
     g.add_argument(
         "--token",
         metavar="TOKEN",
         help="no input, but what the head's weights alone make of this token where it looks at "
         "nothing else (its OV circuit)",
     )
-    g = p.add_argument_group("the model")
-    options.model(g)
-    options.dtype(g, "of the computation")
-    options.device(g)
-    options.ignore(g)
+    options.of_model(p)
+
+
+def _more() -> str:
+    return _MORE.format(names=options.PARTS)
 
 
 def run(args: argparse.Namespace) -> int:
-    from refl.cli.asked import model_asked
+    from refl import arguments
+    from refl.cli.asked import model_asked, token_asked
     from refl.latent.projection import project
 
-    if args.top < 1:
-        raise ReflError(f"--top is {args.top}: expected a whole number above 0")
-    if args.text is not None and args.ids is not None:
-        args.parser.error("give --text or --ids, not both")
+    k = arguments.positive("top", args.top)
+    options.refuse_both(args, "text", "ids")
     model = model_asked(args)
     _refuse_strange_input(model.components.part(args.name), args)
     found = project(
         model,
         args.name,
         norm=not args.no_norm,
-        k=args.top,
+        k=k,
         item=args.text if args.ids is None else args.ids,
         position=args.position,
         decoder=args.decoder,
-        token=_token(model, args.token),
+        token=None if args.token is None else token_asked(model, args.token),
     )
     if args.json:
         print_json(found.as_dict())
@@ -130,12 +127,6 @@ def _refuse_strange_input(part: Part, args: argparse.Namespace) -> None:
         raise ReflError(
             f"{part.name} is a neuron, whose row is the same in every input: leave --{said[0]} out"
         )
-
-
-def _token(model: Model, token: str | None) -> str | int | None:
-    """As it was typed; an id where the model has no tokenizer."""
-    numbered = model.text is None and token is not None and token.isdecimal()
-    return int(token) if token is not None and numbered else token
 
 
 def lines(p: Projection) -> list[Line]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from refl.cli import corpus, options
 from refl.cli.command import add_command
 from refl.cli.files import Source, folder, output, write
-from refl.cli.output import print_json, print_lines, width
+from refl.cli.output import print_json, print_lines, width, wrote
 from refl.cli.progress import Progress
 from refl.errors import shown
 
@@ -88,12 +88,7 @@ def add(commands: Any) -> None:
         help="every position for itself, in place of the best of each line",
     )
     _shown(p.add_argument_group("what to show"))
-    g = p.add_argument_group("the model")
-    options.model(g)
-    options.dtype(g, "of the computation")
-    options.device(g)
-    options.ignore(g)
-    options.edits(g)
+    options.edits(options.of_model(p))
     options.how(p.add_argument_group("how relevance is found"))
     corpus.spread(p.add_argument_group("the work"), SHARD)
 
@@ -119,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     from refl.cli.asked import model_asked, options_asked
     from refl.latent.references import references
 
-    corpus.refuse_both(args)
+    options.refuse_both(args, "workers", "dask")
     if args.html and not args.show:
         args.parser.error("--html writes what --show shows: give names with --show")
     k = arguments.positive("top", args.top)
@@ -177,13 +172,11 @@ def _explained(found: References, model: Model, name: str, args: argparse.Namesp
 
 def _how(args: argparse.Namespace) -> dict[str, Any]:
     """What explains references, where the run, by activation alone, does not say."""
-    from refl.cli.asked import options_asked
-    from refl.methods import chosen
+    from refl.cli.asked import said_how
 
     if "relevance" in args.by:
         return {}
-    method = chosen(args.method, args.eps, args.stabilizer, options_asked(args.option))
-    return {"method": method, "seed": args.seed}
+    return {"method": said_how(args), "seed": args.seed}
 
 
 def _page(found: References, every: list[Shown]) -> bytes:
@@ -202,9 +195,6 @@ def _answer(found: References, every: list[Shown], args: argparse.Namespace) -> 
         shown_ = {"shown": [one.found.as_dict() for one in every]} if every else {}
         print_json(done.as_dict() | {"parts": len(found.names)} | shown_)
         return
-    there = "" if done.made == done.shards else f", {done.shards - done.made} of them there before"
-    words = f"{len(found.names)} neurons and heads over {done.inputs} inputs in {done.shards} "
+    what = f"{len(found.names)} neurons and heads over {corpus.held(done)}"
     view = [line for one in every for line in ([], *lines(one, width()))]
-    wrote = [("wrote ", "dim"), (shown(done.folder), ""), (f": {words}shards{there}", "dim")]
-    page = [[("wrote ", "dim"), (shown(args.html), "")]] if args.html else []
-    print_lines([wrote, *view, *page], args)
+    print_lines([*wrote(done.folder, what=what), *view, *wrote(args.html)], args)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from refl.cli import options
 from refl.cli.command import add_command
 from refl.cli.files import Source, output, write
-from refl.cli.output import print_json, print_lines, width
+from refl.cli.output import print_json, print_lines, width, wrote
 from refl.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -71,11 +71,7 @@ def add(commands: Any) -> None:
         help="write flips and change as curves (needs matplotlib, the extra `figures`)",
     )
     _what(p.add_argument_group("what is switched, and how"))
-    g = p.add_argument_group("the model")
-    options.model(g)
-    options.dtype(g, "of the computation")
-    options.device(g)
-    options.ignore(g)
+    options.of_model(p)
 
 
 def _what(g: Any) -> None:
@@ -147,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(said)
     else:
-        print_lines([*lines, *_wrote(args)], args)
+        print_lines([*lines, *wrote(args.svg)], args)
     return 0
 
 
@@ -171,7 +167,3 @@ def _figure(found: Switching) -> bytes:
     from refl.latent.switching.figure import figure
 
     return figure([(f"{found.model}, {len(found.inputs)} inputs", found)])
-
-
-def _wrote(args: argparse.Namespace) -> list[Any]:
-    return [[("wrote ", "dim"), (str(args.svg), "")]] if args.svg else []

@@ -9,7 +9,6 @@ from refl.cli import options
 from refl.cli.command import add_command
 from refl.cli.output import print_json, print_lines, width
 from refl.cli.progress import Progress
-from refl.errors import ReflError
 
 if TYPE_CHECKING:
     from refl.explanation import Explanation
@@ -41,18 +40,12 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from refl.cli.asked import explained, method_asked, model_asked
-    from refl.methods import Table
+    from refl.cli.asked import explained, model_asked, table_asked
     from refl.show.account import account, quantity
     from refl.show.terminal import account_lines, head
     from refl.show.traces import WIDTH
 
-    method = method_asked(args)
-    if not isinstance(method, Table):
-        raise ReflError(
-            f"method {method.name} is no table of rules: it has no operations to follow; take "
-            "refl explain"
-        )
+    method = table_asked(args, "operations to follow", "refl explain")
     with Progress() as progress:
         model = model_asked(args)
         # scores are kept so that attention runs in its plain form, operation by operation

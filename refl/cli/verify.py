@@ -86,8 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from refl.verification.identities.catalogue import IDENTITIES, verify
     from refl.verification.identities.model_under_test import model_under_test
 
-    if args.text is not None and args.ids is not None:
-        args.parser.error("give --text or --ids, not both")
+    options.refuse_both(args, "text", "ids")
     with Progress() as progress:
         item = input_asked(args)
         decoder = None if args.decoder_ids is None else list(args.decoder_ids)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from refl.cli import options
 from refl.cli.command import add_command
 from refl.cli.files import output, write
-from refl.cli.output import print_json, print_lines
+from refl.cli.output import print_json, print_lines, wrote
 from refl.cli.progress import Progress
-from refl.show.text import printable
 
 if TYPE_CHECKING:
     from refl.walk import Walk
@@ -66,5 +65,5 @@ def _answer(found: Walk, size: int, args: argparse.Namespace) -> None:
     if args.json:
         print_json({"html": str(args.html), "stops": stops, "bytes": size})
         return
-    said = f" ({size / 1e6:.1f} MB, {stops} operations there and back)"
-    print_lines([[("wrote ", "dim"), (printable(args.html), ""), (said, "dim")]], args)
+    said = f"{size / 1e6:.1f} MB, {stops} operations there and back"
+    print_lines(wrote(args.html, what=said), args)

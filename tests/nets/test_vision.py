@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import numpy as np
@@ -756,6 +757,30 @@ def test_command_line_json_and_trace(digit: Path, capsys: pytest.CaptureFixture[
     )
     assert run("trace", digit, "--model", folder) == 0
     assert "vit.embeddings.patch_embeddings.projection" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [("explain",), ("card", "L1.N3", "--draws", "1", "--example")])
+def test_a_class_is_said_by_its_label_or_its_number(
+    command: tuple[str, ...], digit: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `refl explain` reads it: a label before a number."""
+    whole, folder = checkpoint("vit_mnist_012_hf"), digit.parent / "named"
+    folder.mkdir()
+    for name in ("model.safetensors", "preprocessor_config.json"):
+        copyfile(whole / name, folder / name)
+    config = json.loads((whole / "config.json").read_text(encoding="utf-8"))
+    config["id2label"] = {"0": "zero", "1": "one", "2": "0"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    how = (*command, digit, "--model", folder, "--json")
+    for number, label in (("1", "one"), ("2", "0")):
+        told = []
+        for said in (number, label):
+            assert run(*how, "--target", said) == 0
+            told.append(capsys.readouterr().out)
+        assert told[0] == told[1]
+    assert run(*how, "--contrast", "1", "0") == 0
+    out = capsys.readouterr().out
+    assert "one" in out and out != told[0]
 
 
 REFUSED: list[tuple[Sequence[str], str]] = [

@@ -281,6 +281,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "both": (["text", "--ids", "1"], "not both"),
     "no-tokenizer": (["text"], "no tokenizer.json"),
     "no-token": (["--ids", "1", "99"], "cannot run this input"),
+    "no-number": (["--ids", "1", "--target", "9" * 5000], "no tokenizer.json"),
     "no-output": (["--ids", "1", "--target", "40"], "outside the model's 29 outputs"),
     "no-position": (["--ids", "1", "--position", "3"], "outside the 1 rows"),
     "no-patches": (["--ids", "1", "--method", "attnlrp"], "has no attnlrp for model type phi"),
@@ -303,6 +304,17 @@ def test_refused_in_one_sentence(
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_the_name_of_a_file_attacks_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decoder("phi")(tmp_path)
+    ids = ["--ids", "1", "--method", "input-x-gradient"]
+    assert main(["dump-torch", str(tmp_path), *ids, "--out", str(tmp_path / "a\x1b[31mb")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"wrote {tmp_path}/a\\x1b[31mb: ") and out.count("\n") == 1
+    assert "\x1b" not in out
 
 
 def test_no_head(tmp_path: Path) -> None:

@@ -344,11 +344,21 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], neuron:
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(neuron.as_dict()))
 
 
+NOWHERE = ("--model", "nowhere")
+"""It is not even looked for where numbers cannot be."""
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["L2"], "a card is of one neuron"),
         (["L2.N17", "--top", "0"], "--top is 0"),
+        (["L2.N17", "--inputs", "0", *NOWHERE], "--inputs is 0: expected a whole number above 0"),
+        (
+            ["L2.N17", "--draws", "-1", *NOWHERE],
+            "--draws is -1: expected a whole number, 0 or more",
+        ),
+        (["L2.N17", "--limit", "-2", *NOWHERE], "--limit is -2: expected a whole number above 0"),
         (["L2.N17", "--target", "are"], "give --example too"),
         (["L2.N17", "--example", "the", "--target", "are", "--contrast", "a", "b"], "not both"),
         (["L2.N17", "--html", "card.pdf"], "--html writes .html"),

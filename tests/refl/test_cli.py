@@ -15,14 +15,16 @@ import sys
 import time
 from pathlib import Path
 from shutil import copytree
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import refl
-from refl.cli import asked, main, options, progress
+from refl.cli import asked, main, options, output, progress
 from refl.errors import argument
 from refl.io.safetensors import read_safetensors
+from refl.latent.projection import project
 from refl.methods import METHODS as EVERY
 from refl.model import DTYPES, SHIPPED, Model
 from refl.rules.conservation import STABILIZERS
@@ -229,13 +231,62 @@ def test_a_message_spells_options_as_the_command_line_does(
     assert not re.search(r"(?<![-\w])(at|position|target|types|decoder|eps|keep)=", err)
 
 
-def test_where_there_is_no_tokenizer_ids_are_asked_for(tmp_path: Path, capsys: Capture) -> None:
+REFUSED_ALIKE = [
+    ("explain --decoder a --decoder-ids 1", "give --decoder or --decoder-ids, not both"),
+    ("generate --decoder a --decoder-ids 1", "give --decoder or --decoder-ids, not both"),
+    ("explain --target a --contrast a b", "give --target or --contrast, not both"),
+    ("neurons --method occlusion", "no relevance at neurons; take one that is, such as attnlrp"),
+    ("trace --method occlusion", "it has no operations to follow; take refl explain"),
+    ("explain --keep *.mpl", "--keep '*.mpl' names no site of this model; nearest: *.mlp"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), REFUSED_ALIKE)
+def test_what_several_commands_refuse(line: str, said: str, capsys: Capture) -> None:
+    assert said in refusal(capsys, *line.split(), "--", TEXT)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> str:
+    """The shipped model without its tokenizer."""
     folder = copytree(SHIPPED, tmp_path / "bare")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    assert main(["explain", TEXT, "--model", str(folder)]) == 2
-    assert "give token ids with --ids" in capsys.readouterr().err
-    assert main(["explain", "--ids", "2", "5", "--model", str(folder)]) == 0
+    return str(folder)
+
+
+def test_where_there_is_no_tokenizer_ids_are_asked_for(bare: str, capsys: Capture) -> None:
+    for command in ("explain", "generate", "trace"):
+        assert main([command, TEXT, "--model", bare]) == 2
+        assert "bare has no tokenizer.json: give token ids with --ids" in capsys.readouterr().err
+    assert main(["explain", "--ids", "2", "5", "--model", bare]) == 0
+
+
+def test_where_there_is_no_tokenizer_a_token_is_its_id(bare: str, capsys: Capture) -> None:
+    by_id = json.loads(
+        answer(capsys, "project", "L3.H1", "--token", "7", "--model", bare, "--json")
+    )
+    assert by_id == project(refl.load(bare), "L3.H1", token=7).as_dict()
+    explained = ("explain", "--ids", "2", "5", "--target", "7", "--model", bare, "--json")
+    assert json.loads(answer(capsys, *explained))["target_id"] == 7
+    for name, command in (
+        ("--token", ("project", "L3.H1")),
+        ("--target", ("explain", "--ids", "2", "5")),
+    ):
+        said = refusal(capsys, *command, name, "9" * 5000, "--model", bare)
+        assert "has no tokenizer.json" in said and "fault of refl" not in said
+
+
+@pytest.mark.parametrize("has_text", [True, False])
+def test_a_number_is_a_class_of_a_classifier_and_a_token_where_nothing_reads_texts(
+    has_text: bool,
+) -> None:
+    labels = {0: "bad", 1: "3"}
+    net: Any = SimpleNamespace(text=object() if has_text else None, task="class", labels=labels)
+    assert [asked.target_asked(net, said) for said in ("0", "3", "bad")] == [0, "3", "bad"]
+    assert asked.token_asked(net, "3") == ("3" if has_text else 3)
+    net.task = "next-token"
+    assert asked.target_asked(net, "3") == ("3" if has_text else 3)
 
 
 PYTHON = [
@@ -695,6 +746,50 @@ def test_a_hostile_tokenizer_attacks_nobody(
     assert "<script" not in html
     assert "\x1b" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_what_is_said_of_files(capsys: Capture) -> None:
+    """A line each, the first under a blank one; nothing where none was asked for."""
+    lines = output.wrote("a.html", None, Path("b"), what="2 inputs")
+    assert plain(output.below(lines)) == "\nwrote a.html: 2 inputs\nwrote b: 2 inputs"
+    assert output.below(output.wrote(None)) == []
+    for command in (["explain", TEXT], ["graph", TEXT, "--most", "2"]):
+        out = answer(capsys, *command)
+        assert "wrote" not in out and not out.endswith("\n\n")
+
+
+WRITING = {
+    "explain": ["explain", TEXT, "--svg"],
+    "explain a corpus": ["explain", "--file", "DATA", "--out"],
+    "graph": ["graph", TEXT, "--most", "2", "--svg"],
+    "references": ["references", "--file", "DATA", "--parts", "L2", "--by", "activation", "--out"],
+    "card": ["card", "L2.N17", "--file", "DATA", "--top", "1", "--draws", "0", "--html"],
+    "evaluate": ["evaluate", "--data", "DATA", "--methods", "random", "--metrics", "flip", "--out"],
+    "switch": ["switch", "--limit", "1", "--by", "activation", "--k", "1", "--draws", "0", "--svg"],
+}
+DRAWING = {"switch"}
+"""Of them those that need matplotlib."""
+
+
+@pytest.mark.parametrize("force", ["0", "1"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(name, marks=[pytest.mark.needs("matplotlib")] if name in DRAWING else [])
+        for name in WRITING
+    ],
+)
+def test_the_name_of_a_file_attacks_nobody(
+    command: str, force: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", force)
+    data, attack = tmp_path / "data.jsonl", tmp_path / "a\x1b[31m\x07b"
+    data.write_text(json.dumps({"text": TEXT, "target": "are", "foil": "is"}))
+    out = answer(capsys, *(str(data) if w == "DATA" else w for w in WRITING[command]), str(attack))
+    without = re.sub(r"\x1b\[[0-9;]*m", "", out) if force == "1" else out
+    assert all(c.isprintable() or c == "\n" for c in without)
+    assert f"wrote {tmp_path}/a\\x1b[31m\\x07b" in without
+    assert attack.exists()
 
 
 # -- as a process ----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import copytree, rmtree
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -120,6 +121,28 @@ def test_an_adapters_helper_is_not_overwritten(place: Path, capsys: Capture) -> 
     Path("with_helper.py").write_text("import helper_of_ad\n" + ADAPTER)
     assert main(["conform", "with_helper.py", "--rule", "none", "--html", "helper_of_ad.py"]) == 2
     assert Path("helper_of_ad.py").read_text() == "x = 1\n"
+
+
+@pytest.mark.parametrize("command", ["explain", "graph"])
+def test_where_one_file_cannot_be_made_none_is_written(
+    command: str, place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("matplotlib", "matplotlib.figure", "matplotlib.style"):
+        monkeypatch.setitem(sys.modules, name, None)  # it cannot be imported
+    before = content(place)
+    assert main([command, TEXT, "--svg", "a.svg", "--pdf", "a.pdf"]) == 2
+    assert "matplotlib" in capsys.readouterr().err and content(place) == before
+
+
+def test_where_one_file_is_a_module_none_is_written(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ad", module := ModuleType("ad"))
+    module.__file__ = str(place / "ad.py")
+    args, before = argparse.Namespace(svg="a.svg", graph="ad.py", pdf=None), content(place)
+    with pytest.raises(ReflError, match=r"ad\.py cannot be written: it is a module"):
+        files.write_all(args, dict.fromkeys(("svg", "graph", "pdf"), lambda: b"new"))
+    assert content(place) == before
 
 
 def test_what_is_no_input_is_overwritten(place: Path, capsys: Capture) -> None:

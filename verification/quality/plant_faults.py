@@ -1574,6 +1574,23 @@ FAULTS: tuple[Fault, ...] = (
         "tests/refl/test_switching.py::test_other_is_a_mean_over_inputs_of_the_other_answer[llama]",
         "what a neuron is for the other answer at the last position is put at all of them",
     ),
+    # -- the command line --------------------------------------------------------------------------
+    Fault(
+        "number-of-any-length",
+        "refl/cli/asked.py",
+        "text.isdecimal() and len(text) <= LONGEST_NUMBER",
+        "text.isdecimal()",
+        "tests/refl/test_cli.py::test_where_there_is_no_tokenizer_a_token_is_its_id",
+        "thousands of digits are read as a number",
+    ),
+    Fault(
+        "loaded-module-overwritten",
+        "refl/cli/files.py",
+        "    for path in made:\n        _refuse_loaded(path)\n",
+        "",
+        "tests/refl/test_cli_files.py::test_where_one_file_is_a_module_none_is_written",
+        "of several files one may be a module of the program that runs",
+    ),
 )
 
 

@@ -25,7 +25,7 @@
 //   #methods button[data-method], #mistake (select), #predict, #eps, #eps-reset, #next, #previous,
 //   #help-open, #help, #planted, #said (what a screen reader is told)
 
-const data = JSON.parse(document.getElementById("walk-data").textContent);
+const data = {}; // filled when the page starts
 let c = null;
 
 const state = {
@@ -214,15 +214,16 @@ function steps() {
 
 /* ---- the start ------------------------------------------------------------------------------------- */
 
-async function inflated() {
-  const text = atob(document.getElementById("walk-arrays").textContent);
+async function inflated(id) {
+  const text = atob(document.getElementById(id).textContent);
   const bytes = Uint8Array.from(text, (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Response(stream).arrayBuffer();
 }
 
 async function start() {
-  c = Rules.load(data, await inflated());
+  Object.assign(data, JSON.parse(new TextDecoder().decode(await inflated("walk-data"))));
+  c = Rules.load(data, await inflated("walk-arrays"));
   frame();
   readAddress();
   render();

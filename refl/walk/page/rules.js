@@ -81,6 +81,7 @@ const Rules = (() => {
     for (const name of ["mask", "cos", "sin", "from", "counted"]) {
       if (typeof o[name] === "number") o[name] = c.array(o[name]);
     }
+    if (o.ids) o.ids = o.ids.flat(Infinity);
     o.places = o.shapes.map((shape) => (shape === null ? null : places(shape, o.shape)));
     o.z = stop.operation === "source" ? c.value(stop.output) : OPERATIONS[o.name].forward(o);
     return o;
@@ -93,7 +94,8 @@ const Rules = (() => {
 
   function shape_of(c, operand) {
     if (operand === null) return null;
-    return ("value" in operand ? c.data.values[operand.value] : c.data.weights[operand.weight]).shape;
+    return ("value" in operand ? c.data.values[operand.value] : c.data.weights[operand.weight])
+      .shape;
   }
 
   const product = (shape) => shape.reduce((a, b) => a * b, 1);
@@ -171,7 +173,13 @@ const Rules = (() => {
 
   function worked(symbol, index, factor, terms, note) {
     const sum = terms.reduce((a, one) => a + one.value, 0);
-    const found = { symbol, index, factor, terms, total: factor === null ? sum : factor.value * sum };
+    const found = {
+      symbol,
+      index,
+      factor,
+      terms,
+      total: factor === null ? sum : factor.value * sum,
+    };
     return note ? { ...found, note } : found;
   }
 
@@ -240,7 +248,9 @@ const Rules = (() => {
         const shared = n === 1 ? [] : [over("N", n)];
         const terms = jacobian
           .column(o, k, i, how)
-          .map(({ j, at, pieces }) => term(at, [...pieces, piece(jacobian.symbols.g, g[j]), ...shared]));
+          .map(({ j, at, pieces }) =>
+            term(at, [...pieces, piece(jacobian.symbols.g, g[j]), ...shared]),
+          );
         return { factor: null, terms };
       },
     };
@@ -335,8 +345,11 @@ const Rules = (() => {
     back: (o, s) => [fold(o, 0, s), fold(o, 1, s)],
     bias: none_absorbed,
     scale: (o, s) =>
-      2 * total(o.size, (j) =>
-        (Math.abs(operand_at(o, 0, j)) + Math.abs(operand_at(o, 1, j))) * Math.abs(s[j])),
+      2 *
+      total(
+        o.size,
+        (j) => (Math.abs(operand_at(o, 0, j)) + Math.abs(operand_at(o, 1, j))) * Math.abs(s[j]),
+      ),
     column: (o, k, i) => copies(o, k, i).map((j) => ({ j, at: entry(o, j), pieces: [] })),
     worked: (o, j) => [
       term("a", [piece("a_j", operand_at(o, 0, j))]),
@@ -357,7 +370,14 @@ const Rules = (() => {
     others: (o, k, j) => o.x.reduce((a, _, n) => (n === k ? a : a * operand_at(o, n, j)), 1),
     back: (o, g) =>
       o.x.map((_, k) =>
-        o.constant[k] ? null : fold(o, k, made(o.size, (j) => multiply.others(o, k, j) * g[j]))),
+        o.constant[k]
+          ? null
+          : fold(
+              o,
+              k,
+              made(o.size, (j) => multiply.others(o, k, j) * g[j]),
+            ),
+      ),
     bias: none_absorbed,
     scale: (o, g) => multiply.split_by(o) * amounts_of(o, g),
     column: (o, k, i) =>
@@ -366,7 +386,12 @@ const Rules = (() => {
         at: entry(o, j),
         pieces: o.x.flatMap((_, n) => (n === k ? [] : [piece(`a${n + 1}_j`, operand_at(o, n, j))])),
       })),
-    worked: (o, j) => [term("", o.x.map((_, k) => piece(`a${k + 1}_j`, operand_at(o, k, j))))],
+    worked: (o, j) => [
+      term(
+        "",
+        o.x.map((_, k) => piece(`a${k + 1}_j`, operand_at(o, k, j))),
+      ),
+    ],
     symbols: { x: ["a1_i", "a2_i", "a3_i"], z: "z_j", r: "R_j", g: "g_j" },
   };
 
@@ -444,7 +469,9 @@ const Rules = (() => {
         const [line, i] = [Math.floor(index / I), index % I];
         const start = (Math.floor(line / J) * I + i) * P;
         return Array.from({ length: P }, (_, p) => ({
-          j: line * P + p, at: `p = ${p}`, pieces: [piece("V_ip", v[start + p])],
+          j: line * P + p,
+          at: `p = ${p}`,
+          pieces: [piece("V_ip", v[start + p])],
         }));
       }
       const [row, p] = [Math.floor(index / P), index % P];
@@ -463,7 +490,8 @@ const Rules = (() => {
         term(`i = ${i}`, [
           piece("A_ji", o.x[0][line * I + i]),
           piece("V_ip", o.x[1][(start + i) * P + p]),
-        ]));
+        ]),
+      );
     },
     symbols: { x: ["A_ji", "V_ip"], z: "O_jp", r: "R_jp", g: "g_jp" },
   };
@@ -478,8 +506,7 @@ const Rules = (() => {
         symbols: { ...matmul.symbols, z: how.mistake === "no_halving" ? "O_jp" : "2 O_jp" },
       }),
     options: (how) => ({ ...how, eps: how.denominator === "2(z+eps)" ? 2 * how.eps : how.eps }),
-    relevance: (o, r, how) =>
-      matmul_uniform.rule(how).relevance(o, r, matmul_uniform.options(how)),
+    relevance: (o, r, how) => matmul_uniform.rule(how).relevance(o, r, matmul_uniform.options(how)),
     worked: (o, r, how, k, i) =>
       matmul_uniform.rule(how).worked(o, r, matmul_uniform.options(how), k, i),
   };
@@ -500,14 +527,18 @@ const Rules = (() => {
       });
       return p;
     },
-    top: (o, row) => Math.max(LEAST, ...row.filter((i) => softmax.visible(o, i)).map((i) => o.x[0][i])),
+    top: (o, row) =>
+      Math.max(LEAST, ...row.filter((i) => softmax.visible(o, i)).map((i) => o.x[0][i])),
     worked(o, i) {
       const row = row_of(o, i);
       if (!softmax.visible(o, i)) return [];
       const top = softmax.top(o, row);
       const raised = (k) => (softmax.visible(o, k) ? Math.exp(o.x[0][k] - top) : 0);
       return [
-        term("", [piece("exp(x_i - max)", raised(i)), over("sum_k exp(x_k - max)", sum_row(row, raised))]),
+        term("", [
+          piece("exp(x_i - max)", raised(i)),
+          over("sum_k exp(x_k - max)", sum_row(row, raised)),
+        ]),
       ];
     },
   };
@@ -530,7 +561,8 @@ const Rules = (() => {
 
   // R_i = x_i (R_i - p_i sum_j R_j)                                           (AttnLRP prop. 3.1)
   // g_i = p_i (g_i - sum_j p_j g_j)              in gradient x input form: the true derivative
-  // absorbs  softmax_offset sum_j R_j (1 - x_j + sum_i p_i x_i);  mask, what stood at masked entries
+  // absorbs  softmax_offset sum_j R_j (1 - x_j + sum_i p_i x_i),  and mask: what stood at masked
+  // entries
   // x are the logits as they are, never shifted by their maximum.
   function softmax_rule(form) {
     const amount = (o, r, i) => (form === "g" ? o.z[i] * r[i] : r[i]);
@@ -538,11 +570,11 @@ const Rules = (() => {
       const top = how.mistake === "shifted_logits" ? softmax.top(o, row) : 0;
       return (i) => (softmax.visible(o, i) ? o.x[0][i] - top : 0);
     };
-    const seen_amount = (o, r) => (i) => (softmax.visible(o, i) ? amount(o, r, i) : 0);
+    const visible_amount = (o, r) => (i) => (softmax.visible(o, i) ? amount(o, r, i) : 0);
     return {
       relevance(o, r, how) {
         const input = new Float64Array(o.size);
-        const at = seen_amount(o, r);
+        const at = visible_amount(o, r);
         const offsets = [];
         const sizes = [];
         for_rows(o, (row) => {
@@ -553,7 +585,9 @@ const Rules = (() => {
           for (const i of row) {
             input[i] = (form === "g" ? 1 : x(i)) * (at(i) - o.z[i] * sum);
             offsets.push(at(i) * (1 - x(i) + px));
-            sizes.push(Math.abs(x(i)) * (2 * Math.abs(at(i)) + 2 * o.z[i] * size) + Math.abs(at(i)));
+            sizes.push(
+              Math.abs(x(i)) * (2 * Math.abs(at(i)) + 2 * o.z[i] * size) + Math.abs(at(i)),
+            );
           }
         });
         return {
@@ -566,11 +600,14 @@ const Rules = (() => {
         if (!softmax.visible(o, i)) return { factor: null, terms: [], note: "masked" };
         const row = row_of(o, i);
         const x = logits(o, how, row);
-        const terms = row.filter((j) => softmax.visible(o, j)).map((j) =>
-          term(`j = ${j - row[0]}`, [
-            ...(form === "g" ? [piece("p_j", o.z[j]), piece("g_j", r[j])] : [piece("R_j", r[j])]),
-            piece("delta_ij - p_i", (i === j ? 1 : 0) - o.z[i]),
-          ]));
+        const terms = row
+          .filter((j) => softmax.visible(o, j))
+          .map((j) =>
+            term(`j = ${j - row[0]}`, [
+              ...(form === "g" ? [piece("p_j", o.z[j]), piece("g_j", r[j])] : [piece("R_j", r[j])]),
+              piece("delta_ij - p_i", (i === j ? 1 : 0) - o.z[i]),
+            ]),
+          );
         const symbol = how.mistake === "shifted_logits" ? "x_i - max" : "x_i";
         return { factor: form === "g" ? null : piece(symbol, x(i)), terms };
       },
@@ -595,12 +632,19 @@ const Rules = (() => {
       return { row, rms: Math.sqrt(mean + o.norm_eps), part: mean / (mean + o.norm_eps) };
     },
     forward: (o) =>
-      by_row(o, (i) => rms_norm.row(o, i), (i, { rms }) => (o.x[0][i] / rms) * rms_norm.weight(o, i)),
+      by_row(
+        o,
+        (i) => rms_norm.row(o, i),
+        (i, { rms }) => (o.x[0][i] / rms) * rms_norm.weight(o, i),
+      ),
     // g_x = (w g - x mean(w g x) / rms^2) / rms: the full Jacobian
     back: (o, g) => {
       const state = (i) => {
         const { row, rms } = rms_norm.row(o, i);
-        return { rms, along: sum_row(row, (k) => rms_norm.weight(o, k) * g[k] * o.x[0][k]) / row.length };
+        return {
+          rms,
+          along: sum_row(row, (k) => rms_norm.weight(o, k) * g[k] * o.x[0][k]) / row.length,
+        };
       };
       const each = (i, { rms, along }) =>
         (rms_norm.weight(o, i) * g[i] - (o.x[0][i] * along) / rms ** 2) / rms;
@@ -608,7 +652,13 @@ const Rules = (() => {
     },
     // norm_offset: sum R mean(x^2) / rms^2
     bias: (o, g) => ({
-      norm_offset: sum_of(by_row(o, (i) => rms_norm.row(o, i), (i, { part }) => o.z[i] * g[i] * part)),
+      norm_offset: sum_of(
+        by_row(
+          o,
+          (i) => rms_norm.row(o, i),
+          (i, { part }) => o.z[i] * g[i] * part,
+        ),
+      ),
     }),
     scale: (o, g) => 4 * amounts_of(o, g),
     column(o, k, i) {
@@ -618,13 +668,18 @@ const Rules = (() => {
       return row.map((j) => ({
         j,
         at: `j = ${j - row[0]}`,
-        pieces: [piece("delta_ij - x_i x_j / (N rms^2)", moves(j)), piece("w_j", rms_norm.weight(o, j)),
-          over("rms", rms)],
+        pieces: [
+          piece("delta_ij - x_i x_j / (N rms^2)", moves(j)),
+          piece("w_j", rms_norm.weight(o, j)),
+          over("rms", rms),
+        ],
       }));
     },
     worked(o, i) {
       const { rms } = rms_norm.row(o, i);
-      return [term("", [piece("x_i", o.x[0][i]), over("rms", rms), piece("w_i", rms_norm.weight(o, i))])];
+      return [
+        term("", [piece("x_i", o.x[0][i]), over("rms", rms), piece("w_i", rms_norm.weight(o, i))]),
+      ];
     },
     symbols: { x: ["x_i"], z: "z_j", r: "R_j", g: "g_j" },
   };
@@ -666,10 +721,14 @@ const Rules = (() => {
     },
     weight: (o, i) => o.x[1][i % last(o.shape)],
     forward: (o) =>
-      by_row(o, (i) => layer_norm.row(o, i), (i, { mean, std }) => {
-        const z = ((o.x[0][i] - mean) / std) * layer_norm.weight(o, i);
-        return o.x[2] === null ? z : z + o.x[2][i % last(o.shape)];
-      }),
+      by_row(
+        o,
+        (i) => layer_norm.row(o, i),
+        (i, { mean, std }) => {
+          const z = ((o.x[0][i] - mean) / std) * layer_norm.weight(o, i);
+          return o.x[2] === null ? z : z + o.x[2][i % last(o.shape)];
+        },
+      ),
     // J^T s with std constant: c - mean(c),  c = w s / std
     // differentiated:  - x_hat mean(w s x_hat) / std,  x_hat = (x - mean(x)) / std
     back(o, s, how) {
@@ -706,7 +765,9 @@ const Rules = (() => {
       const each = (i, { std, mean }) =>
         (Math.abs(layer_norm.weight(o, i) * s[i]) / std) * (Math.abs(x[i]) + mean);
       const terms = 8 * sum_of(by_row(o, state, each));
-      return b === null ? terms : terms + 2 * total(s.length, (j) => Math.abs(b[j % b.length] * s[j]));
+      return b === null
+        ? terms
+        : terms + 2 * total(s.length, (j) => Math.abs(b[j % b.length] * s[j]));
     },
     column(o, k, i, how) {
       const { row, mean, std } = layer_norm.row(o, i);
@@ -715,8 +776,11 @@ const Rules = (() => {
         (i === j ? 1 : 0) -
         (how.uncentered ? 0 : 1 / row.length) -
         (how.differentiated ? (hat(i) * hat(j)) / row.length : 0);
-      const symbol = ["delta_ij", how.uncentered ? "" : " - 1/N",
-        how.differentiated ? " - xhat_i xhat_j / N" : ""].join("");
+      const symbol = [
+        "delta_ij",
+        how.uncentered ? "" : " - 1/N",
+        how.differentiated ? " - xhat_i xhat_j / N" : "",
+      ].join("");
       const some = how.uncentered ? [i] : row;
       return some.map((j) => ({
         j,
@@ -726,9 +790,14 @@ const Rules = (() => {
     },
     worked(o, i) {
       const { mean, std } = layer_norm.row(o, i);
-      const own = term("", [piece("x_i - mean", o.x[0][i] - mean), over("std", std),
-        piece("w_i", layer_norm.weight(o, i))]);
-      return o.x[2] === null ? [own] : [own, term("bias", [piece("b_i", o.x[2][i % last(o.shape)])])];
+      const own = term("", [
+        piece("x_i - mean", o.x[0][i] - mean),
+        over("std", std),
+        piece("w_i", layer_norm.weight(o, i)),
+      ]);
+      return o.x[2] === null
+        ? [own]
+        : [own, term("bias", [piece("b_i", o.x[2][i % last(o.shape)])])];
     },
     symbols: { x: ["x_i"], z: "z_j", r: "R_j", g: "g_j" },
   };
@@ -753,14 +822,12 @@ const Rules = (() => {
 
   // The coefficients of refl.arrays.erfc, made by refl/verification/quality/erfc_coefficients.py.
   const ERFC = [
-    1.095995661000491, -0.9765487290808824, 0.7732087022652306,
-    -0.5408538313131976, 0.33085158787831587, -0.1740109372408923,
-    0.07638151490371081, -0.026370053329181024, 0.006112055708386392,
-    -0.0002809589359391201, -0.00045505297165692805, 0.0001768130806560407,
-    -3.6342038149469713e-06, -1.8861473378981353e-05, 4.692383913754639e-06,
-    1.4249464173304702e-06, -8.436516120561793e-07, -7.596899328669503e-08,
-    1.225288207064525e-07, 8.238240856147602e-10, -1.527528889990648e-08,
-    2.654454508348017e-10, 1.2073816594065525e-09,
+    1.095995661000491, -0.9765487290808824, 0.7732087022652306, -0.5408538313131976,
+    0.33085158787831587, -0.1740109372408923, 0.07638151490371081, -0.026370053329181024,
+    0.006112055708386392, -0.0002809589359391201, -0.00045505297165692805, 0.0001768130806560407,
+    -3.6342038149469713e-6, -1.8861473378981353e-5, 4.692383913754639e-6, 1.4249464173304702e-6,
+    -8.436516120561793e-7, -7.596899328669503e-8, 1.225288207064525e-7, 8.238240856147602e-10,
+    -1.527528889990648e-8, 2.654454508348017e-10, 1.2073816594065525e-9,
   ];
 
   // erfc(x) = exp(-x^2) P(t) / (x + 4),  t = (x - 4) / (x + 4) for x >= 0, and 2 - erfc(-x) below.
@@ -809,7 +876,8 @@ const Rules = (() => {
       return (4 * e) / (1 + e) ** 2;
     },
   };
-  const AT_ZERO = { gelu: 0.5, gelu_tanh: 0.5, silu: 0.5, quick_gelu: 0.5, relu: 0, tanh: 1 }; // f'(0)
+  // f'(0), the limit of f(x) / x
+  const AT_ZERO = { gelu: 0.5, gelu_tanh: 0.5, silu: 0.5, quick_gelu: 0.5, relu: 0, tanh: 1 };
 
   const activation = {
     forward: (o) => o.x[0].map(o.kind === "tanh" ? Math.tanh : (x) => x * GATES[o.kind](x)),
@@ -819,7 +887,12 @@ const Rules = (() => {
     worked: (o, i) =>
       o.kind === "tanh"
         ? [term("", [piece("tanh(x_i)", o.z[i])])]
-        : [term("", [piece("x_i", o.x[0][i]), piece(`gate(x_i), ${o.kind}`, GATES[o.kind](o.x[0][i]))])],
+        : [
+            term("", [
+              piece("x_i", o.x[0][i]),
+              piece(`gate(x_i), ${o.kind}`, GATES[o.kind](o.x[0][i])),
+            ]),
+          ],
   };
 
   // g_x = g f(x) / x  (AttnLRP eq. 9 in gradient x input form), or g f'(x)
@@ -828,7 +901,9 @@ const Rules = (() => {
       relevance: (o, g) => ({
         inputs: [made(o.size, (i) => g[i] * coefficient(o, i))],
         absorbed: absorbs(o, g),
-        scale: times * (amounts_of(o, g) + total(o.size, (i) => Math.abs(o.x[0][i] * coefficient(o, i) * g[i]))),
+        scale:
+          times *
+          (amounts_of(o, g) + total(o.size, (i) => Math.abs(o.x[0][i] * coefficient(o, i) * g[i]))),
       }),
       worked: (o, g, how, k, i) => ({
         factor: null,
@@ -874,7 +949,8 @@ const Rules = (() => {
     ],
     bias: none_absorbed,
     scale: (o, s) =>
-      2 * total(o.size, (j) => {
+      2 *
+      total(o.size, (j) => {
         const { other } = rotary.partner(o, j);
         const terms = Math.abs(o.x[0][j] * o.cos[j]) + Math.abs(o.x[0][other] * o.sin[j]);
         return terms * Math.abs(s[j]);
@@ -895,7 +971,10 @@ const Rules = (() => {
       const { other, sign } = rotary.partner(o, j);
       return [
         term("x", [piece("x_j", o.x[0][j]), piece("cos_j", o.cos[j])]),
-        term("rot(x)", [piece(sign < 0 ? "-x_k" : "x_k", sign * o.x[0][other]), piece("sin_j", o.sin[j])]),
+        term("rot(x)", [
+          piece(sign < 0 ? "-x_k" : "x_k", sign * o.x[0][other]),
+          piece("sin_j", o.sin[j]),
+        ]),
       ];
     },
     symbols: { x: ["x_i"], z: "z_j", r: "R_j", g: "g_j" },
@@ -923,13 +1002,18 @@ const Rules = (() => {
     relevance(o, r) {
       const whole = new Float64Array(o.x.reduce((count, x) => count + x.length, 0));
       for (let k = 0; k < o.size; k++) if (o.from[k] >= 0) whole[o.from[k]] += r[k];
-      const inputs = movement.starts(o).map((start, n) => whole.slice(start, start + o.x[n].length));
+      const inputs = movement
+        .starts(o)
+        .map((start, n) => whole.slice(start, start + o.x[n].length));
       return { inputs, absorbed: {}, scale: form(o, r) };
     },
     worked(o, r, how, n, i) {
       const flat = movement.starts(o)[n] + i;
       const some = Array.from(o.from.keys()).filter((k) => o.from[k] === flat);
-      return { factor: null, terms: some.map((k) => term(entry(o, k).replace("j", "k"), [piece(symbol, r[k])])) };
+      return {
+        factor: null,
+        terms: some.map((k) => term(entry(o, k).replace("j", "k"), [piece(symbol, r[k])])),
+      };
     },
   });
 
@@ -967,7 +1051,9 @@ const Rules = (() => {
     count: (o) => sum_row(pooling.rows(o), (t) => pooling.counts(o, t)),
     // Z_d = sum_t m_t x_td
     whole: (o, x = o.x[0]) =>
-      made(o.size, (d) => sum_row(pooling.rows(o), (t) => pooling.counts(o, t) * x[t * o.size + d])),
+      made(o.size, (d) =>
+        sum_row(pooling.rows(o), (t) => pooling.counts(o, t) * x[t * o.size + d]),
+      ),
     forward: (o) => pooling.whole(o).map((sum) => sum / pooling.count(o)),
     back: (o, s) => [
       made(o.x[0].length, (i) => pooling.counts(o, Math.floor(i / o.size)) * s[i % o.size]),
@@ -982,20 +1068,36 @@ const Rules = (() => {
       },
     ],
     worked: (o, d) =>
-      pooling.rows(o).map((t) =>
-        term(`t = ${t}`, [
-          piece("m_t", pooling.counts(o, t)),
-          piece("x_td", o.x[0][t * o.size + d]),
-          over("sum_t m_t", pooling.count(o)),
-        ])),
+      pooling
+        .rows(o)
+        .map((t) =>
+          term(`t = ${t}`, [
+            piece("m_t", pooling.counts(o, t)),
+            piece("x_td", o.x[0][t * o.size + d]),
+            over("sum_t m_t", pooling.count(o)),
+          ]),
+        ),
     symbols: { x: ["x_td"], z: "Z_d", r: "R_d", g: "g_d" },
   };
 
   // -- tables -------------------------------------------------------------------------------------
 
   const OPERATIONS = {
-    linear, add, multiply, matmul, softmax, rms_norm, layer_norm, activation, scale, rotary,
-    movement, embedding, learned, source, pooling,
+    linear,
+    add,
+    multiply,
+    matmul,
+    softmax,
+    rms_norm,
+    layer_norm,
+    activation,
+    scale,
+    rotary,
+    movement,
+    embedding,
+    learned,
+    source,
+    pooling,
   };
 
   const two = () => 2;
@@ -1057,12 +1159,19 @@ const Rules = (() => {
       g: gradient_rule(jacobian),
     };
   };
-  const DIFFERENTIATED = { rms_norm: differentiated("rms_norm"), layer_norm: differentiated("layer_norm") };
+  const DIFFERENTIATED = {
+    rms_norm: differentiated("rms_norm"),
+    layer_norm: differentiated("layer_norm"),
+  };
 
   // -- mistakes -----------------------------------------------------------------------------------
 
-  const named = (stop, m) => (stop.rules[m] === null ? "" : `${stop.operation}.${stop.rules[m].function}`);
-  const one_of = (...names) => (stop, m) => names.includes(named(stop, m));
+  const named = (stop, m) =>
+    stop.rules[m] === null ? "" : `${stop.operation}.${stop.rules[m].function}`;
+  const one_of =
+    (...names) =>
+    (stop, m) =>
+      names.includes(named(stop, m));
 
   const MISTAKES = [
     {
@@ -1077,7 +1186,8 @@ const Rules = (() => {
       says: "every factor of a product receives all of its relevance",
       applies: (stop, m) =>
         one_of("matmul.uniform", "matmul.uniform_gxi")(stop, m) ||
-        (one_of("multiply.uniform", "multiply.uniform_gxi")(stop, m) && multiply.split_by(stop.attributes) > 1),
+        (one_of("multiply.uniform", "multiply.uniform_gxi")(stop, m) &&
+          multiply.split_by(stop.attributes) > 1),
     },
     {
       id: "shifted_logits",
@@ -1095,7 +1205,12 @@ const Rules = (() => {
       id: "norm_differentiated",
       title: "the norm's full derivative in place of its rule",
       says: "1 / rms, or 1 / std, is differentiated too, which annuls almost all of R",
-      applies: one_of("layer_norm.epsilon", "layer_norm.epsilon_gxi", "rms_norm.identity", "rms_norm.identity_gxi"),
+      applies: one_of(
+        "layer_norm.epsilon",
+        "layer_norm.epsilon_gxi",
+        "rms_norm.identity",
+        "rms_norm.identity_gxi",
+      ),
     },
   ];
 
@@ -1128,12 +1243,14 @@ const Rules = (() => {
 
   const forward = (c, stop) => c.operation(stop).z;
 
-  const arrived = (c, stop, m) => c.propagated(stop.output, m) || new Float64Array(c.operation(stop).size);
+  const arrived = (c, stop, m) =>
+    c.propagated(stop.output, m) || new Float64Array(c.operation(stop).size);
 
   // What the operands receive. Under a mistake: by the wrong rule, with what the right one absorbs.
   function relevance(c, stop, m, how = {}) {
     const o = c.operation(stop);
-    const apply = (way) => chosen(c, stop, m, way).relevance(o, arrived(c, stop, m), options(stop, m, way));
+    const apply = (way) =>
+      chosen(c, stop, m, way).relevance(o, arrived(c, stop, m), options(stop, m, way));
     const found = apply(how);
     const right = planted(stop, m, how) ? apply({ eps: how.eps }) : found;
     return {
@@ -1150,8 +1267,18 @@ const Rules = (() => {
     return form(c, m) === "g" ? sum_of_products(c.value(value), propagated) : sum_of(propagated);
   }
 
-  const SILENT = { received: 0, passed: [], absorbed: {}, error: 0, bound: 0, closed: true, worst: null,
-    bound_of_elements: 0, agrees: true, ok: true };
+  const SILENT = {
+    received: 0,
+    passed: [],
+    absorbed: {},
+    error: 0,
+    bound: 0,
+    closed: true,
+    worst: null,
+    bound_of_elements: 0,
+    agrees: true,
+    ok: true,
+  };
 
   function audit(c, stop, m, how = {}) {
     if (stop.rules[m] === null) return { ...SILENT, passed: stop.operands.map(() => null) };
@@ -1163,8 +1290,16 @@ const Rules = (() => {
     const bound = ALLOWED * U * found.scale;
     const elements = compared(c, stop, m, how, found.inputs);
     const closed = Math.abs(error) <= bound;
-    return { received, passed, absorbed: found.absorbed, error, bound, closed, ...elements,
-      ok: closed && elements.agrees };
+    return {
+      received,
+      passed,
+      absorbed: found.absorbed,
+      error,
+      bound,
+      closed,
+      ...elements,
+      ok: closed && elements.agrees,
+    };
   }
 
   // The amount of relevance at operand k, or at the output for null.
@@ -1197,36 +1332,58 @@ const Rules = (() => {
 
   function worked_forward(c, stop, j) {
     const o = c.operation(stop);
-    const symbol = { matmul: "O_jp", softmax: "p_i", movement: "z_k", embedding: "z_td", pooling: "z_d" };
+    const symbol = {
+      matmul: "O_jp",
+      softmax: "p_i",
+      movement: "z_k",
+      embedding: "z_td",
+      pooling: "z_d",
+    };
     const note = stop.operation === "softmax" && !softmax.visible(o, j) ? "masked" : undefined;
-    return worked(symbol[stop.operation] || "z_j", unravel(j, o.shape), null,
-      OPERATIONS[stop.operation].worked(o, j), note);
+    return worked(
+      symbol[stop.operation] || "z_j",
+      unravel(j, o.shape),
+      null,
+      OPERATIONS[stop.operation].worked(o, j),
+      note,
+    );
   }
 
   function worked_relevance(c, stop, m, k, i, how = {}) {
     const o = c.operation(stop);
-    const { factor, terms, note } =
-      chosen(c, stop, m, how).worked(o, arrived(c, stop, m), options(stop, m, how), k, i);
+    const { factor, terms, note } = chosen(c, stop, m, how).worked(
+      o,
+      arrived(c, stop, m),
+      options(stop, m, how),
+      k,
+      i,
+    );
     const letter = form(c, m);
-    const of = { matmul: k === 0 ? "A_ji" : "V_ip", add: k === 0 ? "a_i" : "b_i", multiply: `a${k + 1}_i` };
+    const of = {
+      matmul: k === 0 ? "A_ji" : "V_ip",
+      add: k === 0 ? "a_i" : "b_i",
+      multiply: `a${k + 1}_i`,
+    };
     const symbol = of[stop.operation] ? `${letter}(${of[stop.operation]})` : `${letter}_i`;
     return worked(symbol, unravel(i, o.shapes[k]), factor, terms, note);
   }
 
-  // What each reader of a value passes on to it, in the sweep's order.
+  // What each reader of a value passes on to it, in the sweep's order; [] where one of them is an
+  // operation that is not implemented here, so that what is there is always the whole sum.
   function fan_in(c, value, m) {
-    const found = [];
-    for (const reader of [...c.data.values[value].read_by].sort((a, b) => b - a)) {
-      const stop = c.data.stops[reader];
-      if (!works(stop, m)) continue;
-      const { inputs } = relevance(c, stop, m);
-      stop.operands.forEach((operand, k) => {
-        if (operand !== null && operand.value === value && inputs[k] !== null) {
-          found.push({ stop: reader, operand: k, amounts: inputs[k] });
-        }
-      });
-    }
-    return found;
+    const readers = c.data.values[value].read_by.map((reader) => c.data.stops[reader]);
+    const reached = readers.filter((stop) => stop.rules[m] !== null);
+    if (!reached.every((stop) => works(stop, m))) return [];
+    const in_order = reached.sort((a, b) => b.index - a.index);
+    return in_order.flatMap((stop) => passed_to(c, stop, m, value));
+  }
+
+  function passed_to(c, stop, m, value) {
+    const { inputs } = relevance(c, stop, m);
+    const reads = (operand, k) => operand !== null && operand.value === value && inputs[k] !== null;
+    return stop.operands.flatMap((operand, k) =>
+      reads(operand, k) ? [{ stop: stop.index, operand: k, amounts: inputs[k] }] : [],
+    );
   }
 
   // Rules that are the derivative of what they undo: epsilon's gradient x input form is gradient.
@@ -1245,6 +1402,18 @@ const Rules = (() => {
       .reverse();
   }
 
-  return { load, works, forward, relevance, sum, audit, worked_forward, worked_relevance, fan_in, parts,
-    MISTAKES, erfc };
+  return {
+    load,
+    works,
+    forward,
+    relevance,
+    sum,
+    audit,
+    worked_forward,
+    worked_relevance,
+    fan_in,
+    parts,
+    MISTAKES,
+    erfc,
+  };
 })();
