@@ -105,9 +105,8 @@ class Page(HTMLParser):
 
     @cached_property
     def data(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(
-            self.inside("script", type="application/json", id="walk-data")
-        )
+        text = self.inside("script", type="text/plain", id="walk-data")
+        found: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(text, validate=True)))
         return found
 
     @cached_property

@@ -261,7 +261,7 @@ const Rules = (() => {
     relevance: (o, r) => ({ inputs: one_input(o, r.slice()), absorbed: {}, scale: size_of(r) }),
     worked: (o, r, how, k, i) => ({
       factor: null,
-      terms: [term(`j = ${i}`, [piece("R_i", r[i])])],
+      terms: [term(entry(o, i), [piece("R_i", r[i])])],
     }),
   };
 

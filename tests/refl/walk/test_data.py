@@ -525,7 +525,7 @@ def harmless(html: str) -> Page:
     page = Page(html)
     scripts = [said for name, said in page.elements if name == "script"]
     assert scripts == [
-        {"type": "application/json", "id": "walk-data"},
+        {"type": "text/plain", "id": "walk-data"},
         {"type": "text/plain", "id": "walk-arrays"},
         {},
     ]
@@ -538,7 +538,7 @@ def harmless(html: str) -> Page:
     assert not any(key.startswith("on") for _, said in page.elements for key in said)
     for block in ("walk-data", "walk-arrays"):
         inside = html.partition(f'id="{block}">')[2].partition("</script")[0]
-        assert not set("<>&") & set(inside) and inside.isascii() and inside.isprintable()
+        assert re.fullmatch("[A-Za-z0-9+/]+=*", inside)
     outside = html.replace(page.inside("script"), "").replace(page.inside("style"), "")
     assert all(c.isprintable() or c == "\n" for c in outside)
     policy(page)
