@@ -192,10 +192,10 @@ ATTACKS = (
 )
 
 
-def hostile_folder(parent: Path) -> Path:
+def hostile_folder(parent: Path, config: dict[str, Any] = LLAMA) -> Path:
     """A checkpoint whose every word attacks whoever shows it, by name too."""
     folder = parent / "<script>alert(2)<!--script>"
-    checkpoint_of(folder, LLAMA)
+    checkpoint_of(folder, config)
     vocabulary = {attack: n for n, attack in enumerate(ATTACKS)}
     vocabulary |= {f"w{n}</script>": n for n in range(len(ATTACKS), LLAMA["vocab_size"])}
     tokenizer = {
