@@ -87,6 +87,9 @@ QUICK = (
 """Every part once, in under half a minute on two cores."""
 
 SLOW = (
+    "tests/refl/walk/test_rules_js.py::*[mixtral*",
+    "tests/refl/walk/test_rules_js.py::*[phi*",
+    "tests/refl/walk/test_rules_js.py::*[t5*",
     "tests/refl/test_checkpoint.py::test_fuzz_in_bounded_memory",
     "tests/verification/test_conformance.py::test_refl_passes_whole_models",
     "tests/verification/test_verify.py::test_a_net_without_relevance*",

@@ -35,7 +35,8 @@ def typeset(equations: Equations) -> Equations:
     from latex2mathml.converter import convert
 
     def mathml(latex: str) -> str:
-        return str(convert(" ".join(latex.split()), display="block"))
+        found: str = convert(" ".join(latex.split()), display="block")
+        return found.replace("<mtable", '<mtable displaystyle="true"')  # sums as large as outside
 
     return {
         key: {"mathml": mathml(said["latex"]), "says": said["says"]}

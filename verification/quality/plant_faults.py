@@ -100,6 +100,8 @@ RMS = "rules/rms_norm.py"
 MOVEMENT = "rules/movement.py"
 TRACE = "refl/trace.py"
 MAPS = "tests/refl/methods/test_attention_maps.py"
+RULES_JS = "refl/walk/page/rules.js"
+RULES_IN_PAGE = "tests/refl/walk/test_rules_js.py::"
 
 FAULTS: tuple[Fault, ...] = (
     # -- the stabilizer ----------------------------------------------------------------------------
@@ -1573,6 +1575,32 @@ FAULTS: tuple[Fault, ...] = (
         "None if (mean := means.get(_foil(one))) is None else Change(0.0, mean)",
         "tests/refl/test_switching.py::test_other_is_a_mean_over_inputs_of_the_other_answer[llama]",
         "what a neuron is for the other answer at the last position is put at all of them",
+    ),
+    # -- the walk ----------------------------------------------------------------------------------
+    Fault(
+        "walk-eps-sign",
+        RULES_JS,
+        'stabilizer === "sign" && z_j < 0 ? -eps : eps',
+        'stabilizer === "sign" && z_j <= 0 ? -eps : eps',
+        f"{RULES_IN_PAGE}test_an_output_of_exactly_zero",
+        "the page reads s(0) as -1",
+    ),
+    Fault(
+        "walk-rotary-back",
+        RULES_JS,
+        "return s[i] * o.cos[i] - sign * s[other] * o.sin[other];",
+        "return s[i] * o.cos[i] + sign * s[other] * o.sin[other];",
+        f"{RULES_IN_PAGE}test_inputs_receive_what_the_rule_says[llama]",
+        "the page turns relevance on where it should turn it back",
+    ),
+    Fault(
+        "walk-mistake-absorbs",
+        RULES_JS,
+        "absorbed: right.absorbed,",
+        "absorbed: found.absorbed,",
+        f"{RULES_IN_PAGE}test_planted_mistakes_are_told_where_they_change_anything"
+        "[llama-norm_differentiated]",
+        "a planted mistake absorbs what it lost, and nothing is told",
     ),
     # -- the command line --------------------------------------------------------------------------
     Fault(

@@ -45,9 +45,18 @@ def test_it_is_mathml_and_a_sentence(key: str) -> None:
     root = ElementTree.fromstring(said["mathml"])
     names = {one.tag.rpartition("}")[2] for one in root.iter()}
     assert names <= {"math", "mrow", "mi", "mo", "mn", "mtext", "mspace", "mfrac", "munder",
-                     "msub", "msup", "msubsup", "mover", "mstyle"}  # fmt: skip
+                     "msub", "msup", "msubsup", "mover", "mstyle", "mtable", "mtr", "mtd"}  # fmt: skip
     assert "\\" not in "".join(root.itertext())
-    allowed = {"display", "stretchy", "width", "fence", "form", "accent", "mathvariant"}
+    allowed = {
+        "display",
+        "stretchy",
+        "width",
+        "fence",
+        "form",
+        "accent",
+        "mathvariant",
+        "columnalign",
+    }
     assert {name for one in root.iter() for name in one.attrib} <= allowed | {"displaystyle"}
     assert said["says"].endswith(".") and len(said["says"]) < 100
 

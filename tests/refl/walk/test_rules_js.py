@@ -1,7 +1,7 @@
 """The arithmetic of the walk's page, refl/walk/page/rules.js, against the rules in Python on the
 numbers that the page has, and against the engine's own sweep.
 
-Against the rules: within 64 roundings of the sum of |terms| of each element. Against the engine:
+Against the rules: within 16 roundings of the sum of |terms| of each element. Against the engine:
 within what packing rounds off, 2^-37 of an activation and 2^-29 of a relevance.
 """
 
@@ -21,14 +21,13 @@ from rules_page import Both, Site, run, why_no_javascript
 import refl
 from refl.model import load
 from refl.rules import layer_norm as layer_norms
-from refl.rules import linear, matmul, rms_norm, softmax
+from refl.rules import matmul, rms_norm, softmax
 from refl.rules.conservation import RuleOutput
 from refl.verification.random_models import ARCHITECTURES, random_model
-from refl.walk import METHODS
 
 pytestmark = pytest.mark.skipif(bool(why_no_javascript()), reason=why_no_javascript())
 
-ALLOWED = 64 * ULP
+ALLOWED = 16 * ULP
 """Of the sum of |terms|: sums of some hundred terms in different orders."""
 
 ACTIVATION, RELEVANCE = 2.0**-36, 2.0**-28
@@ -37,7 +36,16 @@ ACTIVATION, RELEVANCE = 2.0**-36, 2.0**-28
 SHIPPED = Path(refl.__file__).parent / "shipped"
 IDS = [3, 1, 4, 1, 5]
 ASKED: dict[str, dict[str, Any]] = {"bert": {"position": 2}, "t5": {"decoder": [0, 2]}}
-NAMES = ("shipped", "llama", "gpt2", "gemma2", "bert", "vit", "phi", "qwen3", "t5", "mixtral")
+ODD: dict[str, tuple[dict[str, Any], list[int]]] = {
+    "one-token-gpt2": (
+        {"model_type": "gpt2", "activation_function": "relu", "n_head": 1},
+        [3],
+    ),
+    "one-token-llama": ({"model_type": "llama", "num_attention_heads": 2}, [7]),
+    "two-alike-bert": ({"model_type": "bert", "hidden_act": "relu"}, [5, 5]),
+}
+"""Options of a config over those of its architecture, and the input."""
+NAMES = ("shipped", "llama", "gpt2", "gemma2", "bert", "vit", "phi", "qwen3", "t5", "mixtral", *ODD)
 
 
 @cache
@@ -45,6 +53,11 @@ def both(name: str) -> Both:
     if name == "shipped":
         return Both(load(SHIPPED, dtype="float64"), "the keys to the cabinet")
     item: Any = IDS
+    if name in ODD:
+        options, item = ODD[name]
+        config = ARCHITECTURES[options["model_type"]] | options
+        position = {"position": 0} if config["model_type"] == "bert" else {}
+        return Both(random_model(config, 4), item, **position)
     if name == "vit":
         item = np.random.default_rng(0).standard_normal((3, 8, 12))
     return Both(random_model(ARCHITECTURES[name], 3), item, **ASKED.get(name, {}))
@@ -55,9 +68,9 @@ def sites(name: str) -> list[Site]:
     return both(name).sites()
 
 
-def each_input(site: Site, mine: list[Any], right: list[Any]) -> Iterator[tuple[Any, Any, Any]]:
+def each_input(site: Site, mine: list[Any], by_rule: list[Any]) -> Iterator[tuple[Any, Any, Any]]:
     """What an operand receives by the page and by the rule, and the size of its terms."""
-    for got, expected, size in zip(mine, right, sizes(site), strict=True):
+    for got, expected, size in zip(mine, by_rule, sizes(site), strict=True):
         assert (got is None) == (expected is None), site
         if expected is not None:
             yield np.reshape(got, expected.shape), expected, size
@@ -154,7 +167,7 @@ def test_what_readers_pass_on_sums_to_what_arrived(name: str) -> None:
                 order = [part["stop"] for part in parts]
                 assert order == sorted(order, reverse=True)
                 checked += 1
-    assert checked > len(told.data["values"])
+    assert checked > len(told.data["values"]) // 2
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -292,11 +305,11 @@ def test_planted_mistakes_are_told_where_they_change_anything(name: str, mistake
         audited(site, told, wrong)
 
 
-def _changed(right: Any, wrong: Any) -> float:
+def _changed(before: Any, after: Any) -> float:
     """The largest change of an element, over the largest element."""
-    if right is None or not np.any(right):
+    if before is None or not np.any(before):
         return 0.0
-    return float(np.max(np.abs(wrong - right)) / np.max(np.abs(right)))
+    return float(np.max(np.abs(after - before)) / np.max(np.abs(before)))
 
 
 def audited(site: Site, told: dict[str, Any], wrong: list[Any]) -> None:
@@ -350,7 +363,8 @@ def test_shifted_logits_move_elements_and_keep_the_sum(name: str) -> None:
         told = next(one for one in site.page["mistakes"] if one["id"] == "shifted_logits")
         if told["applies"]:
             audit = told["audit"]
-            assert audit["closed"] and not audit["agrees"], site
+            assert audit["closed"], site
+            assert audit["agrees"] == (audit["worst"] is None), site
             assert abs(audit["passed"][0] - site.page["audit"]["passed"][0]) <= audit["bound"], site
 
 
@@ -410,28 +424,89 @@ return [Rules.forward(c, stop), ...[0, 1].map((m) => Rules.relevance(c, stop, m)
 """
 
 
-def one_activation(x: Any, kind: str) -> dict[str, Any]:
-    """A net of one activation, by the contract of refl/walk, at full precision: g is 1."""
-    planes = [
-        np.frombuffer(a.astype(">f8").tobytes(), "u1").reshape(-1, 8).T for a in (x, x * 0 + 1)
-    ]
-    arrays = [{"offset": 8 * n * x.size, "count": x.size, "kind": "f8"} for n in range(2)]
-    value = {"shape": [x.size], "read_by": []}
-    rules = [{"function": f, "options": {}} for f in ("gradient", "identity_gxi")]
+_TWO = """
+const c = Rules.load(asked, Uint8Array.from(asked.bytes).buffer);
+const [stop] = asked.stops;
+const methods = [0, 1];
+return [
+  ...methods.map((m) => Rules.audit(c, stop, m)),
+  ...methods.map((m) => Array.from(Rules.relevance(c, stop, m).inputs[0])),
+];
+"""
+
+
+def one_operation(
+    stop: dict[str, Any], arrays: list[Any], form: str, weights: list[int] | None = None
+) -> dict[str, Any]:
+    """A net of one operation, by the contract of refl/walk, at full precision: arrays[0] goes in,
+    arrays[-1] arrived at its output by both methods.
+    """
+    said, offset = [], 0
+    for a in arrays:
+        said.append({"offset": offset, "count": a.size, "kind": "f8"})
+        offset += 8 * a.size
+    planes = [np.frombuffer(a.astype(">f8").tobytes(), "u1").reshape(-1, 8).T for a in arrays]
+    last = len(arrays) - 1
+    shapes = [list(a.shape) for a in arrays]
+    tensors = [{"id": n, "array": i, "shape": shapes[i]} for n, i in enumerate(weights or [])]
     return {
-        "arrays": arrays,
+        "arrays": said,
         "bytes": [int(b) for plane in planes for b in plane.reshape(-1)],
-        "methods": [{"formulation": "gradient_x_input"}] * 2,
+        "methods": [{"formulation": form}] * 2,
         "values": [
-            value | {"id": 0, "array": 0, "propagated": [None, None]},
-            value | {"id": 1, "array": 0, "propagated": [1, 1]},
+            {"id": 0, "array": 0, "shape": shapes[0], "read_by": [0], "propagated": [None, None]},
+            {"id": 1, "array": last, "shape": shapes[last], "read_by": [],
+             "propagated": [last, last]},
         ],
-        "weights": [],
-        "stops": [
-            {"index": 0, "operation": "activation", "operands": [{"value": 0}], "output": 1,
-             "attributes": {"kind": kind}, "rules": rules}
-        ],
+        "weights": tensors,
+        "stops": [{"index": 0, "output": 1} | stop],
     }  # fmt: skip
+
+
+def one_activation(x: Any, kind: str) -> dict[str, Any]:
+    rules = [{"function": f, "options": {}} for f in ("gradient", "identity_gxi")]
+    stop = {"operation": "activation", "operands": [{"value": 0}], "rules": rules}
+    asked = {"attributes": {"kind": kind}} | stop
+    return one_operation(asked, [x, np.ones_like(x)], "gradient_x_input")
+
+
+def test_an_output_of_exactly_zero() -> None:
+    """z = (0, -0, -2) of x = (1, 1): s(0) is +1 for a zero of either sign, and without a stabilizer
+    what stands on a zero is absorbed. By hand.
+    """
+    x, r = np.array([[1.0, 1.0]]), np.array([[3.0, 5.0, 4.0]])
+    w = np.array([[1.0, -1.0], [-2.0, 2.0], [-1.0, -1.0]])
+    rules = [
+        {"function": "epsilon", "options": {"eps": 0.5, "stabilizer": name}}
+        for name in ("sign", "none")
+    ]
+    stop = {"operation": "linear", "operands": [{"value": 0}, {"weight": 0}, None],
+            "attributes": {}, "rules": rules}  # fmt: skip
+    asked = one_operation(stop, [x, w, r], "relevance", weights=[1])
+    signed_audit, none_audit, (first, second), (one, two) = run(_TWO, asked)
+    s = (3 / 0.5, 5 / 0.5, 4 / -2.5)
+    assert (first, second) == (s[0] - 2 * s[1] - s[2], -s[0] + 2 * s[1] - s[2])
+    assert signed_audit["absorbed"]["stabilizer"] == 0.5 * (s[0] + s[1] - s[2])
+    assert (one, two) == (2.0, 2.0) and none_audit["absorbed"] == {"stabilizer": 8.0}
+    assert signed_audit["ok"] and none_audit["ok"]
+
+
+@pytest.mark.parametrize("form", ["relevance", "gradient_x_input"])
+def test_a_mean_over_the_positions_that_count(form: str) -> None:
+    """No net of today has one in a walk; a sum in a loop, in fractions of whole numbers."""
+    x = np.array([[4.0, -2.0], [1.0, 8.0], [2.0, 1.0]])
+    counted, r = np.array([1.0, 0.0, 1.0]), np.array([[12.0, -2.0]])
+    rule = {"function": "epsilon", "options": {"eps": 0.0, "stabilizer": "none"}}
+    if form == "gradient_x_input":
+        rule = {"function": "gradient", "options": {}}
+    stop = {"operation": "pooling", "operands": [{"value": 0}], "rules": [rule, rule]}
+    asked = one_operation(stop | {"attributes": {"counted": 1}}, [x, counted, r], form)
+    audit, _, got, _ = run(_TWO, asked)
+    whole = [x[0, d] + x[2, d] for d in range(2)]
+    each = [r[0, d] / whole[d] if form == "relevance" else r[0, d] / 2 for d in range(2)]
+    factor = x if form == "relevance" else np.ones_like(x)
+    expected = [counted[t] * factor[t, d] * each[d] for t in range(3) for d in range(2)]
+    assert got == expected and audit["ok"]
 
 
 def test_what_is_not_implemented_is_said() -> None:
@@ -443,5 +518,3 @@ def test_what_is_not_implemented_is_said() -> None:
         if page is None
     }
     assert unknown == {"top_k", "renormalize", "gather", "combine"}
-    assert METHODS == ("attnlrp", "cp-lrp", "input-x-gradient")
-    assert linear.RULES
