@@ -13,6 +13,8 @@ NEEDED = (
     "refl/cli/__init__.py",
     "refl/io/safetensors.py",
     "refl/latent/card.py",
+    "refl/lessons/01_a_share_of_z.md",
+    "refl/lessons/pictures/a_share_of_z.svg",
     "refl/show/__init__.py",
     "refl/nets/llama.py",
     "refl/rules/linear.py",

@@ -10,7 +10,8 @@
     corpus        many inputs, on many cores or machines: what explain and evaluate have in common
     explain generate evaluate   what a model does, and why
     neurons references project graph switch card   what its neurons and heads do
-    trace walk models methods   how refl does it
+    learn walk    the method itself: lessons, and a whole sweep number by number
+    trace models methods   how refl does it
     conform compare verify dump_torch   who checks it
 
 Nothing heavy is imported before it is needed: `--help` loads no array library.
@@ -27,6 +28,7 @@ from refl.cli import (
     explain,
     generate,
     graph,
+    learn,
     methods,
     models,
     neurons,
@@ -50,7 +52,8 @@ __all__ = ["main"]
 COMMANDS = (
     *(explain, generate, evaluate),
     *(neurons, references, project, graph, switch, card),
-    *(trace, walk, models, methods),
+    *(learn, walk),
+    *(trace, models, methods),
     *(conform, compare, verify, dump_torch),
 )
 
@@ -64,6 +67,7 @@ examples:
   refl explain "the keys to the cabinet" --model path/to/checkpoint --html why.html
   refl trace "the keys to the cabinet"
   refl methods attnlrp
+  refl learn
 """
 
 _VERSION = (

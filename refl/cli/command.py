@@ -15,7 +15,7 @@ FAILED, BAD_INPUT, INTERRUPTED, NOBODY_READS = 1, 2, 130, 141
 EXITS = """\
 exit codes:
   0  done
-  1  a check (verify, compare, conform) found something
+  1  a check (verify, compare, conform, learn --run) found something
   2  the input, an option or a file is not usable; one sentence on standard error says why
   130 interrupted;  141 whoever read the output went away;  129, 143 ended by SIGHUP, SIGTERM
 """

@@ -61,6 +61,11 @@ def below(lines: Sequence[Line]) -> list[Line]:
     return [[], *lines] if lines else []
 
 
+def print_text(text: str) -> None:
+    """A text that is drawn already, without a line's end of its own."""
+    print(_encodable(text, sys.stdout.encoding), end="")
+
+
 def print_json(value: Any) -> None:
     print(json.dumps(_finite(value), indent=2, allow_nan=False))
 
@@ -75,7 +80,19 @@ def _finite(value: Any) -> Any:
 
 
 _PLAINER = str.maketrans(
-    {"█": "+", "▒": "-", "│": "|", "─": "-", "→": ">", "·": "-", "×": "x", "…": "~", "␣": "_"}
+    {
+        "█": "+",
+        "▒": "-",
+        "│": "|",
+        "─": "-",
+        "→": ">",
+        "·": "-",
+        "×": "x",
+        "…": "~",
+        "␣": "_",
+        "•": "*",
+        "▌": "|",
+    }
 )
 
 

@@ -164,7 +164,7 @@ def _data(stops: Stops) -> dict[str, Any]:
         "decoder_tokens": e.decoder_tokens,
         "picture": picture(e),
         "causes": CAUSES,
-        "methods": [method_facts(e) | _arrived(e, stops.packed) for e in stops.explanations],
+        "methods": [method_facts(e) | _relevance_of_input(e, stops.packed) for e in stops.explanations],
         "blocks": stops.blocks,
         "values": stops.values,
         "weights": stops.weights,
@@ -175,7 +175,7 @@ def _data(stops: Stops) -> dict[str, Any]:
     }
 
 
-def _arrived(e: Explanation, packed: Packed) -> dict[str, Any]:
+def _relevance_of_input(e: Explanation, packed: Packed) -> dict[str, Any]:
     """The relevance of every token, or of every pixel."""
     if e.picture is not None:
         return {"relevance": packed.relevance(e.relevance)}

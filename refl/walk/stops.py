@@ -49,9 +49,9 @@ class Stops:
 
     def found(self) -> list[dict[str, Any]]:
         """Every operation, in the forward's order."""
-        return [self._stop(number, record) for number, record in enumerate(self.records)]
+        return [self._told(number, record) for number, record in enumerate(self.records)]
 
-    def _stop(self, number: int, record: Record) -> dict[str, Any]:
+    def _told(self, number: int, record: Record) -> dict[str, Any]:
         site = record.output.site
         operands = [self._operand(number, operand) for operand in record.operands]
         return {
@@ -135,8 +135,8 @@ class Stops:
 
     def _propagated(self, e: Explanation, site: str) -> int | None:
         """What arrived at a site, relevance or the g of R = x g; None for nothing."""
-        arrived = np.asarray(asnumpy(e.sites.propagated[e.sites.canonical(site)]))
-        return self.packed.relevance(arrived) if arrived.any() else None
+        found = np.asarray(asnumpy(e.sites.propagated[e.sites.canonical(site)]))
+        return self.packed.relevance(found) if found.any() else None
 
     def _weight(self, parameter: Parameter) -> int:
         array = np.asarray(asnumpy(parameter.array))
@@ -225,7 +225,7 @@ def method_facts(e: Explanation) -> dict[str, Any]:
         "source": table.source,
         "summary": table.summary,
         "explained": ledger.explained,
-        "arrived": ledger.tokens,
+        "reached": ledger.tokens,
         "absorbed": ledger.absorbed,
         "conservation_error": ledger.conservation_error,
     }

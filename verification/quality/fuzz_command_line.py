@@ -35,7 +35,7 @@ from refl.verification.quality.fuzz_files import room
 from refl.verification.quality.fuzzing import LONGEST, SECONDS, Try, fuzz
 from refl.verification.vectors import __path__ as vectors
 
-CHECKS = ("verify", "compare", "conform")
+CHECKS = ("verify", "compare", "conform", "learn")
 """The commands that may end with exit code 1."""
 
 ADAPTER = "def linear_epsilon(x, w, b, r, *, eps):\n    return x\n"
@@ -150,6 +150,7 @@ LIKELY = {
     "b": ["b.safetensors"], "adapter": ["ad.py"], "method": ["attnlrp", "cp-lrp", "m.toml"],
     "text": ["the keys", "the"], "target": ["are"], "rule": ["linear_epsilon"], "only": ["8"],
     "keep": ["*.mlp"], "at": ["model.layers.1.mlp"], "ids": ["2"], "name": ["attnlrp"],
+    "number": ["1", "3"],
 }  # fmt: skip
 """Values that are right, for a good part of the lines."""
 

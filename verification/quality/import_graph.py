@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "verification.random_models",
     ),
     ("evaluation", "verification.identities", "verification.vectors"),
-    ("latent", "walk", "verification.compare"),
+    ("latent", "lessons", "walk", "verification.compare"),
     ("verification.conformance",),
     ("verification.peers",),
     ("cli",),

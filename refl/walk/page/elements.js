@@ -61,7 +61,7 @@ function decimal(figures, exponent) {
 }
 
 function trimmed(text) {
-  return text.includes(".") ? text.replace(/\.?0+$/, "") : text;
+  return text.includes(".") ? text.replace(/\.?0*$/, "") : text;
 }
 
 function sum(numbers) {

@@ -54,11 +54,9 @@ function address() {
   const query = [];
   if (state.method) query.push(`m=${data.methods[state.method].name}`);
   if (state.mistake) query.push(`mistake=${state.mistake}`);
-  const value = chosenValue(stop);
-  if (state.element !== null && value) {
-    if (state.operand) query.push(`k=${state.operand}`);
-    query.push(`e=${unravel(state.element, value.shape).join(",")}`);
-  }
+  const element = elementChosen(stop);
+  if (element && state.operand) query.push(`k=${state.operand}`);
+  if (element) query.push(`e=${element}`);
   return `#${state.direction}/${stop.index}${query.length ? `?${query.join("&")}` : ""}`;
 }
 
@@ -68,7 +66,16 @@ function chosenValue(stop, direction = state.direction, operand = state.operand)
   return data.values[stop.operands[operand ?? 0]?.value ?? -1] ?? null;
 }
 
+// Its index, as "3,17"; null where nobody has chosen one.
+function elementChosen(stop) {
+  const value = chosenValue(stop);
+  return state.element === null || !value ? null : unravel(state.element, value.shape).join(",");
+}
+
 function remember() {
+  const [{dataset}, element] = [document.getElementById("stop"), elementChosen(stopAt(state.position))];
+  if (element) dataset.element = element;
+  else delete dataset.element;
   history.replaceState(null, "", address());
 }
 

@@ -73,7 +73,7 @@ function verdict(stop, rule, audit) {
   const judged = audit ?? {closed, agrees: true, ok: closed, error: rule.conservation_error,
     bound: rule.rounding_bound};
   const [status, sign, words] = judgment(stop, judged);
-  return el("p", {class: `verdict ${status}`, "data-verdict": status},
+  return el("p", {class: `closing ${status}`, "data-verdict": status},
     el("span", {class: "sign", "aria-hidden": "true"}, sign), words);
 }
 
@@ -145,6 +145,7 @@ function fanIn(stop, m) {
   const value = data.values[stop.output];
   if (value.read_by.length < 2 || !stop.rules[m]) return null;
   const parts = Rules.fan_in(c, stop.output, m);
+  if (!parts.length) return null; // a reader whose arithmetic the page does not have
   const rows = parts.map((part, n) => el("tr", {},
     el("th", {scope: "row"}, n ? "+ " : "", stopLink(data.stops[part.stop], "sweep"),
       soft(` as ${letter(data.stops[part.stop], part.operand)}`)),

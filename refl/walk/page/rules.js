@@ -1351,6 +1351,10 @@ const Rules = (() => {
 
   function worked_relevance(c, stop, m, k, i, how = {}) {
     const o = c.operation(stop);
+    if (relevance(c, stop, m, how).inputs[k] === null) {
+      const none = "a constant here: it receives nothing";
+      return worked(`${form(c, m)}_i`, unravel(i, o.shapes[k]), null, [], none);
+    }
     const { factor, terms, note } = chosen(c, stop, m, how).worked(
       o,
       arrived(c, stop, m),

@@ -60,12 +60,12 @@ function flags(stop, broken, audit) {
   const found = [];
   if (partings().has(stop.index)) {
     found.push(el("span", {class: "parting", title: "the methods part here"},
-      el("span", {"aria-hidden": "true"}, "⑂"), hiddenText("the methods part here")));
+      el("span", {"aria-hidden": "true"}, "≠"), hiddenText("the methods part here")));
   }
   if (broken) {
     const words = audit.closed ? "elements differ" : "does not close";
     found.push(el("span", {class: "fault", title: words},
-      el("span", {"aria-hidden": "true"}, audit.closed ? "≠" : "✗"), hiddenText(words)));
+      el("span", {"aria-hidden": "true"}, audit.closed ? "!" : "✗"), hiddenText(words)));
   }
   return found;
 }

@@ -56,7 +56,8 @@ function termRow(term, columns) {
     ? term.pieces.map((piece) => el("td", {class: "num"}, digits(piece.value)))
     : [el("td", {class: "num"}, term.pieces.map((piece, n) => [n ? " " : "", joint(piece, n),
       symbol(piece.symbol), ` ${digits(piece.value)}`]))];
-  return el("tr", {}, el("th", {scope: "row"}, term.at), pieces,
+  const at = term.at ? el("th", {scope: "row"}, term.at) : el("td", {});
+  return el("tr", {}, at, pieces,
     el("td", {class: "num"}, digits(term.value)));
 }
 
@@ -119,6 +120,7 @@ function readersLines(stop, value, m, k, i, total, changed) {
   const engine = c.propagated(value.id, m)?.[i] ?? 0;
   const others = value.read_by.length < 2 ? []
     : Rules.fan_in(c, value.id, m).filter((part) => part.stop !== stop.index || part.operand !== k);
+  if (value.read_by.length > 1 && !others.length) return null; // the parts of the others are not known
   if (!others.length) return engineLine(total, engine);
   const rows = others.map((part) => el("tr", {},
     el("th", {scope: "row"}, "+ from ", stopLink(data.stops[part.stop], "sweep")),

@@ -169,7 +169,7 @@ def test_every_account_is_the_engines_and_adds_up(told: Told) -> None:
         assert method["explained"] == told.data["explained"] == e.explained
         assert method["absorbed"] == e.ledger.absorbed
         assert method["formulation"] == e.composite.formulation
-        parts = [method["arrived"], *method["absorbed"].values()]
+        parts = [method["reached"], *method["absorbed"].values()]
         scale = sum(rule["rounding_bound"] for s in told.stops if (rule := s["rules"][m]))
         assert abs(e.explained - math.fsum(parts)) <= scale
         if e.picture is None:
@@ -179,7 +179,7 @@ def test_every_account_is_the_engines_and_adds_up(told: Told) -> None:
             pixels = told.arrays.array(method["relevance"], e.relevance.shape)
             nearest(pixels, e.relevance, 28)
             total = math.fsum(float(r) for r in e.relevance.flat)
-        assert abs(total - method["arrived"]) <= scale + 64 * U * abs(total)
+        assert abs(total - method["reached"]) <= scale + 64 * U * abs(total)
 
 
 def test_what_is_explained(told: Told) -> None:
