@@ -134,9 +134,13 @@ function plantedSaid(mistake) {
       + `${data.methods[state.method].title} has it to make. Try another method.`];
   }
   const first = wrong.length ? wrong.at(-1)[0] : null;
-  return [el("strong", {}, `Planted: ${mistake.title}. `), `${mistake.says} `,
+  return [el("strong", {}, `Planted: ${mistake.title}. `), `${capitalized(mistake.says)}. `,
     `${plural(met.length, "stop")} touched, ${wrong.length} found out. Each is judged alone: above `
     + "it the sweep is right. ", first ? stopLink(first, "sweep", "Go to the first") : null];
+}
+
+function capitalized(text) {
+  return text[0].toUpperCase() + text.slice(1);
 }
 
 /* ---- several readers --------------------------------------------------------------------- */

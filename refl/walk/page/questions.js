@@ -121,8 +121,8 @@ function howMuchQuestion(stop, rule) {
   const passed = sum(Object.values(rule.passed));
   const change = passed - rule.received;
   const right = Math.abs(change) <= SAME * Math.abs(rule.received) ? 1 : change < 0 ? 0 : 2;
-  const offset = stop.operation === "softmax" ? " Mind the constant part of its expansion." : "";
-  return choice(`${digits(rule.received)} is received. What is passed on will sum to:${offset}`,
+  const offset = stop.operation === "softmax" ? " Mind the constant part of softmax's expansion." : "";
+  return choice(`${digits(rule.received)} is received.${offset} What is passed on will sum to:`,
     ["a smaller number", "the same, to four digits", "a larger number"], right, digits(passed));
 }
 

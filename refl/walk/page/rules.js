@@ -1192,7 +1192,7 @@ const Rules = (() => {
     {
       id: "shifted_logits",
       title: "softmax of logits less their maximum",
-      says: "x_i is read as x_i - max: the same p, the same sum, and other elements",
+      says: "for x_i stands x_i - max: the same p, the same sum, and other elements",
       applies: one_of("softmax.taylor"),
     },
     {
