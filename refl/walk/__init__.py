@@ -164,7 +164,9 @@ def _data(stops: Stops) -> dict[str, Any]:
         "decoder_tokens": e.decoder_tokens,
         "picture": picture(e),
         "causes": CAUSES,
-        "methods": [method_facts(e) | _relevance_of_input(e, stops.packed) for e in stops.explanations],
+        "methods": [
+            method_facts(e) | _relevance_of_input(e, stops.packed) for e in stops.explanations
+        ],
         "blocks": stops.blocks,
         "values": stops.values,
         "weights": stops.weights,

@@ -116,8 +116,8 @@ COLLECT = """() => {
       sum: text(".total .num", grid), chosen: text(".readout .num", grid),
     }])),
     ledger: all("[data-part]", stop).map((cell) => ({...cell.dataset, text: cell.textContent})),
-    verdict: stop.querySelector("[data-verdict]")?.dataset.verdict ?? null,
-    verdict_text: text("[data-verdict]", stop),
+    closing: stop.querySelector(".closing")?.classList[1] ?? null,
+    closing_text: text(".closing", stop),
     total: text('[data-worked="total"]', stop), engine: text('[data-worked="engine"]', stop),
     head: all(".worked thead th", stop).map((cell) => cell.textContent),
     terms: all(".worked table.terms tbody tr", stop).map((row) => ({
@@ -430,7 +430,7 @@ class Checker:
         rule = stop["rules"][m]
         self.bar(at, m)
         if rule is None:
-            if at["ledger"] or at["verdict"]:
+            if at["ledger"] or at["closing"]:
                 self.wrong.append(f"sweep/{at['stop']}: a ledger where nothing arrives")
             return
         entry = e.ledger[stop["site"]]
@@ -440,8 +440,8 @@ class Checker:
         self.grid(at, "received", received, SWEEP)
         self.fan(at, m)
         self.ledger(at, entry, stop, m)
-        if at["verdict"] != "closes":
-            self.wrong.append(f"sweep/{at['stop']}: verdict {at['verdict']}")
+        if at["closing"] != "closes":
+            self.wrong.append(f"sweep/{at['stop']}: closing {at['closing']}")
         self.accounts(at)
 
     def ledger(self, at: At, entry: Any, stop: dict[str, Any], m: int) -> None:
@@ -768,13 +768,13 @@ def test_a_planted_mistake_is_found_where_it_is_and_nowhere_else(
         assert wrong <= set(found) <= wrong | either
         assert all(words.strip() for words in found.values())  # never color alone
         for index in sorted(wrong)[-1:] + sorted(wrong)[:1]:
-            verdict_is(o.go(index), mistake, m)
+            closing_is(o.go(index), mistake, m)
     assert o.evaluate("() => walk.state.mistake") == mistake
     o.page.select_option("#mistake", "")
     assert o.evaluate(BROKEN) == []
 
 
-def verdict_is(o: Opened, mistake: str, m: int) -> None:
+def closing_is(o: Opened, mistake: str, m: int) -> None:
     """The ledger of the page: passed by the wrong rule, absorbed as by the right one."""
     at = o.shown()
     site = Site(o.told, o.told.stops[at["stop"]], m)
@@ -791,13 +791,13 @@ def verdict_is(o: Opened, mistake: str, m: int) -> None:
     for k, x in enumerate(wrong.passed):
         assert x is None or right(cells["passed", str(k)], x, slack)
     if abs(error) > 2 * slack:
-        assert at["verdict"] == "open"
-        said = re.search(r"(\S+) (lost|created)", at["verdict_text"])
+        assert at["closing"] == "open"
+        said = re.search(r"(\S+) (lost|created)", at["closing_text"])
         assert said and said[2] == ("lost" if error > 0 else "created")
         assert right(said[1], abs(error), slack)
     elif mistake == "shifted_logits":
-        assert at["verdict"] == "moved"
-    assert at["verdict"] in ("open", "moved")
+        assert at["closing"] == "moved"
+    assert at["closing"] in ("open", "moved")
 
 
 def test_a_mistake_that_nobody_can_make_here_says_so(opened: Open) -> None:
@@ -851,7 +851,7 @@ def eps_is(o: Opened, site: Site, eps: float) -> None:
         assert right(own["absorbed", cause], x, slack)
     i = int(np.abs(passed.relevance[0]).argmax())
     assert right(at["total"], passed.inputs[0].flat[i], slack)
-    assert not problems(at) and at["verdict"] == "closes"
+    assert not problems(at) and at["closing"] == "closes"
 
 
 def test_no_eps_where_there_is_none(opened: Open) -> None:
@@ -918,12 +918,12 @@ OPEN = """() => {
     options: all("[data-option]").map((node) => node.textContent),
     open: all("[data-option]").some((node) => !node.disabled),
     told: all('[data-part], [data-worked], [data-grid="output"], [data-grid^="passed"],'
-      + ' [data-verdict], .methods').length,
+      + ' .closing, .methods').length,
     text: document.getElementById("stop").textContent,
     right: all("[data-option].right").map((node) => Number(node.dataset.option)),
     wrong: all("[data-option].wrong").map((node) => Number(node.dataset.option)),
     answer: document.getElementById("answer")?.textContent ?? null,
-    verdict: document.getElementById("answer")?.dataset.answer ?? null,
+    found: document.getElementById("answer")?.dataset.answer ?? null,
   };
 }"""
 
@@ -959,7 +959,7 @@ def test_nothing_is_told_before_the_answer(name: str, opened: Open) -> None:
         after = asking(o)
         assert not after["open"] and after["told"] > 0
         (correct,) = after["right"]
-        assert after["verdict"] == ("right" if correct == pick else "wrong")
+        assert after["found"] == ("right" if correct == pick else "wrong")
         assert after["wrong"] == ([] if correct == pick else [pick])
         answer = re.search(r"\((.*)\)\.$", after["answer"])
         moved = o.told.stops[index]["operation"] in ("movement", "learned", "add")
