@@ -68,8 +68,8 @@ class Watched:
         self.page.goto(f"{self.own}{address}")
         self.page.wait_for_selector("#app[data-ready]", state="attached", timeout=20_000)
 
-    def evaluate(self, script: str, *given: Any) -> Any:
-        return self.page.evaluate(script, *given)
+    def evaluate(self, script: str, *argument: Any) -> Any:
+        return self.page.evaluate(script, *argument)
 
     def quiet(self) -> None:
         """Fails for anything that was complained of or asked for."""

@@ -19,7 +19,7 @@ STABILIZED = {"epsilon", "uniform", "second"}
 
 
 @dataclass(frozen=True)
-class Passed:
+class PassedOn:
     """What one stop does with what it received."""
 
     inputs: list[Any]
@@ -101,7 +101,7 @@ class Site:
         forward = operations.OPERATIONS[self.stop["operation"]].forward
         return forward(*self.batched, **self.attributes)[0]
 
-    def applied(self, rule: str = "", form: str = "", **changed: Any) -> Passed:
+    def applied(self, rule: str = "", form: str = "", **changed: Any) -> PassedOn:
         """By the method's rule, by it with other options, or by another rule of the operation."""
         if self.stop["operation"] == "movement":
             return self._moved()
@@ -117,7 +117,7 @@ class Site:
         inputs = [None if r is None else r[0] for r in out.inputs]
         return self.passed(inputs, {k: float(v[0]) for k, v in out.absorbed.items()})
 
-    def passed(self, inputs: list[Any], absorbed: dict[str, float]) -> Passed:
+    def passed(self, inputs: list[Any], absorbed: dict[str, float]) -> PassedOn:
         values = [r if value else None for r, value in zip(inputs, self.is_value, strict=True)]
         relevance = values
         received = self.received
@@ -125,9 +125,9 @@ class Site:
             received = self.z * received
             pairs = zip(values, self.operands, strict=True)
             relevance = [None if g is None else g * x for g, x in pairs]
-        return Passed(values, absorbed, relevance, self.received, received)
+        return PassedOn(values, absorbed, relevance, self.received, received)
 
-    def _ended(self) -> Passed:
+    def _ended(self) -> PassedOn:
         """The input itself: what arrived stays."""
         ended = self.passed([], {})
         return replace(ended, absorbed={"pixels": float(ended.received_relevance.sum())})
@@ -136,7 +136,7 @@ class Site:
     def from_where(self) -> Any:
         return self.told.arrays.array(self.stop["attributes"]["from"]).astype(np.int64)
 
-    def _moved(self) -> Passed:
+    def _moved(self) -> PassedOn:
         """Every number goes back where it came from; several meet as a sum."""
         places, received = self.from_where, self.received.reshape(-1)
         back = np.zeros(sum(x.size for x in self.operands))
@@ -236,10 +236,10 @@ MISTAKES = {
 }
 
 
-def apart(wrong: list[Any], right: list[Any]) -> float:
+def apart(wrong: list[Any], expected: list[Any]) -> float:
     """How far the wrong elements are from the right ones at most, of the largest of these."""
     most = size = 0.0
-    for a, b in zip(wrong, right, strict=True):
+    for a, b in zip(wrong, expected, strict=True):
         if b is not None and b.size:
             most = max(most, float(np.abs(a - b).max()))
             size = max(size, float(np.abs(b).max()))

@@ -67,8 +67,8 @@ class Opened:
     def count(self) -> int:
         return len(self.told.stops)
 
-    def evaluate(self, script: str, *given: Any) -> Any:
-        return self.window.evaluate(script, *given)
+    def evaluate(self, script: str, *argument: Any) -> Any:
+        return self.window.evaluate(script, *argument)
 
     def go(self, index: int, direction: str = "sweep", method: str = "") -> Opened:
         self.evaluate(
@@ -120,7 +120,7 @@ COLLECT = """() => {
     closing_text: text(".closing", stop),
     total: text('[data-worked="total"]', stop), engine: text('[data-worked="engine"]', stop),
     head: all(".worked thead th", stop).map((cell) => cell.textContent),
-    terms: all(".worked table.terms tbody tr", stop).map((row) => ({
+    rows: all(".worked table.terms tbody tr", stop).map((row) => ({
       kind: row.className, at: row.firstElementChild.textContent,
       cells: [...row.children].slice(1).map((cell) => cell.textContent)})),
     fan: all(".fan-in td", stop).map((cell) => cell.textContent),
@@ -196,7 +196,7 @@ def shown(x: float) -> str:
     return format(float(x), ".5g")
 
 
-def right(text: str | None, x: float, slack: float = 0.0) -> bool:
+def shows(text: str | None, x: float, slack: float = 0.0) -> bool:
     """A number in five digits that is x, or as far from it as `slack` allows."""
     if text is None:
         return False
@@ -366,7 +366,7 @@ class Checker:
 
     def check(self, what: str, at: At, text: str | None, x: float, slack: float) -> None:
         self.numbers += 1
-        if not right(text, x, slack):
+        if not shows(text, x, slack):
             where = f"{at['direction']}/{at['stop']} ({at['operation']}, {at['method']})"
             self.wrong.append(f"{where} {what}: {text!r}, not {shown(x)} +- {slack:.2g}")
 
@@ -388,7 +388,7 @@ class Checker:
         self.check(f"{hook} scale", at, found["scale"][1], most, slack)
         chosen = found["chosen"]
         ties = x.reshape(-1)[np.abs(x).reshape(-1) >= most - 4 * slack]
-        if chosen != "masked" and not any(right(chosen, v, slack) for v in ties):
+        if chosen != "masked" and not any(shows(chosen, v, slack) for v in ties):
             self.check(f"{hook} chosen", at, chosen, ties[0], slack)
 
     def visible(self, at: At, x: Any, hook: str) -> Any:
@@ -517,7 +517,8 @@ class Checker:
     def bar(self, at: At, m: int) -> None:
         """On its way + arrived + absorbed by each cause is the explained logit."""
         e = self.told.explanations[m]
-        found = dict(at["bar"])
+        (_, on_its_way), (_, at_the_input), *absorbed = at["bar"]
+        found = dict(absorbed)
         walked = [self.told.stops[n]["site"] for n in range(at["stop"], self.told_count)]
         entries = {entry.site: entry for entry in e.ledger}
         causes: dict[str, list[float]] = {}
@@ -529,9 +530,8 @@ class Checker:
         size = sum(abs(x) for parts in causes.values() for x in parts) + abs(e.explained)
         slack = 2.0**-44 * size
         self.check("bar, explained", at, at["explained"], e.explained, 0.0)
-        self.check("bar, arrived", at, found.pop("arrived"), arrived, slack)
+        self.check("bar, arrived", at, at_the_input, arrived, slack)
         way = e.explained - arrived - math.fsum(amounts.values())
-        on_its_way = found.pop("way")
         errors = sum(entry.rounding_scale * 2.0**-50 for entry in e.ledger)
         self.check("bar, on its way", at, on_its_way, way, slack + errors)
         for cause, x in amounts.items():
@@ -572,16 +572,16 @@ class Checker:
 
 def problems(at: At) -> list[str]:
     """What does not add up in the table of a worked element, within the rounding of its digits."""
-    if not at["terms"]:
+    if not at["rows"]:
         return []
-    texts = [cell for row in at["terms"] for cell in row["cells"]]
+    texts = [cell for row in at["rows"] for cell in row["cells"]]
     if any(word in text for text in texts for word in ("nan", "inf", "undefined")):
         return [f"no numbers: {texts}"]
     found = []
     plain = [
-        row for row in at["terms"] if not row["kind"] and len(row["cells"]) == len(at["head"]) - 1
+        row for row in at["rows"] if not row["kind"] and len(row["cells"]) == len(at["head"]) - 1
     ]
-    others = [row for row in at["terms"] if row not in plain]
+    others = [row for row in at["rows"] if row not in plain]
     values = []
     for row in plain:
         *pieces, value = row["cells"]
@@ -680,7 +680,7 @@ def chosen_is(o: Opened, hook: str, i: int, m: int) -> None:
         value = o.told.value(stop["operands"][k])
         amounts = Site(o.told, stop, m).applied().inputs[k]
         x, slack = amounts.flat[i], WORKED * np.abs(amounts).max()
-    assert right(at["total"], x, slack), (at["total"], x)
+    assert shows(at["total"], x, slack), (at["total"], x)
     index = ",".join(map(str, np.unravel_index(i, value["shape"])))
     assert re.search(rf"[?&]e={index}$", at["address"]), (at["address"], index)
     assert at["element"] == index
@@ -741,7 +741,7 @@ def test_any_element_adds_up(name: str, m: int, opened: Open) -> None:
             numbers = np.zeros(o.told.value(site.stop["operands"][k])["shape"])
         slack = (2.0**-44 if direction == "forward" else WORKED) * np.abs(numbers).max()
         words = problems(at)
-        if not right(at["total"], numbers.flat[i], slack):
+        if not shows(at["total"], numbers.flat[i], slack):
             words.append(f"{at['total']}, not {numbers.flat[i]:.8g}")
         wrong += [f"{direction}/{index} {site.stop['operation']} {k} {i}: {w}" for w in words]
     assert not wrong, (len(wrong), wrong[:20])
@@ -787,14 +787,14 @@ def closing_is(o: Opened, mistake: str, m: int) -> None:
     error = float(correct.received_relevance.sum()) - passed - absorbed
     cells = {(c["part"], c.get("operand", "")): c["text"]
              for c in at["ledger"] if c["of"] == "page"}  # fmt: skip
-    assert right(cells["error", ""], error, slack)
+    assert shows(cells["error", ""], error, slack)
     for k, x in enumerate(wrong.passed):
-        assert x is None or right(cells["passed", str(k)], x, slack)
+        assert x is None or shows(cells["passed", str(k)], x, slack)
     if abs(error) > 2 * slack:
         assert at["closing"] == "open"
         said = re.search(r"(\S+) (lost|created)", at["closing_text"])
         assert said and said[2] == ("lost" if error > 0 else "created")
-        assert right(said[1], abs(error), slack)
+        assert shows(said[1], abs(error), slack)
     elif mistake == "shifted_logits":
         assert at["closing"] == "moved"
     assert at["closing"] in ("open", "moved")
@@ -840,17 +840,17 @@ def test_another_eps_is_that_rule_with_that_eps(operation: str, opened: Open) ->
 
 def eps_is(o: Opened, site: Site, eps: float) -> None:
     at, passed = o.shown(), site.applied(eps=eps)
-    assert right(o.page.inner_text("#eps-now"), eps, 1e-12 * eps)
+    assert shows(o.page.inner_text("#eps-now"), eps, 1e-12 * eps)
     slack = WORKED * max(np.abs(r).sum() for r in passed.relevance if r is not None)
     own = {(c["part"], c.get("operand", c.get("cause", ""))): c["text"]
            for c in at["ledger"] if c["of"] == "page"}  # fmt: skip
     for k, r in enumerate(passed.relevance):
-        assert r is None or right(own["passed", str(k)], r.sum(), slack)
-        assert r is None or right(at["grids"][f"passed-{k}"]["sum"], r.sum(), slack)
+        assert r is None or shows(own["passed", str(k)], r.sum(), slack)
+        assert r is None or shows(at["grids"][f"passed-{k}"]["sum"], r.sum(), slack)
     for cause, x in passed.absorbed.items():
-        assert right(own["absorbed", cause], x, slack)
+        assert shows(own["absorbed", cause], x, slack)
     i = int(np.abs(passed.relevance[0]).argmax())
-    assert right(at["total"], passed.inputs[0].flat[i], slack)
+    assert shows(at["total"], passed.inputs[0].flat[i], slack)
     assert not problems(at) and at["closing"] == "closes"
 
 
@@ -920,7 +920,7 @@ OPEN = """() => {
     told: all('[data-part], [data-worked], [data-grid="output"], [data-grid^="passed"],'
       + ' .closing, .methods').length,
     text: document.getElementById("stop").textContent,
-    right: all("[data-option].right").map((node) => Number(node.dataset.option)),
+    correct: all("[data-option].right").map((node) => Number(node.dataset.option)),
     wrong: all("[data-option].wrong").map((node) => Number(node.dataset.option)),
     answer: document.getElementById("answer")?.textContent ?? null,
     found: document.getElementById("answer")?.dataset.answer ?? null,
@@ -958,8 +958,8 @@ def test_nothing_is_told_before_the_answer(name: str, opened: Open) -> None:
             o.page.click(f'[data-option="{pick}"]')
         after = asking(o)
         assert not after["open"] and after["told"] > 0
-        (correct,) = after["right"]
-        assert after["found"] == ("right" if correct == pick else "wrong")
+        (correct,) = after["correct"]
+        assert (after["found"] == "wrong") == (correct != pick)
         assert after["wrong"] == ([] if correct == pick else [pick])
         answer = re.search(r"\((.*)\)\.$", after["answer"])
         moved = o.told.stops[index]["operation"] in ("movement", "learned", "add")
@@ -985,7 +985,7 @@ def test_answers_are_right(opened: Open) -> None:
         if not before["options"]:
             continue
         o.page.keyboard.press("1")
-        (correct,) = asking(o)["right"]
+        (correct,) = asking(o)["correct"]
         rule, entry = stop["rules"][0], e.ledger[stop["site"]]
         operands = [x for x in stop["operands"] if x and "value" in x]
         if "Which operand gets more" in before["text"]:
