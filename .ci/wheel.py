@@ -11,6 +11,8 @@ from pathlib import Path
 NEEDED = (
     "refl/py.typed",
     "refl/cli/__init__.py",
+    "refl/guide/index.md",
+    "refl/guide/pictures/keys.svg",
     "refl/io/safetensors.py",
     "refl/latent/card.py",
     "refl/lessons/01_a_share_of_z.md",

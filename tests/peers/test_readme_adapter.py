@@ -1,4 +1,4 @@
-"""The README's chapter for torch developers:
+"""The guide's page for torch developers (check_yours.md):
 its adapter gives the output it shows, and its repair passes.
 """
 
@@ -16,8 +16,8 @@ from refl.verification.conformance.runner import run
 
 pytestmark = pytest.mark.peers
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+GUIDE = (ROOT / "refl" / "guide" / "check_yours.md").read_text(encoding="utf-8")
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", GUIDE, flags=re.MULTILINE | re.DOTALL)
 ADAPTER = next(
     text for language, text in FENCED if language == "python" and text.startswith("# my_adapter.py")
 )
@@ -47,7 +47,7 @@ def test_the_output_is_the_program_s_own(
 def test_the_repair_passes_and_the_other_does_not(
     tmp_path: Path, denominator: str, mistake: str | None
 ) -> None:
-    assert "(z + eps)" in ADAPTER and denominator in README
+    assert "(z + eps)" in ADAPTER and denominator in GUIDE
     found = run(
         adapter_file(tmp_path, ADAPTER.replace("(z + eps)", f"({denominator})")), "linear_epsilon"
     )["linear_epsilon"]

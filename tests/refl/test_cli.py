@@ -82,7 +82,7 @@ def refusal(capsys: Capture, *arguments: str) -> str:
 
 
 ACCOUNT = {2.0**-53: 1e-12, 2.0**-24: 1e-5}
-"""Unit roundoff -> what of the largest part a conservation error may be, as the README says."""
+"""Unit roundoff -> what of the largest part a conservation error may be, as the guide says."""
 
 
 def adds_up(account: dict[str, Any]) -> None:

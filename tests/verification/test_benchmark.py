@@ -426,24 +426,22 @@ def test_machines_stand_side_by_side() -> None:
 
 
 def test_the_table_goes_between_the_markers(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{page.START}\nold\n{page.END}\nbehind\n", encoding="utf-8")
-    page.write_into(readme, "new")
-    page.write_into(readme, "newer")
-    text = readme.read_text(encoding="utf-8")
+    guide = tmp_path / "speed.md"
+    guide.write_text(f"before\n{page.START}\nold\n{page.END}\nbehind\n", encoding="utf-8")
+    page.write_into(guide, "new")
+    page.write_into(guide, "newer")
+    text = guide.read_text(encoding="utf-8")
     assert text == f"before\n{page.START}\n\nnewer\n\n{page.END}\nbehind\n"
     assert page.between(text) == "newer"
     start, end = page.START, page.END
     for wrong in ("", start, end, end + start, start + start + end, start + end + end):
-        readme.write_text(wrong, encoding="utf-8")
+        guide.write_text(wrong, encoding="utf-8")
         with pytest.raises(ReflError, match="once"):
-            page.write_into(readme, "new")
+            page.write_into(guide, "new")
 
 
-def test_the_table_of_the_readme_is_that_of_the_results() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    if page.START not in text:
-        pytest.skip("the README has no table of the benchmark yet")
+def test_the_table_of_the_guide_is_that_of_the_results() -> None:
+    text = (ROOT / "refl" / "guide" / "speed.md").read_text(encoding="utf-8")
     assert page.between(text) == page.markdown(results.every())
 
 

@@ -1684,6 +1684,23 @@ FAULTS: tuple[Fault, ...] = (
         "tests/verification/test_lesson_pictures_3.py::test_four_questions_are_four_numbers",
         "a picture shows another contrast than it names",
     ),
+    # -- the documentation -------------------------------------------------------------------------
+    Fault(
+        "a-place-in-a-page-forgotten",
+        "verification/quality/documentation.py",
+        "if not to.is_file() or (fragment and fragment not in _places(to)):",
+        "if not to.is_file():",
+        "tests/verification/test_documentation.py::test_dead_links_are_found",
+        "a link to a heading that is gone is not called dead",
+    ),
+    Fault(
+        "a-link-from-the-root",
+        "verification/quality/documentation.py",
+        "posixpath.join(posixpath.dirname(source), unquote(path))",
+        "unquote(path)",
+        "tests/verification/test_documentation.py::test_where_links_lead",
+        "links are read from the root of the repository, not from where a page stands",
+    ),
 )
 
 

@@ -34,7 +34,7 @@ held with the weights loaded and used once. On a GPU both sides count what their
     machine     the machine and the libraries, in words
     parts       what is measured: the rows
     results     the rows as JSON, a file for each kind of machine, in results/
-    page        the table for the README, made of those files
+    page        the table for the guide, made of those files
     plot        the figure, made of one of them
     curves      perturbation curves a second: a command of its own
 """

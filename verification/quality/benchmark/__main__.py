@@ -35,7 +35,7 @@ def _main(o: argparse.Namespace) -> int:
         agreed = _measured(o)
     if o.out is None and o.quick:
         return 0 if agreed else 1
-    _pages(o.out or results.FOLDER, o.readme)
+    _pages(o.out or results.FOLDER, o.page)
     return 0 if agreed else 1
 
 
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--no-memory", action="store_true", help="peak memory is not measured")
     p.add_argument("--out", type=Path, help=f"folder of the results; default {results.FOLDER.name}")
     p.add_argument("--redraw", action="store_true", help="page and figures from stored results")
-    p.add_argument("--readme", type=Path, help="write the table between this file's markers")
+    p.add_argument("--page", type=Path, help="write the table between this file's markers")
     for name in ("tokens", "depths", "short-tokens"):
         p.add_argument(f"--{name}", type=int, nargs="+")
     for name in ("hidden", "layers", "heads", "intermediate", "vocabulary", "sentences"):
@@ -128,15 +128,15 @@ def _peak(text: str) -> int:
 # -- page and figures ------------------------------------------------------------------------------
 
 
-def _pages(folder: Path, readme: Path | None) -> None:
+def _pages(folder: Path, guide: Path | None) -> None:
     from refl.verification.quality.benchmark import page, plot
 
     found = results.every(folder)
     for each in found:
         print(plot.draw(each, folder / f"{each['kind']}.svg"))
     print(page.markdown(found))
-    if readme is not None:
-        page.write_into(readme, page.markdown(found))
+    if guide is not None:
+        page.write_into(guide, page.markdown(found))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The results as text: a line for a terminal, and the table for the README, written between its
-markers.
+"""The results as text: a line for a terminal, and the table for the guide
+(refl/guide/speed.md), written between its markers.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def _below(found: results.Results) -> str:
         for row in every
         if "from float64" in row
     ]
-    picture = f"verification/quality/benchmark/results/{found['kind']}.svg"
+    picture = f"../../verification/quality/benchmark/results/{found['kind']}.svg"
     return "\n".join([*(f"- {s}" for s in said), "", f"![{found['kind']}]({picture})"])
 
 
@@ -244,7 +244,7 @@ def _largest(rows: Sequence[Row], key: str) -> float:
     return max((row[key] for row in rows if key in row), default=0.0)
 
 
-# -- in the README ---------------------------------------------------------------------------------
+# -- in the guide ----------------------------------------------------------------------------------
 
 
 def between(text: str) -> str:
