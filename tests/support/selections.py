@@ -95,7 +95,6 @@ SLOW = (
     "tests/refl/walk/test_rules_js.py::*[t5*",
     "tests/refl/test_checkpoint.py::test_fuzz_in_bounded_memory",
     "tests/verification/test_conformance.py::test_refl_passes_whole_models",
-    "tests/verification/test_documentation.py::test_the_whole_site",
     "tests/verification/test_verify.py::test_a_net_without_relevance*",
     "tests/verification/test_verify.py::test_a_recomputation_that_loses_a_bit*",
     "tests/verification/test_verify.py::test_everything_holds[T5]",
@@ -168,6 +167,7 @@ SLOW = (
 
 
 RARE = (
+    "tests/verification/test_documentation.py::test_the_whole_site",
     "tests/verification/test_identities.py::test_1_every_site_balances[babyllama105-*",
     "tests/verification/test_identities.py::test_1_every_site_balances[capp_gpt2-*",
     "tests/verification/test_identities.py::test_1_every_site_balances[gpt2-*",

@@ -222,7 +222,11 @@ NAMES = re.compile(
 """What has a digit and states nothing that could be measured."""
 
 
-@pytest.mark.parametrize(("page", "said", "source"), CLAIMS, ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize(
+    ("page", "said", "source"),
+    CLAIMS,
+    ids=lambda x: x[:40] if isinstance(x, str) else getattr(x, "__name__", "source"),
+)
 def test_what_is_said_is_so(page: str, said: str, source: Callable[[], list[str]]) -> None:
     found = list(re.finditer(said, prose(page)))
     assert found, f"{page} does not say: {said}"

@@ -177,7 +177,7 @@ function methodsTable(stop) {
   const parted = partings().has(stop.index);
   return el("section", {class: "card methods", "aria-labelledby": "methods-title"},
     el("h3", {id: "methods-title"}, "The same stop under each method"),
-    parted ? el("p", {class: "parted"}, el("span", {"aria-hidden": "true"}, "⑂ "),
+    parted ? el("p", {class: "parted"}, el("span", {"aria-hidden": "true"}, "≠ "),
       "Here the methods part: from this stop on they pass on different relevance.") : null,
     el("div", {class: "scroll", tabindex: 0, role: "group", "aria-label": "methods"},
       el("table", {}, el("thead", {}, el("tr", {}, el("td"), el("th", {scope: "col"}, "rule"), titles)),
