@@ -25,6 +25,7 @@ pytest.register_assert_rewrite(
 )
 
 from backends import BACKENDS, Backend, Recorder, backend_named, why_no_cupy
+from browsers import why_no_browser
 from hypothesis import HealthCheck, Phase, settings
 from selections import GONE, QUICK, RARE, SLOW, matching
 
@@ -108,13 +109,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Marks what is quick and what is slow; leaves out what is marked `peers` in other folders, and
-    `needs(library)` where there is none.
+    `needs(library)` where there is none; and what needs a browser where there is none of those.
     """
     _mark(config, items)
     no_peers = bool(why_no_peers(config))
 
     def left_out(item: pytest.Item) -> bool:
-        lacking = any(find_spec(mark.args[0]) is None for mark in item.iter_markers("needs"))
+        needed = [mark.args[0] for mark in item.iter_markers("needs")]
+        lacking = any(find_spec(library) is None for library in needed)
+        lacking = lacking or ("playwright" in needed and bool(why_no_browser()))
         return lacking or (no_peers and item.get_closest_marker("peers") is not None)
 
     config.hook.pytest_deselected(items=[item for item in items if left_out(item)])
@@ -150,6 +153,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for what, why in (
         ("CuPy", why_no_cupy()),
         ("other libraries (tests/peers)", why_no_peers(terminalreporter.config)),
+        ("a browser (tests/refl/walk/test_page.py)", why_no_browser()),
     ):
         lines += [f"{what}: {why}; its tests are left out"] if why else []
     for line in lines:

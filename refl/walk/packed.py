@@ -75,7 +75,9 @@ def _numbers(flat: Any, kind: str) -> Any:
         return flat.astype(KINDS[kind])
     bits = flat.astype(np.float64).view(np.uint64)
     half = np.uint64(1 << (8 * (8 - WIDTHS[kind]) - 1))
-    return (bits + half).astype(">u8")  # to nearest: what follows is cut off
+    near = bits + half  # to nearest: what follows is cut off
+    finite = np.isfinite(near.view(np.float64))  # but none becomes infinite
+    return np.where(finite, near, bits).astype(">u8")
 
 
 def unpacked(text: str, arrays: list[dict[str, Any]], number: int) -> Any:  # -> (N,)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -183,16 +183,7 @@ class Stops:
         return {"equation": name, "source": self._source(function)}
 
     def _source(self, function: Any) -> int:
-        function = inspect.unwrap(function)
-        lines, first = inspect.getsourcelines(function)
-        file = Path(inspect.getsourcefile(function) or "")
-        said = {
-            "file": f"{file.parent.name}/{file.name}",
-            "name": function.__name__,
-            "first": first,
-            "last": first + len(lines) - 1,
-            "text": "".join(lines).rstrip(),
-        }
+        said = _lines(inspect.unwrap(function))
         if said not in self.sources:
             self.sources.append(said)
         return self.sources.index(said)
@@ -237,6 +228,20 @@ def method_facts(e: Explanation) -> dict[str, Any]:
         "reached": ledger.tokens,
         "absorbed": ledger.absorbed,
         "conservation_error": ledger.conservation_error,
+    }
+
+
+@cache
+def _lines(function: Any) -> dict[str, Any]:
+    """Where a function stands, and its text."""
+    lines, first = inspect.getsourcelines(function)
+    file = Path(inspect.getsourcefile(function) or "")
+    return {
+        "file": f"{file.parent.name}/{file.name}",
+        "name": function.__name__,
+        "first": first,
+        "last": first + len(lines) - 1,
+        "text": "".join(lines).rstrip(),
     }
 
 

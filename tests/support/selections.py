@@ -89,6 +89,7 @@ QUICK = (
 """Every part once, in under half a minute on two cores."""
 
 SLOW = (
+    "tests/refl/walk/test_page.py::test_every_number_of_a_checkpoint*",
     "tests/refl/walk/test_rules_js.py::*[mixtral*",
     "tests/refl/walk/test_rules_js.py::*[phi*",
     "tests/refl/walk/test_rules_js.py::*[t5*",

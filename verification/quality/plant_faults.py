@@ -1602,6 +1602,30 @@ FAULTS: tuple[Fault, ...] = (
         "[llama-norm_differentiated]",
         "a planted mistake absorbs what it lost, and nothing is told",
     ),
+    Fault(
+        "walk-methods-exchanged",
+        "refl/walk/stops.py",
+        '"rules": [self._rule(record, e) for e in self.explanations],',
+        '"rules": [self._rule(record, e) for e in self.explanations[::-1]],',
+        "tests/refl/walk/test_data.py::test_every_entry_of_the_ledger_is_the_engines[llama]",
+        "a page shows the ledger of one method under the name of another",
+    ),
+    Fault(
+        "walk-numbers-cut",
+        "refl/walk/packed.py",
+        "near = bits + half  # to nearest",
+        "near = bits  # to nearest",
+        "tests/refl/walk/test_data.py::test_a_number_is_the_nearest_there_is[f6-16]",
+        "numbers of a page are cut off where they should be rounded",
+    ),
+    Fault(
+        "walk-any-script",
+        "refl/walk/document.py",
+        "script-src '{_hash(script)}'",
+        "script-src 'unsafe-inline'",
+        "tests/refl/walk/test_data.py::test_the_page_itself",
+        "the policy of a page lets any script of it run",
+    ),
     # -- the command line --------------------------------------------------------------------------
     Fault(
         "number-of-any-length",
