@@ -1198,7 +1198,7 @@ const Rules = (() => {
     {
       id: "layer_norm_constant",
       title: "LayerNorm's mean and std read as constants",
-      says: "x is not centered on the way back: what the mean carried is lost",
+      says: "on the way back x is not centered: what the mean carried is lost",
       applies: one_of("layer_norm.epsilon", "layer_norm.epsilon_gxi"),
     },
     {
