@@ -276,6 +276,14 @@ def test_every_line_of_code_is_shown(one: Lesson) -> None:
             assert line.strip() in shown or len(line) > 96, line
 
 
+@pytest.mark.parametrize("columns", [40, 100])
+def test_names_are_told_from_the_text_without_colors(columns: int) -> None:
+    said = "says `are` of\n`a *\nb`\n\n```python\n>>> print('`c`')\n`c`\n```\n\nthen `d`.\n"
+    shown = " ".join(reading.drawn(said, columns).split())
+    assert shown == "says `are` of `a * b` >>> print('`c`') `c` then `d`."
+    assert "`are`" not in reading.drawn(said, columns, color=True)
+
+
 def test_color_where_it_is_wanted(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[" not in answer(capsys, "learn", "1")
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -389,9 +397,10 @@ def live(capsys: Capture, monkeypatch: pytest.MonkeyPatch, typed: str, code: int
         (" B) ", "Your prediction, b, is right."),
         ("a", "Your prediction, a, is not it: the answer is b."),
         ("what?\n2\nc", "Your prediction, c, is not it: the answer is b."),
+        ("y\ny\ny\ny\ny", ""),
         ("", ""),
     ],
-    ids=["b", "in capitals", "wrong", "asked again", "none"],
+    ids=["b", "in capitals", "wrong", "asked again", "asked in vain", "none"],
 )
 @pytest.mark.usefixtures("small")
 def test_step_by_step(
@@ -446,7 +455,7 @@ class Interrupting(io.StringIO):
 def test_an_interrupt_is_polite(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Interrupting())
     out = answer(capsys, "learn", "1", "--run", code=130)
-    assert out.rstrip().endswith("Stopped. refl learn 1 --run begins again.")
+    assert out.rstrip().endswith("Stopped. `refl learn 1 --run` begins again.")
 
 
 def test_through_a_pipe_and_with_closed_stdin() -> None:
