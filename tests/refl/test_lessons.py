@@ -664,8 +664,11 @@ def test_a_link_is_not_followed(mine: Path, capsys: Capture) -> None:
 def test_places_where_no_notebook_goes(small: Path, capsys: Capture) -> None:
     file = small.parent / "file"
     file.write_text("")
+    nowhere = small.parent / "nowhere"
+    nowhere.symlink_to(small.parent / "none")
     for place, says in (
-        (file, "File exists"),
+        (file, "is no folder"),
+        (nowhere, "a link to nothing"),
         (file / "below", "Not a directory"),
         (FOLDER, "is a folder of refl itself"),
         (FOLDER / "pictures", "is a folder of refl itself"),
