@@ -65,7 +65,7 @@ def _draw(console: Console, markdown: str) -> None:
         def __rich_console__(self, console: Any, options: Any) -> Any:
             self.text.justify = "left"
             yield Text("")
-            yield Text("#" * int(self.tag[1]) + " ", style="dim").append_text(self.text)
+            yield Text.assemble(("#" * int(self.tag[1]) + " ", "dim"), self.text)
 
     class Lessons(Markdown):
         elements = Markdown.elements | {"heading_open": Left}

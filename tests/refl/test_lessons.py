@@ -25,6 +25,7 @@ from checkpoints import ROOT
 
 from refl.cli import _parser, main
 from refl.lessons import lesson, notebooks, reading
+from refl.lessons import live as live_module
 from refl.lessons.lesson import FOLDER, PICTURE, SECTIONS, Lesson, lessons, pieces
 from refl.show.text import cells
 from refl.verification.quality import lesson_pictures
@@ -284,6 +285,11 @@ def test_names_are_told_from_the_text_without_colors(columns: int) -> None:
     assert "`are`" not in reading.drawn(said, columns, color=True)
 
 
+def test_a_heading_is_bold_and_not_faint() -> None:
+    out = reading.drawn("## A heading\n", 80, color=True)
+    assert out.strip() == "\x1b[2m## \x1b[0m\x1b[1mA heading\x1b[0m"
+
+
 def test_color_where_it_is_wanted(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[" not in answer(capsys, "learn", "1")
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -397,10 +403,9 @@ def live(capsys: Capture, monkeypatch: pytest.MonkeyPatch, typed: str, code: int
         (" B) ", "Your prediction, b, is right."),
         ("a", "Your prediction, a, is not it: the answer is b."),
         ("what?\n2\nc", "Your prediction, c, is not it: the answer is b."),
-        ("y\ny\ny\ny\ny", ""),
         ("", ""),
     ],
-    ids=["b", "in capitals", "wrong", "asked again", "asked in vain", "none"],
+    ids=["b", "in capitals", "wrong", "asked again", "none"],
 )
 @pytest.mark.usefixtures("small")
 def test_step_by_step(
@@ -473,6 +478,13 @@ def test_the_first_lesson_live(capsys: Capture, monkeypatch: pytest.MonkeyPatch)
     out = live(capsys, monkeypatch, "\nb\n\n\n\n\n\n\n")
     assert "is right" in out and "differs" not in out and "That was lesson 1." in out
     assert builtins.__dict__.get("_") is None, "nothing is left behind"
+
+
+def test_a_pipe_that_never_ends_is_not_asked_for_ever() -> None:
+    answers = iter(["y\n"] * live_module.TRIES)
+    assert live_module.chosen(lambda prompt: next(answers)) == ""
+    answers = iter("xyc")
+    assert live_module.chosen(lambda prompt: next(answers)) == "c"
 
 
 # -- notebooks -------------------------------------------------------------------------------------
