@@ -210,6 +210,10 @@ def _made(name: str) -> str:
     try:
         path.mkdir(parents=True, exist_ok=True)
         inside = path.resolve().is_relative_to(PACKAGE.resolve())
+    except FileExistsError:
+        raise ReflError(
+            f"{shown(name)} is no folder: it is a file, or a link to nothing; choose another"
+        ) from None
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or str(error)
         raise ReflError(f"{shown(name)} cannot be a folder of notebooks: {said}") from None

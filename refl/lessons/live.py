@@ -14,6 +14,7 @@ from refl.lessons.reading import markdown
 GO_ON = "[enter] to go on "
 CHOOSE = "a, b or c? (enter alone: no prediction) "
 UNFOLD = "[enter] for the answer "
+TRIES = 5
 
 
 class Session(Protocol):
@@ -74,8 +75,11 @@ class _Lecture:
 
 
 def chosen(ask: Callable[[str], str]) -> str:
-    """a, b or c; "" where nothing is chosen."""
-    while True:
+    """a, b or c; "" where nothing is chosen, in so many tries: a pipe may say anything for ever."""
+    for _ in range(TRIES):
         said = ask(CHOOSE).strip().lower().strip("().")
-        if said in ("", "a", "b", "c"):
+        if said in ("a", "b", "c"):
             return said
+        if not said:
+            break
+    return ""

@@ -65,11 +65,20 @@ def _draw(console: Console, markdown: str) -> None:
         def __rich_console__(self, console: Any, options: Any) -> Any:
             self.text.justify = "left"
             yield Text("")
-            yield Text("#" * int(self.tag[1]) + " ", style="dim").append_text(self.text)
+            yield Text.assemble(("#" * int(self.tag[1]) + " ", "dim"), self.text)
 
     class Lessons(Markdown):
         elements = Markdown.elements | {"heading_open": Left}
 
     said = PICTURE.sub(lambda found: f"> Picture: {found[1]}", markdown)
     said = re.sub(r"^```python$", "```pycon", said, flags=re.MULTILINE)
+    if not console.color_system:
+        said = _marked(said)
     console.print(Lessons(said, code_theme="ansi_dark", hyperlinks=False))
+
+
+def _marked(markdown: str) -> str:
+    """With the signs around `names` kept: without colors nothing else tells them from the text."""
+    parts = re.split(r"(^```.*?^```$)", markdown, flags=re.MULTILINE | re.DOTALL)
+    parts[::2] = [re.sub(r"`([^`]+)`", r"`` `\1` ``", part) for part in parts[::2]]
+    return "".join(parts)

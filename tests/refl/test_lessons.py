@@ -25,6 +25,7 @@ from checkpoints import ROOT
 
 from refl.cli import _parser, main
 from refl.lessons import lesson, notebooks, reading
+from refl.lessons import live as live_module
 from refl.lessons.lesson import FOLDER, PICTURE, SECTIONS, Lesson, lessons, pieces
 from refl.show.text import cells
 from refl.verification.quality import lesson_pictures
@@ -276,6 +277,19 @@ def test_every_line_of_code_is_shown(one: Lesson) -> None:
             assert line.strip() in shown or len(line) > 96, line
 
 
+@pytest.mark.parametrize("columns", [40, 100])
+def test_names_are_told_from_the_text_without_colors(columns: int) -> None:
+    said = "says `are` of\n`a *\nb`\n\n```python\n>>> print('`c`')\n`c`\n```\n\nthen `d`.\n"
+    shown = " ".join(reading.drawn(said, columns).split())
+    assert shown == "says `are` of `a * b` >>> print('`c`') `c` then `d`."
+    assert "`are`" not in reading.drawn(said, columns, color=True)
+
+
+def test_a_heading_is_bold_and_not_faint() -> None:
+    out = reading.drawn("## A heading\n", 80, color=True)
+    assert out.strip() == "\x1b[2m## \x1b[0m\x1b[1mA heading\x1b[0m"
+
+
 def test_color_where_it_is_wanted(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[" not in answer(capsys, "learn", "1")
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -446,7 +460,7 @@ class Interrupting(io.StringIO):
 def test_an_interrupt_is_polite(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Interrupting())
     out = answer(capsys, "learn", "1", "--run", code=130)
-    assert out.rstrip().endswith("Stopped. refl learn 1 --run begins again.")
+    assert out.rstrip().endswith("Stopped. `refl learn 1 --run` begins again.")
 
 
 def test_through_a_pipe_and_with_closed_stdin() -> None:
@@ -464,6 +478,13 @@ def test_the_first_lesson_live(capsys: Capture, monkeypatch: pytest.MonkeyPatch)
     out = live(capsys, monkeypatch, "\nb\n\n\n\n\n\n\n")
     assert "is right" in out and "differs" not in out and "That was lesson 1." in out
     assert builtins.__dict__.get("_") is None, "nothing is left behind"
+
+
+def test_a_pipe_that_never_ends_is_not_asked_for_ever() -> None:
+    answers = iter(["y\n"] * live_module.TRIES)
+    assert live_module.chosen(lambda prompt: next(answers)) == ""
+    answers = iter("xyc")
+    assert live_module.chosen(lambda prompt: next(answers)) == "c"
 
 
 # -- notebooks -------------------------------------------------------------------------------------
@@ -655,8 +676,11 @@ def test_a_link_is_not_followed(mine: Path, capsys: Capture) -> None:
 def test_places_where_no_notebook_goes(small: Path, capsys: Capture) -> None:
     file = small.parent / "file"
     file.write_text("")
+    nowhere = small.parent / "nowhere"
+    nowhere.symlink_to(small.parent / "none")
     for place, says in (
-        (file, "File exists"),
+        (file, "is no folder"),
+        (nowhere, "a link to nothing"),
         (file / "below", "Not a directory"),
         (FOLDER, "is a folder of refl itself"),
         (FOLDER / "pictures", "is a folder of refl itself"),

@@ -1652,6 +1652,14 @@ FAULTS: tuple[Fault, ...] = (
         "a wrong prediction is called right",
     ),
     Fault(
+        "asked-for-ever",
+        "refl/lessons/live.py",
+        "range(TRIES)",
+        "iter(int, 1)",
+        "tests/refl/test_lessons.py::test_a_pipe_that_never_ends_is_not_asked_for_ever",
+        "a pipe that never says a, b or c is asked without end",
+    ),
+    Fault(
         "a-lesson-s-difference-unheard",
         "refl/cli/learn.py",
         "return FAILED if terminal.differed else 0",
