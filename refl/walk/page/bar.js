@@ -97,7 +97,7 @@ function shade(id) {
 }
 
 function key(parts, forward) {
-  const whole = el("li", {class: "whole"}, `${data.what} `, num(data.explained));
+  const whole = el("li", {class: "whole"}, `${printable(data.what)} `, num(data.explained));
   if (forward) {
     return el("ul", {class: "key"}, whole, el("li", {}, "the sweep will say where it comes from"));
   }

@@ -19,8 +19,14 @@ function attribute(node, name, value) {
 
 // A symbol such as R_i or z_j with what follows the underscore set low.
 function symbol(text) {
-  const parts = String(text).split(/_([A-Za-z0-9,\[\]]+)/);
+  const set = String(text).replaceAll("delta_", "δ_").replaceAll("sum_", "Σ_").replaceAll("^2", "²");
+  const parts = set.split(/_([A-Za-z0-9,\[\]]+)/);
   return el("span", {class: "symbol"}, parts.map((part, n) => (n % 2 ? el("sub", {}, part) : part)));
+}
+
+// A sentence in which x_i, of one letter each, is a symbol.
+function prose(text) {
+  return text.split(/\b([A-Za-z]_[a-z])\b/).map((part, n) => (n % 2 ? symbol(part) : part));
 }
 
 function plural(count, one, many = `${one}s`) {

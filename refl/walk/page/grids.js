@@ -58,6 +58,7 @@ function cellSize({panes, rows, columns}, labeled, room) {
 //   rowLabels          tokens, one for each row, or null
 //   place(index)       words for where an index is
 //   hidden             flags of entries that a mask hides, or null
+//   paneName           what the panes are: head, channel
 //   chosen             flat index of the chosen entry, or null
 //   onchoose(flat)     what choosing another does; without it a grid is only read
 //   hook               what tests find it by
@@ -112,7 +113,7 @@ function pane(view, number) {
   paint(canvas, view, number * rows * columns);
   const marks = el("div", {class: "marks"});
   const cells = el("div", {class: "cells"}, canvas, marks);
-  const title = panes > 1 ? el("div", {class: "pane-title"}, `head ${number}`) : null;
+  const title = panes > 1 ? el("div", {class: "pane-title"}, `${view.paneName ?? "head"} ${number}`) : null;
   const labels = view.labeled ? rowLabels(view, panes > 1) : null;
   const node = el("div", {class: "pane"}, title, el("div", {class: "pane-body"}, labels, cells));
   return {node, canvas, marks, cells};

@@ -22,7 +22,7 @@ function ledgerRows(stop, rule, audit) {
   return [
     ledgerRow("received", [el("strong", {}, "received")], rule.received, audit?.received),
     ...passedRows(stop, rule, audit),
-    ...absorbedRows(rule, audit),
+    ...absorbedRows(stop, rule, audit),
     ledgerRow("error", ["rounding ", soft("(conservation error)")], rule.conservation_error,
       audit?.error),
   ];
@@ -51,12 +51,14 @@ function passedTo(stop, rule, k) {
   return (rule.passed[site] ?? 0) / twice;
 }
 
-function absorbedRows(rule, audit) {
+function absorbedRows(stop, rule, audit) {
+  const first = valueOperands(stop).length ? "+" : "=";
   const causes = new Set([...Object.keys(rule.absorbed), ...Object.keys(audit?.absorbed ?? {})]);
-  return [...causes].map((cause) => {
+  return [...causes].map((cause, n) => {
+    const sign = n ? "+" : first;
     const arrived = DESTINATIONS.includes(cause);
-    const words = arrived ? [`+ arrived at ${cause}`]
-      : [`+ absorbed: ${cause.replaceAll("_", " ")} `, soft(causeSaid(cause))];
+    const words = arrived ? [`${sign} arrived at ${cause}`]
+      : [`${sign} absorbed: ${cause.replaceAll("_", " ")} `, soft(causeSaid(cause))];
     const page = audit ? audit.absorbed[cause] ?? 0 : undefined;
     return ledgerRow("absorbed", words, rule.absorbed[cause] ?? 0, page, {"data-cause": cause});
   });
@@ -178,7 +180,7 @@ function methodsTable(stop) {
   return el("section", {class: "card methods", "aria-labelledby": "methods-title"},
     el("h3", {id: "methods-title"}, "The same stop under each method"),
     parted ? el("p", {class: "parted"}, el("span", {"aria-hidden": "true"}, "≠ "),
-      "Here the methods part: from this stop on they pass on different relevance.") : null,
+      "Here the methods part: by their rules, or by what they pass on.") : null,
     el("div", {class: "scroll", tabindex: 0, role: "group", "aria-label": "methods"},
       el("table", {}, el("thead", {}, el("tr", {}, el("td"), el("th", {scope: "col"}, "rule"), titles)),
         el("tbody", {}, rows))));

@@ -16,7 +16,7 @@
 //                           the focus and the keys
 //   [data-part]             a cell of the ledger: received, passed (data-operand), absorbed
 //                           (data-cause), error; data-of="engine" or "page"
-//   [data-verdict]          closes, open (the sum does not close), moved (elements differ)
+//   .closing[data-verdict]  closes, open (the sum does not close), moved (elements differ)
 //   [data-worked]           total and engine: the worked element and the engine's number
 //   [data-fan-in]           the sum over several readers
 //   [data-bar]              of the bar of the logit: way, arrived, or a cause

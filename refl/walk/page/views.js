@@ -36,9 +36,9 @@ function explained(stop, said, first, ideas = []) {
   const isFirst = first === stop.index;
   const elsewhere = said.idea && !isFirst && first !== null;
   return [
-    el("p", {class: "does"}, said.does, elsewhere ? [" ", el("span", {class: "soft"}, "(Why: see ",
+    el("p", {class: "does"}, prose(said.does), elsewhere ? [" ", el("span", {class: "soft"}, "(Why: see ",
       stopLink(data.stops[first], state.direction), ".)")] : null),
-    said.idea && isFirst ? el("p", {class: "idea"}, said.idea) : null,
+    said.idea && isFirst ? el("p", {class: "idea"}, prose(said.idea)) : null,
     ideas.map((idea) => el("p", {class: "idea"}, idea)),
   ];
 }
@@ -73,6 +73,7 @@ function valueGrid(value, numbers, {lead, hook, chosen, onchoose, hidden, links,
     soft(`(${value.shape.join(" × ")})`), links ? [" ", links] : null];
   return grid({numbers, shape: value.shape, caption, hook, chosen, onchoose, hidden,
     name: `${name} ${printable(value.site)}`, rowLabels: rowTokens(value), place: placeIn(value),
+    paneName: isPicture(value) ? "channel" : "head",
     room: room()});
 }
 
@@ -297,23 +298,28 @@ function tokensEnd(stop, m) {
   const tokens = rowTokens(value) ?? [];
   const amounts = rowsOf(received(stop, m), value).map(sum);
   const strongest = strongestOf(amounts) || 1;
+  const signed = amounts.some((x) => x < 0);
   return el("div", {class: "explanation"},
-    el("p", {}, "Summed over its features, every row is one number: the explanation of ", data.what, "."),
-    el("ol", {class: "tokens"}, tokens.map((token, n) => tokenBar(token, amounts[n], strongest))),
+    el("p", {}, "Summed over its features, every row is one number: the explanation of the ",
+      printable(data.what), "."),
+    el("ol", {class: "tokens"}, tokens.map((token, n) => tokenBar(token, amounts[n],
+      strongest, signed))),
     el("p", {class: "account"}, endSaid(m)));
 }
 
-function tokenBar(token, amount, strongest) {
+// Bars start in the middle only where some go to the left.
+function tokenBar(token, amount, strongest, signed) {
   const bar = el("span", {class: amount < 0 ? "amount against" : "amount for", "aria-hidden": "true"});
-  bar.style.width = `${(50 * Math.abs(amount)) / strongest}%`;
+  bar.style.width = `${((signed ? 50 : 100) * Math.abs(amount)) / strongest}%`;
   return el("li", {}, el("span", {class: "name"}, tokenText(token)),
-    el("span", {class: "lane"}, bar), num(amount));
+    el("span", {class: signed ? "lane signed" : "lane"}, bar), num(amount));
 }
 
 function endSaid(m) {
   const {absorbed, arrived} = account(m, 0);
-  const parts = [...absorbed].map(([cause, x]) => ` + ${digits(x)} (${causeSaid(cause)})`);
-  return `${data.what} ${digits(data.explained)} = ${digits(arrived)} (${arrivedName()})${parts.join("")}`;
+  const parts = [...absorbed].map(([cause, x]) => (
+    ` ${x < 0 ? "-" : "+"} ${digits(Math.abs(x))} (${causeSaid(cause)})`));
+  return `${printable(data.what)} ${digits(data.explained)} = ${digits(arrived)} (${arrivedName()})${parts.join("")}`;
 }
 
 function pixelsEnd(m) {
@@ -322,7 +328,8 @@ function pixelsEnd(m) {
   if (!size || typeof relevance !== "number") return null;
   const place = (index) => `[${index.join(", ")}]`;
   return el("div", {class: "explanation"},
-    el("p", {}, "Summed over its channels, every pixel has one number: the explanation of ", data.what, "."),
+    el("p", {}, "Summed over its channels, every pixel has one number: the explanation of the ",
+      printable(data.what), "."),
     el("img", {class: "picture", src: data.picture.uri, alt: "the picture explained"}),
     grid({numbers: c.array(relevance), shape: size, caption: "relevance of the pixels", hook: "pixels",
       name: "relevance of the pixels", rowLabels: null, place, room: room()}),

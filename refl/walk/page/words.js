@@ -263,7 +263,7 @@ function saidSweep(stop, rule) {
 function saidLeaf(stop) {
   const role = stop.attributes.role ?? "tokens";
   const absorbed = `The way ends: what arrives is absorbed (${causeSaid(role)}).`;
-  return {does: LEAVES[role] ?? absorbed, idea: LEAF_IDEA};
+  return {does: LEAVES[role] ?? absorbed, idea: stop.operation === "embedding" ? LEAF_IDEA : null};
 }
 
 function causeSaid(cause) {
@@ -299,11 +299,17 @@ function rowTokens(value) {
   return value.tokens === null ? null : tokensOf(value.shape[value.tokens]);
 }
 
+// The pixels themselves, whose first axis is their channels.
+function isPicture(value) {
+  return value.made_by !== null && data.stops[value.made_by].operation === "source";
+}
+
 // An index of a value in words: head, token, feature.
 function placeIn(value) {
   const tokens = rowTokens(value);
   const square = value.shape.length > 2 && tokens && tokensOf(value.shape.at(-1)) === tokens;
   return (index) => {
+    if (isPicture(value)) return `[${index.join(", ")}] row ${index.at(-2)}, column ${index.at(-1)}`;
     const words = index.slice(0, -2).map((n) => `head ${n}`);
     const [row, column] = [index.at(-2), index.at(-1)];
     if (tokens) words.push(`${square ? "from" : "token"} ${visible(tokens[row])}`);

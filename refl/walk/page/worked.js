@@ -18,15 +18,17 @@ function workedPanel(work, where, formula, after) {
 }
 
 function termsTable(work) {
-  const order = work.terms.map((_, n) => n)
+  const order = work.terms.map((_, n) => n).filter((n) => work.terms[n].value !== 0)
     .sort((a, b) => Math.abs(work.terms[b].value) - Math.abs(work.terms[a].value));
   const shown = order.slice(0, SHOWN_TERMS).sort((a, b) => a - b).map((n) => work.terms[n]);
   const rest = order.slice(SHOWN_TERMS).map((n) => work.terms[n].value);
+  const zeros = work.terms.length - order.length;
   const columns = sharedColumns(work.terms);
   const span = columns ? columns.length : 1;
   return [termsHead(columns), el("tbody", {},
     shown.map((term) => termRow(term, columns)),
     rest.length ? lastRow(span, `and ${rest.length} more, smaller ones`, sum(rest)) : null,
+    zeros ? lastRow(span, `and ${zeros} that are zero`, 0) : null,
     totalRows(work, span))];
 }
 
@@ -82,8 +84,10 @@ function totalRows(work, span) {
 
 function engineLine(total, engine) {
   const away = Math.abs(total - engine);
+  const stored = away <= 1e-8 * Math.max(Math.abs(total), Math.abs(engine));
   return el("p", {class: "engine"}, "The engine has ", num(engine, {"data-worked": "engine"}),
-    away ? `: apart by ${digits(away)}.` : ": the same.");
+    away ? `: apart by ${digits(away)}` : ": the same",
+    away && stored ? ", since the page keeps nine digits of it." : ".");
 }
 
 function workedForward(stop, j) {
