@@ -194,7 +194,7 @@ function questionCard(stop) {
 
 function optionButton(asked, words, n, answer) {
   const open = answer === undefined;
-  const kind = open ? "" : isRight(asked, n) ? "right" : n === answer ? "wrong" : "";
+  const kind = open ? "" : n === (isRight(asked, answer) ? answer : asked.right) ? "right" : n === answer ? "wrong" : "";
   return el("button", {type: "button", class: kind, disabled: !open, "data-option": n,
     onclick: () => answerQuestion(n)}, el("kbd", {}, n + 1), " ", el("bdi", {}, words));
 }
