@@ -125,6 +125,8 @@ class Walking:
     ) -> list[Any]:
         if len(readings) != 1:
             raise ReflError(f"a walk is through one input, got {len(readings)}: one by one")
+        if keep is not None:
+            raise ReflError(f"a walk keeps every site: leave {argument('keep')} out")
         if question.recompute:
             raise ReflError(f"a walk needs every activation: leave {argument('recompute')} out")
         self.refuse(question.network)

@@ -37,7 +37,7 @@ function plural(count, one, many = `${one}s`) {
 
 // A number as Python's format(x, ".5g") has it: five digits, ties to even.
 function digits(x) {
-  if (Number.isNaN(x)) return "nan";
+  if (x === null || Number.isNaN(x)) return "nan"; // JSON has null for it
   if (!Number.isFinite(x)) return x > 0 ? "inf" : "-inf";
   if (x === 0) return Object.is(x, -0) ? "-0" : "0";
   const [mantissa, exponent] = rounded(Math.abs(x)).split("e");

@@ -3,7 +3,8 @@
 
 const SAME = 1e-4;
 
-// {text, options: [words], right: number of the option, answer: words}; null where none is asked.
+// {text, options: [words], right: number of the option, answer: words, ties: numbers of others that
+// are as right}; null where none is asked.
 function questionOf(stop, direction, m) {
   if (direction === "forward") return forwardQuestion(stop);
   return stop.rules[m] ? sweepQuestion(stop, m) : null;
@@ -44,11 +45,13 @@ function copiesQuestion(stop) {
   const counts = new Map();
   for (const n of c.array(stop.attributes.from)) counts.set(n, (counts.get(n) ?? 0) + 1);
   const inputs = sum(valueOperands(stop).map(({value}) => c.value(value.id).length));
-  const copied = Math.max(...counts.values()) > 1;
-  const right = copied ? 1 : counts.size < inputs ? 2 : 0;
+  counts.delete(-1); // a place left empty
+  const copied = Array.from(counts.values()).some((count) => count > 1);
+  const left = counts.size < inputs;
+  const right = copied ? 1 : left ? 2 : 0;
   return choice("Where does each number of the input go?",
     ["to one place each", "some to several places", "some are left behind"], right,
-    `${inputs} numbers in, ${c.value(stop.output).length} out`);
+    `${inputs} numbers in, ${c.value(stop.output).length} out`, copied && left ? [2] : []);
 }
 
 function negativesQuestion(stop) {
@@ -128,8 +131,13 @@ function howMuchQuestion(stop, rule) {
 
 /* ---- what questions are made of ----------------------------------------------------------- */
 
-function choice(text, options, right, answer) {
-  return {text, options, right, answer};
+// `ties`: other options that are as right; null where there is nothing to choose between.
+function choice(text, options, right, answer, ties = []) {
+  return options.length > 1 ? {text, options, right, answer, ties} : null;
+}
+
+function isRight(asked, n) {
+  return n === asked.right || asked.ties.includes(n);
 }
 
 // Up to four tokens in their order, the one with the most among them.
@@ -137,8 +145,11 @@ function tokenQuestion(text, amounts, tokens, what) {
   const order = Array.from(amounts, (_, n) => n).sort((a, b) => amounts[b] - amounts[a]);
   const some = order.slice(0, 4).sort((a, b) => a - b);
   const options = some.map((n) => `${visible(tokens[n])} (token ${n})`);
+  const most = amounts[order[0]];
+  const ties = some.flatMap((n, at) => (amounts[n] === most && n !== order[0] ? [at] : []));
   return choice(text, options, some.indexOf(order[0]),
-    `${visible(tokens[order[0]])} with a ${what} of ${digits(amounts[order[0]])}`);
+    `${visible(tokens[order[0]])} with a ${what} of ${digits(most)}${ties.length ? ", no more than another" : ""}`,
+    ties);
 }
 
 function operandWords(stop, k, value) {
@@ -183,15 +194,16 @@ function questionCard(stop) {
 
 function optionButton(asked, words, n, answer) {
   const open = answer === undefined;
-  const kind = open ? "" : n === asked.right ? "right" : n === answer ? "wrong" : "";
+  const kind = open ? "" : n === (isRight(asked, answer) ? answer : asked.right) ? "right" : n === answer ? "wrong" : "";
   return el("button", {type: "button", class: kind, disabled: !open, "data-option": n,
     onclick: () => answerQuestion(n)}, el("kbd", {}, n + 1), " ", el("bdi", {}, words));
 }
 
 function answerLine(asked, answer) {
-  const hit = answer === asked.right;
+  const hit = isRight(asked, answer);
+  const said = hit ? answer : asked.right;
   return el("p", {id: "answer", tabindex: -1, "data-answer": hit ? "right" : "wrong"},
-    el("strong", {}, hit ? "Yes: " : "No: "), el("bdi", {}, asked.options[asked.right]), " (",
+    el("strong", {}, hit ? "Yes: " : "No: "), el("bdi", {}, asked.options[said]), " (",
     el("bdi", {}, asked.answer), ").");
 }
 

@@ -1392,8 +1392,10 @@ const Rules = (() => {
 
   // Rules that are the derivative of what they undo: epsilon's gradient x input form is gradient.
   const DERIVATIVES = ["linear", "add", "rotary", "pooling", "softmax", "combine"];
+  // A product with a constant is linear in what is left, and is so by every rule.
   const meaning = (stop, m) =>
-    DERIVATIVES.includes(stop.operation) && ["epsilon", "taylor"].includes(stop.rules[m].rule)
+    (DERIVATIVES.includes(stop.operation) && ["epsilon", "taylor"].includes(stop.rules[m].rule)) ||
+    (stop.operation === "multiply" && stop.attributes.constant.filter((fixed) => !fixed).length < 2)
       ? "gradient"
       : stop.rules[m].rule;
 

@@ -381,7 +381,9 @@ function refreshSlider(kept, again) {
 const firsts = new Map();
 
 function firstForward(stop) {
-  return firstOf(`forward/${stop.operation}`, data.stops, (each) => each.operation === stop.operation);
+  const {idea} = saidForward(stop);
+  return firstOf(`forward/${stop.operation}/${idea}`, data.stops,
+    (each) => each.operation === stop.operation && saidForward(each).idea === idea);
 }
 
 function firstSweep(stop, m) {

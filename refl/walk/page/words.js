@@ -14,8 +14,7 @@ const FORWARD = {
     does: "Rows of the checkpoint join the activations: the same for every input.",
     idea: "They are not made from the input. What relevance reaches them in the sweep is absorbed.",
   },
-  source: {does: "The input itself, as numbers.", idea: "In the sweep every one of them receives a "
-    + "relevance of its own."},
+  source: {does: "Numbers that nothing in the net computes."},
   linear: {
     does: "Every output is a weighted sum of one row's inputs, plus a bias where there is one.",
     idea: "Each product W x is one contribution to the output z. The sweep will ask which part of z "
@@ -40,8 +39,8 @@ const FORWARD = {
   },
   scale: {
     does: "Every number is multiplied by the same constant.",
-    idea: "In attention the factor is 1 / sqrt(d) for heads of d features: it keeps the scores from "
-      + "growing with d.",
+    idea: "In attention the factor is mostly 1 / sqrt(d) for heads of d features: it keeps the "
+      + "scores from growing with d.",
   },
   movement: {
     does: "Numbers change their place, never their value.",
@@ -63,17 +62,12 @@ const FORWARD = {
   },
   softmax: {
     does: "Every row of scores becomes weights that are positive and sum to one.",
-    idea: "Row by row, these are how much of each token's values a token will read. A masked place "
-      + "gets a weight of exactly zero.",
   },
   add: {
     does: "Two activations are added, number by number.",
-    idea: "A residual add: what the layer made is added to the stream that went past it. The stream "
-      + "is never replaced, only added to, so there is a way past every layer.",
   },
   multiply: {
     does: "Activations are multiplied, number by number.",
-    idea: "A gated feed-forward: one branch (the gate) decides how much of the other goes on.",
   },
   activation: {
     does: "The same curve is applied to every number alone.",
@@ -82,9 +76,52 @@ const FORWARD = {
   },
 };
 
-const MATMUL_ROLES = {
-  "attention.scores": "Every query row meets every key row: their dot product is the score.",
-  "attention.context": "Every row is a mix of value rows, weighted by the probabilities.",
+// What an operation is for in this net: said in place of, or beside, what is above.
+const ROLES = {
+  "matmul attention.scores": {
+    does: "Every query row meets every key row: their dot product is the score.",
+  },
+  "matmul attention.context": {
+    does: "Every row is a mix of value rows, weighted by the probabilities.",
+  },
+  "embedding position": {
+    does: "Every position, or distance between two, picks one row of a table of its own.",
+    idea: "These rows say where a token stands, not which it is. What relevance reaches them in the "
+      + "sweep is no token's, and is absorbed.",
+  },
+  "embedding token_type": {
+    does: "The type of each token (which of two sentences it is in) picks one row of a table.",
+    idea: "These rows do not say which token it is. What relevance reaches them in the sweep is no "
+      + "token's, and is absorbed.",
+  },
+  "source pixels": {
+    does: "The picture itself, as numbers.",
+    idea: "In the sweep every one of them receives a relevance of its own.",
+  },
+  "softmax attention.probabilities": {
+    idea: "Row by row, these are how much of each token's values a token will read. A masked place "
+      + "gets a weight of exactly zero.",
+  },
+  "softmax router.probabilities": {
+    idea: "Row by row, these are how far a router trusts each expert with a token.",
+  },
+  "add residual": {
+    idea: "A residual add: what the layer made is added to the stream that went past it. The stream "
+      + "is never replaced, only added to, so there is a way past every layer.",
+  },
+  "add attention.bias": {
+    idea: "A number for each distance between two tokens is added to their score, whatever the tokens "
+      + "are.",
+  },
+  "multiply mlp.product": {
+    idea: "A gated feed-forward: one branch (the gate) decides how much of the other goes on.",
+  },
+  "multiply expert.weighted": {
+    idea: "What an expert made of a token counts as much as the router weighted that expert.",
+  },
+  "multiply edit": {does: "An edit of this model: activations are multiplied by numbers set by hand."},
+  "add edit": {does: "An edit of this model: numbers set by hand are added."},
+  "source edit": {does: "Numbers set by hand, for an edit of this model."},
 };
 
 const RULES_SAID = {
@@ -228,6 +265,8 @@ const RULES_SAID = {
   "pooling.gradient": {does: "Every position that counted gets its part of g."},
 };
 
+const CONSTANTS = "A factor that is a constant receives nothing: all goes to what is left.";
+
 const LEAVES = {
   tokens: "The way ends: what arrives on a token's row is summed, and that is the token's relevance.",
   pixels: "The way ends: what arrives at a pixel is its relevance.",
@@ -248,15 +287,19 @@ const IDEAS = {
     + "as constants.",
 };
 
+function roleKey(stop) {
+  return `${stop.operation} ${stop.attributes.role || stop.role}`;
+}
+
 function saidForward(stop) {
   const said = FORWARD[stop.operation] ?? {does: `The operation ${stop.operation}.`};
-  const does = stop.operation === "matmul" ? MATMUL_ROLES[stop.role] ?? said.does : said.does;
-  return {does, idea: said.idea};
+  return {...said, ...ROLES[roleKey(stop)]};
 }
 
 function saidSweep(stop, rule) {
   if (!rule) return {does: IDEAS.nothing};
   if (rule.function.startsWith("leaf")) return saidLeaf(stop);
+  if (stop.attributes.constant?.some(Boolean)) return {does: CONSTANTS};
   return RULES_SAID[rule.equation] ?? {does: `The rule ${rule.rule}.`};
 }
 
