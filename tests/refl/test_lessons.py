@@ -199,7 +199,10 @@ def test_every_picture_is_made_by_the_command() -> None:
     assert named == there
 
 
-@pytest.mark.parametrize("name", sorted(PICTURES))
+PLOTTED = pytest.param("perturbation", marks=pytest.mark.needs("matplotlib"))
+
+
+@pytest.mark.parametrize("name", [*sorted(set(PICTURES) - {"perturbation"}), PLOTTED])
 def test_a_picture_is_as_it_is_drawn_now(name: str) -> None:
     """To a hundredth: the last digit of what is written may differ between processors."""
     kept = (FOLDER / "pictures" / f"{name}.svg").read_text(encoding="utf-8")

@@ -74,7 +74,7 @@ IDEAS = """(role) => data.stops.filter((stop) => (stop.attributes.role || stop.r
 
 @pytest.mark.needs("playwright")
 @pytest.mark.parametrize(
-    ("name", "role", "wrong", "right"),
+    ("name", "role", "false", "true"),
     [
         ("gpt2", "embedding.sum", "residual", "added"),
         ("gpt2", "position", "id of each token", "position"),
@@ -88,11 +88,11 @@ IDEAS = """(role) => data.stops.filter((stop) => (stop.attributes.role || stop.r
     ],
 )
 def test_words_are_of_what_an_operation_is_for(
-    page: Page, name: str, role: str, wrong: str, right: str
+    page: Page, name: str, role: str, false: str, true: str
 ) -> None:
     """The first add of GPT-2 is no residual, its second table holds no tokens."""
     said = page(name).evaluate(IDEAS, role)
-    assert said and all(right in each and wrong not in each for each in said), said
+    assert said and all(true in each and false not in each for each in said), said
 
 
 @pytest.mark.needs("playwright")
@@ -127,19 +127,22 @@ def test_a_question_has_something_to_choose(page: Page) -> None:
     asked = page("one").evaluate(
         """() => data.stops.flatMap((stop) => ["forward", "sweep"].flatMap((direction) =>
         [0, 1, 2].map((m) => questionOf(stop, direction, m)))).filter(Boolean)
-        .map(({options, right}) => [options.length, right])"""
+        .map((one) => [one.options.length, one.right])"""
     )
-    assert asked and all(count > 1 and 0 <= right < count for count, right in asked)
+    assert asked and all(count > 1 and 0 <= answer < count for count, answer in asked)
 
 
 @pytest.mark.needs("playwright")
 def test_equal_answers_are_equally_right(page: Page) -> None:
     """Zeros above one negative row, as where only the last row received anything."""
     asked = page("one").evaluate(
-        "() => tokenQuestion('?', [0, 0, -1], ['a', 'b', 'c'], 'relevance')"
+        """() => {
+        const asked = tokenQuestion('?', [0, 0, -1], ['a', 'b', 'c'], 'relevance');
+        return {options: asked.options, answers: [asked.right, ...asked.ties]};
+    }"""
     )
     assert asked["options"] == ["a (token 0)", "b (token 1)", "c (token 2)"]
-    assert {asked["right"], *asked["ties"]} == {0, 1}
+    assert set(asked["answers"]) == {0, 1}
 
 
 @pytest.mark.needs("playwright")
