@@ -167,6 +167,12 @@ SLOW = (
 
 
 RARE = (
+    "tests/refl/walk/test_page.py::test_every_number_is_the_engines[gpt2]",
+    "tests/refl/walk/test_page.py::test_every_number_is_the_engines[vit]",
+    "tests/refl/walk/test_page.py::test_every_number_of_a_checkpoint[stories260K]",
+    "tests/refl/walk/test_page.py::test_the_arrow_keys_alone_lead_there_and_back",
+    "tests/refl/walk/test_page.py::test_a_planted_mistake_is_found_*[vit]",
+    "tests/refl/walk/test_page.py::test_nothing_is_told_before_the_answer[vit-*",
     "tests/verification/test_documentation.py::test_the_whole_site",
     "tests/verification/test_identities.py::test_1_every_site_balances[babyllama105-*",
     "tests/verification/test_identities.py::test_1_every_site_balances[capp_gpt2-*",
