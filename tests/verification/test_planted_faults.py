@@ -29,7 +29,7 @@ def test_the_command_says_what_it_takes(
     assert code == 0 or "no fault is called no-such-fault" in shown.err
 
 
-PARTS = 5
+PARTS = 8
 
 
 @pytest.mark.parametrize("first", range(PARTS))
