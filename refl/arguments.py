@@ -11,7 +11,7 @@ import hashlib
 import operator
 import reprlib
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,16 @@ def array_said(array: Any) -> str:
 def expected(name: str, what: str, value: Any) -> ReflError:
     """For an argument that is none of what it can be."""
     return ReflError(f"{argument(name)} is {received(value)}: expected {what}")
+
+
+def refuse_unknown(function: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ReflError for an option that a function has not."""
+    there = list(known)
+    for name in options:
+        if name not in there:
+            raise ReflError(
+                f"{function} has no option {shown(name)}: expected one of {', '.join(there)}"
+            )
 
 
 # -- numbers ---------------------------------------------------------------------------------------

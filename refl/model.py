@@ -328,10 +328,7 @@ class Model(Network):
                     f"{argument(f'{name}=')} says what is explained, and so do targets: "
                     "leave it out, or take explain"
                 )
-        for name in how.keys() - EACH:
-            raise ReflError(
-                f"explain_each has no option {shown(name)}: expected one of {', '.join(EACH)}"
-            )
+        arguments.refuse_unknown("explain_each", how, EACH)
         if not self._is_single(item):
             raise ReflError("explain_each takes one input and its targets: give a batch to explain")
         wanted = [[(self.output_id(t), None)] for t in _tokens("targets", targets)]
@@ -368,11 +365,7 @@ class Model(Network):
         Raises ReflError as `generate` and `explain` do, and for a batch.
         """
         self._refuse_silent()
-        for name in how.keys() - GENERATED:
-            raise ReflError(
-                f"explain_generated has no option {shown(name)}: expected one of "
-                f"{', '.join(GENERATED)}"
-            )
+        arguments.refuse_unknown("explain_generated", how, GENERATED)
         if not self._is_single(item):
             raise ReflError("explain_generated continues one text: give the others on their own")
         asked, question, kept = self._asked(method, eps, stabilizer, seed, how)

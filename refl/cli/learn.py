@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from refl.cli.command import FAILED, INTERRUPTED, add_command
 from refl.cli.files import PACKAGE, folder, write
-from refl.cli.output import print_json, print_lines, print_text, wants_color, width
+from refl.cli.output import print_json, print_lines, print_text, wants_color, width, wrote
 from refl.errors import ReflError, shown
 from refl.show.lines import Line, paragraph
 
@@ -200,7 +200,7 @@ def _notebooks(asked: Sequence[Lesson], args: argparse.Namespace) -> int:
     if args.json:
         print_json(names)
     else:
-        print_lines([[("wrote ", "dim"), (name, "")] for name in names], args)
+        print_lines(wrote(*names), args)
     return 0
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import sys
@@ -15,6 +14,7 @@ from typing import IO, Any
 
 from refl.show.colors import few_colors
 from refl.show.lines import Line, plain, printed
+from refl.show.numbers import finite
 
 # -- printing --------------------------------------------------------------------------------------
 
@@ -67,16 +67,7 @@ def print_text(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(_finite(value), indent=2, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(finite(value), indent=2, allow_nan=False))
 
 
 _PLAINER = str.maketrans(

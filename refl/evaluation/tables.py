@@ -14,7 +14,7 @@ from refl.evaluation.judging import metric
 from refl.evaluation.results import DRAWS, LEVEL, Key, Results, has_curve
 from refl.evaluation.statistics import Summary, fewest
 from refl.show.lines import Line, Span, grid, paragraph
-from refl.show.numbers import decimals, strongest
+from refl.show.numbers import decimals, finite, strongest
 from refl.show.text import printable
 
 DIGITS = 3
@@ -204,15 +204,7 @@ def as_dict(r: Results) -> dict[str, Any]:
 
 def as_json(r: Results) -> str:
     """The same; what is no number is null."""
-    return json.dumps(_finite(as_dict(r)), indent=1, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(as_dict(r)), indent=1, allow_nan=False) + "\n"
 
 
 def _number(r: Results, key: Key) -> dict[str, Any]:

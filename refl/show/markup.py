@@ -55,14 +55,19 @@ def tag(name: str, *inside: object, **attributes: object) -> Markup:
 
 def document(title: str, body: str, style: str = "") -> str:
     """A whole page; `body` is HTML already, `style` is CSS on top of every page's."""
+    return bare_document(title, f"<main>\n{body}\n</main>", f"\n{css()}{style}", POLICY, "refl")
+
+
+def bare_document(title: str, body: str, style: str, policy: str, kind: str) -> str:
+    """The same with all of its body, its style and its policy its own; `kind` is its class."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{safe(title)}</title>\n"
-        f"<style>\n{css()}{style}</style>\n"
-        f'</head>\n<body class="refl">\n<main>\n{body}\n</main>\n</body>\n</html>\n'
+        f"<style>{style}</style>\n"
+        f'</head>\n<body class="{kind}">\n{body}\n</body>\n</html>\n'
     )
 
 

@@ -57,6 +57,15 @@ def error(value: float) -> str:
     return f"{value:.1e}" if value else "0"
 
 
+def finite(value: Any) -> Any:
+    """For JSON, which has no NaN and no infinity: null in place of both, however deep."""
+    if isinstance(value, dict):
+        return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def percent(part: float, whole: float) -> str:
     """The part in hundredths of the whole; nothing where that is no number."""
     hundredths = 100 * part / whole if whole else math.nan

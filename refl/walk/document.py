@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import zlib
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,8 @@ import numpy as np
 
 from refl.explanation import Explanation
 from refl.show.heatmap import encoded
-from refl.show.markup import safe
+from refl.show.markup import bare_document
+from refl.show.numbers import finite
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = (
@@ -39,18 +39,14 @@ def document(data: dict[str, Any], arrays: str) -> str:
     )
     title = f"refl: a walk through the {data['what']}"
     whole = data | {"equations": {name: equations().get(name) for name in data["equations"]}}
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{safe(title)}</title>\n<style>{style}</style>\n</head>\n"
-        '<body class="walk">\n<main id="app"><noscript>This page is worked out in the browser: '
+    body = (
+        '<main id="app"><noscript>This page is worked out in the browser: '
         "allow its script, which loads nothing.</noscript></main>\n"
         f'<script type="text/plain" id="walk-data">{_deflated(whole)}</script>\n'
         f'<script type="text/plain" id="walk-arrays">{arrays}</script>\n'
-        f"<script>{script}</script>\n</body>\n</html>\n"
+        f"<script>{script}</script>"
     )
+    return bare_document(title, body, style, policy, "walk")
 
 
 @cache
@@ -91,14 +87,5 @@ def _hash(text: str) -> str:
 
 def _deflated(data: Any) -> str:
     """JSON, deflated, in letters among which there is no `<`: no text in it can end the block."""
-    text = json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
+    text = json.dumps(finite(data), separators=(",", ":"), allow_nan=False)
     return base64.b64encode(zlib.compress(text.encode("utf-8"), 9)).decode("ascii")
-
-
-def _finite(data: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data

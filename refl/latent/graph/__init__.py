@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from refl import arguments, errors
+from refl import arguments
 from refl.errors import ReflError, argument
 from refl.latent.graph import file, picture, table
 from refl.latent.graph.nodes import INNER, Edge, Node, Nodes
@@ -87,10 +87,7 @@ def graph(
     Raises ReflError as Model.explain does, for a method that is no table of rules, and for scores
     that are lengths, which do not add up.
     """
-    for name in asked.keys() - ASKED:
-        raise ReflError(
-            f"graph has no option {errors.shown(name)}: expected one of {', '.join(sorted(ASKED))}"
-        )
+    arguments.refuse_unknown("graph", asked, sorted(ASKED))
     table = chosen(method, eps, stabilizer, options)
     found = model.explain(item, tracing(table, fraction, most, kinds, audit), **asked)
     return shown(found)
