@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from refl import errors
+from refl import arguments
 from refl.errors import ReflError, argument
 from refl.explainer import Explainer
 from refl.explanation import Explanation
@@ -81,10 +81,7 @@ def walk(model: Model, item: Any, **asked: Any) -> Walk:
 
     Raises ReflError as Model.explain does, and for a model or an input too large for a page.
     """
-    for name in asked.keys() - ASKED:
-        raise ReflError(
-            f"walk has no option {errors.shown(name)}: expected one of {', '.join(sorted(ASKED))}"
-        )
+    arguments.refuse_unknown("walk", asked, sorted(ASKED))
     found: Walk = model.explain(item, Walking(), **asked)
     if not isinstance(found, Walk):
         raise ReflError("a walk is through one input: give them one by one")
@@ -133,15 +130,15 @@ class Walking:
         question.refuse([targets])
         forward = question.forward([readings[0]], plain=True)
         _refuse_long(forward)
-        return [_walked(question, forward, readings[0], targets[0])]
+        return [_walked(question, forward, targets[0])]
 
 
-def _walked(question: Question, forward: Forward, reading: Reading, target: Target) -> Walk:
+def _walked(question: Question, forward: Forward, target: Target) -> Walk:
+    """One run, and a sweep of it for each method."""
     explanations = []
     for number, name in enumerate(METHODS):
-        table = _table(name)
-        explainer: Explainer = table.explainer(question, "*", audit=True)
-        explanations.append(explainer.run([reading], [[target]])[0][0])
+        explainer: Explainer = _table(name).explainer(question, "*", audit=True)
+        explanations += explainer.of(forward, [target], release=False)
         question.tell("walk", number + 1, len(METHODS))
     packed = Packed()
     data = _data(Stops(forward, explanations, packed))

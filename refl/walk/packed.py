@@ -78,15 +78,3 @@ def _numbers(flat: Any, kind: str) -> Any:
     near = bits + half  # to nearest: what follows is cut off
     finite = np.isfinite(near.view(np.float64))  # but none becomes infinite
     return np.where(finite, near, bits).astype(">u8")
-
-
-def unpacked(text: str, arrays: list[dict[str, Any]], number: int) -> Any:  # -> (N,)
-    """One array as the page reads it."""
-    where = arrays[number]
-    width, count, start = WIDTHS[where["kind"]], where["count"], where["offset"]
-    raw = zlib.decompress(base64.b64decode(text))[start : start + width * count]
-    rows = np.frombuffer(raw, dtype=np.uint8).reshape(width, count).T
-    if where["kind"] in SHORTENED:
-        rows = np.concatenate([rows, np.zeros((count, 8 - width), np.uint8)], axis=1)
-        return np.frombuffer(rows.tobytes(), dtype=">f8")
-    return np.frombuffer(rows.tobytes(), dtype=KINDS[where["kind"]])

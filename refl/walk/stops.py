@@ -11,7 +11,6 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from refl.arrays import asnumpy
 from refl.explanation import Explanation
+from refl.ledger import ALLOWED
 from refl.question import Forward
 from refl.rules import operations
 from refl.rules.composites import Composite
@@ -73,16 +73,18 @@ class Stops:
     @cached_property
     def blocks(self) -> list[dict[str, Any]]:
         """Every block with its first and its last stop."""
-        found = []
-        numbered = enumerate(block_of(record.output.site) for record in self.records)
-        for site, some in groupby(numbered, key=lambda one: one[1]):
-            numbers = [number for number, _ in some]
-            if site:
-                side = site.partition(".")[0]
-                name = f"L{site.rpartition('.')[2]}"
-                name = f"{side}.{name}" if side in ("encoder", "decoder") else name
-                found.append({"name": name, "site": site, "first": numbers[0], "last": numbers[-1]})
-        return found
+        numbers: dict[str, list[int]] = {}
+        for number, record in enumerate(self.records):
+            numbers.setdefault(block_of(record.output.site), []).append(number)
+        return [
+            {
+                "name": block.label,
+                "site": block.site,
+                "first": numbers[block.site][0],
+                "last": numbers[block.site][-1],
+            }
+            for block in self.explanations[0].components.blocks
+        ]
 
     @cached_property
     def _block_numbers(self) -> dict[str, int]:
@@ -139,9 +141,9 @@ class Stops:
         return self.packed.relevance(found) if found.any() else None
 
     def _weight(self, parameter: Parameter) -> int:
-        array = np.asarray(asnumpy(parameter.array))
-        key = parameter.name, array.shape
+        key = parameter.name, parameter.transposed, parameter.kernel
         if key not in self._weight_numbers:
+            array = np.asarray(asnumpy(parameter.array))
             self._weight_numbers[key] = len(self.weights)
             self.weights.append(
                 {
@@ -196,7 +198,7 @@ class Stops:
         composite = e.composite
         rule = composite.rule(record.operation, record.output.names, record.role)
         options = operations.OPERATIONS[record.operation].options(rule.function) | rule.options
-        bound = 8 * e.ledger.roundoff * (entry.rounding_scale or 0.0)
+        bound = ALLOWED * e.ledger.roundoff * (entry.rounding_scale or 0.0)
         return {
             "rule": rule.name,
             "function": inspect.unwrap(rule.function).__name__,
