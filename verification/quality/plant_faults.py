@@ -1685,35 +1685,38 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "lesson-picture-bands-on-one-place",
-        "refl/verification/quality/lesson_pictures_2.py",
+        "refl/verification/quality/lesson_pictures/attention_and_blocks.py",
         "        leaving[upper] += wide\n",
         "",
-        "tests/verification/test_lesson_pictures_2.py::test_bands_fill_their_bar_side_by_side",
+        "tests/verification/test_pictures_attention_and_blocks.py::"
+        "test_bands_fill_their_bar_side_by_side",
         "the halves of a product leave its bar on top of each other",
     ),
     Fault(
         "lesson-picture-offset-added",
-        "refl/verification/quality/lesson_pictures_2.py",
+        "refl/verification/quality/lesson_pictures/attention_and_blocks.py",
         "left -= absorbed",
         "left += absorbed",
-        "tests/verification/test_lesson_pictures_2.py::"
+        "tests/verification/test_pictures_attention_and_blocks.py::"
         "test_each_step_is_the_one_before_less_what_was_absorbed",
         "what softmax keeps is drawn as handed on",
     ),
     Fault(
         "lesson-brackets",
-        "verification/quality/lesson_pictures_3.py",
+        "verification/quality/lesson_pictures/graphs_and_questions.py",
         'Tree("x1 (x2 x3) by halves", (1, 2), nested((1, 2), None))',
         'Tree("x1 (x2 x3) by halves", (1, 2), nested((0, 1), None))',
-        "tests/verification/test_lesson_pictures_3.py::test_the_trees_say_what_their_nodes_get",
+        "tests/verification/test_pictures_graphs_and_questions.py::"
+        "test_the_trees_say_what_their_nodes_get",
         "a picture of one order of multiplication has the numbers of the other",
     ),
     Fault(
         "lesson-contrast",
-        "verification/quality/lesson_pictures_3.py",
+        "verification/quality/lesson_pictures/graphs_and_questions.py",
         'model.explain(TEXT, contrast=("are", "is"))',
         'model.explain(TEXT, contrast=("are", "were"))',
-        "tests/verification/test_lesson_pictures_3.py::test_four_questions_are_four_numbers",
+        "tests/verification/test_pictures_graphs_and_questions.py::"
+        "test_four_questions_are_four_numbers",
         "a picture shows another contrast than it names",
     ),
     # -- the documentation -------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from refl.verification.quality import lesson_pictures_2 as pictures
+from refl.verification.quality.lesson_pictures import attention_and_blocks as pictures
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 DIGIT = 0.0051

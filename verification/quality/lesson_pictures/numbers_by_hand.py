@@ -1,31 +1,19 @@
-"""The pictures in the lessons, drawn by refl: every number in them is computed here.
-
-    python -m refl.verification.quality.lesson_pictures [NAME ...]
-
-writes refl/lessons/pictures/NAME.svg, all of them or those that are named; a test makes each again.
-A module of pictures has PICTURES, name -> the function that draws it as SVG.
-"""
+"""Pictures of lessons 1 to 4: parts of z, the sign of eps, what biases absorb, what norms annul."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
-from importlib import import_module
-from importlib.util import find_spec
 from itertools import pairwise
 
 import numpy as np
 
 import refl
 from refl.arrays import Array
-from refl.io.files import atomic_write
-from refl.lessons.lesson import FOLDER
 from refl.rules import linear, rms_norm
 from refl.show.colors import NEGATIVE, POSITIVE, Color
 from refl.show.drawing import Box, Curve, Disk, Drawing, Part, Words, svg, width
 
-MODULES = ("lesson_pictures", "lesson_pictures_2", "lesson_pictures_3")
 FOR, AGAINST = POSITIVE[-1], NEGATIVE[-1]
 PALE, GRAY, INK, WHITE = (237, 239, 243), (96, 102, 112), (26, 28, 32), (255, 255, 255)
 TEXT = "the keys to the cabinet"
@@ -237,25 +225,3 @@ PICTURES: Mapping[str, Callable[[], str]] = {
     "biases_absorb": biases_absorb,
     "norms_annul": norms_annul,
 }
-
-
-# -- all of them -----------------------------------------------------------------------------------
-
-
-def pictures() -> dict[str, Callable[[], str]]:
-    """Of every module that is there."""
-    names = [f"{__package__}.{module}" for module in MODULES]
-    there = [import_module(name) for name in names if find_spec(name)]
-    return {name: draw for module in there for name, draw in module.PICTURES.items()}
-
-
-def main() -> int:
-    every = pictures()
-    for name in sys.argv[1:] or every:
-        atomic_write(FOLDER / "pictures" / f"{name}.svg", every[name]().encode("utf-8"))
-        print(f"wrote refl/lessons/pictures/{name}.svg")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

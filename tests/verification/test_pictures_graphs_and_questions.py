@@ -14,7 +14,7 @@ from checkpoints import ROOT
 from refl.evaluation import Perturbation, Row, Subject
 from refl.evaluation.datasets import of_sentence, sentences
 from refl.model import load
-from refl.verification.quality import lesson_pictures_3 as pictures
+from refl.verification.quality.lesson_pictures import graphs_and_questions as pictures
 
 FOLDER = ROOT / "refl" / "lessons" / "pictures"
 NAMESPACE = "{http://www.w3.org/2000/svg}"
