@@ -86,14 +86,7 @@ function largest(numbers) {
 }
 
 // Flat index <-> index along each axis.
-function unravel(flat, shape) {
-  const index = [];
-  for (let axis = shape.length - 1; axis >= 0; axis--) {
-    index.unshift(flat % shape[axis]);
-    flat = Math.floor(flat / shape[axis]);
-  }
-  return index;
-}
+const {unravel} = Rules;
 
 function ravel(index, shape) {
   return index.reduce((flat, n, axis) => flat * shape[axis] + n, 0);

@@ -121,7 +121,7 @@ const Rules = (() => {
   const sum_of_products = (a, b) => total(a.length, (n) => a[n] * b[n]);
   const size_of = (a) => total(a.length, (n) => Math.abs(a[n]));
 
-  // Flat index -> index along each axis, and back.
+  // Flat index -> index along each axis.
   function unravel(index, shape) {
     const found = [];
     for (let axis = shape.length - 1; axis >= 0; axis--) {
@@ -1421,5 +1421,6 @@ const Rules = (() => {
     parts,
     MISTAKES,
     erfc,
+    unravel,
   };
 })();
