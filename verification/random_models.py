@@ -244,7 +244,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         T5,
     )
 }
-"""One of each net in nets/."""
+"""One of each of the first nets, on which every part of refl is tried."""
+
+NEWER: dict[str, dict[str, Any]] = {}
+"""One of each net that came later. They are made of the same operations, so what is tried on them
+is the net (tests/nets/test_newer.py), and not every part of refl once more.
+"""
 
 
 def random_model(config: dict[str, Any], seed: int, dtype: str = "float64") -> Model:

@@ -22,6 +22,7 @@ from refl.verification.random_models import (
     GPT2,
     LLAMA,
     MIXTRAL,
+    NEWER,
     OLMO2,
     PHI,
     QWEN3_MOE,
@@ -66,7 +67,7 @@ def roles(config: dict[str, Any], path: str) -> dict[str, str]:
 
 
 def test_there_is_a_small_model_of_every_net() -> None:
-    assert set(ARCHITECTURES) == set(NETS) - SHARED_NETS
+    assert set(ARCHITECTURES | NEWER) == set(NETS) - SHARED_NETS
 
 
 @pytest.mark.parametrize("name", VARIANTS)

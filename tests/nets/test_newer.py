@@ -1,0 +1,166 @@
+"""What every net that came after the first seventeen has to show, on random models of each: the
+surrogate's gradient at every operation, the conservation ledger, batches, recomputation, every
+backend, its parts by their names, a folder written and loaded.
+
+(What they compute is held against transformers in tests/peers. A configuration of a net is a line
+of VARIANTS; what is special in a net has a test in the file of its family.)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from backends import BESIDE_NUMPY, Backend
+from checkpoint_folders import checkpoint_of
+from surrogate_truth import EXACT, Truth, close, u
+
+import refl
+from refl.model import Model
+from refl.rules.published import METHODS
+from refl.verification.identities.conditioning import rounding_bound
+from refl.verification.random_models import NEWER, moved, random_model
+
+VARIANTS: dict[str, dict[str, Any]] = NEWER | {}
+"""And with other options."""
+
+MASK = 0
+"""What a net that guesses a token guesses."""
+
+every_net = pytest.mark.parametrize("name", VARIANTS)
+
+
+@cache
+def net(name: str, dtype: str = "float64") -> Model:
+    return replace(random_model(VARIANTS[name], 11, dtype), mask_id=MASK)
+
+
+def item(model: Model, length: int = 5, seed: int = 0) -> Any:
+    """Token ids, or the numbers of a picture."""
+    random = np.random.default_rng(100 * length + seed)
+    if model.takes_images:
+        return random.standard_normal((model.config.num_channels, *model.config.image))
+    ids = [int(i) for i in random.integers(1, model.config.vocab_size, length)]
+    return [MASK, *ids[1:]] if model.task == "masked-token" else ids
+
+
+def asked(model: Model, count: int | None = None) -> dict[str, Any]:
+    """What a decoder has said; of so many inputs, or of one."""
+    if model.task != "sequence-to-sequence":
+        return {}
+    return {"decoder": [0, 3, 4] if count is None else [[0, 3, 4]] * count}
+
+
+# -- relevance -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", EXACT)
+@every_net
+def test_relevance_is_activation_times_surrogate_gradient(name: str, method: str) -> None:
+    """At every operation's output, in every block."""
+    model, how = net(name), asked(net(name))
+    truth = Truth(model, item(model), how.get("decoder"))
+    assert truth.deviation(method, lambda site: True) < 1e-9
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@every_net
+def test_every_site_balances_and_the_account_closes(name: str, dtype: str) -> None:
+    """Site by site within 8 u sum|terms|; the whole within what rounding at all sites can do."""
+    model = net(name, dtype)
+    for method in METHODS.keys() - {"attnlrp-vit-box"}:  # which asks for the bounds of pixels
+        for keep in ("*", ()):
+            e = model.explain(item(model, 7), method, keep=keep, audit=True, **asked(model))
+            for entry in e.ledger:
+                assert abs(entry.conservation_error) <= 8 * u(dtype) * entry.rounding_scale, (
+                    f"{method}: {entry.site} ({entry.operation})"
+                )
+            assert abs(e.ledger.conservation_error) <= rounding_bound(e), method
+
+
+# -- batches and the faster ways -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", ["*", ()])
+@every_net
+def test_a_padded_batch_is_its_members(name: str, keep: Any) -> None:
+    model = net(name)
+    items = [item(model, length) for length in (7, 3, 1, 5)]
+    for method in ("attnlrp", "attnlrp-gradient", "cp-lrp"):
+        together = model.explain(items, method, keep=keep, audit=True, **asked(model, len(items)))
+        for one, e in zip(items, together, strict=True):
+            alone = model.explain(one, method, keep=keep, audit=True, **asked(model))
+            close(e.relevance, alone.relevance, rounding_bound(alone))
+
+
+@pytest.mark.parametrize("keep", ["*", ()])
+@every_net
+def test_recomputing_changes_no_bit(name: str, keep: Any) -> None:
+    model = net(name, "float32")
+    full, less = (
+        model.explain(item(model, 6), keep=keep, recompute=r, **asked(model)) for r in (False, True)
+    )
+    assert set(full) == set(less)
+    assert np.array_equal(full.relevance, less.relevance)
+    assert all(np.array_equal(full[site], less[site]) for site in full)
+    assert full.ledger.as_dict() == less.ledger.as_dict()
+
+
+@pytest.mark.parametrize("backend", BESIDE_NUMPY, indirect=True)
+@every_net
+def test_every_backend(name: str, backend: Backend) -> None:
+    """Wherever the arrays live, in either dtype: no operation widens what it was given, and the
+    relevance is the same.
+    """
+    for dtype in ("float32", "float64"):
+        home = net(name, dtype)
+        away = moved(home, backend.place)
+        items = [item(home, 5), item(home, 2)]
+        for method in ("attnlrp", "cp-lrp"):
+            here, there = (
+                m.explain(items, method, keep="*", audit=True, **asked(m, 2)) for m in (home, away)
+            )
+            for a, b in zip(here, there, strict=True):
+                assert all(
+                    b[site].dtype == b.activation(site).dtype == np.dtype(dtype) for site in b
+                )
+                close(b.relevance, a.relevance, rounding_bound(a))
+
+
+# -- its parts, and its folder ---------------------------------------------------------------------
+
+
+@every_net
+def test_every_block_has_its_parts(name: str) -> None:
+    """A label for each block; a some neurons that are switched off are missed in the output."""
+    model, how = net(name), asked(net(name))
+    parts = model.components
+    assert parts.blocks and parts.mlps
+    some = {f"{mlp.label}.N{n}": refl.off for mlp in parts.mlps for n in range(6)}
+    without = model.with_edits(some)
+    before, after = (m.explain(item(model), target=0, **how).logit for m in (model, without))
+    assert before != after
+
+
+@every_net
+def test_a_folder_is_loaded_as_what_it_is(tmp_path: Path, name: str) -> None:
+    """With the numbers of the model it was written from."""
+    model = replace(random_model(VARIANTS[name], 3, "float32"), mask_id=MASK)
+    loaded = replace(refl.load(checkpoint_of(tmp_path, VARIANTS[name])), mask_id=MASK)
+    assert loaded.task == model.task
+    how = asked(model)
+    here, there = (m.explain(item(model), "cp-lrp", audit=True, **how) for m in (model, loaded))
+    close(here.relevance, there.relevance, rounding_bound(here))
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_an_option_that_nobody_knows_is_refused(tmp_path: Path, name: str) -> None:
+    folder = checkpoint_of(tmp_path, NEWER[name])
+    (folder / "config.json").write_text(json.dumps(NEWER[name] | {"mystery": 3}))
+    with pytest.raises(refl.ReflError, match="mystery"):
+        refl.load(folder)
