@@ -24,6 +24,8 @@ from refl.trace import Trace, Value
 
 MODEL_TYPE = "gpt2"
 PREFIX = "transformer."
+CONV1D = ("c_attn", "c_proj", "c_fc")
+"""Modules that store their weights (I, O), by the last part of their names."""
 CHECKED = (
     "random configurations against transformers 4.52.4; relevance LXT 2.1 (gradient x input "
     "form); real checkpoints: capp_gpt2, nano_sort_gpt2"

@@ -42,6 +42,10 @@ ROLES = {
     "router.weights": "the largest, made to sum to one",
     "expert.weighted": "product of an expert's output and its weight",
     "expert.sum": "sum over experts",
+    # a LoRA adapter that is kept apart from its base layer
+    "adapter.down": "linear to the rank of an adapter",
+    "adapter.up": "linear from there to the width of the layer",
+    "adapter.sum": "sum of a linear layer and its adapter",
     # between and after
     "residual": "sum of the stream and what a half-block adds",
     "norm": "layer norm or RMS norm",

@@ -14,7 +14,7 @@ from refl.arrays import Array
 from refl.components import Attention, Block, Components, Mlp, labels_of
 from refl.errors import ReflError
 from refl.network import CLASSIFIES, Network
-from refl.trace import Record, Trace, Value
+from refl.trace import BASE_LAYER, Record, Trace, Value
 
 KINDS = ("residual", "attention", "mlp")
 """A block's output; the output of its attention; that of its MLP (or of its experts, added up)."""
@@ -62,8 +62,13 @@ def sites(network: Network, kind: str) -> list[str]:
     if kind == "residual":
         return trace.blocks
     roles: Sequence[str] = _ROLES[kind]
-    found = [r.output.site for r in trace.records if r.role in roles]
+    found = [whole_layer(r) for r in trace.records if r.role in roles]
     return [site for site in found if ".experts." not in site]
+
+
+def whole_layer(record: Record) -> str:
+    """The site of a linear layer's output, what an adapter beside it adds included."""
+    return record.output.site.removesuffix(BASE_LAYER)
 
 
 # -- all parts -------------------------------------------------------------------------------------
@@ -116,7 +121,7 @@ def _mlp(down: Record, records: Sequence[Record], labels: Mapping[str, str]) -> 
     """The MLP of a block; of a mixture all experts that the checkpoint has, for a text decides
     which of them run.
     """
-    site, block = down.output.site, _block(down.output.site, labels)
+    site, block = whole_layer(down), _block(down.output.site, labels)
     one = Mlp(block, block, f"{site}.input", site, int(_array(down.operands[0]).shape[-1]))
     found = _EXPERT.fullmatch(site)
     if found is None:
@@ -144,14 +149,14 @@ def _attention(context: Record, records: Sequence[Record], labels: Mapping[str, 
     site, made = context.output.site, {r.output: r for r in records}
     probabilities, value = context.operands
     scores = _before(probabilities, made, ("attention.scores",))
-    query, key, values = (_maker(one, made).output.site for one in (*scores.operands, value))
+    query, key, values = (whole_layer(_maker(one, made)) for one in (*scores.operands, value))
     block = _block(site, labels)
     cross = _reads_other(key, query, records)
     return Attention(
         f"{block}.cross" if cross else block,
         block,
         site,
-        _after(context, records).output.site,
+        whole_layer(_after(context, records)),
         int(_array(context.output).shape[1]),
         query,
         key,
@@ -181,7 +186,7 @@ def _maker(operand: Any, made: Mapping[Any, Record]) -> Record:
 
 def _reads_other(key: str, query: str, records: Sequence[Record]) -> bool:
     """Whether keys are made of something else than queries: by the same linear, or of one input."""
-    inputs = {r.output.site: r.operands[0] for r in records if r.operation == "linear"}
+    inputs = {whole_layer(r): r.operands[0] for r in records if r.operation == "linear"}
     return key in inputs and inputs[key] is not inputs[query]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from refl.edits import Edits, together
 from refl.errors import ReflError, argument, shown
 from refl.explanation import Explanation
 from refl.intervention import edits_of
+from refl.io.adapters import Adapted, read_adapter
+from refl.io.adapters import Adapter as LoraAdapter
 from refl.io.config import decoder_start_id, eos_ids, labels, probability, read_config
 from refl.io.images import Preparation, is_one, read_preparation
 from refl.io.names import named_weights
@@ -54,6 +57,8 @@ def load(
     dtype: str = "float32",
     ignore: Collection[str] = (),
     ignore_tensors: Collection[str] = (),
+    adapter: str | Path | None = None,
+    merge: bool = True,
 ) -> Model:
     """A model from a Hugging Face checkpoint folder (config.json, *.safetensors, tokenizer.json),
     or the one that ships with refl.
@@ -63,6 +68,10 @@ def load(
               are widened exactly
     ignore    options of config.json that are known to change nothing
     ignore_tensors    patterns of tensors to go on without, of those that the net does not read
+    adapter   folder of a LoRA adapter made for this checkpoint, as peft saves it
+    merge     whether the adapter is merged into the weights, W + s B A, or kept apart: then what
+              goes through it has its own sites (<module>.lora_A.default, .lora_B.default, .adapter)
+              and its own entries in the ledger
 
     Raises ReflError, in one sentence, for anything that cannot be loaded.
     """
@@ -78,12 +87,21 @@ def load(
     _refuse_own_code(raw, net, ignore)
     weights = Weights(folder, dtype=dtype, place=place, cache_bytes=room(device))
     renamed = getattr(net, "renamed", lambda weights: weights)(weights)
-    config = parse(net.Config, _with_architectures(raw, net, renamed, ignore), ignore)
-    named = named_weights(renamed, net.PREFIX, net.shapes(config))
+    raw = _with_architectures(raw, net, renamed, ignore)
+    lora = None if adapter is None else read_adapter(adapter, dtype, place, room(device))
+    raw = raw if lora is None else _with_head(raw, net, lora)
+    config = parse(net.Config, raw, ignore)
     spare = net.spare(config) if hasattr(net, "spare") else {}
-    without = settle(named, config, spare, ignore_tensors)
+    if lora is None:
+        named: Any = named_weights(renamed, net.PREFIX, net.shapes(config))
+        without = settle(named, config, spare, ignore_tensors)
+    else:
+        lora = lora.under(net.PREFIX, {name for name, *_ in net.shapes(config)})
+        own = (one for one in net.shapes(config) if one[0] not in lora.whole)
+        named = named_weights(renamed, net.PREFIX, own)
+        without = settle(named, config, spare | _replaced(net, lora), ignore_tensors)
     text = Text.load(folder, trusted=folder == SHIPPED)
-    return Model(
+    model = Model(
         net=net,
         config=config,
         weights=named,
@@ -101,6 +119,56 @@ def load(
         decoder_start_id=decoder_start_id(raw),
         preparation=_preparation(folder, net, config),
         ignored=_ignored(raw, ignore, without),
+    )
+    return model if lora is None else _with_adapter(model, lora, merge)
+
+
+# -- a LoRA adapter --------------------------------------------------------------------------------
+
+
+def _with_head(raw: dict[str, Any], net: Net, lora: LoraAdapter) -> dict[str, Any]:
+    """config.json with the class that the adapter was made for, and as many labels as its head
+    has. Raises ReflError where the net has no such head.
+    """
+    classes = net.Config.classes(raw["model_type"])
+    wanted, count = lora.options.task, lora.labels()
+    if wanted is not None and all(classes.get(one) != wanted for one in raw["architectures"]):
+        named = [name for name, task in classes.items() if task == wanted]
+        if not named:
+            raise ReflError(
+                f"the adapter was made for the task {wanted}, for which refl has no head on "
+                f"{net.MODEL_TYPE}"
+            )
+        raw = raw | {"architectures": named[:1]}
+    if count is not None and count != len(raw.get("id2label") or ()):
+        raw = raw | {"num_labels": count, "id2label": None, "label2id": None}
+    return raw
+
+
+def _replaced(net: Net, lora: LoraAdapter) -> dict[str, str]:
+    """Tensors of the base that the adapter has others for, and those of the base's former head."""
+    tensors = dict.fromkeys(lora.whole, "the adapter has another")
+    heads = dict.fromkeys((f"{start}*" for start in net.Config.SHOWN_BY.values()), "another head")
+    return tensors | (heads if lora.labels() is not None else {})
+
+
+def _with_adapter(model: Model, lora: LoraAdapter, merge: bool) -> Model:
+    net, config, weights = model.net, model.config, model.weights
+    adapted = Adapted(
+        weights,
+        lora,
+        {name: shape for name, shape, _ in net.shapes(config)},
+        merge=arguments.flag("merge", merge),
+        conv1d=getattr(net, "CONV1D", ()),
+        tied=getattr(config, "tie_word_embeddings", False),
+    )
+    said = f"{lora.name}, {'merged' if merge else 'kept apart'}"
+    return replace(
+        model,
+        weights=adapted,
+        fingerprint=partial(adapted.fingerprint, model.fingerprint),
+        refuse_changed=partial(adapted.refuse_changed, model.refuse_changed),
+        ignored={**model.ignored, "adapter": said},
     )
 
 

@@ -116,7 +116,9 @@ class Network:
     decoder_start_id: int = 0
     """Id that a decoder's text starts with."""
     ignored: Mapping[str, str] = field(default_factory=dict)
-    """What the caller said to ignore in the checkpoint: `ignored options`, `ignored tensors`."""
+    """What a reader of the numbers has to know of the checkpoint: what the caller said to ignore in
+    it, `ignored options` and `ignored tensors`, and the `adapter` that was loaded with it.
+    """
     preparation: Preparation | None = None
     """What is done to a picture before a net sees it."""
     edits: Edits = field(default_factory=dict)

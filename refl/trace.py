@@ -117,8 +117,14 @@ class Shared(Mapping[str, Array]):
         self.stored = stored
 
     def __getitem__(self, name: str) -> Array:
+        return self.weights[self._stored(name)]
+
+    def _stored(self, name: str) -> str:
         inner = name.removeprefix(f"{self.path}.")
-        return self.weights[name if inner == name else f"{self.stored}.{inner}"]
+        return name if inner == name else f"{self.stored}.{inner}"
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._stored(name) in self.weights
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.weights)
@@ -126,6 +132,12 @@ class Shared(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self.weights)
 
+
+BASE_LAYER, ADAPTER_DOWN, ADAPTER = ".base_layer", ".lora_A.default", ".adapter"
+"""Ends of the sites of a linear layer that a LoRA adapter is kept apart from, y = W x + s B (A x):
+of W x and of A x as peft names them, and of s B (A x). That there are weights of the second name
+tells that there is an adapter (io/adapters.py).
+"""
 
 Operand = Value | Parameter | None
 
@@ -385,7 +397,14 @@ class Trace:
             if bias
             else None
         )
-        return self._run("linear", name, (x, w, b), role)
+        down = f"{path}{ADAPTER_DOWN}"
+        if f"{down}.weight" not in self.weights:
+            return self._run("linear", name, (x, w, b), role)
+        x = self.name(x, f"{path}{BASE_LAYER}.input")
+        base = self._run("linear", f"{name}{BASE_LAYER}", (x, w, b), role)
+        low = self.linear(f"{name}{ADAPTER_DOWN}", x, role="adapter.down")
+        change = self.linear(f"{name}{ADAPTER}", low, role="adapter.up")
+        return self.add(name, base, change, role="adapter.sum")
 
     def add(self, name: str, a: Value, b: Value, *, role: str = "") -> Value:
         return self._run("add", name, (a, b), role)

@@ -98,12 +98,16 @@ def model_asked(args: argparse.Namespace) -> Model:
 
 def loaded(args: argparse.Namespace) -> Model:
     """The checkpoint as it is."""
+    if getattr(args, "apart", False) and args.adapter is None:
+        args.parser.error("--apart keeps an adapter apart: give its folder with --adapter")
     return load(
         args.model,
         device=args.device,
         dtype=args.dtype,
         ignore=args.ignore,
         ignore_tensors=args.ignore_tensors,
+        adapter=getattr(args, "adapter", None),
+        merge=not getattr(args, "apart", False),
     )
 
 

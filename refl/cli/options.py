@@ -70,6 +70,7 @@ def of_model(
     """Which checkpoint, computed how and where: their group, for what else is of the model."""
     g = p.add_argument_group("the model")
     model(g)
+    adapter(g)
     dtype(g, computed, default)
     device(g)
     ignore(g)
@@ -83,6 +84,22 @@ def model(p: Any) -> None:
         metavar="FOLDER",
         help="a Hugging Face checkpoint: config.json, *.safetensors, tokenizer.json (default: "
         "the small model that ships with refl)",
+    )
+
+
+def adapter(p: Any) -> None:
+    p.add_argument(
+        "--adapter",
+        type=Folder,
+        metavar="FOLDER",
+        help="a LoRA adapter of that checkpoint, as peft saves it: adapter_config.json, "
+        "adapter_model.safetensors",
+    )
+    p.add_argument(
+        "--apart",
+        action="store_true",
+        help="keep the adapter apart: what goes through it has sites of its own "
+        "(*.lora_A.default, *.lora_B.default); by default it is merged into the weights",
     )
 
 

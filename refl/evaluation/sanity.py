@@ -182,6 +182,9 @@ class _Reads(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self.weights)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.weights
+
 
 class _Random(Mapping[str, Array]):
     """Weights of which some are random: those named, and what lies under a path that is named (an
@@ -208,6 +211,9 @@ class _Random(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self.weights)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.weights
 
 
 def drawn(name: str, w: Any, draw: int) -> Any:  # NumPy -> NumPy, in its shape

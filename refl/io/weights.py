@@ -49,9 +49,12 @@ class Weights(Mapping[str, Array]):
         dtype: str,
         place: Callable[[NDArray[Any]], Array],
         cache_bytes: int = 2 << 30,
+        config: str = "config.json",
+        single: str | None = None,
     ) -> None:
         """`dtype`: float32 or float64. `place`: takes a read-only NumPy array to its device, or
-        returns it.
+        returns it. `config`, `single`: the names of the file of options and of the one file of
+        weights, where they are not a checkpoint's (an adapter's).
 
         Raises ReflError for anything wrong with the folder or a header; the numbers are checked on
         first use.
@@ -60,7 +63,8 @@ class Weights(Mapping[str, Array]):
             raise ReflError(f"expected dtype float32 or float64, got {shown(dtype)}")
         self.folder = checkpoint_folder(folder)
         self.dtype = dtype
-        self.source, self._entries = _find(self.folder)
+        self.config, self.single = config, single
+        self.source, self._entries = _find(self.folder, single)
         self._shards = {entry.file for entry in self._entries.values()}
         self.keeps = self._widened_bytes() <= cache_bytes
         self._place = place
@@ -127,8 +131,8 @@ class Weights(Mapping[str, Array]):
         return read_entry(name, entry, self._bytes(entry.file))
 
     def _files(self) -> list[Path]:
-        """config.json, then the index, if any, and the weight files, sorted by name."""
-        return [self.folder / "config.json", *sorted(self._shards | {self.source})]
+        """The options, then the index, if any, and the weight files, sorted by name."""
+        return [self.folder / self.config, *sorted(self._shards | {self.source})]
 
     def refuse_changed(self) -> None:
         """Raises ReflError where a file has been written to since it was opened. A tensor that is
@@ -199,7 +203,8 @@ class Weights(Mapping[str, Array]):
         folder = self.folder.absolute()
         inside = folder.is_relative_to(_PACKAGE)
         where = (inside, str(folder.relative_to(_PACKAGE) if inside else folder))
-        return _opened_again, (*where, self.dtype, self._place, self.keeps, self.fingerprint())
+        how = (self.dtype, self._place, self.keeps, self.fingerprint(), self.config, self.single)
+        return _opened_again, (*where, *how)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Weights:
         return self  # its arrays are read-only
@@ -232,9 +237,12 @@ def _opened_again(
     place: Callable[[NDArray[Any]], Array],
     keeps: bool,
     fingerprint: str,
+    config: str,
+    single: str | None,
 ) -> Weights:
     path = _PACKAGE / folder if inside else Path(folder)
-    found = Weights(path, dtype=dtype, place=place, cache_bytes=sys.maxsize if keeps else 0)
+    room = sys.maxsize if keeps else 0
+    found = Weights(path, dtype=dtype, place=place, cache_bytes=room, config=config, single=single)
     if found.fingerprint() != fingerprint:
         raise ReflError(
             f"the checkpoint {shown(path)} has changed since the model was pickled: load it anew"
@@ -268,15 +276,19 @@ def _missing(name: str, weights: Iterable[str], source: Path | None) -> ReflErro
 # -- which files -----------------------------------------------------------------------------------
 
 
-def _find(folder: Path) -> tuple[Path, dict[str, Entry]]:
+def _find(folder: Path, only: str | None = None) -> tuple[Path, dict[str, Entry]]:
     """The file that speaks for the weights (the single file or the index),
     and where each tensor lies.
     """
     names = list_folder(folder)
+    if only is not None:
+        if only not in names:
+            raise ReflError(f"expected {only} in {shown(folder)}: there is none")
+        return folder / only, read_header(folder / only)[0]
     if "adapter_config.json" in names:
         raise ReflError(
-            f"{shown(folder)} holds adapter_config.json: the weights of an adapter are no part of "
-            "what refl computes; merge them into the model and save that"
+            f"{shown(folder)} holds adapter_config.json: an adapter lies in a folder of its own "
+            "beside its base; load the base with adapter= (--adapter) and the adapter's folder"
         )
     if "model.safetensors" in names:
         single = folder / "model.safetensors"

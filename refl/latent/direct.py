@@ -19,7 +19,8 @@ from refl.arrays import Array, namespace
 from refl.edits import any_expert
 from refl.errors import ReflError
 from refl.nets.roles import ROLES
-from refl.trace import Record, Trace, Value
+from refl.network import Network
+from refl.trace import ADAPTER, Record, Trace, Value
 
 NORMS = ("rms_norm", "layer_norm")
 
@@ -48,6 +49,17 @@ class Way:
     def norms(self, own: bool) -> list[Record]:
         """The half-block's own, or that in front of the head."""
         return [r for r in (self.own if own else self.after) if r.operation in NORMS]
+
+
+def refuse_apart(model: Network) -> None:
+    """Raises ReflError where an adapter is kept apart: no one matrix then says what a layer
+    does.
+    """
+    if any(name.endswith(f"{ADAPTER}.weight") for name in model.weights):
+        raise ReflError(
+            f"{model.name or 'the model'} has an adapter that is kept apart, and this reads the "
+            "weights of its layers: load it merged (merge=True, without --apart)"
+        )
 
 
 def ways(trace: Trace, site: str, name: str) -> list[Way]:

@@ -38,7 +38,7 @@ from refl.components import Attention, Components, Mlp, Part
 from refl.edits import any_expert, edited_site
 from refl.errors import LONGEST_REPR, ReflError, argument, sentence
 from refl.latent import circuit
-from refl.latent.direct import Way, mapped, ways
+from refl.latent.direct import Way, mapped, refuse_apart, ways
 from refl.model import Model
 from refl.network import CLASSIFIES
 from refl.question import Forward, Question
@@ -125,6 +125,7 @@ def project(
     outputs (a post-norm encoder, an encoder of two, a checkpoint without a head).
     """
     norm, k = arguments.flag("norm", norm), arguments.positive("k", k)
+    refuse_apart(model)
     part = _numbered(model.components, part)
     trace = watched(model)
     found = ways(trace, _output_site(model.components, part), part.name)

@@ -85,7 +85,7 @@ def about(e: Explanation) -> str:
 
 def _is_unusual(what: str) -> bool:
     """Of the run: what a reader of the numbers has to know."""
-    return what in ("edits", "conditions") or what.startswith("ignored ")
+    return what in ("adapter", "edits", "conditions") or what.startswith("ignored ")
 
 
 def method_lines(c: Composite | MethodFacts, width: int, further: Sequence[str] = ()) -> list[Line]:

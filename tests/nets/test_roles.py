@@ -77,7 +77,9 @@ def test_every_operation_that_is_more_than_a_move_has_a_role(name: str) -> None:
 
 
 def test_every_role_of_the_table_is_some_net_s() -> None:
-    assert {r.role for c in VARIANTS.values() for r in records(c)} - {""} == set(ROLES)
+    """Those of an adapter come with an adapter (tests/refl/test_adapters.py)."""
+    found = {r.role for c in VARIANTS.values() for r in records(c)} - {""}
+    assert found == {role for role in ROLES if not role.startswith("adapter.")}
 
 
 @pytest.mark.parametrize("name", VARIANTS)

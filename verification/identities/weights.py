@@ -24,6 +24,9 @@ class ChangedWeights(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self.weights)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.weights
+
 
 def cast(weights: Mapping[str, Array], dtype: str) -> ChangedWeights:
     return ChangedWeights(weights, lambda name, tensor: asnumpy(tensor).astype(dtype))
