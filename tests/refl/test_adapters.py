@@ -166,6 +166,7 @@ def test_relevance_through_the_adapter_has_entries_of_its_own(tmp_path: Path) ->
         ({"r": 8, "rank_pattern": {"q_proj": 3}}, 6 / 3),
         ({"bias": "none", "lora_dropout": 0.1, "target_modules": ["q_proj"], "revision": None}, 2),
     ],
+    ids=["alpha", "root", *("pattern",) * 6, "rank", "harmless"],
 )
 def test_scales(tmp_path: Path, said: dict[str, Any], scale: float) -> None:
     """As peft 0.15 has them: LoraConfig, get_pattern_key."""
