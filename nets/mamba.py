@@ -13,7 +13,7 @@ A = -exp(A_log); D x is a convolution with a kernel of one. The text is read in 
 only what came before a token reaches it: of padding behind a text nothing does, and there is no
 length that is too long. Names are those of Hugging Face's MambaForCausalLM. (`mixer.conv1d` is
 without the K - 1 places that its module has behind the text; its one `act` is `mixer.convolved` and
-`mixer.gate` here.) A trace holds no states: `generate` runs the text again for each token.
+`mixer.gate` here.)
 
 Under MambaLRP (Rezaei Jafari et al. 2024, arXiv 2406.07592) A, B, C and d are constants, of the
 gate one half is, silu hands on what it gets, and norms have a constant scale (section 4): those are
@@ -92,7 +92,7 @@ class Config(heads.OfDecoder):
 
     @property
     def inner(self) -> int:
-        """Channels of the mixer: transformers reads `expand` where `intermediate_size` is silent."""
+        """Channels of the mixer; where `intermediate_size` is said it wins, as in transformers."""
         return self.intermediate_size or int(self.expand * self.hidden_size)
 
     @property

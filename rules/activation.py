@@ -12,8 +12,8 @@ gelu_tanh sigmoid(2u) with u = sqrt(2/pi)(x + 0.044715 x^3), silu sigmoid(x), qu
 sigmoid(1.702 x), relu a step that is 0 at 0 (its derivative there, by the convention of every
 framework).
 
-softplus is log(1 + e^x), which is not 0 at 0: identity's ratio has no limit there. What identity_gxi
-would have to hand on at x = 0 is absorbed as `activation_offset`.
+softplus is log(1 + e^x), which is not 0 at 0: identity's ratio has no limit there, and what
+identity_gxi would have to hand on at x = 0 is absorbed as `activation_offset`.
 """
 
 from __future__ import annotations

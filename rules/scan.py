@@ -9,7 +9,7 @@ B and C (B, T, N), which are activations too, and A (I, N), a weight.
 
     epsilon     A, B, C and d are constants, so y is linear in x: R_x = x sum_n d_t B_tn l_tn, where
                 l_t = C_t s_t + a_(t+1) l_(t+1) is the recurrence backwards, s = R / (y + eps s(y))
-                                    (Rezaei Jafari et al. 2024, MambaLRP, arXiv 2406.07592, sec. 4.2)
+                                        (Rezaei Jafari et al. 2024, arXiv 2406.07592, section 4.2)
     gradient    the true derivative, of all four operands: with l of g,
                 g_x = sum_n d_t B_tn l_tn                g_B = sum_i l_tin d_ti x_ti
                 g_d = sum_n l_tn (B_tn x_t + A_n a_tn h_(t-1),n)        g_C = sum_i g_ti h_tin
@@ -37,9 +37,19 @@ CAUSES = {
 def forward(
     x: Array, d: Array, b: Array, c: Array, a_log: Array
 ) -> Array:  # (B, T, I) x 2, (B, T, N) x 2, (I, N) -> (B, T, I)
-    every = states(d * x, b, _decays(d, a_log))
-    y = [(h @ c[:, t, :, None])[..., 0] for t, h in enumerate(every)]
-    return namespace(x).stack(y, axis=1)
+    return after(None, x, d, b, c, a_log)[0]
+
+
+def after(
+    h: Array | None, x: Array, d: Array, b: Array, c: Array, a_log: Array
+) -> tuple[Array, Array]:  # (B, I, N), ... -> (B, T, I), (B, I, N)
+    """What follows on the states h of a text that was read before (None where there is none), and
+    the states that it ends with.
+    """
+    every, y = states(d * x, b, _decays(d, a_log), h), []
+    for t, now in enumerate(every):
+        y.append((now @ c[:, t, :, None])[..., 0])
+    return namespace(x).stack(y, axis=1), now
 
 
 def epsilon(
@@ -70,7 +80,7 @@ def gradient(
     x: Array, d: Array, b: Array, c: Array, a_log: Array, z: Array, g: Array
 ) -> RuleOutput:  # g: (B, T, I) -> (B, T, I) x 2, (B, T, N) x 2
     xp, read = namespace(x, g), d * x
-    h = [h_t for h_t in states(read, b, _decays(d, a_log))]
+    h = list(states(read, b, _decays(d, a_log)))
     to_x, to_d, to_b, to_c, kept = [], [], [], [], []
     for t, l_t, a_t in _backwards(c, g, d, a_log):
         to_state = (l_t @ b[:, t, :, None])[..., 0]
@@ -93,9 +103,10 @@ def _to_x(d: Array, b: Array, c: Array, a_log: Array, s: Array) -> Array:  # (B,
     return d * namespace(s).stack(back[::-1], axis=1)
 
 
-def states(read: Array, b: Array, decays: Iterator[Array]) -> Iterator[Array]:  # (B, I, N) each
+def states(
+    read: Array, b: Array, decays: Iterator[Array], h: Array | None = None
+) -> Iterator[Array]:  # (B, I, N) each
     """h_1, ..., h_T: a_t h_(t-1) + (d_t x_t) B_t"""
-    h = None
     for t, a_t in enumerate(decays):
         new = read[:, t, :, None] * b[:, t, None, :]
         h = new if h is None else a_t * h + new

@@ -10,8 +10,8 @@ the input and in which
     activations       are  x * (f(x0)/x0),  the ratio frozen
     products          of N operands are the mean over k of  a_k * (the others frozen); matmul alike:
                       (a b0 + a0 b)/2
-    a selective scan  has its step sizes and its coefficients B and C frozen (MambaLRP, Rezaei Jafari
-                      et al. 2024, arXiv 2406.07592, section 4)
+    a selective scan  has its step sizes and its coefficients B and C frozen (Rezaei Jafari et al.
+                      2024, MambaLRP, arXiv 2406.07592, section 4.2)
     softmax           is itself
     everything else   is linear already
 
