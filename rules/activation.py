@@ -13,7 +13,7 @@ sigmoid(1.702 x), relu a step that is 0 at 0 (its derivative there, by the conve
 framework).
 
 softplus is log(1 + e^x), which is not 0 at 0: identity's ratio has no limit there, and what
-identity_gxi would have to hand on at x = 0 is absorbed as `activation_offset`.
+identity_gxi cannot hand on at x = 0 is absorbed as `activation_offset`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable
 
 from refl.arrays import Array, erfc, flags, fused, namespace, total
-from refl.rules.conservation import Forms, RuleOutput
+from refl.rules.conservation import Forms, RuleOutput, stabilized_ratio
 
 CAUSES = {"activation_offset": "what an activation's slope at x does not account for"}
 
@@ -41,13 +41,10 @@ def identity(x: Array, z: Array, r: Array, *, kind: str) -> RuleOutput:
 
 
 def identity_gxi(x: Array, z: Array, g: Array, *, kind: str) -> RuleOutput:
-    at_zero = {} if kind != "softplus" else {"activation_offset": total(_standing_at_zero(g, z, x))}
-    return RuleOutput((_times_ratio(g, z, x, AT_ZERO[kind]),), at_zero)
-
-
-@fused
-def _standing_at_zero(g: Array, z: Array, x: Array) -> Array:
-    return g * z * flags(x == 0, x)
+    if kind == "softplus":
+        ratio, lost = stabilized_ratio(x, g * z, 0.0, "none")
+        return RuleOutput((ratio,), {"activation_offset": lost})
+    return RuleOutput((_times_ratio(g, z, x, AT_ZERO[kind]),), {})
 
 
 @fused
@@ -162,6 +159,5 @@ SLOPES: dict[str, Callable[[Array], Array]] = {
 }
 AT_ZERO = {"gelu": 0.5, "gelu_tanh": 0.5, "silu": 0.5, "quick_gelu": 0.5, "relu": 0.0, "tanh": 1.0}
 """f'(0), the limit of f(x)/x."""
-AT_ZERO |= {"softplus": 0.0}  # there is none: see above
 
 RULES = {"identity": Forms(identity, identity_gxi), "gradient": Forms(None, gradient)}

@@ -49,10 +49,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=OPTIONS)
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return written(tmp_path, **OPTIONS[request.param])
+    return saved(tmp_path, **OPTIONS[request.param])
 
 
-def written(folder: Path, **options: Any) -> Path:
+def saved(folder: Path, **options: Any) -> Path:
     """A model of these options."""
     config = transformers.MambaConfig(**SMALL | options)
     _drawn(transformers.MambaForCausalLM(config), _scaled).save_pretrained(folder)
@@ -77,7 +77,7 @@ def test_padded_batch(tmp_path: Path, name: str) -> None:
     """Right padding, as refl pads: transformers sets what it hides to zero on either side of the
     convolution, and what comes behind a text changes nothing in it.
     """
-    folder = written(tmp_path, **OPTIONS[name])
+    folder = saved(tmp_path, **OPTIONS[name])
     texts = [draw(5), draw(13), draw(1), draw(2)]
     padded = [text + [0] * (13 - len(text)) for text in texts]
     theirs = reference(folder, padded, [[i < len(text) for i in range(13)] for text in texts])
@@ -92,7 +92,7 @@ def test_generate(tmp_path: Path, name: str) -> None:
     the convolution at the wrong places, the first behind the zeros in front of them and the next
     counted from the start: there it is run without states.)
     """
-    folder = written(tmp_path, eos_token_id=None, **OPTIONS[name])
+    folder = saved(tmp_path, eos_token_id=None, **OPTIONS[name])
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)
     ours = refl.load(folder, dtype="float64")
     for length in (2, 9):
@@ -111,7 +111,7 @@ def test_generate(tmp_path: Path, name: str) -> None:
 # -- MambaLRP --------------------------------------------------------------------------------------
 
 
-def half(x: Any) -> Any:
+def halved(x: Any) -> Any:
     """Of what arrives, half goes on."""
     return x / 2 + (x / 2).detach()
 
@@ -145,7 +145,7 @@ def mixer(m: Any, u: Any) -> Any:  # (1, T, D) -> (1, T, D)
         state = decay[:, :, t] * state + new
         ys.append((state * c[:, None, t].detach()).sum(-1))
     y = torch.stack(ys, dim=-1) + x * m.D[None, :, None]
-    return m.out_proj(half(y * silu(z)).transpose(1, 2))
+    return m.out_proj(halved(y * silu(z)).transpose(1, 2))
 
 
 def mamba_lrp(model: Any, ids: Sequence[int], target: int) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def lengths() -> Iterator[int]:
 @pytest.mark.parametrize("name", SILU)
 def test_relevance_is_that_of_mamba_lrp(tmp_path: Path, name: str) -> None:
     """At the embeddings and at every block."""
-    folder = written(tmp_path, **OPTIONS[name])
+    folder = saved(tmp_path, **OPTIONS[name])
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)
     with wide():
         model = widened(loaded)

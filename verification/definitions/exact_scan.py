@@ -123,7 +123,7 @@ class Term(NamedTuple):
     a: Number
 
 
-def _terms(text: Text, rates: Matrix, t: int, i: int) -> Iterator[Term]:
+def _summands(text: Text, rates: Matrix, t: int, i: int) -> Iterator[Term]:
     for at in range(t + 1):
         steps = sum((to_mpf(text.d[u][i]) for u in range(at + 1, t + 1)), start=to_mpf(0))
         for n, a in enumerate(rates[i]):
@@ -142,7 +142,7 @@ def scan_epsilon(
     for t, row in enumerate(z or scan(text)):
         for i, y in enumerate(row):
             s = out.stabilized_ratio(to_mpf(y), to_mpf(r[t][i]), to_mpf(eps), kind)
-            for m in _terms(text, rates, t, i):
+            for m in _summands(text, rates, t, i):
                 out.send(0, (m.at, i), m.c * m.decay * m.d * m.b * m.x * s)
     return out
 
@@ -151,7 +151,7 @@ def scan_epsilon_gxi(text: Text, g: Matrix) -> Messages:
     out, rates = no_messages(4), _decay_rates(text)
     for t, row in enumerate(g):
         for i, g_ti in enumerate(row):
-            for m in _terms(text, rates, t, i):
+            for m in _summands(text, rates, t, i):
                 out.send(0, (m.at, i), m.c * m.decay * m.d * m.b * to_mpf(g_ti))
     return out
 
@@ -163,7 +163,7 @@ def scan_gradient(text: Text, g: Matrix) -> Messages:
     out, rates = no_messages(4), _decay_rates(text)
     for t, row in enumerate(g):
         for i, g_ti in enumerate(row):
-            for m in _terms(text, rates, t, i):
+            for m in _summands(text, rates, t, i):
                 kept = m.decay * to_mpf(g_ti)
                 term = m.c * m.d * m.b * m.x * kept
                 out.send(0, (m.at, i), m.c * m.d * m.b * kept)
