@@ -4,7 +4,7 @@ message by message.
 A selective scan is a recurrence, and is computed as one here. Its messages are those of the sum
 that the recurrence is short for, term by term:
 
-    y_ti = sum over t' <= t and n of  C_tn exp(A_in (d_(t'+1),i + ... + d_ti)) d_t'i B_t'n x_t'i
+    y_ti = sum over t' <= t and n of  C_tn exp(d_ti A_in) ... exp(d_(t'+1),i A_in) d_t'i B_t'n x_t'i
 
 Texts are lists of rows, a matrix is a list of rows; examples of a batch are the caller's loop. This
 file knows nothing of the engine.
@@ -124,12 +124,13 @@ class Term(NamedTuple):
 
 
 def _summands(text: Text, rates: Matrix, t: int, i: int) -> Iterator[Term]:
-    for at in range(t + 1):
-        steps = sum((to_mpf(text.d[u][i]) for u in range(at + 1, t + 1)), start=to_mpf(0))
-        for n, a in enumerate(rates[i]):
+    decays = [to_mpf(1) for _ in rates[i]]
+    for at in range(t, -1, -1):
+        for n, (decay, a) in enumerate(zip(decays, rates[i], strict=True)):
             numbers = (text.c[t][n], text.d[at][i], text.b[at][n], text.x[at][i])
             c, d, b, x = map(to_mpf, numbers)
-            yield Term(at, n, c, function("exp", a * steps) if at < t else to_mpf(1), d, b, x, a)
+            yield Term(at, n, c, decay, d, b, x, a)
+            decays[n] = decay * function("exp", d * a)
 
 
 def scan_epsilon(
