@@ -16,6 +16,7 @@ from refl.nets import (
     gemma3,
     gpt2,
     llama,
+    mamba,
     mistral,
     mixtral,
     olmo2,
@@ -35,4 +36,5 @@ NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *ENCODERS, t5)} | {
     "xlm-roberta": roberta,
     "camembert": roberta,
 }
+NETS |= {net.MODEL_TYPE: net for net in (mamba,)}
 """model_type of config.json -> the net."""

@@ -17,9 +17,13 @@ from refl.network import CLASSIFIES, Network
 from refl.trace import BASE_LAYER, Record, Trace, Value
 
 KINDS = ("residual", "attention", "mlp")
-"""A block's output; the output of its attention; that of its MLP (or of its experts, added up)."""
+"""A block's output; the output of its attention; that of its MLP (or of its experts, added up; or
+of its mixer, in a state space model)."""
 
-_ROLES = {"attention": ("attention.output",), "mlp": ("mlp.down", "expert.sum")}
+_DOWN = ("mlp.down", "mixer.out")
+"""What narrows again: the neurons are what it reads. A mixer's are its channels."""
+
+_ROLES = {"attention": ("attention.output",), "mlp": (*_DOWN, "expert.sum")}
 
 
 class Watching(Trace):
@@ -85,7 +89,7 @@ def components(network: Network) -> Components:
 def _components(network: Network) -> Components:
     trace = watched(network)
     labels = labels_of(trace.blocks)
-    mlps = [_mlp(r, trace.records, labels) for r in trace.records if r.role == "mlp.down"]
+    mlps = [_mlp(r, trace.records, labels) for r in trace.records if r.role in _DOWN]
     found = [_attention(r, trace.records, labels) for r in trace.records if _is_context(r)]
     every = list(dict.fromkeys(one for several in mlps for one in several))
     return Components(

@@ -3,7 +3,8 @@ again, and nothing of a token's numbers depends on how many others are run besid
 
 A decoder's token sees only what came before it, so keys and values that were computed once stay
 what they are. `Cache` keeps them; `CachedTrace` runs the tokens that follow (`Batch.past` says how
-many came before) and attends to all of them.
+many came before) and attends to all of them. Of a causal convolution it holds the last inputs, of
+a selective scan the states.
 
 Rounding. A matrix product with one row is summed in another order than the same row among others:
 BLAS has kernels of their own for one row, for the last rows of a matrix, and for small matrices.
@@ -37,6 +38,7 @@ import numpy as np
 
 from refl.arrays import Array, device_of, namespace
 from refl.mask import Mask
+from refl.rules import causal_convolution, scan
 from refl.trace import Trace, Value
 
 ROWS = 8
@@ -62,6 +64,8 @@ class Cache:
         """How many tokens were run."""
         self.rows: dict[str, Rows] = {}
         """Site of an attention's keys, or values -> what they were."""
+        self.states: dict[str, Array] = {}
+        """Site of a convolution or a scan -> what tokens that follow need of those before."""
         self.settled: dict[str, Any] = {}
         """Site -> what stays as it is: an encoder's output, and its keys and values."""
         self._arrays: dict[int, Array] = {}
@@ -123,6 +127,10 @@ class CachedTrace(Trace):
         attributes: dict[str, Any],
     ) -> Array:
         run = super().compute
+        if self.cache is not None and operation in FOLLOWING:
+            following, held = FOLLOWING[operation], self.cache.states.get(site)
+            z, self.cache.states[site] = following(held, *arrays)
+            return z
         if self.cache is None or not self.cache.is_settled(arrays[0]):
             return by_rows(run, operation, site, arrays, attributes)
         if site not in self.cache.settled:
@@ -169,6 +177,27 @@ class CachedTrace(Trace):
         if follows or not rows.array.shape[2]:
             rows.write(x, past)
         return rows.array[:, :, :length, :]
+
+
+# -- what is read from the first token to the last -------------------------------------------------
+
+
+def _convolved(
+    held: Array | None, x: Array, w: Array, b: Array | None
+) -> tuple[Array, Array]:  # (B, T, C) -> (B, T, C), (B, K - 1, C) or fewer
+    whole = x if held is None else namespace(x).concat([held, x], axis=1)
+    length, needed = whole.shape[1], min(w.shape[-1] - 1, whole.shape[1])
+    z = causal_convolution.forward(whole, w, b)
+    return z[:, length - x.shape[1] :, :], whole[:, length - needed :, :]
+
+
+FOLLOWING: dict[str, Callable[..., tuple[Array, Array]]] = {
+    "causal_convolution": _convolved,
+    "scan": scan.after,
+}
+"""(what is held of the tokens before, or None; operands) -> output, and what is held from now on.
+Each token is computed as in a run of the whole text, so the bits are the same.
+"""
 
 
 # -- rows that are computed alike whatever stands beside them --------------------------------------

@@ -486,6 +486,31 @@ class Trace:
         """
         return self._run("combine", name, tuple(ys), role, index=index, length=length)
 
+    def causal_convolution(
+        self,
+        name: str,
+        x: Value,
+        *,
+        bias: bool = False,
+        weight: str | None = None,
+        role: str = "",
+    ) -> Value:  # (B, T, C) -> (B, T, C)
+        """Of each channel with its own weights. `weight`: the name of a tensor beside the module
+        that is not called so.
+        """
+        path = self.site(name)
+        x = self.name(x, f"{path}.input")
+        w = Parameter(self.weights, self.site(weight) if weight else f"{path}.weight", kernel=True)
+        b = Parameter(self.weights, f"{path}.bias") if bias else None
+        return self._run("causal_convolution", name, (x, w, b), role)
+
+    def scan(
+        self, name: str, x: Value, d: Value, b: Value, c: Value, *, weight: str, role: str = ""
+    ) -> Value:  # (B, T, I) x 2, (B, T, N) x 2 -> (B, T, I)
+        """Selective scan with step sizes d, coefficients b and c; `weight`: log(-A), (I, N)."""
+        a_log = Parameter(self.weights, self.site(weight))
+        return self._run("scan", name, (x, d, b, c, a_log), role)
+
     def soft_cap(self, name: str, x: Value, cap: float, *, role: str = "") -> Value:
         """cap tanh(x / cap), with the sites `divided`, `tanh` and `capped` of this name."""
         z = self.scale(f"{name}.divided", x, 1 / cap)

@@ -11,6 +11,9 @@ tanh'(x) is 4 e / (1 + e)^2 with e = exp(-2|x|). All others are x times a gate: 
 gelu_tanh sigmoid(2u) with u = sqrt(2/pi)(x + 0.044715 x^3), silu sigmoid(x), quick_gelu
 sigmoid(1.702 x), relu a step that is 0 at 0 (its derivative there, by the convention of every
 framework).
+
+softplus is log(1 + e^x), which is not 0 at 0: identity's ratio has no limit there, and what
+identity_gxi cannot hand on at x = 0 is absorbed as `activation_offset`.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import math
 from collections.abc import Callable
 
 from refl.arrays import Array, erfc, flags, fused, namespace, total
-from refl.rules.conservation import Forms, RuleOutput
+from refl.rules.conservation import Forms, RuleOutput, stabilized_ratio
 
 CAUSES = {"activation_offset": "what an activation's slope at x does not account for"}
 
@@ -28,6 +31,8 @@ SATURATED = 100.0
 
 
 def forward(x: Array, *, kind: str) -> Array:  # (...) -> (...)
+    if kind == "softplus":
+        return _softplus(x)
     return namespace(x).tanh(x) if kind == "tanh" else x * GATES[kind](x)
 
 
@@ -36,6 +41,9 @@ def identity(x: Array, z: Array, r: Array, *, kind: str) -> RuleOutput:
 
 
 def identity_gxi(x: Array, z: Array, g: Array, *, kind: str) -> RuleOutput:
+    if kind == "softplus":
+        ratio, lost = stabilized_ratio(x, g * z, 0.0, "none")
+        return RuleOutput((ratio,), {"activation_offset": lost})
     return RuleOutput((_times_ratio(g, z, x, AT_ZERO[kind]),), {})
 
 
@@ -122,6 +130,13 @@ def _tanh_slope(x: Array) -> Array:
     return 4 * e / ((1 + e) * (1 + e))
 
 
+@fused
+def _softplus(x: Array) -> Array:
+    """max(x, 0) + log(1 + exp(-|x|)), never exponentiating a positive number."""
+    xp = namespace(x)
+    return x * flags(x > 0, x) + xp.log1p(xp.exp(-xp.abs(x)))
+
+
 def _step(x: Array) -> Array:
     return flags(x > 0, x)
 
@@ -140,6 +155,7 @@ SLOPES: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: _scaled_sigmoid_slope(x, 1.702),
     "relu": _step,
     "tanh": _tanh_slope,
+    "softplus": sigmoid,
 }
 AT_ZERO = {"gelu": 0.5, "gelu_tanh": 0.5, "silu": 0.5, "quick_gelu": 0.5, "relu": 0.0, "tanh": 1.0}
 """f'(0), the limit of f(x)/x."""

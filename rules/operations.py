@@ -17,6 +17,7 @@ from refl.arrays import Array
 from refl.rules import (
     activation,
     add,
+    causal_convolution,
     combine,
     embedding,
     gather,
@@ -31,6 +32,7 @@ from refl.rules import (
     rms_norm,
     rotary,
     scale,
+    scan,
     softmax,
     source,
     top_k,
@@ -81,6 +83,7 @@ OPERATIONS: dict[str, Operation] = {
         (
             activation,
             add,
+            causal_convolution,
             combine,
             embedding,
             gather,
@@ -95,6 +98,7 @@ OPERATIONS: dict[str, Operation] = {
             rms_norm,
             rotary,
             scale,
+            scan,
             softmax,
             source,
             top_k,

@@ -17,7 +17,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from refl.arrays import Array, flags, namespace, row_product, row_sum, total, total_product
-from refl.rules import activation, gather, layer_norm, linear, rotary, softmax
+from refl.rules import (
+    activation,
+    causal_convolution,
+    gather,
+    layer_norm,
+    linear,
+    rotary,
+    scan,
+    softmax,
+)
 from refl.rules.conservation import stabilized_ratio
 
 Operands: TypeAlias = Any
@@ -79,6 +88,30 @@ def _pooling(operands: Operands, s: Array, counted: Array) -> Array:
     (x,) = operands
     xp = namespace(x, s)
     return 2 * total_product(xp.abs(s), xp.sum(xp.abs(x) * counted, axis=-2, keepdims=True))
+
+
+def _causal_convolution(operands: Operands, s: Array) -> Array:
+    x, w, b = operands
+    xp = namespace(x, w, s)
+    terms = causal_convolution.forward(*(None if o is None else xp.abs(o) for o in (x, w, b)))
+    return 2 * total_product(xp.abs(s), terms)
+
+
+def _scan(operands: Operands, s: Array) -> Array:
+    """What place t has of place t' is rounded with each step between them, there and back."""
+    x, d, b, c, a_log = operands
+    xp = namespace(x, s)
+    terms = scan.forward(xp.abs(x), d, xp.abs(b), xp.abs(c), a_log)
+    return (2 + x.shape[1] / 2) * total_product(xp.abs(s), terms)
+
+
+def _scan_gradient(operands: Operands, z: Array, g: Array, how: How) -> Array:
+    """The four operands' sums and what they are too much; and the decays' sum, twice."""
+    x, d, b, c, a_log = operands
+    xp = namespace(x, g)
+    absolute = (xp.abs(x), d, xp.abs(b), xp.abs(c), a_log, z, xp.abs(g))
+    decays = -scan.gradient(*absolute).absorbed["decay_offset"]
+    return 4 * _scan(operands, g) + (4 + x.shape[1]) * xp.abs(decays)
 
 
 def _rotary(operands: Operands, s: Array, how: How) -> Array:
@@ -199,6 +232,9 @@ def _pooling_gradient(operands: Operands, z: Array, g: Array, how: How) -> Array
 
 RELEVANCE: dict[tuple[str, str], Callable[[Operands, Array, Array, How], Array]] = {
     ("add", "epsilon"): lambda o, z, r, how: _add(o, _stabilized(z, r, how)) + _sum(r),
+    ("causal_convolution", "epsilon"): lambda o, z, r, how: (
+        _causal_convolution(o, _stabilized(z, r, how)) + _sum(r)
+    ),
     ("combine", "epsilon"): lambda o, z, r, how: (
         _combine(o, _stabilized(z, r, how), how["index"]) + _sum(r)
     ),
@@ -221,6 +257,7 @@ RELEVANCE: dict[tuple[str, str], Callable[[Operands, Array, Array, How], Array]]
     ("renormalize", "epsilon"): lambda o, z, r, how: 4 * _sum(z * _stabilized(z, r, how)) + _sum(r),
     ("rotary", "epsilon"): lambda o, z, r, how: _rotary(o, _stabilized(z, r, how), how) + _sum(r),
     ("rotary", "uniform"): lambda o, z, r, how: _rotary(o, _stabilized(z, r, how), how) + _sum(r),
+    ("scan", "epsilon"): lambda o, z, r, how: _scan(o, _stabilized(z, r, how)) + _sum(r),
     ("softmax", "taylor"): lambda o, z, r, how: _softmax(o, z, r, how["mask"]),
     ("softmax", "spread"): lambda o, z, r, how: 2 * _softmax(o, z, r, how["mask"]),
     ("softmax", "z_plus"): _softmax_z_plus,
@@ -235,6 +272,7 @@ def _counted_sum(operands: Operands, how: How) -> Array:
 GRADIENT_X_INPUT: dict[tuple[str, str], Callable[[Operands, Array, Array, How], Array]] = {
     ("activation", "gradient"): _activation_gradient,
     ("add", "epsilon"): lambda o, z, g, how: _add(o, g),
+    ("causal_convolution", "epsilon"): lambda o, z, g, how: _causal_convolution(o, g),
     ("combine", "epsilon"): lambda o, z, g, how: _combine(o, g, how["index"]),
     ("layer_norm", "epsilon"): lambda o, z, g, how: _layer_norm(o, g, how["norm_eps"]),
     ("layer_norm", "gradient"): lambda o, z, g, how: 2 * _layer_norm(o, g, how["norm_eps"]),
@@ -248,12 +286,15 @@ GRADIENT_X_INPUT: dict[tuple[str, str], Callable[[Operands, Array, Array, How], 
     ("rms_norm", "gradient"): lambda o, z, g, how: 4 * _sum(z * g),
     ("rotary", "epsilon"): lambda o, z, g, how: _rotary(o, g, how),
     ("rotary", "uniform"): lambda o, z, g, how: _rotary(o, g, how),
+    ("scan", "epsilon"): lambda o, z, g, how: _scan(o, g),
+    ("scan", "gradient"): _scan_gradient,
     ("softmax", "taylor"): lambda o, z, g, how: _softmax(o, z, z * g, how["mask"]),
 }
 GRADIENT_X_INPUT |= {
     (operation, "gradient"): GRADIENT_X_INPUT[operation, rule]
     for operation, rule in (
         ("add", "epsilon"),
+        ("causal_convolution", "epsilon"),
         ("combine", "epsilon"),
         ("linear", "epsilon"),
         ("pooling", "epsilon"),

@@ -222,6 +222,19 @@ DEIT: dict[str, Any] = VIT | {
 
 FLAN: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
+MAMBA: dict[str, Any] = {
+    "model_type": "mamba",
+    "vocab_size": 17,
+    "hidden_size": 12,
+    "state_size": 5,
+    "num_hidden_layers": 2,
+    "conv_kernel": 3,
+    "time_step_rank": 3,
+    "use_bias": False,
+    "use_conv_bias": False,
+}
+"""A Mamba whose only biases are those of its step sizes, as always there."""
+
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     config["model_type"]: config
     for config in (
@@ -246,7 +259,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 """One of each of the first nets, on which every part of refl is tried."""
 
-NEWER: dict[str, dict[str, Any]] = {}
+NEWER: dict[str, dict[str, Any]] = {config["model_type"]: config for config in (MAMBA,)}
 """One of each net that came later. They are made of the same operations, so what is tried on them
 is the net (tests/nets/test_newer.py), and not every part of refl once more.
 """
@@ -308,7 +321,7 @@ def _draw(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> Arr
         return 1 + 0.3 * drawn
     if name.endswith(("cls_token", "distillation_token", "position_embeddings")):
         return 0.5 * drawn
-    if name.rpartition(".")[0].endswith(("embed_tokens", "wte", "wpe", "_embeddings")):
+    if name.rpartition(".")[0].endswith(("embed_tokens", "wte", "wpe", "embeddings")):
         return drawn
     return drawn / np.sqrt(shape[0] if _is_conv1d(name) else math.prod(shape[1:]))
 

@@ -24,9 +24,12 @@ import refl
 from refl.model import Model
 from refl.rules.published import METHODS
 from refl.verification.identities.conditioning import rounding_bound
-from refl.verification.random_models import NEWER, moved, random_model
+from refl.verification.random_models import MAMBA, NEWER, moved, random_model
 
-VARIANTS: dict[str, dict[str, Any]] = NEWER | {}
+VARIANTS: dict[str, dict[str, Any]] = NEWER | {
+    "mamba, biases": MAMBA
+    | {"use_bias": True, "use_conv_bias": True, "conv_kernel": 4, "tie_word_embeddings": False},
+}
 """And with other options."""
 
 MASK = 0

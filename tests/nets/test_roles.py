@@ -21,6 +21,7 @@ from refl.verification.random_models import (
     GEMMA2,
     GPT2,
     LLAMA,
+    MAMBA,
     MIXTRAL,
     NEWER,
     OLMO2,
@@ -36,6 +37,7 @@ SHARED_NETS = {"xlm-roberta", "camembert"}
 """Further model types of a net that is tested under another."""
 
 VARIANTS: dict[str, dict[str, Any]] = ARCHITECTURES | {
+    "mamba": MAMBA,
     "bert, classes": BERT | {"architectures": ["BertForSequenceClassification"]},
     "bert, features": BERT | {"architectures": ["BertModel"]},
     "roberta, classes": ROBERTA | {"architectures": ["RobertaForSequenceClassification"]},
@@ -87,12 +89,16 @@ def test_a_role_is_always_the_same_operation(name: str) -> None:
     operations = {
         "linear": "attention.query attention.key attention.value attention.query_key_value "
         "attention.output mlp.gate mlp.up mlp.down router.logits patch_embedding "
-        "embedding.projection head head.transform pooler",
-        "activation": "mlp.activation pooler.activation head.activation attention.cap head.cap",
-        "add": "residual embedding.sum attention.bias head.sum",
+        "embedding.projection head head.transform pooler "
+        "mixer.in mixer.parameters mixer.step mixer.out",
+        "activation": "mlp.activation pooler.activation head.activation attention.cap head.cap "
+        "mixer.activation mixer.step_size mixer.gate",
+        "add": "residual embedding.sum attention.bias head.sum mixer.sum",
+        "causal_convolution": "mixer.convolution mixer.skip",
+        "scan": "mixer.scan",
         "softmax": "attention.probabilities router.probabilities",
         "matmul": "attention.scores attention.context",
-        "multiply": "mlp.product expert.weighted",
+        "multiply": "mlp.product expert.weighted mixer.product",
     }
     for r in records(VARIANTS[name]):
         if r.operation in operations:
@@ -156,6 +162,25 @@ BLOCKS: dict[str, tuple[dict[str, Any], str, dict[str, str]]] = {
             "mlp.c_fc": "mlp.up",
             "mlp.act": "mlp.activation",
             "mlp.c_proj": "mlp.down",
+        },
+    ),
+    "mamba": (
+        MAMBA,
+        "backbone.layers.1.",
+        {
+            "norm": "norm",
+            "mixer.in_proj": "mixer.in",
+            "mixer.conv1d": "mixer.convolution",
+            "mixer.convolved": "mixer.activation",
+            "mixer.x_proj": "mixer.parameters",
+            "mixer.dt_proj": "mixer.step",
+            "mixer.step_size": "mixer.step_size",
+            "mixer.scan": "mixer.scan",
+            "mixer.skip": "mixer.skip",
+            "mixer.scanned": "mixer.sum",
+            "mixer.gate": "mixer.gate",
+            "mixer.gated": "mixer.product",
+            "mixer.out_proj": "mixer.out",
         },
     ),
     "phi": (

@@ -34,6 +34,8 @@ PAPER_RULES = {
     "activation": "identity",
     "rotary": "epsilon",
     "pooling": "epsilon",
+    "causal_convolution": "epsilon",
+    "scan": "epsilon",
     "top_k": "pass_through",
     "renormalize": "identity",
     "gather": "pass_through",
@@ -48,7 +50,10 @@ CONSTANTS = {"softmax": "constant", "multiply": "second"}
 DERIVATIVES = {
     op: rule if rule in ("pass_through", "leaf") else "gradient" for op, rule in PAPER_RULES.items()
 }
-STABILIZED = ("linear", "add", "matmul", "layer_norm", "rotary", "pooling", "combine")
+STABILIZED = (
+    *("linear", "add", "matmul", "layer_norm", "rotary", "pooling", "combine"),
+    *("causal_convolution", "scan"),
+)
 VISION = {"linear": "gamma", "softmax": "z_plus"}
 EXPECTED = {
     "attnlrp": (PAPER_RULES, "relevance", "sum"),
@@ -173,6 +178,8 @@ def test_the_published_options() -> None:
         "rotary": 1e-8,
         "pooling": 1e-6,
         "combine": 1e-8,  # a sum, as LXT's add2
+        "causal_convolution": 1e-8,  # linear, as the next, in which LXT has no part
+        "scan": 1e-8,
     }
     for op in PAPER_RULES:
         assert options("lxt-explicit", op)[1] == (

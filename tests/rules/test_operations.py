@@ -17,6 +17,7 @@ from hand_arrays import BIAS, B, G, M, N, R, T, W, X, Y
 from refl.rules import (
     activation,
     add,
+    causal_convolution,
     combine,
     gather,
     layer_norm,
@@ -27,6 +28,7 @@ from refl.rules import (
     renormalize,
     rms_norm,
     rotary,
+    scan,
     softmax,
 )
 from refl.rules.conservation import RuleOutput, stabilized_ratio
@@ -35,6 +37,8 @@ from refl.rules.operations import CAUSES, FORMULATIONS, OPERATIONS
 PAPER = {"eps": 1e-6, "stabilizer": "sign"}
 DEFAULTS: dict[Callable[..., RuleOutput], dict[str, Any]] = {
     add.epsilon: PAPER,
+    causal_convolution.epsilon: PAPER,
+    scan.epsilon: PAPER,
     combine.epsilon: PAPER,
     layer_norm.epsilon: PAPER,
     linear.epsilon: PAPER,
@@ -138,6 +142,13 @@ def test_the_words_of_the_causes() -> None:
         (pooling.epsilon(X, X[:, :1], G[:, :1], counted=np.ones((B, T, 1))), stabilized),
         (renormalize.epsilon(X, X, G), {"renormalization_offset", "stabilizer"}),
         (renormalize.gradient(X, X, G), {"renormalization_offset"}),
+        (causal_convolution.epsilon(X, W[:N], w, X, G), {"bias", "stabilizer"}),
+        (causal_convolution.epsilon(X, W[:N], None, X, G), stabilized),
+        (causal_convolution.gradient(X, W[:N], w, X, G), {"bias"}),
+        (scan.epsilon(X, Y, X, Y, w[:, None] + w, X, G), stabilized),
+        (scan.epsilon_gxi(X, Y, X, Y, w[:, None] + w, X, G), set()),
+        (scan.gradient(X, Y, X, Y, w[:, None] + w, X, G), {"product_offset", "decay_offset"}),
+        (activation.identity_gxi(X, X, G, kind="softplus"), {"activation_offset"}),
         (combine.epsilon(X, Y, sums, G, index=((range(T),) * B,) * 2, length=T), stabilized),
     ):  # fmt: skip
         assert set(output.absorbed) == words
@@ -157,6 +168,7 @@ def test_the_causes_in_words() -> None:
         "class_token": "the learned token that stands for the class",
         "distillation_token": "the learned token that stands for the teacher's class",
         "bias": "biases of linear maps",
+        "decay_offset": "how step sizes set what a scan keeps",
         "product_offset": "a product counted once for each factor",
         "renormalization_offset": "weights that are made to sum to one, whose rule hands on "
         "nothing",

@@ -169,8 +169,8 @@ def test_nothing_to_run_is_an_error(make: Any, adapter: Any, pattern: str, sente
 
 
 def test_no_model_to_run_is_an_error() -> None:
-    with pytest.raises(ReflError, match="no architecture is called 'mamba'"):
-        conformance.suite_models({"model": lambda folder: None}, "mamba")
+    with pytest.raises(ReflError, match="no architecture is called 'rwkv'"):
+        conformance.suite_models({"model": lambda folder: None}, "rwkv")
     with pytest.raises(ReflError, match="has no function named like a rule"):
         conformance.suite_models(Scaling())
 

@@ -537,6 +537,62 @@ class ReferenceRules:
         total = self.sum_along(x, -1)
         return (g - self.sum_along(x / total * g, -1)) / total
 
+    # state space models
+
+    def causal_convolution_epsilon(
+        self, x: Array, w: Array, b: Array | None, r: Array, *, eps: float, stabilizer: str = "sign"
+    ) -> Array:
+        z = sum(w[:, k] * before(x, w.shape[1] - 1 - k) for k in range(w.shape[1]))
+        s = self.stabilized_ratio(z if b is None else z + b, r, eps, stabilizer)
+        return x * self.causal_convolution_gradient(x, w, b, s)
+
+    def causal_convolution_gradient(self, x: Array, w: Array, b: Array | None, g: Array) -> Array:
+        turned = np.flip(g, 1)
+        back = sum(w[:, k] * before(turned, w.shape[1] - 1 - k) for k in range(w.shape[1]))
+        return np.flip(back, 1)
+
+    def scan_epsilon(
+        self,
+        x: Array,
+        d: Array,
+        b: Array,
+        c: Array,
+        a_log: Array,
+        r: Array,
+        *,
+        eps: float,
+        stabilizer: str = "sign",
+    ) -> Array:
+        y = (self.states(x, d, b, a_log) * c[:, :, None]).sum(-1)
+        s = self.stabilized_ratio(y, r, eps, stabilizer)
+        return x * self.scan_epsilon_gxi(x, d, b, c, a_log, s)
+
+    def scan_epsilon_gxi(
+        self, x: Array, d: Array, b: Array, c: Array, a_log: Array, g: Array
+    ) -> Array:
+        return d * (self.costates(d, c, a_log, g) * b[:, :, None]).sum(-1)
+
+    def scan_gradient(
+        self, x: Array, d: Array, b: Array, c: Array, a_log: Array, g: Array
+    ) -> Answer:
+        h, back = self.states(x, d, b, a_log), self.costates(d, c, a_log, g)
+        kept = np.exp(-d[..., None] * np.exp(a_log)) * before(h, 1)
+        g_d = (back * (b[:, :, None] * x[..., None] - np.exp(a_log) * kept)).sum(-1)
+        g_b, g_c = ((v * u[..., None]).sum(2) for v, u in ((back, d * x), (h, g)))
+        return d * (back * b[:, :, None]).sum(-1), g_d, g_b, g_c
+
+    def states(self, x: Array, d: Array, b: Array, a_log: Array) -> Array:  # (B, T, I, N)
+        h = (d * x)[..., None] * b[:, :, None]
+        for t in range(1, x.shape[1]):
+            h[:, t] += np.exp(-d[:, t, :, None] * np.exp(a_log)) * h[:, t - 1]
+        return h
+
+    def costates(self, d: Array, c: Array, a_log: Array, g: Array) -> Array:  # (B, T, I, N)
+        back = g[..., None] * c[:, :, None]
+        for t in range(g.shape[1] - 2, -1, -1):
+            back[:, t] += np.exp(-d[:, t + 1, :, None] * np.exp(a_log)) * back[:, t + 1]
+        return back
+
     # attention, of the rules above
 
     def attention_attnlrp(
@@ -744,6 +800,11 @@ def contributions(x: Array, w: Array) -> Array:  # (..., I), (O, I) -> (..., O, 
 
 def summed_messages(c: Array, s: Array) -> Array:  # (..., O, I), (..., O) -> (..., I)
     return (c * s[..., None]).sum(-2)
+
+
+def before(x: Array, n: int) -> Array:
+    """What stood n places before, 0 in front of the text."""
+    return np.concatenate([np.zeros_like(x[:, :1]).repeat(n, 1), x], axis=1)[:, : x.shape[1]]
 
 
 def patches_of(x: Array, size: Sequence[int]) -> Array:  # (B, C, H, W) -> (B, N, C h w)

@@ -102,7 +102,7 @@ def stabilizer(z: Number, eps: Number, kind: str) -> Number:
 
 
 def function(name: str, x: Number) -> Number:
-    """exp, sqrt, erfc, tanh or cosh; a number of another kind than mpf brings its own."""
+    """exp, sqrt, erfc, tanh, cosh or log1p; a number of another kind than mpf brings its own."""
     return x.function(name) if hasattr(x, "function") else getattr(MP, name)(x)
 
 
@@ -711,13 +711,15 @@ GATE: dict[str, tuple[Callable[[Number], Number], Callable[[Number], Number]]] =
     ),
     "relu": (_step, lambda x: MP.mpf(0)),
 }
-"""All but tanh are x times a gate: kind -> the gate and its derivative
+"""All but tanh and softplus are x times a gate: kind -> the gate and its derivative
 (relu's: 0, also at 0, by convention).
 """
 
 
 def activation(kind: str, x: Number) -> Number:
     x = to_mpf(x)
+    if kind == "softplus":
+        return function("log1p", function("exp", x))
     return function("tanh", x) if kind == "tanh" else x * GATE[kind][0](x)
 
 
@@ -726,15 +728,22 @@ def slope(kind: str, x: Number) -> Number:
     x = to_mpf(x)
     if kind == "tanh":
         return 1 / function("cosh", x) ** 2
+    if kind == "softplus":
+        return _sigmoid(x)
     gate, derivative = GATE[kind]
     return gate(x) + x * derivative(x)
 
 
 def activation_identity_gxi(kind: str, x: Vector, g: Vector, z: Vector | None = None) -> Messages:
-    """The identity rule as a factor: g f(x)/x, at 0 its limit f'(0)."""
+    """The identity rule as a factor: g f(x)/x, at 0 its limit f'(0). softplus has none: g f(0) is
+    absorbed.
+    """
     out = no_messages(1)
     for k in range(len(x)):
         f = to_mpf(z[k]) if z else activation(kind, x[k])
+        if kind == "softplus" and x[k] == 0:
+            out.absorb("activation_offset", to_mpf(g[k]) * f)
+            continue
         out.send(0, k, to_mpf(g[k]) * (slope(kind, Fraction(0)) if x[k] == 0 else f / to_mpf(x[k])))
     return out
 

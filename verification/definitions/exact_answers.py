@@ -86,6 +86,8 @@ NUMBERS = ("eps", "gamma", "alpha", "beta", "low", "high", "norm_eps", "factor",
 OPERANDS = {
     "linear": ("x", "w", "b"),
     "convolution": ("x", "w", "b"),
+    "causal_convolution": ("x", "w", "b"),
+    "scan": ("x", "d", "b", "c", "a_log"),
     "add": ("a", "b"),
     "multiply_second": ("a", "b"),
     "matmul": ("a", "v"),
@@ -108,8 +110,10 @@ def _operands(rule: str, c: Named) -> list[Array]:
 
 def _receivers(rule: str, count: int) -> range:
     """Which operands are answered for: activations, not parameters."""
-    if rule.startswith(("linear", "convolution", "rms_norm", "layer_norm")):
+    if rule.startswith(("linear", "convolution", "rms_norm", "layer_norm", "causal", "scan_eps")):
         return range(1)
+    if rule == "scan_gradient":
+        return range(4)
     return range(1, 2) if rule in SECOND else range(count)
 
 

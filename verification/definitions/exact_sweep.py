@@ -178,11 +178,13 @@ class Method:
 
     formulation: str
     lines: tuple[Line, ...]
+    later: tuple[Line, ...] = ()
+    """Those for operations that few nets have."""
 
     def line(self, operation: str, names: Sequence[str]) -> Line:
         return next(
             one
-            for one in self.lines
+            for one in (*self.lines, *self.later)
             if one[0] == operation and any(fnmatchcase(name, one[1]) for name in names)
         )
 
@@ -304,18 +306,39 @@ _VISION: tuple[Line, ...] = (
     ("softmax", "*", "z_plus", {}),
 )
 
+
+def _scanning(eps: str, kind: str) -> tuple[Line, ...]:
+    """A eq. 8 on maps that are linear once A, B, C and the step size are constants."""
+    options = {"eps": MP.mpf(float(eps)), "kind": kind}
+    return _table(options, causal_convolution="epsilon", scan="epsilon")
+
+
+_SCANNING_GRADIENT = _table(causal_convolution="transpose", scan="epsilon_gxi")
+_SCANNING_DERIVATIVES = _table(causal_convolution="transpose", scan="gradient")
+
 METHODS: dict[str, Method] = {
-    "attnlrp": Method("relevance", _paper("1e-6", "sign")),
-    "attnlrp-gradient": Method("gradient_x_input", _GRADIENT),
-    "cp-lrp": Method("gradient_x_input", (*_CONSTANT_ATTENTION, *_GRADIENT)),
-    "input-x-gradient": Method("gradient_x_input", (*_DERIVATIVES, *_GRADIENT)),
-    "lrp-0": Method("relevance", _paper("0", "none")),
-    "ding-2017": Method("relevance", (*_table(softmax="identity"), *_paper("0", "none"))),
-    "lxt-explicit": Method("relevance", (*_LXT, *_paper("1e-8", "plain"))),
-    "attnlrp-vit": Method("relevance", (*_VISION, *_paper("1e-6", "sign"))),
+    "attnlrp": Method("relevance", _paper("1e-6", "sign"), _scanning("1e-6", "sign")),
+    "attnlrp-gradient": Method("gradient_x_input", _GRADIENT, _SCANNING_GRADIENT),
+    "cp-lrp": Method("gradient_x_input", (*_CONSTANT_ATTENTION, *_GRADIENT), _SCANNING_GRADIENT),
+    "input-x-gradient": Method(
+        "gradient_x_input", (*_DERIVATIVES, *_GRADIENT), _SCANNING_DERIVATIVES
+    ),
+    "lrp-0": Method("relevance", _paper("0", "none"), _scanning("0", "none")),
+    "ding-2017": Method(
+        "relevance",
+        (*_table(softmax="identity"), *_paper("0", "none")),
+        _scanning("0", "none"),
+    ),
+    "lxt-explicit": Method(
+        "relevance", (*_LXT, *_paper("1e-8", "plain")), _scanning("1e-8", "plain")
+    ),
+    "attnlrp-vit": Method(
+        "relevance", (*_VISION, *_paper("1e-6", "sign")), _scanning("1e-6", "sign")
+    ),
 }
 """A: AttnLRP, language models and vision; Ali et al. 2022; Shrikumar et al. 2016; Bach et al. 2015;
-Ding et al. 2017; LXT 2.1's relevance form.
+Ding et al. 2017; LXT 2.1's relevance form. State space models: MambaLRP (Rezaei Jafari et al.
+2024, arXiv 2406.07592).
 """
 
 

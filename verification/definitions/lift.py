@@ -1,9 +1,9 @@
 """The definitions on whole arrays: which row, matrix or window of an array each of them speaks of.
 
-exact.py, exact_vision.py and exact_experts.py define a rule for one vector or one matrix. Here
-stand the loops over examples, heads and positions, once, for numbers of any one kind: Fractions,
-60-digit numbers, or numbers that track their rounding. Arrays are NumPy arrays of dtype object,
-their first axis counts examples.
+exact.py, exact_vision.py, exact_experts.py and exact_scan.py define a rule for one vector or one
+matrix. Here stand the loops over examples, heads and positions, once, for numbers of any one kind:
+Fractions, 60-digit numbers, or numbers that track their rounding. Arrays are NumPy arrays of dtype
+object, their first axis counts examples.
 
     RULES[identifier](call)      pieces: the messages of one row after the other, each with its
                                  place in the arrays;  collected(pieces, operands) sums them up
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from refl.verification.definitions import exact, exact_experts, exact_vision
+from refl.verification.definitions import exact, exact_experts, exact_scan, exact_vision
 from refl.verification.definitions.exact import Index, Messages, Number
 
 Array: TypeAlias = Any
@@ -309,6 +309,24 @@ def _tables(c: Call, at: Index) -> tuple[Row, Row]:
     return c.row("cos", at), c.row("sin", at)
 
 
+def _output(c: Call, b: int) -> list[Row] | None:
+    """Of one example what a rule divides by."""
+    rows: list[Row] | None = None if c.z is None else c.z[b].tolist()
+    return rows
+
+
+def _causal_convolution_epsilon(c: Call, b: int) -> Messages:
+    return exact_scan.causal_convolution_epsilon(
+        c.x[b].tolist(), c.w, c.b, c.r[b].tolist(), z=_output(c, b), **c.stabilized
+    )
+
+
+def _text(c: Call, b: int) -> exact_scan.Text:
+    *activations, a_log = c.operands
+    x, d, b_, c_ = (each[b].tolist() for each in activations)
+    return exact_scan.Text(x, d, b_, c_, a_log.tolist())
+
+
 def _activation_identity_gxi(c: Call, at: Index, x: Row, z: Row | None, g: Row) -> Messages:
     return exact.activation_identity_gxi(c.options["kind"], x, g, z)
 
@@ -513,6 +531,21 @@ RULES: dict[str, Rule] = {
     "renormalize_gradient": by_rows(
         lambda c, at, x, z, g: exact_experts.renormalize_gradient(x, g)
     ),
+    "causal_convolution_epsilon": by_examples(_causal_convolution_epsilon),
+    "causal_convolution_gradient": by_examples(
+        lambda c, b: exact_scan.causal_convolution_gradient(c.w, c.b, c.r[b].tolist())
+    ),
+    "scan_epsilon": by_examples(
+        lambda c, b: exact_scan.scan_epsilon(
+            _text(c, b), c.r[b].tolist(), z=_output(c, b), **c.stabilized
+        )
+    ),
+    "scan_epsilon_gxi": by_examples(
+        lambda c, b: exact_scan.scan_epsilon_gxi(_text(c, b), c.r[b].tolist())
+    ),
+    "scan_gradient": by_examples(
+        lambda c, b: exact_scan.scan_gradient(_text(c, b), c.r[b].tolist())
+    ),
     **{f"{leaf}_leaf": by_examples(_leaf) for leaf in ("embedding", "learned", "source")},
     **{f"{leaf}_leaf_gxi": by_examples(_leaf_gxi) for leaf in ("embedding", "learned", "source")},
 }
@@ -562,6 +595,16 @@ def _combined(c: Call) -> Array:
     return out
 
 
+def _convolved(c: Call) -> Array:
+    each = (exact_scan.causal_convolution(x.tolist(), c.w, c.b) for x in c.x)
+    return array(c.x.shape, (v for rows in each for row in rows for v in row))
+
+
+def _scanned(c: Call) -> Array:
+    each = (exact_scan.scan(_text(c, b)) for b in range(len(c.x)))
+    return array(c.x.shape, (v for rows in each for row in rows for v in row))
+
+
 def _moved(c: Call) -> Array:
     table = origins(c)
     shape = tuple(1 + max(axis) for axis in zip(*table, strict=True))
@@ -585,6 +628,7 @@ def _top_k(c: Call, at: Index, p: Row) -> Row:
 FORWARD: dict[str, Callable[[Call], Array]] = {
     "activation": _activation,
     "add": lambda c: c.operands[0] + c.operands[1],
+    "causal_convolution": _convolved,
     "combine": _combined,
     "embedding": _embedded,
     "gather": _gathered,
@@ -603,6 +647,7 @@ FORWARD: dict[str, Callable[[Call], Array]] = {
     ),
     "rotary": _row_by_row(_rotated),
     "scale": lambda c: c.x * c.options["factor"],
+    "scan": _scanned,
     "softmax": _row_by_row(lambda c, at, x: exact.softmax(x, c.row("mask", at))),
     "top_k": _row_by_row(_top_k),
 }

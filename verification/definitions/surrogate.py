@@ -10,6 +10,8 @@ the input and in which
     activations       are  x * (f(x0)/x0),  the ratio frozen
     products          of N operands are the mean over k of  a_k * (the others frozen); matmul alike:
                       (a b0 + a0 b)/2
+    a selective scan  has its step sizes and its coefficients B and C frozen (Rezaei Jafari et al.
+                      2024, MambaLRP, arXiv 2406.07592, section 4.2)
     softmax           is itself
     everything else   is linear already
 
@@ -222,6 +224,24 @@ def _second_product(run: Record, gate: Array, x: Array, *, constant: tuple[bool,
     return x * _first(run)
 
 
+def _scanned(x: Array, d: Array, b: Array, c: Array, a_log: Array) -> Array:
+    """y_t = C_t h_t, h_t = exp(-d_t exp(A_log)) h_(t-1) + d_t B_t x_t, for numbers of any kind."""
+    h, ys = 0.0, []
+    for t in range(x.shape[1]):
+        kept = np.exp(-d[:, t, :, None] * np.exp(a_log))
+        h = kept * h + (d * x)[:, t, :, None] * b[:, t, None, :]
+        ys.append(np.sum(h * c[:, t, None, :], axis=-1))
+    return np.stack(ys, axis=1)
+
+
+def _scan(run: Record, x: Array, *others: Array) -> Array:
+    return _scanned(x, *run.arrays[1:])
+
+
+def _true_scan(run: Record, *operands: Array) -> Array:
+    return _scanned(*operands)
+
+
 def _recorded(run: Record, x: Array, *, mask: Array | None = None) -> Array:
     return run.output.array
 
@@ -233,6 +253,7 @@ FROZEN: dict[str, Callable[..., Array]] = {
     "multiply": _multiply,
     "renormalize": _renormalize,
     "rms_norm": _rms_norm,
+    "scan": _scan,
     "softmax": _softmax,
 }
 CONSTANT_ATTENTION: dict[str, Callable[..., Array]] = {
@@ -262,6 +283,8 @@ def _true_renormalize(run: Record, r: Array) -> Array:
 
 
 def _true_activation(run: Record, x: Array, *, kind: str) -> Array:
+    if kind == "softplus":
+        return np.log(1 + np.exp(x))
     return np.tanh(x) if kind == "tanh" else x * GATES[kind](x)
 
 
@@ -293,6 +316,7 @@ TRUE: dict[str, Callable[..., Array]] = {
     "layer_norm": _true_layer_norm,
     "renormalize": _true_renormalize,
     "rms_norm": _true_rms_norm,
+    "scan": _true_scan,
     "softmax": _softmax,
 }
 

@@ -49,6 +49,7 @@ from refl.arrays import Array
 from refl.rules import (
     activation,
     add,
+    causal_convolution,
     combine,
     embedding,
     gather,
@@ -62,6 +63,7 @@ from refl.rules import (
     rms_norm,
     rotary,
     scale,
+    scan,
     softmax,
     top_k,
 )
@@ -1036,11 +1038,56 @@ def renormalize_case(draw: Draw, dtype: str) -> Case:
     )
 
 
+# -- state space models ---------------------------------------------------------------------------
+
+
+def causal_convolution_case(draw: Draw, dtype: str) -> Case:
+    """Kernels longer than the text, and of one."""
+    shape, k = (size(draw, 2), size(draw, 4), size(draw, 2)), size(draw, 5)
+    x, w, r = (array(draw, dtype, s) for s in (shape, (shape[-1], k), shape))
+    b = array(draw, dtype, shape[-1:]) if one_of(draw, [True, False]) else None
+    z = finite(causal_convolution.forward(x, w, b))
+    case, stabilized = Case(causal_convolution, dtype, [x, w, b], z, r), _stabilized(draw)
+    summed, amplified = k + 1 + shape[1] * shape[2], amplification(x, w, b) * k
+    return case.offer(
+        epsilon=lambda: case.trial("epsilon", summed, amplified, (x, w, b), **stabilized),
+        gradient=lambda: case.trial("gradient", summed, amplified),
+    )
+
+
+STEPS = {
+    d: st.one_of(st.sampled_from([0.0, 0.25, 1.0, 4.0]), st.floats(0, 4, width=_width(d)))
+    for d in DTYPES
+}
+RATES = {d: st.floats(-4, 1, width=_width(d)) for d in DTYPES}
+
+
+def scan_case(draw: Draw, dtype: str) -> Case:
+    """Steps from nothing to far: what was before is kept whole, or forgotten. A decay is exp of a
+    rounded product, as far off as that is large, and each place in between has one.
+    """
+    (b, t, i, n), stabilized = (size(draw, k) for k in (2, 4, 2, 3)), _stabilized(draw)
+    x, r = (array(draw, dtype, (b, t, i), ORDINARY[dtype], [1.0]) for _ in range(2))
+    d = array(draw, dtype, (b, t, i), STEPS[dtype], [1.0])
+    into, out = (array(draw, dtype, (b, t, n), ORDINARY[dtype], [1.0]) for _ in range(2))
+    a_log = array(draw, dtype, (i, n), RATES[dtype], [1.0])
+    operands = [x, d, into, out, a_log]
+    case = Case(scan, dtype, operands, scan.forward(*operands), r)
+    summed = t * (8 + 4 * math.ceil(float(np.max(d)) * math.exp(float(np.max(a_log))))) + n + 4 * i
+    amplified, factors = amplification(x, d, into, out, r) * 4 * t * n, (x, d, into, out)
+    return case.offer(
+        epsilon=lambda: case.trial("epsilon", summed, amplified, factors, **stabilized),
+        epsilon_gxi=lambda: case.trial("epsilon_gxi", summed, amplified),
+        gradient=lambda: case.trial("gradient", summed, amplified),
+    )
+
+
 # -- all of them -----------------------------------------------------------------------------------
 
 CASES: dict[str, Callable[[Draw, str], Case]] = {
     "activation": activation_case,
     "add": add_case,
+    "causal_convolution": causal_convolution_case,
     "combine": combine_case,
     "embedding": embedding_case,
     "gather": gather_case,
@@ -1054,6 +1101,7 @@ CASES: dict[str, Callable[[Draw, str], Case]] = {
     "rms_norm": rms_norm_case,
     "rotary": rotary_case,
     "scale": scale_case,
+    "scan": scan_case,
     "softmax": softmax_case,
     "top_k": top_k_case,
     "z_box": z_box_case,

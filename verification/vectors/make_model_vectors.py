@@ -18,7 +18,7 @@ import json
 import math
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 import refl
+from refl.anatomy import watched
 from refl.io.files import atomic_write
 from refl.io.safetensors import write_safetensors
 from refl.model import Model, architecture
@@ -236,6 +237,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 1,
     },
 }
+CONFIGS["mamba"] = {
+    "architectures": ["MambaForCausalLM"],
+    "model_type": "mamba",
+    "vocab_size": 11,
+    "hidden_size": 6,
+    "expand": 2,
+    "state_size": 3,
+    "time_step_rank": 2,
+    "conv_kernel": 3,
+    "num_hidden_layers": 1,
+    "layer_norm_epsilon": 1e-5,
+    "hidden_act": "silu",
+    "use_bias": True,
+    "use_conv_bias": True,
+    "tie_word_embeddings": True,
+}
 """Every architecture as small as it can be and still show what is its own: groups of heads,
 windows, caps, ties, shared layers.
 """
@@ -285,6 +302,9 @@ NOTES = {
     "vit": "pixels, patches that are no squares, a class token",
     "deit": "class and distillation token, the mean of two heads",
 }
+
+SEEDS["mamba"] = 2
+NOTES["mamba"] = "no attention: a causal convolution and a selective scan in its one block, gated"
 
 RUNS = 8
 """How often everything is moved to see what that does."""
@@ -437,9 +457,12 @@ def described(
     return about | {"absorbed": found.absorbed, "sites": sites, "aliases": aliases}
 
 
-def table(method: str) -> dict[str, Any]:
-    """A method's lines as plain numbers and strings."""
+def table(method: str, operations: Collection[str]) -> dict[str, Any]:
+    """A method's lines as plain numbers and strings; of those for operations that few nets have,
+    the ones for these.
+    """
     said = exact_sweep.METHODS[method]
+    later = (line for line in said.later if line[0] in operations)
     lines: list[dict[str, Any]] = [
         {
             "operation": operation,
@@ -447,7 +470,7 @@ def table(method: str) -> dict[str, Any]:
             "rule": rule,
             **{k: v if isinstance(v, str) else float(v) for k, v in options.items()},
         }
-        for operation, site, rule, options in said.lines
+        for operation, site, rule, options in (*said.lines, *later)
     ]
     return {"formulation": said.formulation, "rules": lines}
 
@@ -468,6 +491,7 @@ def answers(kind: str, folder: Path, runs: int = RUNS) -> tuple[dict[str, Any], 
     arrays: dict[str, Any] = {}
     methods, about = METHODS.get(kind, TEXT_METHODS), []
     model = refl.load(folder, dtype="float64")
+    operations = {record.operation for record in watched(model).records}
     for number, model_input in enumerate(inputs(CONFIGS[kind], SEEDS[kind])):
         found, target, aliases = answer(model, model_input, methods, runs)
         sites = list(next(iter(found.relevance.values())))
@@ -482,7 +506,7 @@ def answers(kind: str, folder: Path, runs: int = RUNS) -> tuple[dict[str, Any], 
         "units": UNITS,
         "count": sum("/relevance/" in name for name in arrays),
         "inputs": about,
-        "methods": {name: table(name) for name in methods},
+        "methods": {name: table(name, operations) for name in methods},
     }
     return arrays, {key: json.dumps(value, sort_keys=True) for key, value in said.items()}
 

@@ -303,6 +303,20 @@ def _renormalize(d: Draw, rule: str) -> Drawn:
     return {"x": d.positive(*shape), _propagated(rule): d(*shape)}, _eps(d, rule)
 
 
+def _causal_convolution(d: Draw, rule: str) -> Drawn:
+    b, t, c, k = d.batch, d.size(), d.size(3), d.size()
+    inputs = {"x": d(b, t, c), "w": d(c, k), "b": d.bias(c), _propagated(rule): d(b, t, c)}
+    return inputs, _eps(d, rule)
+
+
+def _scan(d: Draw, rule: str) -> Drawn:
+    """Steps above 0, and rates that keep something."""
+    b, t, i, n = d.batch, d.size(), d.size(2), d.size(3)
+    inputs = {"x": d(b, t, i), "d": d.positive(b, t, i), "b": d(b, t, n), "c": d(b, t, n)}
+    inputs["a_log"] = held(d.positive(i, n) - 1.25, d.dtype)
+    return inputs | {_propagated(rule): d(b, t, i)}, _eps(d, rule)
+
+
 def _fan_out(d: Draw, rule: str) -> Drawn:
     i, o = d.size(3), d.size(3)
     return {"x": d(d.batch, i), "w1": d(o, i), "w2": d(o, i), "r": d(d.batch, o)}, _eps(d, rule)
@@ -377,6 +391,8 @@ DRAWN: dict[str, Callable[[Draw, str], Drawn]] = {
     "gather": _gather,
     "top_k": _top_k,
     "renormalize": _renormalize,
+    "causal_convolution": _causal_convolution,
+    "scan": _scan,
     "fan_out": _fan_out,
     "attention": _attention,
     "network": _network,

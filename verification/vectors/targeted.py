@@ -662,6 +662,72 @@ def _renormalize_of(rule: str, x: list[Any], d: Numbers) -> Made:
     return {"x": d.table(x)} | _incoming(rule, d, np.shape(x)), _eps(rule)
 
 
+# -- state space models ---------------------------------------------------------------------------
+
+CAUSAL: dict[str, tuple[tuple[int, int, int], int]] = {
+    "different": ((2, 5, 3), 4),
+    "equal": ((3, 3, 3), 3),
+    "single": ((1, 1, 1), 1),
+    "crossed": ((2, 2, 3), 5),
+    "pointwise": ((2, 3, 4), 1),
+    "apart": ((3, 4, 2), 3),
+    "zeros": ((2, 4, 3), 2),
+    "heavy": ((3, 4, 2), 3),
+    "sixes": ((4, 6, 6), 6),
+    "wide": ((1, 300, 1), 3),
+    "long": ((1, 3, 300), 2),
+}
+"""Examples, places and channels; kernel."""
+CAUSAL_DETAIL = {
+    "crossed": "a kernel longer than the text",
+    "pointwise": "one number for each channel",
+    "wide": "300 places",
+    "long": "300 channels",
+}
+
+
+def _causal(rule: str) -> Iterator[Aim]:
+    for key, sizes in CAUSAL.items():
+        dtypes = WIDE if key in ("crossed", "sixes", "wide") else BOTH
+        yield Aim(key, partial(_causal_call, rule, *sizes), dtypes, CAUSAL_DETAIL.get(key, ""))
+
+
+def _causal_call(rule: str, shape: tuple[int, int, int], k: int, d: Numbers) -> Made:
+    bias = d.w(shape[-1]) if k % 2 else None
+    inputs = {"x": d.x(*shape), "w": d.w(shape[-1], k), "b": bias}
+    return inputs | _incoming(rule, d, shape), _eps(rule)
+
+
+SCAN: dict[str, tuple[int, int, int, int]] = {
+    "different": (2, 5, 3, 4),
+    "equal": (3, 3, 3, 3),
+    "single": (1, 1, 1, 1),
+    "apart": (3, 3, 2, 4),
+    "zeros": (2, 4, 3, 2),
+    "sixes": (2, 6, 6, 6),
+    "wide": (1, 70, 1, 2),
+    "long": (1, 3, 130, 1),
+    "more": (1, 2, 1, 130),
+}
+"""Examples, places, channels, states."""
+SCAN_DETAIL = {"wide": "70 places", "long": "130 channels", "more": "130 states"}
+
+
+def _scan(rule: str) -> Iterator[Aim]:
+    for key, sizes in SCAN.items():
+        dtypes = WIDE if key in ("sixes", "wide", "more") else BOTH
+        yield Aim(key, partial(_scan_call, rule, sizes), dtypes, SCAN_DETAIL.get(key, ""))
+
+
+def _scan_call(rule: str, sizes: tuple[int, int, int, int], d: Numbers) -> Made:
+    """Steps and rates that keep something of what is a few places back."""
+    b, t, i, n = sizes
+    d.power = 2
+    inputs = {"x": d.x(b, t, i), "d": d(b, t, i, sign=1), "b": d.x(b, t, n), "c": d.x(b, t, n)}
+    inputs["a_log"] = d.table(np.round(np.asarray(d(i, n), dtype=float) / 4 - 1, 3))
+    return inputs | _incoming(rule, d, (b, t, i)), _eps(rule)
+
+
 # -- several rules one after the other -------------------------------------------------------------
 
 
@@ -990,6 +1056,8 @@ AIMS: dict[str, tuple[Callable[[str], Iterator[Aim]], ...]] = {
     "gather": (_gather, _blocks_of_gather),
     "top_k": (_top_k, _blocks_of_top_k),
     "renormalize": (_renormalize, _blocks_of_rows),
+    "causal_convolution": (_causal,),
+    "scan": (_scan,),
     "fan_out": (_fan_out, _blocks_of_fan_out),
     "attention": (_attention, _blocks_of_attention),
     "network": (_network, _blocks_of_network),
@@ -1018,6 +1086,8 @@ LOUD: dict[str, Callable[[str], Callable[[Numbers], Made]]] = {
     "gather": lambda rule: partial(_gather_call, (3, 2, 1), [[1, 0], [0, 1], [1, 0]]),
     "top_k": lambda rule: partial(_top_k_call, (3, 1, 3), 2),
     "renormalize": lambda rule: partial(_shaped, _renormalize_call, rule, (3, 2)),
+    "causal_convolution": lambda rule: partial(_causal_call, rule, (3, 2, 2), 2),
+    "scan": lambda rule: partial(_scan_call, rule, (3, 2, 1, 2)),
     "fan_out": lambda rule: partial(_fan_out_call, rule, (3,), 2, 2),
     "attention": lambda rule: partial(_attention_call, rule, (3, 1, 1, 2, 2, 1)),
     "network": lambda rule: partial(_network_call, 3, (2, 2, 1), "relu"),

@@ -14,6 +14,7 @@ import refl
 from refl.rules import (
     activation,
     add,
+    causal_convolution,
     combine,
     gather,
     layer_norm,
@@ -26,6 +27,7 @@ from refl.rules import (
     rms_norm,
     rotary,
     scale,
+    scan,
     softmax,
     top_k,
 )
@@ -74,6 +76,10 @@ for _rule in ("identity", "identity_gxi", "gradient"):
     globals()[f"activation_{_rule}"] = _of(activation, _rule, 1, ("kind",))
 for _rule in ("pass_through", "gradient"):
     globals()[f"scale_{_rule}"] = _of(scale, _rule, 1, ("factor",))
+for _rule in ("epsilon", "gradient"):
+    globals()[f"causal_convolution_{_rule}"] = _of(causal_convolution, _rule)
+for _rule, _returned in {"epsilon": 1, "epsilon_gxi": 1, "gradient": 4}.items():
+    globals()[f"scan_{_rule}"] = _of(scan, _rule, _returned)
 for _rule in ("identity", "epsilon", "identity_gxi", "gradient"):
     globals()[f"renormalize_{_rule}"] = _of(renormalize, _rule)
 

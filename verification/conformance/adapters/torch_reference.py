@@ -749,6 +749,71 @@ def renormalize_gradient(x: Tensor, g: Tensor) -> Tensor:
     return pull(lambda x: x / x.sum(-1, keepdim=True), g, x)[0]
 
 
+# -- state space models ----------------------------------------------------------------------------
+
+
+def convolved(x: Tensor, w: Tensor) -> Tensor:  # (B, T, C), (C, K) -> (B, T, C)
+    """torch's convolution of groups, behind K - 1 zeros."""
+    padded = functional.pad(x.mT, (w.shape[1] - 1, 0))
+    return functional.conv1d(padded, w[:, None], groups=len(w)).mT
+
+
+@widened
+def causal_convolution_epsilon(
+    x: Tensor, w: Tensor, b: Tensor | None, r: Tensor, *, eps: float, stabilizer: str = "sign"
+) -> Answer:
+    bias = torch.zeros_like(w[:, 0]) if b is None else b
+    s, absorbed_by_eps = stabilized_ratio(r, convolved(x, w) + bias, eps, stabilizer)
+    absorbed = {"stabilizer": absorbed_by_eps} | ({} if b is None else {"bias": b * s})
+    return answer(x * pull(lambda x: convolved(x, w), s, x)[0], **absorbed)
+
+
+@widened
+def causal_convolution_gradient(x: Tensor, w: Tensor, b: Tensor | None, g: Tensor) -> Answer:
+    absorbed = {} if b is None else {"bias": b * g}
+    return answer(pull(lambda x: convolved(x, w), g, x)[0], **absorbed)
+
+
+def scanned(x: Tensor, d: Tensor, b: Tensor, c: Tensor, a_log: Tensor) -> Tensor:  # -> (B, T, I)
+    decays = torch.exp(-d[..., None] * torch.exp(a_log))
+    h, ys = torch.zeros_like(decays[:, 0]), []
+    for t in range(x.shape[1]):
+        h = decays[:, t] * h + (d * x)[:, t, :, None] * b[:, t, None]
+        ys.append((h * c[:, t, None]).sum(-1))
+    return torch.stack(ys, 1)
+
+
+@widened
+def scan_epsilon(
+    x: Tensor,
+    d: Tensor,
+    b: Tensor,
+    c: Tensor,
+    a_log: Tensor,
+    r: Tensor,
+    *,
+    eps: float,
+    stabilizer: str = "sign",
+) -> Answer:
+    """All but x are constants."""
+    s, absorbed_by_eps = stabilized_ratio(r, scanned(x, d, b, c, a_log), eps, stabilizer)
+    return answer(
+        x * pull(lambda x: scanned(x, d, b, c, a_log), s, x)[0], stabilizer=absorbed_by_eps
+    )
+
+
+@widened
+def scan_epsilon_gxi(
+    x: Tensor, d: Tensor, b: Tensor, c: Tensor, a_log: Tensor, g: Tensor
+) -> Tensor:
+    return pull(lambda x: scanned(x, d, b, c, a_log), g, x)[0]
+
+
+@widened
+def scan_gradient(x: Tensor, d: Tensor, b: Tensor, c: Tensor, a_log: Tensor, g: Tensor) -> Any:
+    return pull(lambda x, d, b, c: scanned(x, d, b, c, a_log), g, x, d, b, c)
+
+
 # -- attention: scores = (scale q) k^T, context = softmax(scores) v --------------------------------
 
 
