@@ -11,27 +11,34 @@ if __name__ != "refl.nets":
 from refl.nets import (
     albert,
     bert,
+    cohere,
+    cohere2,
     deit,
     gemma2,
     gemma3,
     gpt2,
+    gpt_neox,
+    granite,
     llama,
     mistral,
     mixtral,
     olmo2,
     phi,
+    phi3,
     qwen2,
     qwen3,
     qwen3_moe,
     roberta,
+    smollm3,
     t5,
     vit,
 )
 
 DECODERS = (llama, gpt2, mistral, qwen2, qwen3, olmo2, phi, gemma2, gemma3, mixtral, qwen3_moe)
+NEWER_DECODERS = (phi3, smollm3, granite, cohere, cohere2, gpt_neox)
 ENCODERS = (bert, roberta, albert, vit, deit)
 
-NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *ENCODERS, t5)} | {
+NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *NEWER_DECODERS, *ENCODERS, t5)} | {
     "xlm-roberta": roberta,
     "camembert": roberta,
 }
