@@ -301,8 +301,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 """One of each of the first nets, on which every part of refl is tried."""
 
 NEWER: dict[str, dict[str, Any]] = {
-    config["model_type"]: config
-    for config in (PHI3, SMOLLM3, GRANITE, COHERE, COHERE2, GPT_NEOX)
+    config["model_type"]: config for config in (PHI3, SMOLLM3, GRANITE, COHERE, COHERE2, GPT_NEOX)
 }
 """One of each net that came later. They are made of the same operations, so what is tried on them
 is the net (tests/nets/test_newer.py), and not every part of refl once more.

@@ -10,6 +10,7 @@ rearranged by hand, of complex numbers, or of a formula.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 
 from refl.errors import ReflError
 from refl.model import Model, architecture
-from refl.nets import cohere2, gpt_neox, llama, phi3, smollm3
+from refl.nets import NETS, NOT_HERE, cohere2, gpt_neox, llama, phi3, smollm3
 from refl.nets.config import parse
 from refl.verification.random_models import (
     COHERE,
@@ -78,9 +79,9 @@ def test_without_positions_an_order_is_not_known(config: dict[str, Any], blind: 
 def test_the_scalars_of_granite_are_a_llama_with_other_weights() -> None:
     """Each scalar multiplied into the matrix before it."""
     granite = random_model(GRANITE, 4)
-    c, w = granite.config, dict(granite.weights)
+    c, w = granite.config, {}
     like = parse(llama.Config, LLAMA | {k: GRANITE[k] for k in ("vocab_size", "hidden_size")})
-    for name in w:
+    for name, stored in granite.weights.items():
         factor = 1.0
         if name == "model.embed_tokens.weight":
             factor = c.embedding_multiplier
@@ -90,7 +91,7 @@ def test_the_scalars_of_granite_are_a_llama_with_other_weights() -> None:
             factor = c.residual_multiplier
         elif name == "lm_head.weight":
             factor = 1 / c.logits_scaling
-        w[name] = w[name] * factor
+        w[name] = stored * factor
     plain = random_model(LLAMA | {"rms_norm_eps": c.rms_norm_eps}, 4)
     close(granite.logits(TEXT), with_weights(plain, **w).logits(TEXT))
     one, other = (m.explain(TEXT, "cp-lrp") for m in (granite, with_weights(plain, **w)))
@@ -309,6 +310,17 @@ def test_refused_by_name(config: dict[str, Any], options: dict[str, Any], named:
     parse(architecture(config).Config, config)
     with pytest.raises(ReflError, match=named):
         parse(architecture(config).Config, config | options)
+
+
+def test_what_was_left_out_is_refused_with_the_reason() -> None:
+    assert not set(NOT_HERE) & set(NETS)
+    for kind, why in NOT_HERE.items():
+        with pytest.raises(
+            ReflError, match=f"{kind}', which is not .* \\({re.escape(why)}\\): refl"
+        ):
+            architecture({"model_type": kind})
+    with pytest.raises(ReflError, match="model_type 'nothing': refl knows llama"):
+        architecture({"model_type": "nothing"})
 
 
 # -- config.json of known checkpoints --------------------------------------------------------------

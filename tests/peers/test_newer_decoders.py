@@ -22,6 +22,8 @@ from transformers_forward import ROPE, agree, draw, reference, same_forward
 from transformers_models import SMALL, Make, _drawn, _scaled, random_model
 
 import refl
+from refl.nets.config import ACTIVATIONS, OTHER_ACTIVATIONS
+from refl.rules import activation
 from refl.verification.peers.lxt import wide, widened
 
 pytestmark = pytest.mark.peers
@@ -220,6 +222,37 @@ def test_older_names_of_longrope(make: Make, kind: str) -> None:
 def edit(folder: Path, options: dict[str, Any]) -> None:
     config = json.loads((folder / "config.json").read_text()) | options
     (folder / "config.json").write_text(json.dumps(config))
+
+
+# -- activations by their names ------------------------------------------------------------------
+
+
+def test_the_names_of_activations() -> None:
+    """Every name that transformers 4.52.4 has is known or refused by name; a known one is the same
+    function, to the rounding of x/2 and x tanh(u)/2, of which transformers adds up its gelus. (Its
+    gelu_accurate and gelu_new are one formula; gelu_python_tanh came later.)
+    """
+    names = set(transformers.activations.ACT2CLS)
+    assert names <= set(ACTIVATIONS) | set(OTHER_ACTIVATIONS)
+    assert set(ACTIVATIONS) - names == {"gelu_python_tanh"}
+    x = np.concatenate([np.linspace(-9, 9, 2001), [1e-9, -1e-30, 0.0, 40.0, -40.0]])
+    for name in names & set(ACTIVATIONS):
+        theirs = transformers.activations.ACT2FN[name](torch.tensor(x)).numpy()
+        ours = activation.forward(x, kind=ACTIVATIONS[name])
+        size = np.abs(x) * (1 + np.maximum(x, 0) * (name == "relu2"))
+        assert np.all(np.abs(ours - theirs) <= 1e-15 * np.maximum(size, np.abs(theirs))), name
+
+
+def test_gelu_fast_is_another_function() -> None:
+    """sqrt(2/pi) is 0.79788456080286..."""
+    fast, tanh = (activation.forward(np.ones(1), kind=k)[0] for k in ("gelu_fast", "gelu_tanh"))
+    assert 1e-13 < tanh - fast < 1e-11
+
+
+@pytest.mark.parametrize("name", ["gelu_fast", "relu2", "gelu_python", "gelu_accurate"])
+@pytest.mark.parametrize("kind", ["gpt_neox", "llama"])
+def test_a_net_with_it(make: Make, kind: str, name: str) -> None:
+    same_forward(make(kind, hidden_act=name))
 
 
 # -- SmolLM 3, beside Llama's module ---------------------------------------------------------------
@@ -430,11 +463,11 @@ def freezing(kind: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(norm, "forward", rms_norm if "RMS" in norm.__name__ else layer_norm)
         patch.setattr(torch.nn.functional, "softmax", lambda *a, **k: softmax(*a, **k).detach())
-        patch.setattr(torch.nn.functional, act.__name__, frozen(act, kind))
+        patch.setattr(torch.nn.functional, act.__name__, constant(act, kind))
         yield
 
 
-def frozen(act: Any, kind: str) -> Callable[..., Any]:
+def constant(act: Any, kind: str) -> Callable[..., Any]:
     if kind == "gpt_neox":
         return lambda x, **how: x * (act(x) / x).detach()
     return lambda x, **how: act(x).detach()

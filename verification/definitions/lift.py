@@ -408,7 +408,9 @@ def _norm(define: Callable[..., Messages]) -> Rule:
 
 
 def _layer_norm(define: Callable[..., Messages]) -> Rule:
-    return by_rows(lambda c, at, x, z, g: define(x, c.norm_weight(at), c.b, g, c.options["norm_eps"]))
+    return by_rows(
+        lambda c, at, x, z, g: define(x, c.norm_weight(at), c.b, g, c.options["norm_eps"])
+    )
 
 
 LINEAR: dict[str, Callable[..., Messages]] = {

@@ -356,15 +356,15 @@ NOTES = {
     "of its own in the first block",
     "mixtral": "4 experts of which 2 are chosen, their weights made to sum to one",
     "qwen3_moe": "experts in the first block, none in the second",
-    "phi3": "queries, keys and values from one matrix, gate and up from another, two thirds of each "
-    "head turned, a window of 3 tokens",
+    "phi3": "queries, keys and values from one matrix, gate and up from another, two thirds of "
+    "each head turned, a window of 3 tokens",
     "smollm3": "no rotary positions in the second block, and a window of 3 tokens there",
     "granite": "scalars on embeddings, scores, both half-blocks and logits",
     "cohere": "attention and MLP behind one norm without a bias, neighboring features turned "
     "together, norms with weights of each head, scaled logits",
-    "cohere2": "rotary positions and a window of 3 tokens in the first block, neither in the second",
-    "gpt_neox": "attention and MLP side by side behind norms of their own, queries, keys and values "
-    "of each head beside one another",
+    "cohere2": "a window of 3 tokens and rotary positions in the first block, none in the second",
+    "gpt_neox": "attention and MLP side by side behind norms of their own, query, key and value of "
+    "each head beside one another",
     "bert": "a classifier that reads the first token through a pooler",
     "roberta": "a masked token; positions counted from pad_token_id + 1",
     "albert": "three layers from two sets of weights, narrow embeddings",
