@@ -11,30 +11,82 @@ if __name__ != "refl.nets":
 from refl.nets import (
     albert,
     bert,
+    cohere,
+    cohere2,
     deit,
     gemma2,
     gemma3,
     gpt2,
+    gpt_neox,
+    granite,
     llama,
     mamba,
     mistral,
     mixtral,
     olmo2,
     phi,
+    phi3,
     qwen2,
     qwen3,
     qwen3_moe,
     roberta,
+    smollm3,
     t5,
     vit,
 )
 
 DECODERS = (llama, gpt2, mistral, qwen2, qwen3, olmo2, phi, gemma2, gemma3, mixtral, qwen3_moe)
+NEWER_DECODERS = (phi3, smollm3, granite, cohere, cohere2, gpt_neox)
 ENCODERS = (bert, roberta, albert, vit, deit)
 
-NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *ENCODERS, t5)} | {
+NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *NEWER_DECODERS, *ENCODERS, t5)} | {
     "xlm-roberta": roberta,
     "camembert": roberta,
 }
 NETS |= {net.MODEL_TYPE: net for net in (mamba,)}
 """model_type of config.json -> the net."""
+
+NOT_HERE = {
+    "bitnet": "norms inside attention and MLP, and weights of three values",
+    "bloom": "positions as a bias of scores that falls with the distance (ALiBi)",
+    "codegen": "an order of queries, keys and values of its own",
+    "deepseek_v2": "queries and keys through a latent vector (MLA)",
+    "deepseek_v3": "queries and keys through a latent vector (MLA), and experts in groups",
+    "falcon": "norms and positions that differ between its versions (ALiBi, multi-query)",
+    "falcon_mamba": "norms on what a state space reads",
+    "gemma3": "a picture beside the text; its text model alone is gemma3_text",
+    "gemma3n": "activations that are sparse and layers that are nested",
+    "glm": "rotary positions in another order on a part of each head",
+    "gpt_bigcode": "one key and value for all heads in GPT-2's matrix",
+    "gpt_neo": "scores that are not scaled, and attention within a window in every second block",
+    "gpt_oss": "attention sinks and MXFP4 experts",
+    "gptj": "rotary positions in another order on a part of each head",
+    "granitemoe": "experts in one tensor",
+    "granitemoehybrid": "state space layers between those of attention",
+    "jamba": "state space layers between those of attention",
+    "llama4": "attention in chunks, temperatures of queries, and experts in one tensor",
+    "llama4_text": "attention in chunks, temperatures of queries, and experts in one tensor",
+    "mamba2": "a state space with heads and a gated norm",
+    "mistral3": "a picture beside the text; its text model is a mistral",
+    "mllama": "a picture beside the text, read by cross-attention",
+    "mpt": "positions as a bias of scores that falls with the distance (ALiBi)",
+    "nemotron": "a layer norm that adds 1 to its weight",
+    "olmo": "layer norms without weights, and a clip of queries, keys and values",
+    "olmoe": "norms on queries and keys of all heads beside experts",
+    "openai-gpt": "norms behind each sum, in a decoder",
+    "opt": "positions counted from 2, and embeddings of another width",
+    "persimmon": "queries, keys and values of each head with norms in between",
+    "phimoe": "experts chosen by a sparse mixer",
+    "phi4_multimodal": "pictures and sound beside the text",
+    "qwen2_moe": "an expert that all tokens share, behind a gate",
+    "qwen2_vl": "a picture beside the text, with rotary positions in three directions",
+    "qwen2_5_vl": "a picture beside the text, with rotary positions in three directions",
+    "qwen3_next": "linear attention with a gated delta rule",
+    "recurrent_gemma": "recurrent blocks between those of attention",
+    "rwkv": "a recurrent net without attention",
+    "stablelm": "layer norms of each head as modules of their own",
+    "starcoder2": "layer norms with biases around an MLP without a gate",
+    "xglm": "sines of positions made by the net",
+    "zamba2": "state space layers between those of attention",
+}
+"""Well-known model types that were considered and left out -> what in them is not implemented."""

@@ -113,15 +113,38 @@ HARMLESS = frozenset(GENERATION + SPECIAL_TOKENS + DROPOUT + LABELS + TRAINING +
 
 ACTIVATIONS = {
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_fast",
     "silu": "silu",
     "swish": "silu",
     "quick_gelu": "quick_gelu",
     "relu": "relu",
+    "relu2": "relu2",
     "tanh": "tanh",
 }
-"""The names that config.json files use -> the kinds of rules/activation.py."""
+"""The names that config.json files use -> the kinds of rules/activation.py. Names of one kind are
+the same function in exact arithmetic; gelu_fast differs from gelu_tanh in the 11th digit of a
+constant.
+"""
+
+OTHER_ACTIVATIONS = {
+    "gelu_10": "gelu clipped at -10 and 10",
+    "laplace": "a normal distribution function, which is not 0 at 0",
+    "leaky_relu": "relu with a slope below 0",
+    "linear": "no activation",
+    "mish": "x tanh(log(1 + exp(x)))",
+    "prelu": "relu with a learned slope below 0",
+    "relu6": "relu clipped at 6",
+    "sigmoid": "a logistic function, which is not 0 at 0",
+    "xielu": "an activation with learned parameters",
+}
+"""Those that transformers knows beside, and what they are: none is in a checkpoint of a net here.
+Where f(0) is not 0, f(x)/x has no limit at 0, and the identity rule no factor.
+"""
 
 REFUSED = {
     "quantization_config": "quantized weights are not read: load the checkpoint in "
@@ -322,9 +345,11 @@ def activation_kind(option: str, name: str) -> str:
     Raises ReflError for one there is none of.
     """
     if name not in ACTIVATIONS:
+        what = OTHER_ACTIVATIONS.get(name)
+        said = "" if what is None else f" ({what})"
         raise ReflError(
-            f"config.json asks for {option} {brief(name)}, which is not implemented: there are "
-            f"{', '.join(ACTIVATIONS)}"
+            f"config.json asks for {option} {brief(name)}{said}, which is not implemented: there "
+            f"are {', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]
 

@@ -61,6 +61,9 @@ class Config(gemma.GemmaConfig):
     def batch_dependent(self, length: int) -> bool:
         return any(rope.batch_dependent(length) for rope in (self.rope, self.local_rope))
 
+    def angles_change(self, before: int, length: int) -> bool:
+        return any(rope.change(before, length) for rope in (self.rope, self.local_rope))
+
     @property
     def rope(self) -> Rope:
         return self.rope_of(FULL, self.rope_theta)
@@ -81,7 +84,12 @@ class Config(gemma.GemmaConfig):
             )
         scaling = self.rope_scaling if kind == FULL else None
         return rope.read(
-            self.width, theta, self.max_position_embeddings, scaling, parameters.get(kind)
+            self.width,
+            theta,
+            self.max_position_embeddings,
+            scaling,
+            parameters.get(kind),
+            original=self.original_max_position_embeddings,
         )
 
 

@@ -53,6 +53,8 @@ class DecoderConfig(heads.OfDecoder):
     rope_theta: float | None = None
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
+    original_max_position_embeddings: int | None = None
+    """Of longrope; without effect on other rotary positions."""
     tie_word_embeddings: bool = False
     model_type: str | None = None
     architectures: list[str] | None = None
@@ -87,7 +89,13 @@ class DecoderConfig(heads.OfDecoder):
             self.max_position_embeddings,
             self.rope_scaling,
             self.rope_parameters,
+            original=self.original_max_position_embeddings,
         )
+
+    @property
+    def score_scale(self) -> float:
+        """What scores are multiplied by."""
+        return float(self.width**-0.5)
 
     @property
     def act(self) -> str:
@@ -101,6 +109,10 @@ class DecoderConfig(heads.OfDecoder):
     def batch_dependent(self, length: int) -> bool:
         """Whether an example's logits depend on its batch mates where one has `length` tokens."""
         return self.rope.batch_dependent(length)
+
+    def angles_change(self, before: int, length: int) -> bool:
+        """Whether keys of a run of `before` tokens are other ones in a run of `length`."""
+        return self.rope.change(before, length)
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -213,7 +225,7 @@ def decoder(
 
 
 def block(
-    t: Trace, h: Value, c: LlamaConfig, cos: Array, sin: Array, mask: Mask
+    t: Trace, h: Value, c: LlamaConfig, cos: Array | None, sin: Array | None, mask: Mask
 ) -> Value:  # (B, T, D) -> (B, T, D)
     n = t.rms_norm("input_layernorm", h, c.rms_norm_eps)
     a = t.module("self_attn", attention, n, c, cos, sin, mask)
@@ -223,13 +235,30 @@ def block(
 
 
 def attention(
-    t: Trace, x: Value, c: DecoderConfig, cos: Array, sin: Array, mask: Mask
+    t: Trace, x: Value, c: DecoderConfig, cos: Array | None, sin: Array | None, mask: Mask
 ) -> Value:  # (B, T, D) -> (B, T, D)
     q, k, v = project(t, x, c)
-    q = t.scale("query.scaled", t.rotary("query.rotated", q, cos, sin), c.width**-0.5)
-    k = t.rotary("key.rotated", k, cos, sin)
+    q = t.scale("query.scaled", rotate(t, "query", q, cos, sin), c.score_scale)
+    k = rotate(t, "key", k, cos, sin)
     context = attend(t, q, k, v, mask)
     return t.linear("o_proj", context, bias="o_proj" in c.biased, role="attention.output")
+
+
+def rotate(
+    t: Trace, name: str, x: Value, cos: Array | None, sin: Array | None
+) -> Value:  # (B, H, T, d) -> (B, H, T, d)
+    """Rotary positions on the first features of each head, as many as cos and sin have; the others
+    stay as they are, and all where there are none.
+    """
+    if cos is None or sin is None:
+        return x
+    rotated, width = cos.shape[-1], x.array.shape[-1]
+    if rotated == width:
+        return t.rotary(f"{name}.rotated", x, cos, sin)
+    first = t.move(f"{name}.first", "slice", x, start=0, stop=rotated)
+    first = t.rotary(f"{name}.turned", first, cos, sin)
+    rest = t.move(f"{name}.rest", "slice", x, start=rotated, stop=width)
+    return t.move(f"{name}.rotated", "concat", first, rest, axis=-1)
 
 
 def project(

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from refl.arrays import Array
-from refl.errors import ReflError
 from refl.mask import Mask
 from refl.nets import heads, llama, masks, rope, tensors
 from refl.nets.batch import Batch
-from refl.nets.config import activation_kind, brief
+from refl.nets.config import activation_kind
 from refl.nets.rope import Rope
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
@@ -47,20 +46,14 @@ class Config(llama.DecoderConfig):
 
     @property
     def rope(self) -> Rope:
-        parameters = dict(self.rope_parameters or {})
-        part = parameters.pop("partial_rotary_factor", None)
-        part = self.partial_rotary_factor if part is None else part
-        if isinstance(part, bool) or not isinstance(part, (int, float)) or not 0 < part <= 1:
-            raise ReflError(
-                f"config.json has partial_rotary_factor = {brief(part)}: expected a number above "
-                "0, at most 1"
-            )
         return rope.read(
-            int(self.width * part),
+            self.width,
             self.rope_theta,
             self.max_position_embeddings,
             self.rope_scaling,
-            parameters,
+            self.rope_parameters,
+            part=self.partial_rotary_factor,
+            original=self.original_max_position_embeddings,
         )
 
     @property
@@ -122,25 +115,10 @@ def attention(
     if c.qk_layernorm:
         q = t.layer_norm("q_layernorm", q, c.layer_norm_eps)
         k = t.layer_norm("k_layernorm", k, c.layer_norm_eps)
-    q = t.scale("query.scaled", rotate(t, "query", q, cos, sin), c.width**-0.5)
-    k = rotate(t, "key", k, cos, sin)
+    q = t.scale("query.scaled", llama.rotate(t, "query", q, cos, sin), c.width**-0.5)
+    k = llama.rotate(t, "key", k, cos, sin)
     context = llama.attend(t, q, k, v, mask)
     return t.linear("dense", context, bias=True, role="attention.output")
-
-
-def rotate(
-    t: Trace, name: str, x: Value, cos: Array, sin: Array
-) -> Value:  # (B, H, T, d) -> (B, H, T, d)
-    """Rotary positions on the first features of each head, as many as cos and sin have; the others
-    stay as they are.
-    """
-    rotated, width = cos.shape[-1], x.array.shape[-1]
-    if rotated == width:
-        return t.rotary(f"{name}.rotated", x, cos, sin)
-    first = t.move(f"{name}.first", "slice", x, start=0, stop=rotated)
-    first = t.rotary(f"{name}.turned", first, cos, sin)
-    rest = t.move(f"{name}.rest", "slice", x, start=rotated, stop=width)
-    return t.move(f"{name}.rotated", "concat", first, rest, axis=-1)
 
 
 def mlp(t: Trace, x: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, D)

@@ -22,7 +22,7 @@ ROLES = {
     "attention.query": "linear that makes queries",
     "attention.key": "linear that makes keys",
     "attention.value": "linear that makes values",
-    "attention.query_key_value": "one linear for the three of them (GPT-2)",
+    "attention.query_key_value": "one linear for the three of them (GPT-2, Phi-3, GPT-NeoX)",
     "attention.scores": "product of queries and keys",
     "attention.bias": "sum of scores and a bias by distance (T5)",
     "attention.cap": "tanh that bounds scores (Gemma 2)",
@@ -32,6 +32,7 @@ ROLES = {
     # the MLP of a block, or of an expert
     "mlp.up": "linear that widens",
     "mlp.gate": "linear in front of the activation, where another one is multiplied with it",
+    "mlp.gate_up": "one linear for gate and up (Phi-3)",
     "mlp.activation": "activation",
     "mlp.product": "product of gate and up",
     "mlp.down": "linear that narrows",

@@ -11,6 +11,12 @@ give.
                (Llama 3.1; as transformers codes it)
     yarn       the same with a ramp over dimensions, and cos, sin times an attention factor
                (Peng et al. 2023, arXiv 2309.00071)
+    longrope   f_i / short_factor_i, and in a text longer than original_max_position_embeddings
+               f_i / long_factor_i; cos, sin times an attention factor
+               (Ding et al. 2024, arXiv 2402.13753; the factor as transformers codes it)
+
+Under dynamic and longrope the angles of all tokens change once a text is longer than what it was
+trained on: keys that were turned before are turned anew then (see Rope.change).
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from refl.arrays import Array, device_of, namespace
@@ -39,6 +45,13 @@ ACCEPTED = {
         "mscale",
         "mscale_all_dim",
     },
+    "longrope": {
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "short_factor",
+        "long_factor",
+    },
 }
 REQUIRED = {
     "default": set[str](),
@@ -46,8 +59,11 @@ REQUIRED = {
     "dynamic": {"factor"},
     "llama3": ACCEPTED["llama3"],
     "yarn": {"factor"},
+    "longrope": {"short_factor", "long_factor"},
 }
-
+ORIGINAL = "original_max_position_embeddings"
+LISTS = ("short_factor", "long_factor")
+"""The options of longrope that have a number for each frequency."""
 
 WIDEST = 1 << 16
 """Features of a head that can be rotated: far above any that was trained."""
@@ -64,6 +80,8 @@ class Rope:
     """max_position_embeddings."""
     kind: str
     options: dict[str, float]
+    lists: dict[str, list[float]] = field(default_factory=dict)
+    """The options that have a number for each frequency."""
 
     def frequencies(self, length: int) -> list[float]:
         """f_0 .. f_(d/2 - 1) for a text of `length` tokens."""
@@ -71,23 +89,37 @@ class Rope:
 
     @property
     def gain(self) -> float:
-        """The factor on cos and sin: 1 except under yarn."""
-        return _yarn_gain(self) if self.kind == "yarn" else 1.0
+        """The factor on cos and sin: 1 except under yarn and longrope."""
+        return GAINS[self.kind](self) if self.kind in GAINS else 1.0
+
+    @property
+    def trained(self) -> int:
+        """The length up to which the angles of a text do not depend on its length."""
+        if self.kind == "longrope":
+            return int(self.options.get(ORIGINAL, self.positions))
+        return self.positions
 
     def batch_dependent(self, length: int) -> bool:
         """Whether the angles of a shorter text change where one of `length` tokens is in its batch:
-        dynamic scaling goes by the longest.
+        dynamic scaling and longrope go by the longest.
         """
-        return self.kind == "dynamic" and length > self.positions
+        return self.kind in ("dynamic", "longrope") and length > self.trained
+
+    def change(self, before: int, length: int) -> bool:
+        """Whether a token of a text of `before` tokens is turned otherwise where there are
+        `length`.
+        """
+        return self.batch_dependent(length) and self.frequencies(before) != self.frequencies(length)
 
     @property
     def longest(self) -> int:
-        """How many tokens the config allows."""
-        return (
-            int(self.positions * self.options["factor"])
-            if self.kind == "dynamic"
-            else self.positions
+        """How many tokens the config allows: where scaling begins at max_position_embeddings,
+        `factor` times as many.
+        """
+        scaled = self.kind == "dynamic" or (
+            self.kind == "longrope" and self.trained == self.positions
         )
+        return int(self.positions * self.options.get("factor", 1.0)) if scaled else self.positions
 
 
 def read(
@@ -96,9 +128,13 @@ def read(
     positions: int,
     scaling: dict[str, Any] | None,
     parameters: dict[str, Any] | None,
+    *,
+    part: float | None = None,
+    original: int | None = None,
 ) -> Rope:
     """Rope from `rope_theta` and `rope_scaling`, or from `rope_parameters`, where newer files hold
-    both.
+    both. `part`: the partial_rotary_factor of a net that has one; `original`: the
+    original_max_position_embeddings beside them.
 
     Raises ReflError for a type that is not implemented, an option missing from it, one it does not
     have, or a value that makes no angles.
@@ -107,6 +143,8 @@ def read(
     if not isinstance(given, dict):
         raise ReflError(f"config.json has {brief(given)} for rotary positions: expected an object")
     options = dict(given)
+    if part is not None:
+        width = _part(width, part, options.pop("partial_rotary_factor", None))
     kind = _kind(options.pop("rope_type", None), options.pop("type", None))
     base = options.pop("rope_theta", None)
     if base is None:
@@ -118,8 +156,58 @@ def read(
         raise ReflError(f"config.json asks for rope_type {kind!r} without its option {missing[0]}")
     _check_number(kind, "rope_theta", base)
     _check_width(kind, width)
+    if ORIGINAL in ACCEPTED[kind]:
+        options[ORIGINAL] = _original(kind, options.get(ORIGINAL), original)
+    lists = {key: list(map(float, options.pop(key))) for key in LISTS if key in options}
     numbers = {key: float(v) for key, v in options.items() if v is not None}
-    return _usable(Rope(width, float(base), positions, kind, numbers))
+    rope = Rope(width, float(base), positions, kind, numbers, lists)
+    if kind == "longrope":
+        _check_longrope(rope)
+    return _usable(rope)
+
+
+def _part(width: int, part: Any, inside: Any) -> int:
+    """How many features of a head are turned: by rope_parameters, where they say it."""
+    part = part if inside is None else inside
+    if isinstance(part, bool) or not isinstance(part, (int, float)) or not 0 < part <= 1:
+        raise ReflError(
+            f"config.json has partial_rotary_factor = {brief(part)}: expected a number above 0, at "
+            "most 1"
+        )
+    return int(width * part)
+
+
+def _original(kind: str, inside: Any, beside: int | None) -> Any:
+    """original_max_position_embeddings, as an option of rotary positions or beside them, where
+    transformers 4.52 looks for that of longrope alone.
+    """
+    if beside is None or inside == beside or (inside is None and kind == "longrope"):
+        return beside if inside is None else inside
+    raise ReflError(
+        f"config.json has {ORIGINAL} = {brief(beside)}, and {brief(inside)} for rope_type "
+        f"{kind!r}: expected one, there"
+    )
+
+
+def _check_longrope(rope: Rope) -> None:
+    """Raises ReflError for lists of another length, and where the factor by which a text may be
+    longer is not known, or is two.
+    """
+    for key, numbers in rope.lists.items():
+        if len(numbers) != rope.width // 2:
+            raise ReflError(
+                f"config.json has {len(numbers)} numbers in {key}: expected {rope.width // 2}, one "
+                "for each frequency"
+            )
+    factor, ratio = rope.options.get("factor"), rope.positions / rope.trained
+    if ORIGINAL not in rope.options:
+        if factor is None and "attention_factor" not in rope.options:
+            raise ReflError("config.json asks for rope_type 'longrope' without its option factor")
+    elif factor is not None and not math.isclose(factor, ratio):
+        raise ReflError(
+            f"config.json has factor = {factor:g} for rope_type 'longrope', and {ratio:g} is "
+            f"max_position_embeddings / {ORIGINAL}: expected one"
+        )
 
 
 def _kind(kind: Any, older: Any) -> str:
@@ -169,8 +257,17 @@ def _check_option(kind: str, key: str, value: Any) -> None:
             f"config.json gives rope_type {kind!r} the option {shown(key)}, which is not "
             "implemented"
         )
-    if value is not None:
-        _check_number(kind, key, value)
+    if key not in LISTS:
+        numbers = [] if value is None else [value]
+    elif not isinstance(value, list):
+        raise ReflError(
+            f"config.json has {key} = {brief(value)} for rope_type {kind!r}: expected a list of "
+            "numbers"
+        )
+    else:
+        numbers = value
+    for number in numbers:
+        _check_number(kind, key, number)
 
 
 def _check_number(kind: str, key: str, value: Any) -> None:
@@ -274,10 +371,24 @@ def _yarn_gain(rope: Rope) -> float:
     return gain()
 
 
+def _longrope(rope: Rope, length: int) -> list[float]:
+    factors = rope.lists["long_factor" if length > rope.trained else "short_factor"]
+    return [f / factor for f, factor in zip(_default(rope, length), factors, strict=True)]
+
+
+def _longrope_gain(rope: Rope) -> float:
+    if "attention_factor" in rope.options:
+        return rope.options["attention_factor"]
+    factor = rope.options.get("factor", rope.positions / rope.trained)
+    return math.sqrt(1 + math.log(factor) / math.log(rope.trained)) if factor > 1 else 1.0
+
+
+GAINS: dict[str, Callable[[Rope], float]] = {"yarn": _yarn_gain, "longrope": _longrope_gain}
 FREQUENCIES: dict[str, Callable[[Rope, int], list[float]]] = {
     "default": _default,
     "linear": _linear,
     "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,
+    "longrope": _longrope,
 }

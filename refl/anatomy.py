@@ -178,14 +178,14 @@ def _before(operand: Any, made: Mapping[Any, Record], roles: Sequence[str]) -> R
 
 
 def _maker(operand: Any, made: Mapping[Any, Record]) -> Record:
-    """The linear layer that makes queries, keys or values; of one that makes all, the slice."""
-    record = made[operand]
+    """The linear layer that makes queries, keys or values; of one that makes all, the slice that
+    comes first behind it.
+    """
+    record = cut = made[operand]
     while not record.role.startswith("attention."):
-        before = made[record.operands[0]]
-        if before.role == "attention.query_key_value":
-            return record
-        record = before
-    return record
+        cut = record if record.attributes.get("kind") == "slice" else cut
+        record = made[record.operands[0]]
+    return cut if record.role == "attention.query_key_value" else record
 
 
 def _reads_other(key: str, query: str, records: Sequence[Record]) -> bool:

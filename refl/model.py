@@ -27,7 +27,7 @@ from refl.io.text import Text
 from refl.io.unused import settle
 from refl.io.weights import Weights
 from refl.methods import Method, Table, chosen, under
-from refl.nets import NETS
+from refl.nets import NETS, NOT_HERE
 from refl.nets.config import brief, parse
 from refl.nets.heads import by_tensors
 from refl.network import CLASSIFIES, Input, Net, Network
@@ -218,7 +218,11 @@ def architecture(raw: dict[str, Any]) -> Net:
     """The net for a config.json. Raises ReflError for a model_type there is none for."""
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in NETS:
-        raise ReflError(f"config.json has model_type {brief(kind)}: refl knows {', '.join(NETS)}")
+        why = NOT_HERE.get(kind) if isinstance(kind, str) else None
+        said = "" if why is None else f", which is not implemented ({why})"
+        raise ReflError(
+            f"config.json has model_type {brief(kind)}{said}: refl knows {', '.join(NETS)}"
+        )
     return NETS[kind]
 
 

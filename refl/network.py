@@ -263,10 +263,16 @@ class Network:
 
     def batch_dependent(self, length: int) -> bool:
         """Whether an example's output depends on its batch mates where the longest has `length`
-        tokens: with dynamic rotary positions, beyond max_position_embeddings.
+        tokens: with dynamic rotary positions, beyond max_position_embeddings, and with longrope,
+        beyond original_max_position_embeddings.
         """
         depends = getattr(self.config, "batch_dependent", None)
         return False if depends is None else bool(depends(length))
+
+    def _angles_change(self, before: int, length: int) -> bool:
+        """Whether keys of a run of `before` tokens are other ones in a run of `length`."""
+        change = getattr(self.config, "angles_change", None)
+        return bool(before) and change is not None and bool(change(before, length))
 
     def blank(self) -> Any:
         """The plainest input there is: what shows the sites of the net."""
@@ -523,8 +529,8 @@ class Network:
         Only the new token is run, beside the keys and values of those before (refl.cache): with
         the same bits as `logits` of the whole text on OpenBLAS, elsewhere to rounding. Where the
         rotary angles of all tokens change with the length (dynamic scaling, beyond
-        max_position_embeddings), and with `edits` (as for `logits`), the whole text is run for
-        every token.
+        max_position_embeddings; longrope, once, beyond original_max_position_embeddings), the whole
+        text is run again, and with `edits` (as for `logits`) for every token.
         """
         self._refuse_silent()
         tokens = arguments.whole("tokens", tokens)
@@ -534,7 +540,7 @@ class Network:
         ids, changed = read if prefixes is None else prefixes[0], self._edits(edits)
         cache = Cache()
         for _ in range(min(tokens, self.config.longest - len(ids))):
-            if self.batch_dependent(len(ids)):
+            if self._angles_change(cache.length, len(ids)):
                 cache = Cache()
             ids.append(int(self._next(cache, read, prefixes, changed).argmax()))
             if ids[-1] in self.eos_ids:

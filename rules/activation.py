@@ -8,9 +8,10 @@ In gradient x input form, identity is `identity_gxi`: g_x = g f(x)/x, at x = 0 i
 Absorbs nothing, except the true derivative: `activation_offset` = sum g (f(x) - x f'(x)).
 
 tanh'(x) is 4 e / (1 + e)^2 with e = exp(-2|x|). All others are x times a gate: gelu Phi(x),
-gelu_tanh sigmoid(2u) with u = sqrt(2/pi)(x + 0.044715 x^3), silu sigmoid(x), quick_gelu
-sigmoid(1.702 x), relu a step that is 0 at 0 (its derivative there, by the convention of every
-framework).
+gelu_tanh sigmoid(2u) with u = sqrt(2/pi)(x + 0.044715 x^3), gelu_fast the same with 0.7978845608
+for sqrt(2/pi), silu sigmoid(x), quick_gelu sigmoid(1.702 x), relu a step that is 0 at 0 (its
+derivative there, by the convention of every framework), relu2 relu itself (So et al. 2021, arXiv
+2109.08668).
 
 softplus is log(1 + e^x), which is not 0 at 0: identity's ratio has no limit there, and what
 identity_gxi cannot hand on at x = 0 is absorbed as `activation_offset`.
@@ -92,23 +93,25 @@ def _gelu_slope(x: Array) -> Array:
     return _normal_cdf(c) + c * namespace(x).exp(-c * c / 2) * math.sqrt(0.5 / math.pi)
 
 
-def _tanh_argument(x: Array) -> Array:  # 2u
+def _tanh_argument(x: Array, a: float) -> Array:  # 2u
     x = _clipped(x)
-    return math.sqrt(8 / math.pi) * x * (1 + 0.044715 * x * x)
+    return a * x * (1 + 0.044715 * x * x)
 
 
 @fused
-def _gelu_tanh_gate(x: Array) -> Array:
-    return sigmoid(_tanh_argument(x))
+def _gelu_tanh_gate(x: Array, a: float) -> Array:
+    return sigmoid(_tanh_argument(x, a))
 
 
 @fused
-def _gelu_tanh_slope(x: Array) -> Array:
+def _gelu_tanh_slope(x: Array, a: float) -> Array:
     x = _clipped(x)
-    gate = sigmoid(_tanh_argument(x))
-    return gate + x * gate * sigmoid(-_tanh_argument(x)) * math.sqrt(8 / math.pi) * (
-        1 + 3 * 0.044715 * x * x
-    )
+    gate = sigmoid(_tanh_argument(x, a))
+    return gate + x * gate * sigmoid(-_tanh_argument(x, a)) * a * (1 + 3 * 0.044715 * x * x)
+
+
+TWICE, TWICE_FAST = math.sqrt(8 / math.pi), 2 * 0.7978845608
+"""2 u / (x + 0.044715 x^3), of gelu_tanh and of gelu_fast."""
 
 
 @fused
@@ -141,23 +144,31 @@ def _step(x: Array) -> Array:
     return flags(x > 0, x)
 
 
+def _relu(x: Array) -> Array:
+    return x * _step(x)
+
+
 GATES: dict[str, Callable[[Array], Array]] = {
     "gelu": _normal_cdf,
-    "gelu_tanh": _gelu_tanh_gate,
+    "gelu_tanh": lambda x: _gelu_tanh_gate(x, TWICE),
+    "gelu_fast": lambda x: _gelu_tanh_gate(x, TWICE_FAST),
     "silu": sigmoid,
     "quick_gelu": lambda x: _scaled_sigmoid(x, 1.702),
     "relu": _step,
+    "relu2": _relu,
 }
 SLOPES: dict[str, Callable[[Array], Array]] = {
     "gelu": _gelu_slope,
-    "gelu_tanh": _gelu_tanh_slope,
+    "gelu_tanh": lambda x: _gelu_tanh_slope(x, TWICE),
+    "gelu_fast": lambda x: _gelu_tanh_slope(x, TWICE_FAST),
     "silu": lambda x: _scaled_sigmoid_slope(x, 1.0),
     "quick_gelu": lambda x: _scaled_sigmoid_slope(x, 1.702),
     "relu": _step,
+    "relu2": lambda x: 2 * _relu(x),
     "tanh": _tanh_slope,
     "softplus": sigmoid,
 }
-AT_ZERO = {"gelu": 0.5, "gelu_tanh": 0.5, "silu": 0.5, "quick_gelu": 0.5, "relu": 0.0, "tanh": 1.0}
+AT_ZERO = dict.fromkeys(GATES, 0.5) | {"relu": 0.0, "relu2": 0.0, "tanh": 1.0}
 """f'(0), the limit of f(x)/x."""
 
 RULES = {"identity": Forms(identity, identity_gxi), "gradient": Forms(None, gradient)}

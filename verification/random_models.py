@@ -235,6 +235,60 @@ MAMBA: dict[str, Any] = {
 }
 """A Mamba whose only biases are those of its step sizes, as always there."""
 
+# -- newer decoders --------------------------------------------------------------------------------
+
+PHI3: dict[str, Any] = _DECODER | {
+    "model_type": "phi3",
+    "head_dim": 6,
+    "partial_rotary_factor": 0.7,
+    "sliding_window": 3,
+}
+"""A bias-free Phi-3 with a window of three tokens that turns four of a head's six features."""
+
+SMOLLM3: dict[str, Any] = _DECODER | {
+    "model_type": "smollm3",
+    "num_hidden_layers": 3,
+    "no_rope_layer_interval": 2,
+    "use_sliding_window": True,
+    "sliding_window": 3,
+}
+"""A bias-free SmolLM 3 whose second block has a window of three tokens and no rotary positions."""
+
+GRANITE: dict[str, Any] = _DECODER | {
+    "model_type": "granite",
+    "embedding_multiplier": 1.7,
+    "attention_multiplier": 0.6,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 0.3,
+}
+"""A bias-free Granite, each scalar another."""
+
+COHERE: dict[str, Any] = _DECODER | {
+    "model_type": "cohere",
+    "logit_scale": 1.6,
+    "use_qk_norm": True,
+}
+"""A bias-free Command R with norms on queries and keys."""
+
+COHERE2: dict[str, Any] = _DECODER | {
+    "model_type": "cohere2",
+    "logit_scale": 0.7,
+    "sliding_window": 3,
+    "sliding_window_pattern": 2,
+}
+"""A bias-free Command R7B: a window and rotary positions in the first block."""
+
+GPT_NEOX: dict[str, Any] = {
+    "model_type": "gpt_neox",
+    "vocab_size": 17,
+    "hidden_size": 24,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "rotary_pct": 0.7,
+}
+"""A Pythia that turns four of a head's six features; biases everywhere, as always there."""
+
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     config["model_type"]: config
     for config in (
@@ -259,7 +313,18 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 """One of each of the first nets, on which every part of refl is tried."""
 
-NEWER: dict[str, dict[str, Any]] = {config["model_type"]: config for config in (MAMBA,)}
+NEWER: dict[str, dict[str, Any]] = {
+    config["model_type"]: config
+    for config in (
+        MAMBA,
+        PHI3,
+        SMOLLM3,
+        GRANITE,
+        COHERE,
+        COHERE2,
+        GPT_NEOX,
+    )
+}
 """One of each net that came later. They are made of the same operations, so what is tried on them
 is the net (tests/nets/test_newer.py), and not every part of refl once more.
 """
@@ -317,11 +382,11 @@ def _draw(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> Arr
     drawn = random.standard_normal(shape)
     if name.endswith(".bias"):
         return 0.3 * drawn
-    if len(shape) == 1:  # a norm's weight
+    if len(shape) == 1 or name.endswith("_norm.weight"):  # a norm's weight
         return 1 + 0.3 * drawn
     if name.endswith(("cls_token", "distillation_token", "position_embeddings")):
         return 0.5 * drawn
-    if name.rpartition(".")[0].endswith(("embed_tokens", "wte", "wpe", "embeddings")):
+    if name.rpartition(".")[0].endswith(("embed_tokens", "embed_in", "wte", "wpe", "embeddings")):
         return drawn
     return drawn / np.sqrt(shape[0] if _is_conv1d(name) else math.prod(shape[1:]))
 

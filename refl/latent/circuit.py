@@ -64,7 +64,7 @@ def _moved(record: Record, x: Array) -> Array:
     """Of one token: (heads d,) -> (heads, d), each as often as query heads share it."""
     how = record.attributes
     if how["kind"] == "slice":
-        return x[how["start"] : how["stop"]]
+        return x[..., how["start"] : how["stop"]]
     if how["kind"] == "split_heads":
         return namespace(x).reshape(x, (how["heads"], -1))
     return namespace(x).repeat(x, how["times"], axis=0)

@@ -5,6 +5,7 @@ are in its own file.)
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import fields
 from typing import Any, get_type_hints
 
@@ -48,12 +49,17 @@ def test_the_names_of_activations() -> None:
     """What config.json files say, and the function that stands for it."""
     assert config.ACTIVATIONS == {
         "gelu": "gelu",
+        "gelu_python": "gelu",
         "gelu_new": "gelu_tanh",
         "gelu_pytorch_tanh": "gelu_tanh",
+        "gelu_accurate": "gelu_tanh",
+        "gelu_python_tanh": "gelu_tanh",
+        "gelu_fast": "gelu_fast",
         "silu": "silu",
         "swish": "silu",
         "quick_gelu": "quick_gelu",
         "relu": "relu",
+        "relu2": "relu2",
         "tanh": "tanh",
     }
     assert set(config.ACTIVATIONS.values()) == set(activation.AT_ZERO)
@@ -63,6 +69,9 @@ def test_an_activation_that_there_is_none_of_is_refused_by_name() -> None:
     assert config.activation_kind("hidden_act", "swish") == "silu"
     with pytest.raises(ReflError, match="asks for hidden_act 'mish'.*gelu_pytorch_tanh"):
         config.activation_kind("hidden_act", "mish")
+    for name, what in config.OTHER_ACTIVATIONS.items():
+        with pytest.raises(ReflError, match=f"{name}' \\({re.escape(what)}\\), which is not"):
+            config.activation_kind("hidden_act", name)
 
 
 def test_a_malformed_option_is_told_what_was_expected() -> None:

@@ -29,6 +29,20 @@ from refl.verification.random_models import MAMBA, NEWER, moved, random_model
 VARIANTS: dict[str, dict[str, Any]] = NEWER | {
     "mamba, biases": MAMBA
     | {"use_bias": True, "use_conv_bias": True, "conv_kernel": 4, "tie_word_embeddings": False},
+    # newer decoders
+    "phi3, longrope, classes": NEWER["phi3"]
+    | {
+        "architectures": ["Phi3ForSequenceClassification"],
+        "original_max_position_embeddings": 4,
+        "rope_scaling": {"type": "longrope", "short_factor": [1, 2], "long_factor": [3, 4]},
+        "sliding_window": None,
+    },
+    "granite, biases, tied": NEWER["granite"]
+    | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "cohere, biases, one key head": NEWER["cohere"]
+    | {"attention_bias": True, "num_key_value_heads": 1, "tie_word_embeddings": False},
+    "gpt_neox, sequential, classes": NEWER["gpt_neox"]
+    | {"architectures": ["GPTNeoXForSequenceClassification"], "use_parallel_residual": False},
 }
 """And with other options."""
 

@@ -17,15 +17,18 @@ from refl.verification.random_models import (
     ALBERT,
     ARCHITECTURES,
     BERT,
+    COHERE,
     FLAN,
     GEMMA2,
     GPT2,
+    GPT_NEOX,
     LLAMA,
     MAMBA,
     MIXTRAL,
     NEWER,
     OLMO2,
     PHI,
+    PHI3,
     QWEN3_MOE,
     ROBERTA,
     T5,
@@ -45,6 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = ARCHITECTURES | {
     "flan": T5 | FLAN,
     "vit, features": VIT | {"architectures": ["ViTModel"]},
     "phi, normed queries": PHI | {"qk_layernorm": True},
+    "phi3": PHI3,
 }
 
 WITHOUT = {"movement", "scale", "rotary", "gather"}
@@ -136,6 +140,46 @@ BLOCKS: dict[str, tuple[dict[str, Any], str, dict[str, str]]] = {
         {site: role for site, role in DECODER.items() if site != "input_layernorm"}
         | dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), "norm")
         | {"post_feedforward_layernorm": "norm"},
+    ),
+    "phi3": (
+        PHI3,
+        "model.layers.1.",
+        {site: role for site, role in DECODER.items() if "proj" not in site}
+        | {
+            "self_attn.qkv_proj": "attention.query_key_value",
+            "self_attn.o_proj": "attention.output",
+            "mlp.gate_up_proj": "mlp.gate_up",
+            "mlp.activation_fn": "mlp.activation",
+            "mlp.down_proj": "mlp.down",
+        },
+    ),
+    "gpt_neox": (
+        GPT_NEOX,
+        "gpt_neox.layers.1.",
+        {
+            "input_layernorm": "norm",
+            "attention.query_key_value": "attention.query_key_value",
+            "attention.scores": "attention.scores",
+            "attention.probabilities": "attention.probabilities",
+            "attention.context": "attention.context",
+            "attention.dense": "attention.output",
+            "post_attention_layernorm": "norm",
+            "mlp.dense_h_to_4h": "mlp.up",
+            "mlp.act": "mlp.activation",
+            "mlp.dense_4h_to_h": "mlp.down",
+            "both": "residual",
+        },
+    ),
+    "cohere": (
+        COHERE,
+        "model.layers.1.",
+        {
+            site: role
+            for site, role in DECODER.items()
+            if site not in ("residual", "post_attention_layernorm")
+        }
+        | dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), "norm")
+        | {"both": "residual"},
     ),
     "gemma2": (
         GEMMA2,

@@ -185,7 +185,7 @@ LONGROPE = {
 }
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("llama", {"rope_scaling": LONGROPE}, "longrope"),
+    ("llama", {"rope_scaling": LONGROPE | {"long_factor": [2.0]}}, "1 numbers in long_factor"),
     ("llama", {"rope_scaling": {"rope_type": "su", "factor": 2.0}}, "'su'"),
     ("llama", {"rope_scaling": {"rope_type": "mrope", "mrope_section": [1, 1, 1]}}, "mrope"),
     ("llama", {"rope_scaling": {"rope_type": "linear"}}, "factor"),

@@ -298,7 +298,7 @@ def _is_fused(value: Any) -> bool:
 def run_every_kernel(device: CountedCupy, dtype: str) -> None:
     """Every kind of activation under every method, and the rules that no method has."""
     rules = ATTNLRP.override(Rule("softmax", "z_plus"), Rule("linear", "gamma"), name="by sign")
-    for kind in ("gelu", "gelu_new", "silu", "quick_gelu", "relu", "tanh"):
+    for kind in ("gelu", "gelu_new", "gelu_fast", "silu", "quick_gelu", "relu", "relu2", "tanh"):
         model = moved(random_model(GPT2 | {"activation_function": kind}, 1, dtype), device.asarray)
         for method in ("gradient", ATTNLRP, ATTNLRP_GRADIENT, rules):
             explained(model, method, keep=())

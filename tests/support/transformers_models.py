@@ -74,6 +74,22 @@ SMALL |= EXPERTS | {
     "gemma3_text": _GEMMA | {"sliding_window_pattern": 2},
 }
 
+# newer decoders
+SMALL |= {
+    "phi3": _DECODER | {"partial_rotary_factor": 0.7, "pad_token_id": 0},
+    "granite": _DECODER
+    | {
+        "embedding_multiplier": 1.7,
+        "attention_multiplier": 0.6,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 0.3,
+    },
+    "cohere": _DECODER | {"logit_scale": 1.6},
+    "cohere2": _DECODER
+    | {"logit_scale": 0.7, "sliding_window": 3, "sliding_window_pattern": 2, "head_dim": 6},
+    "gpt_neox": _TEXT | {"rotary_pct": 0.7},
+}
+
 
 def random_model(kind: str, **options: Any) -> Any:
     """A causal language model, at a scale that keeps activations near 1."""

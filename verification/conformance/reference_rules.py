@@ -833,6 +833,10 @@ def _sigmoid(x: Array) -> Array:
     return np.where(x >= 0, 1.0, e) / (1 + e)
 
 
+FAST = 2 * 0.7978845608
+"""Of gelu_fast, where gelu_tanh has sqrt(8 / pi)."""
+
+
 def _inner(x: Array) -> Array:
     return math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)
 
@@ -849,7 +853,9 @@ GATES: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": lambda x: _sigmoid(_inner(_cut(x))),
     "silu": lambda x: _sigmoid(x),
     "quick_gelu": lambda x: _sigmoid(1.702 * x),
+    "gelu_fast": lambda x: _sigmoid(FAST * (_cut(x) + 0.044715 * _cut(x) ** 3)),
     "relu": lambda x: np.where(x > 0, 1.0, 0.0),
+    "relu2": lambda x: np.where(x > 0, x, 0.0),
 }
 """All but tanh are x times a gate."""
 
@@ -860,7 +866,11 @@ GATE_SLOPES: dict[str, Callable[[Array], Array]] = {
     ),
     "silu": lambda x: _bell(x),
     "quick_gelu": lambda x: 1.702 * _bell(1.702 * x),
+    "gelu_fast": lambda x: (
+        _bell(FAST * (_cut(x) + 0.044715 * _cut(x) ** 3)) * FAST * (1 + 3 * 0.044715 * _cut(x) ** 2)
+    ),
     "relu": lambda x: np.zeros_like(x),
+    "relu2": lambda x: np.where(x > 0, 1.0, 0.0),
 }
 
 

@@ -343,7 +343,7 @@ EXPONENTIALS: Mapping[str, Callable[..., Array]] = {
 def gate_overflows(case: Case) -> Answer:
     """exp(x) / (1 + exp(x)): infinity over infinity where exp(x) leaves the format."""
     x = wide(case.inputs["x"]) if case.rule.startswith("activation") else None
-    if x is None or case.options["kind"] in ("gelu", "relu"):
+    if x is None or case.options["kind"] in ("gelu", "relu", "relu2"):
         return reference_answer(case)
     beyond = np.log(GREATEST[case.dtype]) / EXPONENTS.get(case.options["kind"], 1.0)
     return tuple(

@@ -693,6 +693,9 @@ def _slope_of_sigmoid(x: Number) -> Number:
     return _sigmoid(x) * _sigmoid(-x)
 
 
+FAST = MP.mpf("0.7978845608")
+"""What gelu_fast has for sqrt(2 / pi)."""
+
 GATE: dict[str, tuple[Callable[[Number], Number], Callable[[Number], Number]]] = {
     "gelu": (_phi, _density),
     "gelu_tanh": (
@@ -704,12 +707,22 @@ GATE: dict[str, tuple[Callable[[Number], Number], Callable[[Number], Number]]] =
             * (1 + 3 * MP.mpf("0.044715") * x**2)
         ),
     ),
+    "gelu_fast": (
+        lambda x: _sigmoid(2 * FAST * (x + MP.mpf("0.044715") * x**3)),
+        lambda x: (
+            _slope_of_sigmoid(2 * FAST * (x + MP.mpf("0.044715") * x**3))
+            * 2
+            * FAST
+            * (1 + 3 * MP.mpf("0.044715") * x**2)
+        ),
+    ),
     "silu": (_sigmoid, _slope_of_sigmoid),
     "quick_gelu": (
         lambda x: _sigmoid(MP.mpf("1.702") * x),
         lambda x: MP.mpf("1.702") * _slope_of_sigmoid(MP.mpf("1.702") * x),
     ),
     "relu": (_step, lambda x: MP.mpf(0)),
+    "relu2": (lambda x: x * _step(x), _step),
 }
 """All but tanh and softplus are x times a gate: kind -> the gate and its derivative
 (relu's: 0, also at 0, by convention).

@@ -60,12 +60,14 @@ class Call:
         b = self.operands[2] if len(self.operands) > 2 else None
         return None if b is None else list(b)
 
-    @cached_property
-    def norm_weight(self) -> Row:
-        """Gemma stores the weight less `offset`."""
+    def norm_weight(self, at: Index = ()) -> Row:
+        """Of the row at `at`: Command R has weights of each head. Gemma stores the weight less
+        `offset`.
+        """
         offset = self.options.get("offset")
         w: Array = self.operands[1]
-        return [each + offset if offset else each for each in w]
+        row = w if w.ndim == 1 else w[at[-w.ndim + 1 :]]
+        return [each + offset if offset else each for each in row]
 
     @property
     def stabilized(self) -> dict[str, Any]:
@@ -292,7 +294,7 @@ def _matmul_uniform(c: Call, a: Any, v: Any, z: Any, r: Any) -> Messages:
 
 def _layer_norm_epsilon(c: Call, at: Index, x: Row, z: Row | None, r: Row) -> Messages:
     return exact.layer_norm_epsilon(
-        x, c.norm_weight, c.b, r, c.options["norm_eps"], z=z, **c.stabilized
+        x, c.norm_weight(at), c.b, r, c.options["norm_eps"], z=z, **c.stabilized
     )
 
 
@@ -420,11 +422,13 @@ def _of_factors(factors: Sequence[int]) -> tuple[Fraction, ...]:
 
 def _norm(define: Callable[..., Messages]) -> Rule:
     """RMSNorm in gradient x input form, and its derivative."""
-    return by_rows(lambda c, at, x, z, g: define(x, c.norm_weight, g, c.options["norm_eps"]))
+    return by_rows(lambda c, at, x, z, g: define(x, c.norm_weight(at), g, c.options["norm_eps"]))
 
 
 def _layer_norm(define: Callable[..., Messages]) -> Rule:
-    return by_rows(lambda c, at, x, z, g: define(x, c.norm_weight, c.b, g, c.options["norm_eps"]))
+    return by_rows(
+        lambda c, at, x, z, g: define(x, c.norm_weight(at), c.b, g, c.options["norm_eps"])
+    )
 
 
 LINEAR: dict[str, Callable[..., Messages]] = {
@@ -633,7 +637,7 @@ FORWARD: dict[str, Callable[[Call], Array]] = {
     "embedding": _embedded,
     "gather": _gathered,
     "layer_norm": _row_by_row(
-        lambda c, at, x: exact.layer_norm(x, c.norm_weight, c.b, c.options["norm_eps"])
+        lambda c, at, x: exact.layer_norm(x, c.norm_weight(at), c.b, c.options["norm_eps"])
     ),
     "learned": lambda c: np.repeat(c.x, c.operands[1].shape[0], axis=0),
     "linear": _row_by_row(lambda c, at, x: exact.linear(x, c.w, c.b)),
@@ -643,7 +647,7 @@ FORWARD: dict[str, Callable[[Call], Array]] = {
     "pooling": _pooling,
     "renormalize": _row_by_row(lambda c, at, x: exact_experts.renormalize(x)),
     "rms_norm": _row_by_row(
-        lambda c, at, x: exact.rms_norm(x, c.norm_weight, c.options["norm_eps"])
+        lambda c, at, x: exact.rms_norm(x, c.norm_weight(at), c.options["norm_eps"])
     ),
     "rotary": _row_by_row(_rotated),
     "scale": lambda c: c.x * c.options["factor"],

@@ -174,7 +174,7 @@ def _activation(run: Record, x: Array, *, kind: str) -> Array:
     return x * np.where(zero, AT_ZERO.get(kind, 0.5), z0 / np.where(zero, 1.0, x0))
 
 
-AT_ZERO = {"relu": 0.0, "tanh": 1.0}
+AT_ZERO = {"relu": 0.0, "relu2": 0.0, "tanh": 1.0}
 """f'(0), where f(x)/x has no value; 1/2 for every x times a symmetric gate."""
 
 
@@ -308,7 +308,9 @@ GATES: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": lambda x: _sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)),
     "silu": _sigmoid,
     "quick_gelu": lambda x: _sigmoid(1.702 * x),
+    "gelu_fast": lambda x: _sigmoid(2 * 0.7978845608 * (x + 0.044715 * x * x * x)),
     "relu": lambda x: x.real > 0,
+    "relu2": lambda x: x * (x.real > 0),
 }
 
 TRUE: dict[str, Callable[..., Array]] = {

@@ -74,11 +74,12 @@ def causality(m: ModelUnderTest) -> Iterator[Row]:
 def _positions_depend_on_length(m: ModelUnderTest, length: int) -> str:
     """Why a text's positions are others beside a longer one; "" where they are not."""
     rope = getattr(m.model.config, "rope", None)
-    if rope is None or rope.kind != "dynamic" or length <= rope.positions:
+    if rope is None or not rope.batch_dependent(length):
         return ""
+    named = ("original_" if rope.trained != rope.positions else "") + "max_position_embeddings"
     return (
-        f"dynamic rotary positions turn by other angles in a text of {length} tokens, for it is "
-        f"longer than max_position_embeddings, {rope.positions}: a text alone is another function"
+        f"{rope.kind} rotary positions turn by other angles in a text of {length} tokens, for it "
+        f"is longer than {named}, {rope.trained}: a text alone is another function"
     )
 
 

@@ -244,7 +244,7 @@ def activation_identity(x: Tensor, r: Tensor, *, kind: str) -> Any:
 def _activation(rule: str, x: Tensor, r: Tensor, kind: str) -> Any:
     import autolrp
 
-    if kind == "quick_gelu":
+    if kind in ("quick_gelu", "gelu_fast", "relu2"):
         raise NotImplementedError("torch has no function of that name, by which autoLRP goes")
     rules = autolrp.on(autolrp.ELEMENTWISE_NODES, rule)
     return _explained(activations()[kind], r, x, eps=LEAST, **rules)

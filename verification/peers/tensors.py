@@ -73,13 +73,15 @@ def activations() -> dict[str, Callable[[Tensor], Tensor]]:
         "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
         "silu": functional.silu,
         "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+        "gelu_fast": lambda x: x * torch.sigmoid(2 * 0.7978845608 * x * (1 + 0.044715 * x * x)),
         "relu": functional.relu,
+        "relu2": lambda x: functional.relu(x).square(),
         "tanh": torch.tanh,
     }
 
 
 def activation_module(kind: str, library: str) -> Any:
-    """torch's module of it, for a library whose rules are put on modules; quick_gelu has none."""
+    """torch's module of it, for a library whose rules are put on modules; some have none."""
     from torch import nn
 
     modules: dict[str, Callable[[], Any]] = {

@@ -800,7 +800,16 @@ def _layer_norm_gradient(case: NormCase) -> Trial:
 
 # -- activations -----------------------------------------------------------------------------------
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "quick_gelu", "relu", "tanh")
+ACTIVATIONS = (
+    "gelu",
+    "gelu_tanh",
+    "gelu_fast",
+    "silu",
+    "quick_gelu",
+    "relu",
+    "relu2",
+    "tanh",
+)
 
 
 def activation_case(draw: Draw, dtype: str, kind: str | None = None) -> Case:
@@ -808,6 +817,8 @@ def activation_case(draw: Draw, dtype: str, kind: str | None = None) -> Case:
     kind, f, width = kind or one_of(draw, ACTIVATIONS), np.finfo(dtype), _width(dtype)
     edges = [0.0, -0.0, 1.0, -1.0, 50.0, -30.0, -12.0, 1e30]
     edges += [float(f.smallest_subnormal), -float(f.tiny)]
+    if kind == "relu2":  # whose square leaves the range of float32
+        edges.remove(1e30)
     near, far = st.floats(-4, 4, width=width), st.floats(-90, 90, width=width)
     numbers = st.one_of(st.sampled_from(edges), near, far)
     x = array(draw, dtype, (size(draw, 2), size(draw)), numbers, [1.0])
@@ -846,7 +857,8 @@ def sensitivity(kind: str, x: Fraction) -> tuple[Number, Number]:
     gate, derivative = exact.GATE[kind]
     bend = abs(y * y * derivative(y)) if abs(y) < 1000 else MP.mpf(0)
     cubic = MP.sqrt(8 / MP.pi) * abs(y) * (1 + MP.mpf("0.044715") * y * y)
-    steep = {"gelu": y * y + 2, "gelu_tanh": 3 * cubic + 2}.get(kind, 2 * abs(y) + 2)
+    powers = {"gelu": y * y + 2, "gelu_tanh": 3 * cubic + 2, "gelu_fast": 3 * cubic + 2}
+    steep = powers.get(kind, 2 * abs(y) + 2)
     return abs(y) * gate(y) + bend * 3, gate(y) + (bend / abs(y) * steep if y else 0)
 
 

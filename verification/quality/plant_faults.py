@@ -856,8 +856,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "llama-scale",
         "nets/llama.py",
-        "c.width**-0.5",
-        "1.0",
+        "c.score_scale)",
+        "1.0)",
         f"{FORWARDS}test_llama_in_plain_numpy",
         "scores are not scaled",
     ),
@@ -986,7 +986,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "other-half-turned",
-        "nets/phi.py",
+        "nets/llama.py",
         "start=rotated, stop=width",
         "start=0, stop=width - rotated",
         f"{DECODERS}test_what_is_not_turned_keeps_its_features",

@@ -64,6 +64,13 @@ _GEMMA: dict[str, Any] = _DECODER | {
     "attention_bias": False,
 }
 del _GEMMA["hidden_act"]
+_COHERE: dict[str, Any] = _DECODER | {
+    "layer_norm_eps": 1e-5,
+    "attention_bias": False,
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+}
+del _COHERE["rms_norm_eps"]
 _ENCODER: dict[str, Any] = {
     "vocab_size": 11,
     "hidden_size": 8,
@@ -186,6 +193,72 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "decoder_sparse_step": 1,
         "mlp_only_layers": [1],
     },
+    # newer decoders
+    "phi3": _DECODER
+    | {
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "num_hidden_layers": 1,
+        "head_dim": 6,
+        "partial_rotary_factor": 0.7,
+        "sliding_window": 3,
+        "pad_token_id": 0,
+    },
+    "smollm3": _DECODER
+    | {
+        "architectures": ["SmolLM3ForCausalLM"],
+        "model_type": "smollm3",
+        "no_rope_layers": [1, 0],
+        "no_rope_layer_interval": 2,
+        "use_sliding_window": True,
+        "sliding_window": 3,
+        "pad_token_id": 0,
+    },
+    "granite": _DECODER
+    | {
+        "architectures": ["GraniteForCausalLM"],
+        "model_type": "granite",
+        "num_hidden_layers": 1,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "embedding_multiplier": 1.5,
+        "attention_multiplier": 0.75,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 0.25,
+    },
+    "cohere": _COHERE
+    | {
+        "architectures": ["CohereForCausalLM"],
+        "model_type": "cohere",
+        "num_hidden_layers": 1,
+        "logit_scale": 1.5,
+        "use_qk_norm": True,
+    },
+    "cohere2": _COHERE
+    | {
+        "architectures": ["Cohere2ForCausalLM"],
+        "model_type": "cohere2",
+        "logit_scale": 0.75,
+        "sliding_window": 3,
+        "sliding_window_pattern": 2,
+    },
+    "gpt_neox": {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "model_type": "gpt_neox",
+        "vocab_size": 11,
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+        "rotary_emb_base": 100,
+        "rotary_pct": 0.5,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "use_parallel_residual": True,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+    },
     "bert": _ENCODER
     | _CLASSES
     | {"architectures": ["BertForSequenceClassification"], "model_type": "bert", "pad_token_id": 0},
@@ -269,6 +342,12 @@ SEEDS = {
     "gemma3_text": 0,
     "mixtral": 0,
     "qwen3_moe": 7,
+    "phi3": 5,
+    "smollm3": 1,
+    "granite": 1,
+    "cohere": 0,
+    "cohere2": 1,
+    "gpt_neox": 2,
     "bert": 2,
     "roberta": 6,
     "albert": 7,
@@ -294,6 +373,15 @@ NOTES = {
     "of its own in the first block",
     "mixtral": "4 experts of which 2 are chosen, their weights made to sum to one",
     "qwen3_moe": "experts in the first block, none in the second",
+    "phi3": "queries, keys and values from one matrix, gate and up from another, two thirds of "
+    "each head turned, a window of 3 tokens",
+    "smollm3": "no rotary positions in the second block, and a window of 3 tokens there",
+    "granite": "scalars on embeddings, scores, both half-blocks and logits",
+    "cohere": "attention and MLP behind one norm without a bias, neighboring features turned "
+    "together, norms with weights of each head, scaled logits",
+    "cohere2": "a window of 3 tokens and rotary positions in the first block, none in the second",
+    "gpt_neox": "attention and MLP side by side behind norms of their own, query, key and value of "
+    "each head beside one another",
     "bert": "a classifier that reads the first token through a pooler",
     "roberta": "a masked token; positions counted from pad_token_id + 1",
     "albert": "three layers from two sets of weights, narrow embeddings",
@@ -337,7 +425,7 @@ def _scale(name: str, shape: tuple[int, ...], config: dict[str, Any]) -> tuple[f
     """
     if name.endswith("bias"):
         return 0.3, 0.0
-    if len(shape) == 1:
+    if len(shape) == 1 or name.endswith("_norm.weight"):
         return 0.3, 0.0 if config["model_type"].startswith("gemma") else 1.0
     if any(
         part in name

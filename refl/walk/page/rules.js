@@ -843,17 +843,27 @@ const Rules = (() => {
   }
 
   const normal_cdf = (x) => erfc(-clipped(x) * Math.SQRT1_2) / 2;
-  const tanh_argument = (x) => Math.sqrt(8 / Math.PI) * x * (1 + 0.044715 * x * x); // 2u
+  const tanh_argument = (x, a) => a * x * (1 + 0.044715 * x * x); // 2u
+  const TWICE = Math.sqrt(8 / Math.PI); // of gelu_tanh
+  const TWICE_FAST = 2 * 0.7978845608; // of gelu_fast
   const step = (x) => (x > 0 ? 1 : 0);
 
   // f(x) = x gate(x), but for tanh
   const GATES = {
     gelu: normal_cdf, // Phi(x)
-    gelu_tanh: (x) => sigmoid(tanh_argument(clipped(x))),
+    gelu_tanh: (x) => sigmoid(tanh_argument(clipped(x), TWICE)),
+    gelu_fast: (x) => sigmoid(tanh_argument(clipped(x), TWICE_FAST)),
     silu: sigmoid,
     quick_gelu: (x) => sigmoid(1.702 * x),
     relu: step,
+    relu2: (x) => x * step(x),
   };
+
+  function gelu_tanh_slope(x, a) {
+    const c = clipped(x);
+    const gate = sigmoid(tanh_argument(c, a));
+    return gate + c * gate * sigmoid(-tanh_argument(c, a)) * a * (1 + 3 * 0.044715 * c * c);
+  }
 
   // f'(x)
   const SLOPES = {
@@ -861,15 +871,12 @@ const Rules = (() => {
       const c = clipped(x);
       return normal_cdf(c) + c * Math.exp((-c * c) / 2) * Math.sqrt(0.5 / Math.PI);
     },
-    gelu_tanh(x) {
-      const c = clipped(x);
-      const gate = sigmoid(tanh_argument(c));
-      const slope = Math.sqrt(8 / Math.PI) * (1 + 3 * 0.044715 * c * c);
-      return gate + c * gate * sigmoid(-tanh_argument(c)) * slope;
-    },
+    gelu_tanh: (x) => gelu_tanh_slope(x, TWICE),
+    gelu_fast: (x) => gelu_tanh_slope(x, TWICE_FAST),
     silu: (x) => sigmoid(x) * (1 + x * sigmoid(-x)),
     quick_gelu: (x) => sigmoid(1.702 * x) * (1 + 1.702 * x * sigmoid(-1.702 * x)),
     relu: step,
+    relu2: (x) => 2 * x * step(x),
     // 1 - tanh(x)^2 has no digits left where tanh is near 1
     tanh(x) {
       const e = Math.exp(-2 * Math.abs(x));
@@ -877,7 +884,16 @@ const Rules = (() => {
     },
   };
   // f'(0), the limit of f(x) / x
-  const AT_ZERO = { gelu: 0.5, gelu_tanh: 0.5, silu: 0.5, quick_gelu: 0.5, relu: 0, tanh: 1 };
+  const AT_ZERO = {
+    gelu: 0.5,
+    gelu_tanh: 0.5,
+    gelu_fast: 0.5,
+    silu: 0.5,
+    quick_gelu: 0.5,
+    relu: 0,
+    relu2: 0,
+    tanh: 1,
+  };
 
   const activation = {
     forward: (o) => o.x[0].map(o.kind === "tanh" ? Math.tanh : (x) => x * GATES[o.kind](x)),

@@ -393,7 +393,7 @@ def test_erfc_to_the_last_digits() -> None:
     assert max(errors) < 1e-15
 
 
-KINDS = ("gelu", "gelu_tanh", "silu", "quick_gelu", "relu", "tanh")
+KINDS = ("gelu", "gelu_tanh", "gelu_fast", "silu", "quick_gelu", "relu", "relu2", "tanh")
 
 
 def test_every_function_of_an_activation() -> None:

@@ -357,7 +357,12 @@ KINDS = {
     "silu": "silu",
     "swish": "silu",
     "quick_gelu": "quick_gelu",
+    "gelu_fast": "gelu_fast",
+    "gelu_python": "gelu",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
     "tanh": "tanh",
 }
 

@@ -632,7 +632,9 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)),
     "silu": torch.sigmoid,
     "quick_gelu": lambda x: torch.sigmoid(1.702 * x),
+    "gelu_fast": lambda x: torch.sigmoid(2 * 0.7978845608 * (x + 0.044715 * x**3)),
     "relu": lambda x: (x > 0).to(x.dtype),
+    "relu2": torch.relu,
 }
 """All but tanh are x times a gate, which is the ratio f(x)/x and its limit at 0."""
 
