@@ -12,12 +12,14 @@ from refl.nets import (
     albert,
     bert,
     deit,
+    distilbert,
     gemma2,
     gemma3,
     gpt2,
     llama,
     mistral,
     mixtral,
+    modernbert,
     olmo2,
     phi,
     qwen2,
@@ -29,7 +31,7 @@ from refl.nets import (
 )
 
 DECODERS = (llama, gpt2, mistral, qwen2, qwen3, olmo2, phi, gemma2, gemma3, mixtral, qwen3_moe)
-ENCODERS = (bert, roberta, albert, vit, deit)
+ENCODERS = (bert, roberta, albert, distilbert, modernbert, vit, deit)
 
 NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *ENCODERS, t5)} | {
     "xlm-roberta": roberta,

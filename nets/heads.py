@@ -136,7 +136,7 @@ def last_tokens(batch: Batch, pad: int | None) -> tuple[int, ...]:
     transformers the id alone says so: a text that ends with the padding token ends before it.
     """
     ids = asnumpy(batch.ids)
-    mask = None if batch.attention_mask is None else asnumpy(batch.attention_mask).tolist()
+    mask = None if batch.unpadded is None else asnumpy(batch.unpadded).tolist()
     return tuple(
         max(
             (t for t, i in enumerate(row) if i != pad and (mask is None or mask[b][t])),

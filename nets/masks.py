@@ -17,12 +17,12 @@ reaches back over a window.
 
 def causal(
     ids: Array, attention_mask: Array | None = None, window: int | None = None, past: int = 0
-) -> Mask:  # (B, T), bool (B, past + T) -> (T, past + T)
+) -> Mask:  # (B, T), bool (B, past + T), or (B, T, T) -> (T, past + T)
     """A token sees itself and what came before, the `past` tokens ahead of `ids` too: of that only
-    the last `window`, and only tokens that are no padding (`attention_mask`).
+    the last `window`, and only what `attention_mask` allows (refl.nets.batch).
     """
     length = ids.shape[-1]
-    return Mask(ids, length, past + length, True, window, attention_mask, past)
+    return Mask(ids, length, past + length, True, window, allowed=attention_mask, past=past)
 
 
 def causal_of_blocks(
@@ -36,11 +36,25 @@ def causal_of_blocks(
     return [by_window[window] for window in windows]
 
 
-def keys(attention_mask: Array | None, queries: int) -> Mask | None:  # bool (B, I) -> (J, I)
-    """Every query sees every token that is no padding; None where nothing is padded."""
+def keys(
+    attention_mask: Array | None, queries: int
+) -> Mask | None:  # bool (B, I), or (B, J, I) -> (J, I)
+    """Every query sees every token that `attention_mask` allows (refl.nets.batch); None where that
+    is None.
+    """
     if attention_mask is None:
         return None
-    return Mask(attention_mask, queries, attention_mask.shape[1], unpadded=attention_mask)
+    return Mask(attention_mask, queries, attention_mask.shape[-1], allowed=attention_mask)
+
+
+def around(batch: Batch, reach: int | None) -> Mask | None:  # -> (T, T)
+    """A token sees itself and `reach` tokens to either side, of those that are allowed; all of
+    these where it is None.
+    """
+    length = batch.ids.shape[-1]
+    if reach is None:
+        return keys(batch.attention_mask, length)
+    return Mask(batch.ids, length, length, reach=reach, allowed=batch.attention_mask)
 
 
 def windows(

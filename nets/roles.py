@@ -32,6 +32,7 @@ ROLES = {
     # the MLP of a block, or of an expert
     "mlp.up": "linear that widens",
     "mlp.gate": "linear in front of the activation, where another one is multiplied with it",
+    "mlp.gate_up": "one linear for the two of them (ModernBERT)",
     "mlp.activation": "activation",
     "mlp.product": "product of gate and up",
     "mlp.down": "linear that narrows",

@@ -397,6 +397,7 @@ class Network:
         return Batch(
             ids=ids,
             attention_mask=attention_mask,
+            unpadded=attention_mask,
             types=None if kinds is None else self._padded(kinds)[0],
             decoder_ids=decoder_ids,
             decoder_attention_mask=decoder_mask,

@@ -26,7 +26,15 @@ from refl.rules.published import METHODS
 from refl.verification.identities.conditioning import rounding_bound
 from refl.verification.random_models import NEWER, moved, random_model
 
-VARIANTS: dict[str, dict[str, Any]] = NEWER | {}
+_BIASES = ("attention_bias", "classifier_bias", "mlp_bias", "norm_bias")
+
+VARIANTS: dict[str, dict[str, Any]] = NEWER | {
+    "distilbert, classes": NEWER["distilbert"]
+    | {"architectures": ["DistilBertForSequenceClassification"], "activation": "relu"},
+    "modernbert, biases, mean": NEWER["modernbert"]
+    | {"architectures": ["ModernBertForSequenceClassification"], "classifier_pooling": "mean"}
+    | dict.fromkeys(_BIASES, True),
+}
 """And with other options."""
 
 MASK = 0
