@@ -217,4 +217,4 @@ def mean(t: Trace, head: str, h: Value, batch: Batch) -> Value:  # (B, T, D) -> 
         counted = batch.unpadded
     ones = xp.ones_like(h.array[:, :, :1])
     counted = ones if counted is None else ones * xp.astype(counted, h.array.dtype)[:, :, None]
-    return t.mean(f"{head}.mean", h, counted)
+    return t.mean(f"{head}.mean", h, counted, role="head.mean")

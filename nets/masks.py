@@ -47,14 +47,14 @@ def keys(
     return Mask(attention_mask, queries, attention_mask.shape[-1], allowed=attention_mask)
 
 
-def around(batch: Batch, reach: int | None) -> Mask | None:  # -> (T, T)
-    """A token sees itself and `reach` tokens to either side, of those that are allowed; all of
-    these where it is None.
+def around(batch: Batch, window: int | None) -> Mask | None:  # -> (T, T)
+    """A token sees itself and window // 2 tokens to either side, of those that are allowed; all of
+    these where there is no window.
     """
     length = batch.ids.shape[-1]
-    if reach is None:
+    if window is None:
         return keys(batch.attention_mask, length)
-    return Mask(batch.ids, length, length, reach=reach, allowed=batch.attention_mask)
+    return Mask(batch.ids, length, length, reach=window // 2, allowed=batch.attention_mask)
 
 
 def windows(

@@ -80,7 +80,7 @@ class Config(encoder.OfEncoder):
     )
 
     def __post_init__(self) -> None:
-        _ = self.task, self.act, self.head_act, self.ropes
+        _ = self.task, self.act, self.head_act, self.rope, self.local_rope
         divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
         if self.classifier_pooling not in ("cls", "mean"):
             raise ReflError(
@@ -101,16 +101,19 @@ class Config(encoder.OfEncoder):
         return self.max_position_embeddings
 
     @property
-    def reaches(self) -> tuple[int | None, ...]:
-        """For each block how many tokens to either side attention reaches; None for all."""
-        every, reach = self.global_attn_every_n_layers, self.local_attention // 2
-        return tuple(reach if i % every else None for i in range(self.num_hidden_layers))
+    def windows(self) -> tuple[int | None, ...]:
+        """For each block the window of its attention, half to either side; None for all."""
+        every, window = self.global_attn_every_n_layers, self.local_attention
+        return tuple(window if i % every else None for i in range(self.num_hidden_layers))
 
     @property
-    def ropes(self) -> tuple[Rope, Rope]:
-        """Of the blocks that see all of the text, and of the others."""
-        local = self.local_rope_theta or self.global_rope_theta
-        return self._rope(self.global_rope_theta), self._rope(local)
+    def rope(self) -> Rope:
+        """Of the blocks that attend to all of the text."""
+        return self._rope(self.global_rope_theta)
+
+    @property
+    def local_rope(self) -> Rope:
+        return self._rope(self.local_rope_theta or self.global_rope_theta)
 
     def _rope(self, theta: float) -> Rope:
         width = self.hidden_size // self.num_attention_heads
@@ -159,10 +162,10 @@ def forward(
     h = t.embedding("model.embeddings.tok_embeddings", batch.ids)
     h = t.name(norm(t, "model.embeddings.norm", h, c), "model.embeddings")
     length = batch.ids.shape[1]
-    everywhere, nearby = (rope.tables(r, length, h.array) for r in c.ropes)
-    for i, reach in enumerate(c.reaches):
-        mask = masks.around(batch, reach)
-        cos, sin = everywhere if reach is None else nearby
+    everywhere, nearby = (rope.tables(r, length, h.array) for r in (c.rope, c.local_rope))
+    for i, window in enumerate(c.windows):
+        mask = masks.around(batch, window)
+        cos, sin = everywhere if window is None else nearby
         h = t.block(f"model.layers.{i}", block, h, c, i == 0, cos, sin, mask)
     h = norm(t, "model.final_norm", h, c)
     if c.task == "masked-token":

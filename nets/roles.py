@@ -48,6 +48,7 @@ ROLES = {
     "norm": "layer norm or RMS norm",
     "pooler": "linear on the first token",
     "pooler.activation": "activation on it",
+    "head.mean": "mean of the tokens, in front of the head (ModernBERT)",
     "head.transform": "linear in front of the head",
     "head.activation": "activation on it",
     "head": "linear that makes logits",
