@@ -46,6 +46,7 @@ class OfDecoder:
     architectures: list[str] | None
     id2label: dict[str, Any] | None
     num_labels: int | None
+    pad_token_id: int | None
 
     @property
     def task(self) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from refl.arrays import Array
 from refl.errors import ReflError, shown
 from refl.mask import Mask
+from refl.nets import heads
 from refl.nets.batch import Batch
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -55,6 +57,17 @@ def around(batch: Batch, window: int | None) -> Mask | None:  # -> (T, T)
     if window is None:
         return keys(batch.attention_mask, length)
     return Mask(batch.ids, length, length, reach=window // 2, allowed=batch.attention_mask)
+
+
+def of_net(config: Any, ids: Array, allowed: Array) -> list[Mask]:  # (1, T), (1, T) or (1, T, T)
+    """What a net hides from one text together with what is allowed, for each size of window; of an
+    encoder-decoder in its encoder.
+    """
+    batch = Batch(ids=ids, attention_mask=allowed)
+    sizes = list(dict.fromkeys(getattr(config, "windows", (None,))))
+    if isinstance(config, heads.OfDecoder):
+        return causal_of_blocks(batch, sizes)
+    return [mask for size in sizes if (mask := around(batch, size)) is not None]
 
 
 def windows(

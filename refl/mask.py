@@ -41,18 +41,18 @@ class Mask:
 
     def visible(self, rows: slice) -> slice:
         """The keys among which are all that any of these queries sees."""
-        first, last = self._ends(self.past + rows.start, self.past + rows.stop - 1)
+        first, last = self._furthest(self.past + rows.start, self.past + rows.stop - 1)
         first, stop = max(first, 0), min(last + 1, self.keys)
         return slice(min(first, stop), stop)
 
     def part(self, rows: slice, columns: slice) -> Array | None:  # bool (1|B, 1, J, I)
         """Of these queries and keys; None where nothing is hidden."""
         first, last = self.past + rows.start, self.past + rows.stop - 1
-        behind, ahead = self._ends(last, last)[0], self._ends(first, first)[1]
+        behind, ahead = self._furthest(last, last)[0], self._furthest(first, first)[1]
         hides = columns.start < behind or columns.stop - 1 > ahead or self.allowed is not None
         return self._formed(rows, columns) if hides else None
 
-    def _ends(self, first: int, last: int) -> tuple[int, int]:
+    def _furthest(self, first: int, last: int) -> tuple[int, int]:
         """The first key that any of these queries sees, and the last, by their positions."""
         start, end = 0, last if self.causal else self.keys - 1
         if self.window is not None:

@@ -133,7 +133,7 @@ def halved(z: Any) -> Any:
     return 0.5 * z + 0.5 * z.detach()
 
 
-class FrozenNorm(torch.nn.Module):
+class DetachedNorm(torch.nn.Module):
     """A layer norm whose standard deviation is a constant."""
 
     def __init__(self, norm: Any) -> None:
@@ -147,7 +147,7 @@ class FrozenNorm(torch.nn.Module):
         return z if self.norm.bias is None else z + self.norm.bias
 
 
-class FrozenActivation(torch.nn.Module):
+class DetachedActivation(torch.nn.Module):
     """x times the constant f(x) / x."""
 
     def __init__(self, function: Any) -> None:
@@ -164,16 +164,16 @@ def gated(mlp: Any, x: Any) -> Any:
 
 
 @contextmanager
-def frozen(model: Any) -> Iterator[None]:
+def detached(model: Any) -> Iterator[None]:
     """transformers' model with AttnLRP's rules for gradient x input: its modules, and torch.matmul,
     by which attention multiplies activations (linear layers do not).
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, torch.nn.LayerNorm):
-                setattr(parent, name, FrozenNorm(child))
+                setattr(parent, name, DetachedNorm(child))
             elif name in ("act", "activation"):
-                setattr(parent, name, FrozenActivation(child))
+                setattr(parent, name, DetachedActivation(child))
         if type(parent).__name__ == "ModernBertMLP":
             parent.forward = gated.__get__(parent)
     matmul = torch.matmul
@@ -190,7 +190,9 @@ EMBEDDED = {"distilbert": "word_embeddings", "modernbert": "tok_embeddings"}
 @pytest.mark.parametrize(
     "case", ["distilbert", "distilbert-silu", "modernbert", "modernbert-biases", "modernbert-mean"]
 )
-def test_relevance_is_the_gradient_of_frozen_modules(tmp_path: Path, case: str) -> None:
+def test_relevance_is_the_gradient_of_modules_with_detached_factors(
+    tmp_path: Path, case: str
+) -> None:
     """attnlrp-gradient: embedding times gradient, at every number of every token's embedding."""
     kind, options = NEWER_ENCODERS[case]
     folder, ids = write_newer_encoder(tmp_path, kind, options), draw(13)
@@ -198,7 +200,7 @@ def test_relevance_is_the_gradient_of_frozen_modules(tmp_path: Path, case: str) 
     where = {} if ours.task == "class" else {"position": 3}
     e = ours.explain(ids, "attnlrp-gradient", target=1, keep="*", **where)
     theirs: list[Any] = []
-    with loaded(folder, kind) as model, frozen(model):
+    with loaded(folder, kind) as model, detached(model):
         table = dict(model.named_modules())[words_of(model, case.partition("-")[0])]
         table.register_forward_hook(lambda _m, _i, z: theirs.append(z) or z.retain_grad())
         logits = model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, 13)).logits
