@@ -14,6 +14,7 @@ from refl.nets import (
     cohere,
     cohere2,
     deit,
+    distilbert,
     gemma2,
     gemma3,
     gpt2,
@@ -23,6 +24,7 @@ from refl.nets import (
     mamba,
     mistral,
     mixtral,
+    modernbert,
     olmo2,
     phi,
     phi3,
@@ -37,7 +39,7 @@ from refl.nets import (
 
 DECODERS = (llama, gpt2, mistral, qwen2, qwen3, olmo2, phi, gemma2, gemma3, mixtral, qwen3_moe)
 NEWER_DECODERS = (phi3, smollm3, granite, cohere, cohere2, gpt_neox)
-ENCODERS = (bert, roberta, albert, vit, deit)
+ENCODERS = (bert, roberta, albert, distilbert, modernbert, vit, deit)
 
 NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *NEWER_DECODERS, *ENCODERS, t5)} | {
     "xlm-roberta": roberta,

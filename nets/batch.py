@@ -13,12 +13,15 @@ class Batch:
     kind of input.
 
     ids                      int (B, T), token ids
-    attention_mask           bool (B, T), False where a token is padding; None where nothing is
+    attention_mask           bool (B, T), False where a token is padding, or may not be looked at;
+                             or bool (B, T, T), which query may look where; None where nothing is
+                             hidden
+    unpadded                 bool (B, T), False where a token is padding; None where nothing is
                              padded
     types                    int (B, T), token type ids (sentence A or B); None for zeros
     pixels                   (B, C, H, W), a normalized image
     decoder_ids              int (B, U), the decoder's prefix of an encoder-decoder
-    decoder_attention_mask   bool (B, U), as `attention_mask`
+    decoder_attention_mask   bool (B, U), as `unpadded`
     rows                     for each example the position whose output is wanted, B integers; None
                              for every position
     past                     how many tokens of every text were run before: the ids of the text
@@ -28,6 +31,7 @@ class Batch:
 
     ids: Array = None
     attention_mask: Array = None
+    unpadded: Array = None
     types: Array = None
     pixels: Array = None
     decoder_ids: Array = None

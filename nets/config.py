@@ -170,6 +170,7 @@ MOST = dict.fromkeys(
     (
         "inner_group_num",
         "n_layer",
+        "n_layers",
         "num_decoder_layers",
         "num_experts",
         "num_experts_per_tok",

@@ -26,8 +26,38 @@ from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
 
+class OfEncoder:
+    """What the Config of a text encoder says about heads; the fields are read from config.json."""
+
+    FAMILIES: ClassVar[dict[str, str]] = {}
+    """model_type -> what the names of its classes begin with."""
+    SHOWN_BY: ClassVar[dict[str, str]] = {}
+    OTHERWISE: ClassVar[str] = "features"
+
+    model_type: str | None
+    architectures: list[str] | None
+    id2label: dict[str, Any] | None
+    num_labels: int | None
+
+    @property
+    def task(self) -> str:
+        """What the head is for, by the name of the class that wrote the checkpoint."""
+        return heads.chosen(self.architectures, self.classes(self.model_type))
+
+    @classmethod
+    def classes(cls, model_type: str | None) -> dict[str, str]:
+        """Those of the model_type, where several share a net."""
+        family = cls.FAMILIES.get(model_type or "", next(iter(cls.FAMILIES.values())))
+        return {family + head: task for head, task in TASKS.items()}
+
+    @property
+    def labels(self) -> int:
+        """How many classes a classifier tells apart."""
+        return heads.labels(self.id2label, self.num_labels)
+
+
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
+class EncoderConfig(OfEncoder):
     """The options of config.json that every text encoder reads."""
 
     vocab_size: int
@@ -46,11 +76,6 @@ class EncoderConfig:
     id2label: dict[str, Any] | None = None
     num_labels: int | None = None
 
-    FAMILIES: ClassVar[dict[str, str]] = {}
-    """model_type -> what the names of its classes begin with."""
-    SHOWN_BY: ClassVar[dict[str, str]] = {}
-    OTHERWISE: ClassVar[str] = "features"
-
     def __post_init__(self) -> None:
         _ = self.task, self.act
         if self.position_embedding_type != "absolute":
@@ -61,28 +86,12 @@ class EncoderConfig:
         divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
 
     @property
-    def task(self) -> str:
-        """What the head is for, by the name of the class that wrote the checkpoint."""
-        return heads.chosen(self.architectures, self.classes(self.model_type))
-
-    @classmethod
-    def classes(cls, model_type: str | None) -> dict[str, str]:
-        """Those of the model_type, where several share a net."""
-        family = cls.FAMILIES.get(model_type or "", next(iter(cls.FAMILIES.values())))
-        return {family + head: task for head, task in TASKS.items()}
-
-    @property
     def act(self) -> str:
         return activation_kind("hidden_act", self.hidden_act)
 
     @property
     def longest(self) -> int:
         return self.max_position_embeddings
-
-    @property
-    def labels(self) -> int:
-        """How many classes a classifier tells apart."""
-        return heads.labels(self.id2label, self.num_labels)
 
 
 TASKS = {
@@ -197,3 +206,15 @@ def rows(
 def first_token(t: Trace, head: str, h: Value, batch: Batch) -> Value:  # (B, T, D) -> (B, 1, D)
     """What stands at the first token, made to speak for the whole text."""
     return t.move(f"{head}.first", "rows", h, index=(0,) * int(batch.ids.shape[0]))
+
+
+def mean(t: Trace, head: str, h: Value, batch: Batch) -> Value:  # (B, T, D) -> (B, 1, D)
+    """The mean of the tokens that may be looked at. Which query may look where says nothing about
+    it: then of all that are no padding.
+    """
+    counted, xp = batch.attention_mask, namespace(h.array)
+    if counted is None or counted.ndim == 3:
+        counted = batch.unpadded
+    ones = xp.ones_like(h.array[:, :, :1])
+    counted = ones if counted is None else ones * xp.astype(counted, h.array.dtype)[:, :, None]
+    return t.mean(f"{head}.mean", h, counted, role="head.mean")

@@ -46,6 +46,7 @@ class OfDecoder:
     architectures: list[str] | None
     id2label: dict[str, Any] | None
     num_labels: int | None
+    pad_token_id: int | None
 
     @property
     def task(self) -> str:
@@ -136,7 +137,7 @@ def last_tokens(batch: Batch, pad: int | None) -> tuple[int, ...]:
     transformers the id alone says so: a text that ends with the padding token ends before it.
     """
     ids = asnumpy(batch.ids)
-    mask = None if batch.attention_mask is None else asnumpy(batch.attention_mask).tolist()
+    mask = None if batch.unpadded is None else asnumpy(batch.unpadded).tolist()
     return tuple(
         max(
             (t for t, i in enumerate(row) if i != pad and (mask is None or mask[b][t])),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from refl.arrays import Array
 from refl.errors import ReflError, shown
 from refl.mask import Mask
+from refl.nets import heads
 from refl.nets.batch import Batch
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -17,12 +19,12 @@ reaches back over a window.
 
 def causal(
     ids: Array, attention_mask: Array | None = None, window: int | None = None, past: int = 0
-) -> Mask:  # (B, T), bool (B, past + T) -> (T, past + T)
+) -> Mask:  # (B, T), bool (B, past + T), or (B, T, T) -> (T, past + T)
     """A token sees itself and what came before, the `past` tokens ahead of `ids` too: of that only
-    the last `window`, and only tokens that are no padding (`attention_mask`).
+    the last `window`, and only what `attention_mask` allows (refl.nets.batch).
     """
     length = ids.shape[-1]
-    return Mask(ids, length, past + length, True, window, attention_mask, past)
+    return Mask(ids, length, past + length, True, window, allowed=attention_mask, past=past)
 
 
 def causal_of_blocks(
@@ -36,11 +38,36 @@ def causal_of_blocks(
     return [by_window[window] for window in windows]
 
 
-def keys(attention_mask: Array | None, queries: int) -> Mask | None:  # bool (B, I) -> (J, I)
-    """Every query sees every token that is no padding; None where nothing is padded."""
+def keys(
+    attention_mask: Array | None, queries: int
+) -> Mask | None:  # bool (B, I), or (B, J, I) -> (J, I)
+    """Every query sees every token that `attention_mask` allows (refl.nets.batch); None where that
+    is None.
+    """
     if attention_mask is None:
         return None
-    return Mask(attention_mask, queries, attention_mask.shape[1], unpadded=attention_mask)
+    return Mask(attention_mask, queries, attention_mask.shape[-1], allowed=attention_mask)
+
+
+def around(batch: Batch, window: int | None) -> Mask | None:  # -> (T, T)
+    """A token sees itself and window // 2 tokens to either side, of those that are allowed; all of
+    these where there is no window.
+    """
+    length = batch.ids.shape[-1]
+    if window is None:
+        return keys(batch.attention_mask, length)
+    return Mask(batch.ids, length, length, reach=window // 2, allowed=batch.attention_mask)
+
+
+def of_net(config: Any, ids: Array, allowed: Array) -> list[Mask]:  # (1, T), (1, T) or (1, T, T)
+    """What a net hides from one text together with what is allowed, for each size of window; of an
+    encoder-decoder in its encoder.
+    """
+    batch = Batch(ids=ids, attention_mask=allowed)
+    sizes = list(dict.fromkeys(getattr(config, "windows", (None,))))
+    if isinstance(config, heads.OfDecoder):
+        return causal_of_blocks(batch, sizes)
+    return [mask for size in sizes if (mask := around(batch, size)) is not None]
 
 
 def windows(

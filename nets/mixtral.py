@@ -83,7 +83,7 @@ task = llama.task
 def forward(
     t: Trace, c: Config, batch: Batch
 ) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
-    return llama.decoder(t, c, batch, block, batch.attention_mask)
+    return llama.decoder(t, c, batch, block, batch.unpadded)
 
 
 def block(

@@ -100,7 +100,7 @@ def forward(
     h = t.embedding("model.embed_tokens", batch.ids)
     cos, sin = rope.tables(c.rope, batch.ids.shape[-1], h.array, batch.past)
     for i, mask in enumerate(masks.causal_of_blocks(batch, c.windows)):
-        rest = (mixture, batch.attention_mask) if c.sparse(i) else (llama.mlp,)
+        rest = (mixture, batch.unpadded) if c.sparse(i) else (llama.mlp,)
         h = t.block(f"model.layers.{i}", block, h, c, cos, sin, mask, *rest)
     return llama.lm_head(t, t.rms_norm("model.norm", h, c.rms_norm_eps), c, batch)
 

@@ -32,7 +32,7 @@ ROLES = {
     # the MLP of a block, or of an expert
     "mlp.up": "linear that widens",
     "mlp.gate": "linear in front of the activation, where another one is multiplied with it",
-    "mlp.gate_up": "one linear for gate and up (Phi-3)",
+    "mlp.gate_up": "one linear for gate and up (Phi-3, ModernBERT)",
     "mlp.activation": "activation",
     "mlp.product": "product of gate and up",
     "mlp.down": "linear that narrows",
@@ -65,6 +65,7 @@ ROLES = {
     "norm": "layer norm or RMS norm",
     "pooler": "linear on the first token",
     "pooler.activation": "activation on it",
+    "head.mean": "mean of the tokens, in front of the head (ModernBERT)",
     "head.transform": "linear in front of the head",
     "head.activation": "activation on it",
     "head": "linear that makes logits",

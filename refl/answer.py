@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from refl.anatomy import components
+from refl.attention_mask import how_much
 from refl.device import blas
 from refl.edits import said
 from refl.explanation import Candidate, Explanation, MethodFacts, Sites
 from refl.ledger import Ledger
-from refl.network import Network
+from refl.network import Network, Reading
 from refl.question import Forward, Question
 from refl.rules.composites import Composite
 from refl.seeds import Seed, probabilities
@@ -66,7 +67,7 @@ def explanation(
         explained=explained,
         method=method,
         recorded=found.ledger,
-        about=about(question),
+        about=about(question) | _masked(forward.readings[b]),
         fingerprint=question.network.fingerprint,
         sites=found.sites,
         pairs=found.pairs,
@@ -90,6 +91,7 @@ def _input(network: Network, forward: Forward, b: int, found: Found) -> dict[str
         }
     fields = _tokens(network, reading.input, found.relevance)
     fields["types"] = None if reading.types is None else list(reading.types)
+    fields["attention_mask"] = reading.attention_mask
     fields["position"] = None if forward.positions is None else int(forward.positions[b])
     if reading.prefix is not None:
         decoder = _tokens(network, reading.prefix, found.decoder_relevance)
@@ -171,6 +173,12 @@ def about(question: Question) -> dict[str, str]:
         **({"edits": said(question.edits)} if question.edits else {}),
         **network.ignored,
     }
+
+
+def _masked(reading: Reading) -> dict[str, str]:
+    """How much of the input the caller's attention mask hides."""
+    allowed = reading.attention_mask
+    return {} if allowed is None else {"attention mask": how_much(allowed)}
 
 
 @cache

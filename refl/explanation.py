@@ -174,6 +174,8 @@ class Explanation:
                    empty and relevance (H, W), summed over channels
     patch          height and width of a patch of it; `patches` has the sums over each
     types          token type ids, where somebody has said them
+    attention_mask which tokens may be looked at (T,), or which query at which key (T, T), bool,
+                   where somebody has said it
     position       which token's output is explained, counted from 0; None where that is no token's
     decoder_tokens, decoder_ids, decoder_relevance
                    the same three of what a decoder has written; None where there is none
@@ -216,6 +218,7 @@ class Explanation:
     types: list[int] | None = None
     position: int | None = None
     pairs: Any = None
+    attention_mask: Any = None
     fingerprint: Callable[[], str] = field(default=Known(""), repr=False)
     """Of the checkpoint: a hash of all its bytes, so it is formed only when it is asked for."""
     parts: Callable[[], Components | None] = field(default=Known(None), repr=False)
@@ -422,8 +425,9 @@ class Explanation:
         """What not every explanation knows."""
         words = ("word_starts", "decoder_word_starts")
         known = ("against_logit", *words, "position", "types", "patch")
-        pairs = {} if self.pairs is None else {"pairs": np.asarray(self.pairs).tolist()}
-        return pairs | {key: getattr(self, key) for key in known if getattr(self, key) is not None}
+        arrays = {"pairs": self.pairs, "attention_mask": self.attention_mask}
+        lists = {key: np.asarray(a).tolist() for key, a in arrays.items() if a is not None}
+        return lists | {key: getattr(self, key) for key in known if getattr(self, key) is not None}
 
     def _decoder_dict(self) -> dict[str, Any]:
         if self.decoder_tokens is None:
@@ -461,6 +465,8 @@ class Explanation:
             arrays["picture"] = self.picture
         if self.pairs is not None:
             arrays["pairs"] = np.asarray(self.pairs)
+        if self.attention_mask is not None:
+            arrays["attention_mask"] = np.asarray(self.attention_mask)
         if self.decoder_ids is not None:
             arrays["decoder_ids"] = np.asarray(self.decoder_ids, dtype=np.int64)
             arrays["decoder_relevance"] = np.asarray(self.decoder_relevance)
@@ -505,6 +511,7 @@ def _fields(content: oracle.Oracle) -> dict[str, Any]:
         "decoder_relevance": arrays.get("decoder_relevance"),
         "picture": arrays.get("picture"),
         "pairs": arrays.get("pairs"),
+        "attention_mask": arrays.get("attention_mask"),
         "patch": None if facts["patch"] is None else tuple(facts["patch"]),
         "types": facts.get("types"),
         "position": facts.get("position"),

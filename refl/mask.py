@@ -19,7 +19,9 @@ class Mask:
     keys      I
     causal    a query sees itself and what came before
     window    of that only the last so many
-    unpadded  bool (B, I), False where a key is padding; None where none is
+    reach     a query sees so many keys to either side, and itself
+    allowed   bool (B, I), False where a key is padding, or hidden by the caller; or bool (B, J, I),
+              which query may look where; None where nothing is hidden
     past      how many keys come before the first query
     """
 
@@ -28,7 +30,8 @@ class Mask:
     keys: int
     causal: bool = False
     window: int | None = None
-    unpadded: Array | None = None
+    reach: int | None = None
+    allowed: Array | None = None
     past: int = 0
 
     @cached_property
@@ -38,17 +41,25 @@ class Mask:
 
     def visible(self, rows: slice) -> slice:
         """The keys among which are all that any of these queries sees."""
-        last = self.keys if not self.causal else min(self.past + rows.stop, self.keys)
-        first = 0 if self.window is None else max(self.past + rows.start - self.window + 1, 0)
-        return slice(min(first, last), last)
+        first, last = self._furthest(self.past + rows.start, self.past + rows.stop - 1)
+        first, stop = max(first, 0), min(last + 1, self.keys)
+        return slice(min(first, stop), stop)
 
     def part(self, rows: slice, columns: slice) -> Array | None:  # bool (1|B, 1, J, I)
         """Of these queries and keys; None where nothing is hidden."""
         first, last = self.past + rows.start, self.past + rows.stop - 1
-        ahead = self.causal and columns.stop - 1 > first
-        behind = self.window is not None and columns.start <= last - self.window
-        hides = ahead or behind or self.unpadded is not None
+        behind, ahead = self._furthest(last, last)[0], self._furthest(first, first)[1]
+        hides = columns.start < behind or columns.stop - 1 > ahead or self.allowed is not None
         return self._formed(rows, columns) if hides else None
+
+    def _furthest(self, first: int, last: int) -> tuple[int, int]:
+        """The first key that any of these queries sees, and the last, by their positions."""
+        start, end = 0, last if self.causal else self.keys - 1
+        if self.window is not None:
+            start = first - self.window + 1
+        if self.reach is not None:
+            start, end = max(start, first - self.reach), min(end, last + self.reach)
+        return start, end
 
     def _formed(self, rows: slice, columns: slice) -> Array:
         xp, device = namespace(self.ids), device_of(self.ids)
@@ -57,5 +68,10 @@ class Mask:
         visible = i <= j if self.causal else (i >= 0) & (j >= 0)
         if self.window is not None:
             visible = visible & (i > j - self.window)
+        if self.reach is not None:
+            visible = visible & (i >= j - self.reach) & (i <= j + self.reach)
         visible = visible[None, None, :, :]
-        return visible if self.unpadded is None else visible & self.unpadded[:, None, None, columns]
+        if self.allowed is None:
+            return visible
+        where = rows if self.allowed.ndim == 3 else None
+        return visible & self.allowed[:, None, where, columns]

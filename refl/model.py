@@ -298,6 +298,7 @@ class Model(Network):
         edits: Edits | None = None,
         options: Mapping[str, Any] | None = None,
         conditions: Mapping[str, Any] | Sequence[str] | Conditions | None = None,
+        attention_mask: Any = None,
     ) -> Any:
         """Explain the next token after a text (the masked token in it, the class it is put in: what
         the model does), or after a list of token ids, or after each of a list of those (a padded
@@ -341,6 +342,14 @@ class Model(Network):
                       refl.Edit. The rest, and what goes around the site, is set to 0 there and
                       absorbed. A refl.conditions.Conditions with through=False keeps what goes
                       around. For tables of rules
+        attention_mask
+                      for each token True or False (1 or 0): whether it may be looked at, as
+                      transformers' attention_mask says (an encoder-decoder's encoder hides it from
+                      both); or (T, T) of them, which query (row) may look at which key. What the
+                      net itself hides stays hidden, and positions are 0..T-1 as in transformers'
+                      forward (its generate counts them after padding on the left). A hidden token
+                      has no relevance, but where its own output is what the head reads. For a
+                      batch a list of masks, None for an input without
         batch_tokens  how many tokens are run at once, padding counted: a longer list is sorted by
                       length and run in batches of at most that (a single input may be longer).
                       An input's numbers are the same in any batch to rounding; for dynamic rotary
@@ -372,7 +381,8 @@ class Model(Network):
         wanted = self.targets(len(items), target, contrast)
         if single and types is not None:
             types = [types]
-        readings = self.readings(items, decoder, types, self._seconds(single, pair))
+        masks = [attention_mask] if single and attention_mask is not None else attention_mask
+        readings = self.readings(items, decoder, types, self._seconds(single, pair), masks)
         explained = how.explain(question, readings, wanted, keep, audit)
         return explained[0] if single else Batch(explained)
 
@@ -386,6 +396,7 @@ class Model(Network):
         decoder: Any = None,
         types: Any = None,
         pair: Any = None,
+        attention_mask: Any = None,
         eps: float | None = None,
         stabilizer: str | None = None,
         **how: Any,
@@ -406,7 +417,8 @@ class Model(Network):
         wanted = [[(self.output_id(t), None)] for t in _tokens("targets", targets)]
         asked, question, kept = self._asked(method, eps, stabilizer, seed, how)
         types = None if types is None else [types]
-        readings = self.readings([item], decoder, types, self._seconds(True, pair))
+        masks = None if attention_mask is None else [attention_mask]
+        readings = self.readings([item], decoder, types, self._seconds(True, pair), masks)
         if isinstance(asked, Table):
             explainer = asked.explainer(question, **kept)
             return Batch(one for (one,) in explainer.run(readings, wanted))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ import numpy as np
 from refl import arguments, parallel
 from refl.arguments import is_single, received
 from refl.arrays import Array, asnumpy, namespace
+from refl.attention_mask import mask_of, refuse_blind, together
 from refl.cache import Cache, CachedTrace
 from refl.device import on_host
 from refl.edits import (
@@ -28,6 +29,8 @@ from refl.errors import LONGEST_REPR, ReflError, UnknownWords, argument, sentenc
 from refl.io.images import Image, Preparation, prepared
 from refl.io.text import Text
 from refl.nets.batch import Batch
+from refl.nets.heads import OfDecoder, last_tokens
+from refl.nets.masks import of_net
 from refl.trace import LEAVES, Trace, Value
 
 TASKS = ("next-token", "masked-token", "class", "features", "sequence-to-sequence", "image-class")
@@ -81,6 +84,8 @@ class Reading:
     """Token type ids, where somebody has said them."""
     prefix: list[int] | None = None
     """The ids that a decoder has written, where there is one."""
+    attention_mask: Any = None
+    """Which of its tokens may be looked at, or which may look where: NumPy bool (T,) or (T, T)."""
 
     @property
     def explained(self) -> Any:
@@ -343,11 +348,17 @@ class Network:
         return [self.decoder_prefix(one) for one in each]
 
     def readings(
-        self, items: Sequence[Any], decoder: Any = None, types: Any = None, pair: Any = None
+        self,
+        items: Sequence[Any],
+        decoder: Any = None,
+        types: Any = None,
+        pair: Any = None,
+        masks: Any = None,
     ) -> list[Reading]:
         """Inputs as the net takes them, each with its token types and with what a decoder has
         written. `decoder`: one for all, or a list; `types`: a list for each input; `pair`: the
-        second text of each. Raises ReflError for what does not fit the net.
+        second text of each; `masks`: its attention mask, or None for one without. Raises ReflError
+        for what does not fit the net.
         """
         if pair is not None:
             if types is not None:
@@ -358,15 +369,18 @@ class Network:
             if len(pair) != len(items):
                 raise ReflError(f"{len(pair)} second texts for {len(items)} inputs: one for each")
             both = [self.encode_pair(a, b) for a, b in zip(items, pair, strict=True)]
-            return self.readings([ids for ids, _ in both], decoder, [kinds for _, kinds in both])
+            types = [kinds for _, kinds in both]
+            return self.readings([ids for ids, _ in both], decoder, types, masks=masks)
         inputs = [self.read(item) for item in items]
         prefixes = self.decoder_prefixes(len(inputs), decoder)
         kinds = self._types(types, inputs)
+        allowed = self._attention_masks(masks, inputs)
         return [
             Reading(
                 ids,
                 None if kinds is None else kinds[b],
                 None if prefixes is None else prefixes[b],
+                allowed[b],
             )
             for b, ids in enumerate(inputs)
         ]
@@ -387,29 +401,84 @@ class Network:
         every: bool = False,
         decoder_prefix: Any = None,
         types: Sequence[Sequence[int]] | None = None,
+        masks: Sequence[Any] | None = None,
     ) -> Batch:
         """Inputs as `read` gives them, token ids padded on the right, and the position whose output
         is wanted: by default where the task has its own.
 
         `decoder_prefix`: the decoder's ids, for nets that have one; the position is then one of
-        theirs. `types`: token type ids.
+        theirs. `types`: token type ids. `masks`: attention masks, of the caller, None for an input
+        without.
         """
         self._refuse_position(position)
-        kinds = self._types(types, inputs)
+        kinds, allowed = self._types(types, inputs), self._attention_masks(masks, inputs)
         if self.takes_images:
             return Batch(pixels=self.place(np.stack([image.pixels for image in inputs])))
         prefixes = self.decoder_prefixes(len(inputs), decoder_prefix)
         rows = None if every else self._rows(prefixes or inputs, position)
-        ids, attention_mask = self._padded(inputs)
+        ids, unpadded = self._padded(inputs)
         decoder_ids, decoder_mask = (None, None) if prefixes is None else self._padded(prefixes)
-        return Batch(
+        batch = Batch(
             ids=ids,
-            attention_mask=attention_mask,
+            attention_mask=unpadded,
+            unpadded=unpadded,
             types=None if kinds is None else self._padded(kinds)[0],
             decoder_ids=decoder_ids,
             decoder_attention_mask=decoder_mask,
             rows=rows,
         )
+        return batch if masks is None else self._masked(batch, inputs, allowed)
+
+    def _attention_masks(self, masks: Any, inputs: Sequence[Any]) -> list[Any]:
+        """Of each input NumPy bool (T,) or (T, T), or None. Raises ReflError where the net takes
+        none.
+        """
+        if masks is None:
+            return [None] * len(inputs)
+        if self.takes_images:
+            raise ReflError(
+                f"{self.name or 'the model'} takes pictures, of which every patch is looked at: "
+                f"leave {argument('attention_mask')} out"
+            )
+        each = arguments.listed("attention_mask", masks, "a list of masks, one for each input")
+        if len(each) != len(inputs):
+            raise ReflError(
+                f"{len(each)} attention masks for {len(inputs)} inputs: expected one for each, or "
+                "None for one without"
+            )
+        found = [
+            None if one is None else mask_of(one, len(ids))
+            for one, ids in zip(each, inputs, strict=True)
+        ]
+        if self.task == "sequence-to-sequence" and any(
+            m is not None and m.ndim == 2 for m in found
+        ):
+            raise ReflError(
+                f"{self.name or 'the model'} has a decoder that looks at the input too: expected "
+                f"one entry of {argument('attention_mask')} for each token, for both"
+            )
+        return found
+
+    def _masked(self, batch: Batch, inputs: Sequence[Sequence[int]], masks: list[Any]) -> Batch:
+        """With what may be looked at, of what is no padding. Raises ReflError where a token whose
+        output is read may look at nothing.
+        """
+        for b, (ids, allowed) in enumerate(zip(inputs, masks, strict=True)):
+            if allowed is not None:
+                text, rows = np.asarray([ids]), self._rows_read(batch, b)
+                refuse_blind(of_net(self.config, text, allowed[None]), rows)
+        whole = together(masks, [len(ids) for ids in inputs])
+        return replace(batch, attention_mask=self.place(whole))
+
+    def _rows_read(self, batch: Batch, b: int) -> tuple[int, ...]:
+        """The tokens of an example that the head reads, where it does not read all of them."""
+        if self.task == "sequence-to-sequence":
+            return ()
+        if self.task != "class":
+            return () if batch.rows is None else (batch.rows[b],)
+        if isinstance(self.config, OfDecoder):
+            return (last_tokens(batch, self.config.pad_token_id)[b],)
+        return () if getattr(self.config, "classifier_pooling", "cls") == "mean" else (0,)
 
     def _types(self, types: Any, inputs: Sequence[Any]) -> list[list[int]] | None:
         """Token types once checked. Raises ReflError where the net tells none apart."""
@@ -502,13 +571,21 @@ class Network:
             refuse_strange(unmade, self.sites(), self.weights)
 
     def logits(
-        self, item: Input, decoder: Input | None = None, edits: Edits | None = None
+        self,
+        item: Input,
+        decoder: Input | None = None,
+        edits: Edits | None = None,
+        *,
+        attention_mask: Any = None,
     ) -> Any:  # -> NumPy (T, V)
         """The logits after every token of one input, or of what its decoder has written; `edits`:
-        site -> what is changed there, a refl.Edit or a function of the activation (1, ...).
+        site -> what is changed there, a refl.Edit or a function of the activation (1, ...);
+        `attention_mask` as for `explain`. A token that it leaves nothing to look at has logits too,
+        of a row of attention that is 0.
         """
         read, prefixes = self.read(item), self.decoder_prefixes(1, decoder)
-        batch = self.batch([read], every=True, decoder_prefix=prefixes)
+        masks = None if attention_mask is None else [attention_mask]
+        batch = self.batch([read], every=True, decoder_prefix=prefixes, masks=masks)
         return asnumpy(self.forward(self._unrecorded(self._edits(edits)), batch).array)[0]
 
     def _edits(self, edits: Edits | None) -> dict[str, Change]:

@@ -206,12 +206,14 @@ class Question:
         )
 
     def _batch(self, readings: Sequence[Reading]) -> Any:
+        masks = [reading.attention_mask for reading in readings]
         return self.network.batch(
             [reading.input for reading in readings],
             self.position,
             every=self.at is not None,
             decoder_prefix=[r.prefix for r in readings if r.prefix is not None] or None,
             types=[r.types for r in readings if r.types is not None] or None,
+            masks=masks if any(mask is not None for mask in masks) else None,
         )
 
     def position_of(self, reading: Reading) -> int | None:

@@ -313,6 +313,33 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 """One of each of the first nets, on which every part of refl is tried."""
 
+DISTILBERT: dict[str, Any] = {
+    "model_type": "distilbert",
+    "architectures": ["DistilBertForMaskedLM"],
+    "vocab_size": 17,
+    "dim": 16,
+    "hidden_dim": 24,
+    "n_layers": 2,
+    "n_heads": 4,
+}
+"""A masked language model, without token types."""
+
+MODERNBERT: dict[str, Any] = {
+    "model_type": "modernbert",
+    "architectures": ["ModernBertForMaskedLM"],
+    "vocab_size": 17,
+    "hidden_size": 16,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "global_rope_theta": 1000.0,
+    "local_rope_theta": 100.0,
+    "local_attention": 4,
+    "global_attn_every_n_layers": 2,
+}
+"""A masked language model; two tokens to either side in the second block."""
+
 NEWER: dict[str, dict[str, Any]] = {
     config["model_type"]: config
     for config in (
@@ -323,6 +350,8 @@ NEWER: dict[str, dict[str, Any]] = {
         COHERE,
         COHERE2,
         GPT_NEOX,
+        DISTILBERT,
+        MODERNBERT,
     )
 }
 """One of each net that came later. They are made of the same operations, so what is tried on them

@@ -5,11 +5,16 @@ contradict each other are refused before a model is loaded.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from io import BytesIO
 from itertools import groupby
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from refl import arguments
 from refl.cli import options
@@ -17,6 +22,7 @@ from refl.edits import Edit, off, scale, value
 from refl.errors import ReflError, nearest_patterns, shown
 from refl.explainer import fits_any
 from refl.explanation import Explanation
+from refl.io.files import read_bytes
 from refl.methods import Method, Table, chosen
 from refl.model import Model, load
 from refl.network import CLASSIFIES
@@ -190,8 +196,33 @@ def explained(
         types=args.types,
         pair=args.pair,
         conditions=getattr(args, "through", None),
+        attention_mask=_attention_mask(getattr(args, "attention_mask", None)),
     )
     return e
+
+
+LARGEST_MASK = 1 << 28
+"""Bytes of a file: one for every pair of 16,384 tokens."""
+
+
+def _attention_mask(said: str | None) -> Any:
+    """1,1,0,1 as numbers; anything else is a file, .npy or JSON. Raises ReflError for what cannot
+    be read.
+    """
+    if said is None:
+        return None
+    if set(said) <= set("01, "):
+        return [int(one) for one in said.replace(",", " ").split()]
+    raw = read_bytes(Path(said), LARGEST_MASK)
+    try:
+        if said.endswith(".npy"):
+            return np.load(BytesIO(raw), allow_pickle=False)
+        return json.loads(raw)
+    except (OSError, EOFError, ValueError, RecursionError) as reason:
+        raise ReflError(
+            f"--attention-mask {shown(said)!r} cannot be read ({shown(str(reason))}): expected "
+            "1,1,0,1 or the name of a .npy or JSON file"
+        ) from reason
 
 
 def input_asked(args: argparse.Namespace) -> str | list[int] | None:

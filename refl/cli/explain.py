@@ -48,6 +48,7 @@ examples:
   refl explain "the keys" --svg keys.svg --beside cp-lrp input-x-gradient --scale shared
   refl explain "the keys" --keep "*.mlp" "*.self_attn" --save blocks.safetensors
   refl explain "the keys to the cabinet" --contrast are is --through L3.N17 L3.N33
+  refl explain --ids 2 150 87 9 --attention-mask 1,0,1,1       # the second token is hidden
 
 """
 
@@ -57,6 +58,7 @@ def add(commands: Any) -> None:
     summary = "why a model says what it says next"
     p = add_command(commands, "explain", summary, run, description=_ABOUT, more=_more)
     options.explaining(p)
+    options.attention_mask(p)
     inside = p.add_argument_group("neurons and heads")
     options.edits(inside)
     inside.add_argument(

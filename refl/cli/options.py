@@ -56,6 +56,16 @@ def types(p: Any) -> None:
     _numbers(p, "--types", "N", what)
 
 
+def attention_mask(p: Any) -> None:
+    p.add_argument(
+        "--attention-mask",
+        type=Source,
+        metavar="MASK",
+        help="which tokens may be looked at, 1,1,0,1 say; or a .npy or JSON file with a number for "
+        "each token, or with rows of them, (T, T): which query may look at which key",
+    )
+
+
 def decoder_ids(p: Any, what: str) -> None:
     _numbers(p, "--decoder-ids", "ID", what)
 

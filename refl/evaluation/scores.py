@@ -156,6 +156,11 @@ class Scores:
                 f"{where} is of other token types: expected those of the item, "
                 f"{arguments.received(types)}"
             )
+        if e.attention_mask is not None and not np.all(e.attention_mask):
+            raise ReflError(
+                f"{where} is of an input some of whose tokens an attention mask hides: expected "
+                "one of the whole input, which is judged"
+            )
 
 
 def _refuse_twice(names: Sequence[str]) -> None:

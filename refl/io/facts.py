@@ -208,6 +208,7 @@ def check_arrays(
             raise ReflError(f"there are {len(starts)} {group}word_starts, expected one for a token")
     _check_picture(facts, arrays)
     _check_pairs(arrays)
+    _check_mask(arrays)
     check_sites(sites)
     _check_sums(facts, arrays, sites)
     groups = ["activation", "relevance"]
@@ -319,6 +320,15 @@ def _check_pairs(arrays: Mapping[str, Array]) -> None:
         raise ReflError(
             f"pairs is of {pairs.dtype} and shape {pairs.shape}, expected floats "
             f"({tokens}, {tokens}) for the tokens"
+        )
+
+
+def _check_mask(arrays: Mapping[str, Array]) -> None:
+    mask, tokens = arrays.get("attention_mask"), len(arrays["input_ids"])
+    if mask is not None and (mask.dtype != bool or mask.shape not in ((tokens,), (tokens,) * 2)):
+        raise ReflError(
+            f"attention_mask is of {mask.dtype} and shape {mask.shape}, expected true or false "
+            f"({tokens},) or ({tokens}, {tokens}) for the tokens"
         )
 
 

@@ -3,6 +3,7 @@
     input_ids, relevance                      the input's, (T,); relevance (H, W) for a picture
     decoder_ids, decoder_relevance, picture   where there are any
     pairs                                     (T, T) of a second-order method
+    attention_mask                            bool (T,) or (T, T), where the caller gave one
     activation/<site>                         in the shape of the activation, no batch axis
     relevance/<site>
     gradient/<site>                           the g of R = x g, where the method propagates it

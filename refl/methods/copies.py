@@ -239,6 +239,7 @@ def deleted(
         _left(ids, dropped),
         None if types is None else _left(types, dropped),
         None if prefix is None else _left(prefix, of_decoder),
+        None if reading.attention_mask is None else _left_of_mask(reading.attention_mask, dropped),
     )
     if not left.input or left.prefix == []:
         raise ReflError(
@@ -269,6 +270,11 @@ def _refuse_deletion(question: Question) -> None:
 
 def _left(numbers: Sequence[int], gone: Collection[int]) -> list[int]:
     return [i for t, i in enumerate(numbers) if t not in gone]
+
+
+def _left_of_mask(mask: Any, gone: Collection[int]) -> Any:  # bool (T,) or (T, T), of what is left
+    kept = [t for t in range(len(mask)) if t not in gone]
+    return mask[kept] if mask.ndim == 1 else mask[np.ix_(kept, kept)]
 
 
 def _moved(question: Question, position: int, gone: Collection[int]) -> int:

@@ -26,6 +26,8 @@ from refl.rules.published import METHODS
 from refl.verification.identities.conditioning import rounding_bound
 from refl.verification.random_models import MAMBA, NEWER, moved, random_model
 
+_BIASES = ("attention_bias", "classifier_bias", "mlp_bias", "norm_bias")
+
 VARIANTS: dict[str, dict[str, Any]] = NEWER | {
     "mamba, biases": MAMBA
     | {"use_bias": True, "use_conv_bias": True, "conv_kernel": 4, "tie_word_embeddings": False},
@@ -43,6 +45,12 @@ VARIANTS: dict[str, dict[str, Any]] = NEWER | {
     | {"attention_bias": True, "num_key_value_heads": 1, "tie_word_embeddings": False},
     "gpt_neox, sequential, classes": NEWER["gpt_neox"]
     | {"architectures": ["GPTNeoXForSequenceClassification"], "use_parallel_residual": False},
+    # newer encoders
+    "distilbert, classes": NEWER["distilbert"]
+    | {"architectures": ["DistilBertForSequenceClassification"], "activation": "relu"},
+    "modernbert, biases, mean": NEWER["modernbert"]
+    | {"architectures": ["ModernBertForSequenceClassification"], "classifier_pooling": "mean"}
+    | dict.fromkeys(_BIASES, True),
 }
 """And with other options."""
 

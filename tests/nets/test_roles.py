@@ -39,8 +39,11 @@ from refl.verification.random_models import (
 SHARED_NETS = {"xlm-roberta", "camembert"}
 """Further model types of a net that is tested under another."""
 
-VARIANTS: dict[str, dict[str, Any]] = ARCHITECTURES | {
-    "mamba": MAMBA,
+VARIANTS: dict[str, dict[str, Any]] = (ARCHITECTURES | NEWER) | {
+    "distilbert, classes": NEWER["distilbert"]
+    | {"architectures": ["DistilBertForSequenceClassification"]},
+    "modernbert, mean": NEWER["modernbert"]
+    | {"architectures": ["ModernBertForSequenceClassification"], "classifier_pooling": "mean"},
     "bert, classes": BERT | {"architectures": ["BertForSequenceClassification"]},
     "bert, features": BERT | {"architectures": ["BertModel"]},
     "roberta, classes": ROBERTA | {"architectures": ["RobertaForSequenceClassification"]},
@@ -92,7 +95,7 @@ def test_every_role_of_the_table_is_some_net_s() -> None:
 def test_a_role_is_always_the_same_operation(name: str) -> None:
     operations = {
         "linear": "attention.query attention.key attention.value attention.query_key_value "
-        "attention.output mlp.gate mlp.up mlp.down router.logits patch_embedding "
+        "attention.output mlp.gate mlp.up mlp.gate_up mlp.down router.logits patch_embedding "
         "embedding.projection head head.transform pooler "
         "mixer.in mixer.parameters mixer.step mixer.out",
         "activation": "mlp.activation pooler.activation head.activation attention.cap head.cap "
@@ -103,6 +106,7 @@ def test_a_role_is_always_the_same_operation(name: str) -> None:
         "softmax": "attention.probabilities router.probabilities",
         "matmul": "attention.scores attention.context",
         "multiply": "mlp.product expert.weighted mixer.product",
+        "pooling": "head.mean",
     }
     for r in records(VARIANTS[name]):
         if r.operation in operations:

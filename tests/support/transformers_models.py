@@ -180,6 +180,86 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+_DISTILBERT: dict[str, Any] = {
+    "vocab_size": 29,
+    "dim": 24,
+    "hidden_dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "max_position_embeddings": 32,
+}
+_MODERNBERT: dict[str, Any] = _TEXT | {
+    "num_hidden_layers": 4,
+    "global_attn_every_n_layers": 2,
+    "local_attention": 6,
+    "global_rope_theta": 1000.0,
+    "local_rope_theta": 50.0,
+    "pad_token_id": 28,
+    "reference_compile": False,
+}
+NEWER_ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "distilbert": ("DistilBertForMaskedLM", {}),
+    "distilbert-untied": (
+        "DistilBertForMaskedLM",
+        {"tie_word_embeddings": False, "activation": "relu", "n_heads": 2},
+    ),
+    "distilbert-sinusoidal": (
+        "DistilBertForMaskedLM",
+        {"sinusoidal_pos_embds": True, "activation": "gelu_new", "n_layers": 4},
+    ),
+    "distilbert-silu": ("DistilBertForMaskedLM", {"activation": "silu", "n_heads": 24}),
+    "distilbert-classes": ("DistilBertForSequenceClassification", LABELS),
+    "distilbert-two-classes": (
+        "DistilBertForSequenceClassification",
+        {"num_labels": 2, "activation": "tanh", "hidden_dim": 5},
+    ),
+    "distilbert-one-number": ("DistilBertForSequenceClassification", {"num_labels": 1}),
+    "distilbert-no-head": ("DistilBertModel", {"n_heads": 1}),
+    "modernbert": ("ModernBertForMaskedLM", {}),
+    "modernbert-biases": (
+        "ModernBertForMaskedLM",
+        dict.fromkeys(("attention_bias", "classifier_bias", "mlp_bias", "norm_bias"), True),
+    ),
+    "modernbert-untied": (
+        "ModernBertForMaskedLM",
+        {
+            "tie_word_embeddings": False,
+            "decoder_bias": False,
+            "hidden_activation": "relu",
+            "classifier_activation": "tanh",
+            "norm_eps": 1e-2,
+        },
+    ),
+    "modernbert-itself-alone": (
+        "ModernBertForMaskedLM",
+        {"local_attention": 1, "local_rope_theta": None, "num_attention_heads": 1},
+    ),
+    "modernbert-odd-window": (
+        "ModernBertForMaskedLM",
+        {"local_attention": 5, "global_attn_every_n_layers": 9, "mlp_bias": True},
+    ),
+    "modernbert-all-global": (
+        "ModernBertForMaskedLM",
+        {"global_attn_every_n_layers": 1, "attention_bias": True, "hidden_activation": "silu"},
+    ),
+    "modernbert-every-third": ("ModernBertForMaskedLM", {"global_attn_every_n_layers": 3}),
+    "modernbert-classes": ("ModernBertForSequenceClassification", LABELS | {"norm_bias": True}),
+    "modernbert-mean": (
+        "ModernBertForSequenceClassification",
+        {"classifier_pooling": "mean", "num_labels": 2, "classifier_bias": True},
+    ),
+    "modernbert-no-head": ("ModernBertModel", {"hidden_activation": "gelu_new"}),
+}
+
+
+def write_newer_encoder(folder: Path, kind: str, options: dict[str, Any]) -> Path:
+    """A checkpoint of the class `kind`."""
+    base = _DISTILBERT if kind.startswith("Distil") else _MODERNBERT
+    cls = getattr(_transformers(), kind)
+    _drawn(cls(cls.config_class(**base | options)), _scaled_encoder).save_pretrained(folder)
+    return folder
+
+
 def write_encoder(folder: Path, kind: str, options: dict[str, Any]) -> Path:
     """A checkpoint of the class `kind`."""
     transformers = _transformers()

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "extras", "patches", "rows", "version"),
     ("arguments", "arrays", "batching", "buffers", "parallel"),
     ("conditions", "edits", "mask", "rules"),
-    ("pieces",),
+    ("attention_mask", "pieces"),
     ("attention",),
     ("components", "device", "io", "ledger", "seeds", "trace"),
     ("kept",),

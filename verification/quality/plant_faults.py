@@ -848,8 +848,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "padding-seen",
         "refl/mask.py",
-        "return visible if self.unpadded is None else",
-        "return visible if True else",
+        "return visible & self.allowed",
+        "return visible | self.allowed",
         f"{FORWARDS}test_causal_mask",
         "padding is attended to",
     ),
