@@ -12,6 +12,7 @@ from refl.nets import (
     albert,
     bert,
     deit,
+    dinov2,
     gemma2,
     gemma3,
     gpt2,
@@ -29,10 +30,11 @@ from refl.nets import (
 )
 
 DECODERS = (llama, gpt2, mistral, qwen2, qwen3, olmo2, phi, gemma2, gemma3, mixtral, qwen3_moe)
-ENCODERS = (bert, roberta, albert, vit, deit)
+ENCODERS = (bert, roberta, albert, vit, deit, dinov2)
 
 NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *ENCODERS, t5)} | {
     "xlm-roberta": roberta,
     "camembert": roberta,
+    "dinov2_with_registers": dinov2,
 }
 """model_type of config.json -> the net."""

@@ -340,12 +340,14 @@ class Trace:
         """An input that is numbers already; the first axis counts examples."""
         return self._run("source", name, (), role, values=array, role=role)
 
-    def learned(self, name: str, beside: Value, *, role: str) -> Value:
-        """A tensor (1, ...) of the checkpoint as a value, once for each example of `beside`; its
-        relevance is absorbed as `role`.
+    def learned(self, name: str, beside: Value, *, role: str, constant: bool = False) -> Value:
+        """A tensor (1, ...) of the checkpoint, or one row (D,), as a value, once for each example
+        of `beside`; its relevance is absorbed as `role`. `constant`: products leave it none.
         """
         table = Parameter(self.weights, self.site(name))
-        return self._run("learned", name, (table, beside), role, role=role)
+        value = self._run("learned", name, (table, beside), role, role=role)
+        value.constant = value.constant or constant
+        return value
 
     def patches(
         self, name: str, x: Value, size: tuple[int, int], *, role: str = "patch_embedding"

@@ -220,6 +220,27 @@ DEIT: dict[str, Any] = VIT | {
 }
 """A class and a distillation token, and a head on each."""
 
+DINOV2: dict[str, Any] = {
+    "model_type": "dinov2",
+    "hidden_size": 16,
+    "mlp_ratio": 1.5,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 8,
+    "patch_size": [4, 3],
+    "num_channels": 3,
+    "num_labels": 5,
+}
+"""Four patches, not square, of which the last column of pixels but one is in none."""
+
+REGISTERS: dict[str, Any] = {
+    "model_type": "dinov2_with_registers",
+    "architectures": ["Dinov2WithRegistersForImageClassification"],
+    "num_register_tokens": 3,
+    "use_swiglu_ffn": True,
+}
+"""On top of DINOV2: register tokens, and a gated MLP."""
+
 FLAN: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -246,7 +267,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 """One of each of the first nets, on which every part of refl is tried."""
 
-NEWER: dict[str, dict[str, Any]] = {}
+NEWER: dict[str, dict[str, Any]] = {
+    "dinov2": DINOV2,
+}
 """One of each net that came later. They are made of the same operations, so what is tried on them
 is the net (tests/nets/test_newer.py), and not every part of refl once more.
 """
@@ -306,7 +329,7 @@ def _draw(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> Arr
         return 0.3 * drawn
     if len(shape) == 1:  # a norm's weight
         return 1 + 0.3 * drawn
-    if name.endswith(("cls_token", "distillation_token", "position_embeddings")):
+    if name.endswith(("cls_token", "distillation_token", "register_tokens", "position_embeddings")):
         return 0.5 * drawn
     if name.rpartition(".")[0].endswith(("embed_tokens", "wte", "wpe", "_embeddings")):
         return drawn

@@ -17,6 +17,7 @@ from refl.verification.random_models import (
     ALBERT,
     ARCHITECTURES,
     BERT,
+    DINOV2,
     FLAN,
     GEMMA2,
     GPT2,
@@ -26,13 +27,14 @@ from refl.verification.random_models import (
     OLMO2,
     PHI,
     QWEN3_MOE,
+    REGISTERS,
     ROBERTA,
     T5,
     VIT,
     random_model,
 )
 
-SHARED_NETS = {"xlm-roberta", "camembert"}
+SHARED_NETS = {"xlm-roberta", "camembert", "dinov2_with_registers"}
 """Further model types of a net that is tested under another."""
 
 VARIANTS: dict[str, dict[str, Any]] = ARCHITECTURES | {
@@ -42,6 +44,8 @@ VARIANTS: dict[str, dict[str, Any]] = ARCHITECTURES | {
     "albert, classes": ALBERT | {"architectures": ["AlbertForSequenceClassification"]},
     "flan": T5 | FLAN,
     "vit, features": VIT | {"architectures": ["ViTModel"]},
+    "dinov2": DINOV2,
+    "dinov2, registers, gated": DINOV2 | REGISTERS,
     "phi, normed queries": PHI | {"qk_layernorm": True},
 }
 
@@ -51,7 +55,9 @@ WITHOUT = {"movement", "scale", "rotary", "gather"}
 
 def records(config: dict[str, Any], **how: Any) -> list[Record]:
     model = random_model(config, 5)
-    item: Any = np.ones((3, 8, 12)) if model.takes_images else [3, 14, 1, 5, 9]
+    item: Any = [3, 14, 1, 5, 9]
+    if model.takes_images:
+        item = np.ones((3, *model.config.image))
     how |= {"position": 1} if model.task == "masked-token" else {}
     how |= {"decoder": [[0, 4]]} if model.task == "sequence-to-sequence" else {}
     return model.trace([item], **how)[0].records
@@ -84,13 +90,13 @@ def test_every_role_of_the_table_is_some_net_s() -> None:
 def test_a_role_is_always_the_same_operation(name: str) -> None:
     operations = {
         "linear": "attention.query attention.key attention.value attention.query_key_value "
-        "attention.output mlp.gate mlp.up mlp.down router.logits patch_embedding "
+        "attention.output mlp.gate mlp.gate_up mlp.up mlp.down router.logits patch_embedding "
         "embedding.projection head head.transform pooler",
         "activation": "mlp.activation pooler.activation head.activation attention.cap head.cap",
         "add": "residual embedding.sum attention.bias head.sum",
         "softmax": "attention.probabilities router.probabilities",
         "matmul": "attention.scores attention.context",
-        "multiply": "mlp.product expert.weighted",
+        "multiply": "mlp.product expert.weighted layer_scale",
     }
     for r in records(VARIANTS[name]):
         if r.operation in operations:
