@@ -11,6 +11,9 @@ if __name__ != "refl.nets":
 from refl.nets import (
     albert,
     bert,
+    clip,
+    clip_text,
+    clip_vision,
     deit,
     dinov2,
     gemma2,
@@ -30,9 +33,9 @@ from refl.nets import (
 )
 
 DECODERS = (llama, gpt2, mistral, qwen2, qwen3, olmo2, phi, gemma2, gemma3, mixtral, qwen3_moe)
-ENCODERS = (bert, roberta, albert, vit, deit, dinov2)
+ENCODERS = (bert, roberta, albert, vit, deit, dinov2, clip_text, clip_vision)
 
-NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *ENCODERS, t5)} | {
+NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *ENCODERS, clip, t5)} | {
     "xlm-roberta": roberta,
     "camembert": roberta,
     "dinov2_with_registers": dinov2,

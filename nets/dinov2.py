@@ -160,9 +160,10 @@ def _embeddings(t: Trace, x: Value, c: Config) -> Value:
     if not c.registers:
         return h
     registers = t.learned("register_tokens", h, role="register_token")
-    h, (count, before, _) = t.move("with_registers", "concat", h, registers, axis=1), h.array.shape
-    order = (0, *range(before, before + c.registers), *range(1, before))
-    return t.gather("", h, (order,) * count)
+    count, length, _ = h.array.shape
+    first = t.gather("class_token.placed", h, ((0,),) * count)
+    rest = t.gather("patches.placed", h, (tuple(range(1, length)),) * count)
+    return t.move("", "concat", first, registers, rest, axis=1)
 
 
 def _block(t: Trace, h: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, D)

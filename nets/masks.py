@@ -16,13 +16,18 @@ reaches back over a window.
 
 
 def causal(
-    ids: Array, attention_mask: Array | None = None, window: int | None = None, past: int = 0
+    ids: Array,
+    attention_mask: Array | None = None,
+    window: int | None = None,
+    past: int = 0,
+    segments: Array | None = None,
 ) -> Mask:  # (B, T), bool (B, past + T) -> (T, past + T)
     """A token sees itself and what came before, the `past` tokens ahead of `ids` too: of that only
-    the last `window`, and only tokens that are no padding (`attention_mask`).
+    the last `window`, only tokens that are no padding (`attention_mask`), and only those of its
+    own text where several stand one behind the other (`segments`, (B, T)).
     """
     length = ids.shape[-1]
-    return Mask(ids, length, past + length, True, window, attention_mask, past)
+    return Mask(ids, length, past + length, True, window, attention_mask, past, segments)
 
 
 def causal_of_blocks(

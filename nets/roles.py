@@ -52,6 +52,7 @@ ROLES = {
     "pooler.activation": "activation on it",
     "head.transform": "linear in front of the head",
     "head.activation": "activation on it",
+    "head.similarity": "product of the features of a picture and of texts (CLIP)",
     "head.mean": "mean over the patches of a picture",
     "head": "linear that makes logits",
     "head.cap": "tanh that bounds logits (Gemma)",

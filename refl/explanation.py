@@ -7,8 +7,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
@@ -173,6 +174,9 @@ class Explanation:
     picture        for a net that takes images: uint8 (H, W, C), what it was given; then tokens is
                    empty and relevance (H, W), summed over channels
     patch          height and width of a patch of it; `patches` has the sums over each
+    pixels, image  for a net that compares a picture with texts: relevance (H, W) of the picture's
+                   pixels, and the picture as `picture`; tokens and relevance are those of the texts
+    texts          how many tokens each of these texts has: they stand one behind the other
     types          token type ids, where somebody has said them
     position       which token's output is explained, counted from 0; None where that is no token's
     decoder_tokens, decoder_ids, decoder_relevance
@@ -216,6 +220,9 @@ class Explanation:
     types: list[int] | None = None
     position: int | None = None
     pairs: Any = None
+    pixels: Any = None
+    image: Any = None
+    texts: list[int] | None = None
     fingerprint: Callable[[], str] = field(default=Known(""), repr=False)
     """Of the checkpoint: a hash of all its bytes, so it is formed only when it is asked for."""
     parts: Callable[[], Components | None] = field(default=Known(None), repr=False)
@@ -226,6 +233,8 @@ class Explanation:
         size = f"{len(self.tokens)} tokens"
         if self.picture is not None:
             size = f"a picture of {' x '.join(map(str, self.picture.shape[:2]))}"
+        if self.image is not None:
+            size = f"{size} and a picture of {' x '.join(map(str, self.image.shape[:2]))}"
         about = " ".join(filter(None, (self.about.get("model"), self.about.get("dtype"))))
         return sentence(
             f"<Explanation: {self.what} = {self.explained:.6g}, {self.method.title} on {size}"
@@ -283,9 +292,16 @@ class Explanation:
     @property
     def what(self) -> str:
         """The explained quantity in words."""
+        if self.texts is not None and self.seed == "logit":
+            return self._similarity
         if self.against is not None:
             return f"logit of {self.target!r} minus logit of {self.against!r}"
         return f"{self.seed} of {self.target!r}"
+
+    @property
+    def _similarity(self) -> str:
+        less = "" if self.against is None else f" minus that of {self.against!r}"
+        return f"similarity of {self.target!r}{less} to the picture"
 
     @property
     def patches(self) -> Any:
@@ -294,7 +310,36 @@ class Explanation:
         """
         if self.patch is None:
             raise ReflError("the input is no picture: it has tokens and no patches")
-        return patches.sums(self.relevance, self.patch)
+        return patches.sums(self.relevance if self.pixels is None else self.pixels, self.patch)
+
+    @property
+    def of_picture(self) -> Self:
+        """Where texts are compared with a picture: the same of the picture alone, as a net that
+        takes images has it, to be drawn as its explanations are. Raises ReflError elsewhere.
+        """
+        if self.image is None:
+            raise ReflError("no text is compared with a picture here: there is one input")
+        alone: dict[str, Any] = {"tokens": [], "input_ids": [], "word_starts": None, "texts": None}
+        both = {"picture": self.image, "relevance": self.pixels, "pixels": None, "image": None}
+        return replace(self, **(alone | both))
+
+    @property
+    def of_texts(self) -> list[Self]:
+        """The same of each text alone: its tokens and their relevance. Raises ReflError where none
+        is compared with a picture.
+        """
+        if self.texts is None:
+            raise ReflError("no text is compared with a picture here: there is one input")
+        ends = list(accumulate(self.texts))
+        return [
+            self._of_tokens(slice(end - n, end)) for n, end in zip(self.texts, ends, strict=True)
+        ]
+
+    def _of_tokens(self, some: slice) -> Self:
+        starts = None if self.word_starts is None else self.word_starts[some]
+        tokens, ids = self.tokens[some], self.input_ids[some]
+        part = {"tokens": tokens, "input_ids": ids, "relevance": self.relevance[some]}
+        return replace(self, **part, word_starts=starts, texts=[len(ids)])
 
     def __getitem__(self, site: str) -> Any:
         """Relevance at a site. Raises ReflError for a site that was not kept or does not exist."""
@@ -421,9 +466,14 @@ class Explanation:
     def _known_dict(self) -> dict[str, Any]:
         """What not every explanation knows."""
         words = ("word_starts", "decoder_word_starts")
-        known = ("against_logit", *words, "position", "types", "patch")
+        known = ("against_logit", *words, "position", "types", "patch", "texts")
         pairs = {} if self.pairs is None else {"pairs": np.asarray(self.pairs).tolist()}
-        return pairs | {key: getattr(self, key) for key in known if getattr(self, key) is not None}
+        pixels = {} if self.pixels is None else {"pixels": np.asarray(self.pixels).tolist()}
+        return (
+            pairs
+            | pixels
+            | {key: getattr(self, key) for key in known if getattr(self, key) is not None}
+        )
 
     def _decoder_dict(self) -> dict[str, Any]:
         if self.decoder_tokens is None:
@@ -447,6 +497,7 @@ class Explanation:
         facts = {key: value for key, value in self.as_dict().items() if key not in arrays}
         facts |= {"aliases": dict(self.sites.aliases), "patch": self.patch}
         facts |= {"types": self.types, "position": self.position}
+        facts |= {} if self.texts is None else {"texts": self.texts}
         parts = self.parts()
         facts |= {} if parts is None else {"components": parts.as_dict()}
         oracle.save(path, oracle.Oracle(facts, arrays, sites))
@@ -461,6 +512,8 @@ class Explanation:
             arrays["picture"] = self.picture
         if self.pairs is not None:
             arrays["pairs"] = np.asarray(self.pairs)
+        if self.image is not None:
+            arrays |= {"pixels": np.asarray(self.pixels), "image": self.image}
         if self.decoder_ids is not None:
             arrays["decoder_ids"] = np.asarray(self.decoder_ids, dtype=np.int64)
             arrays["decoder_relevance"] = np.asarray(self.decoder_relevance)
@@ -505,6 +558,9 @@ def _fields(content: oracle.Oracle) -> dict[str, Any]:
         "decoder_relevance": arrays.get("decoder_relevance"),
         "picture": arrays.get("picture"),
         "pairs": arrays.get("pairs"),
+        "pixels": arrays.get("pixels"),
+        "image": arrays.get("image"),
+        "texts": facts.get("texts"),
         "patch": None if facts["patch"] is None else tuple(facts["patch"]),
         "types": facts.get("types"),
         "position": facts.get("position"),

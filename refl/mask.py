@@ -21,6 +21,8 @@ class Mask:
     window    of that only the last so many
     unpadded  bool (B, I), False where a key is padding; None where none is
     past      how many keys come before the first query
+    segments  int (B, I): a query sees only keys of the same number (texts that stand one behind the
+              other); None where all are of one. Of as many queries as keys
     """
 
     ids: Array
@@ -30,6 +32,7 @@ class Mask:
     window: int | None = None
     unpadded: Array | None = None
     past: int = 0
+    segments: Array | None = None
 
     @cached_property
     def array(self) -> Array:  # bool (1|B, 1, J, I)
@@ -47,7 +50,7 @@ class Mask:
         first, last = self.past + rows.start, self.past + rows.stop - 1
         ahead = self.causal and columns.stop - 1 > first
         behind = self.window is not None and columns.start <= last - self.window
-        hides = ahead or behind or self.unpadded is not None
+        hides = ahead or behind or self.unpadded is not None or self.segments is not None
         return self._formed(rows, columns) if hides else None
 
     def _formed(self, rows: slice, columns: slice) -> Array:
@@ -58,4 +61,7 @@ class Mask:
         if self.window is not None:
             visible = visible & (i > j - self.window)
         visible = visible[None, None, :, :]
+        if self.segments is not None:
+            own, others = self.segments[:, None, rows, None], self.segments[:, None, None, columns]
+            visible = visible & (own == others)
         return visible if self.unpadded is None else visible & self.unpadded[:, None, None, columns]

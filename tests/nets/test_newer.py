@@ -24,11 +24,25 @@ import refl
 from refl.model import Model
 from refl.rules.published import METHODS
 from refl.verification.identities.conditioning import rounding_bound
-from refl.verification.random_models import DINOV2, NEWER, REGISTERS, moved, random_model
+from refl.verification.random_models import (
+    CLIP,
+    CLIP_TEXT,
+    CLIP_VISION,
+    DINOV2,
+    NEWER,
+    REGISTERS,
+    moved,
+    random_model,
+)
 
 VARIANTS: dict[str, dict[str, Any]] = NEWER | {
     "dinov2, registers, gated": DINOV2 | REGISTERS,
     "dinov2, features": DINOV2 | {"architectures": ["Dinov2Model"], "qkv_bias": False},
+    "clip, classes": CLIP | {"architectures": ["CLIPForImageClassification"]},
+    "clip_text_model, projected": CLIP_TEXT
+    | {"architectures": ["CLIPTextModelWithProjection"], "eos_token_id": 3},
+    "clip_vision_model, projected": CLIP_VISION
+    | {"architectures": ["CLIPVisionModelWithProjection"]},
 }
 """And with other options."""
 
@@ -44,10 +58,16 @@ def net(name: str, dtype: str = "float64") -> Model:
 
 
 def item(model: Model, length: int = 5, seed: int = 0) -> Any:
-    """Token ids, or the numbers of a picture."""
+    """Token ids, or the numbers of a picture; of several texts and a picture where these are
+    compared.
+    """
     random = np.random.default_rng(100 * length + seed)
-    if model.takes_images:
-        return random.standard_normal((model.config.num_channels, *model.config.image))
+    if model.takes_images or model.compares:
+        image = random.standard_normal((model.config.num_channels, *model.config.image))
+        if model.takes_images:
+            return image
+        texts = (length, 3, 1)
+        return [random.integers(1, model.config.vocab_size, n).tolist() for n in texts], image
     ids = [int(i) for i in random.integers(1, model.config.vocab_size, length)]
     return [MASK, *ids[1:]] if model.task == "masked-token" else ids
 

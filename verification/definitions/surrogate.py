@@ -302,7 +302,7 @@ TRUE: dict[str, Callable[..., Array]] = {
 
 def _input(model: Model, ids: Any) -> Any:
     """Ids as a list; a picture as the net reads it."""
-    return model.read(ids) if model.takes_images else list(ids)
+    return model.read(ids) if model.takes_images or model.compares else list(ids)
 
 
 def record(
