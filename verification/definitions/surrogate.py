@@ -213,8 +213,10 @@ def _softmax(run: Record, x: Array, *, mask: Array | None = None) -> Array:
 
 def _second_matmul(run: Record, a: Array, b: Array) -> Array:
     """Attention with constant probabilities: the values alone are live. (What makes the scores
-    feeds nothing and may be anything.)
+    feeds nothing and may be anything.) A similarity is no attention.
     """
+    if run.role == "head.similarity":
+        return _matmul(run, a, b)
     return _first(run) @ b
 
 
