@@ -167,14 +167,53 @@ def test_older_names_of_the_towers_options(tmp_path: Path) -> None:
     for tower in ("text", "vision"):
         old = raw[f"{tower}_config"]
         raw[f"{tower}_config_dict"] = {name: old[name] for name in few if name in old}
-        raw[f"{tower}_config"] |= {"hidden_size": 7}
+        raw[f"{tower}_config"] |= {"hidden_size": 48}
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    with wide(), torch.no_grad():
-        how: dict[str, Any] = {"torch_dtype": torch.float64, "attn_implementation": "eager"}
-        again = transformers.CLIPModel.from_pretrained(tmp_path, **how)
-        x = pictures(again, 1)
-        inputs = {"pixel_values": torch.tensor(x)} | padded(TEXTS)
-        expected = again(**inputs).logits_per_image.numpy()
-    assert again.config.text_config.eos_token_id == 49407
+    again = transformers.CLIPModel.from_pretrained(tmp_path)
+    both = again.config
+    assert both.text_config.eos_token_id == 49407
+    both.torch_dtype = both.text_config.torch_dtype = both.vision_config.torch_dtype = None
+    x = pictures(again, 1)
+    how = {"pixel_values": torch.tensor(x)} | padded(TEXTS)
+    expected = theirs(again, "logits_per_image", **how)
     model = refl.load(tmp_path, dtype="float64")
     agree(model.logits(([list(t) for t in TEXTS], x[0])), expected)
+
+
+# -- preparation -----------------------------------------------------------------------------------
+
+PREPARATIONS: dict[str, dict[str, Any]] = {
+    "silent": {"size": {"shortest_edge": 16}, "crop_size": {"height": 12, "width": 12}},
+    "old-sizes": {"size": 16, "crop_size": 12},
+    "bilinear": {"size": 13, "crop_size": 12, "resample": 2, "image_std": [0.2, 0.3, 0.25]},
+    "crop-larger": {"size": 9, "crop_size": {"height": 12, "width": 11}},
+    "both-edges": {"size": {"height": 14, "width": 17}, "crop_size": 12},
+    "no-crop": {"size": {"height": 12, "width": 12}, "do_center_crop": False},
+    "no-resize": {"do_resize": False, "crop_size": 12, "rescale_factor": 0.01},
+}
+
+
+@pytest.mark.parametrize("options", PREPARATIONS.values(), ids=PREPARATIONS)
+@pytest.mark.parametrize("family", ["CLIP", "Bit"])
+@pytest.mark.parametrize("shape", [(31, 24), (13, 47), (12, 12)])
+@pytest.mark.parametrize("left_out", [False, True], ids=["saved", "sparse"])
+def test_preparation(
+    tmp_path: Path, family: str, options: dict[str, Any], shape: tuple[int, int], left_out: bool
+) -> None:
+    """transformers computes in float32: that is the bound."""
+    from refl.io.images import read_preparation
+
+    pytest.importorskip("PIL", reason="Pillow is not installed (the extra 'image')")
+    processor = getattr(transformers, f"{family}ImageProcessor")(**options)
+    processor.save_pretrained(tmp_path)
+    if left_out:
+        said = {"image_processor_type": f"{family}ImageProcessor"} | options
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    array = np.random.default_rng(2).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    how = {"return_tensors": "np", "input_data_format": "channels_last"}
+    wanted = processor(array, **how)["pixel_values"][0]
+    preparation = read_preparation(tmp_path, {"CLIP": "clip", "Bit": "dinov2"}[family])
+    assert preparation is not None
+    ours, picture = preparation(array, 3)
+    assert ours.shape == wanted.shape and picture.shape == (*ours.shape[1:], 3)
+    assert np.abs(ours - wanted).max() <= 1e-6 * max(1.0, np.abs(wanted).max())
