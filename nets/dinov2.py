@@ -194,7 +194,8 @@ def _mlp(t: Trace, x: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, D)
     return t.linear("weights_out", z, bias=True, role="mlp.down")
 
 
-def patches_of(h: Array, before: int) -> Array:  # (B, T, D) -> (1, T, 1)
+def patches_of(h: Array, before: int) -> Array:  # (B, T, D) -> (B, T, 1)
     """1 at patches, 0 at the `before` learned tokens in front of them."""
     xp = namespace(h)
-    return flags(xp.arange(h.shape[1], **device_of(h)) >= before, h)[None, :, None]
+    one = flags(xp.arange(h.shape[1], **device_of(h)) >= before, h)
+    return xp.broadcast_to(one[None, :, None], (*h.shape[:2], 1))

@@ -271,6 +271,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 1,
         "mlp_ratio": 1.5,
         "use_swiglu_ffn": True,
+        "use_mask_token": False,
         "image_size": [4, 4],
         "patch_size": [2, 2],
     },

@@ -90,9 +90,11 @@ class ModelCase:
 
     @cached_property
     def input_sites(self) -> list[str]:
-        """Those below the first block: embeddings, pixels."""
+        """Those below the first block: embeddings, pixels; beside texts the pixels, too."""
         blocks = [k for k, site in enumerate(self.sites) if "0" in site.split(".")]
-        return self.sites[max(blocks) + 1 :]
+        below, pixels = self.sites[max(blocks) + 1 :], "pixel_values"
+        beside = pixels in self.sites and pixels not in below
+        return [pixels, *below] if beside else below
 
 
 @dataclass(frozen=True)
