@@ -11,9 +11,13 @@ if __name__ != "refl.nets":
 from refl.nets import (
     albert,
     bert,
+    clip,
+    clip_text,
+    clip_vision,
     cohere,
     cohere2,
     deit,
+    dinov2,
     distilbert,
     gemma2,
     gemma3,
@@ -39,13 +43,16 @@ from refl.nets import (
 
 DECODERS = (llama, gpt2, mistral, qwen2, qwen3, olmo2, phi, gemma2, gemma3, mixtral, qwen3_moe)
 NEWER_DECODERS = (phi3, smollm3, granite, cohere, cohere2, gpt_neox)
-ENCODERS = (bert, roberta, albert, distilbert, modernbert, vit, deit)
+ENCODERS = (
+    *(bert, roberta, albert, distilbert, modernbert),
+    *(vit, deit, dinov2, clip_text, clip_vision),
+)
 
-NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *NEWER_DECODERS, *ENCODERS, t5)} | {
+NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *NEWER_DECODERS, mamba, *ENCODERS, clip, t5)} | {
     "xlm-roberta": roberta,
     "camembert": roberta,
+    "dinov2_with_registers": dinov2,
 }
-NETS |= {net.MODEL_TYPE: net for net in (mamba,)}
 """model_type of config.json -> the net."""
 
 NOT_HERE = {

@@ -22,6 +22,8 @@ class Batch:
     pixels                   (B, C, H, W), a normalized image
     decoder_ids              int (B, U), the decoder's prefix of an encoder-decoder
     decoder_attention_mask   bool (B, U), as `unpadded`
+    texts                    for each example the lengths of the texts that stand one behind the
+                             other in its ids; None for one text each
     rows                     for each example the position whose output is wanted, B integers; None
                              for every position
     past                     how many tokens of every text were run before: the ids of the text
@@ -36,6 +38,7 @@ class Batch:
     pixels: Array = None
     decoder_ids: Array = None
     decoder_attention_mask: Array = None
+    texts: tuple[tuple[int, ...], ...] | None = None
     rows: tuple[int, ...] | None = None
     past: int = 0
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -188,21 +188,50 @@ far above what was ever trained.
 
 def parse(cls: type[C], raw: dict[str, Any], ignore: Collection[str] = ()) -> C:
     """The dataclass `cls` filled from config.json; a field's default stands where the file is
-    silent.
+    silent. A field that is a dataclass is filled from an object inside, whose options are called
+    text_config.hidden_size, say.
 
     `cls.HARMLESS` adds keys without effect on this net. Raises ReflError for a missing or malformed
     option, for one that is not implemented, and for one nobody here knows (unless it is off, or
     named in `ignore`).
     """
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    harmless = HARMLESS | set(getattr(cls, "HARMLESS", ())) | set(ignore)
+    return _parsed(cls, raw, ignore, "")
+
+
+def _parsed(cls: type[C], raw: dict[str, Any], ignore: Collection[str], within: str) -> C:
+    """`within`: what the names of all options in `raw` and `ignore` begin with."""
+    known = {within + f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    harmless = {within + key for key in HARMLESS.union(getattr(cls, "HARMLESS", ()))} | set(ignore)
     for key, value in raw.items():
         if key not in known and key not in harmless and not _is_off(value):
             raise ReflError(_refusal(key, value))
-    _check_ignored(ignore, raw, known)
+    hints: dict[str, Any] = _hints(cls)  # type: ignore[arg-type]
+    objects = {
+        name: kind
+        for name, f in known.items()
+        if (kind := _dataclass_in(hints[f.name])) and isinstance(raw.get(name), dict)
+    }
+    deeper = tuple(f"{name}." for name in objects)
+    _check_ignored([key for key in ignore if not key.startswith(deeper)], raw, known)
     _refuse_two_answers(raw)
-    hints = _hints(cls)  # type: ignore[arg-type]
-    return cls(**{name: _value(name, field, hints[name], raw) for name, field in known.items()})
+    found = {
+        f.name: _object(objects[name], name, raw[name], ignore)
+        if name in objects
+        else _value(name, f, hints[f.name], raw)
+        for name, f in known.items()
+    }
+    return cls(**found)
+
+
+def _object(cls: type[Any], name: str, raw: dict[str, Any], ignore: Collection[str]) -> Any:
+    prefix = f"{name}."
+    named = {prefix + key: value for key, value in raw.items()}
+    return _parsed(cls, named, [key for key in ignore if key.startswith(prefix)], prefix)
+
+
+def _dataclass_in(hint: Any) -> Any:
+    """The dataclass that a field holds; None where it holds something else."""
+    return next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
 
 
 @cache
@@ -223,8 +252,9 @@ def _is_off(value: Any) -> bool:
 
 
 def _refusal(key: str, value: Any) -> str:
-    if key in REFUSED:
-        return f"config.json sets {shown(key)}: {REFUSED[key]}"
+    why = REFUSED.get(key.rpartition(".")[2])
+    if why is not None:
+        return f"config.json sets {shown(key)}: {why}"
     return (
         f"config.json sets {shown(key)} = {shown(str(value)[:60])!r}, which refl does not know: if "
         f"it changes nothing in the forward pass, load with ignore=[{shown(key)!r}] "
@@ -304,7 +334,7 @@ def _check_range(name: str, value: Any, hint: Any, least: int) -> None:
                 f"config.json has {name} = {value!r}: expected {_describe(hint)} above 0"
             )
         return
-    most = MOST.get(name, LARGEST)
+    most = MOST.get(name.rpartition(".")[2], LARGEST)
     if value < least:
         raise ReflError(
             f"config.json has {name} = {brief(value)}: expected {_describe(hint)} above {least - 1}"

@@ -274,7 +274,7 @@ def project(
 
 
 def attend(
-    t: Trace, q: Value, k: Value, v: Value, mask: Mask, cap: float | None = None
+    t: Trace, q: Value, k: Value, v: Value, mask: Mask | None, cap: float | None = None
 ) -> Value:  # (B, H, T, d), (B, K, T, d) x 2 -> (B, T, H d)
     """softmax(q k^T) v of every head, q scaled already; `cap`: what scores are soft-capped at."""
     k, v = repeat_groups(t, q, k, v)

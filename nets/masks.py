@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from refl.arrays import Array
@@ -18,13 +19,19 @@ reaches back over a window.
 
 
 def causal(
-    ids: Array, attention_mask: Array | None = None, window: int | None = None, past: int = 0
+    ids: Array,
+    attention_mask: Array | None = None,
+    window: int | None = None,
+    past: int = 0,
+    segments: Array | None = None,
 ) -> Mask:  # (B, T), bool (B, past + T), or (B, T, T) -> (T, past + T)
     """A token sees itself and what came before, the `past` tokens ahead of `ids` too: of that only
-    the last `window`, and only what `attention_mask` allows (refl.nets.batch).
+    the last `window`, only what `attention_mask` allows (refl.nets.batch), and only those of its
+    own text where several stand one behind the other (`segments`, (B, T)).
     """
     length = ids.shape[-1]
-    return Mask(ids, length, past + length, True, window, allowed=attention_mask, past=past)
+    mask = Mask(ids, length, past + length, True, window, allowed=attention_mask, past=past)
+    return mask if segments is None else replace(mask, segments=segments)
 
 
 def causal_of_blocks(

@@ -1,5 +1,5 @@
 """What the vision transformers share: patches and learned tokens as a sequence, pre-LN blocks on
-it, their options.
+it, their options. DINOv2 and CLIP's picture tower have blocks of their own.
 
     h = [tokens, kernel * patch_1 + b, ..., kernel * patch_N + b] + positions
     for each block:    h = h + attention(norm(h)),    h = h + dense(act(dense(norm(h))))
@@ -8,6 +8,7 @@ it, their options.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,21 +22,17 @@ from refl.trace import Trace, Value
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionConfig:
+class PatchConfig:
     """The options of config.json that every vision transformer reads."""
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
-    intermediate_size: int = 3072
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
     image_size: int | list[int] = 224
     patch_size: int | list[int] = 16
     num_channels: int = 3
-    qkv_bias: bool = True
-    pooler_output_size: int | None = None
-    pooler_act: str = "tanh"
     model_type: str | None = None
     architectures: list[str] | None = None
     id2label: dict[str, Any] | None = None
@@ -46,10 +43,9 @@ class VisionConfig:
     HEADS: ClassVar[tuple[str, ...]] = ("ForImageClassification", "Model")
     SHOWN_BY: ClassVar[dict[str, str]] = {"ForImageClassification": "classifier."}
     OTHERWISE: ClassVar[str] = "Model"
-    HARMLESS: ClassVar[tuple[str, ...]] = ("encoder_stride",)  # of a decoder for masked images
 
     def __post_init__(self) -> None:
-        _ = self.head, self.act, self.pooler_activation
+        _ = self.head, self.act
         divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
         if any(p > i for p, i in zip(self.patch, self.image, strict=True)):
             raise ReflError(
@@ -71,10 +67,6 @@ class VisionConfig:
         return activation_kind("hidden_act", self.hidden_act)
 
     @property
-    def pooler_activation(self) -> str:
-        return activation_kind("pooler_act", self.pooler_act)
-
-    @property
     def image(self) -> tuple[int, int]:
         """Height and width."""
         return _height_and_width("image_size", self.image_size)
@@ -84,11 +76,45 @@ class VisionConfig:
         return _height_and_width("patch_size", self.patch_size)
 
     @property
+    def count(self) -> int:
+        """How many patches there are."""
+        return (self.image[0] // self.patch[0]) * (self.image[1] // self.patch[1])
+
+    @property
+    def features(self) -> int:
+        """How many outputs there are where no classifier is."""
+        return self.hidden_size
+
+    @property
     def labels(self) -> int:
         """How many outputs there are."""
         if self.head == "Model":
-            return self.pooler_output_size or self.hidden_size
+            return self.features
         return heads.labels(self.id2label, self.num_labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig(PatchConfig):
+    """And those that ViT and DeiT read."""
+
+    intermediate_size: int = 3072
+    qkv_bias: bool = True
+    pooler_output_size: int | None = None
+    pooler_act: str = "tanh"
+
+    HARMLESS: ClassVar[tuple[str, ...]] = ("encoder_stride",)  # of a decoder for masked images
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.pooler_activation
+
+    @property
+    def pooler_activation(self) -> str:
+        return activation_kind("pooler_act", self.pooler_act)
+
+    @property
+    def features(self) -> int:
+        return self.pooler_output_size or self.hidden_size
 
 
 def _height_and_width(option: str, value: int | list[int]) -> tuple[int, int]:
@@ -103,15 +129,8 @@ def _height_and_width(option: str, value: int | list[int]) -> tuple[int, int]:
 
 def shapes(c: VisionConfig, name: str, tokens: tuple[str, ...]) -> Tensors:
     """Every tensor up to the head."""
-    d, (height, width) = c.hidden_size, c.patch
-    for token in tokens:
-        yield f"{name}.embeddings.{token}", (1, 1, d), "hidden_size"
-    count = (c.image[0] // height) * (c.image[1] // width) + len(tokens)
-    why = "image_size, patch_size and hidden_size"
-    yield f"{name}.embeddings.position_embeddings", (1, count, d), why
-    kernel, why = (d, c.num_channels, height, width), "hidden_size, num_channels and patch_size"
-    yield f"{name}.embeddings.patch_embeddings.projection.weight", kernel, why
-    yield f"{name}.embeddings.patch_embeddings.projection.bias", (d,), "hidden_size"
+    d = c.hidden_size
+    yield from embedding_shapes(f"{name}.embeddings", c, tokens)
     for i in range(c.num_hidden_layers):
         yield from _block_shapes(f"{name}.encoder.layer.{i}", c)
     yield from tensors.norm(f"{name}.layernorm", d, bias=True)
@@ -120,14 +139,30 @@ def shapes(c: VisionConfig, name: str, tokens: tuple[str, ...]) -> Tensors:
         yield from tensors.linear(f"{name}.pooler.dense", c.labels, d, why, bias=True)
 
 
+def embedding_shapes(name: str, c: PatchConfig, tokens: tuple[str, ...]) -> Tensors:
+    """Learned tokens, positions of them and of the patches, and the convolution."""
+    d = c.hidden_size
+    for token in tokens:
+        yield f"{name}.{token}", (1, 1, d), "hidden_size"
+    why = "image_size, patch_size and hidden_size"
+    yield f"{name}.position_embeddings", (1, c.count + len(tokens), d), why
+    kernel, why = (d, c.num_channels, *c.patch), "hidden_size, num_channels and patch_size"
+    yield f"{name}.patch_embeddings.projection.weight", kernel, why
+    yield f"{name}.patch_embeddings.projection.bias", (d,), "hidden_size"
+
+
+def attention_shapes(block: str, width: int, qkv_bias: bool) -> Tensors:
+    for part in ("query", "key", "value"):
+        name, why = f"{block}.attention.attention.{part}", "hidden_size and qkv_bias"
+        yield from tensors.linear(name, width, width, why, bias=qkv_bias)
+    name = f"{block}.attention.output.dense"
+    yield from tensors.linear(name, width, width, "hidden_size", bias=True)
+
+
 def _block_shapes(block: str, c: VisionConfig) -> Tensors:
     d, inner, why = c.hidden_size, c.intermediate_size, "hidden_size and intermediate_size"
     yield from tensors.norm(f"{block}.layernorm_before", d, bias=True)
-    for part in ("query", "key", "value"):
-        yield from tensors.linear(
-            f"{block}.attention.attention.{part}", d, d, "hidden_size and qkv_bias", bias=c.qkv_bias
-        )
-    yield from tensors.linear(f"{block}.attention.output.dense", d, d, "hidden_size", bias=True)
+    yield from attention_shapes(block, d, c.qkv_bias)
     yield from tensors.norm(f"{block}.layernorm_after", d, bias=True)
     yield from tensors.linear(f"{block}.intermediate.dense", inner, d, why, bias=True)
     yield from tensors.linear(f"{block}.output.dense", d, inner, why, bias=True)
@@ -141,6 +176,10 @@ def spare(c: VisionConfig, name: str) -> dict[str, str]:
     return found
 
 
+Block = Callable[..., Value]
+"""(t, h, c) -> a value of h's shape"""
+
+
 def body(
     t: Trace, name: str, c: VisionConfig, batch: Batch, tokens: dict[str, str]
 ) -> Value:  # pixels (B, C, H, W) -> (B, T, D)
@@ -151,11 +190,15 @@ def body(
 
 
 def _body(t: Trace, x: Value, c: VisionConfig, tokens: dict[str, str]) -> Value:
-    h = t.module("embeddings", _embeddings, x, c, tokens)
-    return t.layer_norm("layernorm", t.module("encoder", _encoder, h, c), c.layer_norm_eps)
+    return encoded(t, t.module("embeddings", embeddings, x, c, tokens), c, _block)
 
 
-def _embeddings(t: Trace, x: Value, c: VisionConfig, tokens: dict[str, str]) -> Value:
+def encoded(t: Trace, h: Value, c: PatchConfig, block: Block) -> Value:  # (B, T, D) -> (B, T, D)
+    """Blocks and the norm behind them."""
+    return t.layer_norm("layernorm", t.module("encoder", _encoder, h, c, block), c.layer_norm_eps)
+
+
+def embeddings(t: Trace, x: Value, c: PatchConfig, tokens: dict[str, str]) -> Value:
     patches = t.module("patch_embeddings", _patches, x, c.patch)
     learned = [t.learned(name, patches, role=role) for name, role in tokens.items()]
     h = t.move("joined", "concat", *learned, patches, axis=1)
@@ -167,22 +210,23 @@ def _patches(t: Trace, x: Value, size: tuple[int, int]) -> Value:  # (B, C, H, W
     return t.patches("projection", x, size)
 
 
-def _encoder(t: Trace, h: Value, c: VisionConfig) -> Value:
+def _encoder(t: Trace, h: Value, c: PatchConfig, block: Block) -> Value:
     for i in range(c.num_hidden_layers):
-        h = t.block(f"layer.{i}", _block, h, c)
+        h = t.block(f"layer.{i}", block, h, c)
     return h
 
 
 def _block(t: Trace, h: Value, c: VisionConfig) -> Value:  # (B, T, D) -> (B, T, D)
     n = t.layer_norm("layernorm_before", h, c.layer_norm_eps)
-    h = t.add("residual", t.module("attention", _attention, n, c), h, role="residual")
+    a = t.module("attention", attention, n, c.num_attention_heads, c.qkv_bias)
+    h = t.add("residual", a, h, role="residual")
     n = t.layer_norm("layernorm_after", h, c.layer_norm_eps)
     m = t.module("intermediate", intermediate, n, c.act)
     return t.module("output", _output, m, h)
 
 
-def _attention(t: Trace, x: Value, c: VisionConfig) -> Value:
-    context = t.module("attention", self_attention, x, c.num_attention_heads, None, c.qkv_bias)
+def attention(t: Trace, x: Value, heads: int, qkv_bias: bool) -> Value:  # (B, T, D) -> (B, T, D)
+    context = t.module("attention", self_attention, x, heads, None, qkv_bias)
     return t.module("output", _dense, context, "attention.output")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from refl.anatomy import components
 from refl.attention_mask import how_much
+from refl.compared import Compared
 from refl.device import blas
 from refl.edits import said
 from refl.explanation import Candidate, Explanation, MethodFacts, Sites
@@ -35,6 +36,7 @@ class Found:
 
     relevance            (T,) of tokens, (H, W) of a picture
     decoder_relevance    (U,) of what a decoder has written, where there is one
+    pixels               (H, W) of the picture that texts are compared with
     explained            the number that is explained; by default that of the ledger
     ledger               the conservation ledger, where the method keeps one
     pairs                (T, T): what each token (a column) adds to the relevance of each (a row),
@@ -47,6 +49,7 @@ class Found:
     ledger: Ledger | None = None
     sites: Sites = field(default_factory=Sites)
     pairs: Any = None
+    pixels: Any = None
 
 
 def explanation(
@@ -63,7 +66,7 @@ def explanation(
         explained = 0.0 if found.ledger is None else found.ledger.explained
     return ShownExplanation(
         **_input(question.network, forward, b, found),
-        **_output(question, forward.rows[b], seed),
+        **_output(question, forward.rows[b], seed, forward.readings[b]),
         explained=explained,
         method=method,
         recorded=found.ledger,
@@ -89,6 +92,8 @@ def _input(network: Network, forward: Forward, b: int, found: Found) -> dict[str
             "picture": reading.input.picture,
             "patch": network.config.patch,
         }
+    if network.compares:
+        return _compared(network, reading.input, found)
     fields = _tokens(network, reading.input, found.relevance)
     fields["types"] = None if reading.types is None else list(reading.types)
     fields["attention_mask"] = reading.attention_mask
@@ -97,6 +102,17 @@ def _input(network: Network, forward: Forward, b: int, found: Found) -> dict[str
         decoder = _tokens(network, reading.prefix, found.decoder_relevance)
         fields |= {f"decoder_{name}": value for name, value in decoder.items()}
     return {"input_ids" if name == "ids" else name: value for name, value in fields.items()}
+
+
+def _compared(network: Network, item: Compared, found: Found) -> dict[str, Any]:
+    """Of texts and the picture that they are compared with."""
+    tokens = _tokens(network, item.ids, found.relevance)
+    return {"input_ids" if name == "ids" else name: value for name, value in tokens.items()} | {
+        "texts": list(item.lengths),
+        "pixels": found.pixels,
+        "image": item.image.picture,
+        "patch": network.config.patch,
+    }
 
 
 def _tokens(network: Network, ids: list[int], scores: Any) -> dict[str, Any]:
@@ -111,12 +127,16 @@ def _tokens(network: Network, ids: list[int], scores: Any) -> dict[str, Any]:
 # -- the output ------------------------------------------------------------------------------------
 
 
-def _output(question: Question, z: Any, seed: Seed) -> dict[str, Any]:  # logits (V,)
+def _output(
+    question: Question, z: Any, seed: Seed, reading: Reading
+) -> dict[str, Any]:  # logits (V,)
     """What is explained, and the likeliest outputs."""
     if question.at is not None:
         return _neuron(float(z[seed.target]), seed.target, *question.at)
     network = question.network
-    names, p = network.output_names, probabilities(z, network.probability)
+    names, kind = partial(_names, network, reading), network.probability
+    # one text is no choice
+    p = probabilities(z, "none" if network.compares and len(z) == 1 else kind)
     best = _likeliest(z)
     return {
         "target": names([seed.target])[0],
@@ -131,6 +151,13 @@ def _output(question: Question, z: Any, seed: Seed) -> dict[str, Any]:  # logits
             for name, i in zip(names(best), best, strict=True)
         ],
     }
+
+
+def _names(network: Network, reading: Reading, numbers: Sequence[int]) -> list[str]:
+    """Of outputs: the texts, where they are what a picture is compared with."""
+    if isinstance(reading.input, Compared):
+        return [reading.input.names[i] for i in numbers]
+    return network.output_names(numbers)
 
 
 def _neuron(x: float, number: int, site: str, index: Sequence[int]) -> dict[str, Any]:

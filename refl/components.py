@@ -7,6 +7,7 @@ of their attention.
     L3.E1.N17   neuron 17 of expert 1
     L3.0.N17    of the first of several layers in a block (ALBERT's groups)
     decoder.L0.cross.H2    of an encoder-decoder, whose blocks are those of `encoder` or `decoder`
+    vision.L0.H2           of a net with a picture tower and a text tower (`vision`, `text`)
 
 Numbers count from 0, as the checkpoint's module paths do. A name stands for all positions.
 """
@@ -23,7 +24,10 @@ from refl.errors import ReflError, nearest, shown
 
 KINDS = ("neuron", "head", "block")
 
-_NAME = re.compile(r"((encoder|decoder)\.)?L[0-9]+(\..*)?")
+STACKS = ({"encoder", "decoder"}, {"text_model", "vision_model"})
+"""What the module paths of blocks begin with where a net has two kinds of them."""
+
+_NAME = re.compile(r"((encoder|decoder|text|vision)\.)?L[0-9]+(\..*)?")
 """Of a neuron, a head or a block: no module path begins so."""
 
 
@@ -187,11 +191,11 @@ def labels_of(paths: Sequence[str]) -> dict[str, str]:
     """Module path of each block -> its label: counted where they run, an encoder's apart from a
     decoder's.
     """
-    both = {path.partition(".")[0] for path in paths} == {"encoder", "decoder"}
+    both = {path.partition(".")[0] for path in paths} in STACKS
     counts: dict[str, int] = {}
     found = {}
     for path in paths:
-        stack = f"{path.partition('.')[0]}." if both else ""
+        stack = f"{path.partition('.')[0].removesuffix('_model')}." if both else ""
         number = counts[stack] = counts.get(stack, -1) + 1
         found[path] = f"{stack}L{number}"
     return found

@@ -45,7 +45,7 @@ class Explainer:
     conditions: Conditions = field(default_factory=Conditions)
 
     def __post_init__(self) -> None:
-        if self.network.takes_images:
+        if self.network.takes_images or self.network.compares:
             self.composite = with_pixel_bounds(
                 self.composite, self.network.preparation, self.network.config.num_channels
             )
@@ -210,7 +210,8 @@ class Explainer:
 
     def _refuse_not_finite(self, found: Found) -> None:
         """Relevance that is infinite or no number explains nothing."""
-        scores, ledger = (found.relevance, found.decoder_relevance), found.ledger
+        scores = (found.relevance, found.decoder_relevance, found.pixels)
+        ledger = found.ledger
         finite = all(np.isfinite(r).all() for r in scores if r is not None)
         if ledger is None or (finite and math.isfinite(ledger.conservation_error)):
             return
@@ -258,13 +259,19 @@ class Explainer:
         """Relevance and ledger of one example."""
         ledger, reading = swept.ledger.example(b), forward.readings[b]
         if self.network.takes_images:
-            channels_last = (np.moveaxis(a, 0, -1) for a in _example(swept, forward.embedded, b))
-            return Found(self._scores(*channels_last), ledger=ledger)
+            return Found(self._pixels(swept, b, forward.embedded), ledger=ledger)
+        if self.network.compares:
+            read = self._tokens(swept, b, reading.input.ids, forward.embedded)
+            pixels = self._pixels(swept, b, forward.decoder_embedded[0])
+            return Found(read, pixels=pixels, ledger=ledger)
         written = None
         if reading.prefix is not None:
             written = self._tokens(swept, b, reading.prefix, forward.decoder_embedded[0])
         read = self._tokens(swept, b, reading.input, forward.embedded)
         return Found(read, written, ledger=ledger)
+
+    def _pixels(self, swept: Swept, b: int, site: str) -> Any:  # -> (H, W)
+        return self._scores(*(np.moveaxis(a, 0, -1) for a in _example(swept, site, b)))
 
     def _tokens(self, swept: Swept, b: int, ids: list[int], site: str) -> Any:
         return self._scores(*_example(swept, site, b))[: len(ids)].copy()

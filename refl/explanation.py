@@ -7,8 +7,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
@@ -173,6 +174,9 @@ class Explanation:
     picture        for a net that takes images: uint8 (H, W, C), what it was given; then tokens is
                    empty and relevance (H, W), summed over channels
     patch          height and width of a patch of it; `patches` has the sums over each
+    pixels, image  for a net that compares a picture with texts: relevance (H, W) of the picture's
+                   pixels, and the picture as `picture`; tokens and relevance are those of the texts
+    texts          how many tokens each of these texts has: they stand one behind the other
     types          token type ids, where somebody has said them
     attention_mask which tokens may be looked at (T,), or which query at which key (T, T), bool,
                    where somebody has said it
@@ -219,6 +223,9 @@ class Explanation:
     position: int | None = None
     pairs: Any = None
     attention_mask: Any = None
+    pixels: Any = None
+    image: Any = None
+    texts: list[int] | None = None
     fingerprint: Callable[[], str] = field(default=Known(""), repr=False)
     """Of the checkpoint: a hash of all its bytes, so it is formed only when it is asked for."""
     parts: Callable[[], Components | None] = field(default=Known(None), repr=False)
@@ -229,6 +236,8 @@ class Explanation:
         size = f"{len(self.tokens)} tokens"
         if self.picture is not None:
             size = f"a picture of {' x '.join(map(str, self.picture.shape[:2]))}"
+        if self.image is not None:
+            size = f"{size} and a picture of {' x '.join(map(str, self.image.shape[:2]))}"
         about = " ".join(filter(None, (self.about.get("model"), self.about.get("dtype"))))
         return sentence(
             f"<Explanation: {self.what} = {self.explained:.6g}, {self.method.title} on {size}"
@@ -286,9 +295,16 @@ class Explanation:
     @property
     def what(self) -> str:
         """The explained quantity in words."""
+        if self.texts is not None and self.seed == "logit":
+            return self._similarity
         if self.against is not None:
             return f"logit of {self.target!r} minus logit of {self.against!r}"
         return f"{self.seed} of {self.target!r}"
+
+    @property
+    def _similarity(self) -> str:
+        less = "" if self.against is None else f" minus that of {self.against!r}"
+        return f"similarity of {self.target!r}{less} to the picture"
 
     @property
     def patches(self) -> Any:
@@ -297,7 +313,36 @@ class Explanation:
         """
         if self.patch is None:
             raise ReflError("the input is no picture: it has tokens and no patches")
-        return patches.sums(self.relevance, self.patch)
+        return patches.sums(self.relevance if self.pixels is None else self.pixels, self.patch)
+
+    @property
+    def of_picture(self) -> Self:
+        """Where texts are compared with a picture: the same of the picture alone, as a net that
+        takes images has it, to be drawn as its explanations are. Raises ReflError elsewhere.
+        """
+        if self.image is None:
+            raise ReflError("no text is compared with a picture here: there is one input")
+        alone: dict[str, Any] = {"tokens": [], "input_ids": [], "word_starts": None, "texts": None}
+        both = {"picture": self.image, "relevance": self.pixels, "pixels": None, "image": None}
+        return replace(self, **(alone | both))
+
+    @property
+    def of_texts(self) -> list[Self]:
+        """The same of each text alone: its tokens and their relevance. Raises ReflError where none
+        is compared with a picture.
+        """
+        if self.texts is None:
+            raise ReflError("no text is compared with a picture here: there is one input")
+        ends = list(accumulate(self.texts))
+        return [
+            self._of_tokens(slice(end - n, end)) for n, end in zip(self.texts, ends, strict=True)
+        ]
+
+    def _of_tokens(self, some: slice) -> Self:
+        starts = None if self.word_starts is None else self.word_starts[some]
+        tokens, ids = self.tokens[some], self.input_ids[some]
+        part = {"tokens": tokens, "input_ids": ids, "relevance": self.relevance[some]}
+        return replace(self, **part, word_starts=starts, texts=[len(ids)])
 
     def __getitem__(self, site: str) -> Any:
         """Relevance at a site. Raises ReflError for a site that was not kept or does not exist."""
@@ -424,8 +469,12 @@ class Explanation:
     def _known_dict(self) -> dict[str, Any]:
         """What not every explanation knows."""
         words = ("word_starts", "decoder_word_starts")
-        known = ("against_logit", *words, "position", "types", "patch")
-        arrays = {"pairs": self.pairs, "attention_mask": self.attention_mask}
+        known = ("against_logit", *words, "position", "types", "patch", "texts")
+        arrays = {
+            "pairs": self.pairs,
+            "pixels": self.pixels,
+            "attention_mask": self.attention_mask,
+        }
         lists = {key: np.asarray(a).tolist() for key, a in arrays.items() if a is not None}
         return lists | {key: getattr(self, key) for key in known if getattr(self, key) is not None}
 
@@ -451,6 +500,7 @@ class Explanation:
         facts = {key: value for key, value in self.as_dict().items() if key not in arrays}
         facts |= {"aliases": dict(self.sites.aliases), "patch": self.patch}
         facts |= {"types": self.types, "position": self.position}
+        facts |= {} if self.texts is None else {"texts": self.texts}
         parts = self.parts()
         facts |= {} if parts is None else {"components": parts.as_dict()}
         oracle.save(path, oracle.Oracle(facts, arrays, sites))
@@ -467,6 +517,8 @@ class Explanation:
             arrays["pairs"] = np.asarray(self.pairs)
         if self.attention_mask is not None:
             arrays["attention_mask"] = np.asarray(self.attention_mask)
+        if self.image is not None:
+            arrays |= {"pixels": np.asarray(self.pixels), "image": self.image}
         if self.decoder_ids is not None:
             arrays["decoder_ids"] = np.asarray(self.decoder_ids, dtype=np.int64)
             arrays["decoder_relevance"] = np.asarray(self.decoder_relevance)
@@ -512,6 +564,9 @@ def _fields(content: oracle.Oracle) -> dict[str, Any]:
         "picture": arrays.get("picture"),
         "pairs": arrays.get("pairs"),
         "attention_mask": arrays.get("attention_mask"),
+        "pixels": arrays.get("pixels"),
+        "image": arrays.get("image"),
+        "texts": facts.get("texts"),
         "patch": None if facts["patch"] is None else tuple(facts["patch"]),
         "types": facts.get("types"),
         "position": facts.get("position"),

@@ -35,6 +35,8 @@ class Explained(Protocol):
     relevance: Any
     explained: float
     patch: tuple[int, int] | None
+    pixels: Any
+    about: dict[str, str]
     method: Any
     recorded: Ledger | None
     sites: Any
@@ -133,7 +135,7 @@ class Positions:
 
     def length(self, site: str) -> int:
         """How many tokens there are where a site is: an encoder's, or a decoder's."""
-        if self.e.patch is None:
+        if not self._in_picture(site):
             return len((self.e.decoder_tokens if self._in_decoder(site) else self.e.tokens) or ())
         return len(self.tokens(site) or ())
 
@@ -141,7 +143,7 @@ class Positions:
         """Of a token; of a picture "class token", or the row and the column of a patch."""
         if token is None:
             return None
-        if self.e.patch is not None:
+        if self._in_picture(site):
             return self._patch(self.length(site), token)
         return ((self.e.decoder_tokens if self._in_decoder(site) else self.e.tokens) or [])[token]
 
@@ -149,14 +151,22 @@ class Positions:
         rows, columns = self._patches()
         first = length - rows * columns
         if token < first:
-            return ("class token", "distillation token")[token]
+            second = "distillation token" if self.e.about.get("architecture") == "deit" else ""
+            return ("class token", *[second or f"register {n}" for n in range(first - 1)])[token]
         row, column = divmod(token - first, columns)
         return f"patch {row}, {column}"
 
     def _patches(self) -> tuple[int, int]:
         """Of a picture: how many below each other, and side by side."""
-        (height, width), (h, w) = np.shape(self.e.relevance), self.e.patch or (1, 1)
+        pixels = self.e.relevance if self.e.pixels is None else self.e.pixels
+        (height, width), (h, w) = np.shape(pixels), self.e.patch or (1, 1)
         return height // h, width // w
+
+    def _in_picture(self, site: str) -> bool:
+        """Whether rows are patches; beside texts those of the picture's tower are."""
+        return self.e.patch is not None and (
+            self.e.pixels is None or site.startswith("vision_model.")
+        )
 
     def _tokens(self, site: str) -> list[int] | None:
         if inside := inside_expert(site):
@@ -165,11 +175,13 @@ class Positions:
                 self.chosen[mixture] = self._found_choice(mixture)
             chose = self.chosen[mixture]
             return None if chose is None else chose.get(number, [])
-        of, e = shape(self.e, site), self.e
+        of = shape(self.e, site)
         rows = of[-2] if len(of) > 1 else 0
-        if e.patch is not None:
-            further = rows - math.prod(self._patches())  # class token, distillation token
-            return list(range(rows)) if further in (1, 2) else None
+        if self._in_picture(site):
+            further = rows - math.prod(
+                self._patches()
+            )  # class token, distillation token, registers
+            return list(range(rows)) if further in (1, 2) or rows in self._padded(site) else None
         length = self.length(site)
         return list(range(length)) if rows in (length, *self._padded(site)) else None
 

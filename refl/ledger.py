@@ -150,15 +150,19 @@ class Ledger:
     @property
     def tokens(self) -> Sums:
         """What reached the input, (B,): token embeddings, pixels."""
-        causes = self._by_cause()
         nothing = 0.0 if isinstance(self.explained, float) else np.zeros_like(self.explained)
-        return sum((causes[where] for where in DESTINATIONS if where in causes), nothing)
+        return sum(self.reached.values(), nothing)
+
+    @property
+    def reached(self) -> dict[str, Sums]:
+        """The same for tokens and pixels apart, of those that there are."""
+        causes = self._by_cause()
+        return {where: causes[where] for where in DESTINATIONS if where in causes}
 
     @property
     def destination(self) -> str:
-        """What the input is made of: tokens or pixels."""
-        causes = self._by_cause()
-        return next((where for where in DESTINATIONS if where in causes), DESTINATIONS[0])
+        """What the input is made of: tokens, pixels, or both."""
+        return " and ".join(self.reached) or DESTINATIONS[0]
 
     @property
     def conservation_error(self) -> Sums:

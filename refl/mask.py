@@ -23,6 +23,8 @@ class Mask:
     allowed   bool (B, I), False where a key is padding, or hidden by the caller; or bool (B, J, I),
               which query may look where; None where nothing is hidden
     past      how many keys come before the first query
+    segments  int (B, I): a query sees only keys of the same number (texts that stand one behind the
+              other); None where all are of one. Of as many queries as keys
     """
 
     ids: Array
@@ -33,6 +35,7 @@ class Mask:
     reach: int | None = None
     allowed: Array | None = None
     past: int = 0
+    segments: Array | None = None
 
     @cached_property
     def array(self) -> Array:  # bool (1|B, 1, J, I)
@@ -49,7 +52,8 @@ class Mask:
         """Of these queries and keys; None where nothing is hidden."""
         first, last = self.past + rows.start, self.past + rows.stop - 1
         behind, ahead = self._furthest(last, last)[0], self._furthest(first, first)[1]
-        hides = columns.start < behind or columns.stop - 1 > ahead or self.allowed is not None
+        hides = columns.start < behind or columns.stop - 1 > ahead
+        hides = hides or self.allowed is not None or self.segments is not None
         return self._formed(rows, columns) if hides else None
 
     def _furthest(self, first: int, last: int) -> tuple[int, int]:
@@ -71,6 +75,9 @@ class Mask:
         if self.reach is not None:
             visible = visible & (i >= j - self.reach) & (i <= j + self.reach)
         visible = visible[None, None, :, :]
+        if self.segments is not None:
+            own, others = self.segments[:, None, rows, None], self.segments[:, None, None, columns]
+            visible = visible & (own == others)
         if self.allowed is None:
             return visible
         where = rows if self.allowed.ndim == 3 else None

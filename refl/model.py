@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from refl import arguments
+from refl import arguments, compared
 from refl.anatomy import components
 from refl.batching import TOKENS
+from refl.compared import Compared
 from refl.components import Components
 from refl.conditions import Conditions
 from refl.device import placer, room
@@ -30,7 +31,7 @@ from refl.methods import Method, Table, chosen, under
 from refl.nets import NETS, NOT_HERE
 from refl.nets.config import brief, parse
 from refl.nets.heads import by_tensors
-from refl.network import CLASSIFIES, Input, Net, Network
+from refl.network import CLASSIFIES, Input, Net, Network, Reading
 from refl.question import Progress, Question, Target
 from refl.rules.composites import Composite
 from refl.show.explanation import Batch
@@ -209,7 +210,7 @@ def _ignored(
     raw: dict[str, Any], ignore: Collection[str], tensors: Sequence[str]
 ) -> dict[str, str]:
     """What was left out of account because the caller said so, for whoever reads the numbers."""
-    options = [name for name in ignore if name in raw]
+    options = [name for name in ignore if name.partition(".")[0] in raw]
     said = {"ignored options": ", ".join(options), "ignored tensors": ", ".join(tensors)}
     return {what: names for what, names in said.items() if names}
 
@@ -243,7 +244,7 @@ def _probability(raw: dict[str, Any], net: Net, config: Any) -> str:
 
 
 def _preparation(folder: Path, net: Net, config: Any) -> Preparation | None:
-    takes_images = net.task(config) == "image-class"
+    takes_images = net.task(config) in ("image-class", "similarity")
     return read_preparation(folder, net.MODEL_TYPE) if takes_images else None
 
 
@@ -299,10 +300,12 @@ class Model(Network):
         options: Mapping[str, Any] | None = None,
         conditions: Mapping[str, Any] | Sequence[str] | Conditions | None = None,
         attention_mask: Any = None,
+        text: Any = None,
     ) -> Any:
         """Explain the next token after a text (the masked token in it, the class it is put in: what
         the model does), or after a list of token ids, or after each of a list of those (a padded
-        batch).
+        batch); how well a picture goes with a text, for (text, image), or among several texts, for
+        ([text, text], image), where the texts are the classes that target and contrast name.
 
         method        a method by name (`refl methods` lists them), the path of a .toml composite,
                       a Composite, or a Method of refl.methods
@@ -350,6 +353,8 @@ class Model(Network):
                       forward (its generate counts them after padding on the left). A hidden token
                       has no relevance, but where its own output is what the head reads. For a
                       batch a list of masks, None for an input without
+        text          for models that compare a picture with texts: the text, or the list of texts,
+                      and the input is the picture alone (for a batch the pictures)
         batch_tokens  how many tokens are run at once, padding counted: a longer list is sorted by
                       length and run in batches of at most that (a single input may be longer).
                       An input's numbers are the same in any batch to rounding; for dynamic rotary
@@ -376,13 +381,16 @@ class Model(Network):
             batch_tokens=batch_tokens,
             progress=progress,
         )
+        item = item if text is None else self._with_texts(item, text)
         single = self._is_single(item)
         items = [item] if single else self._members(item)
-        wanted = self.targets(len(items), target, contrast)
+        wanted = [] if self.compares else self.targets(len(items), target, contrast)
         if single and types is not None:
             types = [types]
         masks = [attention_mask] if single and attention_mask is not None else attention_mask
         readings = self.readings(items, decoder, types, self._seconds(single, pair), masks)
+        if self.compares:
+            wanted = self._texts_wanted(readings, target, contrast, seed)
         explained = how.explain(question, readings, wanted, keep, audit)
         return explained[0] if single else Batch(explained)
 
@@ -414,11 +422,16 @@ class Model(Network):
         arguments.refuse_unknown("explain_each", how, EACH)
         if not self._is_single(item):
             raise ReflError("explain_each takes one input and its targets: give a batch to explain")
-        wanted = [[(self.output_id(t), None)] for t in _tokens("targets", targets)]
+        names = _tokens("targets", targets)
+        wanted: list[list[Target]] = []
+        if not self.compares:
+            wanted = [[(self.output_id(t), None)] for t in names]
         asked, question, kept = self._asked(method, eps, stabilizer, seed, how)
         types = None if types is None else [types]
         masks = None if attention_mask is None else [attention_mask]
         readings = self.readings([item], decoder, types, self._seconds(True, pair), masks)
+        if self.compares:
+            wanted = [self._texts_wanted(readings, t, None, seed) for t in names]
         if isinstance(asked, Table):
             explainer = asked.explainer(question, **kept)
             return Batch(one for (one,) in explainer.run(readings, wanted))
@@ -480,11 +493,40 @@ class Model(Network):
 
     # -- what is asked -----------------------------------------------------------------------------
 
+    def _with_texts(self, item: Any, text: Any) -> Any:
+        """(text, image) of an image, or of each in a list."""
+        if not self.compares:
+            raise ReflError(
+                f"{self.name or 'the model'} compares no pictures with texts: leave "
+                f"{argument('text=')} out"
+            )
+        return (text, item) if is_one(item) else [(text, one) for one in item]
+
+    def _texts_wanted(
+        self, readings: Sequence[Reading], target: Any, contrast: Any, seed: Any
+    ) -> list[Target]:
+        """As `targets`, where they are texts that pictures are compared with."""
+        inputs: list[Compared] = [reading.input for reading in readings]
+        if not _is_logit(seed) and any(len(one.texts) < 2 for one in inputs):
+            raise ReflError(
+                f"the {argument('seed')} {arguments.received(seed)} is that of a choice, and a "
+                "picture with one text has none: give several texts, or take 'logit'"
+            )
+        _refuse_both(target, contrast)
+        if contrast is not None:
+            pairs = zip(inputs, _pairs(contrast, len(inputs)), strict=True)
+            return [(one.number(a), one.number(b)) for one, (a, b) in pairs]
+        each = _for_each(target, len(inputs))
+        pairs = zip(inputs, each, strict=True)
+        return [(None if name is None else one.number(name), None) for one, name in pairs]
+
     def _is_single(self, item: Any) -> bool:
+        if self.compares:
+            return compared.is_single(item)
         return is_one(item) if self.takes_images else arguments.is_single(item)
 
     def _members(self, item: Any) -> list[Any]:
-        return list(item) if self.takes_images else arguments.input_members(item)
+        return list(item) if self.takes_images or self.compares else arguments.input_members(item)
 
     def _seconds(self, single: bool, pair: Any) -> list[Any] | None:
         """The second text of each input."""
@@ -494,20 +536,28 @@ class Model(Network):
 
     def targets(self, count: int, target: Any, contrast: Any) -> list[Target]:
         """(target, against) for each input; None for the most likely next token."""
+        _refuse_both(target, contrast)
         if contrast is not None:
-            if target is not None:
-                raise ReflError(f"give {argument('target')} or {argument('contrast')}, not both")
             return [(self.output_id(a), self.output_id(b)) for a, b in _pairs(contrast, count)]
-        if target is None:
-            return [(None, None)] * count
-        if isinstance(target, str) or arguments.members(target) is None:
-            return [(self.output_id(target), None)] * count
-        each = _tokens("target", target)
-        if len(each) != count:
-            raise ReflError(
-                f"{len(each)} targets for {count} inputs: expected one for each, or one for all"
-            )
-        return [(self.output_id(token), None) for token in each]
+        each = _for_each(target, count)
+        return [(None if token is None else self.output_id(token), None) for token in each]
+
+
+def _refuse_both(target: Any, contrast: Any) -> None:
+    if contrast is not None and target is not None:
+        raise ReflError(f"give {argument('target')} or {argument('contrast')}, not both")
+
+
+def _for_each(target: Any, count: int) -> list[Any]:
+    """The target of each of so many inputs: one for all, or a list; None for the likeliest."""
+    if target is None or isinstance(target, str) or arguments.members(target) is None:
+        return [target] * count
+    each = _tokens("target", target)
+    if len(each) != count:
+        raise ReflError(
+            f"{len(each)} targets for {count} inputs: expected one for each, or one for all"
+        )
+    return each
 
 
 def _is_logit(seed: Any) -> bool:

@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from refl import arguments, parallel
+from refl import arguments, compared, parallel
 from refl.arguments import is_single, received
 from refl.arrays import Array, asnumpy, namespace
 from refl.attention_mask import mask_of, refuse_blind, together
 from refl.cache import Cache, CachedTrace
+from refl.compared import Compared
 from refl.device import on_host
 from refl.edits import (
     Change,
@@ -33,17 +34,25 @@ from refl.nets.heads import OfDecoder, last_tokens
 from refl.nets.masks import of_net
 from refl.trace import LEAVES, Trace, Value
 
-TASKS = ("next-token", "masked-token", "class", "features", "sequence-to-sequence", "image-class")
+TASKS = (
+    *("next-token", "masked-token", "class", "features", "sequence-to-sequence", "image-class"),
+    "similarity",
+)
 """What a net's output is; `features` are those of its last layer,
-where a checkpoint has no head.
+where a checkpoint has no head; `similarity` is that of a picture to each of some texts.
 """
 
 CLASSIFIES = ("class", "image-class")
 
+OF_ALL = (*CLASSIFIES, "similarity")
+"""Whose outputs are those of all of the input, and of no token."""
+
 GENERATES = ("next-token", "sequence-to-sequence")
 
 Input = str | Sequence[int]
-"""A text or token ids. (A net that takes images takes pictures: see `images.prepared`.)"""
+"""A text or token ids. (A net that takes images takes pictures: see `images.prepared`; one that
+compares takes both: see refl.compared.)
+"""
 
 
 class Net(Protocol):
@@ -79,7 +88,7 @@ class Reading:
     """One input as the net takes it."""
 
     input: Any
-    """Token ids, or an Image."""
+    """Token ids, an Image, or a Compared."""
     types: list[int] | None = None
     """Token type ids, where somebody has said them."""
     prefix: list[int] | None = None
@@ -154,14 +163,27 @@ class Network:
     # -- text and ids ------------------------------------------------------------------------------
 
     def read(self, item: Any) -> Any:
-        """An input as the net takes it: token ids, or the prepared picture.
+        """An input as the net takes it: token ids, the prepared picture, or both.
         Raises ReflError for anything else.
         """
-        if self.takes_images:
-            return prepared(
-                item, self.preparation, self.config.num_channels, self.config.image, self.dtype
-            )
-        return self.encode(item)
+        if self.compares:
+            return self._compared(item)
+        return self._image(item) if self.takes_images else self.encode(item)
+
+    def _image(self, item: Any) -> Image:
+        config = self.config
+        return prepared(item, self.preparation, config.num_channels, config.image, self.dtype)
+
+    def _compared(self, item: Any) -> Compared:
+        if isinstance(item, Compared):
+            return item
+        texts, image = compared.parts(item)
+        each = [self.encode(text) for text in texts]
+        names = [
+            text if isinstance(text, str) else " ".join(self.tokens(ids))
+            for text, ids in zip(texts, each, strict=True)
+        ]
+        return Compared(self._image(image), each, names)
 
     def encode(self, item: Input) -> list[int]:
         """Token ids of a text, or the ids themselves once checked. Raises ReflError for what the
@@ -266,6 +288,11 @@ class Network:
         """Whether its input is a picture."""
         return self.task == "image-class"
 
+    @property
+    def compares(self) -> bool:
+        """Whether its input is a picture and texts."""
+        return self.task == "similarity"
+
     def batch_dependent(self, length: int) -> bool:
         """Whether an example's output depends on its batch mates where the longest has `length`
         tokens: with dynamic rotary positions, beyond max_position_embeddings, and with longrope,
@@ -281,24 +308,31 @@ class Network:
 
     def blank(self) -> Any:
         """The plainest input there is: what shows the sites of the net."""
-        if not self.takes_images:
+        if not (self.takes_images or self.compares):
             return [0]
         size = (self.config.num_channels, *self.config.image)
-        return Image(
+        image = Image(
             np.zeros(size, dtype=self.dtype), np.zeros((*size[1:], size[0]), dtype=np.uint8)
         )
+        return Compared(image, [[0]], [""]) if self.compares else image
 
     def output_names(self, ids: Sequence[int]) -> list[str]:
-        """Names of outputs: tokens, or the labels of a classifier."""
-        if self.task not in CLASSIFIES:
+        """Names of outputs: tokens, or the labels of a classifier; of texts that a picture is
+        compared with their numbers.
+        """
+        if self.task not in OF_ALL:
             return self.tokens(ids)
         numbers = [arguments.whole("a class", i) for i in arguments.listed("ids", ids, "numbers")]
+        if self.compares:
+            return [f"text {i}" for i in numbers]
         return [self.labels.get(i, received(i)) for i in numbers]
 
     def output_id(self, name: str | int) -> int:
         """The number of an output given by name or number.
         Raises ReflError for one that is none.
         """
+        if self.compares:
+            return arguments.count("target", name)
         if self.task not in CLASSIFIES:
             return self.token_id(name)
         number = arguments.as_whole(name)
@@ -372,6 +406,8 @@ class Network:
             types = [kinds for _, kinds in both]
             return self.readings([ids for ids, _ in both], decoder, types, masks=masks)
         inputs = [self.read(item) for item in items]
+        if self.compares:
+            compared.refuse_uneven(inputs)
         prefixes = self.decoder_prefixes(len(inputs), decoder)
         kinds = self._types(types, inputs)
         allowed = self._attention_masks(masks, inputs)
@@ -386,11 +422,19 @@ class Network:
         ]
 
     def lengths(self, reading: Reading) -> tuple[int, ...]:
-        """How many tokens are read, and written by a decoder; of a picture its patches."""
+        """How many tokens are read, and written by a decoder; of a picture its patches, and the
+        tokens of the texts that it is compared with.
+        """
+        if isinstance(reading.input, Compared):
+            return (self._patches(reading.input.image), len(reading.input.ids))
         if isinstance(reading.input, Image):
-            height, width = self.config.patch
-            return (reading.input.pixels[0].size // (height * width) + 1,)
+            return (self._patches(reading.input),)
         return (len(reading.input), *(() if reading.prefix is None else (len(reading.prefix),)))
+
+    def _patches(self, image: Image) -> int:
+        height, width = self.config.patch
+        count: int = image.pixels[0].size // (height * width) + 1
+        return count
 
     # -- forward -----------------------------------------------------------------------------------
 
@@ -413,7 +457,11 @@ class Network:
         self._refuse_position(position)
         kinds, allowed = self._types(types, inputs), self._attention_masks(masks, inputs)
         if self.takes_images:
-            return Batch(pixels=self.place(np.stack([image.pixels for image in inputs])))
+            return Batch(pixels=self._pixels(inputs))
+        if self.compares:
+            ids, attention_mask = self._padded([one.ids for one in inputs])
+            pixels, texts = self._pixels([one.image for one in inputs]), [i.lengths for i in inputs]
+            return Batch(ids, attention_mask, pixels=pixels, texts=tuple(texts))
         prefixes = self.decoder_prefixes(len(inputs), decoder_prefix)
         rows = None if every else self._rows(prefixes or inputs, position)
         ids, unpadded = self._padded(inputs)
@@ -480,12 +528,15 @@ class Network:
             return (last_tokens(batch, self.config.pad_token_id)[b],)
         return () if getattr(self.config, "classifier_pooling", "cls") == "mean" else (0,)
 
+    def _pixels(self, images: Sequence[Image]) -> Array:  # -> (B, C, H, W)
+        return self.place(np.stack([image.pixels for image in images]))
+
     def _types(self, types: Any, inputs: Sequence[Any]) -> list[list[int]] | None:
         """Token types once checked. Raises ReflError where the net tells none apart."""
         if types is None:
             return None
         count = getattr(self.config, "type_vocab_size", None)
-        if count is None or self.takes_images:
+        if count is None or self.takes_images or self.compares:
             raise ReflError(
                 f"{self.name or 'the model'} has no token types: leave {argument('types')} out"
             )
@@ -502,10 +553,11 @@ class Network:
         return [[k for k in t if k is not None] for t in numbers]
 
     def _refuse_position(self, position: Any) -> None:
-        if position is not None and self.task in CLASSIFIES:
+        if position is not None and self.task in OF_ALL:
             raise ReflError(
                 f"{argument('position=')} chooses the token whose output is explained, and a "
-                f"classifier has one output for all of its input: leave {argument('position')} out"
+                f"{'similarity' if self.compares else 'classifier'} has one output for all of its "
+                f"input: leave {argument('position')} out"
             )
 
     def _padded(
@@ -685,7 +737,7 @@ class Network:
         return [r.output.site for r in records if r.operation in LEAVES]
 
     def _blank_trace(self) -> Trace:
-        return self.trace([self.blank()], position=None if self.task in CLASSIFIES else 0)[0]
+        return self.trace([self.blank()], position=None if self.task in OF_ALL else 0)[0]
 
 
 def _is_local(function: Any) -> bool:

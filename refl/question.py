@@ -54,7 +54,7 @@ class Forward:
     embedded: str
     """Site of the input's embeddings, or of the pixels."""
     decoder_embedded: list[str]
-    """Site of a decoder's embeddings, where there is one."""
+    """Site of a decoder's embeddings, where there is one; of the pixels beside texts."""
     positions: Sequence[int] | None
     """Of each example the token whose output is explained; None where it is no token's."""
 

@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from refl import attention, pieces
-from refl.arrays import Array, extremes, like, namespace
+from refl.arrays import Array, device_of, extremes, like, namespace
 from refl.attention import Kept
 from refl.edits import Change, Edit, applied, constants, edited_site, inside_attention
 from refl.errors import ReflError
@@ -352,15 +352,23 @@ class Trace:
         """An input that is numbers already; the first axis counts examples."""
         return self._run("source", name, (), role, values=array, role=role)
 
-    def learned(self, name: str, beside: Value, *, role: str) -> Value:
-        """A tensor (1, ...) of the checkpoint as a value, once for each example of `beside`; its
-        relevance is absorbed as `role`.
+    def learned(self, name: str, beside: Value, *, role: str, constant: bool = False) -> Value:
+        """A tensor (1, ...) of the checkpoint, or one row (D,), as a value, once for each example
+        of `beside`; its relevance is absorbed as `role`. `constant`: products leave it none.
         """
         table = Parameter(self.weights, self.site(name))
-        return self._run("learned", name, (table, beside), role, role=role)
+        value = self._run("learned", name, (table, beside), role, role=role)
+        value.constant = value.constant or constant
+        return value
 
     def patches(
-        self, name: str, x: Value, size: tuple[int, int], *, role: str = "patch_embedding"
+        self,
+        name: str,
+        x: Value,
+        size: tuple[int, int],
+        *,
+        bias: bool = True,
+        role: str = "patch_embedding",
     ) -> Value:  # (B, C, H, W) -> (B, N, O)
         """A convolution whose windows stand side by side: unfold, then linear with the kernel as a
         matrix (and its bias).
@@ -372,7 +380,7 @@ class Trace:
         x = self.name(x, f"{path}.input")
         w, b = (
             Parameter(self.weights, f"{path}.weight", kernel=True),
-            Parameter(self.weights, f"{path}.bias"),
+            Parameter(self.weights, f"{path}.bias") if bias else None,
         )
         unfolded = self.move(f"{name}.unfolded", "patches", x, size=size)
         return self._run("linear", name, (unfolded, w, b), role)
@@ -420,12 +428,22 @@ class Trace:
         return self._run("softmax", name, (x,), role, mask=mask)
 
     def rms_norm(
-        self, name: str, x: Value, norm_eps: float, *, offset: float = 0.0, role: str = "norm"
+        self,
+        name: str,
+        x: Value,
+        norm_eps: float,
+        *,
+        offset: float = 0.0,
+        weight: float | None = None,
+        role: str = "norm",
     ) -> Value:
-        """`offset`: what is added to the stored weight."""
+        """`offset`: what is added to the stored weight. `weight`: one number for every feature,
+        where none is stored.
+        """
         path = self.site(name)
         x = self.name(x, f"{path}.input")
-        w = Parameter(self.weights, f"{path}.weight")
+        stored = self.weights if weight is None else {f"{path}.weight": _row_of(weight, x.array)}
+        w = Parameter(stored, f"{path}.weight")
         return self._run("rms_norm", name, (x, w), role, norm_eps=norm_eps, offset=offset)
 
     def layer_norm(
@@ -729,6 +747,11 @@ def _alike(
     t.watched = None if record else watched
     t.edits, t.edited = dict(edits or {}), set() if edited is None else edited
     return t
+
+
+def _row_of(number: float, x: Array) -> Array:  # (..., N) -> (N,)
+    """The number once for each feature of x."""
+    return namespace(x).full((x.shape[-1],), number, dtype=x.dtype, **device_of(x))
 
 
 def _finite_scores(x: Array) -> Array:  # -> bool ()

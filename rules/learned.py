@@ -3,8 +3,8 @@
 
     leaf    R is absorbed under the role's name (`position`, `class_token`)
 
-The same for every example b, so that what it absorbs is known for each example apart. `leaf_gxi` is
-the same for R = z g.
+The same for every example b, so that what it absorbs is known for each example apart. A table of
+one axis is one row. `leaf_gxi` is the same for R = z g.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from refl.arrays import Array, namespace, total, total_product
 from refl.rules.conservation import Forms, RuleOutput
 
 
-def forward(table: Array, beside: Array, *, role: str) -> Array:  # (1, T, D), (B, ...) -> (B, T, D)
-    return namespace(table).broadcast_to(table, (beside.shape[0], *table.shape[1:]))
+def forward(
+    table: Array, beside: Array, *, role: str
+) -> Array:  # (1, T, D) or (D,), (B, ...) -> (B, T, D)
+    rows = table[None, None, :] if table.ndim == 1 else table
+    return namespace(table).broadcast_to(rows, (beside.shape[0], *rows.shape[1:]))
 
 
 def leaf(table: Array, beside: Array, z: Array, r: Array, *, role: str) -> RuleOutput:
@@ -28,5 +31,6 @@ def leaf_gxi(table: Array, beside: Array, z: Array, g: Array, *, role: str) -> R
 CAUSES = {
     "class_token": "the learned token that stands for the class",
     "distillation_token": "the learned token that stands for the teacher's class",
+    "register_token": "learned tokens that stand for no part of the picture",
 }
 RULES = {"leaf": Forms(leaf, leaf_gxi)}

@@ -220,6 +220,64 @@ DEIT: dict[str, Any] = VIT | {
 }
 """A class and a distillation token, and a head on each."""
 
+DINOV2: dict[str, Any] = {
+    "model_type": "dinov2",
+    "hidden_size": 16,
+    "mlp_ratio": 1.5,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 8,
+    "patch_size": [4, 3],
+    "num_channels": 3,
+    "num_labels": 5,
+}
+"""Four patches, not square, of which the last column of pixels but one is in none."""
+
+REGISTERS: dict[str, Any] = {
+    "model_type": "dinov2_with_registers",
+    "architectures": ["Dinov2WithRegistersForImageClassification"],
+    "num_register_tokens": 3,
+    "use_swiglu_ffn": True,
+}
+"""On top of DINOV2: register tokens, and a gated MLP."""
+
+_CLIP_TEXT: dict[str, Any] = {
+    "vocab_size": 17,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 24,
+    "projection_dim": 10,
+    "eos_token_id": 2,
+}
+_CLIP_VISION: dict[str, Any] = {
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 8,
+    "patch_size": 4,
+    "projection_dim": 10,
+}
+
+CLIP: dict[str, Any] = {
+    "model_type": "clip",
+    "projection_dim": 10,
+    "text_config": _CLIP_TEXT,
+    "vision_config": _CLIP_VISION,
+    "num_labels": 5,
+}
+"""A CLIP whose texts end at the token of the largest id; `{"architectures":
+["CLIPForImageClassification"]}` on top makes it a classifier of pictures.
+"""
+
+CLIP_TEXT: dict[str, Any] = _CLIP_TEXT | {"model_type": "clip_text_model"}
+"""Its text tower; `{"architectures": ["CLIPTextModelWithProjection"]}` on top projects."""
+
+CLIP_VISION: dict[str, Any] = _CLIP_VISION | {"model_type": "clip_vision_model"}
+"""Its picture tower; `{"architectures": ["CLIPVisionModelWithProjection"]}` on top projects."""
+
 FLAN: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
 MAMBA: dict[str, Any] = {
@@ -352,6 +410,10 @@ NEWER: dict[str, dict[str, Any]] = {
         GPT_NEOX,
         DISTILBERT,
         MODERNBERT,
+        DINOV2,
+        CLIP,
+        CLIP_TEXT,
+        CLIP_VISION,
     )
 }
 """One of each net that came later. They are made of the same operations, so what is tried on them
@@ -411,11 +473,16 @@ def _draw(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> Arr
     drawn = random.standard_normal(shape)
     if name.endswith(".bias"):
         return 0.3 * drawn
+    if not shape:  # CLIP's logit_scale
+        return np.asarray(1 + 0.3 * drawn)
+    if name.endswith("class_embedding"):
+        return 0.5 * drawn
     if len(shape) == 1 or name.endswith("_norm.weight"):  # a norm's weight
         return 1 + 0.3 * drawn
-    if name.endswith(("cls_token", "distillation_token", "position_embeddings")):
+    if name.endswith(("cls_token", "distillation_token", "register_tokens", "position_embeddings")):
         return 0.5 * drawn
-    if name.rpartition(".")[0].endswith(("embed_tokens", "embed_in", "wte", "wpe", "embeddings")):
+    tables = ("embed_tokens", "embed_in", "wte", "wpe", "embeddings", "_embedding")
+    if name.rpartition(".")[0].endswith(tables) and len(shape) == 2:
         return drawn
     return drawn / np.sqrt(shape[0] if _is_conv1d(name) else math.prod(shape[1:]))
 

@@ -232,11 +232,23 @@ def input_asked(args: argparse.Namespace) -> str | list[int] | None:
     return _standard_input() if args.text == "-" else args.text
 
 
-def input_for(model: Model, args: argparse.Namespace) -> str | list[int] | None:
-    """The same for a model that is there. Raises ReflError for a text where nothing reads it."""
+def input_for(model: Model, args: argparse.Namespace) -> Any:
+    """The same for a model that is there, with the picture that texts are compared with. Raises
+    ReflError for a text where nothing reads it, and for a picture that is missing or too many.
+    """
+    image, among = getattr(args, "image", None), getattr(args, "among", [])
+    if model.compares != (image is not None) or (among and image is None):
+        raise _misfit(model)
     if args.ids is None and model.text is None and not model.takes_images:
         raise no_tokenizer(model.name or "the model")
-    return input_asked(args)
+    return input_asked(args) if image is None else ([input_asked(args), *among], image)
+
+
+def _misfit(model: Model) -> ReflError:
+    name = model.name or "the model"
+    if model.compares:
+        return ReflError(f"{name} compares a picture with texts: give --image FILE with TEXT")
+    return ReflError(f"{name} compares no pictures with texts: leave --image and --among out")
 
 
 def no_tokenizer(name: str) -> ReflError:
@@ -254,7 +266,11 @@ def outputs_asked(model: Model, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def target_asked(model: Model, token: str) -> str | int:
-    """An output as it was typed: a token, or the number of a class that is no label."""
+    """An output as it was typed: a token, a text that a picture is compared with, or the number of
+    a class that is no label.
+    """
+    if model.compares:
+        return token
     if model.task not in CLASSIFIES:
         return token_asked(model, token)
     return int(token) if is_number(token) and token not in model.labels.values() else token

@@ -45,6 +45,8 @@ examples:
   refl explain "the keys" --at model.layers.1.mlp 2 17         # a neuron
   refl explain "the keys" --edit L3.N17=off L2.H1=x2 L0.N3@-1=0.5      # neurons and heads changed
   refl explain cat.png --model path/to/vit --method attnlrp-vit --png why.png --html why.html
+  refl explain "a photo of a cat" --image cat.png --model path/to/clip --html why.html
+  refl explain "a cat" --among "a dog" "a car" --image cat.png --model path/to/clip --target "a cat"
   refl explain "the keys" --svg keys.svg --beside cp-lrp input-x-gradient --scale shared
   refl explain "the keys" --keep "*.mlp" "*.self_attn" --save blocks.safetensors
   refl explain "the keys to the cabinet" --contrast are is --through L3.N17 L3.N33
@@ -142,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
     others = [chosen(name) for name in args.beside or ()]
     with Progress() as progress:
         model = model_asked(args)
-        if args.png and not model.takes_images:
+        if args.png and not (model.takes_images or model.compares):
             raise ReflError("--png draws over a picture, and this model reads text: leave it out")
         refuse_strange_sites(model, "keep", args.keep or [])
         keep = args.keep or ("*" if args.save and isinstance(method, Table) else ())
@@ -161,7 +163,8 @@ def _write(e: Explanation, args: argparse.Namespace, progress: Progress) -> None
     if args.save:
         progress("saving", 0, 0)
         e.save(args.save)
-    write(args.png, lambda: heatmap.png(e.relevance, e.picture))
+    drawn = e if e.image is None else e.of_picture
+    write(args.png, lambda: heatmap.png(drawn.relevance, drawn.picture))
     write(args.html, lambda: html(e).encode("utf-8"))
 
 

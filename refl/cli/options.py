@@ -159,6 +159,20 @@ def _input(p: argparse.ArgumentParser) -> None:
         help="a second text, for encoders that read two (a question and its context): joined to "
         "the first as the checkpoint's tokenizer does",
     )
+    p.add_argument(
+        "--image",
+        type=Source,
+        metavar="FILE",
+        help="for a model that compares a picture with texts: the picture, and TEXT is the text",
+    )
+    p.add_argument(
+        "--among",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="further texts that the picture is compared with: all are classes, and the most "
+        "similar is explained, or that of --target",
+    )
     decoder(
         p,
         "the decoder prefix of an encoder-decoder: what it has said so far; its next token is "

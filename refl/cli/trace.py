@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from refl.cli import options
@@ -81,6 +82,13 @@ def _totals(e: Explanation, rows: list[dict[str, Any]], by: str) -> dict[str, An
     return {"blocks": {n: dict(zip(names, traces.totals(i), strict=True)) for n, i in found}}
 
 
+def _like_input(model: Model, e: Explanation) -> Any:
+    """An input of the same shapes."""
+    if e.texts is None:
+        return e.input_ids if e.picture is None else model.blank()
+    return replace(model.blank(), texts=[text.input_ids for text in e.of_texts])
+
+
 _UNREACHED: dict[str, Any] = {
     "rule": None,
     "received": None,
@@ -97,7 +105,7 @@ def _operations(
     reached have none.
     """
     entries = {entry["site"]: entry for entry in e.ledger.as_dict()["sites"]}
-    item = e.input_ids if e.picture is None else model.blank()
+    item = _like_input(model, e)
     records = model.trace([item], position, e.decoder_ids, every)[0].records
     return [
         {

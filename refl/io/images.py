@@ -49,7 +49,26 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "image_std": HALF,
     },
 }
+CLIPS = {
+    "size": {"shortest_edge": 224},
+    "resample": BICUBIC,
+    "do_center_crop": True,
+    "crop_size": 224,
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+}
+"""What CLIP's processor does, and BiT's, which DINOv2 has."""
+DEFAULTS |= {family: _COMMON | CLIPS for family in ("CLIP", "Bit")}
 """Family of image processors -> what it does where the file is silent."""
+
+FAMILIES = {
+    "vit": "ViT",
+    "deit": "DeiT",
+    "dinov2": "Bit",
+    "clip": "CLIP",
+    "clip_vision_model": "CLIP",
+}
+"""The family of a net whose file names none."""
 
 PROCESSORS = {
     f"{family}{end}": family
@@ -177,10 +196,11 @@ def read_preparation(folder: Path, model_type: str) -> Preparation | None:
             f"{PREPARATION} asks for {str(named)[:60]!r}: refl prepares images as "
             f"{', '.join(PROCESSORS)} do"
         )
-    family = PROCESSORS[named] if named is not None else {"vit": "ViT", "deit": "DeiT"}[model_type]
-    return _preparation(
-        DEFAULTS[family] | {key: value for key, value in raw.items() if value is not None}
-    )
+    family = PROCESSORS[named] if named is not None else FAMILIES[model_type]
+    said = {key: value for key, value in raw.items() if value is not None}
+    if family in ("CLIP", "Bit") and type(said.get("size")) is int:
+        said["size"] = {"shortest_edge": said["size"]}
+    return _preparation(DEFAULTS[family] | said)
 
 
 def _preparation(c: dict[str, Any]) -> Preparation:

@@ -152,6 +152,7 @@ class Attribution:
         audit: bool = False,
     ) -> list[Explanation]:
         self._refuse_options(keep, audit)
+        self._refuse_compared(question.network)
         self.refuse(question.network)
         question.refuse([targets])
         question.refuse_lengths(readings)
@@ -164,6 +165,13 @@ class Attribution:
             explained.append(explanation(question, forward, 0, seed, found, facts))
             question.tell(self.name, n + 1, len(readings))
         return explained
+
+    def _refuse_compared(self, network: Network) -> None:
+        if network.compares:
+            raise ReflError(
+                f"method {self.name} has scores of one input, and {network.name or 'the model'} "
+                "compares a picture with texts: take a table of rules, such as attnlrp"
+            )
 
     def _refuse_found(self, question: Question, reading: Reading, found: Found) -> None:
         """Raises ReflError for scores that are not one finite number for each token or pixel."""

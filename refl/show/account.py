@@ -67,18 +67,17 @@ def account(ledger: Ledger) -> list[Row]:
     """On tokens, absorbed by each cause, conservation error, and what they add up to. Sums over the
     examples of a batch.
     """
+    reached = ledger.reached or {ledger.destination: ledger.tokens}
     parts = (
-        {ledger.destination: total(ledger.tokens)}
+        {where: total(amount) for where, amount in reached.items()}
         | {cause: total(a) for cause, a in ledger.absorbed.items()}
         | {ERROR: total(ledger.conservation_error)}
     )
     notes = (
         CAUSES
         | operations.CAUSES
-        | {
-            ledger.destination: f"what reached the {ledger.destination}",
-            ERROR: f"{parts[ERROR]:.1e}, {_judged(ledger, parts)}",
-        }
+        | {where: f"what reached the {where}" for where in reached}
+        | {ERROR: f"{parts[ERROR]:.1e}, {_judged(ledger, parts)}"}
     )
     return _rows(parts, total(ledger.explained), notes)
 
@@ -263,11 +262,24 @@ def described(method: Composite | MethodFacts) -> list[str]:
 ENCODER, DECODER = "read by the encoder", "written by the decoder"
 """Names of the two rows of tokens, where there are two."""
 
+COMPARED = "compared with the picture"
+"""Of a text that is."""
+
+
+def leads_on(e: Explanation, name: str) -> bool:
+    """Whether the explained output follows the row of tokens of this name."""
+    return name != ENCODER and e.texts is None
+
 
 def rows_of_tokens(e: Explanation) -> list[tuple[str, Explanation]]:
     """The rows of tokens there are, each as an explanation whose tokens they are,
     and a name where there are two.
     """
+    if e.texts is not None:
+        # drawn to the scale of all texts; those that nothing reached are not drawn
+        rows = [replace(row, decoder_relevance=e.relevance) for row in e.of_texts]
+        reached = [row for row in rows if any(row.relevance)] or rows[:1]
+        return [(COMPARED, row) for row in reached]
     if e.decoder_tokens is None or e.decoder_ids is None:
         return [("", e)]
     decoder = replace(
@@ -304,9 +316,8 @@ def joiner(tokens: Sequence[str]) -> str:
 
 def outputs(e: Explanation) -> str:
     """What the candidates are."""
-    return {"class": "class", "image-class": "class", "masked-token": "masked token"}.get(
-        e.about.get("task", ""), "next token"
-    )
+    names = {"class": "class", "image-class": "class", "masked-token": "masked token"}
+    return (names | {"similarity": "text"}).get(e.about.get("task", ""), "next token")
 
 
 def considered(e: Explanation) -> list[tuple[str, int | str, float, float, str]]:

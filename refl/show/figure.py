@@ -77,6 +77,11 @@ def compare(explanations: Sequence[Explanation], scale: str = "own") -> Comparis
         raise ReflError(f"{argument('explanations')}: expected one explanation or more")
     if scale not in SCALES:
         raise ReflError(f"{argument('scale')} is {scale!r}: expected own or shared")
+    if any(e.image is not None for e in every):
+        raise ReflError(
+            "a figure has a text or a picture, and here a picture is compared with texts: draw "
+            "e.of_picture or one of e.of_texts, or take --html, which has both"
+        )
     for e in every:
         _refuse(e, every[0])
     if scale == "shared" and len({e.method.score for e in every}) > 1:

@@ -14,7 +14,6 @@ from refl.rules.composites import Composite
 from refl.show.account import (
     COMPACT,
     DIGITS,
-    ENCODER,
     Row,
     account_of,
     all_scores,
@@ -24,6 +23,7 @@ from refl.show.account import (
     form,
     in_percent,
     joiner,
+    leads_on,
     legend,
     names_of_columns,
     of_lengths,
@@ -71,7 +71,7 @@ def body(e: Explanation) -> Markup:
             _candidates(e),
             class_="two",
         ),
-        _token_numbers(e) if e.picture is None else _patch_numbers(e),
+        _numbers(e),
         _method(e),
         ledger_section(e.recorded) if e.recorded is not None else "",
         _again(e),
@@ -105,7 +105,16 @@ def _hidden(summary: str, content: object) -> Markup:
 
 def input_shown(e: Explanation) -> Markup:
     """The colored text, or the picture, with the scale of its colors."""
+    if e.image is not None:
+        return joined((_text(e), _picture(e.of_picture)))
     return _text(e) if e.picture is None else _picture(e)
+
+
+def _numbers(e: Explanation) -> Markup:
+    """The same as numbers, folded away."""
+    if e.image is not None:
+        return joined((_token_numbers(e), _patch_numbers(e.of_picture)))
+    return _token_numbers(e) if e.picture is None else _patch_numbers(e)
 
 
 # -- tokens ----------------------------------------------------------------------------------------
@@ -118,7 +127,8 @@ def _text(e: Explanation) -> Markup:
 
 def _row_of_tokens(name: str, e: Explanation) -> Markup:
     few = len(e.tokens) <= COMPACT
-    target = tag("span", f"→ {visible(e.target)}", class_="target") if name != ENCODER else ""
+    arrow = leads_on(e, name)
+    target = tag("span", f"→ {visible(e.target)}", class_="target") if arrow else ""
     kind = " few" if few else " tight" if joiner(e.tokens) == "" else ""
     return joined(
         (_note(name), tag("div", tokens(e, numbers=few), " ", target, class_=f"text{kind}"))

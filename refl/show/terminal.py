@@ -14,7 +14,6 @@ from refl.rules.composites import Composite
 from refl.show.account import (
     COMPACT,
     DIGITS,
-    ENCODER,
     Row,
     account_of,
     all_scores,
@@ -24,6 +23,7 @@ from refl.show.account import (
     form,
     in_percent,
     joiner,
+    leads_on,
     legend,
     names_of_columns,
     of_lengths,
@@ -106,6 +106,8 @@ def _input(e: Explanation, width: int) -> Iterator[list[Line]]:
     for name, row in rows_of_tokens(e):
         yield _running_text(row, width, name)
         yield [*_bars(row, width), *_legend(e, width, "█▒")]
+    if e.image is not None:
+        yield _patches(e.of_picture, width)
 
 
 def _legend(e: Explanation, width: int, signs: str) -> list[Line]:
@@ -133,7 +135,7 @@ def _running_text(e: Explanation, width: int, name: str = "") -> list[Line]:
         lines[-1].append((between, ""))
         if token.endswith("\n"):
             lines.append([("  ", "")])
-    arrow = "" if name == ENCODER else f" → {visible(e.target)}"
+    arrow = f" → {visible(e.target)}" if leads_on(e, name) else ""
     if width_of(lines[-1]) + cells(arrow) > width:
         lines.append([("  ", "")])
     lines[-1].append((arrow, "bold"))

@@ -103,6 +103,11 @@ class Walking:
 
     def refuse(self, network: Network) -> None:
         """Raises ReflError for a net whose weights alone are too large for a page."""
+        if network.compares:
+            raise ReflError(
+                "a walk is through a text or a picture, and this model compares both: take refl "
+                "trace, which prints the sweep of any"
+            )
         shapes = network.net.shapes(network.config)
         count = sum(math.prod(shape) for _, shape, _ in shapes)
         if count * 4 * 4 / 3 > LIMIT:

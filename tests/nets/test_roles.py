@@ -18,6 +18,7 @@ from refl.verification.random_models import (
     ARCHITECTURES,
     BERT,
     COHERE,
+    DINOV2,
     FLAN,
     GEMMA2,
     GPT2,
@@ -30,13 +31,14 @@ from refl.verification.random_models import (
     PHI,
     PHI3,
     QWEN3_MOE,
+    REGISTERS,
     ROBERTA,
     T5,
     VIT,
     random_model,
 )
 
-SHARED_NETS = {"xlm-roberta", "camembert"}
+SHARED_NETS = {"xlm-roberta", "camembert", "dinov2_with_registers"}
 """Further model types of a net that is tested under another."""
 
 VARIANTS: dict[str, dict[str, Any]] = (ARCHITECTURES | NEWER) | {
@@ -50,6 +52,8 @@ VARIANTS: dict[str, dict[str, Any]] = (ARCHITECTURES | NEWER) | {
     "albert, classes": ALBERT | {"architectures": ["AlbertForSequenceClassification"]},
     "flan": T5 | FLAN,
     "vit, features": VIT | {"architectures": ["ViTModel"]},
+    "dinov2": DINOV2,
+    "dinov2, registers, gated": DINOV2 | REGISTERS,
     "phi, normed queries": PHI | {"qk_layernorm": True},
     "phi3": PHI3,
 }
@@ -60,7 +64,9 @@ WITHOUT = {"movement", "scale", "rotary", "gather"}
 
 def records(config: dict[str, Any], **how: Any) -> list[Record]:
     model = random_model(config, 5)
-    item: Any = np.ones((3, 8, 12)) if model.takes_images else [3, 14, 1, 5, 9]
+    item: Any = [3, 14, 1, 5, 9]
+    if model.takes_images:
+        item = np.ones((3, *model.config.image))
     how |= {"position": 1} if model.task == "masked-token" else {}
     how |= {"decoder": [[0, 4]]} if model.task == "sequence-to-sequence" else {}
     return model.trace([item], **how)[0].records
@@ -105,7 +111,7 @@ def test_a_role_is_always_the_same_operation(name: str) -> None:
         "scan": "mixer.scan",
         "softmax": "attention.probabilities router.probabilities",
         "matmul": "attention.scores attention.context",
-        "multiply": "mlp.product expert.weighted mixer.product",
+        "multiply": "mlp.product expert.weighted mixer.product layer_scale",
         "pooling": "head.mean",
     }
     for r in records(VARIANTS[name]):

@@ -47,6 +47,9 @@ def loaded(kind: str) -> Any:
 
 def widened(model: Any) -> Any:
     """The float64 twin of a model; to be called inside `wide`."""
+    inner = [getattr(model.config, name) for name in model.config.sub_configs]
+    for config in (model.config, *inner):  # CLIP's towers are made in the dtype of the file
+        config.torch_dtype = None
     twin = type(model)._from_config(
         model.config, torch_dtype=torch.float64, attn_implementation="eager"
     )
@@ -55,13 +58,20 @@ def widened(model: Any) -> Any:
 
 
 def model_inputs(case: ModelCase, dtype: Any) -> dict[str, Any]:
+    pixels = {}
     if case.pixels is not None:
-        return {"pixel_values": torch.tensor(case.pixels, dtype=dtype)[None]}
+        pixels = {"pixel_values": torch.tensor(case.pixels, dtype=dtype)[None]}
+    if case.ids is None:
+        return pixels
     ids = torch.tensor([case.ids])
     more = (
         {} if case.decoder_ids is None else {"decoder_input_ids": torch.tensor([case.decoder_ids])}
     )
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | more
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | more | pixels
+
+
+OUTPUTS = ("logits", "logits_per_image", "text_embeds", "image_embeds")
+"""What transformers calls that which is explained: the first of these that it gives."""
 
 
 def explained(case: ModelCase, logits: Any) -> Any:  # (1, T, V) or (1, classes) -> (V,)
@@ -102,7 +112,8 @@ class Modules:
 def run(model: Any, case: ModelCase, dtype: Any) -> tuple[Any, dict[str, Any]]:
     modules = Modules(model, case)
     with torch.no_grad():
-        logits = explained(case, model(**model_inputs(case, dtype)).logits)
+        found = model(**model_inputs(case, dtype))
+        logits = explained(case, next(found[name] for name in OUTPUTS if name in found))
     for hook in modules.hooks:
         hook.remove()
     return logits, modules.fitting(case)

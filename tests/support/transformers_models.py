@@ -323,3 +323,48 @@ def _scaled_vision(name: str, noise: Any) -> Any:
         return 1 + 0.3 * noise
     wide = noise.ndim in (2, 4) and "token" not in name
     return noise * noise[0].numel() ** -0.5 if wide else 0.3 * noise
+
+
+# -- DINOv2 and CLIP -------------------------------------------------------------------------------
+
+DINOV2: dict[str, Any] = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 12,
+    "patch_size": 4,
+    "num_labels": 5,
+}
+
+
+def random_dinov2(kind: str, head: str, **options: Any) -> Any:
+    """`kind`: Dinov2 or Dinov2WithRegisters."""
+    transformers = _transformers()
+    config = getattr(transformers, f"{kind}Config")(**(DINOV2 | options))
+    return _drawn(getattr(transformers, kind + head)(config), _scaled_newer_vision, seed=9)
+
+
+_CLIP_VISION = {name: v for name, v in DINOV2.items() if name != "num_labels"}
+_CLIP_VISION |= {"intermediate_size": 40, "projection_dim": 12}
+
+
+def random_clip(
+    cls: str, text: dict[str, Any], vision: dict[str, Any], both: dict[str, Any]
+) -> Any:
+    """Of any of CLIP's classes."""
+    t = _transformers()
+    inner = {"projection_dim": 12} | both
+    texts = t.CLIPTextConfig(**(_TEXT | {"eos_token_id": 28} | inner | text))
+    pictures = t.CLIPVisionConfig(**(_CLIP_VISION | inner | vision))
+    config = t.CLIPConfig.from_text_vision_configs(texts, pictures, num_labels=5, **inner)
+    config = texts if "Text" in cls else pictures if "Vision" in cls else config
+    return _drawn(getattr(t, cls)(config), _scaled_newer_vision, seed=9)
+
+
+def _scaled_newer_vision(name: str, noise: Any) -> Any:
+    if noise.ndim == 0:
+        return 1 + 0.3 * noise
+    if noise.ndim == 1 and name.endswith((".weight", "lambda1")):
+        return 1 + 0.3 * noise
+    wide = noise.ndim in (2, 4) and "token" not in name and "position" not in name
+    return noise * noise[0].numel() ** -0.5 if wide else 0.3 * noise

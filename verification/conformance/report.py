@@ -423,9 +423,10 @@ options are at their defaults.
 """
 _OF_MODELS = """\
 folder is a Hugging Face checkpoint (config.json, model.safetensors). ids is a list of token ids,
-or for a vision model its pixels, (C, H, W); targets a list of ids of logits or classes; method
-one of attnlrp, attnlrp-gradient, cp-lrp, ... more is position=N where the output at another
-position than the last is explained, and decoder_ids=[...] for an encoder-decoder.
+or for a vision model its pixels, (C, H, W), or for CLIP (ids, pixels); targets a list of ids of
+logits or classes; method one of attnlrp, attnlrp-gradient, cp-lrp, ... more is position=N where
+the output at another position than the last is explained, and decoder_ids=[...] for an
+encoder-decoder.
 
 Give back a list with a dictionary for each target, all from one forward: {site: relevance,
 'logit': number}. A site is a module's path for its output (model.layers.0.mlp), with .input for

@@ -5,7 +5,8 @@ every architecture.
                                 "logit": number}, ...]
 
 one dictionary for each target, all from one forward. folder is a Hugging Face checkpoint, float32
-weights; ids a list of token ids (for a vision model its pixels, (C, H, W)). `more` is position=N
+weights; ids a list of token ids (for a vision model its pixels, (C, H, W); for CLIP both, (ids,
+pixels)). `more` is position=N
 where the output at another position than the last is explained, and decoder_ids=[...] for an
 encoder-decoder. Sites are named by module path as in refl (`model.layers.0.mlp`); whichever are
 given are compared. Raising NotImplementedError for an architecture or a method says that it is not
@@ -106,6 +107,8 @@ def _answers(
 
 def _copied(item: Any) -> Any:
     """An adapter may write into what it is given."""
+    if isinstance(item, tuple):
+        return tuple(map(_copied, item))
     return list(item) if isinstance(item, list) else item.copy()
 
 

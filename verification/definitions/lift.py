@@ -639,7 +639,9 @@ FORWARD: dict[str, Callable[[Call], Array]] = {
     "layer_norm": _row_by_row(
         lambda c, at, x: exact.layer_norm(x, c.norm_weight(at), c.b, c.options["norm_eps"])
     ),
-    "learned": lambda c: np.repeat(c.x, c.operands[1].shape[0], axis=0),
+    "learned": lambda c: np.repeat(
+        c.x.reshape(1, -1, c.x.shape[-1]), c.operands[1].shape[0], axis=0
+    ),
     "linear": _row_by_row(lambda c, at, x: exact.linear(x, c.w, c.b)),
     "matmul": _matmul,
     "movement": _moved,

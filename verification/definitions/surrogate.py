@@ -215,8 +215,10 @@ def _softmax(run: Record, x: Array, *, mask: Array | None = None) -> Array:
 
 def _second_matmul(run: Record, a: Array, b: Array) -> Array:
     """Attention with constant probabilities: the values alone are live. (What makes the scores
-    feeds nothing and may be anything.)
+    feeds nothing and may be anything.) A similarity is no attention.
     """
+    if run.role == "head.similarity":
+        return _matmul(run, a, b)
     return _first(run) @ b
 
 
@@ -328,7 +330,7 @@ TRUE: dict[str, Callable[..., Array]] = {
 
 def _input(model: Model, ids: Any) -> Any:
     """Ids as a list; a picture as the net reads it."""
-    return model.read(ids) if model.takes_images else list(ids)
+    return model.read(ids) if model.takes_images or model.compares else list(ids)
 
 
 def record(

@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("components", "device", "io", "ledger", "seeds", "trace"),
     ("kept",),
     ("paths", "ranking"),
-    ("cache", "explanation", "intervention", "nets", "sweep"),
+    ("cache", "compared", "explanation", "intervention", "nets", "sweep"),
     ("network", "show"),
     ("anatomy", "question"),
     ("answer",),

@@ -33,13 +33,14 @@ from refl.model import Model, architecture
 from refl.nets.config import parse
 from refl.verification.definitions import exact_sweep
 from refl.verification.vectors import FORMAT
-from refl.verification.vectors.model_vectors import EXPECTED, FOLDER, UNITS
+from refl.verification.vectors.model_vectors import EXPECTED, FOLDER, UNITS, vector_item
 
 TEXT_METHODS = ("attnlrp", "attnlrp-gradient", "cp-lrp", "input-x-gradient")
 METHODS = {
     "llama": (*TEXT_METHODS, "lxt-explicit"),
     "vit": (*TEXT_METHODS, "attnlrp-vit"),
     "deit": (*TEXT_METHODS, "attnlrp-vit"),
+    "dinov2": (*TEXT_METHODS, "attnlrp-vit"),
 }
 
 _DECODER: dict[str, Any] = {
@@ -95,6 +96,34 @@ _VISION: dict[str, Any] = {
     "qkv_bias": True,
     "id2label": {"0": "a", "1": "b", "2": "c"},
     "label2id": {"a": 0, "b": 1, "c": 2},
+}
+_CLIP_VISION: dict[str, Any] = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "image_size": 4,
+    "patch_size": 2,
+    "num_channels": 3,
+    "projection_dim": 6,
+}
+_CLIP_TEXT: dict[str, Any] = {
+    "model_type": "clip_text_model",
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "max_position_embeddings": 16,
+    "projection_dim": 6,
+    "eos_token_id": 2,
+    "bos_token_id": 0,
+    "pad_token_id": 1,
 }
 _CLASSES = {"id2label": _VISION["id2label"], "label2id": _VISION["label2id"]}
 
@@ -340,6 +369,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "model_type": "deit",
         "num_hidden_layers": 1,
     },
+    "dinov2": _VISION
+    | {
+        "architectures": ["Dinov2ForImageClassification"],
+        "model_type": "dinov2",
+        "num_hidden_layers": 1,
+        "mlp_ratio": 1.5,
+        "use_swiglu_ffn": True,
+        "use_mask_token": False,
+        "image_size": [4, 4],
+        "patch_size": [2, 2],
+    },
+    "clip": {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": 6,
+        "text_config": _CLIP_TEXT,
+        "vision_config": _CLIP_VISION,
+    },
+    "clip_text_model": _CLIP_TEXT | {"architectures": ["CLIPTextModelWithProjection"]},
+    "clip_vision_model": _CLIP_VISION | {"architectures": ["CLIPVisionModelWithProjection"]},
 }
 CONFIGS["mamba"] = {
     "architectures": ["MambaForCausalLM"],
@@ -357,6 +406,7 @@ CONFIGS["mamba"] = {
     "use_conv_bias": True,
     "tie_word_embeddings": True,
 }
+del CONFIGS["dinov2"]["intermediate_size"]
 """Every architecture as small as it can be and still show what is its own: groups of heads,
 windows, caps, ties, shared layers.
 """
@@ -387,6 +437,10 @@ SEEDS = {
     "t5": 5,
     "vit": 0,
     "deit": 4,
+    "dinov2": 6,
+    "clip": 0,
+    "clip_text_model": 0,
+    "clip_vision_model": 2,
 }
 """Chosen so that no output that a rule divides by lies near zero and no
 choice of experts is close: see `search`.
@@ -425,6 +479,12 @@ NOTES = {
     "own",
     "vit": "pixels, patches that are no squares, a class token",
     "deit": "class and distillation token, the mean of two heads",
+    "dinov2": "a learned factor for each feature behind attention and MLP, a gated MLP, the mean "
+    "over patches beside the class token",
+    "clip": "a picture compared with a text: two towers, both normalized, half of their product "
+    "to each",
+    "clip_text_model": "causal, and the token of the largest id speaks for the text",
+    "clip_vision_model": "a norm in front of the blocks, a convolution without a bias",
 }
 
 SEEDS["mamba"] = 2
@@ -499,19 +559,27 @@ class Input:
 
     @property
     def item(self) -> Any:
-        return self.ids if self.pixels is None else self.pixels.astype(np.float64)
+        return vector_item(self.ids, self.pixels)
 
 
 def inputs(config: dict[str, Any], seed: int) -> list[Input]:
-    """Two: of five tokens, one of them twice, and of three; or two pictures."""
+    """Two: of five tokens, one of them twice, and of three; or two pictures; or these with those
+    texts.
+    """
     draw, kind = random.Random(f"inputs {config['model_type']} {seed}"), config["model_type"]
-    if "image_size" in config:
-        shape = (config["num_channels"], *config["image_size"])
-        return [Input(pixels=_pixels(draw, shape)) for _ in range(2)]
+    net = architecture(config)
+    parsed, pictures = parse(net.Config, config), []
+    if hasattr(parsed, "image"):
+        shape = (parsed.num_channels, *parsed.image)
+        pictures = [_pixels(draw, shape) for _ in range(2)]
+    if pictures and kind != "clip":
+        return [Input(pixels=one) for one in pictures]
     long, short = (
-        [2 + int(draw.random() * (config["vocab_size"] - 2)) for _ in range(n)] for n in (5, 3)
+        [2 + int(draw.random() * (parsed.vocab_size - 2)) for _ in range(n)] for n in (5, 3)
     )
     long[3] = long[1]
+    if pictures:
+        return [Input(ids, one) for ids, one in zip((long, short), pictures, strict=True)]
     if kind == "t5":
         return [Input(long, decoder_ids=[0, *short]), Input(short, decoder_ids=[0, long[0]])]
     masked = config["architectures"][0].endswith("MaskedLM")

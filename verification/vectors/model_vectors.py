@@ -81,8 +81,8 @@ class ModelCase:
 
     @property
     def item(self) -> Any:
-        """Ids, or pixels in float64."""
-        return self.ids if self.pixels is None else self.pixels.astype(np.float64)
+        """Ids, or pixels in float64, or both."""
+        return vector_item(self.ids, self.pixels)
 
     @cached_property
     def sites(self) -> list[str]:
@@ -90,9 +90,11 @@ class ModelCase:
 
     @cached_property
     def input_sites(self) -> list[str]:
-        """Those below the first block: embeddings, pixels."""
+        """Those below the first block: embeddings, pixels; beside texts the pixels, too."""
         blocks = [k for k, site in enumerate(self.sites) if "0" in site.split(".")]
-        return self.sites[max(blocks) + 1 :]
+        below, pixels = self.sites[max(blocks) + 1 :], "pixel_values"
+        beside = pixels in self.sites and pixels not in below
+        return [pixels, *below] if beside else below
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,14 @@ class SiteDeviation:
             f"{self.site}{list(self.at)}: {self.got:.9g} for {self.expected:.9g}, off by "
             f"{self.deviation:.2e}, allowed {self.allowed:.2e}"
         )
+
+
+def vector_item(ids: list[int] | None, pixels: Any) -> Any:
+    """What a model reads: ids, pixels in float64, or (ids, pixels)."""
+    if pixels is None:
+        return ids
+    wide = pixels.astype(np.float64)
+    return wide if ids is None else (list(ids), wide)
 
 
 def architectures() -> list[str]:
@@ -325,7 +335,7 @@ def lint(architecture: str) -> list[str]:
     names = {
         name
         for number in range(len(said["inputs"]))
-        for name in _names(said, number, "image_size" in config)
+        for name in _names(said, number, "image_size" in config or "vision_config" in config)
     }
     found += [f"{name} is missing" for name in sorted(names - set(arrays))]
     found += [f"{name} belongs to nothing" for name in sorted(set(arrays) - names)]
@@ -345,10 +355,9 @@ def _names(said: dict[str, Any], number: int, pixels: bool) -> Iterator[str]:
 
 
 def _lint_case(case: ModelCase, config: dict[str, Any]) -> Iterator[str]:
-    if any(
-        not 0 <= i < config["vocab_size"] for i in (*(case.ids or ()), *(case.decoder_ids or ()))
-    ):
-        yield f"{case.id} has ids outside the vocabulary of {config['vocab_size']}"
+    words = config.get("text_config", config).get("vocab_size", 0)
+    if any(not 0 <= i < words for i in (*(case.ids or ()), *(case.decoder_ids or ()))):
+        yield f"{case.id} has ids outside the vocabulary of {words}"
     if not 0 <= case.target < len(case.logits) or case.logits[case.target] != case.logit:
         yield (
             f"{case.id} explains logit {case.logit} of output {case.target}, which the logits "
