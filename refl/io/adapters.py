@@ -75,7 +75,10 @@ STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """init_lora_weights that leave the base as it is."""
 
 _CONFIG_LIMIT = 16 << 20
-_TABLE = re.compile(r"(.*\.)?(\w*embed\w*|wte|wpe|shared|relative_attention_bias)")
+_NOT_LINEAR = re.compile(
+    r"(.*\.)?(\w*embed\w*|wte|wpe|shared|relative_attention_bias|\w*norm\w*|ln_\w+)", re.IGNORECASE
+)
+"""Names of tables and of norms."""
 
 
 # -- adapter_config.json ---------------------------------------------------------------------------
@@ -354,8 +357,8 @@ class Adapted(Mapping[str, Array]):
                 f"the adapter changes the table {shown(path)}, which the head shares: merged, it "
                 "would change the head, which in peft it does not"
             )
-        if not low.table and _TABLE.fullmatch(path):
-            raise ReflError(f"the adapter has lora_A of {shown(path)}, which is a table")
+        if not low.table and _NOT_LINEAR.fullmatch(path):
+            raise ReflError(f"the adapter has lora_A of {shown(path)}, which is no linear layer")
         (_, into), (out, _) = map(self.adapter.weights.shape, (low.a, low.b))
         found = (into, out) if low.table or self._is_conv1d(path) else (out, into)
         if found != tuple(needed[name]):

@@ -65,6 +65,8 @@ WITHOUT = {"movement", "scale", "rotary", "gather"}
 def records(config: dict[str, Any], **how: Any) -> list[Record]:
     model = random_model(config, 5)
     item: Any = [3, 14, 1, 5, 9]
+    if model.compares:
+        item = ([item], np.ones((3, *model.config.image)))
     if model.takes_images:
         item = np.ones((3, *model.config.image))
     how |= {"position": 1} if model.task == "masked-token" else {}
@@ -110,7 +112,7 @@ def test_a_role_is_always_the_same_operation(name: str) -> None:
         "causal_convolution": "mixer.convolution mixer.skip",
         "scan": "mixer.scan",
         "softmax": "attention.probabilities router.probabilities",
-        "matmul": "attention.scores attention.context",
+        "matmul": "attention.scores attention.context head.similarity",
         "multiply": "mlp.product expert.weighted mixer.product layer_scale",
         "pooling": "head.mean",
     }
@@ -154,7 +156,11 @@ BLOCKS: dict[str, tuple[dict[str, Any], str, dict[str, str]]] = {
     "phi3": (
         PHI3,
         "model.layers.1.",
-        {site: role for site, role in DECODER.items() if "proj" not in site}
+        {
+            site: role
+            for site, role in DECODER.items()
+            if "proj" not in site and site != "mlp.act_fn"
+        }
         | {
             "self_attn.qkv_proj": "attention.query_key_value",
             "self_attn.o_proj": "attention.output",

@@ -196,6 +196,7 @@ def test_the_input_is_below_all_blocks(kind: str) -> None:
     case = load(kind, ["attnlrp"])[0]
     ends = (
         *("embed_tokens", "token_embedding", "word_embeddings", "tok_embeddings", "embeddings"),
+        "embed_in",
         *("wte", "pixel_values", "stored"),
     )
     assert case.input_sites[-1].split(".")[-1] in ends
@@ -294,7 +295,8 @@ def test_made_again(kind: str) -> None:
 
 def test_the_whole_is_small() -> None:
     assert (
-        sum(path.stat().st_size for path in model_vectors.FOLDER.rglob("*") if path.is_file()) < 6e6
+        sum(path.stat().st_size for path in model_vectors.FOLDER.rglob("*") if path.is_file())
+        < 12e6
     )
 
 
