@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from refl.methods import Method, Table, chosen, under
 from refl.nets import NETS
 from refl.nets.config import brief, parse
 from refl.nets.heads import by_tensors
-from refl.network import CLASSIFIES, Input, Net, Network
+from refl.network import LABELED, Input, Net, Network
 from refl.question import Progress, Question, Target
 from refl.rules.composites import Composite
 from refl.show.explanation import Batch
@@ -78,7 +78,8 @@ def load(
     _refuse_own_code(raw, net, ignore)
     weights = Weights(folder, dtype=dtype, place=place, cache_bytes=room(device))
     renamed = getattr(net, "renamed", lambda weights: weights)(weights)
-    config = parse(net.Config, _with_architectures(raw, net, renamed, ignore), ignore)
+    shown_by = _with_pooler(_with_architectures(raw, net, renamed, ignore), net, renamed)
+    config = parse(net.Config, shown_by, ignore)
     named = named_weights(renamed, net.PREFIX, net.shapes(config))
     spare = net.spare(config) if hasattr(net, "spare") else {}
     without = settle(named, config, spare, ignore_tensors)
@@ -130,6 +131,16 @@ def _with_architectures(
     return raw | {"architectures": [by_tensors(net.Config, raw["model_type"], names)]}
 
 
+def _with_pooler(raw: dict[str, Any], net: Net, names: Iterable[str]) -> dict[str, Any]:
+    """config.json with whether features have a pooler beside them (add_pooling_layer, which
+    transformers takes as an argument and does not write): the tensors show it.
+    """
+    known = any(field.name == "add_pooling_layer" for field in fields(net.Config))
+    if not known or "add_pooling_layer" in raw:
+        return raw
+    return raw | {"add_pooling_layer": any("pooler." in name for name in names)}
+
+
 def _each(patterns: Collection[str], what: str) -> list[str]:
     found = arguments.names(patterns)
     if found is None:
@@ -160,14 +171,14 @@ def _output_names(raw: dict[str, Any], net: Net, config: Any) -> dict[int, str]:
     """
     if getattr(config, "head", None) == "Model":
         return {i: str(i) for i in range(config.labels)}
-    return labels(raw, config.labels) if net.task(config) in CLASSIFIES else {}
+    return labels(raw, config.labels) if net.task(config) in LABELED else {}
 
 
 def _probability(raw: dict[str, Any], net: Net, config: Any) -> str:
     """Features have no probability: no class is among them."""
     if getattr(config, "head", None) == "Model":
         return "none"
-    return probability(raw, config.labels) if net.task(config) in CLASSIFIES else "softmax"
+    return probability(raw, config.labels) if net.task(config) in LABELED else "softmax"
 
 
 def _preparation(folder: Path, net: Net, config: Any) -> Preparation | None:

@@ -30,12 +30,22 @@ from refl.io.text import Text
 from refl.nets.batch import Batch
 from refl.trace import LEAVES, Trace, Value
 
-TASKS = ("next-token", "masked-token", "class", "features", "sequence-to-sequence", "image-class")
-"""What a net's output is; `features` are those of its last layer,
-where a checkpoint has no head.
+TASKS = (
+    *("next-token", "masked-token", "class", "token-class", "answer-span", "features"),
+    *("sequence-to-sequence", "image-class"),
+)
+"""What a net's output is: `token-class` a class for every token, `answer-span` for every token
+whether an answer starts or ends there; `features` are those of its last layer, where a checkpoint
+has no head.
 """
 
 CLASSIFIES = ("class", "image-class")
+
+LABELED = (*CLASSIFIES, "token-class")
+"""Whose outputs are classes with names."""
+
+WHOLE = (*CLASSIFIES, "answer-span")
+"""Whose output is of no one token, so that there is no `position` to choose."""
 
 GENERATES = ("next-token", "sequence-to-sequence")
 
@@ -57,8 +67,8 @@ class Net(Protocol):
         """Every tensor it needs: name, shape, and the options of config.json that ask for it."""
 
     def forward(self, t: Trace, c: Any, batch: Batch) -> Value:
-        """Logits: (B, T, V), or (B, 1, V) at the rows the batch wants;
-        (B, 1, classes) for a classifier.
+        """Logits: (B, T, V), or (B, 1, V) at the rows the batch wants; (B, 1, classes) for a
+        classifier of texts or pictures; (B, T, 2) of starts and ends of answers.
         """
 
 
@@ -277,7 +287,7 @@ class Network:
 
     def output_names(self, ids: Sequence[int]) -> list[str]:
         """Names of outputs: tokens, or the labels of a classifier."""
-        if self.task not in CLASSIFIES:
+        if self.task not in LABELED:
             return self.tokens(ids)
         numbers = [arguments.whole("a class", i) for i in arguments.listed("ids", ids, "numbers")]
         return [self.labels.get(i, received(i)) for i in numbers]
@@ -286,7 +296,7 @@ class Network:
         """The number of an output given by name or number.
         Raises ReflError for one that is none.
         """
-        if self.task not in CLASSIFIES:
+        if self.task not in LABELED:
             return self.token_id(name)
         number = arguments.as_whole(name)
         found = [
@@ -425,6 +435,12 @@ class Network:
         return [[k for k in t if k is not None] for t in numbers]
 
     def _refuse_position(self, position: Any) -> None:
+        if position is not None and self.task == "answer-span":
+            raise ReflError(
+                f"{argument('position=')} chooses the token whose output is explained, and the "
+                f"start and the end of an answer are tokens themselves: give them as "
+                f"{argument('target')}"
+            )
         if position is not None and self.task in CLASSIFIES:
             raise ReflError(
                 f"{argument('position=')} chooses the token whose output is explained, and a "
@@ -444,8 +460,10 @@ class Network:
     def _rows(
         self, inputs: Sequence[Sequence[int]], position: int | None
     ) -> tuple[int, ...] | None:
-        """Where the output is wanted; None for a classifier, whose net pools."""
-        if self.task == "class":
+        """Where the output is wanted; None for a classifier, whose net pools, and for answers, which
+        may start and end anywhere.
+        """
+        if self.task in WHOLE:
             return None
         return tuple(self._position(ids, position) for ids in inputs)
 
@@ -462,8 +480,14 @@ class Network:
             return at
         if self.task in GENERATES:
             return len(ids) - 1
-        if self.task == "features":
+        if self.task == "features" or (self.task == "token-class" and len(ids) == 1):
             return 0
+        if self.task == "token-class":
+            raise ReflError(
+                f"{self.name or 'the model'} gives every token a class, and the input has "
+                f"{len(ids)}: say which token's with {argument('position=')}, counted from 0, or "
+                "from the end if negative"
+            )
         masks = [t for t, i in enumerate(ids) if i == self.mask_id]
         if len(masks) != 1:
             raise ReflError(
@@ -600,7 +624,7 @@ class Network:
         return [r.output.site for r in records if r.operation in LEAVES]
 
     def _blank_trace(self) -> Trace:
-        return self.trace([self.blank()], position=None if self.task in CLASSIFIES else 0)[0]
+        return self.trace([self.blank()], position=None if self.task in WHOLE else 0)[0]
 
 
 def _is_local(function: Any) -> bool:

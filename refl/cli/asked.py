@@ -19,7 +19,7 @@ from refl.explainer import fits_any
 from refl.explanation import Explanation
 from refl.methods import Method, Table, chosen
 from refl.model import Model, load
-from refl.network import CLASSIFIES
+from refl.network import LABELED
 
 
 def method_asked(args: argparse.Namespace) -> Method:
@@ -220,7 +220,7 @@ def outputs_asked(model: Model, args: argparse.Namespace) -> dict[str, Any]:
 
 def target_asked(model: Model, token: str) -> str | int:
     """An output as it was typed: a token, or the number of a class that is no label."""
-    if model.task not in CLASSIFIES:
+    if model.task not in LABELED:
         return token_asked(model, token)
     return int(token) if is_number(token) and token not in model.labels.values() else token
 

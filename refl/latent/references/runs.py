@@ -22,7 +22,7 @@ from refl.errors import ReflError, argument
 from refl.explainer import Explainer, lengths
 from refl.latent.references.selection import Group
 from refl.model import Model
-from refl.network import CLASSIFIES, Reading
+from refl.network import WHOLE, Reading
 from refl.question import Forward, Question, Target
 from refl.rules.composites import Composite
 from refl.seeds import Seed
@@ -84,7 +84,7 @@ def activations(model: Model, readings: Sequence[Reading], groups: Sequence[Grou
     trace = Listening(model, frozenset(wanted))
     batch = model.batch(
         [reading.input for reading in readings],
-        None if model.task in CLASSIFIES else 0,  # of no concern here: any token's output will do
+        None if model.task in WHOLE else 0,  # of no concern here: any token's output will do
         decoder_prefix=[r.prefix for r in readings if r.prefix is not None] or None,
         types=[r.types for r in readings if r.types is not None] or None,
     )
