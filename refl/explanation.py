@@ -447,9 +447,10 @@ class Explanation:
     def _known_dict(self) -> dict[str, Any]:
         """What not every explanation knows."""
         words = ("word_starts", "decoder_word_starts")
-        known = ("against_logit", *words, "position", "types", "patch", "span", "mean")
+        known = ("against_logit", *words, "position", "types", "patch", "mean")
         arrays = {"pairs": self.pairs, "vector": self.vector}
         found = {key: np.asarray(a).tolist() for key, a in arrays.items() if a is not None}
+        found |= {} if self.span is None else {"span": list(self.span)}
         return found | {key: getattr(self, key) for key in known if getattr(self, key) is not None}
 
     def _decoder_dict(self) -> dict[str, Any]:

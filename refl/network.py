@@ -28,7 +28,7 @@ from refl.errors import LONGEST_REPR, ReflError, UnknownWords, argument, sentenc
 from refl.io.images import Image, Preparation, prepared
 from refl.io.text import Text
 from refl.nets.batch import Batch
-from refl.targets import FEATURES, SPANS, Feature, Special, span
+from refl.targets import SPANS, Feature, Special, span
 from refl.trace import LEAVES, Trace, Value
 
 TASKS = (
@@ -348,8 +348,9 @@ class Network:
         """Raises ReflError for a checkpoint without a head, where none of its features is named."""
         raise ReflError(
             f"{self.name or 'the model'} is a checkpoint without a head, so there is no output to "
-            f"explain: take one with a head, explain its features with {argument('target=')} "
-            f"{FEATURES}, or a neuron with {argument('at=')} (its site, and its index there)"
+            f"explain: take one with a head, explain a {argument('coordinate')} of its features or "
+            f"their {argument('cosine')} to a vector, or a neuron with {argument('at=')} (its "
+            "site, and its index there)"
         )
 
     def decoder_prefix(self, decoder: Input | None) -> list[int]:

@@ -364,10 +364,10 @@ class Question:
         return next((some for some in (chosen, plain) if any(some)), [True] * len(ids))
 
     def starts(self, composite: Composite, forward: Forward, seeds: Sequence[AnySeed]) -> Any:
-        """What a sweep by this table starts from at the output, NumPy (B, V). A cosine's norm is a
-        constant to rules, and none to derivatives.
-        """
-        return np.stack([_start(composite, s, z) for s, z in zip(seeds, forward.rows, strict=True)])
+        """What a sweep by this table starts from at the output, NumPy (B, V)."""
+        return np.stack(
+            [started(composite, s, z) for s, z in zip(seeds, forward.rows, strict=True)]
+        )
 
     def _value(self, trace: Trace, site: str) -> Value:
         if site not in trace.values:
@@ -419,7 +419,10 @@ class Question:
             self.progress(phase, done, of)
 
 
-def _start(composite: Composite, seed: AnySeed, z: Any) -> Any:  # z: (V,) -> (V,), NumPy
+def started(composite: Composite, seed: AnySeed, z: Any) -> Any:  # z: (V,) -> (V,), NumPy
+    """What a sweep by this table starts from: a cosine's norm is a constant to rules, and none to
+    derivatives.
+    """
     if composite.formulation != "gradient_x_input":
         return seed.relevance(z)
     exact = isinstance(seed, Cosine) and composite.differentiates

@@ -240,12 +240,3 @@ def _numbers(vector: Any) -> Any:
         return found.astype(np.float64) if found.dtype.kind in "iuf" else None
     except (TypeError, ValueError, OverflowError):
         return None
-
-
-FEATURES = "refl.coordinate(5), or refl.cosine(vector)"
-"""What a target can be, for messages."""
-
-
-def special(target: Any) -> Special | None:
-    """The target a seed was made of, where it is no output by its number."""
-    return target if isinstance(target, (Span, Coordinate, Toward)) else None
