@@ -101,6 +101,7 @@ class VisionConfig(PatchConfig):
     qkv_bias: bool = True
     pooler_output_size: int | None = None
     pooler_act: str = "tanh"
+    add_pooling_layer: bool = True
 
     HARMLESS: ClassVar[tuple[str, ...]] = ("encoder_stride",)  # of a decoder for masked images
 
@@ -113,8 +114,13 @@ class VisionConfig(PatchConfig):
         return activation_kind("pooler_act", self.pooler_act)
 
     @property
+    def pooled(self) -> bool:
+        """Whether features are those of a pooler: the tensors of a file show it."""
+        return self.head == "Model" and self.add_pooling_layer
+
+    @property
     def features(self) -> int:
-        return self.pooler_output_size or self.hidden_size
+        return (self.pooler_output_size if self.pooled else None) or self.hidden_size
 
 
 def _height_and_width(option: str, value: int | list[int]) -> tuple[int, int]:
@@ -134,7 +140,7 @@ def shapes(c: VisionConfig, name: str, tokens: tuple[str, ...]) -> Tensors:
     for i in range(c.num_hidden_layers):
         yield from _block_shapes(f"{name}.encoder.layer.{i}", c)
     yield from tensors.norm(f"{name}.layernorm", d, bias=True)
-    if c.head == "Model":
+    if c.pooled:
         why = "pooler_output_size and hidden_size"
         yield from tensors.linear(f"{name}.pooler.dense", c.labels, d, why, bias=True)
 
@@ -248,9 +254,12 @@ def token(
     return t.move(f"{head}.row", "rows", h, index=(number,) * int(batch.pixels.shape[0]))
 
 
-def pooler(
+def features(
     t: Trace, name: str, h: Value, c: VisionConfig, batch: Batch
-) -> Value:  # (B, T, D) -> (B, 1, P)
+) -> Value:  # (B, T, D) -> (B, 1, P), or (B, 1, D)
+    """Of the class token: those of the pooler, or of the last layer where there is none."""
+    if not c.pooled:
+        return token(t, name, h, batch)
     x = token(t, f"{name}.pooler", h, batch)
     x = t.linear(f"{name}.pooler.dense", x, bias=True, role="pooler")
     return t.activation(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from refl.arrays import Array
 from refl.components import Attention, Block, Components, Mlp, labels_of
 from refl.errors import ReflError
-from refl.network import OF_ALL, Network
+from refl.network import WHOLE, Network
 from refl.trace import BASE_LAYER, Record, Trace, Value
 
 KINDS = ("residual", "attention", "mlp")
@@ -46,7 +46,7 @@ def watched(network: Network, watching: Watching | None = None) -> Watching:
     """The plainest input there is, run."""
     trace = watching or Watching(network)
     decoder = [[0]] if network.task == "sequence-to-sequence" else None
-    position = None if network.task in OF_ALL else 0
+    position = None if network.task in WHOLE else 0
     network.forward(trace, network.batch([network.blank()], position, decoder_prefix=decoder))
     return trace
 
