@@ -31,6 +31,10 @@ _BIASES = ("attention_bias", "classifier_bias", "mlp_bias", "norm_bias")
 VARIANTS: dict[str, dict[str, Any]] = NEWER | {
     "distilbert, classes": NEWER["distilbert"]
     | {"architectures": ["DistilBertForSequenceClassification"], "activation": "relu"},
+    "distilbert, answers": NEWER["distilbert"]
+    | {"architectures": ["DistilBertForQuestionAnswering"]},
+    "modernbert, tokens": NEWER["modernbert"]
+    | {"architectures": ["ModernBertForTokenClassification"], "num_labels": 3},
     "modernbert, biases, mean": NEWER["modernbert"]
     | {"architectures": ["ModernBertForSequenceClassification"], "classifier_pooling": "mean"}
     | dict.fromkeys(_BIASES, True),
