@@ -52,7 +52,6 @@ class Config(encoder.OfEncoder):
     SHOWN_BY: ClassVar[dict[str, str]] = {
         "masked-token": "vocab_transform.",
         "class": "pre_classifier.",
-        "token-class": "classifier.",
         "answer-span": "qa_outputs.",
     }
     HARMLESS: ClassVar[tuple[str, ...]] = (

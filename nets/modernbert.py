@@ -82,9 +82,9 @@ class Config(encoder.OfEncoder):
     )
 
     def __post_init__(self) -> None:
+        divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
         _ = self.task, self.act, self.head_act, self.rope, self.local_rope
         self.refuse_labels()
-        divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
         if self.classifier_pooling not in ("cls", "mean"):
             raise ReflError(
                 f"config.json has classifier_pooling = {brief(self.classifier_pooling)}: expected "

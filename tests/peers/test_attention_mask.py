@@ -41,8 +41,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed (the extra '
 T = 13
 IDS = np.random.default_rng(T).integers(2, 28, T).tolist()
 MASKS = {
-    "left": [0] * 4 + [1] * 9,
-    "right": [1] * 9 + [0] * 4,
+    "before": [0] * 4 + [1] * 9,
+    "behind": [1] * 9 + [0] * 4,
     "holes": [1, 0, 1, 1, 0, 0, 1, 1, 0, 1, 1, 0, 1],
     "one": [0] * 5 + [1] + [0] * 7,
 }
@@ -120,7 +120,7 @@ def test_tokens_of_an_encoder(tmp_path: Path, case: str, mask: str) -> None:
     else:
         write_newer_encoder(tmp_path, *NEWER_ENCODERS[case])
     loaded, said = refl.load(tmp_path, dtype="float64"), MASKS[mask]
-    if case == "modernbert-classes" and mask in ("left", "one"):
+    if case == "modernbert-classes" and mask in ("before", "one"):
         with pytest.raises(refl.ReflError, match="token at 0 nothing to look at"):
             loaded.explain(IDS, attention_mask=said)
         return
