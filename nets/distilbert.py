@@ -4,9 +4,11 @@
     for each block:    h = norm(h + attention(h)),    h = norm(h + lin2(act(lin1(h))))
     masked token:      logits = vocab_projector(norm(act(vocab_transform(h))))
     class:             logits = classifier(relu(pre_classifier(h_0)))
+    token class:       logits = classifier(h),    answer span: (start, end) = qa_outputs(h)
 
-Names are those of Hugging Face's DistilBertForMaskedLM, DistilBertForSequenceClassification and
-DistilBertModel, whose output is h.
+Names are those of Hugging Face's DistilBertForMaskedLM, DistilBertForSequenceClassification,
+DistilBertForTokenClassification, DistilBertForQuestionAnswering and DistilBertModel, whose output
+is h.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from refl.mask import Mask
-from refl.nets import encoder, masks, tensors
+from refl.nets import encoder, heads, masks, tensors
 from refl.nets.batch import Batch, positions
 from refl.nets.config import activation_kind, divides
 from refl.nets.tensors import Tensors
@@ -49,7 +51,8 @@ class Config(encoder.OfEncoder):
     FAMILIES: ClassVar[dict[str, str]] = {"distilbert": "DistilBert"}
     SHOWN_BY: ClassVar[dict[str, str]] = {
         "masked-token": "vocab_transform.",
-        "class": "classifier.",
+        "class": "pre_classifier.",
+        "answer-span": "qa_outputs.",
     }
     HARMLESS: ClassVar[tuple[str, ...]] = (
         "dropout",
@@ -61,6 +64,7 @@ class Config(encoder.OfEncoder):
 
     def __post_init__(self) -> None:
         _ = self.task, self.act
+        self.refuse_labels()
         divides("n_heads", self.n_heads, "dim", self.dim)
 
     @property
@@ -91,6 +95,10 @@ def shapes(c: Config) -> Tensors:
     if c.task == "class":
         yield from tensors.linear("pre_classifier", d, d, "dim", bias=True)
         yield from tensors.linear("classifier", c.labels, d, "id2label and dim", bias=True)
+    if c.task == "token-class":
+        yield from heads.token_class_shapes("classifier", c.labels, d, "dim")
+    if c.task == "answer-span":
+        yield from heads.answer_span_shapes(d, "dim")
     if c.task == "masked-token":
         yield from tensors.linear("vocab_transform", d, d, "dim", bias=True)
         yield from tensors.norm("vocab_layer_norm", d, "dim", bias=True)
@@ -111,7 +119,7 @@ def _block_shapes(block: str, c: Config) -> Tensors:
 
 def forward(
     t: Trace, c: Config, batch: Batch
-) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
+) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; or what another head makes
     h = embeddings(t, batch)
     mask = masks.keys(batch.attention_mask, batch.ids.shape[1])
     for i in range(c.n_layers):
@@ -120,6 +128,8 @@ def forward(
         return predictions(t, encoder.rows(t, "vocab_transform", h, batch), c)
     if c.task == "class":
         return classifier(t, encoder.first_token(t, "pre_classifier", h, batch))
+    if c.of_tokens:
+        return encoder.of_tokens(t, h, c, batch)
     return encoder.rows(t, "distilbert", h, batch)
 
 

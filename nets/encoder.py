@@ -55,6 +55,19 @@ class OfEncoder:
         """How many classes a classifier tells apart."""
         return heads.labels(self.id2label, self.num_labels)
 
+    @property
+    def of_tokens(self) -> bool:
+        """Whether the head stands on every token."""
+        return self.task in (heads.TOKEN_CLASS, heads.ANSWER_SPAN)
+
+    def refuse_labels(self) -> None:
+        """Raises ReflError where a head that finds answers has more to tell apart."""
+        if self.task == heads.ANSWER_SPAN and self.labels != 2:
+            raise ReflError(
+                f"config.json counts {self.labels} labels: a head that finds answers has 2 "
+                "outputs, start and end"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(OfEncoder):
@@ -85,20 +98,11 @@ class EncoderConfig(OfEncoder):
                 f"{brief(self.position_embedding_type)}: only 'absolute' is implemented"
             )
         divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
-        if self.task == heads.ANSWER_SPAN and self.labels != 2:
-            raise ReflError(
-                f"config.json counts {self.labels} labels: a head that finds answers has 2 "
-                "outputs, start and end"
-            )
+        self.refuse_labels()
 
     @property
     def act(self) -> str:
         return activation_kind("hidden_act", self.hidden_act)
-
-    @property
-    def of_tokens(self) -> bool:
-        """Whether the head stands on every token, and is one layer."""
-        return self.task in (heads.TOKEN_CLASS, heads.ANSWER_SPAN)
 
     @property
     def pooled(self) -> bool:
@@ -227,7 +231,7 @@ def of_tokens_shapes(c: EncoderConfig) -> Tensors:
 
 
 def of_tokens(
-    t: Trace, h: Value, c: EncoderConfig, batch: Batch
+    t: Trace, h: Value, c: OfEncoder, batch: Batch
 ) -> Value:  # (B, T, D) -> (B, T, labels), or (B, 1, labels) at the wanted rows; (B, T, 2)
     if c.task == heads.TOKEN_CLASS:
         return heads.token_class(t, "classifier", h, batch)

@@ -5,6 +5,7 @@
     h = norm(h)
     masked token:      logits = decoder(norm(act(dense(h))))
     class:             logits = classifier(norm(act(dense(p)))),    p = h_0, or the mean of h
+    token class, answer span: the same of every token (an answer's start and end are two classes)
 
     attn(x) = Wo(softmax(q k^T / sqrt(d)) v),    (q, k, v) = Wqkv(x)
     mlp(x)  = Wo(act(g) * u),    (g, u) = Wi(x)    (Shazeer 2020, arXiv 2002.05202)
@@ -12,7 +13,8 @@
 q and k are rotated by their positions (nets/rope.py). One block in global_attn_every_n_layers, the
 first among them, attends to all of the text; in the others a token sees local_attention // 2 tokens
 to either side, with rotary positions of their own. Names are those of Hugging Face's
-ModernBertForMaskedLM, ModernBertForSequenceClassification and ModernBertModel.
+ModernBertForMaskedLM, ModernBertForSequenceClassification, ModernBertForTokenClassification,
+ModernBertForQuestionAnswering and ModernBertModel.
 """
 
 from __future__ import annotations
@@ -80,8 +82,9 @@ class Config(encoder.OfEncoder):
     )
 
     def __post_init__(self) -> None:
-        _ = self.task, self.act, self.head_act, self.rope, self.local_rope
         divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
+        _ = self.task, self.act, self.head_act, self.rope, self.local_rope
+        self.refuse_labels()
         if self.classifier_pooling not in ("cls", "mean"):
             raise ReflError(
                 f"config.json has classifier_pooling = {brief(self.classifier_pooling)}: expected "
@@ -136,7 +139,7 @@ def shapes(c: Config) -> Tensors:
         return
     yield from tensors.linear("head.dense", d, d, "hidden_size", bias=c.classifier_bias)
     yield from tensors.norm("head.norm", d, bias=c.norm_bias)
-    if c.task == "class":
+    if c.task != "masked-token":
         yield from tensors.linear("classifier", c.labels, d, "id2label and hidden_size", bias=True)
         return
     if not c.tie_word_embeddings:
@@ -158,7 +161,7 @@ def _block_shapes(block: str, c: Config, first: bool) -> Tensors:
 
 def forward(
     t: Trace, c: Config, batch: Batch
-) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
+) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; or what another head makes
     h = t.embedding("model.embeddings.tok_embeddings", batch.ids)
     h = t.name(norm(t, "model.embeddings.norm", h, c), "model.embeddings")
     length = batch.ids.shape[1]
@@ -168,15 +171,23 @@ def forward(
         cos, sin = everywhere if window is None else nearby
         h = t.block(f"model.layers.{i}", block, h, c, i == 0, cos, sin, mask)
     h = norm(t, "model.final_norm", h, c)
-    if c.task == "masked-token":
-        h = t.module("head", head, encoder.rows(t, "head", h, batch), c)
-        table = "model.embeddings.tok_embeddings.weight" if c.tie_word_embeddings else None
-        return t.linear("decoder", h, weight=table, bias=c.decoder_bias, role="head")
-    if c.task == "class":
-        pool = encoder.mean if c.classifier_pooling == "mean" else encoder.first_token
-        h = t.module("head", head, pool(t, "head", h, batch), c)
+    if c.task == "features":
+        return encoder.rows(t, "model", h, batch)
+    h = t.module("head", head, read(t, h, c, batch), c)
+    if c.task != "masked-token":
         return t.linear("classifier", h, bias=True, role="head")
-    return encoder.rows(t, "model", h, batch)
+    table = "model.embeddings.tok_embeddings.weight" if c.tie_word_embeddings else None
+    return t.linear("decoder", h, weight=table, bias=c.decoder_bias, role="head")
+
+
+def read(
+    t: Trace, h: Value, c: Config, batch: Batch
+) -> Value:  # (B, T, D) -> (B, T, D), or (B, 1, D)
+    """What the head is put on."""
+    if c.task != "class":
+        return encoder.rows(t, "head", h, batch)
+    pool = encoder.mean if c.classifier_pooling == "mean" else encoder.first_token
+    return pool(t, "head", h, batch)
 
 
 def block(

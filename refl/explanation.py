@@ -496,7 +496,7 @@ class Explanation:
         """What not every explanation knows."""
         words = ("word_starts", "decoder_word_starts")
         known = ("against_logit", *words, "position", "types", "patch", "texts", "mean")
-        names = ("pairs", "pixels", "attention_mask", "vector")
+        names = ("pixels", *_FURTHER)
         arrays = {name: getattr(self, name) for name in names}
         found = {key: np.asarray(a).tolist() for key, a in arrays.items() if a is not None}
         found |= {} if self.span is None else {"span": list(self.span)}
@@ -537,7 +537,7 @@ class Explanation:
         }
         if self.picture is not None:
             arrays["picture"] = self.picture
-        for name in ("pairs", "vector", "attention_mask"):
+        for name in _FURTHER:
             if getattr(self, name) is not None:
                 arrays[name] = np.asarray(getattr(self, name))
         if self.image is not None:
@@ -559,6 +559,9 @@ class Explanation:
         except (KeyError, TypeError, ValueError, AttributeError) as reason:
             raise oracle.refused(path, reason) from reason
 
+
+_FURTHER = ("pairs", "vector", "attention_mask")
+"""Arrays that not every explanation has."""
 
 _PLAIN = ("tokens", "target", "target_id", "logit", "against", "seed", "explained", "about")
 

@@ -55,6 +55,8 @@ def reference(folder: Path, kind: str, ids: Any, attention_mask: Any = None) -> 
     mask = torch.ones_like(tokens) if attention_mask is None else torch.tensor(attention_mask)
     with loaded(folder, kind) as model, torch.no_grad():
         out = model(input_ids=tokens, attention_mask=mask)
+    if kind.endswith("QuestionAnswering"):
+        return torch.stack([out.start_logits, out.end_logits], dim=-1).numpy()
     found = out.last_hidden_state if kind.endswith("Model") else out.logits
     return (found if found.ndim == 3 else found[:, None]).numpy()
 
@@ -90,16 +92,73 @@ def test_forward(tmp_path: Path, case: str) -> None:
 def padded(folder: Path, kind: str, model: Model) -> float:
     """Padding on the right, with refl's ids there and with transformers' own."""
     texts = [draw(5), draw(13), draw(1)]
+    whole = model.task == "answer-span"
     pad = getattr(model.config, "pad_token_id", 28)
     filled = [[*text, *[pad] * (13 - len(text))] for text in texts]
     theirs = reference(folder, kind, filled, [[int(t < len(x)) for t in range(13)] for x in texts])
     worst = 0.0
+    if whole:
+        ours = asnumpy(model.trace(texts, plain=False)[1].array)
+        return max(agree(ours[b, : len(x)], theirs[b, : len(x)]) for b, x in enumerate(texts))
     for position in (0, -1):
         where = None if model.task == "class" else position
         ours = asnumpy(model.trace(texts, where, plain=False)[1].array)[:, 0]
         rows = [0 if model.task == "class" else range(len(text))[position] for text in texts]
         worst = max(worst, agree(ours, np.stack([theirs[b, t] for b, t in enumerate(rows)])))
     return worst
+
+
+ENDS = ("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering", "Model")
+KINDS = [
+    family + (end if end == "Model" else f"For{end}")
+    for family in ("DistilBert", "ModernBert")
+    for end in ENDS
+]
+
+
+def drawn(kind: str, number: int) -> dict[str, Any]:
+    """Options of a random configuration."""
+    random = np.random.default_rng([number, KINDS.index(kind)])
+
+    def one(*values: Any) -> Any:
+        return values[int(random.integers(len(values)))]
+
+    heads, act = one(1, 2, 3), one("gelu", "gelu_new", "relu", "silu", "tanh")
+    labels = 2 if kind.endswith("QuestionAnswering") else one(1, 2, 3, 5)
+    shared = {"num_labels": labels, "tie_word_embeddings": one(True, False)}
+    if kind.startswith("Distil"):
+        names = ("dim", "n_heads", "hidden_dim", "n_layers", "activation")
+        sizes = (heads * one(3, 8), heads, one(5, 20), one(1, 2, 3), act)
+        return shared | dict(zip(names, sizes, strict=True))
+    flags = ("attention_bias", "mlp_bias", "norm_bias", "decoder_bias", "classifier_bias")
+    return (
+        shared
+        | {flag: one(True, False) for flag in flags}
+        | {
+            "hidden_size": heads * one(4, 10),
+            "num_attention_heads": heads,
+            "intermediate_size": one(5, 20),
+            "num_hidden_layers": one(1, 3, 4),
+            "global_attn_every_n_layers": one(1, 2, 3),
+            "local_attention": one(1, 2, 5, 8),
+            "local_rope_theta": one(None, 30.0),
+            "hidden_activation": act,
+            "classifier_activation": one("gelu", "relu", "silu"),
+            "classifier_pooling": one("cls", "mean"),
+            "norm_eps": one(1e-5, 1e-2),
+        }
+    )
+
+
+@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_configurations(tmp_path: Path, kind: str, number: int) -> None:
+    folder = write_newer_encoder(tmp_path, kind, drawn(kind, number))
+    model = refl.load(folder, dtype="float64")
+    for length in (1, 2, 7):
+        (theirs,) = reference(folder, kind, [draw(length)])
+        agree(model.logits(draw(length)), theirs)
+    padded(folder, kind, model)
 
 
 def test_a_long_text_in_tiles(tmp_path: Path) -> None:

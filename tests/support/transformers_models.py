@@ -214,6 +214,13 @@ NEWER_ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_labels": 2, "activation": "tanh", "hidden_dim": 5},
     ),
     "distilbert-one-number": ("DistilBertForSequenceClassification", {"num_labels": 1}),
+    "distilbert-tokens": ("DistilBertForTokenClassification", LABELS | {"n_heads": 2}),
+    "distilbert-tokens-relu": (
+        "DistilBertForTokenClassification",
+        {"num_labels": 5, "activation": "relu", "n_layers": 3},
+    ),
+    "distilbert-answers": ("DistilBertForQuestionAnswering", {"num_labels": 2}),
+    "distilbert-answers-silu": ("DistilBertForQuestionAnswering", {"activation": "silu"}),
     "distilbert-no-head": ("DistilBertModel", {"n_heads": 1}),
     "modernbert": ("ModernBertForMaskedLM", {}),
     "modernbert-biases": (
@@ -247,6 +254,20 @@ NEWER_ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "modernbert-mean": (
         "ModernBertForSequenceClassification",
         {"classifier_pooling": "mean", "num_labels": 2, "classifier_bias": True},
+    ),
+    "modernbert-classes-tanh": (
+        "ModernBertForSequenceClassification",
+        {"num_labels": 1, "classifier_activation": "tanh", "classifier_pooling": "mean"},
+    ),
+    "modernbert-tokens": ("ModernBertForTokenClassification", LABELS),
+    "modernbert-tokens-biases": (
+        "ModernBertForTokenClassification",
+        {"num_labels": 5, "classifier_bias": True, "norm_bias": True, "mlp_bias": True},
+    ),
+    "modernbert-answers": ("ModernBertForQuestionAnswering", {"num_labels": 2}),
+    "modernbert-answers-relu": (
+        "ModernBertForQuestionAnswering",
+        {"classifier_activation": "relu", "attention_bias": True},
     ),
     "modernbert-no-head": ("ModernBertModel", {"hidden_activation": "gelu_new"}),
 }
