@@ -38,3 +38,12 @@ NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *ENCODERS, t5)} | {
 }
 NETS |= {net.MODEL_TYPE: net for net in (mamba,)}
 """model_type of config.json -> the net."""
+
+LEFT_OUT = {
+    "mamba2": "its scan has one decay for each head, and a gated norm behind it: that is not "
+    "implemented",
+    "falcon_mamba": "it normalizes step sizes, B and C without weights: that is not implemented",
+    "jamba": "its blocks are attention, experts, or a Mamba with norms inside: that is not "
+    "implemented",
+}
+"""model_type of nets that are near one of these -> why there is none."""

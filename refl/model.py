@@ -24,7 +24,7 @@ from refl.io.text import Text
 from refl.io.unused import settle
 from refl.io.weights import Weights
 from refl.methods import Method, Table, chosen, under
-from refl.nets import NETS
+from refl.nets import LEFT_OUT, NETS
 from refl.nets.config import brief, parse
 from refl.nets.heads import by_tensors
 from refl.network import CLASSIFIES, Input, Net, Network
@@ -149,6 +149,8 @@ def _ignored(
 def architecture(raw: dict[str, Any]) -> Net:
     """The net for a config.json. Raises ReflError for a model_type there is none for."""
     kind = raw.get("model_type")
+    if isinstance(kind, str) and kind in LEFT_OUT:
+        raise ReflError(f"config.json has model_type {brief(kind)}: {LEFT_OUT[kind]}")
     if not isinstance(kind, str) or kind not in NETS:
         raise ReflError(f"config.json has model_type {brief(kind)}: refl knows {', '.join(NETS)}")
     return NETS[kind]
