@@ -10,6 +10,7 @@ from refl.cli import options
 from refl.cli.command import add_command
 from refl.cli.output import print_json, print_lines, width
 from refl.cli.progress import Progress
+from refl.errors import ReflError
 
 if TYPE_CHECKING:
     from refl.explanation import Explanation
@@ -49,10 +50,9 @@ def run(args: argparse.Namespace) -> int:
     method = table_asked(args, "operations to follow", "refl explain")
     with Progress() as progress:
         model = model_asked(args)
-        # scores are kept so that attention runs in its plain form, operation by operation
-        keep = ("*.scores", "*.context") if args.by == "head" else "*.scores"
-        e = explained(model, args, method, keep, progress)
-        rows = _operations(model, e, args.position, every=args.at is not None or bool(args.mean))
+        every = args.at is not None or bool(args.mean)
+        e = explained(model, args, method, _kept(model, args.by), progress)
+        rows = _operations(model, e, args.position, every=every)
     if args.json:
         print_json(e.as_dict() | {"operations": rows} | _totals(e, rows, args.by))
         return 0
@@ -60,6 +60,17 @@ def run(args: argparse.Namespace) -> int:
     sums = account_lines(account(e.ledger), quantity(e), columns)
     print_lines([*head(e, columns), [], *_table(e, rows, args.by), [], *sums], args)
     return 0
+
+
+def _kept(model: Model, by: str) -> tuple[str, ...]:
+    """Scores, so that attention runs in its plain form, operation by operation; and heads, where
+    they are asked for. Raises ReflError for heads of a net that has none.
+    """
+    if model.components.attentions:
+        return ("*.scores", "*.context") if by == "head" else ("*.scores",)
+    if by == "head":
+        raise ReflError(f"{model.name} has no attention, and no heads: leave --by head out")
+    return ()
 
 
 def _table(e: Explanation, rows: list[dict[str, Any]], by: str) -> list[Line]:

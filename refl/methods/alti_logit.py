@@ -38,7 +38,7 @@ from refl.arrays import Array, asnumpy, like, namespace
 from refl.errors import ReflError, argument
 from refl.ledger import Entry, Ledger
 from refl.methods import forwards
-from refl.methods.base import Attribution
+from refl.methods.base import Attribution, no_attention
 from refl.methods.forwards import Parts
 from refl.network import Network
 from refl.question import Forward, Question
@@ -85,6 +85,8 @@ class AltiLogit(Attribution):
         u, after, explained = _unembedding(question, forward, seed, stream.last)
         mixed, scores, entries = None, 0.0, [*after, stream.entry(self.name, u)]
         attentions = [Block(stream, v, self.value_biases) for v in stream.attentions()]
+        if not attentions:
+            raise no_attention(question.network)
         for block in attentions:
             updates, entry = block.updates(self.name, u)
             entries.append(entry)

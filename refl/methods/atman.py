@@ -35,7 +35,7 @@ from refl.arrays import Array, asnumpy, like, namespace
 from refl.edits import Edits
 from refl.errors import ReflError, argument
 from refl.explanation import MethodFacts
-from refl.methods.base import Attribution
+from refl.methods.base import Attribution, no_attention
 from refl.methods.copies import Copy, found_of, leaves_of, stacked, values
 from refl.network import Network
 from refl.question import Forward, Question
@@ -93,6 +93,8 @@ class AtMan(Attribution):
         copies = [Copy(forward.readings[0], lambda: leaves)]
         run = question.forward(forward.readings, plain=True, leaves=stacked(copies))
         attended = [Attended.of(r, run) for r in run.trace.records if _attends(r)]
+        if not attended:
+            raise no_attention(network)
         factors = {site: self._factors(_keys(network, run, site)) for site in leaves}
         batch = Suppressed(attended, factors, self.form)
         fallen = values(question, judge, copies * len(batch.chosen), batch)

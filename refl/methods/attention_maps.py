@@ -25,7 +25,7 @@ from refl.answer import Found
 from refl.arrays import asnumpy
 from refl.edits import edited_site
 from refl.errors import ReflError, argument
-from refl.methods.base import Attribution
+from refl.methods.base import Attribution, no_attention
 from refl.question import Forward, Question
 from refl.rules.published import GRADIENT
 from refl.seeds import AnySeed
@@ -104,10 +104,7 @@ def attentions(question: Question, forward: Forward) -> list[BlockAttention]:
         weights = asnumpy(value.array)[0].astype(np.float64)
         found.append(BlockAttention(value.site, _kind(record, records, of_decoder), weights))
     if not found:
-        raise ReflError(
-            f"no attention is below what is explained in {question.network.name or 'the model'}: "
-            "take a method that reads none, such as attnlrp"
-        )
+        raise no_attention(question.network)
     return found
 
 

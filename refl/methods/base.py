@@ -33,6 +33,14 @@ from refl.rules.composites import Composite
 from refl.seeds import AnySeed
 
 
+def no_attention(network: Network) -> ReflError:
+    """For a method that reads attention, where there is none."""
+    return ReflError(
+        f"no attention is below what is explained in {network.name or 'the model'}: "
+        "take a method that reads none, such as attnlrp"
+    )
+
+
 class Method(Protocol):
     """Anything that makes an attribution."""
 

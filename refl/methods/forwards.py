@@ -93,6 +93,7 @@ def inputs(record: Record) -> tuple[Value, ...]:
     if record.operation in LEAVES:
         return ()
     operands = record.operands[1:2] if record.operation in PRODUCTS else record.operands
+    operands = operands[:1] if record.operation == "scan" else operands
     return tuple(o for o in operands if isinstance(o, Value))
 
 
@@ -169,6 +170,17 @@ def _linear(record: Record, xs: Sequence[Array], parts: Parts, rows: Rows) -> Ar
     return parts.with_bias(OPERATIONS["linear"].forward(xs[0], w, None), "bias", b)
 
 
+def _causal_convolution(record: Record, xs: Sequence[Array], parts: Parts, rows: Rows) -> Array:
+    _, w, b = record.arrays
+    z = OPERATIONS["causal_convolution"].forward(xs[0], w, None)
+    return parts.with_bias(z, "bias", b)
+
+
+def _scan(record: Record, xs: Sequence[Array], parts: Parts, rows: Rows) -> Array:
+    """Step sizes and coefficients as in the run."""
+    return OPERATIONS["scan"].forward(xs[0], *record.arrays[1:])
+
+
 def _add(record: Record, xs: Sequence[Array], parts: Parts, rows: Rows) -> Array:
     return xs[0] + xs[1]
 
@@ -204,17 +216,19 @@ def _layer_norm(record: Record, xs: Sequence[Array], parts: Parts, rows: Rows) -
 STEPS: dict[str, Callable[[Record, Sequence[Array], Parts, Rows], Array]] = {
     "activation": _activation,
     "add": _add,
+    "causal_convolution": _causal_convolution,
     "layer_norm": _layer_norm,
     "linear": _linear,
     "matmul": _matmul,
     "multiply": _multiply,
     "rms_norm": _rms_norm,
+    "scan": _scan,
 }
 """Those that are not their own forward; the others are linear in what they read."""
 
 LEAVES = ("embedding", "learned", "source")
 PRODUCTS = ("matmul", "multiply")
-BIASES = {"layer_norm": "norm_bias", "linear": "bias"}
+BIASES = {"causal_convolution": "bias", "layer_norm": "norm_bias", "linear": "bias"}
 
 
 # -- numbers -----------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from refl.question import Forward, Question, Target
 from refl.rules.composites import Composite
 from refl.rules.operations import CAUSES
 from refl.version import __version__
-from refl.walk.document import document, picture
+from refl.walk.document import document, equations, picture
 from refl.walk.packed import Packed
 from refl.walk.stops import Stops, method_facts
 
@@ -134,6 +134,7 @@ class Walking:
         self.refuse(question.network)
         question.refuse([targets])
         forward = question.forward([readings[0]], plain=True)
+        _refuse_unknown(forward, question.network)
         _refuse_long(forward)
         return [_walked(question, forward, targets[0])]
 
@@ -196,6 +197,18 @@ def _table(name: str) -> Table:
     method = chosen(name)
     assert isinstance(method, Table)
     return method
+
+
+def _refuse_unknown(forward: Forward, network: Network) -> None:
+    """Raises ReflError for an operation that the page has no equation of, and cannot work out."""
+    known = {name.partition(".")[0] for name in equations()}
+    strange = next((r for r in forward.trace.records if r.operation not in known), None)
+    if strange is not None:
+        raise ReflError(
+            f"a walk has no equation for the operation {strange.operation} of "
+            f"{network.name or 'this model'} ({strange.output.site}): take refl trace, which "
+            "prints the sweep of any model"
+        )
 
 
 def _refuse_long(forward: Forward) -> None:

@@ -131,6 +131,7 @@ SLOW = (
     "tests/verification/test_exact_sweep.py::test_a_fault_is_seen[the first*",
     "tests/verification/test_exact_sweep.py::test_biases_and_other_options[bert]",
     "tests/verification/test_exact_sweep.py::test_biases_and_other_options[qwen3_moe]",
+    "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[mamba]",
     "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[mixtral]",
     "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[qwen2]",
     "tests/verification/test_fuzz_checkpoints.py::test_nothing_is_found*",

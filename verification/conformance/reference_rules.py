@@ -542,14 +542,15 @@ class ReferenceRules:
     def causal_convolution_epsilon(
         self, x: Array, w: Array, b: Array | None, r: Array, *, eps: float, stabilizer: str = "sign"
     ) -> Array:
-        z = sum(w[:, k] * before(x, w.shape[1] - 1 - k) for k in range(w.shape[1]))
-        s = self.stabilized_ratio(z if b is None else z + b, r, eps, stabilizer)
+        s = self.stabilized_ratio(self.causally_convolved(x, w, b), r, eps, stabilizer)
         return x * self.causal_convolution_gradient(x, w, b, s)
 
     def causal_convolution_gradient(self, x: Array, w: Array, b: Array | None, g: Array) -> Array:
-        turned = np.flip(g, 1)
-        back = sum(w[:, k] * before(turned, w.shape[1] - 1 - k) for k in range(w.shape[1]))
-        return np.flip(back, 1)
+        return np.flip(self.causally_convolved(np.flip(g, 1), w, None), 1)
+
+    def causally_convolved(self, x: Array, w: Array, b: Array | None) -> Array:
+        z = sum(w[:, k] * before(x, w.shape[1] - 1 - k) for k in range(w.shape[1]))
+        return z if b is None else z + b
 
     def scan_epsilon(
         self,
@@ -563,8 +564,7 @@ class ReferenceRules:
         eps: float,
         stabilizer: str = "sign",
     ) -> Array:
-        y = (self.states(x, d, b, a_log) * c[:, :, None]).sum(-1)
-        s = self.stabilized_ratio(y, r, eps, stabilizer)
+        s = self.stabilized_ratio(self.scanned(x, d, b, c, a_log), r, eps, stabilizer)
         return x * self.scan_epsilon_gxi(x, d, b, c, a_log, s)
 
     def scan_epsilon_gxi(
@@ -580,6 +580,9 @@ class ReferenceRules:
         g_d = (back * (b[:, :, None] * x[..., None] - np.exp(a_log) * kept)).sum(-1)
         g_b, g_c = ((v * u[..., None]).sum(2) for v, u in ((back, d * x), (h, g)))
         return d * (back * b[:, :, None]).sum(-1), g_d, g_b, g_c
+
+    def scanned(self, x: Array, d: Array, b: Array, c: Array, a_log: Array) -> Array:
+        return (self.states(x, d, b, a_log) * c[:, :, None]).sum(-1)
 
     def states(self, x: Array, d: Array, b: Array, a_log: Array) -> Array:  # (B, T, I, N)
         h = (d * x)[..., None] * b[:, :, None]

@@ -279,6 +279,8 @@ def _outputs(case: Case) -> Array:
         "scale": lambda: operands[0] * options["factor"],
         "renormalize": lambda: operands[0] / operands[0].sum(-1, keepdims=True),
         "attention": lambda: _context(reference, *operands, **options),
+        "causal": lambda: reference.causally_convolved(*operands),
+        "scan": lambda: reference.scanned(*operands),
     }
     return forward[case.rule.partition("_")[0]]()
 

@@ -1809,6 +1809,46 @@ FAULTS: tuple[Fault, ...] = (
         "tests/refl/test_adapters.py::test_every_linear_layer_merged_or_apart_is_the_sum[albert]",
         "an adapter beside layers that share their weights never runs",
     ),
+    Fault(
+        "scan-back-without-decay",
+        "rules/scan.py",
+        "coming = a_t * l_t",
+        "coming = l_t",
+        "tests/rules/test_scan.py::test_the_derivative_by_differences",
+        "relevance goes back through a scan as if nothing were forgotten",
+    ),
+    Fault(
+        "step-reads-alone",
+        "rules/scan.py",
+        "to_d.append(x[:, t, :] * to_state + held)",
+        "to_d.append(x[:, t, :] * to_state)",
+        "tests/rules/test_scan.py::test_the_derivative_by_differences",
+        "a step size is taken to set what is read, not what is kept",
+    ),
+    Fault(
+        "kernel-not-turned",
+        "rules/causal_convolution.py",
+        "_summed(_padded(s, 0, last), w, range(last, -1, -1))",
+        "_summed(_padded(s, 0, last), w, range(last + 1))",
+        "tests/rules/test_scan.py::test_a_kernel_longer_than_the_text_and_one_of_one",
+        "the way back through a convolution has its kernel the same way round",
+    ),
+    Fault(
+        "short-memory",
+        "refl/cache.py",
+        "whole[:, length - needed :, :]",
+        "x[:, max(0, x.shape[1] - needed) :, :]",
+        "tests/nets/test_mamba.py::test_a_text_is_continued_from_states[config1]",
+        "of a convolution's inputs those of the last run alone are held",
+    ),
+    Fault(
+        "gate-second",
+        "nets/mamba.py",
+        't.multiply("gated", gate, y, role',
+        't.multiply("gated", y, gate, role',
+        "tests/nets/test_mamba.py::test_step_sizes_and_coefficients_are_constants",
+        "CP-LRP takes what was scanned for the gate",
+    ),
 )
 
 

@@ -284,6 +284,43 @@ def _renormalize(n: Numbers, rule: str) -> Iterator[Drawn]:
         yield {"x": x, seed(rule): n.relevance(*shape)}, {}
 
 
+def _causal_convolution(n: Numbers, rule: str) -> Iterator[Drawn]:
+    for b, t, c, k in (
+        (1, 1, 1, 1),
+        (2, 3, 4, 2),
+        (3, 3, 3, 3),
+        (2, 2, 3, 5),
+        (3, 4, 2, 1),
+        (4, 4, 4, 4),
+        (1, 6, 6, 6),
+        (2, 5, 1, 3),
+        (1, TOKENS, 2, 4),
+        (1, 2, 129, 2),
+    ):
+        inputs = {"x": n(b, t, c), "w": n(c, k), "b": n.one_of(None, n(c))}
+        yield inputs | {seed(rule): n.relevance(b, t, c)}, {}
+
+
+def _scan(n: Numbers, rule: str) -> Iterator[Drawn]:
+    n.most = 40.0
+    for b, t, i, k in (
+        (1, 1, 1, 1),
+        (2, 3, 4, 2),
+        (3, 3, 3, 3),
+        (2, 2, 3, 5),
+        (3, 4, 2, 1),
+        (4, 4, 4, 4),
+        (2, 6, 1, 2),
+        (1, 6, 6, 6),
+        (1, 40, 2, 1),
+        (1, 2, 65, 2),
+        (2, 2, 1, 65),
+    ):
+        inputs = {"x": n(b, t, i), "d": n.rng.uniform(0.1, 1.5, (b, t, i))}
+        inputs |= {"b": n(b, t, k), "c": n(b, t, k), "a_log": n.rng.uniform(-2, 0.5, (i, k))}
+        yield inputs | {seed(rule): n.relevance(b, t, i)}, {}
+
+
 def _fan_out(n: Numbers, rule: str) -> Iterator[Drawn]:
     for lead, i, o in (
         ((1,), 1, 1),
@@ -341,6 +378,8 @@ DRAWN: dict[str, Draw] = {
     "gather": _gather,
     "top_k": _top_k,
     "renormalize": _renormalize,
+    "causal_convolution": _causal_convolution,
+    "scan": _scan,
     "fan_out": _fan_out,
     "attention": _attention,
 }

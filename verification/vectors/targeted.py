@@ -670,7 +670,7 @@ CAUSAL: dict[str, tuple[tuple[int, int, int], int]] = {
     "single": ((1, 1, 1), 1),
     "crossed": ((2, 2, 3), 5),
     "pointwise": ((2, 3, 4), 1),
-    "apart": ((3, 4, 2), 3),
+    "apart": ((3, 5, 2), 3),
     "zeros": ((2, 4, 3), 2),
     "heavy": ((3, 4, 2), 3),
     "sixes": ((4, 6, 6), 6),
@@ -689,11 +689,13 @@ CAUSAL_DETAIL = {
 def _causal(rule: str) -> Iterator[Aim]:
     for key, sizes in CAUSAL.items():
         dtypes = WIDE if key in ("crossed", "sixes", "wide") else BOTH
-        yield Aim(key, partial(_causal_call, rule, *sizes), dtypes, CAUSAL_DETAIL.get(key, ""))
+        biased = key not in ("equal", "crossed", "apart")
+        made = partial(_causal_call, rule, *sizes, biased)
+        yield Aim(key, made, dtypes, CAUSAL_DETAIL.get(key, ""))
 
 
-def _causal_call(rule: str, shape: tuple[int, int, int], k: int, d: Numbers) -> Made:
-    bias = d.w(shape[-1]) if k % 2 else None
+def _causal_call(rule: str, shape: tuple[int, int, int], k: int, biased: bool, d: Numbers) -> Made:
+    bias = d.w(shape[-1]) if biased else None
     inputs = {"x": d.x(*shape), "w": d.w(shape[-1], k), "b": bias}
     return inputs | _incoming(rule, d, shape), _eps(rule)
 
@@ -704,13 +706,13 @@ SCAN: dict[str, tuple[int, int, int, int]] = {
     "single": (1, 1, 1, 1),
     "apart": (3, 3, 2, 4),
     "zeros": (2, 4, 3, 2),
-    "sixes": (2, 6, 6, 6),
-    "wide": (1, 70, 1, 2),
+    "sixes": (4, 6, 6, 6),
+    "wide": (1, 36, 1, 2),
     "long": (1, 3, 130, 1),
     "more": (1, 2, 1, 130),
 }
 """Examples, places, channels, states."""
-SCAN_DETAIL = {"wide": "70 places", "long": "130 channels", "more": "130 states"}
+SCAN_DETAIL = {"wide": "36 places", "long": "130 channels", "more": "130 states"}
 
 
 def _scan(rule: str) -> Iterator[Aim]:
@@ -1086,7 +1088,7 @@ LOUD: dict[str, Callable[[str], Callable[[Numbers], Made]]] = {
     "gather": lambda rule: partial(_gather_call, (3, 2, 1), [[1, 0], [0, 1], [1, 0]]),
     "top_k": lambda rule: partial(_top_k_call, (3, 1, 3), 2),
     "renormalize": lambda rule: partial(_shaped, _renormalize_call, rule, (3, 2)),
-    "causal_convolution": lambda rule: partial(_causal_call, rule, (3, 2, 2), 2),
+    "causal_convolution": lambda rule: partial(_causal_call, rule, (3, 2, 2), 2, True),
     "scan": lambda rule: partial(_scan_call, rule, (3, 2, 1, 2)),
     "fan_out": lambda rule: partial(_fan_out_call, rule, (3,), 2, 2),
     "attention": lambda rule: partial(_attention_call, rule, (3, 1, 1, 2, 2, 1)),
