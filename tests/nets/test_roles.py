@@ -88,7 +88,7 @@ def test_every_role_of_the_table_is_some_net_s() -> None:
 def test_a_role_is_always_the_same_operation(name: str) -> None:
     operations = {
         "linear": "attention.query attention.key attention.value attention.query_key_value "
-        "attention.output mlp.gate mlp.up mlp.down router.logits patch_embedding "
+        "attention.output mlp.gate mlp.gate_up mlp.up mlp.down router.logits patch_embedding "
         "embedding.projection head head.transform pooler",
         "activation": "mlp.activation pooler.activation head.activation attention.cap head.cap",
         "add": "residual embedding.sum attention.bias head.sum",
@@ -136,7 +136,7 @@ BLOCKS: dict[str, tuple[dict[str, Any], str, dict[str, str]]] = {
     "phi3": (
         PHI3,
         "model.layers.1.",
-        {site: role for site, role in DECODER.items() if "proj" not in site}
+        {s: role for s, role in DECODER.items() if "proj" not in s and "act" not in s}
         | {
             "self_attn.qkv_proj": "attention.query_key_value",
             "self_attn.o_proj": "attention.output",

@@ -191,7 +191,7 @@ def test_all_rows_where_one_is_kept(kind: str) -> None:
 def test_the_input_is_below_all_blocks(kind: str) -> None:
     """Embeddings, or pixels, are what every sweep ends at."""
     case = load(kind, ["attnlrp"])[0]
-    ends = ("embed_tokens", "word_embeddings", "wte", "pixel_values", "stored")
+    ends = ("embed_tokens", "embed_in", "word_embeddings", "wte", "pixel_values", "stored")
     assert case.input_sites[-1].split(".")[-1] in ends
     assert not any(".0." in site for site in case.input_sites)
 
