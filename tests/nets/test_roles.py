@@ -156,11 +156,7 @@ BLOCKS: dict[str, tuple[dict[str, Any], str, dict[str, str]]] = {
     "phi3": (
         PHI3,
         "model.layers.1.",
-        {
-            site: role
-            for site, role in DECODER.items()
-            if "proj" not in site and site != "mlp.act_fn"
-        }
+        {s: role for s, role in DECODER.items() if "proj" not in s and "act" not in s}
         | {
             "self_attn.qkv_proj": "attention.query_key_value",
             "self_attn.o_proj": "attention.output",

@@ -4,7 +4,7 @@ and values, and which reads what a head gives. No architecture is named here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,16 +78,22 @@ class Graph:
         layer, passed = self.trace_back(x, (*REARRANGING, *NORMS))
         kinds = [r.attributes.get("kind") for r in passed]
         split = kinds.index("split_heads")
-        rows = {"start": 0, "stop": layer.output.array.shape[-1]}
+        heads, start, stop = passed[split].attributes["heads"], 0, layer.output.array.shape[-1]
         if "slice" in kinds[split + 1 :]:
-            rows = passed[split + 1].attributes
+            start, stop = (passed[split + 1].attributes[end] for end in ("start", "stop"))
+        stride = width = (stop - start) // heads
+        if layer.role == "attention.query_key_value" and "slice" not in kinds[split + 1 :]:
+            cut = passed[split - 1].attributes  # of what each head has
+            start, width = cut["start"], cut["stop"] - cut["start"]
         rotary = [r.attributes["cos"].shape[-1] for r in passed if r.operation == "rotary"]
         return Projection(
             layer,
-            rows["start"],
-            rows["stop"],
-            passed[split].attributes["heads"],
+            start,
+            stride,
+            width,
+            heads,
             rotated=max(rotary, default=0),
+            neighbors="reshape" in kinds[:split],
             normed=any(r.operation in NORMS for r in passed),
             whole_norm=next((r for r in passed[split:] if r.operation in NORMS), None),
         )
@@ -95,26 +101,32 @@ class Graph:
 
 @dataclass(frozen=True)
 class Projection:
-    """Rows start ... stop of a linear layer, as many for each head."""
+    """Rows of a linear layer, as many for each head: from `start` on, each head's `stride` behind
+    those of the one before.
+    """
 
     layer: Record
     start: int
-    stop: int
+    stride: int
+    width: int
+    """Features per head."""
     heads: int
     rotated: int
     """How many features of a head rotary positions turn."""
+    neighbors: bool
+    """Whether these turn features 2i and 2i + 1 together, not i and i + d/2."""
     normed: bool
     """Whether a norm stands behind it."""
     whole_norm: Record | None
     """One of all heads together, before they are split."""
 
-    @property
-    def width(self) -> int:
-        """Features per head."""
-        return (self.stop - self.start) // self.heads
-
     def rows(self, head: int) -> slice:
-        return slice(self.start + head * self.width, self.start + (head + 1) * self.width)
+        start = self.start + head * self.stride
+        return slice(start, start + self.width)
+
+    def rows_of(self, heads: Iterable[int]) -> list[int]:
+        """Those of several, one head after the other."""
+        return [self.start + head * self.stride + i for head in heads for i in range(self.width)]
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ def query_key(model: Model, graph: Graph) -> Model | None:
             continue
         for head in range(a.key.heads):
             m = _basis(random, a.key.width, a.key.rotated)
+            m = _of_neighbors(m) if a.key.neighbors else m
             _multiply_head(copies, a.key, head, np.linalg.inv(m).T)
             for query in a.query_heads(head):
                 _multiply_head(copies, a.query, query, m)
@@ -149,6 +150,14 @@ def _basis(random: np.random.Generator, width: int, rotated: int) -> Matrix:  # 
     rest = np.linalg.qr(random.standard_normal((width - rotated,) * 2))[0]
     m[rotated:, rotated:] = rest * random.uniform(0.5, 2, width - rotated)
     return m
+
+
+def _of_neighbors(m: Matrix) -> Matrix:  # (d, d) -> (d, d)
+    """The same for features of which the even ones do not stand before the odd ones."""
+    order = np.arange(len(m)).reshape(-1, 2).T.reshape(-1)
+    found = np.empty_like(m)
+    found[np.ix_(order, order)] = m
+    return found
 
 
 def plane_rotations(random: np.random.Generator, d: int) -> Matrix:  # -> (d, d)
@@ -181,26 +190,23 @@ def heads(model: Model, graph: Graph) -> Model | None:
         for projection, order in ((a.query, queries), (a.key, groups), (a.value, groups)):
             _reorder(copies, projection, order)
         out = copies.linear(a.out)[0]
-        out[:] = out[:, _features(queries, 0, a.value.width)]
+        width = a.value.width
+        out[:] = out[:, [head * width + i for head in queries for i in range(width)]]
         if a.bias_table is not None:
             _reorder_columns(copies, cast(Parameter, a.bias_table.operands[0]), queries)
     return copies.changed_model()
-
-
-def _features(order: Matrix, start: int, width: int) -> Matrix:
-    return np.concatenate([np.arange(start + h * width, start + (h + 1) * width) for h in order])
 
 
 def _reorder(copies: WeightCopies, projection: Projection, order: Matrix) -> None:
     """A norm of each head has one weight for all of them: they may stand in any order. The weight
     of a norm of all heads together moves with them.
     """
-    features = _features(order, projection.start, projection.width)
+    rows, features = projection.rows_of(range(projection.heads)), projection.rows_of(order)
     arrays = copies.outputs(projection.layer)
-    if projection.whole_norm is not None:
-        arrays += [copies[p] for p in _parameters(projection.whole_norm)]
+    if projection.whole_norm is not None:  # some have the weights of a head in a row
+        arrays += [copies[p].reshape(-1) for p in _parameters(projection.whole_norm)]
     for array in arrays:
-        array[projection.start : projection.stop] = array[features]
+        array[rows] = array[features]
 
 
 def _reorder_columns(copies: WeightCopies, table: Parameter, order: Matrix) -> None:

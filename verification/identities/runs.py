@@ -230,9 +230,12 @@ def _repeated(model: Model, name: str, shape: tuple[int, ...]) -> Array:
     array, c = model.weights[name], model.config
     if tuple(array.shape) == tuple(shape):
         return array
-    per_head = asnumpy(array).reshape(c.kv_heads, c.width, -1)
-    repeated = np.repeat(per_head, c.num_attention_heads // c.kv_heads, axis=0)
-    return model.place(repeated.reshape(shape))
+    queries, keys = c.num_attention_heads, c.kv_heads
+    one_matrix = array.shape[0] == (queries + 2 * keys) * c.width
+    first, count = (queries, queries + 2 * keys) if one_matrix else (0, keys)
+    per_head = asnumpy(array).reshape(count, c.width, -1)
+    repeated = np.repeat(per_head[first:], queries // keys, axis=0)
+    return model.place(np.concatenate([per_head[:first], repeated]).reshape(shape))
 
 
 # -- ways to run -----------------------------------------------------------------------------------

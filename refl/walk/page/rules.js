@@ -719,7 +719,7 @@ const Rules = (() => {
       const std = Math.sqrt(variance + o.norm_eps);
       return { row, mean, std, part: variance / (variance + o.norm_eps) };
     },
-    weight: (o, i) => o.x[1][i % last(o.shape)],
+    weight: (o, i) => o.x[1][i % o.x[1].length], // of each head, where there is one of each
     forward: (o) =>
       by_row(
         o,

@@ -23,7 +23,7 @@ from refl.model import load
 from refl.rules import layer_norm as layer_norms
 from refl.rules import matmul, rms_norm, softmax
 from refl.rules.conservation import RuleOutput
-from refl.verification.random_models import ARCHITECTURES, random_model
+from refl.verification.random_models import ARCHITECTURES, NEWER, random_model
 
 pytestmark = pytest.mark.skipif(bool(why_no_javascript()), reason=why_no_javascript())
 
@@ -45,7 +45,20 @@ ODD: dict[str, tuple[dict[str, Any], list[int]]] = {
     "two-alike-bert": ({"model_type": "bert", "hidden_act": "relu"}, [5, 5]),
 }
 """Options of a config over those of its architecture, and the input."""
-NAMES = ("shipped", "llama", "gpt2", "gemma2", "bert", "vit", "phi", "qwen3", "t5", "mixtral", *ODD)
+NAMES = (
+    "shipped",
+    "llama",
+    "gpt2",
+    "gemma2",
+    "bert",
+    "vit",
+    "phi",
+    "qwen3",
+    "t5",
+    "mixtral",
+    "cohere",
+    *ODD,
+)
 
 
 @cache
@@ -60,7 +73,8 @@ def both(name: str) -> Both:
         return Both(random_model(config, 4), item, **position)
     if name == "vit":
         item = np.random.default_rng(0).standard_normal((3, 8, 12))
-    return Both(random_model(ARCHITECTURES[name], 3), item, **ASKED.get(name, {}))
+    config = (ARCHITECTURES | NEWER)[name]
+    return Both(random_model(config, 3), item, **ASKED.get(name, {}))
 
 
 @cache
