@@ -17,6 +17,7 @@ from refl.verification.random_models import (
     ALBERT,
     ARCHITECTURES,
     BERT,
+    CLIP,
     DINOV2,
     FLAN,
     GEMMA2,
@@ -44,6 +45,8 @@ VARIANTS: dict[str, dict[str, Any]] = ARCHITECTURES | {
     "albert, classes": ALBERT | {"architectures": ["AlbertForSequenceClassification"]},
     "flan": T5 | FLAN,
     "vit, features": VIT | {"architectures": ["ViTModel"]},
+    "clip": CLIP,
+    "clip, classes": CLIP | {"architectures": ["CLIPForImageClassification"]},
     "dinov2": DINOV2,
     "dinov2, registers, gated": DINOV2 | REGISTERS,
     "phi, normed queries": PHI | {"qk_layernorm": True},
@@ -56,8 +59,9 @@ WITHOUT = {"movement", "scale", "rotary", "gather"}
 def records(config: dict[str, Any], **how: Any) -> list[Record]:
     model = random_model(config, 5)
     item: Any = [3, 14, 1, 5, 9]
-    if model.takes_images:
-        item = np.ones((3, *model.config.image))
+    if model.takes_images or model.compares:
+        picture = np.ones((3, *model.config.image))
+        item = (item, picture) if model.compares else picture
     how |= {"position": 1} if model.task == "masked-token" else {}
     how |= {"decoder": [[0, 4]]} if model.task == "sequence-to-sequence" else {}
     return model.trace([item], **how)[0].records
@@ -95,7 +99,7 @@ def test_a_role_is_always_the_same_operation(name: str) -> None:
         "activation": "mlp.activation pooler.activation head.activation attention.cap head.cap",
         "add": "residual embedding.sum attention.bias head.sum",
         "softmax": "attention.probabilities router.probabilities",
-        "matmul": "attention.scores attention.context",
+        "matmul": "attention.scores attention.context head.similarity",
         "multiply": "mlp.product expert.weighted layer_scale",
     }
     for r in records(VARIANTS[name]):
