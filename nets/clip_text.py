@@ -208,7 +208,7 @@ def tower(t: Trace, c: Config, batch: Batch) -> Value:  # ids (B, T) -> (B, K, D
         mask = masks.causal(batch.ids, batch.attention_mask, segments=segments(batch))
         h = t.module("encoder", encoder, h, c, mask)
         h = t.layer_norm("final_layer_norm", h, c.layer_norm_eps)
-        return t.gather("pooler_output", h, ends(batch, c.eos_token_id))
+        return t.gather("pooler_output", h, end_rows(batch, c.eos_token_id))
 
 
 def _embeddings(t: Trace, batch: Batch) -> Value:  # (B, T) -> (B, T, D)
@@ -251,7 +251,7 @@ def _numbers(batch: Batch, rows: list[list[int]]) -> Array:  # -> int (B, T), 0 
     return xp.asarray(padded, dtype=xp.int64, **device_of(batch.ids))
 
 
-def ends(batch: Batch, eos: int) -> tuple[tuple[int, ...], ...]:
+def end_rows(batch: Batch, eos: int) -> tuple[tuple[int, ...], ...]:
     """For each example the row of each text's end."""
     rows = asnumpy(batch.ids).tolist()
     return tuple(

@@ -359,9 +359,9 @@ class Explanation:
         """
         if self.texts is None:
             raise ReflError("no text is compared with a picture here: there is one input")
-        ends = list(accumulate(self.texts))
+        stops = list(accumulate(self.texts))
         return [
-            self._of_tokens(slice(end - n, end)) for n, end in zip(self.texts, ends, strict=True)
+            self._of_tokens(slice(end - n, end)) for n, end in zip(self.texts, stops, strict=True)
         ]
 
     def _of_tokens(self, some: slice) -> Self:

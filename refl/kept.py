@@ -24,6 +24,9 @@ from refl.rules import top_k
 ROUTER = ("probabilities", "chosen")
 """Ends of the sites of a mixture that tell which token chose which expert."""
 
+REGISTERS = 64
+"""Learned tokens that a DINOv2 may have in front of its patches; the published ones have five."""
+
 _EXPERT = re.compile(r"(?P<mixture>.*)\.experts\.(?P<number>\d+)\..*")
 
 
@@ -178,10 +181,11 @@ class Positions:
         of = shape(self.e, site)
         rows = of[-2] if len(of) > 1 else 0
         if self._in_picture(site):
-            further = rows - math.prod(
-                self._patches()
-            )  # class token, distillation token, registers
-            return list(range(rows)) if further in (1, 2) or rows in self._padded(site) else None
+            # class token, distillation token, registers
+            learned = rows - math.prod(self._patches())
+            most = REGISTERS if self.e.about.get("architecture") == "dinov2" else 2
+            fits = 0 < learned <= most and site != "pixel_values"
+            return list(range(rows)) if fits else None
         length = self.length(site)
         return list(range(length)) if rows in (length, *self._padded(site)) else None
 

@@ -258,6 +258,11 @@ def input_for(model: Model, args: argparse.Namespace) -> Any:
     ReflError for a text where nothing reads it, and for a picture that is missing or too many.
     """
     image, among = getattr(args, "image", None), getattr(args, "among", [])
+    if model.compares and not hasattr(args, "image"):
+        raise ReflError(
+            f"{model.name or 'the model'} compares a picture with texts, which this command does "
+            "not take: refl explain, trace and neurons do, with --image"
+        )
     if model.compares != (image is not None) or (among and image is None):
         raise _misfit(model)
     if args.ids is None and model.text is None and not model.takes_images:
@@ -313,7 +318,7 @@ def target_asked(model: Model, token: str) -> Any:
     """An output as it was typed: a token, the number of a class that is no label, an answer, a text
     that a picture is compared with.
     """
-    if model.compares:
+    if model.task == "similarity":
         return token
     if model.task == "answer-span":
         return _answer(token)

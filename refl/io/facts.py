@@ -192,6 +192,7 @@ FACTS = record(
         "position": maybe(whole),
         "span": maybe(ends),
         "mean": maybe(truth),
+        "texts": maybe(each(whole)),
     },
 )
 """Every fact of an oracle file, by name. New ones are optional, so that files stay readable both
@@ -216,6 +217,7 @@ def check_arrays(
         if starts is not None and len(starts) != len(tokens or ()):
             raise ReflError(f"there are {len(starts)} {group}word_starts, expected one for a token")
     _check_picture(facts, arrays)
+    _check_compared(facts, arrays)
     _check_pairs(arrays)
     _check_mask(arrays)
     _check_target(facts, arrays)
@@ -234,7 +236,7 @@ def _check_sums(
     sites: Mapping[str, Mapping[str, Array]],
 ) -> None:
     """That what is said twice is said the same."""
-    for name in ("relevance", "decoder_relevance"):
+    for name in ("relevance", "decoder_relevance", "pixels"):
         if name in arrays and not np.isfinite(arrays[name]).all():
             raise ReflError(f"{name} holds what is no finite number")
     ledger = facts["ledger"]
@@ -369,3 +371,23 @@ def _check_picture(facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> Non
         raise ReflError(
             f"relevance has shape {relevance.shape}, expected {picture.shape[:2]} for the picture"
         )
+
+
+def _check_compared(facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """Of texts and a picture that they are compared with: all there is of both, or nothing."""
+    texts, pixels, image = facts.get("texts"), arrays.get("pixels"), arrays.get("image")
+    if texts is None and pixels is None and image is None:
+        return
+    if texts is None or pixels is None or image is None or facts["patch"] is None:
+        raise ReflError("of texts, pixels, image and patch one is missing: expected all or none")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.size == 0:
+        raise ReflError(
+            f"image is of {image.dtype} and shape {image.shape}, expected uint8 (H, W, C)"
+        )
+    if pixels.dtype.kind != "f" or pixels.shape != image.shape[:2]:
+        raise ReflError(
+            f"pixels is of {pixels.dtype} and shape {pixels.shape}, expected floats "
+            f"{image.shape[:2]} for the picture"
+        )
+    if min(texts, default=0) < 1 or sum(texts) != len(arrays["input_ids"]):
+        raise _refuse("texts", texts, f"lengths that add up to {len(arrays['input_ids'])}")

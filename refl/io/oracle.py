@@ -2,6 +2,8 @@
 
     input_ids, relevance                      the input's, (T,); relevance (H, W) for a picture
     decoder_ids, decoder_relevance, picture   where there are any
+    pixels, image                             (H, W) and uint8 (H, W, C): of the picture that texts
+                                              are compared with, beside the texts' relevance
     pairs                                     (T, T) of a second-order method
     attention_mask                            bool (T,) or (T, T), where the caller gave one
     vector                                    (D,) that a cosine of features is to
@@ -12,9 +14,9 @@
 The metadata are facts, each a JSON string: `format`, `about` (versions, model, fingerprint),
 `method` with every parameter, `tokens`, `target`, `seed`, `ledger`, the `order` of sites from the
 output down (the file sorts its arrays), `aliases` of sites, and so on. Some are optional: `types`
-of tokens, the explained `position`, the `span` of an answer, whether features are a `mean`, and in
-an audited ledger every `rounding_scale`; who does not know a name passes it over, so they need no
-new format.
+of tokens, how long `texts` are that stand one behind the other, the explained `position`, the
+`span` of an answer, whether features are a `mean`, and in an audited ledger every `rounding_scale`;
+who does not know a name passes it over, so they need no new format.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from refl.verification.random_models import (
     ALBERT,
     ARCHITECTURES,
     BERT,
+    CLIP,
     COHERE,
     DINOV2,
     FLAN,
@@ -52,6 +53,8 @@ VARIANTS: dict[str, dict[str, Any]] = (ARCHITECTURES | NEWER) | {
     "albert, classes": ALBERT | {"architectures": ["AlbertForSequenceClassification"]},
     "flan": T5 | FLAN,
     "vit, features": VIT | {"architectures": ["ViTModel"]},
+    "clip": CLIP,
+    "clip, classes": CLIP | {"architectures": ["CLIPForImageClassification"]},
     "dinov2": DINOV2,
     "dinov2, registers, gated": DINOV2 | REGISTERS,
     "phi, normed queries": PHI | {"qk_layernorm": True},
@@ -65,10 +68,9 @@ WITHOUT = {"movement", "scale", "rotary", "gather"}
 def records(config: dict[str, Any], **how: Any) -> list[Record]:
     model = random_model(config, 5)
     item: Any = [3, 14, 1, 5, 9]
-    if model.compares:
-        item = ([item], np.ones((3, *model.config.image)))
-    if model.takes_images:
-        item = np.ones((3, *model.config.image))
+    if model.takes_images or model.compares:
+        picture = np.ones((3, *model.config.image))
+        item = (item, picture) if model.compares else picture
     how |= {"position": 1} if model.task == "masked-token" else {}
     how |= {"decoder": [[0, 4]]} if model.task == "sequence-to-sequence" else {}
     return model.trace([item], **how)[0].records

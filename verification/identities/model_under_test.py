@@ -136,6 +136,11 @@ def model_under_test(model: Model, item: Any = None, decoder: Any = None) -> Mod
 
     Raises ReflError for an input that the model does not take.
     """
+    if model.compares:
+        raise ReflError(
+            f"{model.name or 'the model'} compares a picture with texts, and the identities are "
+            "run on one input: verify its text tower or its picture tower as a checkpoint"
+        )
     if model.task == "masked-token" and model.mask_id is None:
         model = replace(model, mask_id=model.config.vocab_size - 1)
     item = _random_input(model, LENGTH) if item is None else item

@@ -68,6 +68,11 @@ class Tracing:
 
     def refuse(self, network: Any) -> None:
         self.table.refuse(network)
+        if network.compares:
+            raise ReflError(
+                f"{network.name or 'the model'} compares a picture with texts, and a graph is of "
+                "one input: take refl explain or refl neurons, which do both"
+            )
 
     def explain(
         self,
@@ -79,6 +84,7 @@ class Tracing:
     ) -> list[Any]:
         if len(readings) != 1:
             raise ReflError(f"a graph is of one input, got {len(readings)}: give them one by one")
+        self.refuse(question.network)
         if question.recompute:
             raise ReflError(
                 f"a graph sweeps one recorded run many times: leave {argument('recompute')} out"
