@@ -34,5 +34,7 @@ ENCODERS = (bert, roberta, albert, vit, deit)
 NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *ENCODERS, t5)} | {
     "xlm-roberta": roberta,
     "camembert": roberta,
+    "mt5": t5,
+    "umt5": t5,
 }
 """model_type of config.json -> the net."""

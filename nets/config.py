@@ -166,7 +166,8 @@ def parse(cls: type[C], raw: dict[str, Any], ignore: Collection[str] = ()) -> C:
     """The dataclass `cls` filled from config.json; a field's default stands where the file is
     silent.
 
-    `cls.HARMLESS` adds keys without effect on this net. Raises ReflError for a missing or malformed
+    `cls.HARMLESS` adds keys without effect on this net, `cls.DEFAULTS` has defaults by model_type
+    where they are not the fields'. Raises ReflError for a missing or malformed
     option, for one that is not implemented, and for one nobody here knows (unless it is off, or
     named in `ignore`).
     """
@@ -178,6 +179,7 @@ def parse(cls: type[C], raw: dict[str, Any], ignore: Collection[str] = ()) -> C:
     _check_ignored(ignore, raw, known)
     _refuse_two_answers(raw)
     hints = _hints(cls)  # type: ignore[arg-type]
+    raw = getattr(cls, "DEFAULTS", {}).get(raw.get("model_type"), {}) | raw
     return cls(**{name: _value(name, field, hints[name], raw) for name, field in known.items()})
 
 

@@ -246,7 +246,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 """One of each of the first nets, on which every part of refl is tried."""
 
-NEWER: dict[str, dict[str, Any]] = {}
+UMT5: dict[str, Any] = T5 | FLAN | {"model_type": "umt5", "num_decoder_layers": 2}
+"""A umT5: a table of distances in every block."""
+
+NEWER: dict[str, dict[str, Any]] = {config["model_type"]: config for config in (UMT5,)}
 """One of each net that came later. They are made of the same operations, so what is tried on them
 is the net (tests/nets/test_newer.py), and not every part of refl once more.
 """

@@ -195,9 +195,9 @@ T5: dict[str, Any] = {
 
 
 def random_t5(cls: str = "T5ForConditionalGeneration", **options: Any) -> Any:
-    transformers = _transformers()
-    model = getattr(transformers, cls)(transformers.T5Config(**(T5 | options)))
-    return _drawn(model, _scaled)
+    """A T5, or one of its relatives: mT5, umT5, with any head."""
+    kind = getattr(_transformers(), cls)
+    return _drawn(kind(kind.config_class(**(T5 | options))), _scaled)
 
 
 # -- vision ----------------------------------------------------------------------------------------
