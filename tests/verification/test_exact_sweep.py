@@ -128,7 +128,7 @@ def test_engine_is_exact_but_for_rounding(kind: str) -> None:
         assert math.isclose(total, run.exact.logits[0, 0, 1], rel_tol=1e-13)
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert", "qwen3_moe"])
+@pytest.mark.parametrize("kind", ["llama", "bert", "qwen3_moe", "t5"])
 def test_biases_and_other_options(kind: str) -> None:
     more: dict[str, dict[str, Any]] = {
         "llama": {
@@ -139,6 +139,7 @@ def test_biases_and_other_options(kind: str) -> None:
         },
         "bert": {"architectures": ["BertForSequenceClassification"], "hidden_act": "relu"},
         "qwen3_moe": {"norm_topk_prob": False},
+        "t5": {"model_type": "umt5", "architectures": ["UMT5ForConditionalGeneration"]},
     }
     run = Beside(random_model(CONFIGS[kind] | more[kind], 5), ("attnlrp", "cp-lrp"))
     assert run.differences("attnlrp") == run.differences("cp-lrp") == []

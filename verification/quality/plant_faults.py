@@ -1091,6 +1091,15 @@ FAULTS: tuple[Fault, ...] = (
         "test_the_decoders_tokens_are_around_every_site_of_the_encoder[attnlrp]",
         "a decoder's tokens keep relevance that no chosen neuron of the encoder has seen",
     ),
+    # -- relatives of T5 ---------------------------------------------------------------------------
+    Fault(
+        "umt5-one-table",
+        "refl/nets/t5.py",
+        "if not c.in_every_block:",
+        "if not c.in_every_block or name:",
+        "tests/nets/test_newer_seq2seq.py::test_each_block_reads_its_own_table",
+        "all blocks of a umT5 read the table of distances of the first",
+    ),
     # -- neurons, heads, blocks --------------------------------------------------------------------
     Fault(
         "expert-rows-by-token",
