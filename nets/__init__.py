@@ -26,12 +26,13 @@ from refl.nets import (
     roberta,
     t5,
     vit,
+    whisper,
 )
 
 DECODERS = (llama, gpt2, mistral, qwen2, qwen3, olmo2, phi, gemma2, gemma3, mixtral, qwen3_moe)
 ENCODERS = (bert, roberta, albert, vit, deit)
 
-NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *ENCODERS, t5)} | {
+NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *ENCODERS, t5, whisper)} | {
     "xlm-roberta": roberta,
     "camembert": roberta,
     "mt5": t5,

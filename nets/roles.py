@@ -16,6 +16,9 @@ ROLES = {
     "distillation_token": "learned token that learned from a teacher",
     "pixels": "the picture itself",
     "patch_embedding": "convolution on patches, a linear layer on each",
+    "edge": "zeros at the ends of what a convolution reaches over (Whisper)",
+    "convolution": "convolution behind the first (Whisper)",
+    "convolution.activation": "activation on a convolution (Whisper)",
     "embedding.sum": "sum of embeddings",
     "embedding.projection": "linear from the width of embeddings to that of the blocks (ALBERT)",
     # attention, self or cross

@@ -257,12 +257,12 @@ class Explainer:
     def _found(self, forward: Forward, swept: Swept, b: int) -> Found:
         """Relevance and ledger of one example."""
         ledger, reading = swept.ledger.example(b), forward.readings[b]
-        if self.network.takes_images:
-            channels_last = (np.moveaxis(a, 0, -1) for a in _example(swept, forward.embedded, b))
-            return Found(self._scores(*channels_last), ledger=ledger)
         written = None
         if reading.prefix is not None:
             written = self._tokens(swept, b, reading.prefix, forward.decoder_embedded[0])
+        if self.network.takes_images:
+            channels_last = (np.moveaxis(a, 0, -1) for a in _example(swept, forward.embedded, b))
+            return Found(self._scores(*channels_last), written, ledger=ledger)
         read = self._tokens(swept, b, reading.input, forward.embedded)
         return Found(read, written, ledger=ledger)
 

@@ -18,6 +18,7 @@ from refl.errors import ReflError, argument, shown
 from refl.explanation import Explanation
 from refl.intervention import edits_of
 from refl.io.config import decoder_start_id, eos_ids, labels, probability, read_config
+from refl.io.features import are_one
 from refl.io.images import Preparation, is_one, read_preparation
 from refl.io.names import named_weights
 from refl.io.text import Text
@@ -397,6 +398,8 @@ class Model(Network):
     # -- what is asked -----------------------------------------------------------------------------
 
     def _is_single(self, item: Any) -> bool:
+        if self.takes_features:
+            return are_one(item)
         return is_one(item) if self.takes_images else arguments.is_single(item)
 
     def _members(self, item: Any) -> list[Any]:

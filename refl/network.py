@@ -25,6 +25,7 @@ from refl.edits import (
     whole,
 )
 from refl.errors import LONGEST_REPR, ReflError, UnknownWords, argument, sentence, shown
+from refl.io.features import features
 from refl.io.images import Image, Preparation, prepared
 from refl.io.text import Text
 from refl.nets.batch import Batch
@@ -150,6 +151,8 @@ class Network:
         """An input as the net takes it: token ids, or the prepared picture.
         Raises ReflError for anything else.
         """
+        if self.takes_features:
+            return features(item, self.config.image, self.dtype)
         if self.takes_images:
             return prepared(
                 item, self.preparation, self.config.num_channels, self.config.image, self.dtype
@@ -219,7 +222,7 @@ class Network:
         return ids
 
     def _refuse_reading(self) -> None:
-        if self.takes_images:
+        if self.takes_images and not self.takes_features:
             raise ReflError(f"{self.name or 'the model'} takes pictures: it reads no text")
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
@@ -256,8 +259,13 @@ class Network:
 
     @property
     def takes_images(self) -> bool:
-        """Whether its input is a picture."""
-        return self.task == "image-class"
+        """Whether its input is a picture, or held as one."""
+        return self.task == "image-class" or self.takes_features
+
+    @property
+    def takes_features(self) -> bool:
+        """Whether its input is the log-mel features of sound, and a decoder writes."""
+        return hasattr(self.config, "num_mel_bins")
 
     def batch_dependent(self, length: int) -> bool:
         """Whether an example's output depends on its batch mates where the longest has `length`
@@ -365,10 +373,11 @@ class Network:
 
     def lengths(self, reading: Reading) -> tuple[int, ...]:
         """How many tokens are read, and written by a decoder; of a picture its patches."""
+        written = () if reading.prefix is None else (len(reading.prefix),)
         if isinstance(reading.input, Image):
             height, width = self.config.patch
-            return (reading.input.pixels[0].size // (height * width) + 1,)
-        return (len(reading.input), *(() if reading.prefix is None else (len(reading.prefix),)))
+            return (reading.input.pixels[0].size // (height * width) + 1, *written)
+        return (len(reading.input), *written)
 
     # -- forward -----------------------------------------------------------------------------------
 
@@ -388,16 +397,21 @@ class Network:
         """
         self._refuse_position(position)
         kinds = self._types(types, inputs)
+        pixels = ids = attention_mask = None
         if self.takes_images:
-            return Batch(pixels=self.place(np.stack([image.pixels for image in inputs])))
+            pixels = self.place(np.stack([image.pixels for image in inputs]))
+        else:
+            ids, attention_mask = self._padded(inputs)
+        if self.task == "image-class":
+            return Batch(pixels=pixels)
         prefixes = self.decoder_prefixes(len(inputs), decoder_prefix)
         rows = None if every else self._rows(prefixes or inputs, position)
-        ids, attention_mask = self._padded(inputs)
         decoder_ids, decoder_mask = (None, None) if prefixes is None else self._padded(prefixes)
         return Batch(
             ids=ids,
             attention_mask=attention_mask,
             types=None if kinds is None else self._padded(kinds)[0],
+            pixels=pixels,
             decoder_ids=decoder_ids,
             decoder_attention_mask=decoder_mask,
             rows=rows,
@@ -528,7 +542,7 @@ class Network:
         tokens = arguments.whole("tokens", tokens)
         if tokens < 0:
             raise arguments.expected("tokens", "a whole number of at least 0", tokens)
-        read, prefixes = self.encode(item), self.decoder_prefixes(1, decoder)
+        read, prefixes = self.read(item), self.decoder_prefixes(1, decoder)
         ids, changed = read if prefixes is None else prefixes[0], self._edits(edits)
         cache = Cache()
         for _ in range(min(tokens, self.config.longest - len(ids))):
@@ -550,7 +564,7 @@ class Network:
     def _next(
         self,
         cache: Cache,
-        read: list[int],
+        read: Any,
         prefixes: list[list[int]] | None,
         edits: dict[str, Change],
     ) -> Any:  # -> NumPy (V,)

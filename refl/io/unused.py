@@ -27,6 +27,7 @@ COPIES = {
     "decoder.embed_tokens.weight": ("shared.weight",),
     "cls.predictions.decoder.weight": ("bert.embeddings.word_embeddings.weight",),
     "cls.predictions.decoder.bias": ("cls.predictions.bias",),
+    "proj_out.weight": ("model.decoder.embed_tokens.weight",),
     "lm_head.decoder.weight": ("roberta.embeddings.word_embeddings.weight",),
     "lm_head.decoder.bias": ("lm_head.bias",),
     "predictions.decoder.weight": ("albert.embeddings.word_embeddings.weight",),

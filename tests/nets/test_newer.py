@@ -45,6 +45,8 @@ def net(name: str, dtype: str = "float64") -> Model:
 def item(model: Model, length: int = 5, seed: int = 0) -> Any:
     """Token ids, or the numbers of a picture."""
     random = np.random.default_rng(100 * length + seed)
+    if model.takes_features:
+        return random.standard_normal(model.config.image)
     if model.takes_images:
         return random.standard_normal((model.config.num_channels, *model.config.image))
     ids = [int(i) for i in random.integers(1, model.config.vocab_size, length)]
