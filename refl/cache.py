@@ -123,7 +123,7 @@ class CachedTrace(Trace):
         attributes: dict[str, Any],
     ) -> Array:
         run = super().compute
-        if self.cache is None or not self.cache.is_settled(arrays[0]):
+        if self.cache is None or not arrays or not self.cache.is_settled(arrays[0]):
             return by_rows(run, operation, site, arrays, attributes)
         if site not in self.cache.settled:
             array = by_rows(run, operation, site, arrays, attributes)
