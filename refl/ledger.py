@@ -150,15 +150,21 @@ class Ledger:
     @property
     def tokens(self) -> Sums:
         """What reached the input, (B,): token embeddings, pixels."""
-        causes = self._by_cause()
         nothing = 0.0 if isinstance(self.explained, float) else np.zeros_like(self.explained)
-        return sum((causes[where] for where in DESTINATIONS if where in causes), nothing)
+        return sum(self.destinations.values(), nothing)
+
+    @property
+    def destinations(self) -> dict[str, Sums]:
+        """The same apart: what the input is made of -> what reached it, (B,). Tokens or pixels; of
+        Whisper both, for a decoder writes about what is held as a picture.
+        """
+        causes = self._by_cause()
+        return {where: causes[where] for where in DESTINATIONS if where in causes}
 
     @property
     def destination(self) -> str:
-        """What the input is made of: tokens or pixels."""
-        causes = self._by_cause()
-        return next((where for where in DESTINATIONS if where in causes), DESTINATIONS[0])
+        """What the input is made of, in words."""
+        return " and ".join(self.destinations) or DESTINATIONS[0]
 
     @property
     def conservation_error(self) -> Sums:

@@ -67,8 +67,9 @@ def account(ledger: Ledger) -> list[Row]:
     """On tokens, absorbed by each cause, conservation error, and what they add up to. Sums over the
     examples of a batch.
     """
+    reached = ledger.destinations or {ledger.destination: ledger.tokens}
     parts = (
-        {ledger.destination: total(ledger.tokens)}
+        {where: total(amount) for where, amount in reached.items()}
         | {cause: total(a) for cause, a in ledger.absorbed.items()}
         | {ERROR: total(ledger.conservation_error)}
     )
@@ -76,7 +77,7 @@ def account(ledger: Ledger) -> list[Row]:
         CAUSES
         | operations.CAUSES
         | {
-            ledger.destination: f"what reached the {ledger.destination}",
+            **{where: f"what reached the {where}" for where in reached},
             ERROR: f"{parts[ERROR]:.1e}, {_judged(ledger, parts)}",
         }
     )
@@ -115,6 +116,7 @@ def account_of(e: Explanation) -> list[Row]:
         shown = f"{e.explained:.{decimals(abs(e.explained), 7)}f}"
         return [Row("explained", e.explained, shown, "", "")]
     where = "tokens" if e.picture is None else "pixels"
+    where = "pixels and tokens" if row_of_decoder(e) is not None else where
     on_input = sum(float(r.sum()) for r in (e.relevance, e.decoder_relevance) if r is not None)
     reached = f"what reached the {where}"
     words = "absorbed on the way, and rounding: this method keeps no ledger to tell them apart"
@@ -280,6 +282,25 @@ def rows_of_tokens(e: Explanation) -> list[tuple[str, Explanation]]:
         decoder_relevance=e.relevance,
     )
     return [(ENCODER, e), (DECODER, decoder)]
+
+
+def row_of_decoder(e: Explanation) -> Explanation | None:
+    """Of a picture about which a decoder has written: what it has, as an explanation of its own."""
+    if e.picture is None or e.decoder_tokens is None or e.decoder_ids is None:
+        return None
+    return replace(
+        e,
+        tokens=e.decoder_tokens,
+        input_ids=e.decoder_ids,
+        relevance=e.decoder_relevance,
+        word_starts=e.decoder_word_starts,
+        picture=None,
+        patch=None,
+        decoder_tokens=None,
+        decoder_ids=None,
+        decoder_relevance=None,
+        decoder_word_starts=None,
+    )
 
 
 def all_scores(e: Explanation) -> list[float]:

@@ -13,6 +13,7 @@ from refl.ledger import Ledger
 from refl.rules.composites import Composite
 from refl.show.account import (
     COMPACT,
+    DECODER,
     DIGITS,
     ENCODER,
     Row,
@@ -29,6 +30,7 @@ from refl.show.account import (
     of_lengths,
     quantity,
     remarks,
+    row_of_decoder,
     rows_of_tokens,
     scores,
     sums_name,
@@ -71,7 +73,7 @@ def body(e: Explanation) -> Markup:
             _candidates(e),
             class_="two",
         ),
-        _token_numbers(e) if e.picture is None else _patch_numbers(e),
+        _numbers(e),
         _method(e),
         ledger_section(e.recorded) if e.recorded is not None else "",
         _again(e),
@@ -105,7 +107,12 @@ def _hidden(summary: str, content: object) -> Markup:
 
 def input_shown(e: Explanation) -> Markup:
     """The colored text, or the picture, with the scale of its colors."""
-    return _text(e) if e.picture is None else _picture(e)
+    if e.picture is None:
+        return _text(e)
+    written = row_of_decoder(e)
+    return joined(
+        (_picture(e), "" if written is None else joined((_note(DECODER), _text(written))))
+    )
 
 
 # -- tokens ----------------------------------------------------------------------------------------
@@ -155,6 +162,13 @@ def _legend_of(e: Explanation, low: str, ramp: Markup, high: str) -> Markup:
     favor, against = legend(e)
     ends = (tag("span", f"{low} {against}"), ramp, tag("span", f"{high} {favor}"))
     return tag("div", *ends, class_="legend")
+
+
+def _numbers(e: Explanation) -> Markup:
+    if e.picture is None:
+        return _token_numbers(e)
+    written = row_of_decoder(e)
+    return joined((_patch_numbers(e), "" if written is None else _token_numbers(written)))
 
 
 def _token_numbers(e: Explanation) -> Markup:

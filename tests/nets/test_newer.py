@@ -24,11 +24,9 @@ import refl
 from refl.model import Model
 from refl.rules.published import METHODS
 from refl.verification.identities.conditioning import rounding_bound
-from refl.verification.random_models import NEWER, T5, moved, random_model
+from refl.verification.random_models import NEWER, moved, random_model
 
-VARIANTS: dict[str, dict[str, Any]] = NEWER | {
-    "mt5": T5 | {"model_type": "mt5", "feed_forward_proj": "gated-gelu", "num_decoder_layers": 1},
-}
+VARIANTS: dict[str, dict[str, Any]] = NEWER | {}
 """And with other options."""
 
 MASK = 0

@@ -56,12 +56,15 @@ def widened(model: Any) -> Any:
 
 def model_inputs(case: ModelCase, dtype: Any) -> dict[str, Any]:
     if case.pixels is not None:
-        return {"pixel_values": torch.tensor(case.pixels, dtype=dtype)[None]}
+        name = "pixel_values" if case.decoder_ids is None else "input_features"
+        return {name: torch.tensor(case.pixels, dtype=dtype)[None]} | _decoder(case)
     ids = torch.tensor([case.ids])
-    more = (
-        {} if case.decoder_ids is None else {"decoder_input_ids": torch.tensor([case.decoder_ids])}
-    )
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | more
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | _decoder(case)
+
+
+def _decoder(case: ModelCase) -> dict[str, Any]:
+    ids = case.decoder_ids
+    return {} if ids is None else {"decoder_input_ids": torch.tensor([ids])}
 
 
 def explained(case: ModelCase, logits: Any) -> Any:  # (1, T, V) or (1, classes) -> (V,)

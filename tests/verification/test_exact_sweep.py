@@ -40,6 +40,9 @@ U = 2.0**-53
 
 def inputs(model: Model) -> tuple[list[Any], dict[str, Any]]:
     """A padded batch of two, or two pictures; and how they are explained."""
+    if model.takes_features:
+        size = (2, *model.config.image)
+        return list(np.random.default_rng(1).standard_normal(size)), {"decoder": [[0, 4], [7]]}
     if model.takes_images:
         size = (2, model.config.num_channels, *model.config.image)
         return list(np.random.default_rng(1).standard_normal(size)), {}
@@ -119,7 +122,7 @@ def test_every_architecture_is_here() -> None:
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_engine_is_exact_but_for_rounding(kind: str) -> None:
     model = random_model(CONFIGS[kind], 11)
-    methods = (*FOR_ANY_NET, "attnlrp-vit") if model.takes_images else FOR_ANY_NET
+    methods = (*FOR_ANY_NET, "attnlrp-vit") if model.task == "image-class" else FOR_ANY_NET
     run = Beside(model, methods)
     assert run.exact.conservation_error < 1e-40
     for method in methods:

@@ -228,6 +228,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "eos_token_id": 1,
         "tie_word_embeddings": False,
     },
+    "whisper": {
+        "architectures": ["WhisperForConditionalGeneration"],
+        "model_type": "whisper",
+        "vocab_size": 11,
+        "num_mel_bins": 3,
+        "d_model": 8,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 12,
+        "decoder_layers": 1,
+        "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 12,
+        "max_source_positions": 3,
+        "max_target_positions": 8,
+        "activation_function": "gelu",
+        "is_encoder_decoder": True,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "tie_word_embeddings": True,
+    },
     "vit": _VISION | {"architectures": ["ViTForImageClassification"], "model_type": "vit"},
     "deit": _VISION
     | {
@@ -256,6 +277,7 @@ SEEDS = {
     "roberta": 6,
     "albert": 7,
     "t5": 5,
+    "whisper": 3,
     "vit": 0,
     "deit": 4,
 }
@@ -282,6 +304,8 @@ NOTES = {
     "albert": "three layers from two sets of weights, narrow embeddings",
     "t5": "encoder and decoder, cross-attention, relative position bias, gated GELU, head of its "
     "own",
+    "whisper": "log-mel features, two convolutions whose windows overlap, a decoder with a tied "
+    "head",
     "vit": "pixels, patches that are no squares, a class token",
     "deit": "class and distillation token, the mean of two heads",
 }
@@ -368,6 +392,11 @@ def inputs(config: dict[str, Any], seed: int) -> list[Input]:
         [2 + int(draw.random() * (config["vocab_size"] - 2)) for _ in range(n)] for n in (5, 3)
     )
     long[3] = long[1]
+    if kind == "whisper":
+        size = (config["num_mel_bins"], 2 * config["max_source_positions"])
+        return [
+            Input(pixels=_pixels(draw, size), decoder_ids=[0, *ids]) for ids in (short, long[:1])
+        ]
     if kind == "t5":
         return [Input(long, decoder_ids=[0, *short]), Input(short, decoder_ids=[0, long[0]])]
     masked = config["architectures"][0].endswith("MaskedLM")
