@@ -6,9 +6,11 @@ their weights.
                        h = norm(h + attention(h)),    h = norm(h + ffn_output(act(ffn(h))))
     masked token:      logits = decoder(norm(act(dense(h))))
     class:             logits = classifier(tanh(pooler(h_0)))
+    token class:       logits = classifier(h),    answer span: (start, end) = qa_outputs(h)
 
 There are L layers and G groups. Names are those of Hugging Face's AlbertForMaskedLM,
-AlbertForSequenceClassification and AlbertModel. A group is run by several layers, so its sites are
+AlbertForSequenceClassification, AlbertForTokenClassification, AlbertForQuestionAnswering and
+AlbertModel. A group is run by several layers, so its sites are
 named by the layer: weights `albert.encoder.albert_layer_groups.0.albert_layers.0.ffn` make the
 sites `albert.encoder.layer.3.albert_layers.0.ffn`.
 """
@@ -39,7 +41,11 @@ class Config(encoder.EncoderConfig):
     inner_group_num: int = 1
 
     FAMILIES: ClassVar[dict[str, str]] = {"albert": "Albert"}
-    SHOWN_BY: ClassVar[dict[str, str]] = {"masked-token": "predictions.", "class": "classifier."}
+    SHOWN_BY: ClassVar[dict[str, str]] = {
+        "masked-token": "predictions.",
+        "class": "classifier.",
+        "answer-span": "qa_outputs.",
+    }
     HARMLESS: ClassVar[tuple[str, ...]] = (
         "down_scale_factor",
         "gap_size",
@@ -72,7 +78,8 @@ def shapes(c: Config) -> Tensors:
     for group in range(c.num_hidden_groups):
         for j in range(c.inner_group_num):
             yield from _inner_shapes(f"{stored(group)}.albert_layers.{j}", c)
-    if c.task != "masked-token":
+    yield from encoder.of_tokens_shapes(c)
+    if c.task == "class" or c.pooled:
         yield from tensors.linear("albert.pooler", d, d, "hidden_size", bias=True)
     if c.task == "class":
         yield from tensors.linear("classifier", c.labels, d, "id2label and hidden_size", bias=True)
@@ -102,17 +109,15 @@ def _inner_shapes(layer: str, c: Config) -> Tensors:
 
 def spare(c: Config) -> dict[str, str]:
     """Tensors that this head does without, and why."""
-    if c.task != "masked-token":
-        return {}
-    return {
-        "albert.pooler.*": "the head that guesses tokens does not read the pooler",
-        "sop_classifier.classifier.*": "the other head of pre-training",
-    }
+    pooler = {"albert.pooler.*": "a head on every token does not read the pooler"}
+    if c.task == "masked-token":
+        return pooler | {"sop_classifier.classifier.*": "the other head of pre-training"}
+    return pooler if c.of_tokens else {}
 
 
 def forward(
     t: Trace, c: Config, batch: Batch
-) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
+) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; or what another head makes
     h = encoder.embeddings(t, "albert.embeddings", c, batch, positions(batch.ids))
     h = t.linear(
         "albert.encoder.embedding_hidden_mapping_in", h, bias=True, role="embedding.projection"
@@ -122,12 +127,18 @@ def forward(
         h = t.block(f"albert.encoder.layer.{i}", layer, h, c, c.group(i), mask)
     if c.task == "masked-token":
         return t.module("predictions", predictions, encoder.rows(t, "predictions", h, batch), c)
-    pooled = encoder.first_token(t, "albert.pooler", h, batch)
-    pooled = t.linear("albert.pooler", pooled, bias=True, role="pooler")
-    pooled = t.activation("albert.pooler_activation", pooled, "tanh", role="pooler.activation")
+    if c.of_tokens:
+        return encoder.of_tokens(t, h, c, batch)
+    if c.task == "class" or c.pooled:
+        pooled = pooler(t, encoder.first_token(t, "albert.pooler", h, batch))
     if c.task == "class":
         return t.linear("classifier", pooled, bias=True, role="head")
     return encoder.rows(t, "albert", h, batch)
+
+
+def pooler(t: Trace, x: Value) -> Value:  # (B, 1, D) -> (B, 1, D)
+    x = t.linear("albert.pooler", x, bias=True, role="pooler")
+    return t.activation("albert.pooler_activation", x, "tanh", role="pooler.activation")
 
 
 def stored(group: int) -> str:

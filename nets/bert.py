@@ -4,9 +4,11 @@
     for each block:    h = norm(h + attention(h)),    h = norm(h + output(act(intermediate(h))))
     masked token:      logits = decoder(norm(act(dense(h))))
     class:             logits = classifier(tanh(pooler(h_0)))
+    token class:       logits = classifier(h),    answer span: (start, end) = qa_outputs(h)
 
-Names are those of Hugging Face's BertForMaskedLM, BertForSequenceClassification and BertModel. A
-checkpoint of the last has no head: its output is h, and its pooler is run beside.
+Names are those of Hugging Face's BertForMaskedLM, BertForSequenceClassification,
+BertForTokenClassification, BertForQuestionAnswering and BertModel. A checkpoint of the last has no
+head: its output is h, and its pooler is run beside, where the file has one.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ class Config(encoder.EncoderConfig):
     SHOWN_BY: ClassVar[dict[str, str]] = {
         "masked-token": "cls.predictions.",
         "class": "classifier.",
+        "answer-span": "qa_outputs.",
     }
     HARMLESS: ClassVar[tuple[str, ...]] = (
         "directionality",  # these describe a pooler of the original code
@@ -54,7 +57,8 @@ def shapes(c: Config) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
     d = c.hidden_size
     yield from encoder.text_shapes(PREFIX, c)
-    if c.task != "masked-token":
+    yield from encoder.of_tokens_shapes(c)
+    if c.task == "class" or c.pooled:
         yield from tensors.linear("bert.pooler.dense", d, d, "hidden_size", bias=True)
     if c.task == "class":
         yield from tensors.linear("classifier", c.labels, d, "id2label and hidden_size", bias=True)
@@ -68,24 +72,25 @@ def shapes(c: Config) -> Tensors:
 
 def spare(c: Config) -> dict[str, str]:
     """Tensors that this head does without, and why."""
-    if c.task != "masked-token":
-        return {}
-    return {
-        "bert.pooler.dense.*": "the head that guesses tokens does not read the pooler",
-        "cls.seq_relationship.*": "the other head of pre-training",
-    }
+    pooler = {"bert.pooler.dense.*": "a head on every token does not read the pooler"}
+    if c.task == "masked-token":
+        return pooler | {"cls.seq_relationship.*": "the other head of pre-training"}
+    return pooler if c.of_tokens else {}
 
 
 def forward(
     t: Trace, c: Config, batch: Batch
-) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
+) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; or what another head makes
     h = encoder.embeddings(t, "bert.embeddings", c, batch, positions(batch.ids))
     mask = masks.keys(batch.attention_mask, batch.ids.shape[1])
     for i in range(c.num_hidden_layers):
         h = t.block(f"bert.encoder.layer.{i}", encoder.post_norm, h, c, mask)
     if c.task == "masked-token":
         return t.module("cls.predictions", predictions, encoder.rows(t, "cls", h, batch), c)
-    pooled = t.module("bert.pooler", pooler, encoder.first_token(t, "bert.pooler", h, batch))
+    if c.of_tokens:
+        return encoder.of_tokens(t, h, c, batch)
+    if c.task == "class" or c.pooled:
+        pooled = t.module("bert.pooler", pooler, encoder.first_token(t, "bert.pooler", h, batch))
     if c.task == "class":
         return t.linear("classifier", pooled, bias=True, role="head")
     return encoder.rows(t, "bert", h, batch)

@@ -5,7 +5,8 @@
              (cls_classifier(norm(h)[0]) + distillation_classifier(norm(h)[1])) / 2
 
 Names are those of Hugging Face's DeiTForImageClassification and
-DeiTForImageClassificationWithTeacher; DeiTModel has its pooler in place of the classifier.
+DeiTForImageClassificationWithTeacher; DeiTModel has its pooler in place of the classifier,
+or nothing: then features are norm(h)[0].
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def forward(
         {"cls_token": "class_token", "distillation_token": "distillation_token"},
     )
     if c.head == "Model":
-        return vision.pooler(t, "deit", h, c, batch)
+        return vision.features(t, "deit", h, c, batch)
     logits = [
         t.linear(name, vision.token(t, name, h, batch, i), bias=True, role="head")
         for i, name in enumerate(CLASSIFIERS[c.head])

@@ -45,6 +45,7 @@ class EncoderConfig:
     architectures: list[str] | None = None
     id2label: dict[str, Any] | None = None
     num_labels: int | None = None
+    add_pooling_layer: bool = True
 
     FAMILIES: ClassVar[dict[str, str]] = {}
     """model_type -> what the names of its classes begin with."""
@@ -59,6 +60,11 @@ class EncoderConfig:
                 f"{brief(self.position_embedding_type)}: only 'absolute' is implemented"
             )
         divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
+        if self.task == heads.ANSWER_SPAN and self.labels != 2:
+            raise ReflError(
+                f"config.json counts {self.labels} labels: a head that finds answers has 2 "
+                "outputs, start and end"
+            )
 
     @property
     def task(self) -> str:
@@ -76,6 +82,16 @@ class EncoderConfig:
         return activation_kind("hidden_act", self.hidden_act)
 
     @property
+    def of_tokens(self) -> bool:
+        """Whether the head stands on every token, and is one layer."""
+        return self.task in (heads.TOKEN_CLASS, heads.ANSWER_SPAN)
+
+    @property
+    def pooled(self) -> bool:
+        """Whether features have a pooler beside them: the tensors of a file show it."""
+        return self.task == heads.FEATURES and self.add_pooling_layer
+
+    @property
     def longest(self) -> int:
         return self.max_position_embeddings
 
@@ -89,6 +105,8 @@ TASKS = {
     "ForMaskedLM": "masked-token",
     "ForPreTraining": "masked-token",
     "ForSequenceClassification": "class",
+    "ForTokenClassification": "token-class",
+    "ForQuestionAnswering": "answer-span",
     "Model": "features",
 }
 """End of a class name -> task. Of the two heads of pre-training, the one that guesses tokens."""
@@ -188,10 +206,23 @@ def _output(t: Trace, x: Value, h: Value, c: EncoderConfig, role: str) -> Value:
 # -- what a head reads -----------------------------------------------------------------------------
 
 
-def rows(
-    t: Trace, head: str, h: Value, batch: Batch
-) -> Value:  # (B, T, D) -> (B, T, D), or (B, 1, D) at the wanted rows
-    return h if batch.rows is None else t.move(f"{head}.row", "rows", h, index=batch.rows)
+rows = heads.rows
+
+
+def of_tokens_shapes(c: EncoderConfig) -> Tensors:
+    """Of a head that stands on every token, if there is one."""
+    if c.task == heads.TOKEN_CLASS:
+        yield from heads.token_class_shapes("classifier", c.labels, c.hidden_size)
+    if c.task == heads.ANSWER_SPAN:
+        yield from heads.answer_span_shapes(c.hidden_size)
+
+
+def of_tokens(
+    t: Trace, h: Value, c: EncoderConfig, batch: Batch
+) -> Value:  # (B, T, D) -> (B, T, labels), or (B, 1, labels) at the wanted rows; (B, T, 2)
+    if c.task == heads.TOKEN_CLASS:
+        return heads.token_class(t, "classifier", h, batch)
+    return heads.answer_span(t, h)
 
 
 def first_token(t: Trace, head: str, h: Value, batch: Batch) -> Value:  # (B, T, D) -> (B, 1, D)

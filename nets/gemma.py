@@ -94,8 +94,8 @@ def block(
 
 def lm_head(
     t: Trace, h: Value, c: GemmaConfig, batch: Batch
-) -> Value:  # (B, T, D) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
+) -> Value:  # (B, T, D) -> (B, T, V), or (B, 1, V) at the wanted rows; or what another head makes
     logits = llama.lm_head(t, norm(t, "model.norm", h, c), c, batch)
-    if c.task == heads.CLASS or c.final_logit_softcapping is None:
+    if c.task != heads.NEXT_TOKEN or c.final_logit_softcapping is None:
         return logits
     return t.soft_cap("lm_head", logits, c.final_logit_softcapping, role="head.cap")

@@ -36,7 +36,7 @@ class Config(gemma.GemmaConfig):
     final_logit_softcapping: float | None = 30.0
     attn_logit_softcapping: float | None = 50.0
 
-    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Gemma2")
+    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Gemma2", heads.TOKENS)
 
     @property
     def windows(self) -> tuple[int | None, ...]:

@@ -51,7 +51,13 @@ class Config(heads.OfDecoder):
     num_labels: int | None = None
     pad_token_id: int | None = field(default=None, metadata={"least": -LARGEST})
 
-    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("GPT2", language="LMHeadModel")
+    HEADS: ClassVar[dict[str, str]] = heads.of_decoder(
+        "GPT2", heads.TOKENS, heads.SPANS, language="LMHeadModel"
+    )
+    SHOWN_BY: ClassVar[dict[str, str]] = heads.OfDecoder.SHOWN_BY | {
+        heads.TOKEN_CLASS: "classifier."
+    }
+    OF_TOKENS: ClassVar[str] = "classifier"
     HARMLESS: ClassVar[tuple[str, ...]] = (
         "n_ctx",
         "is_decoder",
@@ -89,8 +95,8 @@ def shapes(c: Config) -> Tensors:
         yield from conv1d_shapes(f"{block}.mlp.c_fc", d, inner)
         yield from conv1d_shapes(f"{block}.mlp.c_proj", inner, d)
     yield from tensors.norm("transformer.ln_f", d, "n_embd", bias=True)
-    if c.task == heads.CLASS:
-        yield from heads.score_shapes(c.labels, d, "n_embd")
+    if c.task != heads.NEXT_TOKEN:
+        yield from heads.decoder_shapes(c, d, "n_embd")
     elif not c.tie_word_embeddings:
         yield "lm_head.weight", (c.vocab_size, d), "vocab_size and n_embd"
 
@@ -106,7 +112,9 @@ def task(c: Config) -> str:
 
 def forward(
     t: Trace, c: Config, batch: Batch
-) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
+) -> (
+    Value
+):  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows; or what another head makes
     ids = batch.ids
     words = t.embedding("transformer.wte", ids)
     places = t.embedding("transformer.wpe", positions(ids, batch.past), role="position")
@@ -115,10 +123,9 @@ def forward(
     for i in range(c.n_layer):
         h = t.block(f"transformer.h.{i}", block, h, c, i, mask)
     h = t.layer_norm("transformer.ln_f", h, c.layer_norm_epsilon)
-    if c.task == heads.CLASS:
-        return heads.score(t, h, batch, c.pad_token_id)
-    if batch.rows is not None:
-        h = t.move("lm_head.row", "rows", h, index=batch.rows)
+    if c.task != heads.NEXT_TOKEN:
+        return heads.of_decoder_on(t, h, c, batch)
+    h = heads.rows(t, "lm_head", h, batch)
     tied = "transformer.wte.weight" if c.tie_word_embeddings else None
     return t.linear("lm_head", h, weight=tied, role="head")
 

@@ -1,7 +1,10 @@
-"""Which head a checkpoint has; and the head that decoders put on their last token to classify a
-text.
+"""Which head a checkpoint has; the head that decoders put on their last token to classify a text,
+and those that stand on every token.
 
-    class:    logits = score(h_last),    last: the last token that is no padding
+    class:          logits = score(h_last),    last: the last token that is no padding
+    token class:    logits_t = score(h_t) or classifier(h_t), with a bias
+    answer span:    (start_t, end_t) = qa_outputs(h_t): a question's answer is the span of tokens
+                    from s to e whose start_s + end_e is largest (Devlin et al. 2019, section 4.2)
 
 `architectures` of config.json names the class that wrote the file, and with it the head: a Config
 says which classes its net computes. Where the file names none, the tensors of a head show it.
@@ -16,10 +19,14 @@ from refl.arrays import asnumpy
 from refl.errors import ReflError
 from refl.nets.batch import Batch
 from refl.nets.config import brief
-from refl.nets.tensors import Tensors
+from refl.nets.tensors import Tensors, linear
 from refl.trace import Trace, Value
 
-NEXT_TOKEN, CLASS = "next-token", "class"
+NEXT_TOKEN, CLASS, TOKEN_CLASS = "next-token", "class", "token-class"
+ANSWER_SPAN, FEATURES = "answer-span", "features"
+
+TOKENS, SPANS = "ForTokenClassification", "ForQuestionAnswering"
+"""Ends of the names of classes that not every family has."""
 
 
 class Headed(Protocol):
@@ -40,12 +47,22 @@ class OfDecoder:
 
     HEADS: ClassVar[dict[str, str]] = {}
     """The classes that write such files -> head."""
-    SHOWN_BY: ClassVar[dict[str, str]] = {NEXT_TOKEN: "lm_head.", CLASS: "score."}
+    SHOWN_BY: ClassVar[dict[str, str]] = {
+        NEXT_TOKEN: "lm_head.",
+        CLASS: "score.",
+        TOKEN_CLASS: "score.bias",
+        ANSWER_SPAN: "qa_outputs.",
+    }
     OTHERWISE: ClassVar[str] = NEXT_TOKEN
+    OF_TOKENS: ClassVar[str] = "score"
+    """The layer that classifies tokens."""
+    SPANS_IN: ClassVar[str] = "model"
+    """What the class that finds answers calls the net below its head."""
 
     architectures: list[str] | None
     id2label: dict[str, Any] | None
     num_labels: int | None
+    pad_token_id: int | None
 
     @property
     def task(self) -> str:
@@ -57,14 +74,24 @@ class OfDecoder:
         return cls.HEADS
 
     @property
+    def base(self) -> str:
+        """The module path of the net below its head."""
+        return self.SPANS_IN if self.task == ANSWER_SPAN else "model"
+
+    @property
     def labels(self) -> int:
         """How many classes a classifier tells apart."""
         return labels(self.id2label, self.num_labels)
 
 
-def of_decoder(family: str, *, language: str = "ForCausalLM") -> dict[str, str]:
-    """The classes of a decoder: the language model, and the classifier."""
-    return {family + language: NEXT_TOKEN, f"{family}ForSequenceClassification": CLASS}
+def of_decoder(family: str, *further: str, language: str = "ForCausalLM") -> dict[str, str]:
+    """The classes of a decoder: the language model, the classifier, and what it has `further`, of
+    TOKENS and SPANS.
+    """
+    task = {TOKENS: TOKEN_CLASS, SPANS: ANSWER_SPAN}
+    return {family + language: NEXT_TOKEN, f"{family}ForSequenceClassification": CLASS} | {
+        family + end: task[end] for end in further
+    }
 
 
 def chosen(
@@ -103,6 +130,8 @@ def by_tensors(config: type[Headed], model_type: str | None, names: Iterable[str
         for head, prefix in config.SHOWN_BY.items()
         if any(name.startswith(prefix) for name in names)
     ] or [config.OTHERWISE]
+    if TOKEN_CLASS in heads and CLASS in heads:  # of one layer, whose bias only tokens have
+        heads.remove(CLASS)
     found = {head: name for name, head in reversed(config.classes(model_type).items())}
     if len(heads) > 1:
         raise ReflError(
@@ -117,7 +146,55 @@ def labels(id2label: Mapping[str, Any] | None, num_labels: int | None) -> int:
     return len(id2label) if id2label else num_labels or 2
 
 
-# -- the classifier of decoders --------------------------------------------------------------------
+# -- heads on every token --------------------------------------------------------------------------
+
+
+def rows(
+    t: Trace, head: str, h: Value, batch: Batch
+) -> Value:  # (B, T, D) -> (B, T, D), or (B, 1, D) at the wanted rows
+    return h if batch.rows is None else t.move(f"{head}.row", "rows", h, index=batch.rows)
+
+
+def token_class_shapes(name: str, count: int, width: int, option: str = "hidden_size") -> Tensors:
+    yield from linear(name, count, width, f"id2label (or num_labels) and {option}", bias=True)
+
+
+def token_class(
+    t: Trace, name: str, h: Value, batch: Batch
+) -> Value:  # (B, T, D) -> (B, T, labels), or (B, 1, labels) at the wanted rows
+    return t.linear(name, rows(t, name, h, batch), bias=True, role="head")
+
+
+def answer_span_shapes(width: int, option: str = "hidden_size") -> Tensors:
+    yield from linear("qa_outputs", 2, width, option, bias=True)
+
+
+def answer_span(t: Trace, h: Value) -> Value:  # (B, T, D) -> (B, T, 2): start and end
+    return t.linear("qa_outputs", h, bias=True, role="head")
+
+
+# -- heads of decoders -----------------------------------------------------------------------------
+
+
+def decoder_shapes(c: OfDecoder, width: int, option: str = "hidden_size") -> Tensors:
+    """Of a head that is not the language model's."""
+    if c.task == CLASS:
+        yield from score_shapes(c.labels, width, option)
+    elif c.task == TOKEN_CLASS:
+        yield from token_class_shapes(c.OF_TOKENS, c.labels, width, option)
+    else:
+        yield from answer_span_shapes(width, option)
+
+
+def of_decoder_on(
+    t: Trace, h: Value, c: OfDecoder, batch: Batch
+) -> Value:  # (B, T, D) -> (B, 1, classes), (B, T, labels) or (B, 1, labels), (B, T, 2)
+    """A head that is not the language model's."""
+    if c.task == CLASS:
+        return score(t, h, batch, c.pad_token_id)
+    if c.task == TOKEN_CLASS:
+        return token_class(t, c.OF_TOKENS, h, batch)
+    return answer_span(t, h)
 
 
 def score_shapes(count: int, width: int, option: str = "hidden_size") -> Tensors:

@@ -136,7 +136,8 @@ class Config(LlamaConfig):
     attention_bias: bool = False
     mlp_bias: bool = False
 
-    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Llama")
+    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Llama", heads.TOKENS, heads.SPANS)
+    SPANS_IN: ClassVar[str] = "transformer"
     HARMLESS: ClassVar[tuple[str, ...]] = ("rope_interleaved",)
 
     @property
@@ -150,21 +151,23 @@ class Config(LlamaConfig):
 def shapes(c: DecoderConfig) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
     yield from embedding_and_head_shapes(c)
-    yield from tensors.norm("model.norm", c.hidden_size)
+    yield from tensors.norm(f"{c.base}.norm", c.hidden_size)
     for i in range(c.num_hidden_layers):
-        yield from tensors.norm(f"model.layers.{i}.input_layernorm", c.hidden_size)
-        yield from attention_shapes(f"model.layers.{i}.self_attn", c)
-        yield from tensors.norm(f"model.layers.{i}.post_attention_layernorm", c.hidden_size)
-        yield from mlp_shapes(f"model.layers.{i}.mlp", c)
+        block = f"{c.base}.layers.{i}"
+        yield from tensors.norm(f"{block}.input_layernorm", c.hidden_size)
+        yield from attention_shapes(f"{block}.self_attn", c)
+        yield from tensors.norm(f"{block}.post_attention_layernorm", c.hidden_size)
+        yield from mlp_shapes(f"{block}.mlp", c)
 
 
 def embedding_and_head_shapes(c: DecoderConfig) -> Tensors:
-    yield "model.embed_tokens.weight", (c.vocab_size, c.hidden_size), "vocab_size and hidden_size"
-    if c.task == heads.CLASS:
-        yield from heads.score_shapes(c.labels, c.hidden_size)
+    why = "vocab_size and hidden_size"
+    yield f"{c.base}.embed_tokens.weight", (c.vocab_size, c.hidden_size), why
+    if c.task != heads.NEXT_TOKEN:
+        yield from heads.decoder_shapes(c, c.hidden_size)
         return
     if not c.tie_word_embeddings:
-        yield "lm_head.weight", (c.vocab_size, c.hidden_size), "vocab_size and hidden_size"
+        yield "lm_head.weight", (c.vocab_size, c.hidden_size), why
     if "lm_head" in c.biased:
         yield "lm_head.bias", (c.vocab_size,), "vocab_size"
 
@@ -205,11 +208,11 @@ def decoder(
     t: Trace, c: LlamaConfig, batch: Batch, block: Block, *rest: Any
 ) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
     """The way from ids to logits through blocks of any kind; `rest` is handed to each."""
-    h = t.embedding("model.embed_tokens", batch.ids)
+    h = t.embedding(f"{c.base}.embed_tokens", batch.ids)
     cos, sin = rope.tables(c.rope, batch.ids.shape[-1], h.array, batch.past)
     for i, mask in enumerate(masks.causal_of_blocks(batch, c.windows)):
-        h = t.block(f"model.layers.{i}", block, h, c, cos, sin, mask, *rest)
-    return lm_head(t, t.rms_norm("model.norm", h, c.rms_norm_eps), c, batch)
+        h = t.block(f"{c.base}.layers.{i}", block, h, c, cos, sin, mask, *rest)
+    return lm_head(t, t.rms_norm(f"{c.base}.norm", h, c.rms_norm_eps), c, batch)
 
 
 def block(
@@ -274,10 +277,9 @@ def mlp(t: Trace, x: Value, c: DecoderConfig) -> Value:  # (B, T, D) -> (B, T, D
 
 def lm_head(
     t: Trace, h: Value, c: DecoderConfig, batch: Batch
-) -> Value:  # (B, T, D) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
-    if c.task == heads.CLASS:
-        return heads.score(t, h, batch, c.pad_token_id)
-    if batch.rows is not None:
-        h = t.move("lm_head.row", "rows", h, index=batch.rows)
+) -> Value:  # (B, T, D) -> (B, T, V), or (B, 1, V) at the wanted rows; or what another head makes
+    if c.task != heads.NEXT_TOKEN:
+        return heads.of_decoder_on(t, h, c, batch)
+    h = heads.rows(t, "lm_head", h, batch)
     tied = "model.embed_tokens.weight" if c.tie_word_embeddings else None
     return t.linear("lm_head", h, bias="lm_head" in c.biased, weight=tied, role="head")

@@ -29,7 +29,7 @@ class Config(llama.LlamaConfig):
     sliding_window: int | None = 4096
     use_sliding_window: bool = True
 
-    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Mistral")
+    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Mistral", heads.TOKENS, heads.SPANS)
 
     @property
     def windows(self) -> tuple[int | None, ...]:

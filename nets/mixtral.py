@@ -42,7 +42,7 @@ class Config(llama.LlamaConfig):
     num_local_experts: int = 8
     num_experts_per_tok: int = 2
 
-    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Mixtral")
+    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Mixtral", heads.TOKENS, heads.SPANS)
     HARMLESS: ClassVar[tuple[str, ...]] = moe.HARMLESS
 
     def __post_init__(self) -> None:

@@ -39,7 +39,7 @@ class Config(llama.DecoderConfig):
     partial_rotary_factor: float = 0.5
     qk_layernorm: bool = False
 
-    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Phi")
+    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Phi", heads.TOKENS)
 
     @property
     def act(self) -> str:

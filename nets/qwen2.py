@@ -38,7 +38,8 @@ class Config(llama.LlamaConfig):
     max_window_layers: int = field(default=28, metadata={"least": 0})
     layer_types: list[str] | None = None
 
-    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Qwen2")
+    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Qwen2", heads.TOKENS, heads.SPANS)
+    SPANS_IN: ClassVar[str] = "transformer"
 
     @property
     def windows(self) -> tuple[int | None, ...]:

@@ -39,7 +39,8 @@ class Config(qwen2.Config):
     head_dim: int | None = 128
     attention_bias: bool = False
 
-    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Qwen3")
+    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Qwen3", heads.TOKENS, heads.SPANS)
+    SPANS_IN: ClassVar[str] = "transformer"
 
     @property
     def biased(self) -> tuple[str, ...]:
@@ -50,7 +51,7 @@ def shapes(c: Config) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
     yield from llama.shapes(c)
     for i in range(c.num_hidden_layers):
-        yield from head_norm_shapes(f"model.layers.{i}.self_attn", c)
+        yield from head_norm_shapes(f"{c.base}.layers.{i}.self_attn", c)
 
 
 def head_norm_shapes(path: str, c: llama.DecoderConfig) -> Tensors:

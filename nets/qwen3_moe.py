@@ -51,7 +51,8 @@ class Config(qwen3.Config):
     decoder_sparse_step: int = 1
     mlp_only_layers: list[int] | None = None
 
-    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Qwen3Moe")
+    HEADS: ClassVar[dict[str, str]] = heads.of_decoder("Qwen3Moe", heads.TOKENS, heads.SPANS)
+    SPANS_IN: ClassVar[str] = "transformer"
     HARMLESS: ClassVar[tuple[str, ...]] = moe.HARMLESS
 
     def __post_init__(self) -> None:
@@ -72,16 +73,17 @@ class Config(qwen3.Config):
 def shapes(c: Config) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
     yield from llama.embedding_and_head_shapes(c)
-    yield from tensors.norm("model.norm", c.hidden_size)
+    yield from tensors.norm(f"{c.base}.norm", c.hidden_size)
     for i in range(c.num_hidden_layers):
-        yield from tensors.norm(f"model.layers.{i}.input_layernorm", c.hidden_size)
-        yield from llama.attention_shapes(f"model.layers.{i}.self_attn", c)
-        yield from qwen3.head_norm_shapes(f"model.layers.{i}.self_attn", c)
-        yield from tensors.norm(f"model.layers.{i}.post_attention_layernorm", c.hidden_size)
+        block = f"{c.base}.layers.{i}"
+        yield from tensors.norm(f"{block}.input_layernorm", c.hidden_size)
+        yield from llama.attention_shapes(f"{block}.self_attn", c)
+        yield from qwen3.head_norm_shapes(f"{block}.self_attn", c)
+        yield from tensors.norm(f"{block}.post_attention_layernorm", c.hidden_size)
         if c.sparse(i):
-            yield from _mixture_shapes(f"model.layers.{i}.mlp", c)
+            yield from _mixture_shapes(f"{block}.mlp", c)
         else:
-            yield from llama.mlp_shapes(f"model.layers.{i}.mlp", c)
+            yield from llama.mlp_shapes(f"{block}.mlp", c)
 
 
 def _mixture_shapes(path: str, c: Config) -> Tensors:
@@ -97,12 +99,12 @@ task = llama.task
 def forward(
     t: Trace, c: Config, batch: Batch
 ) -> Value:  # ids (B, T) -> logits (B, T, V), or (B, 1, V) at the wanted rows
-    h = t.embedding("model.embed_tokens", batch.ids)
+    h = t.embedding(f"{c.base}.embed_tokens", batch.ids)
     cos, sin = rope.tables(c.rope, batch.ids.shape[-1], h.array, batch.past)
     for i, mask in enumerate(masks.causal_of_blocks(batch, c.windows)):
         rest = (mixture, batch.attention_mask) if c.sparse(i) else (llama.mlp,)
-        h = t.block(f"model.layers.{i}", block, h, c, cos, sin, mask, *rest)
-    return llama.lm_head(t, t.rms_norm("model.norm", h, c.rms_norm_eps), c, batch)
+        h = t.block(f"{c.base}.layers.{i}", block, h, c, cos, sin, mask, *rest)
+    return llama.lm_head(t, t.rms_norm(f"{c.base}.norm", h, c.rms_norm_eps), c, batch)
 
 
 def block(

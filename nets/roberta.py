@@ -5,9 +5,11 @@ heads.
     for each block:    h = norm(h + attention(h)),    h = norm(h + output(act(intermediate(h))))
     masked token:      logits = decoder(norm(gelu(dense(h))))
     class:             logits = out_proj(tanh(dense(h_0)))
+    token class:       logits = classifier(h),    answer span: (start, end) = qa_outputs(h)
 
 p is the id of the padding token, which has position p wherever it stands. Names are those of
-Hugging Face's RobertaForMaskedLM, RobertaForSequenceClassification and RobertaModel.
+Hugging Face's RobertaForMaskedLM, RobertaForSequenceClassification, RobertaForTokenClassification,
+RobertaForQuestionAnswering and RobertaModel.
 """
 
 from __future__ import annotations
@@ -39,7 +41,12 @@ class Config(encoder.EncoderConfig):
         "xlm-roberta": "XLMRoberta",
         "camembert": "Camembert",
     }
-    SHOWN_BY: ClassVar[dict[str, str]] = {"masked-token": "lm_head.", "class": "classifier."}
+    SHOWN_BY: ClassVar[dict[str, str]] = {
+        "masked-token": "lm_head.",
+        "class": "classifier.out_proj.",
+        "token-class": "classifier.weight",
+        "answer-span": "qa_outputs.",
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,7 +70,8 @@ def shapes(c: Config) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
     d = c.hidden_size
     yield from encoder.text_shapes(PREFIX, c)
-    if c.task == "features":
+    yield from encoder.of_tokens_shapes(c)
+    if c.pooled:
         yield from tensors.linear("roberta.pooler.dense", d, d, "hidden_size", bias=True)
     if c.task == "class":
         yield from tensors.linear("classifier.dense", d, d, "hidden_size", bias=True)
@@ -87,7 +95,7 @@ def spare(c: Config) -> dict[str, str]:
 
 def forward(
     t: Trace, c: Config, batch: Batch
-) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; (B, 1, classes)
+) -> Value:  # ids (B, T) -> (B, T, V), or (B, 1, V) at the wanted rows; or what another head makes
     h = encoder.embeddings(
         t, "roberta.embeddings", c, batch, unpadded_positions(batch.ids, c.pad_token_id)
     )
@@ -98,7 +106,10 @@ def forward(
         return t.module("lm_head", lm_head, encoder.rows(t, "lm_head", h, batch), c)
     if c.task == "class":
         return t.module("classifier", classifier, encoder.first_token(t, "classifier", h, batch))
-    t.module("roberta.pooler", pooler, encoder.first_token(t, "roberta.pooler", h, batch))
+    if c.of_tokens:
+        return encoder.of_tokens(t, h, c, batch)
+    if c.pooled:
+        t.module("roberta.pooler", pooler, encoder.first_token(t, "roberta.pooler", h, batch))
     return encoder.rows(t, "roberta", h, batch)
 
 

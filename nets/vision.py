@@ -40,6 +40,7 @@ class VisionConfig:
     architectures: list[str] | None = None
     id2label: dict[str, Any] | None = None
     num_labels: int | None = None
+    add_pooling_layer: bool = True
 
     FAMILY: ClassVar[str] = ""
     """What the names of its classes begin with."""
@@ -75,6 +76,11 @@ class VisionConfig:
         return activation_kind("pooler_act", self.pooler_act)
 
     @property
+    def pooled(self) -> bool:
+        """Whether features are those of a pooler: the tensors of a file show it."""
+        return self.head == "Model" and self.add_pooling_layer
+
+    @property
     def image(self) -> tuple[int, int]:
         """Height and width."""
         return _height_and_width("image_size", self.image_size)
@@ -86,8 +92,10 @@ class VisionConfig:
     @property
     def labels(self) -> int:
         """How many outputs there are."""
-        if self.head == "Model":
+        if self.pooled:
             return self.pooler_output_size or self.hidden_size
+        if self.head == "Model":
+            return self.hidden_size
         return heads.labels(self.id2label, self.num_labels)
 
 
@@ -115,7 +123,7 @@ def shapes(c: VisionConfig, name: str, tokens: tuple[str, ...]) -> Tensors:
     for i in range(c.num_hidden_layers):
         yield from _block_shapes(f"{name}.encoder.layer.{i}", c)
     yield from tensors.norm(f"{name}.layernorm", d, bias=True)
-    if c.head == "Model":
+    if c.pooled:
         why = "pooler_output_size and hidden_size"
         yield from tensors.linear(f"{name}.pooler.dense", c.labels, d, why, bias=True)
 
@@ -204,9 +212,12 @@ def token(
     return t.move(f"{head}.row", "rows", h, index=(number,) * int(batch.pixels.shape[0]))
 
 
-def pooler(
+def features(
     t: Trace, name: str, h: Value, c: VisionConfig, batch: Batch
-) -> Value:  # (B, T, D) -> (B, 1, P)
+) -> Value:  # (B, T, D) -> (B, 1, P), or (B, 1, D)
+    """Of the class token: those of the pooler, or of the last layer where there is none."""
+    if not c.pooled:
+        return token(t, name, h, batch)
     x = token(t, f"{name}.pooler", h, batch)
     x = t.linear(f"{name}.pooler.dense", x, bias=True, role="pooler")
     return t.activation(

@@ -4,8 +4,8 @@
     logits = classifier(norm(h)[0])
 
 Names are those of Hugging Face's ViTForImageClassification; ViTModel has its pooler in place of the
-classifier. A state dict of torchvision's vit_b_16 and its sisters is read through `renamed`, beside
-a config.json like
+classifier, or nothing: then features are norm(h)[0]. A state dict of torchvision's vit_b_16 and its
+sisters is read through `renamed`, beside a config.json like
 
     {"model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12,
      "num_attention_heads": 12, "intermediate_size": 3072, "image_size": 224,
@@ -66,7 +66,7 @@ def forward(
 ) -> Value:  # pixels (B, C, H, W) -> logits (B, 1, classes)
     h = vision.body(t, "vit", c, batch, {"cls_token": "class_token"})
     if c.head == "Model":
-        return vision.pooler(t, "vit", h, c, batch)
+        return vision.features(t, "vit", h, c, batch)
     x = vision.token(t, "classifier", h, batch)
     return t.linear("classifier", x, bias=True, role="head")
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from refl.arrays import Array
 from refl.components import Attention, Block, Components, Mlp, labels_of
 from refl.errors import ReflError
-from refl.network import CLASSIFIES, Network
+from refl.network import WHOLE, Network
 from refl.trace import Record, Trace, Value
 
 KINDS = ("residual", "attention", "mlp")
@@ -42,7 +42,7 @@ def watched(network: Network, watching: Watching | None = None) -> Watching:
     """The plainest input there is, run."""
     trace = watching or Watching(network)
     decoder = [[0]] if network.task == "sequence-to-sequence" else None
-    position = None if network.task in CLASSIFIES else 0
+    position = None if network.task in WHOLE else 0
     network.forward(trace, network.batch([network.blank()], position, decoder_prefix=decoder))
     return trace
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ from refl.methods import Method, Table, chosen, under
 from refl.nets import NETS
 from refl.nets.config import brief, parse
 from refl.nets.heads import by_tensors
-from refl.network import CLASSIFIES, Input, Net, Network
+from refl.network import LABELED, Input, Net, Network
 from refl.question import Progress, Question, Target
 from refl.rules.composites import Composite
 from refl.show.explanation import Batch
+from refl.targets import Span
 
 SHIPPED = Path(__file__).parent / "shipped"
 """The small model that comes with refl."""
@@ -79,7 +80,8 @@ def load(
     _refuse_own_code(raw, net, ignore)
     weights = Weights(folder, dtype=dtype, place=place, cache_bytes=room(device))
     renamed = getattr(net, "renamed", lambda weights: weights)(weights)
-    config = parse(net.Config, _with_architectures(raw, net, renamed, ignore), ignore)
+    shown_by = _with_pooler(_with_architectures(raw, net, renamed, ignore), net, renamed)
+    config = parse(net.Config, shown_by, ignore)
     named = named_weights(renamed, net.PREFIX, net.shapes(config))
     spare = net.spare(config) if hasattr(net, "spare") else {}
     without = settle(named, config, spare, ignore_tensors)
@@ -131,6 +133,16 @@ def _with_architectures(
     return raw | {"architectures": [by_tensors(net.Config, raw["model_type"], names)]}
 
 
+def _with_pooler(raw: dict[str, Any], net: Net, names: Iterable[str]) -> dict[str, Any]:
+    """config.json with whether features have a pooler beside them (add_pooling_layer, which
+    transformers takes as an argument and does not write): the tensors show it.
+    """
+    known = any(field.name == "add_pooling_layer" for field in fields(net.Config))
+    if not known or "add_pooling_layer" in raw:
+        return raw
+    return raw | {"add_pooling_layer": any("pooler." in name for name in names)}
+
+
 def _each(patterns: Collection[str], what: str) -> list[str]:
     found = arguments.names(patterns)
     if found is None:
@@ -161,14 +173,14 @@ def _output_names(raw: dict[str, Any], net: Net, config: Any) -> dict[int, str]:
     """
     if getattr(config, "head", None) == "Model":
         return {i: str(i) for i in range(config.labels)}
-    return labels(raw, config.labels) if net.task(config) in CLASSIFIES else {}
+    return labels(raw, config.labels) if net.task(config) in LABELED else {}
 
 
 def _probability(raw: dict[str, Any], net: Net, config: Any) -> str:
     """Features have no probability: no class is among them."""
     if getattr(config, "head", None) == "Model":
         return "none"
-    return probability(raw, config.labels) if net.task(config) in CLASSIFIES else "softmax"
+    return probability(raw, config.labels) if net.task(config) in LABELED else "softmax"
 
 
 def _preparation(folder: Path, net: Net, config: Any) -> Preparation | None:
@@ -235,14 +247,20 @@ class Model(Network):
         method        a method by name (`refl methods` lists them), the path of a .toml composite,
                       a Composite, or a Method of refl.methods
         target        the token to explain (text or id; for a batch one for all, or a list); by
-                      default the most likely next one
+                      default the most likely next one. Of a model that finds answers: an answer
+                      (17, 21), its first and last token counted from 0, whose start and end logits
+                      are added; ("start", 17) or ("end", 21), one of them; by default the best
+                      answer, which does not end before it starts and lies in the second text where
+                      there is one (`pair`, or types 0 and 1), never in special tokens or padding.
+                      Of a checkpoint without a head: refl.coordinate(n) or refl.cosine(vector)
         contrast      (a, b): explain the logit of a minus that of b; for a batch one pair for
                       all, a list of pairs, or (a, [b, ...]) with one b for each input
         decoder       for sequence-to-sequence models what the decoder has written so far: text, or
                       ids with the start token (for a batch one for all, or a list); by default
                       nothing but the start token. Its next token is explained
         position      explain the output at this token instead (counted from 0, or from the end if
-                      negative); not for classifiers, which have one output
+                      negative); not for classifiers, which have one output. A model that gives
+                      every token a class needs it, for a text of several
         seed          "logit", "log-probability" or "probability" (softmax-weighted)
         eps, stabilizer    set these options in every rule that has them
         keep          patterns of the sites whose activation and relevance to keep, each of which
@@ -299,6 +317,7 @@ class Model(Network):
         single = self._is_single(item)
         items = [item] if single else self._members(item)
         wanted = self.targets(len(items), target, contrast)
+        question = replace(question, every=_of_every_token(wanted))
         if single and types is not None:
             types = [types]
         readings = self.readings(items, decoder, types, self._seconds(single, pair))
@@ -332,8 +351,10 @@ class Model(Network):
         arguments.refuse_unknown("explain_each", how, EACH)
         if not self._is_single(item):
             raise ReflError("explain_each takes one input and its targets: give a batch to explain")
-        wanted = [[(self.output_id(t), None)] for t in _tokens("targets", targets)]
+        wanted: list[list[Target]]
+        wanted = [[(self.target(t), None)] for t in _tokens("targets", targets)]
         asked, question, kept = self._asked(method, eps, stabilizer, seed, how)
+        question = replace(question, every=_of_every_token(wanted[0]))
         types = None if types is None else [types]
         readings = self.readings([item], decoder, types, self._seconds(True, pair))
         if isinstance(asked, Table):
@@ -374,7 +395,7 @@ class Model(Network):
         (reading,) = self.readings([item], decoder)
         first = len(reading.explained)
         part = "input" if reading.prefix is None else "prefix"
-        begun = [replace(reading, **{part: whole[:end]}) for end in range(first, len(whole))]
+        begun = [replace(reading, **_cut(part, whole[:end])) for end in range(first, len(whole))]
         targets = whole[first:]
         if isinstance(asked, Table):
             return Batch(asked.explainer(question, **kept).successive(begun, targets))
@@ -416,17 +437,39 @@ class Model(Network):
         if contrast is not None:
             if target is not None:
                 raise ReflError(f"give {argument('target')} or {argument('contrast')}, not both")
+            if self.task in ("answer-span", "features"):
+                raise ReflError(
+                    f"{argument('contrast')} is a difference of two outputs of one token, and "
+                    f"{self.name or 'the model'} has none (its task is {self.task}): explain each "
+                    "by itself, and subtract"
+                )
             return [(self.output_id(a), self.output_id(b)) for a, b in _pairs(contrast, count)]
         if target is None:
             return [(None, None)] * count
-        if isinstance(target, str) or arguments.members(target) is None:
-            return [(self.output_id(target), None)] * count
+        if self._is_target(target):
+            return [(self.target(target), None)] * count
         each = _tokens("target", target)
         if len(each) != count:
             raise ReflError(
                 f"{len(each)} targets for {count} inputs: expected one for each, or one for all"
             )
-        return [(self.output_id(token), None) for token in each]
+        return [(self.target(token), None) for token in each]
+
+    def _is_target(self, target: Any) -> bool:
+        """Whether it is one target, not a list of them: an answer has two ends."""
+        inside = None if isinstance(target, str) else arguments.members(target)
+        if inside is None or self.task != "answer-span":
+            return inside is None
+        return not any(isinstance(one, Span) or arguments.members(one) for one in inside)
+
+
+def _of_every_token(wanted: Sequence[Target]) -> bool:
+    """Whether a target is of the features of all tokens."""
+    return any(getattr(target, "mean", False) for target, _ in wanted)
+
+
+def _cut(part: str, ids: list[int]) -> dict[str, Any]:
+    return {part: ids}
 
 
 def _is_logit(seed: Any) -> bool:

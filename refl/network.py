@@ -29,14 +29,25 @@ from refl.io.features import features
 from refl.io.images import Image, Preparation, prepared
 from refl.io.text import Text
 from refl.nets.batch import Batch
+from refl.targets import SPANS, Feature, Special, span
 from refl.trace import LEAVES, Trace, Value
 
-TASKS = ("next-token", "masked-token", "class", "features", "sequence-to-sequence", "image-class")
-"""What a net's output is; `features` are those of its last layer,
-where a checkpoint has no head.
+TASKS = (
+    *("next-token", "masked-token", "class", "token-class", "answer-span", "features"),
+    *("sequence-to-sequence", "image-class"),
+)
+"""What a net's output is: `token-class` a class for every token, `answer-span` for every token
+whether an answer starts or ends there; `features` are those of its last layer, where a checkpoint
+has no head.
 """
 
 CLASSIFIES = ("class", "image-class")
+
+LABELED = (*CLASSIFIES, "token-class")
+"""Whose outputs are classes with names."""
+
+WHOLE = (*CLASSIFIES, "answer-span")
+"""Whose output is of no one token, so that there is no `position` to choose."""
 
 GENERATES = ("next-token", "sequence-to-sequence")
 
@@ -58,8 +69,8 @@ class Net(Protocol):
         """Every tensor it needs: name, shape, and the options of config.json that ask for it."""
 
     def forward(self, t: Trace, c: Any, batch: Batch) -> Value:
-        """Logits: (B, T, V), or (B, 1, V) at the rows the batch wants;
-        (B, 1, classes) for a classifier.
+        """Logits: (B, T, V), or (B, 1, V) at the rows the batch wants; (B, 1, classes) for a
+        classifier of texts or pictures; (B, T, 2) of starts and ends of answers.
         """
 
 
@@ -82,6 +93,8 @@ class Reading:
     """Token type ids, where somebody has said them."""
     prefix: list[int] | None = None
     """The ids that a decoder has written, where there is one."""
+    second: list[bool] | None = None
+    """Of a pair of texts which tokens are of the second."""
 
     @property
     def explained(self) -> Any:
@@ -172,22 +185,24 @@ class Network:
             ids = [arguments.token_id(i) for i in arguments.input_members(item)]
         return self._checked(ids)
 
-    def encode_pair(self, item: Any, second: Any) -> tuple[list[int], list[int]]:
-        """Token ids of two texts as the checkpoint's tokenizer joins them, and their token types.
-        Raises ReflError for what are no texts, and where the model reads no pairs.
+    def encode_pair(self, item: Any, second: Any) -> Reading:
+        """Two texts as the checkpoint's tokenizer joins them, with their token types, and which
+        tokens are of the second. Raises ReflError for what are no texts, and where the model reads
+        no pairs: only encoders tell two texts apart, but whatever finds answers reads two.
         """
         count = getattr(self.config, "type_vocab_size", None)
-        if count is None:
+        if count is None and self.task != "answer-span":
             raise ReflError(
                 f"{self.name or 'the model'} reads no pairs of texts, as encoders do that tell "
                 f"two sentences apart: leave {argument('pair=')} out"
             )
         first = arguments.text("the input of a pair", item)
         second = arguments.text("pair", second)
-        ids, types = self._tokenizer().pair(first, second)
+        ids, types, of_second = self._tokenizer().pair(first, second)
         self._warn_of_unknown_words(ids, first, second)
         # RoBERTa has one type, whatever a template says
-        return self._checked(ids), [k if k < count else 0 for k in types]
+        kinds = None if count is None else [k if k < count else 0 for k in types]
+        return Reading(self._checked(ids), kinds, second=of_second)
 
     def _warn_of_unknown_words(self, ids: list[int], text: str, second: str | None = None) -> None:
         tokenizer = self._tokenizer()
@@ -285,7 +300,7 @@ class Network:
 
     def output_names(self, ids: Sequence[int]) -> list[str]:
         """Names of outputs: tokens, or the labels of a classifier."""
-        if self.task not in CLASSIFIES:
+        if self.task not in LABELED:
             return self.tokens(ids)
         numbers = [arguments.whole("a class", i) for i in arguments.listed("ids", ids, "numbers")]
         return [self.labels.get(i, received(i)) for i in numbers]
@@ -294,7 +309,7 @@ class Network:
         """The number of an output given by name or number.
         Raises ReflError for one that is none.
         """
-        if self.task not in CLASSIFIES:
+        if self.task not in LABELED:
             return self.token_id(name)
         number = arguments.as_whole(name)
         found = [
@@ -311,6 +326,40 @@ class Network:
             known = ", ".join(list(self.labels.values())[:10])
             raise ReflError(f"unknown class {received(name)}: the model has {known}")
         return found[0]
+
+    @property
+    def gives_features(self) -> bool:
+        """Whether its output is features: a checkpoint without a head."""
+        return self.task == "features" or getattr(self.config, "head", None) == "Model"
+
+    def target(self, target: Any) -> int | Special:
+        """The output meant by a target: its number, or the start and end of an answer, or what is
+        explained of features (refl.targets). Raises ReflError for one that is none.
+        """
+        if isinstance(target, Feature) and not self.gives_features:
+            raise ReflError(
+                f"{argument('target')} is one of features, and {self.name or 'the model'} has a "
+                f"head (its task is {self.task}): explain its output, or a neuron with "
+                f"{argument('at=')}"
+            )
+        if isinstance(target, Feature):
+            return target
+        if self.task == "features":
+            self.refuse_headless()
+        if self.task == "answer-span":
+            if (found := span(target)) is None:
+                raise arguments.expected("target", SPANS, target)
+            return found
+        return self.output_id(target)
+
+    def refuse_headless(self) -> None:
+        """Raises ReflError for a checkpoint without a head, where none of its features is named."""
+        raise ReflError(
+            f"{self.name or 'the model'} is a checkpoint without a head, so there is no output to "
+            f"explain: take one with a head, explain a {argument('coordinate')} of its features or "
+            f"their {argument('cosine')} to a vector, or a neuron with {argument('at=')} (its "
+            "site, and its index there)"
+        )
 
     def decoder_prefix(self, decoder: Input | None) -> list[int]:
         """What a decoder has written so far, as ids: the start token, then the text. Ids stand for
@@ -357,8 +406,8 @@ class Network:
                 )
             if len(pair) != len(items):
                 raise ReflError(f"{len(pair)} second texts for {len(items)} inputs: one for each")
-            both = [self.encode_pair(a, b) for a, b in zip(items, pair, strict=True)]
-            return self.readings([ids for ids, _ in both], decoder, [kinds for _, kinds in both])
+            self.decoder_prefixes(len(items), decoder)  # which nothing that reads pairs has
+            return [self.encode_pair(a, b) for a, b in zip(items, pair, strict=True)]
         inputs = [self.read(item) for item in items]
         prefixes = self.decoder_prefixes(len(inputs), decoder)
         kinds = self._types(types, inputs)
@@ -439,6 +488,12 @@ class Network:
         return [[k for k in t if k is not None] for t in numbers]
 
     def _refuse_position(self, position: Any) -> None:
+        if position is not None and self.task == "answer-span":
+            raise ReflError(
+                f"{argument('position=')} chooses the token whose output is explained, and the "
+                f"start and the end of an answer are tokens themselves: give them as "
+                f"{argument('target')}"
+            )
         if position is not None and self.task in CLASSIFIES:
             raise ReflError(
                 f"{argument('position=')} chooses the token whose output is explained, and a "
@@ -458,8 +513,10 @@ class Network:
     def _rows(
         self, inputs: Sequence[Sequence[int]], position: int | None
     ) -> tuple[int, ...] | None:
-        """Where the output is wanted; None for a classifier, whose net pools."""
-        if self.task == "class":
+        """Where the output is wanted; None for a classifier, whose net pools, and for answers,
+        which may start and end anywhere.
+        """
+        if self.task in WHOLE:
             return None
         return tuple(self._position(ids, position) for ids in inputs)
 
@@ -476,8 +533,14 @@ class Network:
             return at
         if self.task in GENERATES:
             return len(ids) - 1
-        if self.task == "features":
+        if self.task == "features" or (self.task == "token-class" and len(ids) == 1):
             return 0
+        if self.task == "token-class":
+            raise ReflError(
+                f"{self.name or 'the model'} gives every token a class, and the input has "
+                f"{len(ids)}: say which token's with {argument('position=')}, counted from 0, or "
+                "from the end if negative"
+            )
         masks = [t for t, i in enumerate(ids) if i == self.mask_id]
         if len(masks) != 1:
             raise ReflError(
@@ -614,7 +677,7 @@ class Network:
         return [r.output.site for r in records if r.operation in LEAVES]
 
     def _blank_trace(self) -> Trace:
-        return self.trace([self.blank()], position=None if self.task in CLASSIFIES else 0)[0]
+        return self.trace([self.blank()], position=None if self.task in WHOLE else 0)[0]
 
 
 def _is_local(function: Any) -> bool:

@@ -17,12 +17,21 @@ logits, as the relevance form without a stabilizer has it.
 A method that has no sweep (a finite difference, a path of gradients) explains the number itself,
 `value`: z_a, z_a - z_b, log p_a or p_a, whose gradient is `derivative`. For logits and their
 differences, and for log p_a, that gradient is s.
+
+z is what is explained, flattened: the logits of one row, or those of several behind each other, of
+which a `Sum` explains some together. Features z of a token (or their mean over T tokens, z_td / T
+summed) are explained by one of them, or by how they point to a vector v:
+
+    cosine             z.v / (|z| |v|)           s = v / (|z| |v|), the norm constant, as AttnLRP
+                                                 holds those of a net's norms: sums to the cosine
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -30,6 +39,33 @@ from refl.arguments import received
 from refl.errors import ReflError, argument
 
 KINDS = ("logit", "log-probability", "probability")
+
+
+class AnySeed(Protocol):
+    """What is explained of one example's z, the explained array flattened, (V,) NumPy."""
+
+    @property
+    def kind(self) -> str:
+        """Its name, in an explanation: one of KINDS, or its own."""
+
+    def gradient(self, z: Any) -> Any:
+        """s (V,), in the dtype of z: where a sweep in gradient x input form starts."""
+
+    def relevance(self, z: Any) -> Any:
+        """z s (V,): where one in relevance form starts."""
+
+    def value(self, z: Any) -> float:
+        """The explained number, in float64."""
+
+    def derivative(self, z: Any) -> Any:
+        """Of `value` with respect to z, (V,)."""
+
+    def unpropagated(self, z: Any) -> float:
+        """Relevance of the seed that no gradient times z gives."""
+
+    @property
+    def asked(self) -> tuple[Any, Any]:
+        """The target that asks for it again, and what that is contrasted with, or None."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +125,10 @@ class Seed:
         lost = self._softmax_weighted(z)[self._over_logits(z) == 0]
         return float(lost.sum(dtype=np.float64))
 
+    @property
+    def asked(self) -> tuple[int, int | None]:
+        return (self.target, self.against)
+
     def _less_softmax(self, z: Any) -> Any:
         s = -softmax(z)
         s[self.target] = _others(-s, self.target)
@@ -106,6 +146,115 @@ class Seed:
         with np.errstate(over="ignore"):
             s = np.divide(weighted, z, out=np.zeros_like(z), where=z != 0)
         return np.where(np.isfinite(s), s, 0)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A seed over some of z, and how often it counts."""
+
+    where: slice
+    seed: AnySeed
+    times: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Several seeds as one target      y = sum_k times_k y_k(z[where_k])
+
+    of parts of z that may overlap, and need not be all of it: rows of padding are in none. `of`:
+    the target that it was made for (refl.targets).
+    """
+
+    parts: tuple[Part, ...]
+    of: Any = None
+
+    @property
+    def kind(self) -> str:
+        """That of its parts, which are of one kind."""
+        return self.parts[0].seed.kind
+
+    @property
+    def asked(self) -> tuple[Any, None]:
+        return (self.of, None)
+
+    def gradient(self, z: Any) -> Any:  # (V,) -> (V,), NumPy
+        return self._over(z, lambda seed, some: seed.gradient(some))
+
+    def relevance(self, z: Any) -> Any:  # (V,) -> (V,), NumPy
+        return self._over(z, lambda seed, some: seed.relevance(some))
+
+    def value(self, z: Any) -> float:
+        return math.fsum(p.times * p.seed.value(z[p.where]) for p in self.parts)
+
+    def derivative(self, z: Any) -> Any:  # (V,) -> (V,), NumPy
+        return self._over(z, lambda seed, some: seed.derivative(some))
+
+    def unpropagated(self, z: Any) -> float:
+        return math.fsum(p.times * p.seed.unpropagated(z[p.where]) for p in self.parts)
+
+    def _over(self, z: Any, of: Callable[[AnySeed, Any], Any]) -> Any:
+        found = np.zeros_like(z)
+        for p in self.parts:
+            found[p.where] += p.times * of(p.seed, z[p.where])
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Cosine:
+    """How the features of a token, or their mean over the first `tokens`, point to a vector (D,).
+
+    `gradient` holds the norm of the features constant, `derivative` does not: along z it is 0.
+    Raises ReflError for features of zeros, which point nowhere.
+    """
+
+    vector: Any
+    tokens: int = 1
+    of: Any = None
+
+    kind: ClassVar[str] = "cosine"
+
+    def gradient(self, z: Any) -> Any:  # (T D,) -> (T D,), NumPy
+        norm, _ = self._direction(z)
+        return self._at_each(z, self._unit / norm)
+
+    def relevance(self, z: Any) -> Any:  # (T D,) -> (T D,), NumPy
+        return z * self.gradient(z)
+
+    def value(self, z: Any) -> float:
+        return float(self._direction(z)[1] @ self._unit)
+
+    def derivative(self, z: Any) -> Any:  # (T D,) -> (T D,), NumPy
+        norm, unit = self._direction(z)
+        return self._at_each(z, (self._unit - self.value(z) * unit) / norm)
+
+    def unpropagated(self, z: Any) -> float:
+        return 0.0
+
+    @property
+    def asked(self) -> tuple[Any, None]:
+        return (self.of, None)
+
+    @property
+    def _unit(self) -> Any:  # -> (D,) float64
+        return self.vector / math.hypot(*self.vector)
+
+    def _direction(self, z: Any) -> tuple[float, Any]:  # -> |mean|, mean / |mean| (D,)
+        mean = self._counted(z).astype(np.float64).mean(axis=0)
+        norm = math.hypot(*mean)
+        if norm == 0:
+            raise ReflError(
+                "the features are 0 throughout: they point nowhere and have no cosine; explain "
+                "another token, or a coordinate"
+            )
+        return norm, mean / norm
+
+    def _counted(self, z: Any) -> Any:  # -> (T, D), without padding
+        return z.reshape(-1, len(self.vector))[: self.tokens]
+
+    def _at_each(self, z: Any, s: Any) -> Any:  # (D,) -> (T D,): of the mean's terms
+        found = np.zeros_like(z)
+        self._counted(found)[...] = s / self.tokens
+        return found
 
 
 def softmax(z: Any) -> Any:  # (V,) -> (V,) float64, NumPy

@@ -19,7 +19,7 @@ from refl.arrays import Array, asnumpy
 from refl.io.config import labels
 from refl.model import Model, architecture
 from refl.nets.config import parse
-from refl.network import CLASSIFIES
+from refl.network import LABELED
 
 _DECODER: dict[str, Any] = {
     "vocab_size": 17,
@@ -295,7 +295,7 @@ def random_model(config: dict[str, Any], seed: int, dtype: str = "float64") -> M
         lambda array: array,
         dtype,
         name=f"random {net.MODEL_TYPE} {seed}",
-        labels=labels(config, parsed.labels) if net.task(parsed) in CLASSIFIES else {},
+        labels=labels(config, parsed.labels) if net.task(parsed) in LABELED else {},
     )
 
 

@@ -37,7 +37,7 @@ from refl.io.config import decoder_start_id, probability, read_config
 from refl.io.images import prepared
 from refl.io.text import Text
 from refl.io.weights import Weights
-from refl.network import CLASSIFIES
+from refl.network import LABELED
 from refl.rules.published import METHODS
 from refl.seeds import probabilities
 from refl.verification.peers import lxt
@@ -408,7 +408,7 @@ def _explanation(
         ", LXT 2.1" if method in LXT_METHODS else ""
     )
     raw, task = read_config(folder), _task(model)
-    kind = probability(raw, len(z)) if task in CLASSIFIES else "softmax"
+    kind = probability(raw, len(z)) if task in LABELED else "softmax"
     p = probabilities(z, kind)
     return Explanation(
         tokens=_read(text, ids),

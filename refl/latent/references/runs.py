@@ -22,10 +22,10 @@ from refl.errors import ReflError, argument
 from refl.explainer import Explainer, lengths
 from refl.latent.references.selection import Group
 from refl.model import Model
-from refl.network import CLASSIFIES, Reading
+from refl.network import WHOLE, Reading
 from refl.question import Forward, Question, Target
 from refl.rules.composites import Composite
-from refl.seeds import Seed
+from refl.seeds import AnySeed
 from refl.sweep import Sweep, Swept
 from refl.trace import Index, Record, Trace, Value
 
@@ -84,7 +84,7 @@ def activations(model: Model, readings: Sequence[Reading], groups: Sequence[Grou
     trace = Listening(model, frozenset(wanted))
     batch = model.batch(
         [reading.input for reading in readings],
-        None if model.task in CLASSIFIES else 0,  # of no concern here: any token's output will do
+        None if model.task in WHOLE else 0,  # of no concern here: any token's output will do
         decoder_prefix=[r.prefix for r in readings if r.prefix is not None] or None,
         types=[r.types for r in readings if r.types is not None] or None,
     )
@@ -137,12 +137,10 @@ def _swept(
     question: Question,
     composite: Composite,
     forward: Forward,
-    seeds: Sequence[Seed],
+    seeds: Sequence[AnySeed],
     sites: Sequence[str],
 ) -> Swept:
-    as_gradient = composite.formulation == "gradient_x_input"
-    form = Seed.gradient if as_gradient else Seed.relevance
-    rows = np.stack([form(seed, z) for seed, z in zip(seeds, forward.rows, strict=True)])
+    rows = question.starts(composite, forward, seeds)
     wanted = set(sites)
     keep = Sweep(composite, keep=lambda names: not wanted.isdisjoint(names), release=True)
     return question.sweep(forward, keep, rows)
