@@ -1,8 +1,9 @@
 """What was kept of an explanation: at which sites, and which token each row of a site is.
 
-Rows are tokens, of a picture its patches, the class token first. In a padded batch there are more
-rows than tokens. Rows of an expert are the tokens that chose it: those whose first choice it is,
-then the second, and so on (refl.nets.moe); the router's probabilities tell which.
+Rows are tokens, of a picture its patches, the class token first; of log-mel features, which have no
+such token, an encoder's are their patches. In a padded batch there are more rows than tokens. Rows
+of an expert are the tokens that chose it: those whose first choice it is, then the second, and so
+on (refl.nets.moe); the router's probabilities tell which.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class Positions:
 
     def length(self, site: str) -> int:
         """How many tokens there are where a site is: an encoder's, or a decoder's."""
-        if self.e.patch is None:
+        if self.e.patch is None or self._in_decoder(site):
             return len((self.e.decoder_tokens if self._in_decoder(site) else self.e.tokens) or ())
         return len(self.tokens(site) or ())
 
@@ -141,7 +142,7 @@ class Positions:
         """Of a token; of a picture "class token", or the row and the column of a patch."""
         if token is None:
             return None
-        if self.e.patch is not None:
+        if self.e.patch is not None and not self._in_decoder(site):
             return self._patch(self.length(site), token)
         return ((self.e.decoder_tokens if self._in_decoder(site) else self.e.tokens) or [])[token]
 
@@ -167,9 +168,10 @@ class Positions:
             return None if chose is None else chose.get(number, [])
         of, e = shape(self.e, site), self.e
         rows = of[-2] if len(of) > 1 else 0
-        if e.patch is not None:
+        if e.patch is not None and not self._in_decoder(site):
             further = rows - math.prod(self._patches())  # class token, distillation token
-            return list(range(rows)) if further in (1, 2) else None
+            learned = (1, 2) if e.decoder_tokens is None else (0,)
+            return list(range(rows)) if further in learned else None
         length = self.length(site)
         return list(range(length)) if rows in (length, *self._padded(site)) else None
 
@@ -193,7 +195,8 @@ class Positions:
         """Whether rows are tokens of a decoder: those of its cross-attention's keys and values are
         the encoder's.
         """
-        if self.e.decoder_tokens is None or not site.startswith("decoder"):
+        stack = site.removeprefix("model.").partition(".")[0]
+        if self.e.decoder_tokens is None or stack != "decoder":
             return False
         return not site.startswith(self.crossing)
 

@@ -282,6 +282,16 @@ class Network:
         """Whether its input is the log-mel features of sound, and a decoder writes."""
         return hasattr(self.config, "num_mel_bins")
 
+    def refuse_features(self, what: str) -> None:
+        """Raises ReflError where the input is log-mel features, for what is of texts and pictures
+        alone.
+        """
+        if self.takes_features:
+            raise ReflError(
+                f"{what} is not there for models that take log-mel features, as "
+                f"{self.name or 'the model'} does: explain, trace, verify and generate are"
+            )
+
     def batch_dependent(self, length: int) -> bool:
         """Whether an example's output depends on its batch mates where the longest has `length`
         tokens: with dynamic rotary positions, beyond max_position_embeddings.
