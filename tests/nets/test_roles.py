@@ -29,10 +29,11 @@ from refl.verification.random_models import (
     ROBERTA,
     T5,
     VIT,
+    WHISPER,
     random_model,
 )
 
-SHARED_NETS = {"xlm-roberta", "camembert"}
+SHARED_NETS = {"xlm-roberta", "camembert", "mt5"}
 """Further model types of a net that is tested under another."""
 
 VARIANTS: dict[str, dict[str, Any]] = ARCHITECTURES | {
@@ -43,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = ARCHITECTURES | {
     "flan": T5 | FLAN,
     "vit, features": VIT | {"architectures": ["ViTModel"]},
     "phi, normed queries": PHI | {"qk_layernorm": True},
+    "whisper": WHISPER,
 }
 
 WITHOUT = {"movement", "scale", "rotary", "gather"}
@@ -52,6 +54,7 @@ WITHOUT = {"movement", "scale", "rotary", "gather"}
 def records(config: dict[str, Any], **how: Any) -> list[Record]:
     model = random_model(config, 5)
     item: Any = np.ones((3, 8, 12)) if model.takes_images else [3, 14, 1, 5, 9]
+    item = np.ones(model.config.image) if model.takes_features else item
     how |= {"position": 1} if model.task == "masked-token" else {}
     how |= {"decoder": [[0, 4]]} if model.task == "sequence-to-sequence" else {}
     return model.trace([item], **how)[0].records
@@ -85,8 +88,9 @@ def test_a_role_is_always_the_same_operation(name: str) -> None:
     operations = {
         "linear": "attention.query attention.key attention.value attention.query_key_value "
         "attention.output mlp.gate mlp.up mlp.down router.logits patch_embedding "
-        "embedding.projection head head.transform pooler",
-        "activation": "mlp.activation pooler.activation head.activation attention.cap head.cap",
+        "embedding.projection head head.transform pooler convolution",
+        "activation": "mlp.activation pooler.activation head.activation attention.cap head.cap "
+        "convolution.activation",
         "add": "residual embedding.sum attention.bias head.sum",
         "softmax": "attention.probabilities router.probabilities",
         "matmul": "attention.scores attention.context",

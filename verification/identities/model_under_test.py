@@ -160,6 +160,8 @@ def _decoder_ids(model: Model, decoder: Any) -> list[int] | None:
 def _random_input(model: Model, length: int, seed: int = 0) -> Any:
     """Random token ids, one of them the mask where there has to be one; or a random picture."""
     random = np.random.default_rng(seed)
+    if model.takes_features:
+        return random.standard_normal(model.config.image)
     if model.takes_images:
         return random.standard_normal((model.config.num_channels, *model.config.image))
     length = min(length, model.config.longest)

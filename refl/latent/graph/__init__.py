@@ -88,7 +88,6 @@ def graph(
     that are lengths, which do not add up.
     """
     arguments.refuse_unknown("graph", asked, sorted(ASKED))
-    model.refuse_features("a graph of neurons and heads")
     table = chosen(method, eps, stabilizer, options)
     found = model.explain(item, tracing(table, fraction, most, kinds, audit), **asked)
     return shown(found)
