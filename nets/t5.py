@@ -13,6 +13,7 @@ al. 2023, arXiv 2304.09151), with a table of distances in every block.
 The norm is RMSNorm; q k^T is not scaled, and in self-attention gets a bias per head and distance,
 from one table in each stack, or in each of its blocks. Names are those of Hugging Face's
 T5ForConditionalGeneration. T5EncoderModel is the encoder alone: its output is norm(h).
+T5ForTokenClassification reads that, with a linear layer for the classes of every token.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ class Config:
     scalable_attention: bool = False
     model_type: str | None = None
     architectures: list[str] | None = None
+    id2label: dict[str, Any] | None = None
+    num_labels: int | None = None
 
     HARMLESS: ClassVar[tuple[str, ...]] = (
         "n_positions",  # what it was trained on; distances have no end
@@ -83,8 +86,11 @@ class Config:
         "mt5": _MULTILINGUAL | {"tie_word_embeddings": False},
         "umt5": _MULTILINGUAL,
     }
-    SHOWN_BY: ClassVar[dict[str, str]] = {TRANSLATES: "decoder."}
-    OTHERWISE: ClassVar[str] = "features"
+    SHOWN_BY: ClassVar[dict[str, str]] = {
+        TRANSLATES: "decoder.",
+        heads.TOKEN_CLASS: "classifier.",
+    }
+    OTHERWISE: ClassVar[str] = heads.FEATURES
 
     @classmethod
     def classes(cls, model_type: str | None) -> dict[str, str]:
@@ -92,7 +98,8 @@ class Config:
         found = {f"{family}ForConditionalGeneration": TRANSLATES}
         if family == "T5":
             found["T5WithLMHeadModel"] = TRANSLATES
-        return found | {f"{family}EncoderModel": "features"}
+        of_tokens = {family + heads.TOKENS: heads.TOKEN_CLASS}
+        return found | {f"{family}EncoderModel": heads.FEATURES} | of_tokens
 
     def __post_init__(self) -> None:
         if self.task == TRANSLATES and not self.is_encoder_decoder:
@@ -132,6 +139,16 @@ class Config:
         return heads.chosen(self.architectures, self.classes(self.model_type), TRANSLATES)
 
     @property
+    def base(self) -> str:
+        """Path of the bare model, with its dot."""
+        return "transformer." if self.task == heads.TOKEN_CLASS else ""
+
+    @property
+    def labels(self) -> int:
+        """How many classes a classifier tells apart."""
+        return heads.labels(self.id2label, self.num_labels)
+
+    @property
     def in_every_block(self) -> bool:
         """Whether each block has a table of distances of its own."""
         return self.model_type == "umt5"
@@ -164,8 +181,10 @@ class Config:
 
 def shapes(c: Config) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
-    yield "shared.weight", (c.vocab_size, c.d_model), "vocab_size and d_model"
-    yield from _stack_shapes("encoder", c, c.num_layers, "SelfAttention")
+    yield f"{c.base}shared.weight", (c.vocab_size, c.d_model), "vocab_size and d_model"
+    yield from _stack_shapes(f"{c.base}encoder", c, c.num_layers, "SelfAttention")
+    if c.task == heads.TOKEN_CLASS:
+        yield from heads.token_class_shapes("classifier", c.labels, c.d_model, "d_model")
     if c.task != TRANSLATES:
         return
     yield from _stack_shapes("decoder", c, c.decoder_layers, "SelfAttention", "EncDecAttention")
@@ -228,8 +247,10 @@ def forward(
     t: Trace, c: Config, batch: Batch
 ) -> Value:  # ids (B, T), (B, U) -> logits (B, U, V), or (B, 1, V) at the wanted rows
     unpadded = masks.keys(batch.attention_mask, batch.ids.shape[1])
-    encoded = t.once("encoder", stack, c, batch.ids, c.num_layers, unpadded)
-    if c.task != TRANSLATES:
+    encoded = t.once(f"{c.base}encoder", stack, c, batch.ids, c.num_layers, unpadded)
+    if c.task == heads.TOKEN_CLASS:
+        return heads.token_class(t, "classifier", encoded, batch)
+    if c.task == heads.FEATURES:
         return encoder.rows(t, "encoder", encoded, batch)
     h = encoder.rows(t, "lm_head", decoded(t, c, batch, encoded), batch)
     if c.tie_word_embeddings:
@@ -258,7 +279,7 @@ def stack(
     past: int = 0,
 ) -> Value:  # (B, T) -> (B, T, D)
     with t.inside(name):
-        h = t.embedding("embed_tokens", ids, weight="shared.weight")
+        h = t.embedding("embed_tokens", ids, weight=f"{c.base}shared.weight")
         own = partial(relative_bias.bias, c=c, ids=ids, causal=bool(rest), past=past)
         bias: Bias = own
         if not c.in_every_block:

@@ -24,6 +24,7 @@ from refl.io.weights import Weights
 COPIES = {
     "lm_head.weight": ("model.embed_tokens.weight", "transformer.wte.weight", "shared.weight"),
     "encoder.embed_tokens.weight": ("shared.weight",),
+    "transformer.encoder.embed_tokens.weight": ("transformer.shared.weight",),
     "decoder.embed_tokens.weight": ("shared.weight",),
     "cls.predictions.decoder.weight": ("bert.embeddings.word_embeddings.weight",),
     "cls.predictions.decoder.bias": ("cls.predictions.bias",),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from transformers_forward import agree
-from transformers_models import random_t5
+from transformers_models import LABELS, random_t5
 
 import refl
 from refl.errors import ReflError
@@ -171,6 +171,33 @@ def test_encoder(tmp_path: Path, family: str, options: dict[str, Any]) -> None:
     found, ours = theirs(folder, cls, input_ids=ids, attention_mask=mask), states(model, texts)
     for b, text in enumerate(texts):
         agree(ours[b, : len(text)], found[b, : len(text)])
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("family", ["T5", *FAMILIES.values()])
+def test_classes_of_tokens(tmp_path: Path, family: str, options: dict[str, Any]) -> None:
+    cls = f"{family}ForTokenClassification"
+    folder = made(tmp_path, cls, **options, **LABELS)
+    model = refl.load(folder, dtype="float64")
+    assert model.task == "token-class" and model.output_names([2]) == ["maybe"]
+    for length in (1, 2, 13, 41):
+        agree(states(model, [draw(length)]), theirs(folder, cls, input_ids=[draw(length)]))
+    ids, mask = padded(texts := [draw(5), draw(13), draw(1)])
+    found, ours = theirs(folder, cls, input_ids=ids, attention_mask=mask), states(model, texts)
+    for b, text in enumerate(texts):
+        agree(ours[b, : len(text)], found[b, : len(text)])
+    e = model.explain(texts[1], position=3, target="yes")
+    assert e.logit == pytest.approx(found[1, 3, 1], rel=1e-12)
+
+
+def test_a_file_shows_its_head(tmp_path: Path) -> None:
+    """Where config.json names no class."""
+    heads = {"ForConditionalGeneration": "sequence-to-sequence", "EncoderModel": "features"}
+    for end, task in (heads | {"ForTokenClassification": "token-class"}).items():
+        folder = made(tmp_path / end, f"T5{end}")
+        config = json.loads((folder / "config.json").read_text()) | {"architectures": None}
+        (folder / "config.json").write_text(json.dumps(config))
+        assert refl.load(folder).task == task
 
 
 @pytest.mark.parametrize("family", ["T5", *FAMILIES.values()])

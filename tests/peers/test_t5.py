@@ -208,7 +208,6 @@ def test_real_checkpoint() -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"architectures": ["T5ForSequenceClassification"]}, "T5ForSequenceClassification"),
-    ({"architectures": ["T5ForTokenClassification"]}, "T5ForTokenClassification"),
     ({"architectures": ["T5ForQuestionAnswering"]}, "T5ForQuestionAnswering"),
     ({"is_encoder_decoder": False}, "encoder alone"),
     ({"model_type": "longt5"}, "longt5"),
