@@ -39,6 +39,7 @@ from refl.nets import (
     smollm3,
     t5,
     vit,
+    whisper,
 )
 
 DECODERS = (llama, gpt2, mistral, qwen2, qwen3, olmo2, phi, gemma2, gemma3, mixtral, qwen3_moe)
@@ -48,10 +49,14 @@ ENCODERS = (
     *(vit, deit, dinov2, clip_text, clip_vision),
 )
 
-NETS = {net.MODEL_TYPE: net for net in (*DECODERS, *NEWER_DECODERS, mamba, *ENCODERS, clip, t5)} | {
+NETS = {
+    net.MODEL_TYPE: net for net in (*DECODERS, *NEWER_DECODERS, mamba, *ENCODERS, clip, t5, whisper)
+} | {
     "xlm-roberta": roberta,
     "camembert": roberta,
     "dinov2_with_registers": dinov2,
+    "mt5": t5,
+    "umt5": t5,
 }
 """model_type of config.json -> the net."""
 

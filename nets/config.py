@@ -191,7 +191,8 @@ def parse(cls: type[C], raw: dict[str, Any], ignore: Collection[str] = ()) -> C:
     silent. A field that is a dataclass is filled from an object inside, whose options are called
     text_config.hidden_size, say.
 
-    `cls.HARMLESS` adds keys without effect on this net. Raises ReflError for a missing or malformed
+    `cls.HARMLESS` adds keys without effect on this net, `cls.DEFAULTS` has defaults by model_type
+    where they are not the fields'. Raises ReflError for a missing or malformed
     option, for one that is not implemented, and for one nobody here knows (unless it is off, or
     named in `ignore`).
     """
@@ -214,6 +215,7 @@ def _parsed(cls: type[C], raw: dict[str, Any], ignore: Collection[str], within: 
     deeper = tuple(f"{name}." for name in objects)
     _check_ignored([key for key in ignore if not key.startswith(deeper)], raw, known)
     _refuse_two_answers(raw)
+    raw = getattr(cls, "DEFAULTS", {}).get(raw.get("model_type"), {}) | raw
     found = {
         f.name: _object(objects[name], name, raw[name], ignore)
         if name in objects

@@ -17,6 +17,9 @@ ROLES = {
     "register_token": "learned token that is no part of the picture (DINOv2)",
     "pixels": "the picture itself",
     "patch_embedding": "convolution on patches, a linear layer on each",
+    "edge": "zeros at the ends of what a convolution reaches over (Whisper)",
+    "convolution": "convolution behind the first (Whisper)",
+    "convolution.activation": "activation on a convolution (Whisper)",
     "embedding.sum": "sum of embeddings",
     "embedding.projection": "linear from the width of embeddings to that of the blocks (ALBERT)",
     # attention, self or cross

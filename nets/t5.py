@@ -1,5 +1,6 @@
 """T5 (Raffel et al. 2020, arXiv 1910.10683), T5 v1.1 and Flan-T5 (Chung et al. 2022, arXiv
-2210.11416).
+2210.11416); mT5 (Xue et al. 2021, arXiv 2010.11934), which computes as T5 v1.1 does; umT5 (Chung et
+al. 2023, arXiv 2304.09151), with a table of distances in every block.
 
     h = embed(ids)
     for each block of the encoder:    h = h + attention(norm(h)),    h = h + mlp(norm(h))
@@ -10,30 +11,46 @@
     logits = head(norm(g)),    the input of a tied head scaled by d_model^-1/2
 
 The norm is RMSNorm; q k^T is not scaled, and in self-attention gets a bias per head and distance,
-from one table in each stack. Names are those of Hugging Face's T5ForConditionalGeneration.
+from one table in each stack, or in each of its blocks. Names are those of Hugging Face's
+T5ForConditionalGeneration. T5EncoderModel is the encoder alone: its output is norm(h).
+T5ForTokenClassification reads that, with a linear layer for the classes of every token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 from refl.arrays import Array
 from refl.errors import ReflError
 from refl.mask import Mask
-from refl.nets import heads, masks, relative_bias, tensors
+from refl.nets import encoder, heads, masks, relative_bias, tensors
 from refl.nets.batch import Batch
 from refl.nets.config import activation_kind, brief
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
 MODEL_TYPE = "t5"
+FAMILIES = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
+"""model_type -> what the names of its classes begin with."""
 PREFIX = ""
 CHECKED = (
     "random configurations against transformers 4.52.4; real checkpoints: chronos_dummy_t5 "
     "(untrained)"
 )
+
+
+TRANSLATES = "sequence-to-sequence"
+
+_MULTILINGUAL: dict[str, Any] = {
+    "vocab_size": 250112,
+    "d_ff": 1024,
+    "num_layers": 8,
+    "num_heads": 6,
+    "feed_forward_proj": "gated-gelu",
+}
 
 
 @dataclass(frozen=True)
@@ -55,25 +72,45 @@ class Config:
     is_gated_act: bool | None = None
     tie_word_embeddings: bool = True
     is_encoder_decoder: bool = True
+    scalable_attention: bool = False
     model_type: str | None = None
     architectures: list[str] | None = None
+    id2label: dict[str, Any] | None = None
+    num_labels: int | None = None
 
     HARMLESS: ClassVar[tuple[str, ...]] = (
         "n_positions",  # what it was trained on; distances have no end
         "chronos_config",  # how Chronos turns time series into tokens
     )
-    SHOWN_BY: ClassVar[dict[str, str]] = {}
-    OTHERWISE: ClassVar[str] = "sequence-to-sequence"
+    DEFAULTS: ClassVar[dict[str, dict[str, Any]]] = {
+        "mt5": _MULTILINGUAL | {"tie_word_embeddings": False},
+        "umt5": _MULTILINGUAL,
+    }
+    SHOWN_BY: ClassVar[dict[str, str]] = {
+        TRANSLATES: "decoder.",
+        heads.TOKEN_CLASS: "classifier.",
+    }
+    OTHERWISE: ClassVar[str] = heads.FEATURES
 
     @classmethod
     def classes(cls, model_type: str | None) -> dict[str, str]:
-        return dict.fromkeys(("T5ForConditionalGeneration", "T5WithLMHeadModel"), cls.OTHERWISE)
+        family = FAMILIES[model_type or MODEL_TYPE]
+        found = {f"{family}ForConditionalGeneration": TRANSLATES}
+        if family == "T5":
+            found["T5WithLMHeadModel"] = TRANSLATES
+        of_tokens = {family + heads.TOKENS: heads.TOKEN_CLASS}
+        return found | {f"{family}EncoderModel": heads.FEATURES} | of_tokens
 
     def __post_init__(self) -> None:
-        _ = heads.chosen(self.architectures, self.classes(self.model_type), self.OTHERWISE)
-        if not self.is_encoder_decoder:
+        if self.task == TRANSLATES and not self.is_encoder_decoder:
             raise ReflError(
-                "config.json is that of an encoder alone: expected T5ForConditionalGeneration"
+                "config.json has is_encoder_decoder = false, so it is that of an encoder alone: "
+                f"expected {next(iter(self.classes(self.model_type)))} to have a decoder"
+            )
+        if self.scalable_attention and not self.in_every_block:
+            raise ReflError(
+                "config.json has scalable_attention = true, which means a table of distances in "
+                f"every block: expected it with model_type umt5, not {self.model_type}"
             )
         parts = self.feed_forward_proj.split("-")
         if len(parts) > 2 or (len(parts) == 2 and parts[0] != "gated"):
@@ -95,6 +132,26 @@ class Config:
                 f"relative_attention_num_buckets = {self.relative_attention_num_buckets}, "
                 "where distances begin to share a bucket"
             )
+
+    @property
+    def task(self) -> str:
+        """What the head is for, by the class that wrote the checkpoint."""
+        return heads.chosen(self.architectures, self.classes(self.model_type), TRANSLATES)
+
+    @property
+    def base(self) -> str:
+        """Path of the bare model, with its dot."""
+        return "transformer." if self.task == heads.TOKEN_CLASS else ""
+
+    @property
+    def labels(self) -> int:
+        """How many classes a classifier tells apart."""
+        return heads.labels(self.id2label, self.num_labels)
+
+    @property
+    def in_every_block(self) -> bool:
+        """Whether each block has a table of distances of its own."""
+        return self.model_type == "umt5"
 
     @property
     def decoder_layers(self) -> int:
@@ -124,8 +181,12 @@ class Config:
 
 def shapes(c: Config) -> Tensors:
     """Every tensor: name, shape, and the options that ask for it."""
-    yield "shared.weight", (c.vocab_size, c.d_model), "vocab_size and d_model"
-    yield from _stack_shapes("encoder", c, c.num_layers, "SelfAttention")
+    yield f"{c.base}shared.weight", (c.vocab_size, c.d_model), "vocab_size and d_model"
+    yield from _stack_shapes(f"{c.base}encoder", c, c.num_layers, "SelfAttention")
+    if c.task == heads.TOKEN_CLASS:
+        yield from heads.token_class_shapes("classifier", c.labels, c.d_model, "d_model")
+    if c.task != TRANSLATES:
+        return
     yield from _stack_shapes("decoder", c, c.decoder_layers, "SelfAttention", "EncDecAttention")
     if not c.tie_word_embeddings:
         yield "lm_head.weight", (c.vocab_size, c.d_model), "vocab_size and d_model"
@@ -139,11 +200,12 @@ def _stack_shapes(stack: str, c: Config, layers: int, *attentions: str) -> Tenso
             yield from tensors.norm(f"{layer}.{j}.layer_norm", c.d_model, "d_model")
         yield from _mlp_shapes(f"{layer}.{len(attentions)}.DenseReluDense", c)
         yield from tensors.norm(f"{layer}.{len(attentions)}.layer_norm", c.d_model, "d_model")
-    yield (
-        f"{stack}.{FIRST}.relative_attention_bias.weight",
-        (c.relative_attention_num_buckets, c.num_heads),
-        "relative_attention_num_buckets and num_heads",
-    )
+    for i in range(layers if c.in_every_block else 1):
+        yield (
+            f"{stack}.block.{i}.{TABLE}.relative_attention_bias.weight",
+            (c.relative_attention_num_buckets, c.num_heads),
+            "relative_attention_num_buckets and num_heads",
+        )
     yield from tensors.norm(f"{stack}.final_layer_norm", c.d_model, "d_model")
 
 
@@ -160,16 +222,21 @@ def _mlp_shapes(path: str, c: Config) -> Tensors:
     yield from tensors.linear(f"{path}.wo", c.d_model, c.d_ff, "d_ff and d_model")
 
 
-FIRST = "block.0.layer.0.SelfAttention"
-"""The module of a stack that holds its table of biases."""
+TABLE = "layer.0.SelfAttention"
+"""The module of a block that holds a table of biases."""
+
+Bias = Value | Callable[[Trace], Value] | None
+"""What is added to the scores: one for all blocks, what makes a block's own, or nothing."""
 
 
 def task(c: Config) -> str:
-    return "sequence-to-sequence"
+    return c.task
 
 
 def spare(c: Config) -> dict[str, str]:
     """Tensors that it does without, and why."""
+    if c.task != TRANSLATES:
+        return dict.fromkeys(("decoder.*", "lm_head.weight"), "the encoder is read alone")
     return {
         "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": "of the first "
         "published files; attention to the encoder has no distances, and transformers drops it"
@@ -179,18 +246,26 @@ def spare(c: Config) -> dict[str, str]:
 def forward(
     t: Trace, c: Config, batch: Batch
 ) -> Value:  # ids (B, T), (B, U) -> logits (B, U, V), or (B, 1, V) at the wanted rows
-    ids, prefix = batch.ids, batch.decoder_ids
-    unpadded = masks.keys(batch.attention_mask, ids.shape[1])
-    encoded = t.once("encoder", stack, c, ids, c.num_layers, unpadded)
-    unpadded = masks.keys(batch.attention_mask, prefix.shape[1])
-    mask, past = masks.causal(prefix, batch.decoder_attention_mask, past=batch.past), batch.past
-    h = stack(t, "decoder", c, prefix, c.decoder_layers, mask, encoded, unpadded, past=past)
-    if batch.rows is not None:
-        h = t.move("lm_head.row", "rows", h, index=batch.rows)
+    unpadded = masks.keys(batch.attention_mask, batch.ids.shape[1])
+    encoded = t.once(f"{c.base}encoder", stack, c, batch.ids, c.num_layers, unpadded)
+    if c.task == heads.TOKEN_CLASS:
+        return heads.token_class(t, "classifier", encoded, batch)
+    if c.task == heads.FEATURES:
+        return encoder.rows(t, "encoder", encoded, batch)
+    h = encoder.rows(t, "lm_head", decoded(t, c, batch, encoded), batch)
     if c.tie_word_embeddings:
         h = t.scale("lm_head.scaled", h, c.d_model**-0.5)
     tied = "shared.weight" if c.tie_word_embeddings else None
     return t.linear("lm_head", h, weight=tied, role="head")
+
+
+def decoded(
+    t: Trace, c: Config, batch: Batch, encoded: Value
+) -> Value:  # ids (B, U), encoded (B, T, D) -> (B, U, D)
+    prefix = batch.decoder_ids
+    unpadded = masks.keys(batch.attention_mask, prefix.shape[1])
+    mask, past = masks.causal(prefix, batch.decoder_attention_mask, past=batch.past), batch.past
+    return stack(t, "decoder", c, prefix, c.decoder_layers, mask, encoded, unpadded, past=past)
 
 
 def stack(
@@ -204,9 +279,12 @@ def stack(
     past: int = 0,
 ) -> Value:  # (B, T) -> (B, T, D)
     with t.inside(name):
-        h = t.embedding("embed_tokens", ids, weight="shared.weight")
-        with t.inside(FIRST):
-            bias = relative_bias.bias(t, c, ids, bool(rest), past)
+        h = t.embedding("embed_tokens", ids, weight=f"{c.base}shared.weight")
+        own = partial(relative_bias.bias, c=c, ids=ids, causal=bool(rest), past=past)
+        bias: Bias = own
+        if not c.in_every_block:
+            with t.inside(f"block.0.{TABLE}"):
+                bias = own(t)
         block = decoder_block if rest else encoder_block
         for i in range(layers):
             h = t.block(f"block.{i}", block, h, c, bias, mask, *rest)
@@ -215,14 +293,14 @@ def stack(
 
 
 def encoder_block(
-    t: Trace, h: Value, c: Config, bias: Value, mask: Mask | None
+    t: Trace, h: Value, c: Config, bias: Bias, mask: Mask | None
 ) -> Value:  # (B, T, D) -> (B, T, D)
     h = t.module("layer.0", half_block, h, c, "SelfAttention", attention, c, mask, bias)
     return t.module("layer.1", half_block, h, c, "DenseReluDense", mlp, c)
 
 
 def decoder_block(
-    t: Trace, h: Value, c: Config, bias: Value, mask: Mask, encoded: Value, unpadded: Mask | None
+    t: Trace, h: Value, c: Config, bias: Bias, mask: Mask, encoded: Value, unpadded: Mask | None
 ) -> Value:  # (B, U, D), encoded (B, T, D) -> (B, U, D)
     h = t.module("layer.0", half_block, h, c, "SelfAttention", attention, c, mask, bias)
     h = t.module(
@@ -244,7 +322,7 @@ def attention(
     x: Value,
     c: Config,
     mask: Mask | None,
-    bias: Value | None,
+    bias: Bias,
     encoded: Value | None = None,
 ) -> Value:  # (B, J, D), to itself or to what was encoded (B, I, D) -> (B, J, D)
     y = x if encoded is None else encoded
@@ -258,7 +336,7 @@ def attention(
         )
         for name, part, source in parts
     )
-    context = t.attention(q, k, v, mask, bias=bias)
+    context = t.attention(q, k, v, mask, bias=bias(t) if callable(bias) else bias)
     context = t.move("context.merged", "merge_heads", context)
     return t.linear("o", context, role="attention.output")
 

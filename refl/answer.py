@@ -86,18 +86,19 @@ def _input(network: Network, forward: Forward, b: int, found: Found) -> dict[str
     """The input and its relevance: of tokens, of those a decoder has written, or of pixels."""
     reading = forward.readings[b]
     if network.takes_images:
-        return {
+        fields = {
             "tokens": [],
-            "input_ids": [],
+            "ids": [],
             "relevance": found.relevance,
             "picture": reading.input.picture,
             "patch": network.config.patch,
         }
-    if network.compares:
+    elif network.compares:
         return _compared(network, reading.input, found)
-    fields = _tokens(network, reading.input, found.relevance)
-    fields["types"] = None if reading.types is None else list(reading.types)
-    fields["attention_mask"] = reading.attention_mask
+    else:
+        fields = _tokens(network, reading.input, found.relevance)
+        fields["types"] = None if reading.types is None else list(reading.types)
+        fields["attention_mask"] = reading.attention_mask
     fields["position"] = None if forward.positions is None else int(forward.positions[b])
     if reading.prefix is not None:
         decoder = _tokens(network, reading.prefix, found.decoder_relevance)

@@ -131,7 +131,7 @@ class CachedTrace(Trace):
             following, held = FOLLOWING[operation], self.cache.states.get(site)
             z, self.cache.states[site] = following(held, *arrays)
             return z
-        if self.cache is None or not self.cache.is_settled(arrays[0]):
+        if self.cache is None or not arrays or not self.cache.is_settled(arrays[0]):
             return by_rows(run, operation, site, arrays, attributes)
         if site not in self.cache.settled:
             array = by_rows(run, operation, site, arrays, attributes)

@@ -191,11 +191,12 @@ def labels_of(paths: Sequence[str]) -> dict[str, str]:
     """Module path of each block -> its label: counted where they run, an encoder's apart from a
     decoder's.
     """
-    both = {path.partition(".")[0] for path in paths} in STACKS
+    stacks = {path: path.removeprefix("model.").partition(".")[0] for path in paths}
+    both = set(stacks.values()) in STACKS
     counts: dict[str, int] = {}
     found = {}
     for path in paths:
-        stack = f"{path.partition('.')[0].removesuffix('_model')}." if both else ""
+        stack = f"{stacks[path].removesuffix('_model')}." if both else ""
         number = counts[stack] = counts.get(stack, -1) + 1
         found[path] = f"{stack}L{number}"
     return found

@@ -257,8 +257,6 @@ class Explainer:
     def _found(self, forward: Forward, swept: Swept, b: int) -> Found:
         """Relevance and ledger of one example."""
         ledger, reading = swept.ledger.example(b), forward.readings[b]
-        if self.network.takes_images:
-            return Found(self._pixels(swept, b, forward.embedded), ledger=ledger)
         if self.network.compares:
             read = self._tokens(swept, b, reading.input.ids, forward.embedded)
             pixels = self._pixels(swept, b, forward.decoder_embedded[0])
@@ -266,6 +264,8 @@ class Explainer:
         written = None
         if reading.prefix is not None:
             written = self._tokens(swept, b, reading.prefix, forward.decoder_embedded[0])
+        if self.network.takes_images:
+            return Found(self._pixels(swept, b, forward.embedded), written, ledger=ledger)
         read = self._tokens(swept, b, reading.input, forward.embedded)
         return Found(read, written, ledger=ledger)
 

@@ -1,8 +1,9 @@
 """What was kept of an explanation: at which sites, and which token each row of a site is.
 
-Rows are tokens, of a picture its patches, the class token first. In a padded batch there are more
-rows than tokens. Rows of an expert are the tokens that chose it: those whose first choice it is,
-then the second, and so on (refl.nets.moe); the router's probabilities tell which.
+Rows are tokens, of a picture its patches, the class token first; of log-mel features, which have no
+such token, an encoder's are their patches. In a padded batch there are more rows than tokens. Rows
+of an expert are the tokens that chose it: those whose first choice it is, then the second, and so
+on (refl.nets.moe); the router's probabilities tell which.
 """
 
 from __future__ import annotations
@@ -166,10 +167,12 @@ class Positions:
         return height // h, width // w
 
     def _in_picture(self, site: str) -> bool:
-        """Whether rows are patches; beside texts those of the picture's tower are."""
-        return self.e.patch is not None and (
-            self.e.pixels is None or site.startswith("vision_model.")
-        )
+        """Whether rows are patches: of a picture, of an encoder's log-mel features; beside texts
+        those of the picture's tower are.
+        """
+        if self.e.patch is None or self._in_decoder(site):
+            return False
+        return self.e.pixels is None or site.startswith("vision_model.")
 
     def _tokens(self, site: str) -> list[int] | None:
         if inside := inside_expert(site):
@@ -181,10 +184,11 @@ class Positions:
         of = shape(self.e, site)
         rows = of[-2] if len(of) > 1 else 0
         if self._in_picture(site):
-            # class token, distillation token, registers
+            # class token, distillation token, registers; log-mel features have none
             learned = rows - math.prod(self._patches())
             most = REGISTERS if self.e.about.get("architecture") == "dinov2" else 2
-            fits = 0 < learned <= most and site != "pixel_values"
+            least, most = (1, most) if self.e.decoder_tokens is None else (0, 0)
+            fits = least <= learned <= most and site != "pixel_values"
             return list(range(rows)) if fits else None
         length = self.length(site)
         return list(range(length)) if rows in (length, *self._padded(site)) else None
@@ -209,7 +213,8 @@ class Positions:
         """Whether rows are tokens of a decoder: those of its cross-attention's keys and values are
         the encoder's.
         """
-        if self.e.decoder_tokens is None or not site.startswith("decoder"):
+        stack = site.removeprefix("model.").partition(".")[0]
+        if self.e.decoder_tokens is None or stack != "decoder":
             return False
         return not site.startswith(self.crossing)
 

@@ -22,6 +22,7 @@ from refl.intervention import edits_of
 from refl.io.adapters import Adapted, read_adapter
 from refl.io.adapters import Adapter as LoraAdapter
 from refl.io.config import decoder_start_id, eos_ids, labels, probability, read_config
+from refl.io.features import are_one
 from refl.io.images import Preparation, is_one, read_preparation
 from refl.io.names import named_weights
 from refl.io.text import Text
@@ -542,6 +543,8 @@ class Model(Network):
     def _is_single(self, item: Any) -> bool:
         if self.compares:
             return compared.is_single(item)
+        if self.takes_features:
+            return are_one(item)
         return is_one(item) if self.takes_images else arguments.is_single(item)
 
     def _members(self, item: Any) -> list[Any]:

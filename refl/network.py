@@ -27,6 +27,7 @@ from refl.edits import (
     whole,
 )
 from refl.errors import LONGEST_REPR, ReflError, UnknownWords, argument, sentence, shown
+from refl.io.features import features
 from refl.io.images import Image, Preparation, prepared
 from refl.io.text import Text
 from refl.nets.batch import Batch
@@ -175,6 +176,8 @@ class Network:
         """
         if self.compares:
             return self._compared(item)
+        if self.takes_features:
+            return features(item, self.config.image, self.dtype)
         return self._image(item) if self.takes_images else self.encode(item)
 
     def _image(self, item: Any) -> Image:
@@ -257,7 +260,7 @@ class Network:
         return ids
 
     def _refuse_reading(self) -> None:
-        if self.takes_images:
+        if self.takes_images and not self.takes_features:
             raise ReflError(f"{self.name or 'the model'} takes pictures: it reads no text")
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
@@ -294,8 +297,23 @@ class Network:
 
     @property
     def takes_images(self) -> bool:
-        """Whether its input is a picture."""
-        return self.task == "image-class"
+        """Whether its input is a picture, or held as one."""
+        return self.task == "image-class" or self.takes_features
+
+    @property
+    def takes_features(self) -> bool:
+        """Whether its input is the log-mel features of sound, and a decoder writes."""
+        return hasattr(self.config, "num_mel_bins")
+
+    def refuse_features(self, what: str) -> None:
+        """Raises ReflError where the input is log-mel features, for what is of texts and pictures
+        alone.
+        """
+        if self.takes_features:
+            raise ReflError(
+                f"{what} is not there for models that take log-mel features, as "
+                f"{self.name or 'the model'} does: explain, trace, verify and generate are"
+            )
 
     @property
     def compares(self) -> bool:
@@ -471,9 +489,10 @@ class Network:
         """
         if isinstance(reading.input, Compared):
             return (self._patches(reading.input.image), len(reading.input.ids))
+        written = () if reading.prefix is None else (len(reading.prefix),)
         if isinstance(reading.input, Image):
-            return (self._patches(reading.input),)
-        return (len(reading.input), *(() if reading.prefix is None else (len(reading.prefix),)))
+            return (self._patches(reading.input), *written)
+        return (len(reading.input), *written)
 
     def _patches(self, image: Image) -> int:
         height, width = self.config.patch
@@ -500,21 +519,26 @@ class Network:
         """
         self._refuse_position(position)
         kinds, allowed = self._types(types, inputs), self._attention_masks(masks, inputs)
+        pixels = ids = unpadded = None
         if self.takes_images:
-            return Batch(pixels=self._pixels(inputs))
-        if self.compares:
+            pixels = self._pixels(inputs)
+        elif self.compares:
             ids, attention_mask = self._padded([one.ids for one in inputs])
             pixels, texts = self._pixels([one.image for one in inputs]), [i.lengths for i in inputs]
             return Batch(ids, attention_mask, pixels=pixels, texts=tuple(texts))
+        else:
+            ids, unpadded = self._padded(inputs)
+        if self.task == "image-class":
+            return Batch(pixels=pixels)
         prefixes = self.decoder_prefixes(len(inputs), decoder_prefix)
         rows = None if every else self._rows(prefixes or inputs, position)
-        ids, unpadded = self._padded(inputs)
         decoder_ids, decoder_mask = (None, None) if prefixes is None else self._padded(prefixes)
         batch = Batch(
             ids=ids,
             attention_mask=unpadded,
             unpadded=unpadded,
             types=None if kinds is None else self._padded(kinds)[0],
+            pixels=pixels,
             decoder_ids=decoder_ids,
             decoder_attention_mask=decoder_mask,
             rows=rows,
@@ -527,7 +551,7 @@ class Network:
         """
         if masks is None:
             return [None] * len(inputs)
-        if self.takes_images:
+        if self.takes_images or self.compares:
             raise ReflError(
                 f"{self.name or 'the model'} takes pictures, of which every patch is looked at: "
                 f"leave {argument('attention_mask')} out"
@@ -723,7 +747,7 @@ class Network:
         tokens = arguments.whole("tokens", tokens)
         if tokens < 0:
             raise arguments.expected("tokens", "a whole number of at least 0", tokens)
-        read, prefixes = self.encode(item), self.decoder_prefixes(1, decoder)
+        read, prefixes = self.read(item), self.decoder_prefixes(1, decoder)
         ids, changed = read if prefixes is None else prefixes[0], self._edits(edits)
         cache = Cache()
         for _ in range(min(tokens, self.config.longest - len(ids))):
@@ -745,7 +769,7 @@ class Network:
     def _next(
         self,
         cache: Cache,
-        read: list[int],
+        read: Any,
         prefixes: list[list[int]] | None,
         edits: dict[str, Change],
     ) -> Any:  # -> NumPy (V,)

@@ -385,6 +385,28 @@ class Trace:
         unfolded = self.move(f"{name}.unfolded", "patches", x, size=size)
         return self._run("linear", name, (unfolded, w, b), role)
 
+    def convolution(
+        self, name: str, x: Value, *, stride: int, role: str
+    ) -> Value:  # (B, T, C) -> (B, T', O)
+        """A convolution of three rows, over an edge of zeros: unfold, then linear with the kernel
+        as a matrix (and its bias). Rows in and out where the module has columns, (B, C, T).
+        """
+        path = self.site(name)
+        x = self.name(x, f"{path}.input")
+        edge = [
+            self.source(
+                f"{name}.{end}", namespace(x.array).zeros_like(x.array[:, :1, :]), role=EDGE
+            )
+            for end in ("before", "behind")
+        ]
+        x = self.move(f"{name}.padded", "concat", edge[0], x, edge[1], axis=1)
+        unfolded = self.move(f"{name}.unfolded", "windows", x, size=3, stride=stride)
+        w, b = (
+            Parameter(self.weights, f"{path}.weight", kernel=True),
+            Parameter(self.weights, f"{path}.bias"),
+        )
+        return self._run("linear", name, (unfolded, w, b), role)
+
     def linear(
         self,
         name: str,
@@ -469,7 +491,7 @@ class Trace:
 
     def move(self, name: str, kind: str, *operands: Value, role: str = "", **how: Any) -> Value:
         """A movement of rules/movement.py: split_heads, merge_heads, repeat_heads, transpose,
-        slice, concat, rows, reshape, patches.
+        slice, concat, rows, reshape, patches, windows.
         """
         return self._run("movement", name, operands, role, kind=kind, **how)
 
@@ -711,6 +733,9 @@ class Trace:
 
 LEAVES = ("embedding", "source")
 """Operations that a run can start from in place of: they compute nothing."""
+
+EDGE = "edge"
+"""What the zeros at the ends of a convolution's input absorb."""
 
 LIGHT = pieces.ROW_BY_ROW
 """Operations that cost less than the memory of what they give: a few passes over their inputs."""

@@ -127,6 +127,29 @@ def _unpatches(r: Array, x: Array, *, size: tuple[int, int]) -> Array:
     return whole
 
 
+def _windows(
+    x: Array, *, size: int, stride: int
+) -> Array:  # (B, T, C) -> (B, N, C size), windows in the order of their first row
+    """Rows may be in several windows; those that do not fill one are in none."""
+    xp, (b, t, c) = namespace(x), x.shape
+    count = (t - size) // stride + 1
+    rows = [x[:, _every(k, stride, count), :] for k in range(size)]
+    return xp.reshape(xp.stack(rows, axis=-1), (b, count, c * size))
+
+
+def _unwindows(r: Array, x: Array, *, size: int, stride: int) -> Array:
+    (b, _, c), count = x.shape, r.shape[1]
+    whole, each = namespace(r, x).zeros_like(x), namespace(r).reshape(r, (b, count, c, size))
+    for k in range(size):
+        whole[:, _every(k, stride, count), :] += each[..., k]
+    return whole
+
+
+def _every(k: int, stride: int, count: int) -> slice:
+    """Row k of each window."""
+    return slice(k, k + stride * (count - 1) + 1, stride)
+
+
 MOVES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "split_heads": (_split_heads, _unsplit_heads),
     "merge_heads": (_merge_heads, _unmerge_heads),
@@ -137,6 +160,7 @@ MOVES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "rows": (_rows, _unrows),
     "reshape": (_reshape, _unreshape),
     "patches": (_patches, _unpatches),
+    "windows": (_windows, _unwindows),
 }
 
 

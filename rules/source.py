@@ -25,5 +25,8 @@ def leaf_gxi(z: Array, g: Array, *, values: Array, role: str) -> RuleOutput:
     return RuleOutput((), {role: total_product(z, g)})
 
 
-CAUSES = {"edit": "what an edit added or put in place"}
+CAUSES = {
+    "edge": "zeros at the ends of what a convolution reaches over",
+    "edit": "what an edit added or put in place",
+}
 RULES = {"leaf": Forms(leaf, leaf_gxi)}

@@ -398,6 +398,27 @@ MODERNBERT: dict[str, Any] = {
 }
 """A masked language model; two tokens to either side in the second block."""
 
+UMT5: dict[str, Any] = T5 | FLAN | {"model_type": "umt5", "num_decoder_layers": 2}
+"""A umT5: a table of distances in every block."""
+
+WHISPER: dict[str, Any] = {
+    "model_type": "whisper",
+    "vocab_size": 17,
+    "num_mel_bins": 5,
+    "d_model": 16,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 24,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 20,
+    "max_source_positions": 6,
+    "max_target_positions": 64,
+    "activation_function": "gelu",
+    "decoder_start_token_id": 0,
+}
+"""A Whisper that reads twelve frames of five mel bins."""
+
 NEWER: dict[str, dict[str, Any]] = {
     config["model_type"]: config
     for config in (
@@ -414,6 +435,8 @@ NEWER: dict[str, dict[str, Any]] = {
         CLIP,
         CLIP_TEXT,
         CLIP_VISION,
+        UMT5,
+        WHISPER,
     )
 }
 """One of each net that came later. They are made of the same operations, so what is tried on them

@@ -138,6 +138,11 @@ def _takes_images(folder: str) -> bool:
     from refl.nets import NETS
 
     net = NETS.get(str(read_config(folder).get("model_type")))
+    if net is not None and "num_mel_bins" in net.Config.__dataclass_fields__:
+        raise ReflError(
+            "a model that takes log-mel features is not run in torch here: run it with "
+            "transformers, and write relevance/<site> arrays to a safetensors file"
+        )
     return net is not None and "num_channels" in net.Config.__dataclass_fields__
 
 

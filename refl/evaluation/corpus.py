@@ -333,6 +333,7 @@ def reading_of(model: Model, record: Record) -> tuple[Reading, Target]:
     """A line as the net takes it, and what it says is explained. Raises ReflError, by the line."""
     item = record.item
     with record.named():
+        model.refuse_features("a corpus")
         types = None if item.types is None else [list(item.types)]
         pair = None if item.pair is None else [item.pair]
         (reading,) = model.readings([item.input], item.decoder, types, pair)

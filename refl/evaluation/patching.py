@@ -71,6 +71,7 @@ class Pair:
         """`how`: position and batch_tokens of the Question. Raises ReflError for inputs of two
         lengths, and for what the model cannot read.
         """
+        model.refuse_features("patching")
         question = Question(model, **how)
         first, second = model.readings([clean, corrupted])
         lengths = [model.lengths(reading) for reading in (first, second)]

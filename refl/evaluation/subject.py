@@ -74,6 +74,7 @@ class Subject:
         """By one forward pass. `how`: batch_tokens and progress of the Question. Raises ReflError
         for what the model cannot read.
         """
+        model.refuse_features("judging explanations")
         question = Question(model, kind, position=item.position, **how)
         types = None if item.types is None else [list(item.types)]
         pair = None if item.pair is None else [item.pair]

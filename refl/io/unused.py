@@ -24,9 +24,11 @@ from refl.io.weights import Weights
 COPIES = {
     "lm_head.weight": ("model.embed_tokens.weight", "transformer.wte.weight", "shared.weight"),
     "encoder.embed_tokens.weight": ("shared.weight",),
+    "transformer.encoder.embed_tokens.weight": ("transformer.shared.weight",),
     "decoder.embed_tokens.weight": ("shared.weight",),
     "cls.predictions.decoder.weight": ("bert.embeddings.word_embeddings.weight",),
     "cls.predictions.decoder.bias": ("cls.predictions.bias",),
+    "proj_out.weight": ("model.decoder.embed_tokens.weight",),
     "lm_head.decoder.weight": ("roberta.embeddings.word_embeddings.weight",),
     "lm_head.decoder.bias": ("lm_head.bias",),
     "predictions.decoder.weight": ("albert.embeddings.word_embeddings.weight",),

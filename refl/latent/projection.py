@@ -239,6 +239,7 @@ def _refuse_input(part: Part, **said: Any) -> None:
 
 
 def _run(model: Model, part: Part, item: Any, decoder: Any) -> Forward:
+    model.refuse_features("projecting heads")
     if item is None:
         raise ReflError(
             f"what the head {part.name} gives depends on the input: give {argument('item')}"

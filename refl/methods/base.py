@@ -136,6 +136,8 @@ class Attribution:
     """Of its scores: see MethodFacts."""
     plain: ClassVar[bool] = False
     """Whether it reads attention's scores and probabilities."""
+    of_features: ClassVar[bool] = False
+    """Whether it is defined where a decoder writes about log-mel features."""
 
     def facts(self) -> MethodFacts:
         """What an Explanation says of it, every option with its value."""
@@ -161,6 +163,7 @@ class Attribution:
     ) -> list[Explanation]:
         self._refuse_options(keep, audit)
         self._refuse_compared(question.network)
+        self._refuse_features(question.network)
         self.refuse(question.network)
         question.refuse([targets])
         question.refuse_lengths(readings)
@@ -198,6 +201,13 @@ class Attribution:
                     f"the scores of method {self.name} are not all finite in "
                     f"{question.network.dtype}: use {argument('dtype')} float64"
                 )
+
+    def _refuse_features(self, network: Network) -> None:
+        if network.takes_features and not self.of_features:
+            raise ReflError(
+                f"method {self.name} is not defined for log-mel features: take a table of rules "
+                "such as attnlrp, integrated-gradients, smoothgrad or occlusion"
+            )
 
     def _refuse_options(self, keep: str | Sequence[str] | None, audit: bool) -> None:
         kept = () if keep is None else arguments.patterns(keep)

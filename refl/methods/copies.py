@@ -167,7 +167,7 @@ def filling(
     x = forward.leaf(site)[0]
     if _is(fill, "zero"):
         return np.zeros_like(x)
-    if network.takes_images:
+    if x.ndim == 3:
         return _of_pixels(x, fill, name)
     if _is(fill, "mean"):
         return np.broadcast_to(x.mean(axis=0), x.shape)

@@ -65,6 +65,7 @@ class Occlusion(Attribution):
     )
     passes: ClassVar[str] = "1 forward, and 1 for every token, word or window, batched"
     conserved: ClassVar[str] = "nothing"
+    of_features: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         vars(self).update(

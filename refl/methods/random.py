@@ -31,6 +31,7 @@ class Random(Attribution):
     passes: ClassVar[str] = "1 forward (to know the output)"
     conserved: ClassVar[str] = "nothing"
     unit: ClassVar[str] = "own"
+    of_features: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         draw = arguments.as_whole(self.draw)
@@ -41,12 +42,11 @@ class Random(Attribution):
     def found(self, question: Question, forward: Forward, seed: AnySeed) -> Found:
         reading = forward.readings[0]
         if question.network.takes_images:
-            return Found(
-                self._scores(reading.input.pixels, reading.input.pixels.shape[1:]),
-                explained=seed.value(forward.rows[0]),
-            )
+            numbers, shape = reading.input.pixels, reading.input.pixels.shape[1:]
+        else:
+            numbers, shape = np.asarray(reading.input), (len(reading.input),)
         return Found(
-            self._scores(np.asarray(reading.input), (len(reading.input),)),
+            self._scores(numbers, shape),
             None
             if reading.prefix is None
             else self._scores(np.asarray([-1, *reading.prefix]), (len(reading.prefix),)),

@@ -114,6 +114,7 @@ def account_of(e: Explanation) -> list[Row]:
         shown = f"{e.explained:.{decimals(abs(e.explained), 7)}f}"
         return [Row("explained", e.explained, shown, "", "")]
     where = "tokens" if e.picture is None else "pixels"
+    where = "pixels and tokens" if row_of_decoder(e) is not None else where
     on_input = sum(float(r.sum()) for r in (e.relevance, e.decoder_relevance) if r is not None)
     reached = f"what reached the {where}"
     words = "absorbed on the way, and rounding: this method keeps no ledger to tell them apart"
@@ -305,6 +306,25 @@ def rows_of_tokens(e: Explanation) -> list[tuple[str, Explanation]]:
         decoder_relevance=e.relevance,
     )
     return [(ENCODER, e), (DECODER, decoder)]
+
+
+def row_of_decoder(e: Explanation) -> Explanation | None:
+    """Of a picture about which a decoder has written: what it has, as an explanation of its own."""
+    if e.picture is None or e.decoder_tokens is None or e.decoder_ids is None:
+        return None
+    return replace(
+        e,
+        tokens=e.decoder_tokens,
+        input_ids=e.decoder_ids,
+        relevance=e.decoder_relevance,
+        word_starts=e.decoder_word_starts,
+        picture=None,
+        patch=None,
+        decoder_tokens=None,
+        decoder_ids=None,
+        decoder_relevance=None,
+        decoder_word_starts=None,
+    )
 
 
 def all_scores(e: Explanation) -> list[float]:

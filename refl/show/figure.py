@@ -19,7 +19,16 @@ import numpy as np
 from refl.errors import ReflError, argument
 from refl.explanation import Explanation
 from refl.show import drawing, heatmap, tex
-from refl.show.account import all_scores, joiner, legend, quantity, rows_of_tokens, unit
+from refl.show.account import (
+    DECODER,
+    all_scores,
+    joiner,
+    legend,
+    quantity,
+    row_of_decoder,
+    rows_of_tokens,
+    unit,
+)
 from refl.show.colors import LEVELS, background, foreground, level
 from refl.show.drawing import ADVANCE, BLACK, Box, Drawing, Part, Pixels, Words
 from refl.show.numbers import amount, decimals, strongest
@@ -233,11 +242,11 @@ def _drawing(c: Comparison, letters: Callable[[str], str]) -> Drawing:
     for e in c.explanations:
         most = c.most(e)
         y = _paragraph(parts, letters(one_line(e.method.title)), y + 4, bold=True)
-        y = (
-            _picture(parts, e, most, y)
-            if e.picture is not None
-            else _rows(parts, e, most, y, letters)
-        )
+        if e.picture is not None:
+            y = _picture(parts, e, most, y)
+            y = _written(parts, e, y, letters)
+        else:
+            y = _rows(parts, e, most, y, letters)
         y = _scale(parts, e, most, c.scale, y, letters)
     return Drawing(WIDE, y + MARGIN - SMALL, tuple(parts), letters(title(first)))
 
@@ -334,6 +343,16 @@ def _picture(parts: list[Part], e: Explanation, most: float, y: float) -> float:
     for i, name in enumerate(named):
         parts.append(Words(MARGIN + i * (across + 8), below, name, SMALL))
     return below + LEAD
+
+
+def _written(parts: list[Part], e: Explanation, y: float, letters: Callable[[str], str]) -> float:
+    """What a decoder has written about the picture, on a scale of its own."""
+    row = row_of_decoder(e)
+    if row is None:
+        return y
+    most = _most(row)
+    y = _paragraph(parts, f"{DECODER}, full at {most:.3g}", y, size=SMALL)
+    return _rows(parts, row, most, y, letters)
 
 
 def _patch(e: Explanation, step: int, x: float, y: float, w: float, h: float) -> Iterator[Part]:

@@ -13,6 +13,7 @@ from refl.ledger import Ledger
 from refl.rules.composites import Composite
 from refl.show.account import (
     COMPACT,
+    DECODER,
     DIGITS,
     Row,
     account_of,
@@ -30,6 +31,7 @@ from refl.show.account import (
     of_lengths,
     quantity,
     remarks,
+    row_of_decoder,
     rows_of_tokens,
     scores,
     sums_name,
@@ -108,14 +110,22 @@ def input_shown(e: Explanation) -> Markup:
     """The colored text, or the picture, with the scale of its colors."""
     if e.image is not None:
         return joined((_text(e), _picture(e.of_picture)))
-    return _text(e) if e.picture is None else _picture(e)
+    if e.picture is None:
+        return _text(e)
+    written = row_of_decoder(e)
+    return joined(
+        (_picture(e), "" if written is None else joined((_note(DECODER), _text(written))))
+    )
 
 
 def _numbers(e: Explanation) -> Markup:
     """The same as numbers, folded away."""
     if e.image is not None:
         return joined((_token_numbers(e), _patch_numbers(e.of_picture)))
-    return _token_numbers(e) if e.picture is None else _patch_numbers(e)
+    if e.picture is None:
+        return _token_numbers(e)
+    written = row_of_decoder(e)
+    return joined((_patch_numbers(e), "" if written is None else _token_numbers(written)))
 
 
 # -- tokens ----------------------------------------------------------------------------------------

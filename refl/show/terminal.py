@@ -13,6 +13,7 @@ from refl.explanation import Explanation, MethodFacts
 from refl.rules.composites import Composite
 from refl.show.account import (
     COMPACT,
+    DECODER,
     DIGITS,
     Row,
     account_of,
@@ -30,6 +31,7 @@ from refl.show.account import (
     of_lengths,
     quantity,
     remarks,
+    row_of_decoder,
     rows_of_tokens,
     scores,
     sums_name,
@@ -103,7 +105,11 @@ def method_lines(c: Composite | MethodFacts, width: int, further: Sequence[str] 
 def _input(e: Explanation, width: int) -> Iterator[list[Line]]:
     if e.picture is not None:
         yield _patches(e, width)
-        return
+        written = row_of_decoder(e)
+        if written is None:
+            return
+        yield [[(DECODER, "bold")]]
+        e = written
     for name, row in rows_of_tokens(e):
         yield _running_text(row, width, name)
         yield [*_bars(row, width), *_legend(e, width, "█▒")]
@@ -209,7 +215,8 @@ def _patches(e: Explanation, width: int) -> list[Line]:
     rows = summed(e.patches, times)
     most = strongest(v for row in rows for v in row)
     each = 3 if 3 * len(rows[0]) <= width - 2 else 2
-    squares = "patches" if times < 2 else f"squares of {times} x {times} patches"
+    several = f"spans of {times}" if len(e.patches) == 1 else f"squares of {times} x {times}"
+    squares = "patches" if times < 2 else f"{several} patches"
     scale = f"in ninths of the strongest, {most:.{decimals(most, DIGITS)}f}"
     notes = [
         f"{len(rows)} x {len(rows[0])} {squares} {scale}",

@@ -97,6 +97,8 @@ def item(model: Model, length: int = 5, seed: int = 0) -> Any:
     compared.
     """
     random = np.random.default_rng(100 * length + seed)
+    if model.takes_features:
+        return random.standard_normal(model.config.image)
     if model.takes_images or model.compares:
         image = random.standard_normal((model.config.num_channels, *model.config.image))
         if model.takes_images:

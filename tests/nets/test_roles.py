@@ -36,10 +36,11 @@ from refl.verification.random_models import (
     ROBERTA,
     T5,
     VIT,
+    WHISPER,
     random_model,
 )
 
-SHARED_NETS = {"xlm-roberta", "camembert", "dinov2_with_registers"}
+SHARED_NETS = {"xlm-roberta", "camembert", "dinov2_with_registers", "mt5"}
 """Further model types of a net that is tested under another."""
 
 VARIANTS: dict[str, dict[str, Any]] = (ARCHITECTURES | NEWER) | {
@@ -59,6 +60,7 @@ VARIANTS: dict[str, dict[str, Any]] = (ARCHITECTURES | NEWER) | {
     "dinov2, registers, gated": DINOV2 | REGISTERS,
     "phi, normed queries": PHI | {"qk_layernorm": True},
     "phi3": PHI3,
+    "whisper": WHISPER,
 }
 
 WITHOUT = {"movement", "scale", "rotary", "gather"}
@@ -71,6 +73,7 @@ def records(config: dict[str, Any], **how: Any) -> list[Record]:
     if model.takes_images or model.compares:
         picture = np.ones((3, *model.config.image))
         item = (item, picture) if model.compares else picture
+    item = np.ones(model.config.image) if model.takes_features else item
     how |= {"position": 1} if model.task == "masked-token" else {}
     how |= {"decoder": [[0, 4]]} if model.task == "sequence-to-sequence" else {}
     return model.trace([item], **how)[0].records
@@ -106,10 +109,10 @@ def test_a_role_is_always_the_same_operation(name: str) -> None:
     operations = {
         "linear": "attention.query attention.key attention.value attention.query_key_value "
         "attention.output mlp.gate mlp.up mlp.gate_up mlp.down router.logits patch_embedding "
-        "embedding.projection head head.transform pooler "
+        "embedding.projection head head.transform pooler convolution "
         "mixer.in mixer.parameters mixer.step mixer.out",
         "activation": "mlp.activation pooler.activation head.activation attention.cap head.cap "
-        "mixer.activation mixer.step_size mixer.gate",
+        "convolution.activation mixer.activation mixer.step_size mixer.gate",
         "add": "residual embedding.sum attention.bias head.sum mixer.sum",
         "causal_convolution": "mixer.convolution mixer.skip",
         "scan": "mixer.scan",

@@ -473,14 +473,14 @@ def test_refusals() -> None:
     with pytest.raises(ReflError, match="no tokenizer"):
         model.explain(READ, decoder="a text")
     for wrong, named in (
-        ({"architectures": ["T5EncoderModel"]}, "T5EncoderModel"),
+        ({"architectures": ["T5ForSequenceClassification"]}, "T5ForSequenceClassification"),
         ({"is_encoder_decoder": False}, "encoder alone"),
         ({"feed_forward_proj": "gated-gelu-new"}, "gated-gelu-new"),
         ({"feed_forward_proj": "gated-mish"}, "feed_forward_proj 'mish'"),
         ({"relative_attention_num_buckets": 2}, "relative_attention_num_buckets"),
         ({"relative_attention_max_distance": 4}, "relative_attention_max_distance"),
         ({"num_attention_heads": 2}, "num_attention_heads"),
-        ({"model_type": "umt5"}, "umt5"),
+        ({"model_type": "longt5"}, "longt5"),
     ):
         with pytest.raises(ReflError, match=named):
             random_model(T5 | wrong, 1)

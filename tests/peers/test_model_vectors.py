@@ -60,14 +60,17 @@ def widened(model: Any) -> Any:
 def model_inputs(case: ModelCase, dtype: Any) -> dict[str, Any]:
     pixels = {}
     if case.pixels is not None:
-        pixels = {"pixel_values": torch.tensor(case.pixels, dtype=dtype)[None]}
+        name = "pixel_values" if case.decoder_ids is None else "input_features"
+        pixels = {name: torch.tensor(case.pixels, dtype=dtype)[None]} | _decoder(case)
     if case.ids is None:
         return pixels
     ids = torch.tensor([case.ids])
-    more = (
-        {} if case.decoder_ids is None else {"decoder_input_ids": torch.tensor([case.decoder_ids])}
-    )
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | more | pixels
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | pixels | _decoder(case)
+
+
+def _decoder(case: ModelCase) -> dict[str, Any]:
+    ids = case.decoder_ids
+    return {} if ids is None else {"decoder_input_ids": torch.tensor([ids])}
 
 
 OUTPUTS = ("logits", "logits_per_image", "text_embeds", "image_embeds")

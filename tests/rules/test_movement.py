@@ -61,6 +61,33 @@ def test_patches(backend: Backend, shape: tuple[int, ...], size: tuple[int, int]
         assert place is None or z[place] == x[index]
 
 
+@pytest.mark.parametrize(("rows", "stride"), [(1, 1), (2, 2), (7, 1), (8, 2), (9, 2)])
+def test_windows_and_a_matrix_are_a_convolution(rows: int, stride: int) -> None:
+    """z[b, n, o] = sum over channels and rows of kernel * x, over an edge of one zero, written as
+    loops; what comes back to a row is what the windows it is in have of it.
+    """
+    random = np.random.default_rng(rows)
+    x, kernel = random.standard_normal((2, rows, 2)), random.standard_normal((3, 2, 3))
+    edge = np.zeros((2, 1, 2))
+    padded = movement.forward(edge, x, edge, kind="concat", axis=1)
+    found = movement.forward(padded, kind="windows", size=3, stride=stride)
+    z = linear.forward(found, kernel.reshape(3, -1), None)
+    count = (rows - 1) // stride + 1
+    assert z.shape == (2, count, 3)
+    wanted, r = np.zeros_like(z), random.standard_normal(found.shape)
+    back = np.zeros_like(padded)
+    for b, n, c, k in product(range(2), range(count), range(2), range(3)):
+        row = n * stride + k - 1
+        back[b, row + 1, c] += r[b, n, 3 * c + k]
+        if 0 <= row < rows:
+            wanted[b, n] += kernel[:, c, k] * x[b, row, c]
+    np.testing.assert_allclose(z, wanted, rtol=0, atol=1e-13)
+    how = {"kind": "windows", "size": 3, "stride": stride}
+    output = movement.pass_through(padded, found, r, **how)
+    np.testing.assert_allclose(output.inputs[0], back, rtol=0, atol=1e-14)
+    assert output.absorbed == {}
+
+
 def test_patches_and_a_matrix_are_a_convolution() -> None:
     """z[b, n, o] = sum over channels and the window of kernel * pixels, written as four loops."""
     random = np.random.default_rng(2)

@@ -469,6 +469,13 @@ for the day before a release (`pytest -m rare`). A test that is here is not slow
 above says.
 """
 
+RARE += (
+    "tests/verification/test_exact_sweep.py::test_biases_and_other_options[t5]",
+    "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[whisper]",
+    "tests/verification/test_model_vectors.py::test_made_again[whisper]",
+)
+"""Of T5's relatives and Whisper."""
+
 GONE = pytest.StashKey[set[str]]()
 """Patterns that name no test of a whole run."""
 

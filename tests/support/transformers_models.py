@@ -312,9 +312,44 @@ T5: dict[str, Any] = {
 
 
 def random_t5(cls: str = "T5ForConditionalGeneration", **options: Any) -> Any:
+    """A T5, or one of its relatives: mT5, umT5, with any head."""
+    kind = getattr(_transformers(), cls)
+    return _drawn(kind(kind.config_class(**(T5 | options))), _scaled)
+
+
+# -- Whisper ---------------------------------------------------------------------------------------
+
+WHISPER: dict[str, Any] = {
+    "vocab_size": 29,
+    "num_mel_bins": 5,
+    "d_model": 24,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 32,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 3,
+    "decoder_ffn_dim": 28,
+    "max_source_positions": 9,
+    "max_target_positions": 48,
+    "decoder_start_token_id": 1,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "begin_suppress_tokens": None,
+}
+
+
+def random_whisper(cls: str = "WhisperForConditionalGeneration", **options: Any) -> Any:
+    """The sinusoids are drawn too: a checkpoint may hold any."""
     transformers = _transformers()
-    model = getattr(transformers, cls)(transformers.T5Config(**(T5 | options)))
-    return _drawn(model, _scaled)
+    model = getattr(transformers, cls)(transformers.WhisperConfig(**(WHISPER | options)))
+    return _drawn(model, _scaled_whisper)
+
+
+def _scaled_whisper(name: str, noise: Any) -> Any:
+    if noise.ndim == 1:
+        return 1 + 0.3 * noise if name.endswith("norm.weight") else 0.3 * noise
+    return 0.6 * noise if "embed" in name else noise * noise[0].numel() ** -0.5
 
 
 # -- vision ----------------------------------------------------------------------------------------

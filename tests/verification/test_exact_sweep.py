@@ -40,6 +40,9 @@ U = 2.0**-53
 
 def inputs(model: Model) -> tuple[list[Any], dict[str, Any]]:
     """A padded batch of two, or two pictures; and how they are explained."""
+    if model.takes_features:
+        size = (2, *model.config.image)
+        return list(np.random.default_rng(1).standard_normal(size)), {"decoder": [[0, 4], [7]]}
     if model.takes_images or model.compares:
         size = (2, model.config.num_channels, *model.config.image)
         pictures = list(np.random.default_rng(1).standard_normal(size))
@@ -123,7 +126,7 @@ def test_every_architecture_is_here() -> None:
 def test_engine_is_exact_but_for_rounding(kind: str) -> None:
     model = random_model(CONFIGS[kind], 11)
     # its table there goes by the names of ViT's modules
-    of_pictures = model.takes_images and not kind.startswith("clip")
+    of_pictures = model.task == "image-class" and not kind.startswith("clip")
     methods = (*FOR_ANY_NET, "attnlrp-vit") if of_pictures else FOR_ANY_NET
     run = Beside(model, methods)
     assert run.exact.conservation_error < 1e-40
@@ -133,7 +136,7 @@ def test_engine_is_exact_but_for_rounding(kind: str) -> None:
         assert math.isclose(total, run.exact.logits[0, 0, 1], rel_tol=1e-13)
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert", "qwen3_moe"])
+@pytest.mark.parametrize("kind", ["llama", "bert", "qwen3_moe", "t5"])
 def test_biases_and_other_options(kind: str) -> None:
     more: dict[str, dict[str, Any]] = {
         "llama": {
@@ -144,6 +147,7 @@ def test_biases_and_other_options(kind: str) -> None:
         },
         "bert": {"architectures": ["BertForSequenceClassification"], "hidden_act": "relu"},
         "qwen3_moe": {"norm_topk_prob": False},
+        "t5": {"model_type": "umt5", "architectures": ["UMT5ForConditionalGeneration"]},
     }
     run = Beside(random_model(CONFIGS[kind] | more[kind], 5), ("attnlrp", "cp-lrp"))
     assert run.differences("attnlrp") == run.differences("cp-lrp") == []

@@ -82,8 +82,8 @@ def test_the_ledger_is_the_expected_one(kind: str) -> None:
             assert abs(recorded.get(cause, 0.0) - amount) < 1e-12 * size, cause
 
 
-NOT_PADDED = ("vit", "deit", "dinov2", "clip_vision_model", "clip")
-"""Pictures; of CLIP tests/nets/test_newer_vision.py has what padding does."""
+NOT_PADDED = ("vit", "deit", "dinov2", "clip_vision_model", "clip", "whisper")
+"""Pictures and sound; of CLIP tests/nets/test_newer_vision.py has what padding does."""
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in NOT_PADDED])
@@ -196,8 +196,7 @@ def test_the_input_is_below_all_blocks(kind: str) -> None:
     case = load(kind, ["attnlrp"])[0]
     ends = (
         *("embed_tokens", "token_embedding", "word_embeddings", "tok_embeddings", "embeddings"),
-        "embed_in",
-        *("wte", "pixel_values", "stored"),
+        *("embed_in", "wte", "pixel_values", "input_features", "stored"),
     )
     assert case.input_sites[-1].split(".")[-1] in ends
     assert not any(".0." in site for site in case.input_sites)

@@ -6,7 +6,7 @@ every architecture.
 
 one dictionary for each target, all from one forward. folder is a Hugging Face checkpoint, float32
 weights; ids a list of token ids (for a vision model its pixels, (C, H, W); for CLIP both, (ids,
-pixels)). `more` is position=N
+pixels); for Whisper its log-mel features, (mel, frames)). `more` is position=N
 where the output at another position than the last is explained, and decoder_ids=[...] for an
 encoder-decoder. Sites are named by module path as in refl (`model.layers.0.mlp`); whichever are
 given are compared. Raising NotImplementedError for an architecture or a method says that it is not

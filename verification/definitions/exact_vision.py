@@ -60,3 +60,15 @@ def patches(shape: Index, size: tuple[int, int]) -> dict[Index, tuple[int, Index
     """
     places = ((patch_place(index, size, shape), index) for index in product(*map(range, shape)))
     return {place: (0, index) for place, index in places if place is not None}
+
+
+def windows(shape: Index, size: int, stride: int) -> dict[Index, tuple[int, Index]]:
+    """The same of windows of so many rows of (B, T, C), each `stride` behind the one before: the
+    numbers of a column stand together, row by row, as in the kernel of a convolution.
+    """
+    examples, rows, columns = shape
+    return {
+        (b, first // stride, c * size + k): (0, (b, first + k, c))
+        for b, c, k in product(range(examples), range(columns), range(size))
+        for first in range(0, rows - size + 1, stride)
+    }

@@ -403,6 +403,7 @@ MOVES: dict[str, Callable[..., exact.Origins]] = {
     "rows": lambda shapes, index: exact.rows(shapes[0], index),
     "reshape": _reshape,
     "patches": lambda shapes, size: exact_vision.patches(shapes[0], size),
+    "windows": lambda shapes, size, stride: exact_vision.windows(shapes[0], size, stride),
 }
 """Kind of movement -> where each entry of its output comes from."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from refl.explanation import Explanation
 from refl.verification.definitions import surrogate
 from refl.verification.identities.conditioning import rounding_bound
 from refl.verification.identities.model_under_test import ModelUnderTest, input_scores
@@ -24,7 +25,7 @@ def forward_decomposition(m: ModelUnderTest) -> Iterator[Row]:
     z = surrogate.logits(
         m.model, m.item, m.records_by_site, variant="cp-lrp", edits=edits, decoder=m.decoder
     )[:, m.target]
-    got = e.patches.ravel() if m.model.takes_images else input_scores(e)
+    got = _patches_and_tokens(e) if m.model.takes_images else input_scores(e)
     worst.compare(got, z[:count] - z[count], rounding_bound(e))
     yield worst.row(
         11,
@@ -40,15 +41,29 @@ def _each_token_alone(m: ModelUnderTest) -> tuple[dict[str, surrogate.Edit], int
     last none; and their number.
     """
     if m.model.takes_images:
-        (record,) = m.embedded
-        keep = _patches(m.model.config)
-        return {record.output.site: _times(np.concatenate([keep, 0 * keep[:1]]))}, len(keep)
+        return _each_patch_alone(m)
     lengths = [len(m.item), *([] if m.decoder is None else [len(m.decoder)])]
     count, edits, start = sum(lengths), dict[str, surrogate.Edit](), 0
     for record, length in zip(m.embedded, lengths, strict=True):
         edits[record.output.site] = _times(np.eye(count + 1)[:, start : start + length, None])
         start += length
     return edits, count
+
+
+def _each_patch_alone(m: ModelUnderTest) -> tuple[dict[str, surrogate.Edit], int]:
+    """The same of patches; and of the tokens that a decoder has written about them."""
+    keep, others = _patches(m.model.config), len(m.decoder or ())
+    patches, count = len(keep), len(keep) + others
+    only = np.eye(count + 1)
+    keep = np.concatenate([keep, np.zeros((others + 1, *keep.shape[1:]))])
+    kept = (keep, only[:, patches:count, None])
+    records = zip(m.embedded, kept, strict=False)  # a picture alone has no tokens
+    return {record.output.site: _times(some) for record, some in records}, count
+
+
+def _patches_and_tokens(e: Explanation) -> Any:
+    tokens = () if e.decoder_relevance is None else e.decoder_relevance
+    return np.concatenate([e.patches.ravel(), tokens])
 
 
 def _times(keep: Any) -> surrogate.Edit:

@@ -158,16 +158,22 @@ def _decoder_ids(model: Model, decoder: Any) -> list[int] | None:
             raise ReflError("decoder ids are given, and the model has no decoder: leave them out")
         return None
     if decoder is None:
-        decoder = [model.decoder_start_id, *_random_input(model, 3, seed=1)]
+        decoder = [model.decoder_start_id, *_random_ids(model, 3, seed=1)]
     return model.decoder_prefix(decoder)
 
 
 def _random_input(model: Model, length: int, seed: int = 0) -> Any:
     """Random token ids, one of them the mask where there has to be one; or a random picture."""
     random = np.random.default_rng(seed)
+    if model.takes_features:
+        return random.standard_normal(model.config.image)
     if model.takes_images:
         return random.standard_normal((model.config.num_channels, *model.config.image))
-    length = min(length, model.config.longest)
+    return _random_ids(model, length, seed)
+
+
+def _random_ids(model: Model, length: int, seed: int = 0) -> list[int]:
+    random, length = np.random.default_rng(seed), min(length, model.config.longest)
     return with_mask(model, [int(i) for i in random.integers(0, model.config.vocab_size, length)])
 
 

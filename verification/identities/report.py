@@ -45,7 +45,8 @@ def _title(m: ModelUnderTest, width: int) -> list[Line]:
 
 def _input(m: ModelUnderTest) -> str:
     if m.model.takes_images:
-        return "one picture"
+        written = "" if m.decoder is None else f" and {len(m.decoder)} tokens of the decoder"
+        return f"one picture{written}"
     decoder = "" if m.decoder is None else f" and {len(m.decoder)} of the decoder"
     return f"{len(m.item)} tokens{decoder}, explaining {_explained(m)}"
 

@@ -162,7 +162,10 @@ def _batch(m: ModelUnderTest) -> tuple[list[Any], list[list[int]] | None]:
     """
     if m.model.takes_images:
         x = m.model.read(m.item).pixels
-        return [x, np.ascontiguousarray(x[:, ::-1]), 0.5 * x], None
+        items = [x, np.ascontiguousarray(x[:, ::-1]), 0.5 * x]
+        if not m.model.takes_features:
+            return items, None
+        return [one[0] for one in items], [m.decoder or []] * len(items)
     n, others = len(m.item), [(i + 1) % m.model.config.vocab_size for i in m.item]
     if m.at:  # one neuron is explained in inputs of one length
         items = [m.item, m.item[::-1], others]

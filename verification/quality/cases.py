@@ -952,6 +952,9 @@ MOVES: dict[str, tuple[list[Index], dict[str, Any]]] = {
     "patches": ([(2, 2, 4, 3)], {"size": (2, 3)}),
     "patches, pixels left over": ([(1, 1, 5, 4)], {"size": (2, 3)}),
     "reshape": ([(2, 3, 4)], {"shape": (2, 2, 6)}),
+    "windows": ([(2, 5, 2)], {"size": 3, "stride": 1}),
+    "windows, two on": ([(1, 8, 2)], {"size": 3, "stride": 2}),
+    "windows, apart": ([(1, 5, 1)], {"size": 2, "stride": 3}),
 }
 """Kind of movement -> shapes of its operands, and its attributes."""
 

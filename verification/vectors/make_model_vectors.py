@@ -362,6 +362,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "eos_token_id": 1,
         "tie_word_embeddings": False,
     },
+    "whisper": {
+        "architectures": ["WhisperForConditionalGeneration"],
+        "model_type": "whisper",
+        "vocab_size": 11,
+        "num_mel_bins": 3,
+        "d_model": 8,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 12,
+        "decoder_layers": 1,
+        "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 12,
+        "max_source_positions": 3,
+        "max_target_positions": 8,
+        "activation_function": "gelu",
+        "is_encoder_decoder": True,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "tie_word_embeddings": True,
+    },
     "vit": _VISION | {"architectures": ["ViTForImageClassification"], "model_type": "vit"},
     "deit": _VISION
     | {
@@ -435,6 +456,7 @@ SEEDS = {
     "distilbert": 5,
     "modernbert": 5,
     "t5": 5,
+    "whisper": 3,
     "vit": 0,
     "deit": 4,
     "dinov2": 6,
@@ -477,6 +499,8 @@ NOTES = {
     "positions of its own; gate and up, and queries, keys and values, each from one matrix",
     "t5": "encoder and decoder, cross-attention, relative position bias, gated GELU, head of its "
     "own",
+    "whisper": "log-mel features, two convolutions whose windows overlap, a decoder with a tied "
+    "head",
     "vit": "pixels, patches that are no squares, a class token",
     "deit": "class and distillation token, the mean of two heads",
     "dinov2": "a learned factor for each feature behind attention and MLP, a gated MLP, the mean "
@@ -569,7 +593,7 @@ def inputs(config: dict[str, Any], seed: int) -> list[Input]:
     draw, kind = random.Random(f"inputs {config['model_type']} {seed}"), config["model_type"]
     net = architecture(config)
     parsed, pictures = parse(net.Config, config), []
-    if hasattr(parsed, "image"):
+    if hasattr(parsed, "image") and kind != "whisper":
         shape = (parsed.num_channels, *parsed.image)
         pictures = [_pixels(draw, shape) for _ in range(2)]
     if pictures and kind != "clip":
@@ -578,6 +602,11 @@ def inputs(config: dict[str, Any], seed: int) -> list[Input]:
         [2 + int(draw.random() * (parsed.vocab_size - 2)) for _ in range(n)] for n in (5, 3)
     )
     long[3] = long[1]
+    if kind == "whisper":
+        size = parsed.image
+        return [
+            Input(pixels=_pixels(draw, size), decoder_ids=[0, *ids]) for ids in (short, long[:1])
+        ]
     if pictures:
         return [Input(ids, one) for ids, one in zip((long, short), pictures, strict=True)]
     if kind == "t5":

@@ -53,7 +53,7 @@ class ModelCase:
     note: str
     ids: list[int] | None
     pixels: Any
-    """(C, H, W), normalized already."""
+    """(C, H, W), normalized already; of Whisper log-mel features, (mel, frames)."""
     decoder_ids: list[int] | None
     position: int | None
     """Whose output is explained, where it is not the last token's or a class."""
@@ -335,11 +335,15 @@ def lint(architecture: str) -> list[str]:
     names = {
         name
         for number in range(len(said["inputs"]))
-        for name in _names(said, number, "image_size" in config or "vision_config" in config)
+        for name in _names(said, number, not config.keys().isdisjoint(OF_PIXELS))
     }
     found += [f"{name} is missing" for name in sorted(names - set(arrays))]
     found += [f"{name} belongs to nothing" for name in sorted(set(arrays) - names)]
     return found or [line for case in load(architecture) for line in _lint_case(case, config)]
+
+
+OF_PIXELS = ("image_size", "vision_config", "num_mel_bins")
+"""Options of a config.json by which a net takes pixels, or what is held as such."""
 
 
 def _names(said: dict[str, Any], number: int, pixels: bool) -> Iterator[str]:

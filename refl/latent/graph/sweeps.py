@@ -89,6 +89,7 @@ class Tracing:
             raise ReflError(
                 f"a graph sweeps one recorded run many times: leave {argument('recompute')} out"
             )
+        question.network.refuse_features("a graph of neurons and heads")
         question.refuse([targets])
         return [_Graph(self, question, readings[0], targets[0]).found()]
 

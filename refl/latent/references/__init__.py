@@ -153,6 +153,7 @@ def references(
     that cannot be used, a folder of another run, and a method that is no table of rules.
     """
     not_both(pool, workers)
+    model.refuse_features("a search for the inputs of neurons and heads")
     rankings = _rankings(by, arguments.flag("lowest", lowest))
     asked = chosen(method, eps, stabilizer, options)
     how = How(
