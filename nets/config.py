@@ -108,7 +108,12 @@ BOOKKEEPING = (
 )
 """Where the file comes from, and how transformers runs and returns the same numbers."""
 
-HARMLESS = frozenset(GENERATION + SPECIAL_TOKENS + DROPOUT + LABELS + TRAINING + BOOKKEEPING)
+STORAGE = ("quantization_config",)
+"""How weights are stored: whoever reads them goes by it, or refuses it (refl.io.quantized)."""
+
+HARMLESS = frozenset(
+    STORAGE + GENERATION + SPECIAL_TOKENS + DROPOUT + LABELS + TRAINING + BOOKKEEPING
+)
 """Keys that no forward pass in evaluation mode depends on."""
 
 ACTIVATIONS = {
@@ -124,8 +129,6 @@ ACTIVATIONS = {
 """The names that config.json files use -> the kinds of rules/activation.py."""
 
 REFUSED = {
-    "quantization_config": "quantized weights are not read: load the checkpoint in "
-    "float32, float16 or bfloat16",
     "pruned_heads": "pruned heads are not implemented",
     "is_decoder": "a decoder is not what this architecture's net computes",
     "is_encoder_decoder": "an encoder-decoder is not what this architecture's net computes",
@@ -190,6 +193,8 @@ def _check_ignored(ignore: Collection[str], raw: Collection[str], known: Collect
     for key in ignore:
         if key not in raw:
             raise ReflError(f"config.json has no option {shown(key)}, which ignore names")
+        if key in STORAGE:
+            raise ReflError(f"weights are read by {shown(key)} of config.json: it is not ignored")
         if key in known and key != "architectures":
             raise ReflError(f"the net reads {shown(key)} of config.json: it cannot be ignored")
 
