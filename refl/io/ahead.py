@@ -43,9 +43,12 @@ _PAGE = 4096
 class Source(Protocol):
     """A tensor in the file, and what it is to become."""
 
-    dtype: str
-    check: bool
-    """Whether its numbers have still to be checked."""
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def check(self) -> bool:
+        """Whether its numbers have still to be checked."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...

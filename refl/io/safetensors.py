@@ -208,8 +208,8 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[st
     """The arrays of a safetensors file and its metadata.
 
     The file is read whole, so that nothing that becomes of it later changes the arrays; they are
-    read-only, in the file's dtypes, BF16 and float8 as float32. Raises ReflError for a broken file and for
-    dtypes NumPy lacks.
+    read-only, in the file's dtypes, BF16 and float8 as float32. Raises ReflError for a broken file
+    and for dtypes NumPy lacks.
     """
     entries, metadata = read_header(Path(path))
     raw = _read_whole(Path(path), entries.values())
@@ -228,7 +228,7 @@ def read_entry(name: str, entry: Entry, raw: NDArray[numpy.uint8]) -> NDArray[An
     if entry.tag == "BF16":
         return widen_bfloat16(stored)
     if entry.tag in FLOAT8:
-        return every_float8(entry.tag, "<f4")[stored]
+        return numpy.take(every_float8(entry.tag, "<f4"), stored)
     return numpy.asarray(stored != 0) if entry.tag == "BOOL" else stored
 
 

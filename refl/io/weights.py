@@ -21,7 +21,9 @@ from refl.io import quantized
 from refl.io.ahead import LARGE, Ahead, Source, Stored, read
 from refl.io.config import once_each, read_config, read_json
 from refl.io.files import NO_PICKLES, PICKLES, InUse, checkpoint_folder, list_folder, sha256, state
-from refl.io.quantized import Matrix, Scheme, Tensors
+from refl.io.quantized import Tensors
+from refl.io.quantized.matrix import Matrix
+from refl.io.quantized.scheme import Scheme
 from refl.io.safetensors import (
     FLOATS,
     Entry,
@@ -40,9 +42,11 @@ class Weights(Mapping[str, Array]):
 
     Reads `model.safetensors`, or the shards that `model.safetensors.index.json` names, or the only
     other *.safetensors in the folder. Where config.json says that weights are quantized, the
-    tensors that make up a matrix are one here, of the matrix's name (refl.io.quantized). Tensors are kept after their first use where all of them,
-    widened, fit in `cache_bytes`; otherwise none is, and each access widens anew: a large one by
-    two threads, begun before it is asked for (see `ahead`).
+    tensors that make up a matrix are one here, under the matrix's name (refl.io.quantized).
+
+    Tensors are kept after their first use where all of them, widened, fit in `cache_bytes`;
+    otherwise none is, and each access widens anew: a large one by two threads, begun before it is
+    asked for (see `ahead`).
     """
 
     def __init__(

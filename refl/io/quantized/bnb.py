@@ -155,7 +155,7 @@ def _four_bit_matrix(name: str, kind: str, entries: Entries, read: Read) -> Matr
     for part in ("absmax", "quant_map", "nested_absmax", "nested_quant_map", of_state):
         if (entry := entries.get(f"{name}.{part}")) is not None:
             parts[part] = entry
-    expect_part(parts, name, "weight", _BAGS)
+    expect_part(parts, name, "weight", tuple(_BAGS))
     expect_part(parts, name, of_state, ("U8",))
     if kind not in TABLES or parts[of_state].count > _STATE_LIMIT:
         raise ReflError(

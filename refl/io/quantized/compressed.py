@@ -5,8 +5,9 @@
     float-quantized   weight         float8 (O, I)
     int-quantized     weight         int8 (O, I)
     naive-quantized   weight         either
-    pack-quantized    weight_packed  int32 (O, I bits / 32 rounded up): along each row q + 2^(bits-1)
-                                     of four or eight bits each, the lowest bits of a word first
+    pack-quantized    weight_packed  int32 (O, I bits / 32 rounded up): along each row
+                                     q + 2^(bits-1), of four or eight bits each, the lowest bits of
+                                     a word first
                       weight_shape   int64 (2,): O and I
 
     weight_scale       float, in the shape that `strategy` asks for: tensor (1,), channel (O, 1),
@@ -111,9 +112,11 @@ _NOT_IMPLEMENTED = {
     "moe_sparsity_config": "sparse experts are not implemented",
 }
 
-_SCALES_OF_ACTIVATIONS = tuple(
-    f"{what}_{part}" for what in ("input", "output", "q", "k", "v") for part in ("scale", "zero_point")
-)  # fmt: skip
+_ACTIVATIONS = ("input", "output", "q", "k", "v")
+_SCALES_OF_ACTIVATIONS = (
+    *(f"{what}_scale" for what in _ACTIVATIONS),
+    *(f"{what}_zero_point" for what in _ACTIVATIONS),
+)
 
 
 def _group(group: Options | None, of: Options, key: str, kind: str) -> tuple[Format, bool]:
@@ -122,19 +125,18 @@ def _group(group: Options | None, of: Options, key: str, kind: str) -> tuple[For
         raise of.refusal(key, "expected an object")
     group.names("targets")
     group.one_of("format", (kind,), kind)
-    rounds = any([group.get(f"{what}_activations") is not None for what in ("input", "output")])
+    rounds = [group.get(f"{what}_activations") is not None for what in ("input", "output")]
     weights = group.inner("weights")
     if weights is None:
         raise group.refusal("weights", "expected an object: groups without are not implemented")
     how = _weights(weights, kind)
     group.finish()
-    return how, rounds
+    return how, any(rounds)
 
 
 def _weights(o: Options, kind: str) -> Format:
     packed = kind == "pack-quantized"
-    type_ = o.one_of("type", ("float",) if kind == "float-quantized" else
-                     ("int", "float") if kind == "naive-quantized" else ("int",), "int")  # fmt: skip
+    type_ = o.one_of("type", _TYPES.get(kind, ("int",)), "int")
     bits = o.one_of("num_bits", (4, 8) if packed else (8,), 8)
     symmetric = o.flag("symmetric", True)
     if type_ == "float" and not symmetric:
@@ -150,6 +152,10 @@ def _weights(o: Options, kind: str) -> Format:
     o.finish()
     held = "packed" if packed else type_
     return Format(held, bits, symmetric, strategy, group_size, block, order in ("group", "dynamic"))
+
+
+_TYPES = {"float-quantized": ("float",), "naive-quantized": ("int", "float")}
+"""Format -> the types that it stores, where it is not int alone."""
 
 
 # -- matrices --------------------------------------------------------------------------------------
