@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import quantized_files as files
 from quantized_files import FORMATS, Made, Tensor, save
+from safetensors import safe_open
 
 import refl
 from refl.errors import ReflError
@@ -150,7 +151,7 @@ def test_zero_points_that_readers_disagree_about(tmp_path: Path) -> None:
         opened(of_all_ones(tmp_path))[NAME]
 
 
-def test_zero_points_of_gptqmodel_carry(tmp_path: Path) -> None:
+def test_zero_points_of_gptqmodel_go_by_whole_words(tmp_path: Path) -> None:
     folder = of_all_ones(tmp_path, meta={"quantizer": ["gptqmodel:2.0.0"]})
     found = opened(folder)[NAME]
     made = FORMATS["gptq-4"][1](Random(0), 8, 16)
@@ -446,3 +447,33 @@ def test_what_says_how_weights_are_stored_is_not_ignored(tmp_path: Path) -> None
     one, _ = files.checkpoint(tmp_path, WIDE, arrays_of(WIDE), "awq")
     with pytest.raises(ReflError, match="weights are read by quantization_config"):
         refl.load(one, ignore=["quantization_config"])
+
+
+# -- what the libraries make of them ---------------------------------------------------------------
+
+RECORDED = Path(__file__).parent / "data" / "quantized"
+"""Made by refl.verification.peers.record_quantized, which says how."""
+
+ROUNDED_MORE = {"bitsandbytes-int8": 4, "bitsandbytes-nf4-double": 6}
+"""Where the library forms in float32 what is formed in float64 here: how many roundings a number
+may be apart, of a size that is at most the largest of its row.
+"""
+
+
+@pytest.mark.parametrize("path", sorted(RECORDED.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_a_recorded_outcome_of_the_library(tmp_path: Path, path: Path) -> None:
+    """Bit for bit in float32, in which the libraries computed."""
+    with safe_open(path, "np") as file:
+        config = json.loads(file.metadata()["quantization_config"])
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
+    (tmp_path / "model.safetensors").write_bytes(path.read_bytes())
+    weights = opened(tmp_path, "float32")
+    found, wanted = weights["m.weight"], weights["outcome"]
+    assert set(weights) == {"m.weight", "outcome"}
+    largest = np.abs(wanted).max(axis=1, keepdims=True)
+    bound = ROUNDED_MORE.get(path.stem, 0) * largest * 2.0**-24
+    assert (np.abs(found - wanted) <= bound).all()
+
+
+def test_all_that_was_recorded_is_there() -> None:
+    assert len(list(RECORDED.glob("*.safetensors"))) == 15

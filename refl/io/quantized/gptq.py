@@ -12,9 +12,9 @@ save them: `quant_method` "gptq".
     g_idx    int32 (I,)                the group of each input; with `desc_act` in any order
 
 group_size -1 is one group. Zero points of the format "gptq" that are all ones as stored are
-ambiguous: AutoGPTQ adds 1 to each by itself, and has 0; GPTQModel adds 1 to all in a word at once,
-and carries into the next. The two agree where there is none. refl reads the files that GPTQModel
-made (`meta.quantizer`) as GPTQModel does, and refuses such numbers in others.
+ambiguous: AutoGPTQ adds 1 to each by itself, and has 0; GPTQModel adds 1 to all of a word at once,
+and the next number gets one more. Where there is none the two agree. refl reads the files that
+GPTQModel made (`meta.quantizer`) as GPTQModel does, and refuses such numbers in others.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Format:
     group_size: int
     minus_one: bool
     """Whether zero points are stored minus 1."""
-    carries: bool
-    """Whether adding it goes by whole words."""
+    by_words: bool
+    """Whether the 1 is added to all of a word at once."""
 
 
 def scheme(options: Options) -> Scheme:
@@ -144,15 +144,15 @@ def _opened(found: Parts, dtype: str, *, parts: Entries, how: Format, width: int
 def _zeros(qzeros: NDArray[Any], how: Format, out: NDArray[Any]) -> None:
     """The zero points, (G, O)."""
     words = qzeros.astype("<u4")
-    if how.carries:
+    if how.by_words:
         words += numpy.uint32(sum(1 << low for low in range(0, 32, how.bits)))
     unpack(as_bytes(words), how.bits, out)
-    if how.minus_one and not how.carries:
+    if how.minus_one and not how.by_words:
         most = (1 << how.bits) - 1
         if (out == most).any():
             raise ReflError(
                 f"qzeros hold {most}, where zero points are stored minus 1: some libraries read 0 "
-                "there, others carry into the next number; save it anew with checkpoint_format "
+                "there, others add one to the next number; save it anew with checkpoint_format "
                 "gptq_v2"
             )
         out += 1
