@@ -189,6 +189,10 @@ class Weights(Mapping[str, Array]):
             return default
         return self[name]
 
+    def tensors(self) -> list[Entry | Matrix]:
+        """Where they lie, of those that are numbers to compute with."""
+        return [entry for entry in self._entries.values() if _is_float(entry)]
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape, from the header. Raises ReflError where there is no such tensor."""
         return self._entry(name).shape
@@ -297,6 +301,13 @@ def _missing(name: str, weights: Iterable[str], source: Path | None) -> ReflErro
     near = ", ".join(map(shown, nearest(name, weights, 3))) or "none"
     where = "the weights hold" if source is None else f"{shown(source)} holds"
     return ReflError(f"expected a tensor {shown(name)}, {where} no such name; nearest: {near}")
+
+
+def stored_tensors(folder: str | Path) -> dict[str, Entry]:
+    """Where each tensor of the files lies, by the headers alone: quantized matrices in their parts.
+    Raises ReflError for anything wrong with the folder or a header.
+    """
+    return _find(checkpoint_folder(folder))[1]
 
 
 # -- which files -----------------------------------------------------------------------------------
