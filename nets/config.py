@@ -108,7 +108,12 @@ BOOKKEEPING = (
 )
 """Where the file comes from, and how transformers runs and returns the same numbers."""
 
-HARMLESS = frozenset(GENERATION + SPECIAL_TOKENS + DROPOUT + LABELS + TRAINING + BOOKKEEPING)
+STORAGE = ("quantization_config",)
+"""How weights are stored: whoever reads them goes by it, or refuses it (refl.io.quantized)."""
+
+HARMLESS = frozenset(
+    STORAGE + GENERATION + SPECIAL_TOKENS + DROPOUT + LABELS + TRAINING + BOOKKEEPING
+)
 """Keys that no forward pass in evaluation mode depends on."""
 
 ACTIVATIONS = {
@@ -147,8 +152,6 @@ Where f(0) is not 0, f(x)/x has no limit at 0, and the identity rule no factor.
 """
 
 REFUSED = {
-    "quantization_config": "quantized weights are not read: load the checkpoint in "
-    "float32, float16 or bfloat16",
     "pruned_heads": "pruned heads are not implemented",
     "is_decoder": "a decoder is not what this architecture's net computes",
     "is_encoder_decoder": "an encoder-decoder is not what this architecture's net computes",
@@ -245,6 +248,8 @@ def _check_ignored(ignore: Collection[str], raw: Collection[str], known: Collect
     for key in ignore:
         if key not in raw:
             raise ReflError(f"config.json has no option {shown(key)}, which ignore names")
+        if key in STORAGE:
+            raise ReflError(f"weights are read by {shown(key)} of config.json: it is not ignored")
         if key in known and key != "architectures":
             raise ReflError(f"the net reads {shown(key)} of config.json: it cannot be ignored")
 

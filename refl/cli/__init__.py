@@ -11,7 +11,7 @@
     explain generate evaluate   what a model does, and why
     neurons references project graph switch card   what its neurons and heads do
     learn walk    the method itself: lessons, and a whole sweep number by number
-    trace models methods   how refl does it
+    trace models methods   how refl does it; folder: what a checkpoint holds
     conform compare verify dump_torch   who checks it
 
 Nothing heavy is imported before it is needed: `--help` loads no array library.

@@ -1,4 +1,6 @@
-"""`refl models`: the architectures there are, and the model that ships with refl."""
+"""`refl models`: the architectures there are, and the model that ships with refl; of a folder, what
+it holds and whether refl loads it.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,55 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from refl.cli.command import add_command
+from refl.cli.files import Folder
+from refl.cli.folder import contents, lines
 from refl.cli.output import print_json, print_lines, width
 from refl.show.lines import Line, paragraph
 
+_ABOUT = """\
+The architectures there are, with the options of config.json that each reads, and the model that
+ships with refl. Of a FOLDER: what it holds, and whether refl loads it.
+"""
+
+_MORE = """\
+Of a folder it says the architecture and the head, how many parameters there are, how they are
+stored (dtypes; quantized by which method, in how many bits), whether there is a tokenizer, and
+whether refl loads it, or in one sentence why not. Only headers are read, and tensors that no net
+would, so that a large checkpoint takes no longer than a small one.
+
+Quantized weights are read as float8 with scales (fp8, fbgemm_fp8), GPTQ, AWQ (gemm), bitsandbytes
+(int8, NF4, FP4) and compressed-tensors: widened one matrix at a time when they are used, exactly as
+they are stored. Where other libraries also round activations, refl does not, and this says so.
+
+examples:
+  refl models
+  refl models path/to/checkpoint
+  refl models path/to/checkpoint --json
+
+"""
+
 
 def add(commands: Any) -> None:
-    """The command."""
-    summary = "the architectures there are, and the model that ships with refl"
-    add_command(commands, "models", summary, run)
+    """The command and its option."""
+    summary = "the architectures there are, the shipped model; what a checkpoint folder holds"
+    p = add_command(commands, "models", summary, run, description=_ABOUT, more=lambda: _MORE)
+    p.add_argument(
+        "folder",
+        nargs="?",
+        type=Folder,
+        metavar="FOLDER",
+        help="a Hugging Face checkpoint: what it holds, and whether refl loads it",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.folder is not None:
+        found = contents(args.folder)
+        if args.json:
+            print_json(found)
+        else:
+            print_lines(lines(found), args)
+        return 0
     nets, shipped = _architectures(), _shipped()
     if args.json:
         print_json({"architectures": nets, "shipped": shipped})

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy
 from numpy.typing import NDArray
@@ -40,16 +40,46 @@ CONTEXTS = (4, 2)
 _PAGE = 4096
 
 
+class Source(Protocol):
+    """A tensor in the file, and what it is to become."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def check(self) -> bool:
+        """Whether its numbers have still to be checked."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Of memory that it needs."""
+
+    @property
+    def stretch(self) -> int:
+        """Numbers that are widened at a time."""
+
+    def flat(self, memory: Any) -> NDArray[Any]:
+        """Where its numbers will be, one after the other: in `memory`, or in the file."""
+
+    def fill(self, start: int, out: NDArray[Any]) -> None:
+        """A stretch of `flat`, `out`, from its number `start` on; by any thread."""
+
+
 @dataclass(frozen=True)
-class Source:
-    """A tensor as it lies in the file, what it is to become, and whether its numbers have still to
-    be checked.
-    """
+class Stored:
+    """A Source: a tensor of floats as it lies in the file."""
 
     stored: NDArray[Any]
     tag: str
     dtype: str
     check: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
 
     @property
     def as_it_is(self) -> bool:
@@ -60,14 +90,32 @@ class Source:
 
     @property
     def nbytes(self) -> int:
-        """Of memory that it needs."""
         return 0 if self.as_it_is else self.stored.size * numpy.dtype(self.dtype).itemsize
 
-    def read(self) -> Tensor:
-        """By this thread alone."""
-        tensor = Tensor(self, numpy.empty(self.nbytes, numpy.uint8))
-        tensor.work()
-        return tensor
+    @property
+    def stretch(self) -> int:
+        return STRETCH
+
+    def flat(self, memory: Any) -> NDArray[Any]:
+        return self.stored.reshape(-1) if self.as_it_is else in_memory(self, memory)
+
+    def fill(self, start: int, out: NDArray[Any]) -> None:
+        stored = self.stored.reshape(-1)[start : start + out.size]
+        if not self.as_it_is:
+            widen(stored, self.tag, out)
+        elif not self.check:
+            stored[:: _PAGE // stored.itemsize].max()  # has its pages read
+
+
+def in_memory(source: Source, memory: Any) -> NDArray[Any]:
+    return numpy.asarray(memory)[: source.nbytes].view(source.dtype)
+
+
+def read(source: Source) -> Tensor:
+    """By this thread alone."""
+    tensor = Tensor(source, numpy.empty(source.nbytes, numpy.uint8))
+    tensor.work()
+    return tensor
 
 
 class Tensor:
@@ -76,10 +124,8 @@ class Tensor:
     def __init__(self, source: Source, memory: Any) -> None:
         """`memory`: what an array of `source.nbytes` bytes can be made of."""
         self._source = source
-        self._stored = source.stored.reshape(-1)
-        widened = numpy.asarray(memory)[: source.nbytes].view(source.dtype)
-        self._flat = self._stored if source.as_it_is else widened
-        self._stretches = iter(range(0, self._flat.size, STRETCH))
+        self._flat = source.flat(memory)
+        self._stretches = iter(range(0, self._flat.size, source.stretch))
         self._working = 0
         self._idle = threading.Condition()
         self.finite = True
@@ -90,13 +136,13 @@ class Tensor:
 
     @property
     def values(self) -> NDArray[Any]:
-        return self._flat.reshape(self._source.stored.shape)
+        return self._flat.reshape(self._source.shape)
 
     def work(self) -> None:
         """Widens stretches until none is left that nobody works on."""
         while (start := self._next()) is not None:
             try:
-                self._widen(slice(start, start + STRETCH))
+                self._widen(start)
             except BaseException:
                 self.drop()
                 raise
@@ -116,12 +162,9 @@ class Tensor:
             self._working += start is not None
             return start
 
-    def _widen(self, stretch: slice) -> None:
-        stored, out = self._stored[stretch], self._flat[stretch]
-        if not self._source.as_it_is:
-            widen(stored, self._source.tag, out)
-        elif not self._source.check:
-            stored[:: _PAGE // stored.itemsize].max()  # has its pages read
+    def _widen(self, start: int) -> None:
+        out = self._flat[start : start + self._source.stretch]
+        self._source.fill(start, out)
         if self._source.check and not is_finite(out):
             self.finite = False
 

@@ -32,13 +32,18 @@ FLOATS = {
     "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
-    "BF16": "<u2",  # NumPy has no bfloat16: its bits
+    "BF16": "<u2",  # NumPy has no bfloat16, nor an eight-bit float: their bits
+    "F8_E4M3": "u1",
+    "F8_E5M2": "u1",
 }
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _STORED = FLOATS | {
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "u1",
 }  # fmt: skip
-_TAGS = {numpy.dtype(code): tag for tag, code in _STORED.items() if tag not in ("BF16", "BOOL")}
+_TAGS = {
+    numpy.dtype(code): tag for tag, code in _STORED.items() if tag not in ("BF16", "BOOL", *FLOAT8)
+}
 _TAGS[numpy.dtype(bool)] = "BOOL"
 
 
@@ -134,7 +139,7 @@ def map_bytes(path: Path) -> NDArray[numpy.uint8]:
 
 
 def view(entry: Entry, raw: NDArray[numpy.uint8]) -> NDArray[Any]:
-    """The numbers as they lie in the file, read-only, BF16 as its 16 bits."""
+    """The numbers as they lie in the file, read-only, BF16 and float8 as their bits."""
     return numpy.ndarray(entry.shape, _STORED[entry.tag], buffer=raw, offset=entry.start)
 
 
@@ -155,6 +160,8 @@ def widen(stored: NDArray[Any], tag: str, out: NDArray[Any]) -> None:  # (N,) ->
     """
     if tag == "F16":
         numpy.take(_every_float16(out.dtype.str), stored.view("<u2"), out=out, mode="clip")
+    elif tag in FLOAT8:
+        numpy.take(every_float8(tag, out.dtype.str), stored, out=out, mode="clip")
     elif tag == "BF16" and out.dtype == numpy.float32:
         bits = out.view(numpy.uint32)
         bits[...] = stored
@@ -172,12 +179,37 @@ def _every_float16(dtype: str) -> NDArray[Any]:  # -> (65536,)
     return numpy.arange(1 << 16, dtype=numpy.uint16).view(numpy.float16).astype(dtype)
 
 
+@cache
+def every_float8(tag: str, dtype: str) -> NDArray[Any]:  # -> (256,)
+    """By its bits: sign, exponent e, fraction m, in that order (Micikevicius et al. 2022, arXiv
+    2209.05433, table 1).
+
+        (-1)^sign 2^(e - bias) (1 + m / 2^M),    where e = 0 (-1)^sign 2^(1 - bias) m / 2^M
+
+    E5M2 has M = 2 and bias 15, infinity and NaN as in IEEE 754. E4M3 has M = 3 and bias 7, no
+    infinity, and NaN only where all seven bits are set: PyTorch calls it e4m3fn.
+    """
+    fraction, bias = (3, 7) if tag == "F8_E4M3" else (2, 15)
+    numbers = [_float8(bits, fraction, bias) for bits in range(128)]
+    if tag == "F8_E4M3":
+        numbers[127] = math.nan
+    else:
+        numbers[124:] = [math.inf, math.nan, math.nan, math.nan]
+    return numpy.array([*numbers, *(-number for number in numbers)], dtype=dtype)
+
+
+def _float8(bits: int, fraction: int, bias: int) -> float:
+    exponent, m = divmod(bits, 1 << fraction)
+    significand = m + (1 << fraction) if exponent else m
+    return math.ldexp(significand, max(exponent, 1) - bias - fraction)
+
+
 def read_safetensors(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """The arrays of a safetensors file and its metadata.
 
     The file is read whole, so that nothing that becomes of it later changes the arrays; they are
-    read-only, in the file's dtypes, BF16 as float32. Raises ReflError for a broken file and for
-    dtypes NumPy lacks.
+    read-only, in the file's dtypes, BF16 and float8 as float32. Raises ReflError for a broken file
+    and for dtypes NumPy lacks.
     """
     entries, metadata = read_header(Path(path))
     raw = _read_whole(Path(path), entries.values())
@@ -185,7 +217,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[st
 
 
 def read_entry(name: str, entry: Entry, raw: NDArray[numpy.uint8]) -> NDArray[Any]:
-    """A tensor in the mapped file, BF16 as float32 and BOOL as bool.
+    """A tensor in the mapped file, BF16 and float8 as float32 and BOOL as bool.
     Raises ReflError for a dtype NumPy lacks.
     """
     if entry.tag not in _STORED:
@@ -195,6 +227,8 @@ def read_entry(name: str, entry: Entry, raw: NDArray[numpy.uint8]) -> NDArray[An
     stored = view(entry, raw)
     if entry.tag == "BF16":
         return widen_bfloat16(stored)
+    if entry.tag in FLOAT8:
+        return numpy.take(every_float8(entry.tag, "<f4"), stored)
     return numpy.asarray(stored != 0) if entry.tag == "BOOL" else stored
 
 

@@ -189,5 +189,7 @@ BUFFERS: tuple[tuple[str, Agrees, str], ...] = (
     ),
     ("*.embeddings.position_ids", _counts, "which does not count positions from 0"),
     ("*.embeddings.token_type_ids", _is_zero, "which is not 0 throughout"),
+    # some GPTQ files give every layer a bias
+    ("*.bias", _is_zero, "which config.json does not ask for"),
 )
 """Name, what it has to agree with, and what to say where it does not."""

@@ -17,9 +17,13 @@ from numpy.typing import NDArray
 
 from refl.arrays import Array
 from refl.errors import ReflError, nearest, shown
-from refl.io.ahead import LARGE, Ahead, Source
-from refl.io.config import once_each, read_json
+from refl.io import quantized
+from refl.io.ahead import LARGE, Ahead, Source, Stored, read
+from refl.io.config import once_each, read_config, read_json
 from refl.io.files import NO_PICKLES, PICKLES, InUse, checkpoint_folder, list_folder, sha256, state
+from refl.io.quantized import Tensors
+from refl.io.quantized.matrix import Matrix
+from refl.io.quantized.scheme import Scheme
 from refl.io.safetensors import (
     FLOATS,
     Entry,
@@ -37,9 +41,12 @@ class Weights(Mapping[str, Array]):
     """The tensors of a checkpoint folder by name, mapped lazily.
 
     Reads `model.safetensors`, or the shards that `model.safetensors.index.json` names, or the only
-    other *.safetensors in the folder. Tensors are kept after their first use where all of them,
-    widened, fit in `cache_bytes`; otherwise none is, and each access widens anew: a large one by
-    two threads, begun before it is asked for (see `ahead`).
+    other *.safetensors in the folder. Where config.json says that weights are quantized, the
+    tensors that make up a matrix are one here, under the matrix's name (refl.io.quantized).
+
+    Tensors are kept after their first use where all of them, widened, fit in `cache_bytes`;
+    otherwise none is, and each access widens anew: a large one by two threads, begun before it is
+    asked for (see `ahead`).
     """
 
     def __init__(
@@ -56,29 +63,43 @@ class Weights(Mapping[str, Array]):
         returns it. `config`, `single`: the names of the file of options and of the one file of
         weights, where they are not a checkpoint's (an adapter's).
 
-        Raises ReflError for anything wrong with the folder or a header; the numbers are checked on
-        first use.
+        Raises ReflError for anything wrong with the folder, a header, or how weights are quantized;
+        the numbers are checked on first use.
         """
         if dtype not in ("float32", "float64"):
             raise ReflError(f"expected dtype float32 or float64, got {shown(dtype)}")
         self.folder = checkpoint_folder(folder)
         self.dtype = dtype
         self.config, self.single = config, single
-        self.source, self._entries = _find(self.folder, single)
-        self._shards = {entry.file for entry in self._entries.values()}
+        self.source, entries = _find(self.folder, single)
+        self._shards = {entry.file for entry in entries.values()}
+        self._mapped: dict[Path, NDArray[numpy.uint8]] = {}
+        self._states = {path: state(path) for path in self._files()}
+        self.quantized, self._entries = self._as_quantized(entries)
+        """How config.json says that weights are quantized; None where they are plain floats."""
         self.keeps = self._widened_bytes() <= cache_bytes
         self._place = place
         self._kept: dict[str, Array] = {}
         self._checked: set[str] = set()
-        self._mapped: dict[Path, NDArray[numpy.uint8]] = {}
         self._fingerprint: str | None = None
         self._ahead = Ahead(self._large())
         self._in_use = InUse(self.folder)
-        self._states = {path: state(path) for path in self._files()}
+
+    def _as_quantized(self, entries: dict[str, Entry]) -> tuple[Scheme | None, Tensors]:
+        own = self.single is None and (self.folder / "config.json").exists()  # no adapter's
+        config = read_config(self.folder) if own else {}
+        found = quantized.scheme(config)
+        if found is None:
+            return None, entries
+
+        def numbers(name: str) -> NDArray[Any]:
+            return view(entries[name], self._bytes(entries[name].file))
+
+        return found, quantized.tensors(found, config, entries, numbers)
 
     def _widened_bytes(self) -> int:
         width = numpy.dtype(self.dtype).itemsize
-        return sum(entry.count * width for entry in self._entries.values() if entry.tag in FLOATS)
+        return sum(entry.count * width for entry in self._entries.values() if _is_float(entry))
 
     def _large(self) -> list[str]:
         """Names of the tensors that are not kept, and worth a second thread."""
@@ -86,7 +107,7 @@ class Weights(Mapping[str, Array]):
         return [
             name
             for name, entry in self._entries.items()
-            if not self.keeps and entry.tag in FLOATS and entry.count * width >= LARGE
+            if not self.keeps and _is_float(entry) and entry.count * width >= LARGE
         ]
 
     def __getitem__(self, name: str) -> Array:
@@ -102,20 +123,22 @@ class Weights(Mapping[str, Array]):
         return placed
 
     def _read(self, name: str) -> NDArray[Any]:
-        _refuse_numbers(name, self._entry(name).tag)
+        entry = self._entry(name)
+        _refuse_numbers(name, entry)
         ahead = self._ahead.read(name, self._source) if name in self._ahead else None
-        tensor = ahead or self._source(name).read()
+        tensor = ahead or read(self._source(name))
         if not tensor.finite:
             raise self._not_finite(name, tensor.values)
         self._checked.add(name)
         values = tensor.values
         values.flags.writeable = False
-        return values
+        return values.T if isinstance(entry, Matrix) and entry.transposed else values
 
     def _source(self, name: str) -> Source:
-        entry = self._entry(name)
-        stored = view(entry, self._bytes(entry.file))
-        return Source(stored, entry.tag, self.dtype, check=name not in self._checked)
+        entry, check = self._entry(name), name not in self._checked
+        if isinstance(entry, Matrix):
+            return entry.source(self._bytes, self.dtype, check)
+        return Stored(view(entry, self._bytes(entry.file)), entry.tag, self.dtype, check)
 
     def _bytes(self, file: Path) -> NDArray[numpy.uint8]:
         self._refuse_changed(file)
@@ -124,10 +147,13 @@ class Weights(Mapping[str, Array]):
         return self._mapped[file]
 
     def stored(self, name: str) -> NDArray[Any]:
-        """The tensor on the host, of whatever dtype the file has it in, BF16 as float32.
-        Raises ReflError where it is missing, or of a dtype that NumPy lacks.
+        """The tensor on the host, of whatever dtype the file has it in, BF16 and float8 as float32,
+        a quantized matrix widened. Raises ReflError where it is missing, or of a dtype that NumPy
+        lacks.
         """
         entry = self._entry(name)
+        if isinstance(entry, Matrix):
+            return self._read(name)
         return read_entry(name, entry, self._bytes(entry.file))
 
     def _files(self) -> list[Path]:
@@ -157,7 +183,7 @@ class Weights(Mapping[str, Array]):
             f"read as {self.dtype}: the checkpoint is damaged, or float64 is needed"
         )
 
-    def _entry(self, name: str) -> Entry:
+    def _entry(self, name: str) -> Entry | Matrix:
         if name not in self._entries:
             raise _missing(name, self, self.source)
         return self._entries[name]
@@ -168,15 +194,23 @@ class Weights(Mapping[str, Array]):
             return default
         return self[name]
 
+    def tensors(self) -> list[Entry | Matrix]:
+        """Where they lie, of those that are numbers to compute with."""
+        return [entry for entry in self._entries.values() if _is_float(entry)]
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape, from the header. Raises ReflError where there is no such tensor."""
         return self._entry(name).shape
 
     def dtype_of(self, name: str) -> str:
-        """The dtype in the file as safetensors spells it: F32, BF16.
-        Raises ReflError where there is none.
+        """The dtype in the file as safetensors spells it: F32, BF16; of a quantized matrix how it
+        is stored, in words. Raises ReflError where there is no such tensor.
         """
         return self._entry(name).tag
+
+    def refuse_numbers(self, name: str) -> None:
+        """Raises ReflError where there is no such tensor, or where it is one of whole numbers."""
+        _refuse_numbers(name, self._entry(name))
 
     def expect(self, name: str, shape: tuple[int, ...], why: str) -> None:
         """Raises ReflError unless there is a tensor `name` of this shape;
@@ -219,11 +253,16 @@ class Weights(Mapping[str, Array]):
         return name in self._entries
 
 
-def _refuse_numbers(name: str, tag: str) -> None:
-    if tag not in FLOATS:
+def _is_float(entry: Entry | Matrix) -> bool:
+    """Whether it is one to compute with."""
+    return isinstance(entry, Matrix) or entry.tag in FLOATS
+
+
+def _refuse_numbers(name: str, entry: Entry | Matrix) -> None:
+    if not _is_float(entry):
         raise ReflError(
-            f"{shown(name)} is stored as {shown(tag)}, expected one of {', '.join(FLOATS)}: "
-            "refl reads float checkpoints, quantized ones have to be converted first"
+            f"{shown(name)} is stored as {shown(entry.tag)}, expected one of {', '.join(FLOATS)}: "
+            "where weights are quantized, quantization_config of config.json has to say how"
         )
 
 
@@ -264,13 +303,20 @@ def expect(weights: Mapping[str, Array], name: str, shape: tuple[int, ...], why:
             f"{shown(name)} has shape {found}, config.json asks for {tuple(shape)}: {why}"
         )
     if isinstance(weights, Weights):
-        _refuse_numbers(name, weights.dtype_of(name))
+        weights.refuse_numbers(name)
 
 
 def _missing(name: str, weights: Iterable[str], source: Path | None) -> ReflError:
     near = ", ".join(map(shown, nearest(name, weights, 3))) or "none"
     where = "the weights hold" if source is None else f"{shown(source)} holds"
     return ReflError(f"expected a tensor {shown(name)}, {where} no such name; nearest: {near}")
+
+
+def stored_tensors(folder: str | Path) -> dict[str, Entry]:
+    """Where each tensor of the files lies, by the headers alone: quantized matrices in their parts.
+    Raises ReflError for anything wrong with the folder or a header.
+    """
+    return _find(checkpoint_folder(folder))[1]
 
 
 # -- which files -----------------------------------------------------------------------------------

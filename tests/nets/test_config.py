@@ -227,6 +227,7 @@ def strange(hint: str) -> list[Any]:
 
 def test_every_key_without_effect_stands_in_one_group_in_order() -> None:
     groups = (
+        config.STORAGE,
         config.GENERATION,
         config.SPECIAL_TOKENS,
         config.DROPOUT,

@@ -617,7 +617,6 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"image_size": [8, 12, 1]}, "image_size"),
     ({"image_size": ["8", 12]}, "image_size"),
     ({"use_swiglu_ffn": True}, "use_swiglu_ffn"),
-    ({"quantization_config": {"bits": 4}}, "quantization_config"),
 ]
 
 

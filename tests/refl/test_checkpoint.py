@@ -440,9 +440,7 @@ def test_float64_beyond_float32(tmp_path: Path) -> None:
         opened(folder, "float32")["x"]
 
 
-@pytest.mark.parametrize(
-    "tag, bits", [("I64", 64), ("U8", 8), ("BOOL", 8), ("I8", 8), ("F8_E4M3", 8), ("F8_E5M2", 8)]
-)
+@pytest.mark.parametrize("tag, bits", [("I64", 64), ("U8", 8), ("BOOL", 8), ("I8", 8)])
 def test_other_dtypes_are_refused_by_name(tmp_path: Path, tag: str, bits: int) -> None:
     weights = opened(folder_with(tmp_path, tensor_file(tag, bits // 8, b"\1" * bits)))
     assert "x" in weights and weights.shape("x") == (8,) and weights.dtype_of("x") == tag
@@ -947,8 +945,8 @@ def test_read_arrays_are_read_only_and_bfloat16_is_widened(tmp_path: Path) -> No
     write_safetensors(tmp_path / "y", {"a": numpy.ones(2)}, {})
     with pytest.raises(ValueError, match="read-only"):
         read_safetensors(tmp_path / "y")[0]["a"][0] = 2
-    (tmp_path / "z").write_bytes(tensor_file("F8_E4M3", 1, b"\0"))
-    with pytest.raises(ReflError, match="x is stored as F8_E4M3"):
+    (tmp_path / "z").write_bytes(tensor_file("C64", 8, bytes(8)))
+    with pytest.raises(ReflError, match="x is stored as C64"):
         read_safetensors(tmp_path / "z")
 
 

@@ -220,7 +220,7 @@ def harmless(random: Random) -> Try:
 
 
 CHECKED_BESIDES = {"model_type", "architectures", "eos_token_id", "decoder_start_token_id"}
-CHECKED_BESIDES |= {"pad_token_id", "num_labels", "id2label"}
+CHECKED_BESIDES |= {"pad_token_id", "num_labels", "id2label", "quantization_config"}
 """Without effect on the logits, but read for something else."""
 
 
