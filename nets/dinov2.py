@@ -8,6 +8,9 @@
     mlp(x) = fc2(act(fc1(x)))    or, with use_swiglu_ffn,
              weights_out(silu(a) * b),    [a, b] = weights_in(x)
 
+Pictures may be of another size than positions were learned for, and most are: positions are
+weights, and `fitted` interpolates them once, as transformers does for every picture.
+
 lambda is learned, one factor for each feature (Touvron et al. 2021, arXiv 2103.17239): a weight, so
 that all relevance of the product goes to what it is multiplied with. Names are those of Hugging
 Face's Dinov2ForImageClassification; the features of Dinov2Model are norm(h)[0].
@@ -15,7 +18,9 @@ Face's Dinov2ForImageClassification; the features of Dinov2Model are norm(h)[0].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from refl.arrays import Array, device_of, flags, namespace
@@ -59,8 +64,9 @@ class Config(vision.PatchConfig):
         super().__post_init__()
         if self.image[0] != self.image[1]:
             raise ReflError(
-                f"config.json has image_size = {brief(self.image_size)}: the positions of an image "
-                "that is not square are interpolated, which is not implemented"
+                f"config.json has image_size = {brief(self.image_size)}: positions are those of a "
+                "square, and for an image that is none they are interpolated, which is not "
+                "implemented"
             )
         if self.num_register_tokens is not None and not self.with_registers:
             raise ReflError("config.json has num_register_tokens, and model_type dinov2 has none")
@@ -192,6 +198,97 @@ def _mlp(t: Trace, x: Value, c: Config) -> Value:  # (B, T, D) -> (B, T, D)
     up = t.move("x2", "slice", both, start=n, stop=2 * n)
     z = t.multiply("hidden", gate, up, role="mlp.product")
     return t.linear("weights_out", z, bias=True, role="mlp.down")
+
+
+# -- positions for pictures of another size --------------------------------------------------------
+
+
+def fitted(
+    c: Config, weights: Mapping[str, Array], image: tuple[int, int]
+) -> tuple[Config, Mapping[str, Array]]:
+    """The same net for square pictures of this size: its positions are interpolated, where there
+    are not as many patches on a side as they were learned for. As it is for any other.
+    """
+    side, (height, width) = image[0], c.patch
+    if image[0] != image[1] or height != width or height > side or c.image == image:
+        return c, weights
+    smaller = replace(c, image_size=side)
+    if smaller.count == c.count:
+        return smaller, weights
+    name = f"{c.base}.embeddings.position_embeddings".lstrip(".")
+    way = (antialiased if c.with_registers else bicubic)(c.image[0] // height, side // height)
+    return smaller, Interpolated(weights, name, way)
+
+
+@dataclass(frozen=True, eq=False)
+class Interpolated(Mapping[str, Array]):
+    """Weights with the positions of n x n patches made into those of m x m, by a matrix (m, n)."""
+
+    weights: Mapping[str, Array]
+    name: str
+    way: list[list[float]]
+
+    def __getitem__(self, name: str) -> Array:
+        array = self.weights[name]
+        return interpolated(array, self.way) if name == self.name else array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+def interpolated(
+    p: Array, way: list[list[float]]
+) -> Array:  # (1, 1 + n n, D), (m, n) -> (1, 1 + m m, D)
+    """A P A^T for each feature; the class token's position stays."""
+    xp, m, n = namespace(p), len(way), len(way[0])
+    a = xp.asarray(way, dtype=p.dtype, **device_of(p))
+    rows = xp.reshape(a @ xp.reshape(p[0, 1:, :], (n, -1)), (m, n, -1))
+    grid = xp.reshape(a @ rows, (1, m * m, -1))
+    return xp.concat([p[:, :1, :], grid], axis=1)
+
+
+def bicubic(n: int, m: int) -> list[list[float]]:  # (m, n)
+    """From n points to m in the same stretch, by cubic convolution over the nearest four (Keys
+    1981, a = -0.75), those at the edge standing for what is beyond. torch's interpolate with
+    align_corners=False.
+    """
+    found = []
+    for i in range(m):
+        at = (i + 0.5) * n / m - 0.5
+        first, row = math.floor(at), [0.0] * n
+        for k in range(first - 1, first + 3):
+            row[min(max(k, 0), n - 1)] += _cubic(abs(at - k))
+        found.append(row)
+    return found
+
+
+def antialiased(n: int, m: int) -> list[list[float]]:  # (m, n)
+    """The same with a = -0.5 and, to fewer points, over as many more as there are, so that none is
+    passed over; those beyond the edge are left out and the others sum to 1. torch's with
+    antialias=True, which nets with register tokens have.
+    """
+    wide, found = max(n / m, 1.0), []
+    for i in range(m):
+        center, reach = (i + 0.5) * n / m, 2 * wide
+        first, last = max(int(center - reach + 0.5), 0), min(int(center + reach + 0.5), n)
+        row = [0.0] * n
+        for k in range(first, last):
+            row[k] = _cubic(abs(k + 0.5 - center) / wide, -0.5)
+        total = math.fsum(row)
+        found.append([w / total for w in row])
+    return found
+
+
+def _cubic(d: float, a: float = -0.75) -> float:
+    if d <= 1:
+        return ((a + 2) * d - (a + 3)) * d * d + 1
+    return a * (((d - 5) * d + 8) * d - 4) if d < 2 else 0.0
+
+
+# -- which rows are patches ------------------------------------------------------------------------
 
 
 def patches_of(h: Array, before: int) -> Array:  # (B, T, D) -> (B, T, 1)

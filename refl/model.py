@@ -10,6 +10,7 @@ from typing import Any
 
 from refl import arguments, compared
 from refl.anatomy import components
+from refl.arrays import Array
 from refl.batching import TOKENS
 from refl.compared import Compared
 from refl.components import Components
@@ -104,10 +105,12 @@ def load(
         named = named_weights(renamed, net.PREFIX, own)
         without = settle(named, config, spare | _replaced(net, lora), ignore_tensors)
     text = Text.load(folder, trusted=folder == SHIPPED)
+    preparation = _preparation(folder, net, config)
+    config, fitted = _fitted(net, config, named, preparation)
     model = Model(
         net=net,
         config=config,
-        weights=named,
+        weights=fitted,
         text=text,
         place=place,
         dtype=dtype,
@@ -120,7 +123,7 @@ def load(
         fingerprint=weights.fingerprint,
         refuse_changed=weights.refuse_changed,
         decoder_start_id=decoder_start_id(raw),
-        preparation=_preparation(folder, net, config),
+        preparation=preparation,
         ignored=_ignored(raw, ignore, without),
     )
     return model if lora is None else _with_adapter(model, lora, merge)
@@ -258,6 +261,17 @@ def _probability(raw: dict[str, Any], net: Net, config: Any) -> str:
 def _preparation(folder: Path, net: Net, config: Any) -> Preparation | None:
     takes_images = net.task(config) in ("image-class", "similarity")
     return read_preparation(folder, net.MODEL_TYPE) if takes_images else None
+
+
+def _fitted(
+    net: Any, config: Any, weights: Mapping[str, Array], preparation: Preparation | None
+) -> tuple[Any, Mapping[str, Array]]:
+    """Of a net that takes pictures of any size: made for those that are prepared here."""
+    size = None if preparation is None else preparation.fixed
+    if size is None or not hasattr(net, "fitted"):
+        return config, weights
+    fitted: tuple[Any, Mapping[str, Array]] = net.fitted(config, weights, size)
+    return fitted
 
 
 @dataclass(repr=False)

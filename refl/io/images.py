@@ -126,6 +126,13 @@ class Preparation:
         _refuse_many_pixels(target, "once resized")
         return self.crop or target
 
+    @property
+    def fixed(self) -> tuple[int, int] | None:
+        """(height, width) of what becomes of any picture; None where it depends on the picture's
+        own.
+        """
+        return self.crop or (self.size if isinstance(self.size, tuple) else None)
+
     def _target(self, size: tuple[int, int]) -> tuple[int, int]:
         if isinstance(self.size, int):  # the shorter edge; the other follows
             short = min(size)

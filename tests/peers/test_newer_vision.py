@@ -27,6 +27,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed (the extra '
 def widened(loaded: Any) -> Any:
     """Its float64 twin; to be called inside `wide`."""
     how = {"torch_dtype": torch.float64, "attn_implementation": "eager"}
+    for name in loaded.config.sub_configs:  # CLIP's towers have an attention of their own
+        getattr(loaded.config, name)._attn_implementation = "eager"
     twin = type(loaded)._from_config(loaded.config, **how)
     twin.load_state_dict(loaded.state_dict())
     return twin.eval()
@@ -180,6 +182,81 @@ def test_older_names_of_the_towers_options(tmp_path: Path) -> None:
     agree(model.logits(([list(t) for t in TEXTS], x[0])), expected)
 
 
+# -- relevance: torch's gradient of the frozen modules ---------------------------------------------
+
+
+@pytest.fixture
+def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' own modules as the function whose gradient AttnLRP is at eps -> 0: norms with
+    their scale, activations with f(x)/x held, products as the mean of one factor live at a time.
+    """
+    from transformers.activations import QuickGELUActivation
+    from transformers.models.clip import modeling_clip
+
+    functional, matmul = torch.nn.functional, torch.matmul
+    gelu, norm = functional.gelu, modeling_clip._get_vector_norm
+
+    def halves(a: Any, b: Any) -> Any:
+        return (matmul(a, b.detach()) + matmul(a.detach(), b)) / 2
+
+    def layer_norm(x: Any, shape: Any, w: Any, b: Any, eps: float) -> Any:
+        std = (x.var(-1, keepdim=True, correction=0) + eps).sqrt().detach()
+        return (x - x.mean(-1, keepdim=True)) / std * w + b
+
+    def quick_gelu(self: Any, x: Any) -> Any:
+        return x * torch.sigmoid(1.702 * x).detach()
+
+    monkeypatch.setattr(torch, "matmul", halves)
+    monkeypatch.setattr(functional, "layer_norm", layer_norm)
+    monkeypatch.setattr(functional, "gelu", lambda x, **_: x * (gelu(x) / x).detach())
+    monkeypatch.setattr(QuickGELUActivation, "forward", quick_gelu)
+    monkeypatch.setattr(modeling_clip, "_get_vector_norm", lambda x: norm(x).detach())
+
+
+@pytest.mark.usefixtures("frozen")
+@pytest.mark.parametrize("options", [CLIP["plain"], CLIP["end-2"], CLIP["one-head"]])
+def test_clips_relevance_on_both_sides(tmp_path: Path, options: Any) -> None:
+    """Of three texts the second, and the first less the third; on pixels and on tokens."""
+    loaded = random_clip("CLIPModel", *options)
+    loaded.save_pretrained(tmp_path)
+    texts, x = [list(t) for t in TEXTS[:4:2] + TEXTS[4:]], pictures(loaded, 1)
+    model = refl.load(tmp_path, dtype="float64")
+    embedded: list[Any] = []
+
+    def leaf(module: Any, args: Any, out: Any) -> Any:
+        embedded.append(out.detach().requires_grad_())
+        return embedded[-1]
+
+    with wide():
+        twin = widened(loaded)
+        twin.text_model.embeddings.token_embedding.register_forward_hook(leaf)
+        pixels = torch.tensor(x, requires_grad=True)
+        z = twin(pixel_values=pixels, **padded(texts)).logits_per_image[0]
+    for how, explained in (({"target": 1}, z[1]), ({"contrast": (0, 2)}, z[0] - z[2])):
+        g_x, g_h = torch.autograd.grad(explained, (pixels, embedded[0]), retain_graph=True)
+        e = model.explain((texts, x[0]), "attnlrp-gradient", **how)
+        agree(e.pixels, (pixels * g_x).sum(1)[0].detach().numpy())
+        found = (embedded[0] * g_h).sum(-1).detach().numpy()
+        for text, row in zip(e.of_texts, found, strict=True):
+            length = len(text.tokens)
+            assert np.abs(text.relevance - row[:length]).max() < 1e-12 * np.abs(found).max()
+            assert np.abs(row[length:]).max(initial=0.0) == 0
+
+
+@pytest.mark.usefixtures("frozen")
+@pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters"])
+def test_dinov2s_relevance(tmp_path: Path, kind: str) -> None:
+    loaded = random_dinov2(kind, "ForImageClassification", layerscale_value=0.5)
+    loaded.save_pretrained(tmp_path)
+    x = pictures(loaded, 1)
+    with wide():
+        pixels = torch.tensor(x, requires_grad=True)
+        z = widened(loaded)(pixel_values=pixels).logits[0]
+    (g,) = torch.autograd.grad(z[3], pixels)
+    e = refl.load(tmp_path, dtype="float64").explain(x[0], "attnlrp-gradient", target=3)
+    agree(e.relevance, (pixels * g).sum(1)[0].detach().numpy())
+
+
 # -- preparation -----------------------------------------------------------------------------------
 
 PREPARATIONS: dict[str, dict[str, Any]] = {
@@ -217,3 +294,41 @@ def test_preparation(
     ours, picture = preparation(array, 3)
     assert ours.shape == wanted.shape and picture.shape == (*ours.shape[1:], 3)
     assert np.abs(ours - wanted).max() <= 1e-6 * max(1.0, np.abs(wanted).max())
+
+
+# -- positions for pictures of another size --------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", [4, 8, 11, 14, 20, 33])
+@pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters"])
+def test_dinov2_positions_are_interpolated(tmp_path: Path, kind: str, side: int) -> None:
+    """preprocessor_config.json says which size: of 1, 2, 2, 3, 5 and 8 patches a side for 3. In
+    float32, too, where transformers interpolates for a float64 model.
+    """
+    loaded = random_dinov2(kind, "ForImageClassification")
+    loaded.save_pretrained(tmp_path)
+    transformers.BitImageProcessor(size=side, crop_size=side).save_pretrained(tmp_path)
+    x = np.random.default_rng(1).standard_normal((2, 3, side, side))
+    expected = theirs(loaded, "logits", pixel_values=torch.tensor(x))
+    model = refl.load(tmp_path, dtype="float64")
+    assert model.config.image == (side, side)
+    agree(np.stack([model.logits(one)[0] for one in x]), expected)
+    with torch.no_grad():
+        narrow = loaded(pixel_values=torch.tensor(x).float()).logits.numpy()
+    ours = refl.load(tmp_path).logits(x[0].astype(np.float32))[0]
+    assert np.abs(ours - narrow[0]).max() < 1e-5 * np.abs(narrow).max()
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+def test_bicubic_is_torchs(antialias: bool) -> None:
+    from refl.nets.dinov2 import antialiased, bicubic, interpolated
+
+    for n, m in ((37, 16), (3, 7), (1, 4), (16, 37), (5, 5)):
+        p = np.random.default_rng(n).standard_normal((1, 1 + n * n, 6))
+        grid = torch.tensor(p[:, 1:]).reshape(1, n, n, 6).permute(0, 3, 1, 2)
+        how: dict[str, Any] = {"mode": "bicubic", "antialias": antialias}
+        wanted = torch.nn.functional.interpolate(grid, size=(m, m), **how)
+        wanted = wanted.permute(0, 2, 3, 1).reshape(1, m * m, 6).numpy()
+        found = interpolated(p, (antialiased if antialias else bicubic)(n, m))
+        assert np.array_equal(found[:, :1], p[:, :1])
+        assert np.abs(found[:, 1:] - wanted).max() < 64 * 2.0**-53 * np.abs(p).max()

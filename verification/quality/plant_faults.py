@@ -1849,6 +1849,47 @@ FAULTS: tuple[Fault, ...] = (
         "tests/nets/test_mamba.py::test_step_sizes_and_coefficients_are_constants",
         "CP-LRP takes what was scanned for the gate",
     ),
+    # -- DINOv2 and CLIP
+    Fault(
+        "texts-touch",
+        "refl/mask.py",
+        "visible = visible & (own == others)",
+        "visible = visible & (own >= others)",
+        "tests/nets/test_newer_vision.py::test_several_texts_are_each_as_alone[clip]",
+        "a text sees those that stand in front of it in the same row",
+    ),
+    Fault(
+        "texts-count-on",
+        "nets/clip_text.py",
+        "[i for many in row for i in range(many)]",
+        "list(range(sum(row)))",
+        "tests/nets/test_newer_vision.py::test_several_texts_are_each_as_alone[clip, end 3]",
+        "positions are counted through all texts",
+    ),
+    Fault(
+        "similarity-unscaled",
+        "nets/clip.py",
+        'math.exp(float(asnumpy(t.weights["logit_scale"])))',
+        'float(asnumpy(t.weights["logit_scale"]))',
+        "tests/nets/test_newer_vision.py::test_the_similarity_and_its_halves_by_loops",
+        "the logarithm of the scale in place of the scale",
+    ),
+    Fault(
+        "layer-scale-takes-half",
+        "nets/dinov2.py",
+        'role="layer_scale", constant=True)',
+        'role="layer_scale")',
+        "tests/nets/test_newer_vision.py::test_learned_factors_hand_everything_on[attnlrp]",
+        "a learned factor gets half of what its product receives",
+    ),
+    Fault(
+        "registers-in-the-mean",
+        "nets/dinov2.py",
+        "patches_of(h.array, 1 + c.registers)",
+        "patches_of(h.array, 1)",
+        "tests/nets/test_newer_vision.py::test_registers_are_no_patches",
+        "registers count as patches where these are averaged",
+    ),
 )
 
 
