@@ -242,7 +242,8 @@ class Model(Network):
     ) -> Any:
         """Explain the next token after a text (the masked token in it, the class it is put in: what
         the model does), or after a list of token ids, or after each of a list of those (a padded
-        batch).
+        batch). Of a model of images the input is a picture (refl.io.images), of Whisper the log-mel
+        features of sound (refl.io.features).
 
         method        a method by name (`refl methods` lists them), the path of a .toml composite,
                       a Composite, or a Method of refl.methods
