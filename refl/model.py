@@ -331,7 +331,9 @@ class Model(Network):
         """Explain the next token after a text (the masked token in it, the class it is put in: what
         the model does), or after a list of token ids, or after each of a list of those (a padded
         batch); how well a picture goes with a text, for (text, image), or among several texts, for
-        ([text, text], image), where the texts are the classes that target and contrast name.
+        ([text, text], image), where the texts are the classes that target and contrast name. Of a
+        model of images the input is a picture (refl.io.images), of Whisper the log-mel features of
+        sound (refl.io.features).
 
         method        a method by name (`refl methods` lists them), the path of a .toml composite,
                       a Composite, or a Method of refl.methods

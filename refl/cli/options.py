@@ -150,7 +150,12 @@ def edits(g: Any) -> None:
 
 
 def _input(p: argparse.ArgumentParser) -> None:
-    text(p, "the input; - reads it from standard input; for a model of images, an image file")
+    text(
+        p,
+        "the input; - reads it from standard input; for a model of images, an image file; for "
+        "Whisper, a file .npy of the log-mel features that transformers' WhisperFeatureExtractor "
+        "makes of sound",
+    )
     ids(p)
     types(p)
     p.add_argument(

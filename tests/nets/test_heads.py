@@ -33,6 +33,8 @@ from refl.verification.random_models import (
     MIXTRAL,
     QWEN3_MOE,
     ROBERTA,
+    T5,
+    UMT5,
     VIT,
     random_model,
 )
@@ -62,6 +64,8 @@ HEADS: dict[str, dict[str, Any]] = {
     "albert-token-class": headed(ALBERT, "AlbertForTokenClassification"),
     "albert-answer-span": headed(ALBERT, "AlbertForQuestionAnswering"),
     "bert-features": headed(BERT, "BertModel", add_pooling_layer=False),
+    "umt5-token-class": headed(UMT5, "UMT5ForTokenClassification"),
+    "t5-features": headed(T5, "T5EncoderModel", is_encoder_decoder=False),
     "vit-features": headed(VIT, "ViTModel", add_pooling_layer=False),
 }
 every_head = pytest.mark.parametrize("name", HEADS)

@@ -1140,6 +1140,23 @@ FAULTS: tuple[Fault, ...] = (
         "tests/nets/test_newer_seq2seq.py::test_each_block_reads_its_own_table",
         "all blocks of a umT5 read the table of distances of the first",
     ),
+    # -- Whisper -----------------------------------------------------------------------------------
+    Fault(
+        "windows-overlap",
+        "refl/rules/movement.py",
+        "whole[:, _every(k, stride, count), :] += each[..., k]",
+        "whole[:, _every(k, stride, count), :] = each[..., k]",
+        "tests/rules/test_movement.py::test_windows_and_a_matrix_are_a_convolution[7-1]",
+        "a row of several windows gets back what the last of them has of it, not the sum",
+    ),
+    Fault(
+        "frames-one-by-one",
+        "refl/nets/whisper.py",
+        '(("conv1", 1, "patch_embedding"), ("conv2", FRAMES, "convolution"))',
+        '(("conv1", FRAMES, "patch_embedding"), ("conv2", 1, "convolution"))',
+        "tests/nets/test_whisper.py::test_in_plain_numpy",
+        "the first convolution moves on by two frames, the second by one",
+    ),
     # -- neurons, heads, blocks --------------------------------------------------------------------
     Fault(
         "expert-rows-by-token",
