@@ -9,6 +9,7 @@ from collections.abc import Mapping
 CLASS_OF = {
     "albert": "Albert",
     "bert": "Bert",
+    "distilbert": "DistilBert",
     "gemma2": "Gemma",
     "gemma3_text": "Gemma",
     "gpt2": "GPT2",
@@ -36,6 +37,7 @@ TOKENS_OF: Mapping[str, Mapping[str, str]] = {
     "Bert": _BERT,
     "CodeGen": _END_OF_TEXT,
     "CodeLlama": _SENTENCES,
+    "DistilBert": _BERT,
     "Cohere": {"bos": "<BOS_TOKEN>", "eos": "<|END_OF_TURN_TOKEN|>", "unk": "<UNK>"},
     "GPT2": _END_OF_TEXT,
     "GPTNeoX": _END_OF_TEXT,

@@ -178,7 +178,7 @@ def _pairs(
     normalizer, splitter = _state(tokenizer.normalizer), _state(tokenizer.pre_tokenizer)
     if normalizer.get("type") == "BertNormalizer" and kind != "PreTrained":
         for option, (name, silent) in _NORMALIZER.items():
-            if option in config or kind in ("Bert", ""):
+            if option in config or kind in ("Bert", "DistilBert", ""):
                 yield option, normalizer.get(name), config.get(option, silent)
     if splitter.get("type") == "ByteLevel" and (kind != "T5" or "add_prefix_space" in config):
         theirs = config.get("add_prefix_space")

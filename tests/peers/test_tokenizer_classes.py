@@ -71,7 +71,11 @@ MADE = {
     "words": lambda: words(lowercase=True),
     "words, cased": lambda: words(lowercase=False),
 }
-OF = {"Bert": ("words", "words, cased"), "T5": ("sentences",), "Albert": ("sentences",)}
+OF = {
+    **dict.fromkeys(("Bert", "DistilBert"), ("words", "words, cased")),
+    "T5": ("sentences",),
+    "Albert": ("sentences",),
+}
 CONFIGS: tuple[dict[str, Any] | None, ...] = (
     None,
     {"model_max_length": 9},

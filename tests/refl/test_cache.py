@@ -209,7 +209,7 @@ def test_rows_and_tiles_are_filled_up() -> None:
     random = np.random.default_rng(0)
     q, k, v = (random.standard_normal((2, h, n, 6)) for h, n in ((4, 11), (2, KEYS), (2, KEYS)))
     unpadded = np.arange(11)[None, :] < np.asarray([[11], [4]])
-    mask = Mask(q, 11, 11, causal=True, unpadded=unpadded)
+    mask = Mask(q, 11, 11, causal=True, allowed=unpadded)
     context, finite = tiled(q, k, v, mask, 11, None, None)
     s = q @ np.repeat(np.matrix_transpose(k[:, :, :11]), 2, axis=1)
     p = OPERATIONS["softmax"].forward(s, mask=mask.array)

@@ -113,6 +113,7 @@ MASKS = (
     "causal padded end",
     "causal padded left",
     "causal window padded left",
+    "sides padded end",
     "rows hidden",
     "any",
 )
@@ -134,7 +135,8 @@ def mask_of(kind: str, q: Any, k: Any) -> Any:
         keys,
         causal="causal" in words or "window" in words,
         window=2 if "window" in words else None,
-        unpadded=padding(words[-1], examples, keys) if "padded" in words else None,
+        reach=1 if "sides" in words else None,
+        allowed=padding(words[-1], examples, keys) if "padded" in words else None,
         past=max(keys - queries, 0),
     )
 
