@@ -276,6 +276,28 @@ GPT_NEOX: dict[str, Any] = {
 }
 """A Pythia that turns four of a head's six features; biases everywhere, as always there."""
 
+STARCODER2: dict[str, Any] = _DECODER | {"model_type": "starcoder2", "sliding_window": 3}
+"""A StarCoder 2 with a window of three tokens; biases everywhere."""
+
+STABLELM: dict[str, Any] = _DECODER | {
+    "model_type": "stablelm",
+    "head_dim": 6,
+    "partial_rotary_factor": 0.7,
+}
+"""A StableLM that turns four of a head's six features; biases in its norms."""
+
+OPT: dict[str, Any] = {
+    "model_type": "opt",
+    "vocab_size": 17,
+    "hidden_size": 16,
+    "ffn_dim": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,
+}
+"""An OPT; biases everywhere."""
+
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     config["model_type"]: config
     for config in (
@@ -301,7 +323,18 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 """One of each of the first nets, on which every part of refl is tried."""
 
 NEWER: dict[str, dict[str, Any]] = {
-    config["model_type"]: config for config in (PHI3, SMOLLM3, GRANITE, COHERE, COHERE2, GPT_NEOX)
+    config["model_type"]: config
+    for config in (
+        PHI3,
+        SMOLLM3,
+        GRANITE,
+        COHERE,
+        COHERE2,
+        GPT_NEOX,
+        STARCODER2,
+        STABLELM,
+        OPT,
+    )
 }
 """One of each net that came later. They are made of the same operations, so what is tried on them
 is the net (tests/nets/test_newer.py), and not every part of refl once more.
@@ -364,7 +397,9 @@ def _draw(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> Arr
         return 1 + 0.3 * drawn
     if name.endswith(("cls_token", "distillation_token", "position_embeddings")):
         return 0.5 * drawn
-    if name.rpartition(".")[0].endswith(("embed_tokens", "embed_in", "wte", "wpe", "_embeddings")):
+    if name.rpartition(".")[0].endswith(
+        ("embed_tokens", "embed_positions", "embed_in", "wte", "wpe", "_embeddings")
+    ):
         return drawn
     return drawn / np.sqrt(shape[0] if _is_conv1d(name) else math.prod(shape[1:]))
 
