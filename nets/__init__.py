@@ -30,6 +30,7 @@ from refl.nets import (
     mixtral,
     modernbert,
     olmo2,
+    opt,
     phi,
     phi3,
     qwen2,
@@ -37,13 +38,15 @@ from refl.nets import (
     qwen3_moe,
     roberta,
     smollm3,
+    stablelm,
+    starcoder2,
     t5,
     vit,
     whisper,
 )
 
 DECODERS = (llama, gpt2, mistral, qwen2, qwen3, olmo2, phi, gemma2, gemma3, mixtral, qwen3_moe)
-NEWER_DECODERS = (phi3, smollm3, granite, cohere, cohere2, gpt_neox)
+NEWER_DECODERS = (phi3, smollm3, granite, cohere, cohere2, gpt_neox, starcoder2, stablelm, opt)
 ENCODERS = (
     *(bert, roberta, albert, distilbert, modernbert),
     *(vit, deit, dinov2, clip_text, clip_vision),
@@ -88,7 +91,6 @@ NOT_HERE = {
     "olmo": "layer norms without weights, and a clip of queries, keys and values",
     "olmoe": "norms on queries and keys of all heads beside experts",
     "openai-gpt": "norms behind each sum, in a decoder",
-    "opt": "positions counted from 2, and embeddings of another width",
     "persimmon": "queries, keys and values of each head with norms in between",
     "phimoe": "experts chosen by a sparse mixer",
     "phi4_multimodal": "pictures and sound beside the text",
@@ -98,8 +100,6 @@ NOT_HERE = {
     "qwen3_next": "linear attention with a gated delta rule",
     "recurrent_gemma": "recurrent blocks between those of attention",
     "rwkv": "a recurrent net without attention",
-    "stablelm": "layer norms of each head as modules of their own",
-    "starcoder2": "layer norms with biases around an MLP without a gate",
     "xglm": "sines of positions made by the net",
     "zamba2": "state space layers between those of attention",
 }

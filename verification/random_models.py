@@ -347,6 +347,28 @@ GPT_NEOX: dict[str, Any] = {
 }
 """A Pythia that turns four of a head's six features; biases everywhere, as always there."""
 
+STARCODER2: dict[str, Any] = _DECODER | {"model_type": "starcoder2", "sliding_window": 3}
+"""A StarCoder 2 with a window of three tokens; biases everywhere."""
+
+STABLELM: dict[str, Any] = _DECODER | {
+    "model_type": "stablelm",
+    "head_dim": 6,
+    "partial_rotary_factor": 0.7,
+}
+"""A StableLM that turns four of a head's six features; biases in its norms."""
+
+OPT: dict[str, Any] = {
+    "model_type": "opt",
+    "vocab_size": 17,
+    "hidden_size": 16,
+    "ffn_dim": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,
+}
+"""An OPT; biases everywhere."""
+
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     config["model_type"]: config
     for config in (
@@ -429,6 +451,9 @@ NEWER: dict[str, dict[str, Any]] = {
         COHERE,
         COHERE2,
         GPT_NEOX,
+        STARCODER2,
+        STABLELM,
+        OPT,
         DISTILBERT,
         MODERNBERT,
         DINOV2,
@@ -504,7 +529,10 @@ def _draw(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> Arr
         return 1 + 0.3 * drawn
     if name.endswith(("cls_token", "distillation_token", "register_tokens", "position_embeddings")):
         return 0.5 * drawn
-    tables = ("embed_tokens", "embed_in", "wte", "wpe", "embeddings", "_embedding")
+    tables = (
+        *("embed_tokens", "embed_positions", "embed_in", "wte", "wpe", "embeddings"),
+        "_embedding",
+    )
     if name.rpartition(".")[0].endswith(tables) and len(shape) == 2:
         return drawn
     return drawn / np.sqrt(shape[0] if _is_conv1d(name) else math.prod(shape[1:]))

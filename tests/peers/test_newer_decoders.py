@@ -121,6 +121,32 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "one-head": {"num_attention_heads": 1, "intermediate_size": 5, "rotary_pct": 0.5},
         "rope-scaling": {"rope_scaling": {"type": "linear", "factor": 2.5}},
     },
+    "starcoder2": {
+        "plain": {},
+        "groups-window": {"num_key_value_heads": 2, "sliding_window": 3},
+        "no-biases": {"use_bias": False, "num_key_value_heads": 1},
+        "untied": {"tie_word_embeddings": False, "norm_epsilon": 1e-2, "rope_theta": 500.0},
+        "wide-heads": {"head_dim": 10, "hidden_act": "relu", "num_hidden_layers": 3},
+        "rope-scaling": {"rope_scaling": ROPE["yarn"], "sliding_window": 1},
+    },
+    "stablelm": {
+        "plain": {},
+        "parallel": {"use_parallel_residual": True, "num_key_value_heads": 2},
+        "biases": {"use_qkv_bias": True, "num_key_value_heads": 1},
+        "whole-heads": {"partial_rotary_factor": 1.0, "hidden_act": "gelu"},
+        "tied": {"tie_word_embeddings": True, "layer_norm_eps": 1e-2, "rope_theta": 500.0},
+        "parallel-biases": {"use_parallel_residual": True, "use_qkv_bias": True},
+        "rope-scaling": {"rope_scaling": ROPE["llama3"], "num_hidden_layers": 1},
+    },
+    "opt": {
+        "plain": {},
+        "post-norm": {"do_layer_norm_before": False, "word_embed_proj_dim": 16},
+        "projected": {"word_embed_proj_dim": 10, "num_hidden_layers": 3},
+        "no-norm-at-end": {"_remove_final_layer_norm": True, "activation_function": "gelu"},
+        "untied": {"tie_word_embeddings": False, "num_attention_heads": 1, "ffn_dim": 5},
+        "no-biases": {"enable_bias": False, "num_attention_heads": 12},
+        "post-norm-wide": {"do_layer_norm_before": False, "activation_function": "gelu_fast"},
+    },
 }
 
 
@@ -144,6 +170,10 @@ def test_options(make: Make, kind: str, options: dict[str, Any]) -> None:
         ("cohere", {"use_qk_norm": True}),
         ("cohere2", {}),
         ("gpt_neox", {}),
+        ("starcoder2", {"sliding_window": 3}),
+        ("stablelm", {"use_parallel_residual": True}),
+        ("opt", {}),
+        ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}),
     ],
 )
 def test_padded_batch(make: Make, kind: str, options: dict[str, Any]) -> None:
@@ -344,7 +374,14 @@ def test_smollm3_padded_batch(make: Make) -> None:
 
 # -- classifiers -----------------------------------------------------------------------------------
 
-CLASSIFIERS = {"phi3": "Phi3", "gpt_neox": "GPTNeoX", "smollm3": "Llama"}
+CLASSIFIERS = {
+    "phi3": "Phi3",
+    "gpt_neox": "GPTNeoX",
+    "smollm3": "Llama",
+    "starcoder2": "Starcoder2",
+    "stablelm": "StableLm",
+    "opt": "OPT",
+}
 TEXTS = ([5], [1, 2, 4, 9], [1, 2, 3, 3], [3, 7, 3, 8, 3], [3, 3])
 
 
@@ -387,8 +424,15 @@ RELEVANCE: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere2": ("cohere2", {"num_key_value_heads": 2}),
     "gpt_neox": ("gpt_neox", {}),
     "gpt_neox-sequential": ("gpt_neox", {"use_parallel_residual": False}),
+    "starcoder2": ("starcoder2", {"num_key_value_heads": 2, "sliding_window": 3}),
+    "stablelm": ("stablelm", {"use_qkv_bias": True}),
+    "stablelm-parallel": ("stablelm", {"use_parallel_residual": True}),
+    "opt": ("opt", {}),
+    "opt-post-norm": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 24}),
 }
-BLOCKS = {"gpt_neox": "gpt_neox.layers.{}"}
+BLOCKS = {"gpt_neox": "gpt_neox.layers.{}", "opt": "model.decoder.layers.{}"}
+UNGATED = {"gpt_neox": "gelu", "starcoder2": "gelu", "opt": "relu"}
+"""Their activation, which is no gate."""
 
 
 @pytest.mark.parametrize("method", ["input-x-gradient", "cp-lrp"])
@@ -457,8 +501,8 @@ def freezing(kind: str) -> Iterator[None]:
     is no gate is multiplied by the constant f(x)/x.
     """
     modeling: Any = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
-    norm = torch.nn.LayerNorm if kind == "gpt_neox" else getattr(modeling, NORMS[kind])
-    act = torch.nn.functional.gelu if kind == "gpt_neox" else torch.nn.functional.silu
+    norm = getattr(modeling, NORMS[kind]) if kind in NORMS else torch.nn.LayerNorm
+    act = getattr(torch.nn.functional, UNGATED.get(kind, "silu"))
     softmax = torch.nn.functional.softmax
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(norm, "forward", rms_norm if "RMS" in norm.__name__ else layer_norm)
@@ -468,9 +512,9 @@ def freezing(kind: str) -> Iterator[None]:
 
 
 def constant(act: Any, kind: str) -> Callable[..., Any]:
-    if kind == "gpt_neox":
-        return lambda x, **how: x * (act(x) / x).detach()
-    return lambda x, **how: act(x).detach()
+    if kind in UNGATED:
+        return lambda x, **how: x * (act(x, **how) / x).detach()
+    return lambda x, **how: act(x, **how).detach()
 
 
 def rms_norm(self: Any, x: Any) -> Any:

@@ -88,6 +88,17 @@ SMALL |= {
     "cohere2": _DECODER
     | {"logit_scale": 0.7, "sliding_window": 3, "sliding_window_pattern": 2, "head_dim": 6},
     "gpt_neox": _TEXT | {"rotary_pct": 0.7},
+    "starcoder2": _DECODER,
+    "stablelm": _DECODER | {"partial_rotary_factor": 0.7},
+    "opt": {
+        "vocab_size": 29,
+        "hidden_size": 24,
+        "word_embed_proj_dim": 24,
+        "ffn_dim": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32,
+    },
 }
 
 
