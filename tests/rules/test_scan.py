@@ -14,6 +14,7 @@ from backends import Backend
 from exact_rules import dtypes, forward_agrees, magnitudes, rule_agrees
 
 from refl.rules import activation, causal_convolution, scan
+from refl.rules.rounding import rounding_scale
 from refl.verification.definitions.exact import MP, to_mpf
 from refl.verification.definitions.lift import Call
 from refl.verification.quality.cases import (
@@ -136,6 +137,35 @@ def test_a_kernel_longer_than_the_text_and_one_of_one() -> None:
     back = causal_convolution.gradient(x, w, b, x, np.asarray([[[1.0], [7.0]]]))
     assert back.inputs[0].tolist() == [[[71.0], [7.0]]] and back.absorbed["bias"].tolist() == [4.0]
     assert causal_convolution.forward(x, w[:, :1], None).tolist() == [[[200.0], [300.0]]]
+
+
+@pytest.mark.parametrize("length", [1, 3, 200])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_long_text_balances_within_its_scale(dtype: str, length: int) -> None:
+    """In either form, far from the bound: of the rules' rounding, and of how often a term meets a
+    decay.
+    """
+    random, u = np.random.default_rng(length), float(np.finfo(dtype).eps) / 2
+    shapes = ((2, length, 6),) * 2 + ((2, length, 4),) * 2 + ((6, 4),)
+    x, d, b, c, a_log = (random.standard_normal(shape).astype(dtype) for shape in shapes)
+    at = (x, np.abs(d) / 8, b, c, a_log)
+    z, r = scan.forward(*at), random.standard_normal(x.shape).astype(dtype)
+    options = {"eps": 1e-6, "stabilizer": "sign"}
+    for name, form, rule, how in (
+        ("epsilon", "relevance", scan.epsilon, options),
+        ("epsilon", "gradient_x_input", scan.epsilon_gxi, {}),
+        ("gradient", "gradient_x_input", scan.gradient, {}),
+    ):
+        output, as_gradient = rule(*at, z, r, **how), form != "relevance"
+        ends = [
+            float((i * o.astype(float) if as_gradient else i.astype(float)).sum())
+            for o, i in zip(at, output.inputs, strict=True)
+            if i is not None
+        ]
+        came = float((z * r.astype(float) if as_gradient else r.astype(float)).sum())
+        error = came - sum(ends) - sum(float(a.sum()) for a in output.absorbed.values())
+        scale = rounding_scale("scan", name, form, at, z, r, how)
+        assert abs(error) <= u * float(scale.sum())  # an audit allows eight times that
 
 
 # -- the step size ---------------------------------------------------------------------------------
