@@ -86,7 +86,7 @@ def options(kind: str, head: str, number: int) -> dict[str, Any]:
 _NAMES = ("hidden_size", "num_attention_heads", "num_hidden_layers")
 
 
-def written(folder: Path, kind: str, family: str, head: str, drawn: dict[str, Any]) -> Any:
+def made(folder: Path, kind: str, family: str, head: str, drawn: dict[str, Any]) -> Any:
     """A checkpoint, as transformers writes it; and its class."""
     cls = getattr(transformers, f"{family}For{head}")
     size = SMALL[kind] if kind in DECODERS else TEXT | MAKERS.get(kind, {})
@@ -127,7 +127,7 @@ def test_six_random_configurations(tmp_path: Path, kind: str, family: str, head:
     worst = 0.0
     for number in range(DRAWS):
         folder = tmp_path / str(number)
-        cls = written(folder, kind, family, head, options(kind, head, number))
+        cls = made(folder, kind, family, head, options(kind, head, number))
         model = refl.load(folder, dtype="float64")
         assert model.task == TASK[head]
         for length in (1, 2, 13):
@@ -162,8 +162,8 @@ def padded_batch(folder: Path, cls: Any, model: Model, head: str) -> None:
 
 PAD = 3
 LAYOUTS: dict[str, list[list[int]]] = {
-    "right": [[5, 6, 7, PAD, PAD], [5, 6, 7, 8, 9]],
-    "left": [[PAD, PAD, 5, 6, 7], [PAD, 4, 5, 6, 7]],
+    "behind": [[5, 6, 7, PAD, PAD], [5, 6, 7, 8, 9]],
+    "before": [[PAD, PAD, 5, 6, 7], [PAD, 4, 5, 6, 7]],
     "in the middle": [[5, PAD, PAD, 6, 7], [5, PAD, 6, PAD, PAD]],
     "nothing but padding": [[PAD] * 4, [5, 6, 7, 8]],
     "one token": [[PAD]],
@@ -183,7 +183,7 @@ def test_every_layout_of_padding(tmp_path: Path, kind: str, layout: str) -> None
     mask = [[int(i != PAD) for i in text] for text in ids]
     for drawn in ({"pad_token_id": PAD}, {"pad_token_id": PAD, "eos_token_id": PAD}):
         folder = tmp_path / str(len(drawn))
-        cls = written(folder, kind, family, TEXTS, drawn | {"num_labels": 3})
+        cls = made(folder, kind, family, TEXTS, drawn | {"num_labels": 3})
         model = refl.load(folder, dtype="float64")
         agree(ours(model, ids), theirs(folder, cls, ids))
         if all(map(any, mask)):  # a text that is masked whole reads nothing, and says nothing

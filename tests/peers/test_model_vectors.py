@@ -36,8 +36,9 @@ def loaded(kind: str) -> Any:
     every tensor of the file has its place and no other is asked for.
     """
     (name,) = json.loads((FOLDER / kind / "config.json").read_text())["architectures"]
+    more = {"add_pooling_layer": False} if name == "BertModel" else {}
     found, about = getattr(transformers, name).from_pretrained(
-        FOLDER / kind, attn_implementation="eager", output_loading_info=True
+        FOLDER / kind, attn_implementation="eager", output_loading_info=True, **more
     )
     assert (
         not about["missing_keys"] and not about["unexpected_keys"] and not about["mismatched_keys"]
@@ -73,12 +74,15 @@ def _decoder(case: ModelCase) -> dict[str, Any]:
     return {} if ids is None else {"decoder_input_ids": torch.tensor([ids])}
 
 
-OUTPUTS = ("logits", "logits_per_image", "text_embeds", "image_embeds")
+OUTPUTS = ("logits", "logits_per_image", "text_embeds", "image_embeds", "last_hidden_state")
 """What transformers calls that which is explained: the first of these that it gives."""
 
 
-def explained(case: ModelCase, logits: Any) -> Any:  # (1, T, V) or (1, classes) -> (V,)
-    rows = logits.numpy()[0]
+def explained(case: ModelCase, out: Any) -> Any:  # (1, T, V) or (1, classes) -> (V,)
+    """Of answers start and end of every token; features where there is no head."""
+    if "start_logits" in out:
+        return np.stack([out.start_logits.numpy()[0], out.end_logits.numpy()[0]], axis=-1).ravel()
+    rows = next(out[name] for name in OUTPUTS if name in out).numpy()[0]
     return rows if rows.ndim == 1 else rows[-1 if case.position is None else case.position]
 
 
@@ -115,8 +119,7 @@ class Modules:
 def run(model: Any, case: ModelCase, dtype: Any) -> tuple[Any, dict[str, Any]]:
     modules = Modules(model, case)
     with torch.no_grad():
-        found = model(**model_inputs(case, dtype))
-        logits = explained(case, next(found[name] for name in OUTPUTS if name in found))
+        logits = explained(case, model(**model_inputs(case, dtype)))
     for hook in modules.hooks:
         hook.remove()
     return logits, modules.fitting(case)
