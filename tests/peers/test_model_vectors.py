@@ -36,14 +36,18 @@ def loaded(kind: str) -> Any:
     every tensor of the file has its place and no other is asked for.
     """
     (name,) = json.loads((FOLDER / kind / "config.json").read_text())["architectures"]
-    more = {"add_pooling_layer": False} if name == "BertModel" else {}
     found, about = getattr(transformers, name).from_pretrained(
-        FOLDER / kind, attn_implementation="eager", output_loading_info=True, **more
+        FOLDER / kind, attn_implementation="eager", output_loading_info=True, **unpooled(name)
     )
     assert (
         not about["missing_keys"] and not about["unexpected_keys"] and not about["mismatched_keys"]
     )
     return found.eval()
+
+
+def unpooled(name: str) -> dict[str, bool]:
+    """Features stand there without a pooler, which transformers want to be told."""
+    return {"add_pooling_layer": False} if name == "BertModel" else {}
 
 
 def widened(model: Any) -> Any:
@@ -52,7 +56,10 @@ def widened(model: Any) -> Any:
     for config in (model.config, *inner):  # CLIP's towers are made in the dtype of the file
         config.torch_dtype = None
     twin = type(model)._from_config(
-        model.config, torch_dtype=torch.float64, attn_implementation="eager"
+        model.config,
+        torch_dtype=torch.float64,
+        attn_implementation="eager",
+        **unpooled(type(model).__name__),
     )
     twin.load_state_dict(model.state_dict())
     return twin.eval()

@@ -726,12 +726,18 @@ def table(method: str, operations: Collection[str]) -> dict[str, Any]:
     return {"formulation": said.formulation, "rules": lines}
 
 
+def stored(config: dict[str, Any]) -> dict[str, Any]:
+    """As transformers write it: that there is no pooler, the tensors alone say."""
+    return {key: value for key, value in config.items() if key != "add_pooling_layer"}
+
+
 def build(kind: str, folder: Path) -> None:
     """Write the three files of one architecture."""
     config = ALL[kind]
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(
-        folder / "config.json", (json.dumps(config, indent=1, sort_keys=True) + "\n").encode()
+        folder / "config.json",
+        (json.dumps(stored(config), indent=1, sort_keys=True) + "\n").encode(),
     )
     write_safetensors(folder / "model.safetensors", weights(config, SEEDS[kind]), {"format": "pt"})
     write_safetensors(folder / EXPECTED, *answers(kind, folder))
