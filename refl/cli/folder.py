@@ -4,7 +4,6 @@ only headers are read, and what no net would (a table that it makes itself, a se
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -100,13 +99,16 @@ def lines(found: Mapping[str, Any]) -> list[Line]:
         "tokenizer": "tokenizer.json" if found["tokenizer"] else "none: give token ids",
         "refl": "loads it" if found["loads"] else f"does not load it: {found['why_not']}",
     }
-    table = [
-        line
-        for name, words in rows.items()
-        if words
-        for line in paragraph(f"{name + ':':<14}{words}", width())
-    ]
-    return [[(shown(Path(found["folder"]).resolve().name), "bold")], *table]
+    name = shown(Path(found["folder"]).resolve().name)
+    return [[(name, "bold")], *(line for row in rows.items() if row[1] for line in _row(*row))]
+
+
+_INDENT = " " * 16
+
+
+def _row(name: str, words: str) -> list[Line]:
+    first, *others = paragraph(words, width(), indent=_INDENT)
+    return [[(f"  {name}:".ljust(len(_INDENT)), "dim"), *first[1:]], *others]
 
 
 def _architecture(found: Mapping[str, Any]) -> str:
@@ -136,17 +138,30 @@ def _stored(storage: list[dict[str, Any]]) -> str:
 def _quantized(found: Mapping[str, Any]) -> str:
     if found["quantized"] is None:
         return ""
-    facts = {key: value for key, value in found["quantized"].items() if key != "method"}
-    said = ", ".join(f"{key} {json.dumps(value)}" for key, value in facts.items())
+    said = ", ".join(filter(None, (_fact(*fact) for fact in found["quantized"].items())))
     words = f"{found['quantized']['method']}: {said}"
     if "quantized_matrices" in found:
+        count = found["quantized_matrices"]
         words += (
-            f"; {found['quantized_matrices']} matrices of {found['quantized_parameters']:,} "
-            "parameters, widened one at a time, exactly as they are stored"
+            f"; {found['quantized_parameters']:,} parameters in {count} "
+            f"{'matrix' if count == 1 else 'matrices'}, widened one at a time, exactly as stored"
         )
     if rounded := found["activations_rounded_elsewhere"]:
         words += f". Other libraries also round {rounded}; refl does not"
     return words
+
+
+def _fact(name: str, value: Any) -> str:
+    words = {
+        "method": "",
+        "bits": f"{value} bits",
+        "group_size": f"groups of {value}" if value != -1 else "one group",
+        "symmetric": "symmetric" if value else "with zero points",
+        "desc_act": "groups in any order" if value else "",
+        "double_quantization": "its scales quantized too" if value else "",
+        "strategy": f"a scale for each {value}",
+    }
+    return words.get(name, str(value))
 
 
 def in_words(size: int) -> str:

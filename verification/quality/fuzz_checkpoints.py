@@ -11,6 +11,7 @@ was not touched wherever what was touched is documented to change nothing. Kinds
     json         the bytes of config.json damaged; nested, repeated, not UTF-8, not a file
     tensors      names, shapes, dtypes and numbers of tensors changed; tensors added and left out
     header       the bytes of a safetensors header or of an index damaged
+    quantized    quantization_config and the parts of quantized matrices changed
     tokenizer    parts of tokenizer.json replaced, and a text encoded
 """
 
@@ -33,13 +34,15 @@ from typing import Any
 import numpy as np
 
 import refl
+from refl.cli.folder import contents
 from refl.errors import ReflError
+from refl.io.quantized.bnb import TABLES
 from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.io.text import Text
 from refl.nets import NETS
 from refl.nets.config import HARMLESS, REFUSED
 from refl.verification.quality.fuzzing import Try, fuzz
-from refl.verification.random_models import ARCHITECTURES, random_model
+from refl.verification.random_models import ARCHITECTURES, LLAMA, random_model
 
 Folder = Path
 Change = Callable[[Random, Path], str]
@@ -335,7 +338,7 @@ def _reshaped(random: Random, arrays: dict[str, Any]) -> str:
 def _retyped(random: Random, arrays: dict[str, Any]) -> str:
     name = random.choice(list(arrays))
     dtype = random.choice(("f2", "f8", "i1", "u1", "i4", "i8", "u8", "?"))
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         arrays[name] = arrays[name].astype(dtype)
     return f"{name} as {dtype}"
 
@@ -382,6 +385,122 @@ def _damaged_index(random: Random, folder: Path, names: dict[str, Any]) -> str:
     text = _bytes(random, text)[1] if how == "bytes" else text
     (folder / "model.safetensors.index.json").write_bytes(text)
     return f"index, {how}: {name}"
+
+
+# -- quantized weights -----------------------------------------------------------------------------
+
+
+def _gptq(draw: Any, o: int, i: int) -> dict[str, Any]:
+    words = draw.integers(-(2**31), 2**31, (i // 8 + 1, o), dtype=np.int32)
+    scales = draw.uniform(0.01, 0.1, (1, o)).astype(np.float16)
+    g_idx = np.zeros(i, np.int32)
+    return {"qweight": words[1:], "qzeros": words[:1, : o // 8], "scales": scales, "g_idx": g_idx}
+
+
+def _awq(draw: Any, o: int, i: int) -> dict[str, Any]:
+    words = draw.integers(-(2**31), 2**31, (i + 1, o // 8), dtype=np.int32)
+    scales = draw.uniform(0.01, 0.1, (1, o)).astype(np.float16)
+    return {"qweight": words[1:], "qzeros": words[:1], "scales": scales}
+
+
+def _int8(draw: Any, o: int, i: int) -> dict[str, Any]:
+    scales = draw.uniform(0.5, 1, o).astype(np.float32)
+    return {"weight": draw.integers(-127, 128, (o, i), dtype=np.int8), "SCB": scales}
+
+
+def _nf4(draw: Any, o: int, i: int) -> dict[str, Any]:
+    state = {"quant_type": "nf4", "blocksize": 8, "shape": [o, i], "nested_blocksize": 4}
+    text = json.dumps(state | {"nested_offset": 0.5}).encode()
+    blocks = o * i // 8
+    return {
+        "weight": draw.integers(0, 256, (o * i // 2, 1), dtype=np.uint8),
+        "weight.quant_map": np.array(TABLES["nf4"], np.float32),
+        "weight.absmax": draw.integers(0, 256, blocks, dtype=np.uint8),
+        "weight.nested_absmax": draw.uniform(0.1, 1, -(-blocks // 4)).astype(np.float32),
+        "weight.nested_quant_map": np.linspace(-1, 1, 256, dtype=np.float32),
+        "weight.quant_state.bitsandbytes__nf4": np.frombuffer(text, np.uint8),
+    }
+
+
+def _packed(draw: Any, o: int, i: int) -> dict[str, Any]:
+    return {
+        "weight_packed": draw.integers(-(2**31), 2**31, (o, i // 8), dtype=np.int32),
+        "weight_scale": draw.uniform(0.01, 0.1, (o, 1)).astype(np.float32),
+        "weight_shape": np.array([o, i]),
+    }
+
+
+_WEIGHTS = {"num_bits": 4, "type": "int", "strategy": "channel", "symmetric": True}
+QUANTIZED: dict[str, tuple[dict[str, Any], Callable[[Any, int, int], dict[str, Any]]]] = {
+    "gptq": ({"bits": 4, "group_size": -1, "checkpoint_format": "gptq_v2"}, _gptq),
+    "awq": ({"bits": 4, "group_size": -1, "version": "gemm", "zero_point": True}, _awq),
+    "bitsandbytes": ({"load_in_8bit": True, "load_in_4bit": False}, _int8),
+    "bitsandbytes-4": ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, _nf4),
+    "compressed-tensors": (
+        {"format": "pack-quantized",
+         "config_groups": {"a": {"targets": ["Linear"], "weights": _WEIGHTS}}},
+        _packed,
+    ),
+}  # fmt: skip
+"""quant_method -> its options, and what makes the parts of a matrix (O, I)."""
+
+
+def quantized(random: Random) -> Try:
+    method = random.choice(sorted(QUANTIZED))
+    options, parts_of = QUANTIZED[method]
+    config = LLAMA | {"intermediate_size": 24, "architectures": ["LlamaForCausalLM"]}
+    arrays: dict[str, Any] = {}
+    for name, array in random_model(config, 5, "float32").weights.items():
+        if ".layers." in name and array.ndim == 2:
+            parts = parts_of(np.random.default_rng(7), *array.shape)
+            arrays |= {f"{name.removesuffix('weight')}{part}": a for part, a in parts.items()}
+        else:
+            arrays[name] = np.asarray(array)
+    said: Any = {"quant_method": method.partition("-4")[0]} | options
+    folder = scratch() / "quantized"
+    folder.mkdir(exist_ok=True)
+    how = random.randrange(4)
+    if how == 1:
+        name = random.choice([*said, "dynamic", "ignore", "modules_to_not_convert", "meta"])
+        said[name] = near(random, said.get(name))
+    what = [random.choice(PART_CHANGES)(random, arrays)] if how > 1 else [short(said)]
+    write_safetensors(folder / "model.safetensors", arrays, PT)
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
+
+    def told() -> Any:
+        json.dumps(contents(str(folder)))
+        return accepted(folder) if how == 0 else run(folder)
+
+    return Try(f"{method}: {what[0]}", told, _not_finite)
+
+
+def _not_finite(found: Any) -> str:
+    return "" if np.isfinite(found).all() else "logits that are not finite"
+
+
+def _bits(random: Random, arrays: dict[str, Any]) -> str:
+    """Some bytes of a part, of what a JSON object in it says or a group of g_idx."""
+    name = random.choice([name for name, a in arrays.items() if a.size])
+    raw = bytearray(arrays[name].tobytes())
+    for _ in range(random.choice((1, 3))):
+        raw[random.randrange(len(raw))] = random.randrange(256)
+    arrays[name] = np.frombuffer(bytes(raw), arrays[name].dtype).reshape(arrays[name].shape)
+    return f"other bytes in {name}"
+
+
+def _other_state(random: Random, arrays: dict[str, Any]) -> str:
+    names = [name for name in arrays if ".quant_state." in name]
+    if not names:
+        return _bits(random, arrays)
+    name = random.choice(names)
+    state = json.loads(arrays[name].tobytes())
+    key = random.choice(list(state))
+    state[key] = near(random, state[key])
+    arrays[name] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    return f"{key} = {state[key]!a} in {name}"[:300]
+
+
+PART_CHANGES = (_left_out, _renamed, _reshaped, _retyped, _bits, _bits, _other_state, _other_state)
 
 
 # -- tokenizers ------------------------------------------------------------------------------------
@@ -564,6 +683,7 @@ KINDS = {
     "json": damaged_json,
     "tensors": tensors,
     "header": header,
+    "quantized": quantized,
     "tokenizer": tokenizer,
 }
 

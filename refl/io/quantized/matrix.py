@@ -167,7 +167,9 @@ def unpack(
     packed: NDArray[numpy.uint8], bits: int, out: NDArray[Any]
 ) -> None:  # (..., N bits / 8) -> (..., N)
     """The whole numbers 0 to 2^bits - 1 that lie one after the other, the lowest bit first."""
-    if 8 % bits:
+    if bits == 8:
+        out[...] = packed
+    elif 8 % bits:
         single = numpy.unpackbits(packed, axis=-1, bitorder="little")
         out[...] = single.reshape(*out.shape, bits) @ (1 << numpy.arange(bits, dtype=numpy.uint8))
     else:
