@@ -9,6 +9,7 @@ from collections.abc import Mapping
 CLASS_OF = {
     "albert": "Albert",
     "bert": "Bert",
+    "clip": "CLIP",
     "gemma2": "Gemma",
     "gemma3_text": "Gemma",
     "gpt2": "GPT2",
@@ -34,6 +35,7 @@ _BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask":
 TOKENS_OF: Mapping[str, Mapping[str, str]] = {
     "Albert": _BERT | {"bos": "[CLS]", "eos": "[SEP]", "unk": "<unk>", "pad": "<pad>"},
     "Bert": _BERT,
+    "CLIP": {"bos": "<|startoftext|>"} | dict.fromkeys(("eos", "unk", "pad"), "<|endoftext|>"),
     "CodeGen": _END_OF_TEXT,
     "CodeLlama": _SENTENCES,
     "Cohere": {"bos": "<BOS_TOKEN>", "eos": "<|END_OF_TURN_TOKEN|>", "unk": "<UNK>"},
