@@ -19,14 +19,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from refl.arrays import Array, asnumpy, device_of, namespace
 from refl.mask import Mask
 from refl.nets import heads, masks, tensors
 from refl.nets.batch import Batch
 from refl.nets.config import activation_kind, divides
-from refl.nets.llama import attend, project
+from refl.nets.llama import attend
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
@@ -114,18 +114,6 @@ class TowerConfig(Protocol):
     def act(self) -> str: ...
 
 
-@dataclass(frozen=True)
-class Heads:
-    """The same as nets/llama.py asks it: as many key heads as queries, biases everywhere."""
-
-    num_attention_heads: int
-    biased: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
-
-    @property
-    def kv_heads(self) -> int:
-        return self.num_attention_heads
-
-
 def encoder_shapes(path: str, c: TowerConfig) -> Tensors:
     d, inner, why = c.hidden_size, c.intermediate_size, "hidden_size and intermediate_size"
     for i in range(c.num_hidden_layers):
@@ -154,8 +142,15 @@ def _block(t: Trace, h: Value, c: TowerConfig, mask: Mask | None) -> Value:
 
 
 def _attention(t: Trace, x: Value, c: TowerConfig, mask: Mask | None) -> Value:
-    heads_of: Any = Heads(c.num_attention_heads)
-    q, k, v = project(t, x, heads_of)
+    q, k, v = (
+        t.move(
+            name,
+            "split_heads",
+            t.linear(f"{name[0]}_proj", x, bias=True, role=f"attention.{name}"),
+            heads=c.num_attention_heads,
+        )
+        for name in ("query", "key", "value")
+    )
     q = t.scale("query.scaled", q, q.array.shape[-1] ** -0.5)
     return t.linear("out_proj", attend(t, q, k, v, mask), bias=True, role="attention.output")
 

@@ -10,6 +10,7 @@ CLASS_OF = {
     "albert": "Albert",
     "bert": "Bert",
     "distilbert": "DistilBert",
+    "clip": "CLIP",
     "gemma2": "Gemma",
     "gemma3_text": "Gemma",
     "gpt2": "GPT2",
@@ -35,6 +36,7 @@ _BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask":
 TOKENS_OF: Mapping[str, Mapping[str, str]] = {
     "Albert": _BERT | {"bos": "[CLS]", "eos": "[SEP]", "unk": "<unk>", "pad": "<pad>"},
     "Bert": _BERT,
+    "CLIP": {"bos": "<|startoftext|>"} | dict.fromkeys(("eos", "unk", "pad"), "<|endoftext|>"),
     "CodeGen": _END_OF_TEXT,
     "CodeLlama": _SENTENCES,
     "DistilBert": _BERT,

@@ -63,7 +63,26 @@ def words(lowercase: bool) -> Tokenizer:
     return t
 
 
+def captions() -> Tokenizer:
+    """CLIP's kind: bytes in lower case, the last of a word marked."""
+    ends = ["<|startoftext|>", "<|endoftext|>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    entries = [*letters, *(f"{letter}</w>" for letter in letters), *SPECIAL, *ends]
+    vocabulary, (start, end) = {e: i for i, e in enumerate(entries)}, ends
+    t = Tokenizer(models.BPE(vocabulary, [], end_of_word_suffix="</w>", unk_token=end))
+    t.normalizer = normalizers.Lowercase()
+    t.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    t.post_processor = processors.RobertaProcessing(
+        (end, vocabulary[end]), (start, vocabulary[start]), False, False
+    )
+    t.add_special_tokens(ends)
+    return t
+
+
 MADE = {
+    "captions": captions,
     "bytes": lambda: byte_level(prefix=False),
     "bytes, prefix": lambda: byte_level(prefix=True),
     "sentences": lambda: sentences(own=False),
@@ -73,6 +92,7 @@ MADE = {
 }
 OF = {
     **dict.fromkeys(("Bert", "DistilBert"), ("words", "words, cased")),
+    "CLIP": ("captions",),
     "T5": ("sentences",),
     "Albert": ("sentences",),
 }
