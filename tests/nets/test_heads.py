@@ -184,7 +184,7 @@ def test_the_last_token_that_is_no_padding(
     ids: list[int], mask: list[bool] | None, pad: int | None, last: int
 ) -> None:
     """By the id, as in transformers; what refl has padded is padding by its mask."""
-    batch = Batch(np.asarray([ids]), None if mask is None else np.asarray([mask]))
+    batch = Batch(np.asarray([ids]), unpadded=None if mask is None else np.asarray([mask]))
     assert heads.last_tokens(batch, pad) == (last,)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint_folders import checkpoint_of
+from surrogate_truth import Truth
 
 import refl
 from refl.mask import Mask
@@ -196,3 +197,18 @@ def test_a_class_that_is_one_of_several(tmp_path: Path) -> None:
     first, mean = loaded(), loaded(classifier_pooling="mean")
     assert not np.array_equal(first.logits([3, 1, 4]), mean.logits([3, 1, 4]))
     assert np.array_equal(first.logits([3]), mean.logits([3]))
+
+
+@pytest.mark.parametrize("method", ["attnlrp-gradient", "cp-lrp"])
+@pytest.mark.parametrize("end", ["ForTokenClassification", "ForQuestionAnswering"])
+@pytest.mark.parametrize("family", ["DistilBert", "ModernBert"])
+def test_relevance_of_heads_on_every_token(family: str, end: str, method: str) -> None:
+    """Activation times the surrogate's gradient at every operation: of one token's class, of an
+    answer's start and end together.
+    """
+    model = random_model(NEWER[family.lower()] | {"architectures": [family + end]}, 3)
+    where: dict[str, Any] = {} if model.task == "answer-span" else {"position": 2}
+    truth = Truth(model, [3, 1, 4, 1], **where)
+    truth.target = 1 if where else np.isin(np.arange(8), (2 * 1, 2 * 3 + 1)).astype(float)
+    how = where | {"target": 1 if where else (1, 3)}
+    assert truth.deviation(method, lambda site: True, **how) < 1e-9

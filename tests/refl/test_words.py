@@ -248,7 +248,7 @@ def test_a_template_of_more_types_than_the_net_has() -> None:
     """RoBERTa tells nothing apart, whatever its tokenizer says."""
     one = CLASSES | {"type_vocab_size": 1}
     model = replace(random_model(one, 0), text=Text(wordpiece()))
-    assert model.encode_pair(*PAIRS[0])[1] == [0] * len(wordpiece().encode(*PAIRS[0]).ids)
+    assert model.encode_pair(*PAIRS[0]).types == [0] * len(wordpiece().encode(*PAIRS[0]).ids)
 
 
 @pytest.mark.parametrize(
