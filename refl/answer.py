@@ -17,10 +17,10 @@ from refl.device import blas
 from refl.edits import said
 from refl.explanation import Candidate, Explanation, MethodFacts, Sites
 from refl.ledger import Ledger
-from refl.network import Network
-from refl.question import Forward, Question
+from refl.network import Network, Reading
+from refl.question import Forward, Question, answers
 from refl.rules.composites import Composite
-from refl.seeds import Seed, probabilities
+from refl.seeds import AnySeed, Seed, probabilities
 from refl.show.explanation import ShownExplanation
 from refl.version import __version__
 
@@ -52,7 +52,7 @@ def explanation(
     question: Question,
     forward: Forward,
     b: int,
-    seed: Seed,
+    seed: AnySeed,
     found: Found,
     method: Composite | MethodFacts,
 ) -> Explanation:
@@ -62,7 +62,7 @@ def explanation(
         explained = 0.0 if found.ledger is None else found.ledger.explained
     return ShownExplanation(
         **_input(question.network, forward, b, found),
-        **_output(question, forward.rows[b], seed),
+        **_output(question, forward, b, seed),
         explained=explained,
         method=method,
         recorded=found.ledger,
@@ -109,11 +109,15 @@ def _tokens(network: Network, ids: list[int], scores: Any) -> dict[str, Any]:
 # -- the output ------------------------------------------------------------------------------------
 
 
-def _output(question: Question, z: Any, seed: Seed) -> dict[str, Any]:  # logits (V,)
+def _output(question: Question, forward: Forward, b: int, seed: AnySeed) -> dict[str, Any]:
     """What is explained, and the likeliest outputs."""
+    network, z = question.network, forward.rows[b]
+    if answers(forward.readings):
+        outputs = z.reshape(max(reading.answer for reading in forward.readings), -1)
+        return _answer(network, forward.readings[b], outputs, seed.kind)
+    assert isinstance(seed, Seed)
     if question.at is not None:
         return _neuron(float(z[seed.target]), seed.target, *question.at)
-    network = question.network
     names, p = network.output_names, probabilities(z, network.probability)
     best = _likeliest(z)
     return {
@@ -129,6 +133,33 @@ def _output(question: Question, z: Any, seed: Seed) -> dict[str, Any]:  # logits
             for name, i in zip(names(best), best, strict=True)
         ],
     }
+
+
+def _answer(
+    network: Network, reading: Reading, outputs: Any, kind: str
+) -> dict[str, Any]:  # logits (R, V), those before each token first
+    """The same of an answer as a whole: what the model gives each of its tokens."""
+    ids = reading.explained[-reading.answer :]
+    tokens = [
+        Candidate(name, i, float(z[i]), float(probabilities(z, network.probability)[i]))
+        for name, i, z in zip(network.tokens(ids), ids, outputs, strict=False)
+    ]
+    return {
+        "target": _in_words(network, tokens),
+        "target_id": ids[0],
+        "logit": math.fsum(token.logit for token in tokens),
+        "probability": math.prod(token.probability for token in tokens),
+        "against": None,
+        "seed": kind,
+        "candidates": [],
+        "answer": tokens,
+    }
+
+
+def _in_words(network: Network, tokens: Sequence[Candidate]) -> str:
+    """The text of an answer; its tokens where no tokenizer reads them, or none of it is left."""
+    text = "" if network.text is None else network.text.decode([token.id for token in tokens])
+    return text.strip() or " ".join(token.token for token in tokens)
 
 
 def _neuron(x: float, number: int, site: str, index: Sequence[int]) -> dict[str, Any]:

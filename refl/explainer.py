@@ -27,7 +27,7 @@ from refl.io.images import PREPARATION, Preparation
 from refl.network import Network, Reading
 from refl.question import Forward, Question, Target
 from refl.rules.composites import Composite, Rule
-from refl.seeds import Seed
+from refl.seeds import AnySeed, Seed
 from refl.sweep import Sweep, Swept
 from refl.trace import Trace
 
@@ -182,11 +182,12 @@ class Explainer:
         return explained
 
     def _sweep(
-        self, forward: Forward, seeds: list[Seed], part: tuple[int, int], last: bool
+        self, forward: Forward, seeds: list[AnySeed], part: tuple[int, int], last: bool
     ) -> Swept:
         as_gradient = self.composite.formulation == "gradient_x_input"
-        form = Seed.gradient if as_gradient else Seed.relevance
-        rows = np.stack([form(seed, z) for seed, z in zip(seeds, forward.rows, strict=True)])
+        form = "gradient" if as_gradient else "relevance"
+        pairs = zip(seeds, forward.rows, strict=True)
+        rows = np.stack([getattr(seed, form)(z) for seed, z in pairs])
         needed, tell = set(forward.input_sites()), self.question.tell
         each = len(forward.trace.records)
         done = iter(range(part[0] * each + 1, (part[0] + 1) * each + 1))
@@ -229,7 +230,7 @@ class Explainer:
 
     # -- what it found -----------------------------------------------------------------------------
 
-    def _sites(self, forward: Forward, swept: Swept, seeds: Sequence[Seed]) -> list[Sites]:
+    def _sites(self, forward: Forward, swept: Swept, seeds: Sequence[AnySeed]) -> list[Sites]:
         """What was kept of each example, as arrays of its own: an explanation of a batch does not
         hold the batch. Arrays of the batch are let go one by one.
         """
@@ -249,10 +250,11 @@ class Explainer:
                     getattr(sites, group)[site] = _own(array, b, kept if len(seeds) == 1 else set())
         return found
 
-    def _every_site(self, reading: Reading, seed: Seed) -> Sites:
+    def _every_site(self, reading: Reading, seed: AnySeed) -> Sites:
         """Of one input, from a run of its own."""
         again = replace(self, keep="*", question=replace(self.question, progress=None))
-        return again.run([reading], [[(seed.target, seed.against)]])[0][0].sites
+        target = (seed.target, seed.against) if isinstance(seed, Seed) else (None, None)
+        return again.run([reading], [[target]])[0][0].sites
 
     def _found(self, forward: Forward, swept: Swept, b: int) -> Found:
         """Relevance and ledger of one example."""

@@ -182,6 +182,10 @@ class Explanation:
                    a regression, a feature. Classes that do not exclude each other have sigmoids
     explained      what the conservation ledger adds up to: sum of tokens + everything absorbed
     candidates     the most likely next tokens
+    answer         the tokens of the answer where a whole one is explained, each with its logit and
+                   its probability, None elsewhere: the last of `tokens` (of `decoder_tokens`).
+                   `target` is its text, target_id its first token's, logit the sum of theirs,
+                   probability their product
     method         what made it: a composite with every parameter; `composite` is the same
     recorded       the conservation ledger, None where the method keeps none; `ledger` is the same
     pairs          float array (T, T) of a second-order method: pairs[i, j] is what token j adds to
@@ -216,6 +220,7 @@ class Explanation:
     types: list[int] | None = None
     position: int | None = None
     pairs: Any = None
+    answer: list[Candidate] | None = None
     fingerprint: Callable[[], str] = field(default=Known(""), repr=False)
     """Of the checkpoint: a hash of all its bytes, so it is formed only when it is asked for."""
     parts: Callable[[], Components | None] = field(default=Known(None), repr=False)
@@ -285,6 +290,8 @@ class Explanation:
         """The explained quantity in words."""
         if self.against is not None:
             return f"logit of {self.target!r} minus logit of {self.against!r}"
+        if self.answer is not None and self.seed == "logit":
+            return f"sum of the logits of {self.target!r}"
         return f"{self.seed} of {self.target!r}"
 
     @property
@@ -423,6 +430,8 @@ class Explanation:
         words = ("word_starts", "decoder_word_starts")
         known = ("against_logit", *words, "position", "types", "patch")
         pairs = {} if self.pairs is None else {"pairs": np.asarray(self.pairs).tolist()}
+        if self.answer is not None:
+            pairs |= {"answer": [vars(token) for token in self.answer]}
         return pairs | {key: getattr(self, key) for key in known if getattr(self, key) is not None}
 
     def _decoder_dict(self) -> dict[str, Any]:
@@ -490,10 +499,8 @@ def _fields(content: oracle.Oracle) -> dict[str, Any]:
         "input_ids": [int(i) for i in arrays["input_ids"]],
         "relevance": arrays["relevance"],
         "probability": _or_nan(facts["probability"]),
-        "candidates": [
-            Candidate(c["token"], c["id"], c["logit"], _or_nan(c["probability"]))
-            for c in facts["candidates"]
-        ],
+        "candidates": _candidates(facts["candidates"]),
+        "answer": _candidates(facts["answer"]) if facts.get("answer") else None,
         "method": method,
         "recorded": None if ledger is None else Ledger.from_dict(ledger),
         "sites": _sites(content, method.formulation),
@@ -510,6 +517,10 @@ def _fields(content: oracle.Oracle) -> dict[str, Any]:
         "position": facts.get("position"),
         "parts": Known(_components(facts.get("components"))),
     }
+
+
+def _candidates(said: list[dict[str, Any]]) -> list[Candidate]:
+    return [Candidate(c["token"], c["id"], c["logit"], _or_nan(c["probability"])) for c in said]
 
 
 def _components(said: dict[str, Any] | None) -> Components | None:

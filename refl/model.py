@@ -237,6 +237,7 @@ class Model(Network):
         edits: Edits | None = None,
         options: Mapping[str, Any] | None = None,
         conditions: Mapping[str, Any] | Sequence[str] | Conditions | None = None,
+        answer: Any = None,
     ) -> Any:
         """Explain the next token after a text (the masked token in it, the class it is put in: what
         the model does), or after a list of token ids, or after each of a list of those (a padded
@@ -280,6 +281,13 @@ class Model(Network):
                       refl.Edit. The rest, and what goes around the site, is set to 0 there and
                       absorbed. A refl.conditions.Conditions with through=False keeps what goes
                       around. For tables of rules
+        answer        explain this text behind the input as a whole, in place of one output: the sum
+                      of its tokens' log-probabilities (`seed` "log-probability") or logits, each
+                      after all that stands before it, in one forward pass and one sweep. A text as
+                      it follows, with the blank before its first word, or token ids; of a
+                      sequence-to-sequence model what its decoder says next, after `decoder`. For a
+                      batch one for all, or a list. Its own tokens have relevance too, for those
+                      that come later. `explain_answer` explains each of them
         batch_tokens  how many tokens are run at once, padding counted: a longer list is sorted by
                       length and run in batches of at most that (a single input may be longer).
                       An input's numbers are the same in any batch to rounding; for dynamic rotary
@@ -295,6 +303,8 @@ class Model(Network):
                 f"{argument('at=')} says what is explained: leave {argument('target')}, "
                 f"{argument('contrast')}, {argument('position')} and {argument('seed')} out"
             )
+        if answer is not None:
+            _refuse_beside_answer(target, contrast, position, at, seed)
         how = under(chosen(method, eps, stabilizer, options), conditions)
         question = Question(
             network=self,
@@ -312,6 +322,8 @@ class Model(Network):
         if single and types is not None:
             types = [types]
         readings = self.readings(items, decoder, types, self._seconds(single, pair))
+        if answer is not None:
+            readings = self.answering(items, readings, answer, decoder)
         explained = how.explain(question, readings, wanted, keep, audit)
         return explained[0] if single else Batch(explained)
 
@@ -435,6 +447,27 @@ class Model(Network):
                 f"{len(each)} targets for {count} inputs: expected one for each, or one for all"
             )
         return [(self.output_id(token), None) for token in each]
+
+
+def _refuse_beside_answer(target: Any, contrast: Any, position: Any, at: Any, seed: Any) -> None:
+    """Raises ReflError for what says something else than that an answer is explained."""
+    if contrast is not None:
+        raise ReflError(
+            f"{argument('contrast')} is of two tokens: to contrast two answers explain each with "
+            f"{argument('answer=')} and subtract their relevance, token by token of the input"
+        )
+    other = {"target": target, "position=": position, "at=": at}
+    for name, value in other.items():
+        if value is not None:
+            raise ReflError(
+                f"{argument('answer=')} says what is explained, each of its tokens where it "
+                f"stands: leave {argument(name)} out"
+            )
+    if isinstance(seed, str) and seed == "probability":
+        raise ReflError(
+            f"the {argument('seed')} 'probability' is that of one token: of an answer explain "
+            "'log-probability', the logarithm of the product, or 'logit'"
+        )
 
 
 def _is_logit(seed: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ from refl.edits import (
 from refl.errors import LONGEST_REPR, ReflError, UnknownWords, argument, sentence, shown
 from refl.io.images import Image, Preparation, prepared
 from refl.io.text import Text
-from refl.nets.batch import Batch
+from refl.nets.batch import Batch, Wanted
 from refl.trace import LEAVES, Trace, Value
 
 TASKS = (
@@ -91,6 +91,10 @@ class Reading:
     """Token type ids, where somebody has said them."""
     prefix: list[int] | None = None
     """The ids that a decoder has written, where there is one."""
+    answer: int = 0
+    """How many of the last of `explained` are an answer that is explained as a whole, each token by
+    the output before it; 0 where one output is explained.
+    """
 
     @property
     def explained(self) -> Any:
@@ -373,6 +377,74 @@ class Network:
             for b, ids in enumerate(inputs)
         ]
 
+    def answering(
+        self, items: Sequence[Any], readings: Sequence[Reading], answer: Any, decoder: Any = None
+    ) -> list[Reading]:
+        """The same readings with an answer behind each: one for all, or a list. A text is what
+        follows as it stands, with the blank before its first word; where the tokenizer joins that
+        to the word before, it is encoded by itself. Raises ReflError for what is no answer, and
+        where the model writes no text.
+        """
+        self._refuse_silent()
+        texts = items
+        if self.task == "sequence-to-sequence":
+            said = [decoder] * len(items) if _is_one(decoder) else list(decoder)
+            texts = ["" if one is None else one for one in said]
+        each = self._answers(len(items), answer)
+        return [
+            self._answered(reading, self._following(reading.explained, text, one))
+            for reading, text, one in zip(readings, texts, each, strict=True)
+        ]
+
+    @staticmethod
+    def _answers(count: int, answer: Any) -> list[Any]:
+        inside, what = arguments.members(answer), "a text, token ids, or a list of these"
+        if inside is None and not isinstance(answer, str):
+            raise arguments.expected("answer", what, answer)
+        nested = {isinstance(one, str) or arguments.members(one) is not None for one in inside or ()}
+        if len(nested) > 1:
+            raise arguments.expected("answer", what, answer)
+        if True not in nested:
+            return [answer] * count
+        if len(inside or ()) != count:
+            raise ReflError(
+                f"{len(inside or ())} answers for {count} inputs: expected one for each, or one "
+                "for all"
+            )
+        return inside or []
+
+    def _following(self, before: list[int], text: Any, answer: Any) -> list[int]:
+        """Ids of an answer to a text of which these are the ids."""
+        if not isinstance(answer, str):
+            ids = [arguments.token_id(i) for i in arguments.listed("answer", answer, "token ids")]
+        elif not answer:
+            ids = []
+        else:
+            answer = arguments.text("answer", answer)
+            ids = self._behind(before, text, answer) or self._tokenizer().encode_bare(answer)
+            self._warn_of_unknown_words(ids, answer)
+        if not ids:
+            raise ReflError("the answer is empty: expected at least one token")
+        return ids
+
+    def _behind(self, before: list[int], text: Any, answer: str) -> list[int]:
+        """What a text and the answer behind it have more tokens than the text; none where the
+        answer changes the tokens before it, or where there is no text.
+        """
+        if not isinstance(text, str):
+            return []
+        tokenizer = self._tokenizer()
+        if self.task == "sequence-to-sequence":
+            both = [self.decoder_start_id, *tokenizer.encode_bare(text + answer)]
+        else:
+            both = tokenizer.encode(text + answer)
+        return both[len(before) :] if both[: len(before)] == before else []
+
+    def _answered(self, reading: Reading, ids: list[int]) -> Reading:
+        part = "input" if reading.prefix is None else "prefix"
+        whole = {part: self._checked([*reading.explained, *ids])}
+        return replace(reading, **whole, answer=len(ids))
+
     def lengths(self, reading: Reading) -> tuple[int, ...]:
         """How many tokens are read, and written by a decoder; of a picture its patches."""
         if isinstance(reading.input, Image):
@@ -389,19 +461,21 @@ class Network:
         every: bool = False,
         decoder_prefix: Any = None,
         types: Sequence[Sequence[int]] | None = None,
+        answers: Sequence[int] | None = None,
     ) -> Batch:
         """Inputs as `read` gives them, token ids padded on the right, and the position whose output
         is wanted: by default where the task has its own.
 
         `decoder_prefix`: the decoder's ids, for nets that have one; the position is then one of
-        theirs. `types`: token type ids.
+        theirs. `types`: token type ids. `answers`: how many of the last ids of each are an answer:
+        the outputs before each of these are wanted.
         """
         self._refuse_position(position)
         kinds = self._types(types, inputs)
         if self.takes_images:
             return Batch(pixels=self.place(np.stack([image.pixels for image in inputs])))
         prefixes = self.decoder_prefixes(len(inputs), decoder_prefix)
-        rows = None if every else self._rows(prefixes or inputs, position)
+        rows = None if every else self._rows(prefixes or inputs, position, answers)
         ids, attention_mask = self._padded(inputs)
         decoder_ids, decoder_mask = (None, None) if prefixes is None else self._padded(prefixes)
         return Batch(
@@ -458,13 +532,18 @@ class Network:
         return self.place(ids), self.place(mask)
 
     def _rows(
-        self, inputs: Sequence[Sequence[int]], position: int | None
-    ) -> tuple[int, ...] | None:
+        self,
+        inputs: Sequence[Sequence[int]],
+        position: int | None,
+        answers: Sequence[int] | None = None,
+    ) -> tuple[Wanted, ...] | None:
         """Where the output is wanted; None for a classifier, whose net pools, and for answers, which
         may start and end anywhere.
         """
         if self.task in WHOLE:
             return None
+        if answers is not None:
+            return _before_answers(inputs, answers)
         return tuple(self._position(ids, position) for ids in inputs)
 
     def _position(self, ids: Sequence[int], position: int | None) -> int:
@@ -625,6 +704,24 @@ class Network:
 
     def _blank_trace(self) -> Trace:
         return self.trace([self.blank()], position=None if self.task in WHOLE else 0)[0]
+
+
+def _is_one(decoder: Any) -> bool:
+    """Whether it is what the decoders of all inputs have written."""
+    return decoder is None or is_single(decoder)
+
+
+def _before_answers(
+    inputs: Sequence[Sequence[int]], answers: Sequence[int]
+) -> tuple[tuple[int, ...], ...]:
+    """For each input the positions before its answer's tokens, as many for each as the longest
+    answer has: those of a shorter one come first, and then its first again, which nothing reads.
+    """
+    longest, found = max(answers), []
+    for ids, count in zip(inputs, answers, strict=True):
+        first = len(ids) - count - 1
+        found.append((*range(first, len(ids) - 1), *(first,) * (longest - count)))
+    return tuple(found)
 
 
 def _is_local(function: Any) -> bool:

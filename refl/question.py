@@ -23,7 +23,7 @@ from refl.errors import ReflError, argument, nearest, shown
 from refl.ledger import DESTINATIONS
 from refl.network import Network, Reading, refuse_overflow
 from refl.rules.composites import Composite
-from refl.seeds import Seed
+from refl.seeds import AnySeed, Seed, of_answer
 from refl.sweep import Sweep, Swept
 from refl.trace import Trace, Value
 
@@ -202,7 +202,7 @@ class Question:
             readings=readings,
             embedded=embedded[0],
             decoder_embedded=embedded[1:],
-            positions=batch.rows,
+            positions=None if answers(readings) else batch.rows,
         )
 
     def _batch(self, readings: Sequence[Reading]) -> Any:
@@ -212,11 +212,12 @@ class Question:
             every=self.at is not None,
             decoder_prefix=[r.prefix for r in readings if r.prefix is not None] or None,
             types=[r.types for r in readings if r.types is not None] or None,
+            answers=[r.answer for r in readings] if answers(readings) else None,
         )
 
     def position_of(self, reading: Reading) -> int | None:
         """The token whose output is explained; None where it is no token's."""
-        rows = self._batch([reading]).rows
+        rows = None if answers([reading]) else self._batch([reading]).rows
         return None if rows is None else int(rows[0])
 
     def rows(
@@ -289,12 +290,15 @@ class Question:
 
     # -- what is explained in it -------------------------------------------------------------------
 
-    def seeds(self, forward: Forward, targets: Sequence[Target]) -> list[Seed]:
+    def seeds(self, forward: Forward, targets: Sequence[Target]) -> list[AnySeed]:
         """Of each example: the target asked for, or the largest output; the neuron, where one is
-        explained.
+        explained; the answer behind an input that has one.
         """
         if self.at is not None:
             return [Seed(self.kind, self._neuron(forward, *self.at))] * len(forward.rows)
+        if answers(forward.readings):
+            outputs = forward.explained.array.shape[-1]
+            return [of_answer(self.kind, r.explained[-r.answer :], outputs) for r in forward.readings]
         return [
             Seed(self.kind, int(z.argmax()) if target is None else target, against)
             for z, (target, against) in zip(forward.rows, targets, strict=True)
@@ -334,7 +338,7 @@ class Question:
             return sweep.run(forward.trace, forward.explained, start)
 
     def gradients(
-        self, forward: Forward, seeds: Sequence[Seed], sites: Sequence[str], table: Composite
+        self, forward: Forward, seeds: Sequence[AnySeed], sites: Sequence[str], table: Composite
     ) -> dict[str, Any]:  # -> NumPy, in the shape of each activation
         """The gradient of what is explained, at these sites. `table`: a composite in gradient x
         input form, of which `gradient` has the true derivatives.
@@ -348,6 +352,11 @@ class Question:
         """Progress, where somebody wants to hear of it."""
         if self.progress is not None:
             self.progress(phase, done, of)
+
+
+def answers(readings: Sequence[Reading]) -> bool:
+    """Whether what is explained is the answer behind each input, all of its tokens together."""
+    return any(reading.answer for reading in readings)
 
 
 def _read_at(

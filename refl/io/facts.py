@@ -183,6 +183,7 @@ FACTS = record(
         "against_logit": maybe(number),
         "types": maybe(each(whole)),
         "position": maybe(whole),
+        "answer": maybe(each(_CANDIDATE)),
     },
 )
 """Every fact of an oracle file, by name. New ones are optional, so that files stay readable both
@@ -208,6 +209,7 @@ def check_arrays(
             raise ReflError(f"there are {len(starts)} {group}word_starts, expected one for a token")
     _check_picture(facts, arrays)
     _check_pairs(arrays)
+    _check_answer(facts, arrays)
     check_sites(sites)
     _check_sums(facts, arrays, sites)
     groups = ["activation", "relevance"]
@@ -320,6 +322,13 @@ def _check_pairs(arrays: Mapping[str, Array]) -> None:
             f"pairs is of {pairs.dtype} and shape {pairs.shape}, expected floats "
             f"({tokens}, {tokens}) for the tokens"
         )
+
+
+def _check_answer(facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    said = [token["id"] for token in facts.get("answer") or ()]
+    ids = arrays.get("decoder_ids", arrays["input_ids"]).tolist()
+    if said and (len(said) >= len(ids) or ids[-len(said) :] != said):
+        raise ReflError("the tokens of the answer are not the last of the text: expected them there")
 
 
 def _check_picture(facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:

@@ -28,7 +28,7 @@ from refl.errors import ReflError, argument
 from refl.explainer import Explainer
 from refl.explanation import Explanation, MethodFacts
 from refl.network import Network, Reading
-from refl.question import Forward, Question, Target
+from refl.question import Forward, Question, Target, answers
 from refl.rules.composites import Composite
 from refl.seeds import Seed
 
@@ -128,6 +128,8 @@ class Attribution:
     """Of its scores: see MethodFacts."""
     plain: ClassVar[bool] = False
     """Whether it reads attention's scores and probabilities."""
+    of_answers: ClassVar[bool] = False
+    """Whether it explains several outputs as one number."""
 
     def facts(self) -> MethodFacts:
         """What an Explanation says of it, every option with its value."""
@@ -155,6 +157,7 @@ class Attribution:
         self.refuse(question.network)
         question.refuse([targets])
         question.refuse_lengths(readings)
+        self._refuse_answers(readings)
         explained, facts = [], self.facts()
         for n, (reading, target) in enumerate(zip(readings, targets, strict=True)):
             forward = question.forward([reading], plain=self.plain)
@@ -164,6 +167,15 @@ class Attribution:
             explained.append(explanation(question, forward, 0, seed, found, facts))
             question.tell(self.name, n + 1, len(readings))
         return explained
+
+    def _refuse_answers(self, readings: Sequence[Reading]) -> None:
+        """Raises ReflError for an answer, where the method explains one output at a time."""
+        if answers(readings) and not self.of_answers:
+            raise ReflError(
+                f"method {self.name} explains one output at a time, and an answer has several: "
+                "take a table of rules, or explain_answer (refl answer), which explains each of "
+                "its tokens"
+            )
 
     def _refuse_found(self, question: Question, reading: Reading, found: Found) -> None:
         """Raises ReflError for scores that are not one finite number for each token or pixel."""

@@ -116,6 +116,7 @@ class IntegratedGradients(Attribution):
     conserved: ClassVar[str] = (
         "all of it: tokens, the baseline's output, and what the quadrature misses, in the ledger"
     )
+    of_answers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         vars(self).update(

@@ -31,6 +31,7 @@ class Random(Attribution):
     passes: ClassVar[str] = "1 forward (to know the output)"
     conserved: ClassVar[str] = "nothing"
     unit: ClassVar[str] = "own"
+    of_answers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         draw = arguments.as_whole(self.draw)

@@ -59,6 +59,7 @@ class SmoothGrad(Attribution):
     passes: ClassVar[str] = "as many forwards and sweeps as `samples` says, batched"
     conserved: ClassVar[str] = "nothing"
     unit: ClassVar[str] = "own"
+    of_answers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         vars(self).update(

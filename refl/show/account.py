@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from refl.explanation import Explanation, MethodFacts
+from refl.explanation import Candidate, Explanation, MethodFacts
 from refl.ledger import CAUSES, Ledger
 from refl.rules import operations
 from refl.rules.composites import Composite
@@ -204,12 +204,20 @@ def facts(e: Explanation) -> str:
     """What the model gives the target."""
     if e.seed == "activation":
         return printable(f"{e.target} is {e.logit:.4f}")
+    if e.answer is not None:
+        said = f"{e.target!r}, {len(e.answer)} token{'s' * (len(e.answer) > 1)}, has"
+        return printable(f"{said} log-probability {in_all(e.answer):.4f} ({e.probability:.3g})")
     said = f"{e.target!r} has logit {e.logit:.4f}"
     if not math.isnan(e.probability):
         said += f" and probability {e.probability:.2%}"
     if e.against is not None:
         said += f", {e.against!r} has logit {_against_logit(e):.4f}"
     return printable(said)
+
+
+def in_all(tokens: Sequence[Candidate]) -> float:
+    """The log-probability of tokens behind each other."""
+    return math.fsum(math.log(t.probability) if t.probability else -math.inf for t in tokens)
 
 
 def _against_logit(e: Explanation) -> float:
@@ -262,6 +270,13 @@ def described(method: Composite | MethodFacts) -> list[str]:
 
 ENCODER, DECODER = "read by the encoder", "written by the decoder"
 """Names of the two rows of tokens, where there are two."""
+PROMPT, ANSWER = "the prompt", "the answer itself, for those of its tokens that come later"
+"""Of the rows of a text whose answer is explained."""
+
+
+def points(name: str) -> bool:
+    """Whether what is explained comes next, behind the row of this name."""
+    return name not in (ENCODER, ANSWER)
 
 
 def rows_of_tokens(e: Explanation) -> list[tuple[str, Explanation]]:
@@ -269,7 +284,7 @@ def rows_of_tokens(e: Explanation) -> list[tuple[str, Explanation]]:
     and a name where there are two.
     """
     if e.decoder_tokens is None or e.decoder_ids is None:
-        return [("", e)]
+        return [("", e)] if e.answer is None else _with_answer(e, PROMPT)
     decoder = replace(
         e,
         tokens=e.decoder_tokens,
@@ -279,7 +294,29 @@ def rows_of_tokens(e: Explanation) -> list[tuple[str, Explanation]]:
         decoder_ids=e.input_ids,
         decoder_relevance=e.relevance,
     )
-    return [(ENCODER, e), (DECODER, decoder)]
+    return [(ENCODER, e), *([(DECODER, decoder)] if e.answer is None else _with_answer(decoder, DECODER))]
+
+
+def _with_answer(e: Explanation, name: str) -> list[tuple[str, Explanation]]:
+    """The row up to the answer, and the answer. What is not in a row is beside it, as the scale of
+    its colors is that of all.
+    """
+    start = len(e.tokens) - len(e.answer or ())
+    return [
+        (name, _cut(e, slice(0, start), slice(start, None))),
+        (ANSWER, _cut(e, slice(start, None), slice(0, start))),
+    ]
+
+
+def _cut(e: Explanation, part: slice, rest: slice) -> Explanation:
+    beside = [] if e.decoder_relevance is None else list(e.decoder_relevance)
+    return replace(
+        e,
+        tokens=e.tokens[part],
+        input_ids=e.input_ids[part],
+        relevance=e.relevance[part],
+        decoder_relevance=[*e.relevance[rest], *beside],
+    )
 
 
 def all_scores(e: Explanation) -> list[float]:
@@ -304,6 +341,8 @@ def joiner(tokens: Sequence[str]) -> str:
 
 def outputs(e: Explanation) -> str:
     """What the candidates are."""
+    if e.answer is not None:
+        return "token of the answer"
     return {"class": "class", "image-class": "class", "masked-token": "masked token"}.get(
         e.about.get("task", ""), "next token"
     )
@@ -313,6 +352,8 @@ def considered(e: Explanation) -> list[tuple[str, int | str, float, float, str]]
     """Token, id, logit and probability of the candidates, and of the target and what it is
     contrasted with where they are none of them, each with what it is here.
     """
+    if e.answer is not None:
+        return [(c.token, c.id, c.logit, c.probability, "") for c in e.answer]
     found: list[tuple[str, int | str, float, float, str]] = [
         (c.token, c.id, c.logit, c.probability, _part_in(e, c.token, c.id)) for c in e.candidates
     ]

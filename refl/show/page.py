@@ -14,7 +14,6 @@ from refl.rules.composites import Composite
 from refl.show.account import (
     COMPACT,
     DIGITS,
-    ENCODER,
     Row,
     account_of,
     all_scores,
@@ -27,6 +26,7 @@ from refl.show.account import (
     legend,
     names_of_columns,
     of_lengths,
+    points,
     quantity,
     remarks,
     rows_of_tokens,
@@ -118,7 +118,7 @@ def _text(e: Explanation) -> Markup:
 
 def _row_of_tokens(name: str, e: Explanation) -> Markup:
     few = len(e.tokens) <= COMPACT
-    target = tag("span", f"→ {visible(e.target)}", class_="target") if name != ENCODER else ""
+    target = tag("span", f"→ {visible(e.target)}", class_="target") if points(name) else ""
     kind = " few" if few else " tight" if joiner(e.tokens) == "" else ""
     return joined(
         (_note(name), tag("div", tokens(e, numbers=few), " ", target, class_=f"text{kind}"))
@@ -287,6 +287,8 @@ def _candidates(e: Explanation) -> Markup:
         for t, i, z, p, part in considered(e)
     ]
     name, *columns = names_of_columns(e)
+    if e.answer is not None:
+        return tag("section", tag("h2", "The answer"), safe_table(("token", *columns), rows, (1, 2, 3)))
     head = (name.rpartition(" ")[2], *columns)
     return tag("section", tag("h2", f"The {name}"), safe_table(head, rows, (1, 2, 3)))
 

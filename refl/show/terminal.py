@@ -14,7 +14,6 @@ from refl.rules.composites import Composite
 from refl.show.account import (
     COMPACT,
     DIGITS,
-    ENCODER,
     Row,
     account_of,
     all_scores,
@@ -27,6 +26,7 @@ from refl.show.account import (
     legend,
     names_of_columns,
     of_lengths,
+    points,
     quantity,
     remarks,
     rows_of_tokens,
@@ -133,7 +133,7 @@ def _running_text(e: Explanation, width: int, name: str = "") -> list[Line]:
         lines[-1].append((between, ""))
         if token.endswith("\n"):
             lines.append([("  ", "")])
-    arrow = "" if name == ENCODER else f" → {visible(e.target)}"
+    arrow = f" → {visible(e.target)}" if points(name) else ""
     if width_of(lines[-1]) + cells(arrow) > width:
         lines.append([("  ", "")])
     lines[-1].append((arrow, "bold"))

@@ -271,6 +271,9 @@ def _quantity(a: Oracle, b: Oracle) -> list[str]:
     ]
     if a.picture is not None and b.picture is not None and not np.array_equal(a.picture, b.picture):
         said.append("picture: they explain two")
+    answers = [len(side.metadata.get("answer") or ()) for side in (a, b)]
+    if answers[0] != answers[1]:
+        said.append(f"tokens of an answer: {answers[0]} in A, {answers[1]} in B")
     edits = [side.about.get("edits") or "none" for side in (a, b)]
     if edits[0] != edits[1]:
         said.append(f"edits: {_short(edits[0])} in A, {_short(edits[1])} in B")
@@ -496,6 +499,8 @@ def _forward(model: Model, side: Oracle) -> tuple[RecordedForward | None, str]:
     seed, target, against = metadata.get("seed"), metadata.get("target_id"), metadata.get("against")
     if seed not in ("logit", "log-probability", "probability") or not isinstance(target, int):
         return None, "no option was tried: the explained output is none of the model's"
+    if metadata.get("answer"):
+        return None, "no option was tried: a whole answer is explained, of several outputs"
     if side.about.get("edits"):
         return (
             None,
