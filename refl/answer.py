@@ -18,7 +18,7 @@ from refl.edits import said
 from refl.explanation import Candidate, Explanation, MethodFacts, Sites
 from refl.ledger import Ledger
 from refl.network import Network, Reading
-from refl.question import Forward, Question, answers
+from refl.question import Forward, Question, answered
 from refl.rules.composites import Composite
 from refl.seeds import AnySeed, Seed, probabilities
 from refl.show.explanation import ShownExplanation
@@ -112,7 +112,7 @@ def _tokens(network: Network, ids: list[int], scores: Any) -> dict[str, Any]:
 def _output(question: Question, forward: Forward, b: int, seed: AnySeed) -> dict[str, Any]:
     """What is explained, and the likeliest outputs."""
     network, z = question.network, forward.rows[b]
-    if answers(forward.readings):
+    if answered(forward.readings):
         outputs = z.reshape(max(reading.answer for reading in forward.readings), -1)
         return _answer(network, forward.readings[b], outputs, seed.kind)
     assert isinstance(seed, Seed)

@@ -27,9 +27,10 @@ from refl.methods import Method, Table, chosen, under
 from refl.nets import NETS
 from refl.nets.config import brief, parse
 from refl.nets.heads import by_tensors
-from refl.network import LABELED, Input, Net, Network
+from refl.network import LABELED, Input, Net, Network, Reading
 from refl.question import Progress, Question, Target
 from refl.rules.composites import Composite
+from refl.show.answer import ShownAnswer
 from refl.show.explanation import Batch
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -42,7 +43,7 @@ EACH = (
 """Options of `explain` that `explain_each` hands on as they are."""
 
 GENERATED = ("keep", "recompute", "audit", "progress", "edits", "options", "conditions")
-"""Those of `explain_generated`."""
+"""Those of `explain_generated` and `explain_answer`."""
 
 DTYPES = ("float32", "float64")
 
@@ -394,13 +395,71 @@ class Model(Network):
         asked, question, kept = self._asked(method, eps, stabilizer, seed, how)
         whole = self.generate(item, tokens, decoder, question.edits)
         (reading,) = self.readings([item], decoder)
+        return Batch(self._explain_from(reading, whole, asked, question, kept))
+
+    def explain_answer(
+        self,
+        item: Input,
+        answer: str | Sequence[int] | None = None,
+        tokens: int = 32,
+        method: str | Composite | Method = "attnlrp",
+        *,
+        decoder: Any = None,
+        seed: str = "logit",
+        eps: float | None = None,
+        stabilizer: str | None = None,
+        **how: Any,
+    ) -> ShownAnswer:
+        """Explain each token of an answer, after all that stands before it: a matrix with a row for
+        each of its tokens and a column for each token of the input, and of the answer before it.
+
+        answer     the answer: a text as it follows the input, with the blank before its first word,
+                   or token ids. By default what the model itself adds, greedily, at most `tokens`
+                   tokens
+        decoder    of a sequence-to-sequence model what is said before the answer: as in `explain`
+        how        keep, recompute, audit, progress, edits, options and conditions, as in `explain`
+
+        A row is what `explain` of the text before with this token as `target` gives, to rounding;
+        all share one forward pass, as in `explain_generated`, and are swept one by one. `print` it
+        for a table, `m.html()` is a page. Raises ReflError as `generate` and `explain` do, for a
+        batch, and where the model adds nothing.
+        """
+        self._refuse_silent()
+        arguments.refuse_unknown("explain_answer", how, GENERATED)
+        if not self._is_single(item):
+            raise ReflError("explain_answer explains one answer: give the others on their own")
+        asked, question, kept = self._asked(method, eps, stabilizer, seed, how)
+        (reading,) = self.readings([item], decoder)
+        if answer is None:
+            whole = self.generate(item, tokens, decoder, question.edits)
+        else:
+            (answered,) = self.answering([item], [reading], answer, decoder)
+            whole = answered.explained
+        said = whole[len(reading.explained) :]
+        if not said:
+            raise ReflError(
+                f"the model adds nothing in {argument('tokens')} {tokens}: give the "
+                f"{argument('answer')} that is to be explained, or more tokens"
+            )
+        words = " ".join(map(str, said)) if self.text is None else self.text.decode(said).strip()
+        return ShownAnswer(words, self._explain_from(reading, whole, asked, question, kept))
+
+    def _explain_from(
+        self,
+        reading: Reading,
+        whole: list[int],
+        asked: Method,
+        question: Question,
+        kept: dict[str, Any],
+    ) -> list[Explanation]:
+        """Of a whole text that begins with a reading each token behind that."""
         first = len(reading.explained)
         part = "input" if reading.prefix is None else "prefix"
-        begun = [replace(reading, **{part: whole[:end]}) for end in range(first, len(whole))]
+        begun = [_with(reading, part, whole[:end]) for end in range(first, len(whole))]
         targets = whole[first:]
         if isinstance(asked, Table):
-            return Batch(asked.explainer(question, **kept).successive(begun, targets))
-        return Batch(asked.explain(question, begun, [(target, None) for target in targets], **kept))
+            return asked.explainer(question, **kept).successive(begun, targets)
+        return asked.explain(question, begun, [(target, None) for target in targets], **kept)
 
     def _asked(
         self,
@@ -468,6 +527,11 @@ def _refuse_beside_answer(target: Any, contrast: Any, position: Any, at: Any, se
             f"the {argument('seed')} 'probability' is that of one token: of an answer explain "
             "'log-probability', the logarithm of the product, or 'logit'"
         )
+
+
+def _with(reading: Reading, part: str, ids: list[int]) -> Reading:
+    changed: dict[str, Any] = {part: ids}
+    return replace(reading, **changed)
 
 
 def _is_logit(seed: Any) -> bool:

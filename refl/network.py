@@ -401,7 +401,9 @@ class Network:
         inside, what = arguments.members(answer), "a text, token ids, or a list of these"
         if inside is None and not isinstance(answer, str):
             raise arguments.expected("answer", what, answer)
-        nested = {isinstance(one, str) or arguments.members(one) is not None for one in inside or ()}
+        nested = {
+            isinstance(one, str) or arguments.members(one) is not None for one in inside or ()
+        }
         if len(nested) > 1:
             raise arguments.expected("answer", what, answer)
         if True not in nested:
@@ -442,7 +444,7 @@ class Network:
 
     def _answered(self, reading: Reading, ids: list[int]) -> Reading:
         part = "input" if reading.prefix is None else "prefix"
-        whole = {part: self._checked([*reading.explained, *ids])}
+        whole: dict[str, Any] = {part: self._checked([*reading.explained, *ids])}
         return replace(reading, **whole, answer=len(ids))
 
     def lengths(self, reading: Reading) -> tuple[int, ...]:

@@ -202,7 +202,7 @@ class Question:
             readings=readings,
             embedded=embedded[0],
             decoder_embedded=embedded[1:],
-            positions=None if answers(readings) else batch.rows,
+            positions=None if answered(readings) else batch.rows,
         )
 
     def _batch(self, readings: Sequence[Reading]) -> Any:
@@ -212,12 +212,12 @@ class Question:
             every=self.at is not None,
             decoder_prefix=[r.prefix for r in readings if r.prefix is not None] or None,
             types=[r.types for r in readings if r.types is not None] or None,
-            answers=[r.answer for r in readings] if answers(readings) else None,
+            answers=[r.answer for r in readings] if answered(readings) else None,
         )
 
     def position_of(self, reading: Reading) -> int | None:
         """The token whose output is explained; None where it is no token's."""
-        rows = None if answers([reading]) else self._batch([reading]).rows
+        rows = None if answered([reading]) else self._batch([reading]).rows
         return None if rows is None else int(rows[0])
 
     def rows(
@@ -290,15 +290,17 @@ class Question:
 
     # -- what is explained in it -------------------------------------------------------------------
 
-    def seeds(self, forward: Forward, targets: Sequence[Target]) -> list[AnySeed]:
+    def seeds(self, forward: Forward, targets: Sequence[Target]) -> list[Any]:
         """Of each example: the target asked for, or the largest output; the neuron, where one is
         explained; the answer behind an input that has one.
         """
         if self.at is not None:
             return [Seed(self.kind, self._neuron(forward, *self.at))] * len(forward.rows)
-        if answers(forward.readings):
+        if answered(forward.readings):
             outputs = forward.explained.array.shape[-1]
-            return [of_answer(self.kind, r.explained[-r.answer :], outputs) for r in forward.readings]
+            return [
+                of_answer(self.kind, r.explained[-r.answer :], outputs) for r in forward.readings
+            ]
         return [
             Seed(self.kind, int(z.argmax()) if target is None else target, against)
             for z, (target, against) in zip(forward.rows, targets, strict=True)
@@ -354,7 +356,7 @@ class Question:
             self.progress(phase, done, of)
 
 
-def answers(readings: Sequence[Reading]) -> bool:
+def answered(readings: Sequence[Reading]) -> bool:
     """Whether what is explained is the answer behind each input, all of its tokens together."""
     return any(reading.answer for reading in readings)
 

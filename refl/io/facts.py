@@ -328,7 +328,9 @@ def _check_answer(facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> None
     said = [token["id"] for token in facts.get("answer") or ()]
     ids = arrays.get("decoder_ids", arrays["input_ids"]).tolist()
     if said and (len(said) >= len(ids) or ids[-len(said) :] != said):
-        raise ReflError("the tokens of the answer are not the last of the text: expected them there")
+        raise ReflError(
+            "the tokens of the answer are not the last of the text: expected them there"
+        )
 
 
 def _check_picture(facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:

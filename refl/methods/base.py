@@ -28,7 +28,7 @@ from refl.errors import ReflError, argument
 from refl.explainer import Explainer
 from refl.explanation import Explanation, MethodFacts
 from refl.network import Network, Reading
-from refl.question import Forward, Question, Target, answers
+from refl.question import Forward, Question, Target, answered
 from refl.rules.composites import Composite
 from refl.seeds import Seed
 
@@ -170,7 +170,7 @@ class Attribution:
 
     def _refuse_answers(self, readings: Sequence[Reading]) -> None:
         """Raises ReflError for an answer, where the method explains one output at a time."""
-        if answers(readings) and not self.of_answers:
+        if answered(readings) and not self.of_answers:
             raise ReflError(
                 f"method {self.name} explains one output at a time, and an answer has several: "
                 "take a table of rules, or explain_answer (refl answer), which explains each of "

@@ -294,7 +294,10 @@ def rows_of_tokens(e: Explanation) -> list[tuple[str, Explanation]]:
         decoder_ids=e.input_ids,
         decoder_relevance=e.relevance,
     )
-    return [(ENCODER, e), *([(DECODER, decoder)] if e.answer is None else _with_answer(decoder, DECODER))]
+    return [
+        (ENCODER, e),
+        *([(DECODER, decoder)] if e.answer is None else _with_answer(decoder, DECODER)),
+    ]
 
 
 def _with_answer(e: Explanation, name: str) -> list[tuple[str, Explanation]]:

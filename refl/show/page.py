@@ -72,7 +72,7 @@ def body(e: Explanation) -> Markup:
             class_="two",
         ),
         _token_numbers(e) if e.picture is None else _patch_numbers(e),
-        _method(e),
+        method_section(e),
         ledger_section(e.recorded) if e.recorded is not None else "",
         _again(e),
         _shipped(e),
@@ -288,7 +288,9 @@ def _candidates(e: Explanation) -> Markup:
     ]
     name, *columns = names_of_columns(e)
     if e.answer is not None:
-        return tag("section", tag("h2", "The answer"), safe_table(("token", *columns), rows, (1, 2, 3)))
+        return tag(
+            "section", tag("h2", "The answer"), safe_table(("token", *columns), rows, (1, 2, 3))
+        )
     head = (name.rpartition(" ")[2], *columns)
     return tag("section", tag("h2", f"The {name}"), safe_table(head, rows, (1, 2, 3)))
 
@@ -296,7 +298,8 @@ def _candidates(e: Explanation) -> Markup:
 # -- the method, the ledger, and how to do it again ------------------------------------------------
 
 
-def _method(e: Explanation) -> Markup:
+def method_section(e: Explanation) -> Markup:
+    """What it is, and its table of rules."""
     m = e.method
     return tag(
         "section",

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("kept",),
     ("paths", "ranking"),
     ("cache", "explanation", "intervention", "nets", "sweep"),
+    ("answer_matrix",),
     ("network", "show"),
     ("anatomy", "question"),
     ("answer",),
