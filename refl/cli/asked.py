@@ -88,6 +88,8 @@ def refuse_contradictions(args: argparse.Namespace) -> None:
     if args.pair is not None and (args.ids is not None or args.types is not None):
         args.parser.error("--pair joins two texts: give TEXT with it, and no --ids or --types")
     options.refuse_both(args, "target", "contrast")
+    if hasattr(args, "answer"):
+        options.refuse_both(args, "answer", "answer_ids")
 
 
 def model_asked(args: argparse.Namespace) -> Model:
@@ -186,6 +188,7 @@ def explained(
         types=args.types,
         pair=args.pair,
         conditions=getattr(args, "through", None),
+        answer=answer_asked(args),
     )
     return e
 
@@ -202,6 +205,12 @@ def input_for(model: Model, args: argparse.Namespace) -> str | list[int] | None:
     if args.ids is None and model.text is None and not model.takes_images:
         raise no_tokenizer(model.name or "the model")
     return input_asked(args)
+
+
+def answer_asked(args: argparse.Namespace) -> str | list[int] | None:
+    """--answer, or --answer-ids, where the command has them."""
+    ids = getattr(args, "answer_ids", None)
+    return getattr(args, "answer", None) if ids is None else list(ids)
 
 
 def no_tokenizer(name: str) -> ReflError:

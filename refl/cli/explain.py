@@ -33,6 +33,7 @@ seeds, which say what is explained:
   logit              the logit of the target; with --contrast the difference of two
   log-probability    the target's logit less the mean logit under the model's own distribution
   probability        softmax-weighted: the target against every other token; adds up to 0
+of an --answer the sum over its tokens of one of the first two
 
 examples:
   refl explain "the keys to the cabinet"                       # the most likely next token
@@ -48,6 +49,7 @@ examples:
   refl explain "the keys" --svg keys.svg --beside cp-lrp input-x-gradient --scale shared
   refl explain "the keys" --keep "*.mlp" "*.self_attn" --save blocks.safetensors
   refl explain "the keys to the cabinet" --contrast are is --through L3.N17 L3.N33
+  refl explain "the keys to the cabinet" --answer " are on the table" --seed log-probability
 
 """
 
@@ -57,6 +59,11 @@ def add(commands: Any) -> None:
     summary = "why a model says what it says next"
     p = add_command(commands, "explain", summary, run, description=_ABOUT, more=_more)
     options.explaining(p)
+    options.answer(
+        p.add_argument_group("a whole answer"),
+        "explain this text behind the input as one target, in place of one output: with the blank "
+        "before its first word (refl answer explains each of its tokens)",
+    )
     inside = p.add_argument_group("neurons and heads")
     options.edits(inside)
     inside.add_argument(

@@ -8,7 +8,7 @@ columns their sums, which are the relevance of the whole answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -37,17 +37,19 @@ from refl.show.pairs import level_class
 from refl.show.terminal import about, method_lines
 from refl.show.text import cells, one_line, printable, shorten, visible
 
-DIGITS = 3
-"""Of the strongest cell."""
+DIGITS, DIGITS_OF_SUMS = 3, 5
+"""Of the strongest cell, and of the largest number beside the rows."""
+LONGEST_ANSWER = 120
+"""Letters of it above the matrix."""
 FEW = 16
 """Columns of tokens, more of which are shown on a page as squares without numbers."""
 PANELS = 3
-"""In a terminal: where numbers would take more of them, ninths are shown in their place."""
+"""In a terminal: where numbers of tokens would take more of them, ninths stand in their place."""
 LONGEST_TOKEN, LONGEST_HEAD = 16, 12
 NINTHS = 9
 STYLE = Path(__file__).with_name("answer.css")
 
-BEFORE = "the answer before"
+BEFORE = "the answer so far"
 WHOLE = "the whole answer"
 
 
@@ -102,6 +104,16 @@ class View:
         return decimals(self.most, DIGITS)
 
     @cached_property
+    def places_of_sums(self) -> int:
+        numbers = [*self.m.explained.tolist(), *self.m.rest.tolist()]
+        return decimals(strongest(numbers), DIGITS_OF_SUMS)
+
+    @cached_property
+    def most_of_total(self) -> float:
+        """What is in the strongest color of the last row."""
+        return strongest(self.m.total.tolist())
+
+    @cached_property
     def parts(self) -> dict[str, slice]:
         """Name of a group of columns -> which they are."""
         names = {"input": PROMPT, "decoder": DECODER, "answer": BEFORE}
@@ -123,13 +135,19 @@ class View:
         sign = "-" if self.m.method.score == "norm" else "+"
         return Cell(r, f"{r:{sign}z.{self.places}f}", level(r, self.most))
 
+    @property
+    def beside(self) -> str:
+        """Over what stands behind each row."""
+        return "sums" if self.adds_up else "the row's token"
+
     @cached_property
     def names_of_sums(self) -> list[str]:
         """Of what stands behind each row."""
         if not self.adds_up:
             return ["explained", *self._chance()]
         rest = "absorbed" if self.m[0].recorded is not None else REST
-        on = [f"sum of {name}" for name in self.parts]
+        decoder = self.m.decoder_tokens is not None
+        on = ["encoder", "decoder", "answer"] if decoder else ["prompt", "answer"]
         return [*on, rest, "explained", *self._chance()]
 
     def _chance(self) -> list[str]:
@@ -151,7 +169,7 @@ class View:
         return [self._total(r) for r in self.m.total.tolist()] if self.adds_up else []
 
     def _total(self, r: float) -> Cell:
-        return Cell(r, f"{r:+z.{self.places}f}", level(r, strongest(self.m.total.tolist())))
+        return Cell(r, f"{r:+z.{self.places}f}", level(r, self.most_of_total))
 
     @cached_property
     def total_sums(self) -> list[str]:
@@ -165,8 +183,8 @@ class View:
 
     def _added(self, parts: Sequence[float], whole: float) -> list[str]:
         if not self.adds_up:
-            return [f"{whole:z.{self.places}f}"]
-        return adding_up(parts, whole, self.places)
+            return [f"{whole:z.{self.places_of_sums}f}"]
+        return adding_up(parts, whole, self.places_of_sums)
 
     def _percent(self, p: float) -> list[str]:
         said = in_percent(p)
@@ -176,18 +194,19 @@ class View:
 
     @property
     def title(self) -> str:
-        count = len(self.m)
-        return printable(f"{self.m.answer!r}, {count} token{'s' * (count > 1)}, {self.quantity}")
+        count, answer = len(self.m), shorten(one_line(self.m.answer), LONGEST_ANSWER)
+        return printable(f"{answer!r}, {count} token{'s' * (count > 1)}, {self.quantity}")
 
     @property
     def quantity(self) -> str:
         """What of each token is explained."""
+        each = "each" if len(self.m) > 1 else "it"
         plainly = self.m.method.formulation == "attribution" and unit(self.m[0]) != "linearized"
         if self.m.seed == "log-probability" and not plainly:
-            return "the log-probability of each, linearized"
+            return f"the log-probability of {each}, linearized"
         if self.m.seed == "probability" and not plainly:
-            return "softmax-weighted relevance of each"
-        return f"the {self.m.seed} of each"
+            return f"softmax-weighted relevance of {each}"
+        return f"the {self.m.seed} of {each}"
 
     @property
     def facts(self) -> str:
@@ -199,11 +218,12 @@ class View:
     @property
     def reading(self) -> str:
         """How the matrix is read."""
+        said = "A row for each token of the answer, a column for each token before it"
+        if not self.adds_up:
+            return f"{said}; all rows are in one scale of colors"
         return (
-            "A row for each token of the answer: what each token before it, a column, adds to "
-            f"{'it' if self.adds_up else 'its score'}. "
-            f"{'Rows' if not self.adds_up else 'Rows add up to what is explained of them; they'} "
-            "are in one scale of colors"
+            f"{said}: what that adds to it. Rows add up to what is explained of them, and are in "
+            "one scale of colors; the last row is the sums of the columns, in a scale of its own"
         )
 
     @property
@@ -228,10 +248,14 @@ def text(m: AnswerMatrix, width: int = 100) -> str:
 def terminal(m: AnswerMatrix, width: int = 100) -> list[Line]:
     """The whole view: what is explained, the matrix in panels of columns, the method."""
     view = View(m)
-    panels = _panels(view, width, ninths=False)
-    ninths = len(panels) > PANELS
+    tokens = _token_columns(view, ninths=False)
+    ninths = len(_panels(view, tokens, width)) > PANELS
     if ninths:
-        panels = _panels(view, width, ninths=True)
+        tokens = _token_columns(view, ninths=True)
+    sums = _sums(view)
+    panels = _panels(view, [*tokens, *sums], width)
+    if len(panels) > 1:  # sums stand apart
+        panels = [*_panels(view, tokens, width), *_panels(view, sums, width)]
     parts = [
         _head(view, width),
         *panels,
@@ -274,17 +298,16 @@ class _Column:
         return max(cells(one) for one in (*self.head, *(text for text, _ in self.cells)))
 
 
-def _panels(view: View, width: int, ninths: bool) -> list[list[Line]]:
+def _panels(view: View, columns: Sequence[_Column], width: int) -> list[list[Line]]:
     """Columns from left to right in as many tables as they need, each behind the row's tokens."""
     labels = _labels(view)
     room = width - max(map(width_of, labels)) - 2
     panels: list[list[_Column]] = [[]]
-    for group in _groups(view, ninths):
-        for column in group:
-            if panels[-1] and _width([*panels[-1], column]) > room:
-                panels.append([])
-            panels[-1].append(column)
-    return [_panel(labels, columns) for columns in panels]
+    for column in columns:
+        if panels[-1] and _width([*panels[-1], column]) > room:
+            panels.append([])
+        panels[-1].append(column)
+    return [_panel(labels, some) for some in panels]
 
 
 def _width(columns: Sequence[_Column]) -> int:
@@ -300,28 +323,27 @@ def _labels(view: View) -> list[Line]:
     return [[("  ", ""), *line] for line in grid(rows, "rl")]
 
 
-def _groups(view: View, ninths: bool) -> Iterator[list[_Column]]:
-    for name, part in view.parts.items():
-        columns = range(part.start, part.stop)
-        yield [_token_column(view, name, j, ninths) for j in columns]
-    bottom = view.total_sums if view.total else []
-    yield [
-        _Column("", _words(name), [(row[k], "") for row in (*view.sums, bottom) if row])
-        for k, name in enumerate(view.names_of_sums)
+def _token_columns(view: View, ninths: bool) -> list[_Column]:
+    return [
+        _token_column(view, name, j, ninths)
+        for name, part in view.parts.items()
+        for j in range(part.start, part.stop)
     ]
 
 
-def _words(name: str) -> list[str]:
-    """A head in two lines, so that it is no wider than its numbers."""
-    first, _, rest = name.partition(" of ")
-    return [f"{first} of", rest] if rest else ["", first]
+def _sums(view: View) -> list[_Column]:
+    rows = [*view.sums, *([view.total_sums] if view.total else [])]
+    return [
+        _Column(view.beside, [name], [(row[k], "") for row in rows])
+        for k, name in enumerate(view.names_of_sums)
+    ]
 
 
 def _token_column(view: View, group: str, j: int, ninths: bool) -> _Column:
     made = _ninths if ninths else _number
     spans = [made(row[j], view.most) for row in view.rows]
     if view.total:
-        spans.append(made(view.total[j], strongest(view.m.total.tolist())))
+        spans.append(made(view.total[j], view.most_of_total))
     wide = max(cells(text) for text, _ in spans)
     name = visible(view.m.columns[j])
     head = _downwards(name) if ninths else [shorten(name, max(wide, 6))]
@@ -353,6 +375,8 @@ def _panel(labels: list[Line], columns: list[_Column]) -> list[Line]:
     for k in range(high):
         lines.append([(" " * left, ""), *_beside(columns, [(head[k], "dim") for head in heads])])
     for n, label in enumerate(labels):
+        if not any(column.cells[n][0].strip() for column in columns):
+            continue  # all of these tokens come later
         room = " " * (left - width_of(label))
         lines.append(
             [*_trimmed(label), (room, ""), *_beside(columns, [c.cells[n] for c in columns])]
@@ -442,7 +466,7 @@ def _whole(view: View) -> Markup:
         tag("h2", "The whole answer"),
         tag("p", said, class_="note"),
         *rows,
-        _ramp(*_ends_of(strongest(view.m.total.tolist()), view.places)),
+        _ramp(*_ends_of(view.most_of_total, view.places)),
     )
 
 
@@ -458,7 +482,8 @@ def _running(view: View, part: slice) -> Markup:
         )
         for token, cell in zip(tokens, view.total[part], strict=True)
     )
-    return tag("div", joined(spans, joiner(tokens) or tag("wbr")), class_="text")
+    kind = "text" if joiner(tokens) else "text tight"
+    return tag("div", joined(spans, joiner(tokens) or tag("wbr")), class_=kind)
 
 
 def _ends_of(most: float, places: int) -> tuple[str, str]:
@@ -503,9 +528,10 @@ def _columns(view: View) -> Markup:
 
 def _table_head(view: View) -> Markup:
     groups = [(name, part.stop - part.start) for name, part in view.parts.items()]
-    groups.append(("in all", len(view.names_of_sums)))
+    groups.append((view.beside, len(view.names_of_sums)))
     upper = (
-        tag("th", name, scope="colgroup", colspan=size, class_="start") for name, size in groups
+        tag("th", name, scope="colgroup", colspan=size, class_="start" if k else "")
+        for k, (name, size) in enumerate(groups)
     )
     corner = tag("th", "answer", scope="col", rowspan="2", class_="corner")
     lower = [
@@ -522,12 +548,12 @@ def _table_head(view: View) -> Markup:
         tag("th", name, scope="col", class_="num" + " start" * (not k))
         for k, name in enumerate(view.names_of_sums)
     )
-    return tag("thead", tag("tr", corner, *upper), "\n", tag("tr", *lower, *sums))
+    return tag("thead", tag("tr", corner, *upper), tag("tr", *lower, *sums))
 
 
 def _class(view: View, j: int) -> str:
-    """Of a cell: whether its group begins."""
-    return "start" if any(part.start == j for part in view.parts.values()) else ""
+    """Of a cell: whether a group begins with it, but for the first."""
+    return "start" if j and any(part.start == j for part in view.parts.values()) else ""
 
 
 def _table_body(view: View) -> Markup:
