@@ -227,7 +227,7 @@ class View:
         )
 
     @property
-    def ends(self) -> tuple[str, str]:
+    def extremes(self) -> tuple[str, str]:
         """What the ends of the scale say."""
         most = f"{self.most:.{self.places}f}"
         if self.m.method.score == "norm":
@@ -275,7 +275,7 @@ def _head(view: View, width: int) -> list[Line]:
 
 
 def _notes(view: View, width: int, ninths: bool) -> list[Line]:
-    low, high = view.ends
+    low, high = view.extremes
     signs: list[tuple[str, int]] = [(high, 1)] if low == "0" else [(low, -1), (high, 1)]
     legend: list[Line] = [[("  ", ""), (said, ink(side))] for said, side in signs]
     said = view.reading + (
@@ -466,7 +466,7 @@ def _whole(view: View) -> Markup:
         tag("h2", "The whole answer"),
         tag("p", said, class_="note"),
         *rows,
-        _ramp(*_ends_of(view.most_of_total, view.places)),
+        _ramp(*_extremes_of(view.most_of_total, view.places)),
     )
 
 
@@ -486,7 +486,7 @@ def _running(view: View, part: slice) -> Markup:
     return tag("div", joined(spans, joiner(tokens) or tag("wbr")), class_=kind)
 
 
-def _ends_of(most: float, places: int) -> tuple[str, str]:
+def _extremes_of(most: float, places: int) -> tuple[str, str]:
     return f"-{most:.{places}f} against the answer", f"+{most:.{places}f} for it"
 
 
@@ -516,7 +516,7 @@ def _matrix_section(view: View) -> Markup:
         tag("p", of_lengths(view.m[0]), class_="note") if of_lengths(view.m[0]) else "",
         tag("a", "Skip the matrix", href="#below", class_="skip"),
         region,
-        tag("div", _ramp(*view.ends), id="below"),
+        tag("div", _ramp(*view.extremes), id="below"),
     )
 
 
