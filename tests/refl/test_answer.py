@@ -356,9 +356,7 @@ def test_pieces_of_words() -> None:
 # -- each token ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "way", ["attnlrp", "attnlrp-gradient", "grad-cam", "occlusion"]
-)
+@pytest.mark.parametrize("way", ["attnlrp", "attnlrp-gradient", "grad-cam", "occlusion"])
 @pytest.mark.parametrize("name", ["llama", "t5"])
 def test_a_row_is_an_explanation_of_its_beginning(name: str, way: str) -> None:
     model, how = net(name), {"seed": "log-probability", "method": way}
