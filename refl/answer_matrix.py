@@ -12,7 +12,9 @@ column for each token that stands before it.
 
 Row n is an explanation by itself, of the text up to token n with this token as its target. By a
 table of rules relevance is linear in where it starts: the sums of the columns are the relevance of
-the answer as a whole (`Model.explain` with `answer`), to rounding.
+the answer as a whole (`Model.explain` with `answer`), to rounding, unless the run of a beginning is
+another one than that of the whole text (dynamic rotary positions beyond those of training, edits at
+positions counted from the end).
 """
 
 from __future__ import annotations

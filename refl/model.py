@@ -431,6 +431,7 @@ class Model(Network):
         asked, question, kept = self._asked(method, eps, stabilizer, seed, how)
         (reading,) = self.readings([item], decoder)
         if answer is None:
+            question.tell("generating", 0, 0)
             whole = self.generate(item, tokens, decoder, question.edits)
         else:
             (answered,) = self.answering([item], [reading], answer, decoder)

@@ -37,7 +37,7 @@ from refl.show.pairs import level_class
 from refl.show.terminal import about, method_lines
 from refl.show.text import cells, one_line, printable, shorten, visible
 
-DIGITS, DIGITS_OF_SUMS = 3, 5
+DIGITS, DIGITS_OF_SUMS = 3, 4
 """Of the strongest cell, and of the largest number beside the rows."""
 LONGEST_ANSWER = 120
 """Letters of it above the matrix."""
