@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 from refl.arrays import Array, namespace
 
-
 Wanted = int | tuple[int, ...]
 """The position whose output is wanted, or several."""
 

@@ -339,13 +339,20 @@ def _again(e: Explanation) -> Markup:
     said = e.provenance | {
         "method": e.method.title,
         "seed": e.seed,
-        "target": f"{e.target!r} (id {e.target_id})",
+        "target": f"{e.target!r} ({_ids(e)})",
     }
     said |= {"against": repr(e.against)} if e.against is not None else {}
     said |= {"token ids": " ".join(map(str, e.input_ids))} if e.picture is None else {}
     said |= {"decoder ids": " ".join(map(str, e.decoder_ids))} if e.decoder_ids is not None else {}
     rows = (tag("dt", key) + tag("dd", value) for key, value in said.items())
     return tag("section", tag("h2", "To do it again"), tag("dl", *map(Markup, rows)))
+
+
+def _ids(e: Explanation) -> str:
+    """Of the target: one, or those of an answer."""
+    if e.answer is None:
+        return f"id {e.target_id}"
+    return f"ids {' '.join(str(token.id) for token in e.answer)}"
 
 
 def _shipped(e: Explanation) -> Markup:
