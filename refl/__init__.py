@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from refl.edits import Edit, off, scale, value
     from refl.model import Model, load
     from refl.show.explanation import ShownExplanation as Explanation
+    from refl.targets import coordinate, cosine
 
 __all__ = [
     "Edit",
@@ -30,6 +31,8 @@ __all__ = [
     "Model",
     "ReflError",
     "__version__",
+    "coordinate",
+    "cosine",
     "load",
     "off",
     "scale",
@@ -41,6 +44,8 @@ _WHERE = {
     "off": ("refl.edits", "off"),
     "scale": ("refl.edits", "scale"),
     "value": ("refl.edits", "value"),
+    "coordinate": ("refl.targets", "coordinate"),
+    "cosine": ("refl.targets", "cosine"),
     "load": ("refl.model", "load"),
     "Model": ("refl.model", "Model"),
     "Explanation": ("refl.show.explanation", "ShownExplanation"),

@@ -15,13 +15,14 @@ import numpy as np
 from refl.anatomy import components
 from refl.device import blas
 from refl.edits import said
-from refl.explanation import Candidate, Explanation, MethodFacts, Sites
+from refl.explanation import Candidate, Explanation, MethodFacts, Sites, text_of
 from refl.ledger import Ledger
 from refl.network import Network, Reading
-from refl.question import Forward, Question, answered
+from refl.question import Forward, Question
 from refl.rules.composites import Composite
 from refl.seeds import AnySeed, Seed, probabilities
 from refl.show.explanation import ShownExplanation
+from refl.targets import Coordinate, Feature, Span
 from refl.version import __version__
 
 CANDIDATES = 5
@@ -62,7 +63,7 @@ def explanation(
         explained = 0.0 if found.ledger is None else found.ledger.explained
     return ShownExplanation(
         **_input(question.network, forward, b, found),
-        **_output(question, forward, b, seed),
+        **_output(question, forward.rows[b], forward.readings[b], seed),
         explained=explained,
         method=method,
         recorded=found.ledger,
@@ -109,12 +110,18 @@ def _tokens(network: Network, ids: list[int], scores: Any) -> dict[str, Any]:
 # -- the output ------------------------------------------------------------------------------------
 
 
-def _output(question: Question, forward: Forward, b: int, seed: AnySeed) -> dict[str, Any]:
+def _output(
+    question: Question, z: Any, reading: Reading, seed: AnySeed
+) -> dict[str, Any]:  # what is explained, (V,)
     """What is explained, and the likeliest outputs."""
-    network, z = question.network, forward.rows[b]
-    if answered(forward.readings):
-        outputs = z.reshape(max(reading.answer for reading in forward.readings), -1)
-        return _answer(network, forward.readings[b], outputs, seed.kind)
+    network = question.network
+    if reading.answer:
+        return _whole_answer(network, reading, z, seed.kind)
+    target, _ = seed.asked
+    if isinstance(target, Span):
+        return _answer(question, z, reading, seed.kind, target)
+    if isinstance(target, Feature):
+        return _feature(seed.value(z), target)
     assert isinstance(seed, Seed)
     if question.at is not None:
         return _neuron(float(z[seed.target]), seed.target, *question.at)
@@ -135,11 +142,11 @@ def _output(question: Question, forward: Forward, b: int, seed: AnySeed) -> dict
     }
 
 
-def _answer(
-    network: Network, reading: Reading, outputs: Any, kind: str
-) -> dict[str, Any]:  # logits (R, V), those before each token first
+def _whole_answer(
+    network: Network, reading: Reading, z: Any, kind: str
+) -> dict[str, Any]:  # logits (R V,), those before each token first
     """The same of an answer as a whole: what the model gives each of its tokens."""
-    ids = reading.explained[-reading.answer :]
+    ids, outputs = reading.explained[-reading.answer :], z.reshape(-1, network.config.vocab_size)
     tokens = [
         Candidate(name, i, float(z[i]), float(probabilities(z, network.probability)[i]))
         for name, i, z in zip(network.tokens(ids), ids, outputs, strict=False)
@@ -173,6 +180,63 @@ def _neuron(x: float, number: int, site: str, index: Sequence[int]) -> dict[str,
         "seed": "activation",
         "candidates": [],
     }
+
+
+def _answer(
+    question: Question, z: Any, reading: Reading, kind: str, target: Span
+) -> dict[str, Any]:  # z: (rows 2,)
+    """The same of an answer, beside the best answers; of a start or an end, beside the best of
+    these.
+    """
+    tokens = len(reading.input)
+    if len(target.tokens) > 1:
+        best = question.answers(z, reading, CANDIDATES)
+    elif target.end is None:
+        best = [Span(t, None) for t in _likeliest(z[0 : 2 * tokens : 2])]
+    else:
+        best = [Span(None, t) for t in _likeliest(z[1 : 2 * tokens : 2])]
+    names = [_name(question.network, reading.input, span) for span in (target, *best)]
+    numbers = [span.number(tokens) for span in (target, *best)]
+    values = [span.value(z, tokens) for span in (target, *best)]
+    first, *others = (
+        Candidate(name, number, logit, p)
+        for name, number, (logit, p) in zip(names, numbers, values, strict=True)
+    )
+    return {
+        "target": first.token,
+        "target_id": first.id,
+        "logit": first.logit,
+        "probability": first.probability,
+        "against": None,
+        "seed": kind,
+        "candidates": others,
+        "span": (target.start, target.end),
+    }
+
+
+def _name(network: Network, ids: list[int], span: Span) -> str:
+    """The text of an answer, or of the token that it starts or ends at."""
+    some = ids[span.tokens[0] : span.tokens[-1] + 1]
+    return text_of(
+        network.tokens(some), None if network.text is None else network.text.starts(some)
+    )
+
+
+def _feature(value: float, target: Feature) -> dict[str, Any]:
+    """The same of features, which have no probability and no rivals."""
+    found: dict[str, Any] = {
+        "target": target.name,
+        "target_id": 0,
+        "logit": value,
+        "probability": math.nan,
+        "against": None,
+        "seed": target.kind,
+        "candidates": [],
+        "mean": target.mean,
+    }
+    if isinstance(target, Coordinate):
+        return found | {"target_id": target.number}
+    return found | {"vector": target.vector}
 
 
 def _likeliest(z: Any) -> list[int]:  # logits (V,)

@@ -27,7 +27,7 @@ from refl.io.images import PREPARATION, Preparation
 from refl.network import Network, Reading
 from refl.question import Forward, Question, Target
 from refl.rules.composites import Composite, Rule
-from refl.seeds import AnySeed, Seed
+from refl.seeds import AnySeed
 from refl.sweep import Sweep, Swept
 from refl.trace import Trace
 
@@ -185,9 +185,7 @@ class Explainer:
         self, forward: Forward, seeds: list[AnySeed], part: tuple[int, int], last: bool
     ) -> Swept:
         as_gradient = self.composite.formulation == "gradient_x_input"
-        form = "gradient" if as_gradient else "relevance"
-        pairs = zip(seeds, forward.rows, strict=True)
-        rows = np.stack([getattr(seed, form)(z) for seed, z in pairs])
+        rows = self.question.starts(self.composite, forward, seeds)
         needed, tell = set(forward.input_sites()), self.question.tell
         each = len(forward.trace.records)
         done = iter(range(part[0] * each + 1, (part[0] + 1) * each + 1))
@@ -253,8 +251,7 @@ class Explainer:
     def _every_site(self, reading: Reading, seed: AnySeed) -> Sites:
         """Of one input, from a run of its own."""
         again = replace(self, keep="*", question=replace(self.question, progress=None))
-        target = (seed.target, seed.against) if isinstance(seed, Seed) else (None, None)
-        return again.run([reading], [[target]])[0][0].sites
+        return again.run([reading], [[seed.asked]])[0][0].sites
 
     def _found(self, forward: Forward, swept: Swept, b: int) -> Found:
         """Relevance and ledger of one example."""

@@ -25,6 +25,7 @@ from refl.paths import Paths, Sinks, paths, sinks
 from refl.ranking import Over, Ranking, ranked
 from refl.rules.composites import Composite
 from refl.rules.published import identified
+from refl.targets import Span
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ class MethodFacts:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A next token the model considered, or a class; probability is nan for what has none."""
+    """A next token the model considered, or a class; probability is nan for what has none. Of an
+    answer from token s to token e, in a text of T tokens, the id is s T + e.
+    """
 
     token: str
     id: int
@@ -188,6 +191,11 @@ class Explanation:
                    probability their product
     method         what made it: a composite with every parameter; `composite` is the same
     recorded       the conservation ledger, None where the method keeps none; `ledger` is the same
+    span           of a model that finds answers the first and the last token of the explained one,
+                   counted from 0; None for the other where one is explained alone. `logit` is then
+                   start and end logit together, `probability` that of both
+    mean           of features: whether they are the mean over all tokens; vector: what their cosine
+                   to is explained. The seed is then `coordinate` or `cosine`, `logit` the number
     pairs          float array (T, T) of a second-order method: pairs[i, j] is what token j adds to
                    the relevance of token i; a row adds up to it. None for any other
 
@@ -221,6 +229,9 @@ class Explanation:
     position: int | None = None
     pairs: Any = None
     answer: list[Candidate] | None = None
+    span: tuple[int | None, int | None] | None = None
+    mean: bool | None = None
+    vector: Any = None
     fingerprint: Callable[[], str] = field(default=Known(""), repr=False)
     """Of the checkpoint: a hash of all its bytes, so it is formed only when it is asked for."""
     parts: Callable[[], Components | None] = field(default=Known(None), repr=False)
@@ -292,7 +303,22 @@ class Explanation:
             return f"logit of {self.target!r} minus logit of {self.against!r}"
         if self.answer is not None and self.seed == "logit":
             return f"sum of the logits of {self.target!r}"
+        if self.span is not None:
+            return Span(*self.span).what(self.seed, self.target)
+        if self.mean is not None:
+            return self._of_features()
         return f"{self.seed} of {self.target!r}"
+
+    def _of_features(self) -> str:
+        """Features of what, in words."""
+        of = "the picture's features" if self.picture is not None else "the mean of all features"
+        if not self.mean and self.position is not None:
+            at = self.position
+            name = f" {self.tokens[at]!r}" if at < len(self.tokens) else ""
+            of = f"the features of token {at}{name}"
+        if self.seed == "coordinate":
+            return f"coordinate {self.target_id} of {of}"
+        return f"cosine of {of} to the vector"
 
     @property
     def patches(self) -> Any:
@@ -428,11 +454,13 @@ class Explanation:
     def _known_dict(self) -> dict[str, Any]:
         """What not every explanation knows."""
         words = ("word_starts", "decoder_word_starts")
-        known = ("against_logit", *words, "position", "types", "patch")
-        pairs = {} if self.pairs is None else {"pairs": np.asarray(self.pairs).tolist()}
+        known = ("against_logit", *words, "position", "types", "patch", "mean")
+        arrays = {"pairs": self.pairs, "vector": self.vector}
+        found = {key: np.asarray(a).tolist() for key, a in arrays.items() if a is not None}
+        found |= {} if self.span is None else {"span": list(self.span)}
         if self.answer is not None:
-            pairs |= {"answer": [vars(token) for token in self.answer]}
-        return pairs | {key: getattr(self, key) for key in known if getattr(self, key) is not None}
+            found["answer"] = [vars(token) for token in self.answer]
+        return found | {key: getattr(self, key) for key in known if getattr(self, key) is not None}
 
     def _decoder_dict(self) -> dict[str, Any]:
         if self.decoder_tokens is None:
@@ -468,8 +496,9 @@ class Explanation:
         }
         if self.picture is not None:
             arrays["picture"] = self.picture
-        if self.pairs is not None:
-            arrays["pairs"] = np.asarray(self.pairs)
+        for name in ("pairs", "vector"):
+            if getattr(self, name) is not None:
+                arrays[name] = np.asarray(getattr(self, name))
         if self.decoder_ids is not None:
             arrays["decoder_ids"] = np.asarray(self.decoder_ids, dtype=np.int64)
             arrays["decoder_relevance"] = np.asarray(self.decoder_relevance)
@@ -512,6 +541,9 @@ def _fields(content: oracle.Oracle) -> dict[str, Any]:
         "decoder_relevance": arrays.get("decoder_relevance"),
         "picture": arrays.get("picture"),
         "pairs": arrays.get("pairs"),
+        "span": None if facts.get("span") is None else tuple(facts["span"]),
+        "mean": facts.get("mean"),
+        "vector": arrays.get("vector"),
         "patch": None if facts["patch"] is None else tuple(facts["patch"]),
         "types": facts.get("types"),
         "position": facts.get("position"),
@@ -543,6 +575,13 @@ def _joined(tokens: Sequence[str]) -> str:
     """The text of a word: pieces without their marks, bytes of one character put together."""
     text = tokens[0] + "".join(t.removeprefix("##") for t in tokens[1:])
     return _LONE_BYTES.sub(_character, text).removesuffix("</w>").strip() or text
+
+
+def text_of(tokens: Sequence[str], starts: Sequence[bool] | None) -> str:
+    """The text of some tokens, a blank between its words."""
+    first = [t for t in range(len(tokens)) if t == 0 or starts is None or starts[t]]
+    ends = [*first[1:], len(tokens)]
+    return " ".join(_joined(tokens[a:b]) for a, b in zip(first, ends, strict=True))
 
 
 def _character(found: re.Match[str]) -> str:

@@ -32,6 +32,7 @@ from refl.question import Progress, Question, Target
 from refl.rules.composites import Composite
 from refl.show.answer import ShownAnswer
 from refl.show.explanation import Batch
+from refl.targets import Span
 
 SHIPPED = Path(__file__).parent / "shipped"
 """The small model that comes with refl."""
@@ -247,14 +248,20 @@ class Model(Network):
         method        a method by name (`refl methods` lists them), the path of a .toml composite,
                       a Composite, or a Method of refl.methods
         target        the token to explain (text or id; for a batch one for all, or a list); by
-                      default the most likely next one
+                      default the most likely next one. Of a model that finds answers: an answer
+                      (17, 21), its first and last token counted from 0, whose start and end logits
+                      are added; ("start", 17) or ("end", 21), one of them; by default the best
+                      answer, which does not end before it starts and lies in the second text where
+                      there is one (`pair`, or types 0 and 1), never in special tokens or padding.
+                      Of a checkpoint without a head: refl.coordinate(n) or refl.cosine(vector)
         contrast      (a, b): explain the logit of a minus that of b; for a batch one pair for
                       all, a list of pairs, or (a, [b, ...]) with one b for each input
         decoder       for sequence-to-sequence models what the decoder has written so far: text, or
                       ids with the start token (for a batch one for all, or a list); by default
                       nothing but the start token. Its next token is explained
         position      explain the output at this token instead (counted from 0, or from the end if
-                      negative); not for classifiers, which have one output
+                      negative); not for classifiers, which have one output. A model that gives
+                      every token a class needs it, for a text of several
         seed          "logit", "log-probability" or "probability" (softmax-weighted)
         eps, stabilizer    set these options in every rule that has them
         keep          patterns of the sites whose activation and relevance to keep, each of which
@@ -320,6 +327,7 @@ class Model(Network):
         single = self._is_single(item)
         items = [item] if single else self._members(item)
         wanted = self.targets(len(items), target, contrast)
+        question = replace(question, every=_of_every_token(wanted))
         if single and types is not None:
             types = [types]
         readings = self.readings(items, decoder, types, self._seconds(single, pair))
@@ -355,8 +363,10 @@ class Model(Network):
         arguments.refuse_unknown("explain_each", how, EACH)
         if not self._is_single(item):
             raise ReflError("explain_each takes one input and its targets: give a batch to explain")
-        wanted = [[(self.output_id(t), None)] for t in _tokens("targets", targets)]
+        wanted: list[list[Target]]
+        wanted = [[(self.target(t), None)] for t in _tokens("targets", targets)]
         asked, question, kept = self._asked(method, eps, stabilizer, seed, how)
+        question = replace(question, every=_of_every_token(wanted[0]))
         types = None if types is None else [types]
         readings = self.readings([item], decoder, types, self._seconds(True, pair))
         if isinstance(asked, Table):
@@ -456,7 +466,7 @@ class Model(Network):
         """Of a whole text that begins with a reading each token behind that."""
         first = len(reading.explained)
         part = "input" if reading.prefix is None else "prefix"
-        begun = [_with(reading, part, whole[:end]) for end in range(first, len(whole))]
+        begun = [replace(reading, **_cut(part, whole[:end])) for end in range(first, len(whole))]
         targets = whole[first:]
         if isinstance(asked, Table):
             return asked.explainer(question, **kept).successive(begun, targets)
@@ -496,17 +506,39 @@ class Model(Network):
         if contrast is not None:
             if target is not None:
                 raise ReflError(f"give {argument('target')} or {argument('contrast')}, not both")
+            if self.task in ("answer-span", "features"):
+                raise ReflError(
+                    f"{argument('contrast')} is a difference of two outputs of one token, and "
+                    f"{self.name or 'the model'} has none (its task is {self.task}): explain each "
+                    "by itself, and subtract"
+                )
             return [(self.output_id(a), self.output_id(b)) for a, b in _pairs(contrast, count)]
         if target is None:
             return [(None, None)] * count
-        if isinstance(target, str) or arguments.members(target) is None:
-            return [(self.output_id(target), None)] * count
+        if self._is_target(target):
+            return [(self.target(target), None)] * count
         each = _tokens("target", target)
         if len(each) != count:
             raise ReflError(
                 f"{len(each)} targets for {count} inputs: expected one for each, or one for all"
             )
-        return [(self.output_id(token), None) for token in each]
+        return [(self.target(token), None) for token in each]
+
+    def _is_target(self, target: Any) -> bool:
+        """Whether it is one target, not a list of them: an answer has two ends."""
+        inside = None if isinstance(target, str) else arguments.members(target)
+        if inside is None or self.task != "answer-span":
+            return inside is None
+        return not any(isinstance(one, Span) or arguments.members(one) for one in inside)
+
+
+def _of_every_token(wanted: Sequence[Target]) -> bool:
+    """Whether a target is of the features of all tokens."""
+    return any(getattr(target, "mean", False) for target, _ in wanted)
+
+
+def _cut(part: str, ids: list[int]) -> dict[str, Any]:
+    return {part: ids}
 
 
 def _refuse_beside_answer(target: Any, contrast: Any, position: Any, at: Any, seed: Any) -> None:
@@ -528,11 +560,6 @@ def _refuse_beside_answer(target: Any, contrast: Any, position: Any, at: Any, se
             f"the {argument('seed')} 'probability' is that of one token: of an answer explain "
             "'log-probability', the logarithm of the product, or 'logit'"
         )
-
-
-def _with(reading: Reading, part: str, ids: list[int]) -> Reading:
-    changed: dict[str, Any] = {part: ids}
-    return replace(reading, **changed)
 
 
 def _is_logit(seed: Any) -> bool:

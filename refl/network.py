@@ -28,6 +28,7 @@ from refl.errors import LONGEST_REPR, ReflError, UnknownWords, argument, sentenc
 from refl.io.images import Image, Preparation, prepared
 from refl.io.text import Text
 from refl.nets.batch import Batch, Wanted
+from refl.targets import SPANS, Feature, Special, span
 from refl.trace import LEAVES, Trace, Value
 
 TASKS = (
@@ -91,6 +92,8 @@ class Reading:
     """Token type ids, where somebody has said them."""
     prefix: list[int] | None = None
     """The ids that a decoder has written, where there is one."""
+    second: list[bool] | None = None
+    """Of a pair of texts which tokens are of the second."""
     answer: int = 0
     """How many of the last of `explained` are an answer that is explained as a whole, each token by
     the output before it; 0 where one output is explained.
@@ -183,22 +186,24 @@ class Network:
             ids = [arguments.token_id(i) for i in arguments.input_members(item)]
         return self._checked(ids)
 
-    def encode_pair(self, item: Any, second: Any) -> tuple[list[int], list[int]]:
-        """Token ids of two texts as the checkpoint's tokenizer joins them, and their token types.
-        Raises ReflError for what are no texts, and where the model reads no pairs.
+    def encode_pair(self, item: Any, second: Any) -> Reading:
+        """Two texts as the checkpoint's tokenizer joins them, with their token types, and which
+        tokens are of the second. Raises ReflError for what are no texts, and where the model reads
+        no pairs: only encoders tell two texts apart, but whatever finds answers reads two.
         """
         count = getattr(self.config, "type_vocab_size", None)
-        if count is None:
+        if count is None and self.task != "answer-span":
             raise ReflError(
                 f"{self.name or 'the model'} reads no pairs of texts, as encoders do that tell "
                 f"two sentences apart: leave {argument('pair=')} out"
             )
         first = arguments.text("the input of a pair", item)
         second = arguments.text("pair", second)
-        ids, types = self._tokenizer().pair(first, second)
+        ids, types, of_second = self._tokenizer().pair(first, second)
         self._warn_of_unknown_words(ids, first, second)
         # RoBERTa has one type, whatever a template says
-        return self._checked(ids), [k if k < count else 0 for k in types]
+        kinds = None if count is None else [k if k < count else 0 for k in types]
+        return Reading(self._checked(ids), kinds, second=of_second)
 
     def _warn_of_unknown_words(self, ids: list[int], text: str, second: str | None = None) -> None:
         tokenizer = self._tokenizer()
@@ -318,6 +323,40 @@ class Network:
             raise ReflError(f"unknown class {received(name)}: the model has {known}")
         return found[0]
 
+    @property
+    def gives_features(self) -> bool:
+        """Whether its output is features: a checkpoint without a head."""
+        return self.task == "features" or getattr(self.config, "head", None) == "Model"
+
+    def target(self, target: Any) -> int | Special:
+        """The output meant by a target: its number, or the start and end of an answer, or what is
+        explained of features (refl.targets). Raises ReflError for one that is none.
+        """
+        if isinstance(target, Feature) and not self.gives_features:
+            raise ReflError(
+                f"{argument('target')} is one of features, and {self.name or 'the model'} has a "
+                f"head (its task is {self.task}): explain its output, or a neuron with "
+                f"{argument('at=')}"
+            )
+        if isinstance(target, Feature):
+            return target
+        if self.task == "features":
+            self.refuse_headless()
+        if self.task == "answer-span":
+            if (found := span(target)) is None:
+                raise arguments.expected("target", SPANS, target)
+            return found
+        return self.output_id(target)
+
+    def refuse_headless(self) -> None:
+        """Raises ReflError for a checkpoint without a head, where none of its features is named."""
+        raise ReflError(
+            f"{self.name or 'the model'} is a checkpoint without a head, so there is no output to "
+            f"explain: take one with a head, explain a {argument('coordinate')} of its features or "
+            f"their {argument('cosine')} to a vector, or a neuron with {argument('at=')} (its "
+            "site, and its index there)"
+        )
+
     def decoder_prefix(self, decoder: Input | None) -> list[int]:
         """What a decoder has written so far, as ids: the start token, then the text. Ids stand for
         themselves, start token included.
@@ -363,8 +402,8 @@ class Network:
                 )
             if len(pair) != len(items):
                 raise ReflError(f"{len(pair)} second texts for {len(items)} inputs: one for each")
-            both = [self.encode_pair(a, b) for a, b in zip(items, pair, strict=True)]
-            return self.readings([ids for ids, _ in both], decoder, [kinds for _, kinds in both])
+            self.decoder_prefixes(len(items), decoder)  # which nothing that reads pairs has
+            return [self.encode_pair(a, b) for a, b in zip(items, pair, strict=True)]
         inputs = [self.read(item) for item in items]
         prefixes = self.decoder_prefixes(len(inputs), decoder)
         kinds = self._types(types, inputs)
@@ -539,8 +578,8 @@ class Network:
         position: int | None,
         answers: Sequence[int] | None = None,
     ) -> tuple[Wanted, ...] | None:
-        """Where the output is wanted; None for a classifier, whose net pools, and for answers, which
-        may start and end anywhere.
+        """Where the output is wanted; None for a classifier, whose net pools, and for answers,
+        which may start and end anywhere.
         """
         if self.task in WHOLE:
             return None

@@ -23,14 +23,15 @@ from refl.errors import ReflError, argument, nearest, shown
 from refl.ledger import DESTINATIONS
 from refl.network import Network, Reading, refuse_overflow
 from refl.rules.composites import Composite
-from refl.seeds import AnySeed, Seed, of_answer
+from refl.seeds import AnySeed, Cosine, Seed, of_answer
 from refl.sweep import Sweep, Swept
+from refl.targets import Feature, Span, Special, best_spans
 from refl.trace import Trace, Value
 
 Progress = Callable[[str, int, int], object]
 """(phase, done, of)"""
 
-Target = tuple[int | None, int | None]
+Target = tuple[int | Special | None, int | None]
 """The output to explain, None for the largest; and the one it is contrasted with, or None."""
 
 NO_SOFTMAX = {
@@ -81,6 +82,7 @@ class Question:
     at           (site, index) of a neuron that is explained in place of an output
     edits        site -> what is changed there in every run (refl.edits), beside the network's own
     recompute    hold one block's activations at a time
+    every        the output is wanted at every token: the mean of their features is explained
     """
 
     network: Network
@@ -91,6 +93,7 @@ class Question:
     recompute: bool = False
     batch_tokens: int = TOKENS
     progress: Progress | None = None
+    every: bool = False
 
     def __post_init__(self) -> None:
         vars(self).update(
@@ -108,7 +111,8 @@ class Question:
         own = self.network.edits  # which stay, whatever is explained of it
         self.refuse_later("edits", [s for s, e in self.edits.items() if e is not own.get(s)])
         for target, against in chain.from_iterable(wanted):
-            Seed(self.kind, -1 if target is None else target, against)
+            Seed(self.kind, target if isinstance(target, int) else -1, against)
+            self._refuse_target(target, against)
         if self.kind != "logit" and self.network.probability != "softmax":
             raise ReflError(
                 f"the {argument('seed')} {self.kind!r} is that of a softmax, by which "
@@ -142,12 +146,38 @@ class Question:
                 "on their own"
             )
 
-    def _refuse_headless(self) -> None:
-        if self.network.task == "features":
+    def _refuse_target(self, target: int | Special | None, against: int | None) -> None:
+        """What a seed over tokens, or over features, is not defined for."""
+        task = self.network.task
+        if self.at is None and task == "features" and not isinstance(target, Feature):
+            self.network.refuse_headless()
+        if isinstance(target, Feature):
+            if self.kind != "logit":
+                raise ReflError(
+                    f"features have no probabilities: leave {argument('seed')} out, or 'logit'"
+                )
+            if target.mean and self.position is not None:
+                raise ReflError(
+                    f"the mean is that of all tokens: leave {argument('position')} out, or the mean"
+                )
+            if target.mean and self.network.takes_images:
+                raise ReflError("the mean is that of the tokens of a text, and a picture has none")
+            if target.mean != self.every:
+                raise ReflError(
+                    "one run gives the features of a token, or those of all: explain the mean and "
+                    "a token apart"
+                )
+        if task == "answer-span" and against is not None:
             raise ReflError(
-                f"{self.network.name or 'the model'} is a checkpoint without a head, so there is "
-                "no output to explain: take one with a head, or explain a neuron with "
-                f"{argument('at=')} (its site, and its index there)"
+                "answers are not contrasted: explain each, and subtract; relevance of a "
+                "difference of logits is the difference"
+            )
+        if (isinstance(target, Span) and task != "answer-span") or (
+            isinstance(target, int) and task == "answer-span"
+        ):
+            raise ReflError(
+                f"{argument('target')} does not fit a model whose task is {task}: let "
+                "Model.explain make it"
             )
 
     # -- a run -------------------------------------------------------------------------------------
@@ -182,8 +212,6 @@ class Question:
         Raises ReflError for leaves and edits that do not fit the net.
         """
         network, (site, *_) = self.network, self.at or (None,)
-        if site is None:
-            self._refuse_headless()
         trace = Trace(
             network.weights,
             plain=plain,
@@ -209,7 +237,7 @@ class Question:
         return self.network.batch(
             [reading.input for reading in readings],
             self.position,
-            every=self.at is not None,
+            every=self.at is not None or self.every,
             decoder_prefix=[r.prefix for r in readings if r.prefix is not None] or None,
             types=[r.types for r in readings if r.types is not None] or None,
             answers=[r.answer for r in readings] if answered(readings) else None,
@@ -230,8 +258,6 @@ class Question:
         """What is explained, of one batch that is not recorded; a function can be an edit. Leaves
         and further edits as in `forward`; raises ReflError as that does.
         """
-        if self.at is None:
-            self._refuse_headless()
         changed, found = together(self.edits, checked(further, recorded=False)), list[Array]()
         if self.at is not None:
             changed = _read_at(self.at[0], changed, found.append)
@@ -290,7 +316,7 @@ class Question:
 
     # -- what is explained in it -------------------------------------------------------------------
 
-    def seeds(self, forward: Forward, targets: Sequence[Target]) -> list[Any]:
+    def seeds(self, forward: Forward, targets: Sequence[Target]) -> list[AnySeed]:
         """Of each example: the target asked for, or the largest output; the neuron, where one is
         explained; the answer behind an input that has one.
         """
@@ -301,10 +327,53 @@ class Question:
             return [
                 of_answer(self.kind, r.explained[-r.answer :], outputs) for r in forward.readings
             ]
+        rows = int(forward.explained.array.shape[1])
         return [
-            Seed(self.kind, int(z.argmax()) if target is None else target, against)
-            for z, (target, against) in zip(forward.rows, targets, strict=True)
+            self.seed(z, reading, target, rows)
+            for z, reading, target in zip(forward.rows, forward.readings, targets, strict=True)
         ]
+
+    def seed(self, z: Any, reading: Reading, target: Target, rows: int) -> AnySeed:  # z: (V,)
+        """Of one example, of whose outputs there are so many rows, padding counted."""
+        what, against = target
+        if what is None:
+            what = self.likeliest(z, reading)
+        if not isinstance(what, Special):
+            return Seed(self.kind, what, against)
+        tokens = 1 if self.network.takes_images else len(reading.explained)
+        return what.seed(self.kind, z, rows, tokens)
+
+    def likeliest(self, z: Any, reading: Reading) -> int | Special:  # z: (V,)
+        """The largest output; the best answer."""
+        if self.network.task == "features":
+            self.network.refuse_headless()
+        if self.network.task != "answer-span":
+            return int(z.argmax())
+        return self.answers(z, reading, 1)[0]
+
+    def answers(self, z: Any, reading: Reading, most: int) -> list[Span]:  # z: (rows 2,)
+        """The best answers: of a pair, those in the second text (where nothing is known of texts,
+        in tokens of type 1, if there are both types); of one text, those in all of it, less its
+        special tokens.
+        """
+        tokens = len(reading.input)
+        start, end = z[0 : 2 * tokens : 2], z[1 : 2 * tokens : 2]
+        return best_spans(start, end, self._inside(reading), most)
+
+    def _inside(self, reading: Reading) -> list[bool]:
+        """Which tokens an answer may be of."""
+        text, ids = self.network.text, reading.input
+        plain = [True if text is None else i not in text.special for i in ids]
+        kinds = reading.types or []
+        second = reading.second or [k == 1 and 0 in kinds for k in kinds] or plain
+        chosen = [a and b for a, b in zip(second, plain, strict=True)]
+        return next((some for some in (chosen, plain) if any(some)), [True] * len(ids))
+
+    def starts(self, composite: Composite, forward: Forward, seeds: Sequence[AnySeed]) -> Any:
+        """What a sweep by this table starts from at the output, NumPy (B, V)."""
+        return np.stack(
+            [started(composite, s, z) for s, z in zip(seeds, forward.rows, strict=True)]
+        )
 
     def _value(self, trace: Trace, site: str) -> Value:
         if site not in trace.values:
@@ -359,6 +428,16 @@ class Question:
 def answered(readings: Sequence[Reading]) -> bool:
     """Whether what is explained is the answer behind each input, all of its tokens together."""
     return any(reading.answer for reading in readings)
+
+
+def started(composite: Composite, seed: AnySeed, z: Any) -> Any:  # z: (V,) -> (V,), NumPy
+    """What a sweep by this table starts from: a cosine's norm is a constant to rules, and none to
+    derivatives.
+    """
+    if composite.formulation != "gradient_x_input":
+        return seed.relevance(z)
+    exact = isinstance(seed, Cosine) and composite.differentiates
+    return seed.derivative(z) if exact else seed.gradient(z)
 
 
 def _read_at(

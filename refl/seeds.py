@@ -63,6 +63,10 @@ class AnySeed(Protocol):
     def unpropagated(self, z: Any) -> float:
         """Relevance of the seed that no gradient times z gives."""
 
+    @property
+    def asked(self) -> tuple[Any, Any]:
+        """The target that asks for it again, and what that is contrasted with, or None."""
+
 
 @dataclass(frozen=True)
 class Seed:
@@ -121,6 +125,10 @@ class Seed:
         lost = self._softmax_weighted(z)[self._over_logits(z) == 0]
         return float(lost.sum(dtype=np.float64))
 
+    @property
+    def asked(self) -> tuple[int, int | None]:
+        return (self.target, self.against)
+
     def _less_softmax(self, z: Any) -> Any:
         s = -softmax(z)
         s[self.target] = _others(-s, self.target)
@@ -153,15 +161,21 @@ class Part:
 class Sum:
     """Several seeds as one target      y = sum_k times_k y_k(z[where_k])
 
-    of parts of z that may overlap, and need not be all of it: rows of padding are in none.
+    of parts of z that may overlap, and need not be all of it: rows of padding are in none. `of`:
+    the target that it was made for (refl.targets).
     """
 
     parts: tuple[Part, ...]
+    of: Any = None
 
     @property
     def kind(self) -> str:
         """That of its parts, which are of one kind."""
         return self.parts[0].seed.kind
+
+    @property
+    def asked(self) -> tuple[Any, None]:
+        return (self.of, None)
 
     def gradient(self, z: Any) -> Any:  # (V,) -> (V,), NumPy
         return self._over(z, lambda seed, some: seed.gradient(some))
@@ -208,6 +222,7 @@ class Cosine:
 
     vector: Any
     tokens: int = 1
+    of: Any = None
 
     kind: ClassVar[str] = "cosine"
 
@@ -227,6 +242,10 @@ class Cosine:
 
     def unpropagated(self, z: Any) -> float:
         return 0.0
+
+    @property
+    def asked(self) -> tuple[Any, None]:
+        return (self.of, None)
 
     @property
     def _unit(self) -> Any:  # -> (D,) float64

@@ -142,6 +142,14 @@ class Composite:
         return f"<Composite {self.title}, {form} form, {len(self.rules)} lines, {self.hash[:12]}>"
 
     @property
+    def differentiates(self) -> bool:
+        """Whether what it propagates are derivatives: no rule takes anything for constant."""
+        exact = ("gradient", "pass_through", "leaf")
+        return self.formulation == "gradient_x_input" and all(
+            line.rule in exact for line in self.rules
+        )
+
+    @property
     def title(self) -> str:
         """Its name, and what it is a change of where the name does not say so."""
         if not self.base or self.name == self.base or self.name.startswith(f"{self.base} ("):

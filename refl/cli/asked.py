@@ -5,6 +5,7 @@ contradict each other are refused before a model is loaded.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,9 +18,11 @@ from refl.edits import Edit, off, scale, value
 from refl.errors import ReflError, nearest_patterns, shown
 from refl.explainer import fits_any
 from refl.explanation import Explanation
+from refl.io.vectors import read_vector
 from refl.methods import Method, Table, chosen
 from refl.model import Model, load
 from refl.network import LABELED
+from refl.targets import coordinate, cosine
 
 
 def method_asked(args: argparse.Namespace) -> Method:
@@ -90,6 +93,24 @@ def refuse_contradictions(args: argparse.Namespace) -> None:
     options.refuse_both(args, "target", "contrast")
     if hasattr(args, "answer"):
         options.refuse_both(args, "answer", "answer_ids")
+    _refuse_two_targets(args)
+
+
+def _refuse_two_targets(args: argparse.Namespace) -> None:
+    """Features are explained in place of an output, and one way at a time."""
+    of_features = [name for name in ("coordinate", "cosine") if _given(args, name) is not None]
+    for name in ("target", "contrast", "at"):
+        if of_features and _given(args, name) is not None:
+            args.parser.error(f"give --{name} or --{of_features[0]}, not both")
+    if len(of_features) > 1:
+        args.parser.error("give --coordinate or --cosine, not both")
+    if _given(args, "mean") and not of_features:
+        args.parser.error("--mean is of features: give --coordinate or --cosine with it")
+
+
+def _given(args: argparse.Namespace, name: str) -> Any:
+    """An option that not every command has."""
+    return getattr(args, name, None)
 
 
 def model_asked(args: argparse.Namespace) -> Model:
@@ -221,14 +242,39 @@ def no_tokenizer(name: str) -> ReflError:
 def outputs_asked(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     """--target and --contrast, as arguments of what explains."""
     target, contrast = args.target, args.contrast
+    if (feature := _feature(args)) is not None:
+        return {"target": feature, "contrast": None}
     return {
         "target": None if target is None else target_asked(model, target),
         "contrast": None if contrast is None else tuple(target_asked(model, t) for t in contrast),
     }
 
 
-def target_asked(model: Model, token: str) -> str | int:
-    """An output as it was typed: a token, or the number of a class that is no label."""
+def _feature(args: argparse.Namespace) -> Any:
+    """--coordinate or --cosine, with --mean."""
+    if _given(args, "coordinate") is not None:
+        return coordinate(args.coordinate, bool(args.mean))
+    if _given(args, "cosine") is not None:
+        return cosine(read_vector(args.cosine), bool(args.mean))
+    return None
+
+
+def _answer(text: str) -> Any:
+    """17-21, start=17 or end=21. Raises ReflError for what is none of these."""
+    found = re.fullmatch(r"(start|end)=(\d{1,9})|(\d{1,9})[-–](\d{1,9})", text, re.ASCII)
+    if found is None:
+        raise ReflError(
+            f"--target is {arguments.received(text)}: expected an answer as 17-21, its first and "
+            "its last token, counted from 0, or start=17 or end=21 for one of the two logits"
+        )
+    end, token, first, last = found.groups()
+    return (end, int(token)) if end else (int(first), int(last))
+
+
+def target_asked(model: Model, token: str) -> Any:
+    """An output as it was typed: a token, the number of a class that is no label, an answer."""
+    if model.task == "answer-span":
+        return _answer(token)
     if model.task not in LABELED:
         return token_asked(model, token)
     return int(token) if is_number(token) and token not in model.labels.values() else token

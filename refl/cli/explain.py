@@ -43,6 +43,12 @@ examples:
   refl explain --ids 2 150 87 --dtype float64 --save oracle.safetensors
   refl explain "the [MASK] sat" --model path/to/bert           # the masked token
   refl explain "a fine film" --model path/to/classifier --target positive
+  refl explain "Ada lives in Paris" --model path/to/tagger --position 4 --target B-LOC
+  refl explain "Where is it?" --pair "It is in Paris." --model path/to/qa        # the best answer
+  refl explain "Where is it?" --pair "It is in Paris." --model path/to/qa --target 8-9
+  refl explain "Where is it?" --pair "It is in Paris." --model path/to/qa --target start=8
+  refl explain "a fine film" --model path/to/minilm --cosine query.npy --mean    # why so near
+  refl explain "a fine film" --model path/to/minilm --coordinate 5
   refl explain "the keys" --at model.layers.1.mlp 2 17         # a neuron
   refl explain "the keys" --edit L3.N17=off L2.H1=x2 L0.N3@-1=0.5      # neurons and heads changed
   refl explain cat.png --model path/to/vit --method attnlrp-vit --png why.png --html why.html

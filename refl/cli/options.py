@@ -228,7 +228,8 @@ def _output(g: Any) -> None:
     target(
         g,
         "explain this token; an id where the model has no tokenizer (default: the most likely "
-        "next one)",
+        "next one). Of a model that finds answers 17-21, the first and the last token, start=17 or "
+        "end=21",
     )
     contrast(g)
     g.add_argument(
@@ -237,6 +238,29 @@ def _output(g: Any) -> None:
         metavar="N",
         help="explain the output at this token, counted from 0, or from the end if negative "
         "(default: the mask, or the last)",
+    )
+    _features(g)
+
+
+def _features(g: Any) -> None:
+    """Of a checkpoint without a head."""
+    g.add_argument(
+        "--coordinate",
+        type=int,
+        metavar="N",
+        help="explain this one of the features of a checkpoint without a head",
+    )
+    g.add_argument(
+        "--cosine",
+        type=Source,
+        metavar="FILE",
+        help="explain the cosine of those features to a vector: .npy or .safetensors",
+    )
+    g.add_argument(
+        "--mean",
+        action="store_true",
+        default=None,
+        help="with these, of the mean over all tokens, as sentence embeddings are formed",
     )
 
 

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         # scores are kept so that attention runs in its plain form, operation by operation
         keep = ("*.scores", "*.context") if args.by == "head" else "*.scores"
         e = explained(model, args, method, keep, progress)
-        rows = _operations(model, e, args.position, every=args.at is not None)
+        rows = _operations(model, e, args.position, every=args.at is not None or bool(args.mean))
     if args.json:
         print_json(e.as_dict() | {"operations": rows} | _totals(e, rows, args.by))
         return 0

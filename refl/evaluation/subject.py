@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from refl.errors import ReflError
 from refl.model import Model
 from refl.network import Reading
-from refl.question import Question, Target
+from refl.question import Question
 from refl.seeds import Seed
+from refl.targets import Special
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Item:
 
     name: str
     input: Any
-    target: str | int | None = None
+    target: str | int | Special | None = None
     contrast: tuple[str | int, str | int] | None = None
     decoder: Any = None
     pair: str | None = None
@@ -64,8 +66,8 @@ class Subject:
     """What copies of it gave, some of whose units were replaced, so that no copy is run twice."""
 
     @property
-    def target(self) -> Target:
-        return (self.seed.target, self.seed.against)
+    def target(self) -> tuple[int, int | None]:
+        return self.seed.asked
 
     @classmethod
     def read(cls, model: Model, item: Item, kind: str = "logit", **how: Any) -> Subject:
@@ -76,12 +78,23 @@ class Subject:
         types = None if item.types is None else [list(item.types)]
         pair = None if item.pair is None else [item.pair]
         (reading,) = model.readings([item.input], item.decoder, types, pair)
-        (target,) = model.targets(1, item.target, item.contrast)
-        question.refuse([[target]])
+        ((what, against),) = model.targets(1, item.target, item.contrast)
+        if isinstance(what, Special) or model.task == "answer-span":
+            raise _special(model)
+        question.refuse([[(what, against)]])
         rows = question.rows([reading])
         z = rows[0]
-        seed = Seed(kind, int(z.argmax()) if target[0] is None else target[0], target[1])
+        seed = Seed(kind, int(z.argmax()) if what is None else what, against)
         return cls(item, question, reading, seed, seed.value(z))
+
+
+def _special(model: Model) -> ReflError:
+    """For outputs that are not judged."""
+    what = "answers" if model.task == "answer-span" else "features"
+    return ReflError(
+        f"{model.name or 'the model'} gives {what} (its task is {model.task}), and what is judged "
+        "here are tokens and classes: explain it, or take another model"
+    )
 
 
 @dataclass(frozen=True)

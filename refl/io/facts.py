@@ -69,6 +69,13 @@ def fraction(at: str, value: Any) -> None:
         raise _refuse(at, value, "a number from 0 to 1")
 
 
+def ends(at: str, value: Any) -> None:
+    """Of an answer, the first and the last token, or one of them."""
+    each(maybe(whole))(at, value)
+    if len(value) != 2 or value == [None, None] or (None not in value and value[0] > value[1]):
+        raise _refuse(at, value, "the first and the last token of an answer")
+
+
 def formulation(at: str, value: Any) -> None:
     if value not in ("relevance", "gradient_x_input", "attribution"):
         raise _refuse(at, value, "relevance, gradient_x_input or attribution")
@@ -184,6 +191,8 @@ FACTS = record(
         "types": maybe(each(whole)),
         "position": maybe(whole),
         "answer": maybe(each(_CANDIDATE)),
+        "span": maybe(ends),
+        "mean": maybe(truth),
     },
 )
 """Every fact of an oracle file, by name. New ones are optional, so that files stay readable both
@@ -210,6 +219,7 @@ def check_arrays(
     _check_picture(facts, arrays)
     _check_pairs(arrays)
     _check_answer(facts, arrays)
+    _check_target(facts, arrays)
     check_sites(sites)
     _check_sums(facts, arrays, sites)
     groups = ["activation", "relevance"]
@@ -330,6 +340,19 @@ def _check_answer(facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> None
     if said and (len(said) >= len(ids) or ids[-len(said) :] != said):
         raise ReflError(
             "the tokens of the answer are not the last of the text: expected them there"
+        )
+
+
+def _check_target(facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """That an answer lies in the text, and that a vector is one."""
+    span, tokens, vector = facts.get("span"), len(arrays["input_ids"]), arrays.get("vector")
+    if span is not None and any(t is not None and t >= tokens for t in span):
+        raise _refuse("span", span, f"tokens of the {tokens} there are")
+    if vector is not None and (
+        vector.dtype.kind != "f" or vector.ndim != 1 or not np.isfinite(vector).all()
+    ):
+        raise ReflError(
+            f"vector is of {vector.dtype} and shape {vector.shape}, expected finite floats (D,)"
         )
 
 

@@ -3,6 +3,7 @@
     input_ids, relevance                      the input's, (T,); relevance (H, W) for a picture
     decoder_ids, decoder_relevance, picture   where there are any
     pairs                                     (T, T) of a second-order method
+    vector                                    (D,) that a cosine of features is to
     activation/<site>                         in the shape of the activation, no batch axis
     relevance/<site>
     gradient/<site>                           the g of R = x g, where the method propagates it
@@ -10,8 +11,9 @@
 The metadata are facts, each a JSON string: `format`, `about` (versions, model, fingerprint),
 `method` with every parameter, `tokens`, `target`, `seed`, `ledger`, the `order` of sites from the
 output down (the file sorts its arrays), `aliases` of sites, and so on. Some are optional: `types`
-of tokens, the explained `position`, and in an audited ledger every `rounding_scale`; who does not
-know a name passes it over, so they need no new format.
+of tokens, the explained `position`, the `span` of an answer, whether features are a `mean`, and in
+an audited ledger every `rounding_scale`; who does not know a name passes it over, so they need no
+new format.
 """
 
 from __future__ import annotations

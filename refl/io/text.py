@@ -122,15 +122,16 @@ class Text:
         """
         return self._ids(text, add_special_tokens=False)
 
-    def pair(self, text: str, second: str) -> tuple[list[int], list[int]]:
-        """Token ids of two texts as the checkpoint joins them, and the token types of its template.
-        Raises ReflError as `encode` does, and where special tokens are put around a text in a way
-        that says nothing of two.
+    def pair(self, text: str, second: str) -> tuple[list[int], list[int], list[bool]]:
+        """Token ids of two texts as the checkpoint joins them, the token types of its template, and
+        which tokens are of the second text, special ones being of neither. Raises ReflError as
+        `encode` does, and where special tokens are put around a text in a way that says nothing of
+        two.
         """
         if self._around is not None:
             raise ReflError("this tokenizer joins no pairs of texts: give one text")
-        ids, types, *_ = self._encoding(text, second)
-        return ids, types
+        ids, types, sequences, _ = self._encoding(text, second)
+        return ids, types, [sequence == 1 for sequence in sequences]
 
     def unknown_words(self, text: str, second: str | None = None) -> list[str]:
         """Words of a text that the vocabulary lacks, as they are written, each once."""

@@ -355,7 +355,9 @@ def _items(model: Model, items: Any, target: Any, contrast: Any) -> list[Item]:
     inputs = [items] if single else list(items)
     wanted = model.targets(len(inputs), target, contrast)
     return [
-        Item(str(n), one, a) if a is None or b is None else Item(str(n), one, contrast=(a, b))
+        Item(str(n), one, a)
+        if b is None or not isinstance(a, int)
+        else Item(str(n), one, contrast=(a, b))
         for n, (one, (a, b)) in enumerate(zip(inputs, wanted, strict=True))
     ]
 

@@ -43,7 +43,7 @@ from refl.methods.forwards import Parts
 from refl.network import Network
 from refl.question import Forward, Question
 from refl.rules.published import CP_LRP
-from refl.seeds import Seed
+from refl.seeds import AnySeed
 from refl.sweep import Sweep
 from refl.trace import Record, Trace, Value
 
@@ -78,7 +78,7 @@ class AltiLogit(Attribution):
         if network.task not in ("next-token", "class"):
             _refuse(network)
 
-    def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
+    def found(self, question: Question, forward: Forward, seed: AnySeed) -> Found:
         forwards.refuse_recomputing(question, self.name)
         self._refuse_seed(question, seed)
         stream = Stream.of(question.network, forward)
@@ -94,7 +94,7 @@ class AltiLogit(Attribution):
         ledger = Ledger(explained, _roundoff(forward), [*entries, *stream.others(self.name, u)])
         return Found(np.asarray(scores, dtype=forward.rows.dtype), ledger=ledger)
 
-    def _refuse_seed(self, question: Question, seed: Seed) -> None:
+    def _refuse_seed(self, question: Question, seed: AnySeed) -> None:
         if question.at is not None:
             raise ReflError(f"method {self.name} explains logits: leave {argument('at=')} out")
         if seed.kind != "logit":
@@ -120,7 +120,7 @@ def _roundoff(forward: Forward) -> float:
 
 
 def _unembedding(
-    question: Question, forward: Forward, seed: Seed, last: Record
+    question: Question, forward: Forward, seed: AnySeed, last: Record
 ) -> tuple[Any, list[Entry], float]:  # -> NumPy (D,), entries, what is explained
     """u with u . x what x at token p of the last residual adds to the logit, through norm, head and
     cap; what these absorb; and the logit.

@@ -39,7 +39,7 @@ from refl.methods.base import Attribution
 from refl.methods.copies import Copy, found_of, leaves_of, stacked, values
 from refl.network import Network
 from refl.question import Forward, Question
-from refl.seeds import Seed
+from refl.seeds import AnySeed, Seed
 from refl.trace import Record, Value
 
 FORMS = ("paper", "code")
@@ -82,7 +82,7 @@ class AtMan(Attribution):
     def facts(self) -> MethodFacts:
         return replace(super().facts(), unit="explained" if self.score == "explained" else "nat")
 
-    def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
+    def found(self, question: Question, forward: Forward, seed: AnySeed) -> Found:
         if question.recompute:
             raise ReflError(
                 f"method {self.name} changes the attention scores of every block, which a run that "
@@ -103,12 +103,13 @@ class AtMan(Attribution):
         ]
         return found_of(scores, seed.value(forward.rows[0]))
 
-    def _judge(self, question: Question, seed: Seed) -> Seed:
+    def _judge(self, question: Question, seed: AnySeed) -> AnySeed:
         """What falls by as much as the cross-entropy rises: log p_target."""
         if self.score == "explained":
             return seed
-        if question.at is not None or seed.against is not None:
+        if question.at is not None or not isinstance(seed, Seed) or seed.against is not None:
             what = "a neuron" if question.at is not None else "a difference of logits"
+            what = what if isinstance(seed, Seed) else "what is no one output"
             raise ReflError(
                 f"{what} has no cross-entropy: give method {self.name} the option "
                 f"{argument('score')} 'explained'"

@@ -28,7 +28,8 @@ from refl.errors import ReflError, argument
 from refl.methods.base import Attribution
 from refl.question import Forward, Question
 from refl.rules.published import GRADIENT
-from refl.seeds import Seed
+from refl.seeds import AnySeed
+from refl.targets import Span
 from refl.trace import Record, Value
 
 READER, SOURCE, CROSS = "reader", "source", "cross"
@@ -65,7 +66,7 @@ class AttentionMethod(Attribution):
     unit: ClassVar[str] = "own"
     plain = True
 
-    def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
+    def found(self, question: Question, forward: Forward, seed: AnySeed) -> Found:
         self.refuse_run(question)
         blocks = attentions(question, forward)
         maps = self.maps(question, forward, seed, blocks)
@@ -80,7 +81,7 @@ class AttentionMethod(Attribution):
             )
 
     def maps(
-        self, question: Question, forward: Forward, seed: Seed, blocks: Sequence[BlockAttention]
+        self, question: Question, forward: Forward, seed: AnySeed, blocks: Sequence[BlockAttention]
     ) -> Maps:
         """Scores of the tokens, from the blocks in the order in which they ran."""
         raise NotImplementedError
@@ -156,7 +157,7 @@ def _reads(context: Record, weights: Record) -> bool:
 
 
 def gradients(
-    question: Question, forward: Forward, seed: Seed, blocks: Sequence[BlockAttention]
+    question: Question, forward: Forward, seed: AnySeed, blocks: Sequence[BlockAttention]
 ) -> list[Any]:  # -> one (H, J, I) float64 for each block
     """dA_l: the derivative of what is explained by each weight."""
     sites = [block.site for block in blocks]
@@ -181,12 +182,16 @@ def started(blocks: Sequence[BlockAttention]) -> tuple[Any, Any, Any]:
 # -- the row that is read --------------------------------------------------------------------------
 
 
-def rows(question: Question, forward: Forward) -> list[int]:
-    """Numbers of the tokens whose rows are read. Raises ReflError where what is explained belongs
-    to no token.
+def rows(question: Question, forward: Forward, seed: AnySeed) -> list[int]:
+    """Numbers of the tokens whose rows are read: of an answer its first and its last, of a mean
+    over tokens all. Raises ReflError where what is explained belongs to no token.
     """
     if question.at is not None:
         return [_row_of_neuron(question, forward)]
+    if isinstance(seed.asked[0], Span):
+        return seed.asked[0].tokens
+    if question.every:
+        return list(range(len(forward.readings[0].input)))
     chosen = [
         int(record.attributes["index"][0])
         for record in below(forward)
@@ -223,7 +228,7 @@ def read(matrix: Any, chosen: Sequence[int]) -> Any:  # (J, I) -> (I,)
 # -- scores of the input ---------------------------------------------------------------------------
 
 
-def scores(question: Question, forward: Forward, seed: Seed, maps: Maps) -> Found:
+def scores(question: Question, forward: Forward, seed: AnySeed, maps: Maps) -> Found:
     """Of the tokens; or of the pixels."""
     reading, value = forward.readings[0], seed.value(forward.rows[0])
     if question.network.takes_images:

@@ -30,7 +30,7 @@ from refl.explanation import Explanation, MethodFacts
 from refl.network import Network, Reading
 from refl.question import Forward, Question, Target, answered
 from refl.rules.composites import Composite
-from refl.seeds import Seed
+from refl.seeds import AnySeed
 
 
 class Method(Protocol):
@@ -141,7 +141,7 @@ class Attribution:
     def refuse(self, network: Network) -> None:
         """Raises ReflError for a net that it is not defined for. By default for none."""
 
-    def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
+    def found(self, question: Question, forward: Forward, seed: AnySeed) -> Found:
         """The relevance of the one input of this run."""
         raise NotImplementedError
 

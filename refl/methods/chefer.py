@@ -61,7 +61,7 @@ from refl.rules import linear
 from refl.rules.add import fold
 from refl.rules.conservation import RuleOutput, stabilized_ratio
 from refl.rules.operations import OPERATIONS
-from refl.seeds import Seed
+from refl.seeds import AnySeed
 from refl.trace import Record
 
 NORMALIZATIONS = ("rows", "none")
@@ -124,14 +124,14 @@ class Chefer(AttentionMethod):
             )
 
     def maps(
-        self, question: Question, forward: Forward, seed: Seed, blocks: Sequence[BlockAttention]
+        self, question: Question, forward: Forward, seed: AnySeed, blocks: Sequence[BlockAttention]
     ) -> Maps:
         if self.start_block >= len(blocks):
             raise ReflError(
                 f"{argument('start_block')} is {self.start_block}, and there are {len(blocks)} "
                 f"blocks below what is explained: expected at most {len(blocks) - 1}"
             )
-        chosen, used = rows(question, forward), blocks[self.start_block :]
+        chosen, used = rows(question, forward, seed), blocks[self.start_block :]
         da = gradients(question, forward, seed, used)
         relevance = relevances(question, forward, seed, used)
         return Maps(read(self.rolled_out(da, relevance), chosen))
@@ -148,7 +148,7 @@ class Chefer(AttentionMethod):
 
 
 def relevances(
-    question: Question, forward: Forward, seed: Seed, blocks: Sequence[BlockAttention]
+    question: Question, forward: Forward, seed: AnySeed, blocks: Sequence[BlockAttention]
 ) -> list[Any]:  # -> one (H, T, T) float64 for each block, NumPy
     """R(A_l)."""
     z = forward.explained

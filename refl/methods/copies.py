@@ -25,7 +25,7 @@ from refl.ledger import Ledger
 from refl.network import GENERATES, Network, Reading
 from refl.question import Forward, Question
 from refl.rules.published import GRADIENT
-from refl.seeds import Seed
+from refl.seeds import AnySeed
 
 Leaves = Mapping[str, Any]
 """Site of an input -> what to start from there, NumPy: (T, D) of one example, or (C, H, W)."""
@@ -50,7 +50,7 @@ Further = Callable[[Sequence[int]], Edits]
 
 
 def values(
-    question: Question, seed: Seed, copies: Sequence[Copy], further: Further | None = None
+    question: Question, seed: AnySeed, copies: Sequence[Copy], further: Further | None = None
 ) -> Any:  # -> NumPy (N,) float64
     """`seed.value` of each copy, as many at once as `question.batch_tokens` allows."""
     found = np.empty(len(copies))
@@ -63,7 +63,7 @@ def values(
 
 
 def gradients(
-    question: Question, seed: Seed, copies: Sequence[Copy]
+    question: Question, seed: AnySeed, copies: Sequence[Copy]
 ) -> Iterator[tuple[list[int], dict[str, Any]]]:
     """For one batch after another the numbers of its copies, and the gradient of `seed.value` at
     each input site, NumPy (B, T, D) or (B, C, H, W).
@@ -258,6 +258,11 @@ def _refuse_deletion(question: Question) -> None:
         raise ReflError(
             f"deletion moves the tokens, and with {argument('at=')} a neuron is explained that has "
             "its place among them: take another fill"
+        )
+    if question.network.task == "answer-span" or question.every:
+        raise ReflError(
+            "deletion moves the tokens, and what is explained is of several by their numbers (an "
+            "answer, a mean over all): take another fill"
         )
     for site, edit in question.edits.items():
         if of_tokens(site, edit):

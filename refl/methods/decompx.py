@@ -28,7 +28,7 @@ from refl.methods import forwards
 from refl.methods.base import Attribution
 from refl.methods.forwards import Label, Parts
 from refl.question import Forward, Question
-from refl.seeds import Seed
+from refl.seeds import AnySeed
 from refl.trace import Record
 
 
@@ -55,7 +55,7 @@ class DecompX(Attribution):
     def __post_init__(self) -> None:
         arguments.positive("together", self.together)
 
-    def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
+    def found(self, question: Question, forward: Forward, seed: AnySeed) -> Found:
         forwards.refuse_recomputing(question, self.name)
         records = forwards.way(forward.trace.records, forward.explained)
         s = seed.gradient(forward.rows[0])
@@ -83,7 +83,7 @@ class DecompX(Attribution):
         if rest := forwards.causes(records):
             yield list(rest)
 
-    def _ledger(self, forward: Forward, seed: Seed, brought: dict[Label, float]) -> Ledger:
+    def _ledger(self, forward: Forward, seed: AnySeed, brought: dict[Label, float]) -> Ledger:
         """One entry: the output, and what every part brought to it."""
         z, site = forward.rows[0], forward.explained.site
         explained = float((z.astype(np.float64) * seed.gradient(z)).sum())

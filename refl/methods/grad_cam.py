@@ -30,7 +30,7 @@ from refl.methods.attention_maps import (
     rows,
 )
 from refl.question import Forward, Question
-from refl.seeds import Seed
+from refl.seeds import AnySeed
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class GradCam(AttentionMethod):
     conserved: ClassVar[str] = "nothing"
 
     def maps(
-        self, question: Question, forward: Forward, seed: Seed, blocks: Sequence[BlockAttention]
+        self, question: Question, forward: Forward, seed: AnySeed, blocks: Sequence[BlockAttention]
     ) -> Maps:
         last = [[b for b in blocks if b.kind == kind][-1:] for kind in (READER, CROSS)]
-        chosen = rows(question, forward)
+        chosen = rows(question, forward, seed)
         of_kind = [
             read(positive_mean(gradient * block.weights), chosen)
             for one in last

@@ -42,7 +42,7 @@ from refl.methods.attention_maps import (
     started,
 )
 from refl.question import Forward, Question
-from refl.seeds import Seed
+from refl.seeds import AnySeed
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class GradientRollout(AttentionMethod):
     conserved: ClassVar[str] = "nothing"
 
     def maps(
-        self, question: Question, forward: Forward, seed: Seed, blocks: Sequence[BlockAttention]
+        self, question: Question, forward: Forward, seed: AnySeed, blocks: Sequence[BlockAttention]
     ) -> Maps:
-        chosen, encoded = rows(question, forward), any(b.kind == CROSS for b in blocks)
+        chosen, encoded = rows(question, forward, seed), any(b.kind == CROSS for b in blocks)
         reader, source = accumulated(blocks, gradients(question, forward, seed, blocks))
         return Maps(read(reader, chosen), read(source, chosen) if encoded else None)
 

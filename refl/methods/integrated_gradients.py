@@ -43,7 +43,7 @@ from refl.ledger import Entry, Ledger
 from refl.methods.base import Attribution
 from refl.methods.copies import Copy, Leaves, filling, found_of, gradients, leaves_of, values
 from refl.question import Forward, Question
-from refl.seeds import Seed
+from refl.seeds import AnySeed
 
 Nodes = tuple[Any, Any]
 """Of n nodes t and w, NumPy (n,)."""
@@ -135,7 +135,7 @@ class IntegratedGradients(Attribution):
                 f"{argument('tolerance')} is that of {ADAPTIVE} nodes: leave it out, or take these"
             )
 
-    def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
+    def found(self, question: Question, forward: Forward, seed: AnySeed) -> Found:
         x, network = leaves_of(forward), question.network
         fill = partial(filling, network, forward, fill=self.baseline, name="baseline")
         baseline = {site: fill(site) for site in x}
@@ -177,7 +177,7 @@ class Path:
     """x' + t (x - x') at every input site at once: what is explained on it, and its gradient."""
 
     question: Question
-    seed: Seed
+    seed: AnySeed
     reading: Any
     x: Leaves
     baseline: Leaves

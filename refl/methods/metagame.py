@@ -32,7 +32,7 @@ from refl.methods.base import Attribution, Method, Table
 from refl.network import Network, Reading
 from refl.question import Forward, Question, Target
 from refl.rules import published
-from refl.seeds import Seed
+from refl.seeds import AnySeed
 
 EXACT = 12
 """So many tokens and fewer: every coalition."""
@@ -105,8 +105,8 @@ class Metagame(Attribution):
             )
         self.inner.refuse(network)
 
-    def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
-        reading, target = forward.readings[0], (seed.target, seed.against)
+    def found(self, question: Question, forward: Forward, seed: AnySeed) -> Found:
+        reading, target = forward.readings[0], seed.asked
         quiet = replace(question, progress=None)
         first = self.inner.explain(quiet, [reading], [target], ())[0]
         masked = _Masked(quiet, self.inner, forward, seed, self.fill)
@@ -132,7 +132,7 @@ class _Masked:
     question: Question
     inner: Method
     forward: Forward
-    seed: Seed
+    seed: AnySeed
     fill: str | int
 
     @property
@@ -141,7 +141,7 @@ class _Masked:
 
     @property
     def target(self) -> Target:
-        return (self.seed.target, self.seed.against)
+        return self.seed.asked
 
     def __call__(self, coalitions: Any) -> Any:  # (C, T) bool -> (C, T)
         if self.fill == "delete":

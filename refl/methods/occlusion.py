@@ -32,7 +32,7 @@ from refl.methods.base import Attribution
 from refl.methods.copies import Copy, Leaves, deleted, filling, found_of, leaves_of, values
 from refl.network import GENERATES, Network
 from refl.question import Forward, Question
-from refl.seeds import Seed
+from refl.seeds import AnySeed
 
 DELETE = "delete"
 
@@ -99,7 +99,7 @@ class Occlusion(Attribution):
                 f"{argument('stride')} one number each"
             )
 
-    def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
+    def found(self, question: Question, forward: Forward, seed: AnySeed) -> Found:
         x = leaves_of(forward)
         windows = [(site, w) for site in x for w in self._windows(question, forward, site)]
         copies = self._copies(question, forward, windows)

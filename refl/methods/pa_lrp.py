@@ -39,7 +39,7 @@ from refl.question import Forward, Question
 from refl.rules import rotary
 from refl.rules.composites import Rule
 from refl.rules.published import ATTNLRP_GRADIENT
-from refl.seeds import Seed
+from refl.seeds import AnySeed
 from refl.sweep import Sweep, Swept
 from refl.trace import Record
 
@@ -72,7 +72,7 @@ class PaLrp(Attribution):
     def __post_init__(self) -> None:
         arguments.flag("signed", self.signed)
 
-    def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
+    def found(self, question: Question, forward: Forward, seed: AnySeed) -> Found:
         forwards.refuse_recomputing(question, self.name)
         places = list(_places(forward))
         if not places:
@@ -89,7 +89,7 @@ class PaLrp(Attribution):
         return Found(read, written[0] if written else None, ledger=ledger)
 
     def _sweep(
-        self, question: Question, forward: Forward, seed: Seed, places: list[tuple[str, Record]]
+        self, question: Question, forward: Forward, seed: AnySeed, places: list[tuple[str, Record]]
     ) -> Swept:
         kept = {record.output.site for _, record in places} | set(forward.input_sites())
         z = forward.rows[0]

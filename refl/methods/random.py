@@ -16,7 +16,7 @@ from refl import arguments
 from refl.answer import Found
 from refl.methods.base import Attribution
 from refl.question import Forward, Question
-from refl.seeds import Seed
+from refl.seeds import AnySeed
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Random(Attribution):
             raise arguments.expected("draw", "a whole number of at least 0", self.draw)
         vars(self).update(draw=draw)
 
-    def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
+    def found(self, question: Question, forward: Forward, seed: AnySeed) -> Found:
         reading = forward.readings[0]
         if question.network.takes_images:
             return Found(

@@ -45,7 +45,7 @@ from refl.methods.attention_maps import (
     started,
 )
 from refl.question import Forward, Question
-from refl.seeds import Seed
+from refl.seeds import AnySeed
 
 NORMALIZATIONS = ("rows", "none")
 HEADS: dict[str, Callable[[Any], Any]] = {
@@ -82,9 +82,9 @@ class AttentionRollout(AttentionMethod):
             raise arguments.expected("discard", "a number of at least 0 and below 1", self.discard)
 
     def maps(
-        self, question: Question, forward: Forward, seed: Seed, blocks: Sequence[BlockAttention]
+        self, question: Question, forward: Forward, seed: AnySeed, blocks: Sequence[BlockAttention]
     ) -> Maps:
-        chosen, encoded = rows(question, forward), any(b.kind == CROSS for b in blocks)
+        chosen, encoded = rows(question, forward, seed), any(b.kind == CROSS for b in blocks)
         reader, source = self.rolled_out(blocks)
         return Maps(read(reader, chosen), read(source, chosen) if encoded else None)
 

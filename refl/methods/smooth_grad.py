@@ -30,7 +30,7 @@ from refl.explanation import MethodFacts
 from refl.methods.base import Attribution
 from refl.methods.copies import Copy, Leaves, found_of, gradients, leaves_of
 from refl.question import Forward, Question
-from refl.seeds import Seed
+from refl.seeds import AnySeed
 
 SCORES = ("norm", "sum")
 
@@ -76,7 +76,7 @@ class SmoothGrad(Attribution):
     def facts(self) -> MethodFacts:
         return replace(super().facts(), score=self.score)
 
-    def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
+    def found(self, question: Question, forward: Forward, seed: AnySeed) -> Found:
         x = leaves_of(forward)
         noisy = partial(self._noisy, x)
         copies = [Copy(forward.readings[0], partial(noisy, k)) for k in range(self.samples)]

@@ -53,7 +53,7 @@ from refl.rules import activation
 from refl.rules.layer_norm import standardized
 from refl.rules.operations import OPERATIONS
 from refl.rules.rotary import halves_exchanged
-from refl.seeds import Seed
+from refl.seeds import AnySeed
 from refl.trace import Record, Value
 
 OFFSETS = ("taylor", "zero")
@@ -85,7 +85,7 @@ class Voita(Attribution):
     def __post_init__(self) -> None:
         arguments.one_of("offset", self.offset, OFFSETS)
 
-    def found(self, question: Question, forward: Forward, seed: Seed) -> Found:
+    def found(self, question: Question, forward: Forward, seed: AnySeed) -> Found:
         self._refuse(question, forward)
         z, records = forward.explained, forward.trace.records
         start = question.network.place(seed.relevance(forward.rows[0]).reshape(z.array.shape))

@@ -178,11 +178,21 @@ def quantity(e: Explanation) -> str:
     """
     if e.method.formulation == "attribution" and unit(e) != "linearized":
         return printable(e.what)
-    if e.seed == "log-probability":
-        return printable(f"log-probability of {e.target!r}, linearized")
-    return printable(
-        f"softmax-weighted relevance of {e.target!r}" if e.seed == "probability" else e.what
-    )
+    if e.seed == "log-probability" or (e.seed == "cosine" and _differentiates(e)):
+        return printable(f"{e.what}, linearized")
+    if e.seed == "probability":
+        of = repr(e.target) if e.span is None else f"the {e.what}"
+        return printable(f"softmax-weighted relevance of {of}")
+    return printable(e.what)
+
+
+def _differentiates(e: Explanation) -> bool:
+    return isinstance(e.method, Composite) and e.method.differentiates
+
+
+def is_number(e: Explanation) -> bool:
+    """Whether what is explained is a number without rivals: of a neuron, of features."""
+    return e.seed in ("activation", "coordinate", "cosine")
 
 
 def of_lengths(e: Explanation) -> str:
@@ -204,10 +214,13 @@ def facts(e: Explanation) -> str:
     """What the model gives the target."""
     if e.seed == "activation":
         return printable(f"{e.target} is {e.logit:.4f}")
+    if is_number(e):
+        return printable(f"{e.what} is {e.logit:.4f}")
     if e.answer is not None:
         said = f"{e.target!r}, {len(e.answer)} token{'s' * (len(e.answer) > 1)}, has"
         return printable(f"{said} log-probability {in_all(e.answer):.4f} ({e.probability:.3g})")
-    said = f"{e.target!r} has logit {e.logit:.4f}"
+    both = e.span is not None and None not in e.span
+    said = f"{e.target!r} has {'start + end ' if both else ''}logit {e.logit:.4f}"
     if not math.isnan(e.probability):
         said += f" and probability {e.probability:.2%}"
     if e.against is not None:
@@ -239,7 +252,7 @@ def legend(e: Explanation) -> tuple[str, str]:
     if e.against is not None:
         a, b = (shorten(visible(token), 24) for token in (e.target, e.against))
         return f"red: for {a!r} over {b!r}", f"blue: for {b!r} over {a!r}"
-    what = "it" if e.seed == "activation" else repr(shorten(visible(e.target), 24))
+    what = "it" if is_number(e) else repr(shorten(visible(e.target), 24))
     return f"red: for {what}", f"blue: against {what}"
 
 
@@ -346,9 +359,15 @@ def outputs(e: Explanation) -> str:
     """What the candidates are."""
     if e.answer is not None:
         return "token of the answer"
-    return {"class": "class", "image-class": "class", "masked-token": "masked token"}.get(
-        e.about.get("task", ""), "next token"
-    )
+    if e.span is not None:
+        return "answer" if None not in e.span else "start" if e.span[1] is None else "end"
+    return OUTPUTS.get(e.about.get("task", ""), "next token")
+
+
+OUTPUTS = {"masked-token": "masked token"} | dict.fromkeys(
+    ("class", "image-class", "token-class"), "class"
+)
+"""Task -> what the candidates are; elsewhere next tokens."""
 
 
 def considered(e: Explanation) -> list[tuple[str, int | str, float, float, str]]:
@@ -358,14 +377,24 @@ def considered(e: Explanation) -> list[tuple[str, int | str, float, float, str]]
     if e.answer is not None:
         return [(c.token, c.id, c.logit, c.probability, "") for c in e.answer]
     found: list[tuple[str, int | str, float, float, str]] = [
-        (c.token, c.id, c.logit, c.probability, _part_in(e, c.token, c.id)) for c in e.candidates
+        (c.token, _numbered(e, c.id), c.logit, c.probability, _part_in(e, c.token, c.id))
+        for c in e.candidates
     ]
     if all(c.id != e.target_id for c in e.candidates):
-        found.append((e.target, e.target_id, e.logit, e.probability, "explained"))
+        number = _numbered(e, e.target_id)
+        found.append((e.target, number, e.logit, e.probability, "explained"))
     if e.against is not None and all(c.token != e.against for c in e.candidates):
         other = _against_logit(e)
         found.append((e.against, "", other, _against_probability(e, other), "against"))
     return found
+
+
+def _numbered(e: Explanation, number: int) -> int | str:
+    """The id of a candidate; of an answer its tokens, from and to."""
+    if e.span is None or None in e.span:
+        return number
+    start, end = divmod(number, len(e.tokens))
+    return f"{start}–{end}"
 
 
 def _against_probability(e: Explanation, logit: float) -> float:
@@ -378,7 +407,7 @@ def _against_probability(e: Explanation, logit: float) -> float:
 def names_of_columns(e: Explanation) -> tuple[str, str, str, str, str]:
     """Of the table of candidates."""
     none = all(math.isnan(p) for _, _, _, p, _ in considered(e))
-    return outputs(e), "id", "logit", "" if none else "probability", ""
+    return outputs(e), "id" if e.span is None else "at", "logit", "" if none else "probability", ""
 
 
 def _part_in(e: Explanation, token: str, number: int) -> str:

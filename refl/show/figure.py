@@ -138,8 +138,8 @@ def _said_unit(e: Explanation) -> str:
         return "a length, no sign"
     if unit(e) in APART:
         return APART[unit(e)]
-    if e.seed == "activation":
-        return "units of the activation"
+    if e.seed in ("activation", "coordinate"):
+        return f"units of the {e.seed}"
     if e.seed == "probability" and unit(e) == "explained":
         return e.seed
     return UNITS.get(e.seed, e.seed)

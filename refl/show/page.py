@@ -22,6 +22,7 @@ from refl.show.account import (
     facts,
     form,
     in_percent,
+    is_number,
     joiner,
     legend,
     names_of_columns,
@@ -280,7 +281,7 @@ def _account_bar(i: int, row: Row, value: float, zero: float, unit: float) -> Ma
 
 
 def _candidates(e: Explanation) -> Markup:
-    if e.seed == "activation":
+    if is_number(e):
         return Markup("")
     rows = [
         (tag("code", visible(t)), i, f"{z:.4f}", in_percent(p), part)
@@ -339,7 +340,7 @@ def _again(e: Explanation) -> Markup:
     said = e.provenance | {
         "method": e.method.title,
         "seed": e.seed,
-        "target": f"{e.target!r} ({_ids(e)})",
+        "target": f"{e.target!r} ({_ids(e)})" if e.span is None else e.what,
     }
     said |= {"against": repr(e.against)} if e.against is not None else {}
     said |= {"token ids": " ".join(map(str, e.input_ids))} if e.picture is None else {}

@@ -22,6 +22,7 @@ from refl.show.account import (
     facts,
     form,
     in_percent,
+    is_number,
     joiner,
     legend,
     names_of_columns,
@@ -267,7 +268,7 @@ def _noted(line: Line, note: str, width: int) -> list[Line]:
 
 
 def _candidates(e: Explanation) -> list[Line]:
-    if e.seed == "activation":
+    if is_number(e):
         return []
     names: list[Span] = [(name, "dim") for name in names_of_columns(e)]
     rows: list[list[Span]] = [

@@ -356,7 +356,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (BERT | {"pruned_heads": {"0": [1]}}, "pruned_heads"),
     (BERT | {"hidden_act": "mish"}, "mish"),
     (BERT | {"num_attention_heads": 3}, "num_attention_heads"),
-    (BERT | {"architectures": ["BertForMultipleChoice"]}, "BertForQuestionAnswering"),
+    (BERT | {"architectures": ["BertForMultipleChoice"]}, "BertForMultipleChoice"),
     (BERT | {"architectures": ["BertLMHeadModel"]}, "BertLMHeadModel"),
     (BERT | {"architectures": None}, "expected one of BertForMaskedLM"),
     (

@@ -421,6 +421,25 @@ RARE = (
     "tests/verification/test_verify.py::test_everything_holds_in_float32[BERT]",
     "tests/verification/test_verify.py::test_everything_holds_in_float32[GPT2]",
     "tests/verification/test_verify.py::test_everything_holds_in_float32[T5]",
+    # heads: one net, and one method, for each head
+    "tests/nets/test_heads.py::*surrogate_gradient[*-lrp-0]",
+    "tests/nets/test_heads.py::*surrogate_gradient[*-cp-lrp]",
+    "tests/nets/test_heads.py::*surrogate_gradient[*-input-x-gradient]",
+    "tests/nets/test_heads.py::*surrogate_gradient[albert*-attnlrp-gradient]",
+    "tests/nets/test_heads.py::*surrogate_gradient[roberta*-attnlrp-gradient]",
+    "tests/nets/test_heads.py::*surrogate_gradient[gemma2*-attnlrp-gradient]",
+    "tests/nets/test_heads.py::*surrogate_gradient[gpt2*-attnlrp-gradient]",
+    "tests/nets/test_heads.py::*surrogate_gradient[mixtral*-attnlrp-gradient]",
+    "tests/nets/test_heads.py::*surrogate_gradient[qwen3_moe*-attnlrp-gradient]",
+    "tests/nets/test_heads.py::*surrogate_gradient[vit*-attnlrp-gradient]",
+    "tests/nets/test_heads.py::test_every_site_balances*[albert*",
+    "tests/nets/test_heads.py::test_every_site_balances*[roberta*",
+    "tests/nets/test_heads.py::test_every_site_balances*[gemma2*",
+    "tests/nets/test_heads.py::test_every_site_balances*[gpt2*",
+    "tests/nets/test_heads.py::test_every_site_balances*[mixtral*",
+    "tests/nets/test_heads.py::test_every_site_balances*[qwen3_moe*",
+    "tests/nets/test_heads.py::test_every_site_balances*[vit*",
+    "tests/nets/test_heads.py::test_every_site_balances*float32]",
 )
 """What repeats, on another net or method, what a kept test shows, and is left out of the build too:
 for the day before a release (`pytest -m rare`). A test that is here is not slow, whatever the list

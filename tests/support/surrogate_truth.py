@@ -33,13 +33,15 @@ def is_stage(site: str) -> bool:
 
 class Truth:
     """The recorded real run of one text or picture, and activation * surrogate gradient at its
-    sites. `decoder`: the ids a decoder has written.
+    sites. `decoder`: the ids a decoder has written; `where`: a position, or every token.
     """
 
-    def __init__(self, model: Model, ids: Any, decoder: list[int] | None = None) -> None:
-        self.model, self.ids, self.decoder = model, ids, decoder
-        self.around, self.logits = surrogate.record(model, ids, decoder)
-        self.target = int(self.logits.argmax())
+    def __init__(
+        self, model: Model, ids: Any, decoder: list[int] | None = None, **where: Any
+    ) -> None:
+        self.model, self.ids, self.decoder, self.where = model, ids, decoder, where
+        self.around, self.logits = surrogate.record(model, ids, decoder, **where)
+        self.target: Any = int(self.logits.argmax())
         self.known: dict[tuple[str, str], Any] = {}
 
     def sites(self, wanted: Callable[[str], bool]) -> list[str]:
@@ -47,14 +49,14 @@ class Truth:
 
     def relevance(self, site: str, variant: str) -> Any:
         if (site, variant) not in self.known:
-            how: dict[str, Any] = {"around": self.around, "decoder": self.decoder}
+            how = {"around": self.around, "decoder": self.decoder} | self.where
             g = surrogate.gradient(self.model, self.ids, site, self.target, variant=variant, **how)
             self.known[site, variant] = self.around[site].output.array[0] * g
         return self.known[site, variant]
 
     def deviation(self, method: str, wanted: Callable[[str], bool] = is_stage, **how: Any) -> float:
         """The largest over the sites of |R - truth| / max |truth|."""
-        how |= {"target": self.target, "decoder": self.decoder}
+        how = {"target": self.target, "decoder": self.decoder} | how
         e = self.model.explain(self.ids, method, **how)
         return max(
             apart(e[site], self.relevance(site, VARIANT[method])) for site in self.sites(wanted)

@@ -30,6 +30,8 @@ from refl.explanation import Explanation
 from refl.io.facts import contradictions
 from refl.io.precision import held_in
 from refl.model import Model, load
+from refl.network import WHOLE
+from refl.targets import Span, Special, coordinate, cosine, span
 from refl.verification.compare.alignment import known_sites
 from refl.verification.compare.comparison import Comparison
 from refl.verification.compare.diagnosis import Diagnosis, diagnose
@@ -258,6 +260,9 @@ _QUANTITY = {
     "target_id": "target",
     "against": "contrast",
     "seed": "seed",
+    "span": "answer",
+    "mean": "mean of features",
+    "vector": "vector",
 }
 
 
@@ -289,6 +294,12 @@ def _readable(key: str, side: Oracle) -> bool:
         return type(value) is int
     if key == "against":
         return value is None or type(value) in (int, str)
+    if key == "span":
+        return _is_span(value)
+    if key == "mean":
+        return isinstance(value, bool)
+    if key == "vector":
+        return isinstance(value, list) and all(type(x) in (int, float) for x in value)
     return isinstance(value, list) and all(type(each) is int for each in value)
 
 
@@ -496,8 +507,9 @@ def _forward(model: Model, side: Oracle) -> tuple[RecordedForward | None, str]:
     """The forward pass behind a file, or why it cannot be run again. The file does not say which
     position is explained: the one with its logit is."""
     metadata = side.metadata
-    seed, target, against = metadata.get("seed"), metadata.get("target_id"), metadata.get("against")
-    if seed not in ("logit", "log-probability", "probability") or not isinstance(target, int):
+    seed, against = metadata.get("seed"), metadata.get("against")
+    target = _target(side)
+    if seed not in SEEDS or target is None:
         return None, "no option was tried: the explained output is none of the model's"
     if metadata.get("answer"):
         return None, "no option was tried: a whole answer is explained, of several outputs"
@@ -530,6 +542,39 @@ def _forward(model: Model, side: Oracle) -> tuple[RecordedForward | None, str]:
     )
 
 
+SEEDS = ("logit", "log-probability", "probability", "coordinate", "cosine")
+"""Kinds of what is explained of a model's output."""
+
+
+def _target(side: Oracle) -> int | Special | None:
+    """What is explained: an output's number, an answer, or what there is of features."""
+    metadata, number = side.metadata, side.metadata.get("target_id")
+    mean = metadata.get("mean") is True
+    try:
+        if metadata.get("seed") == "cosine":
+            return cosine(metadata.get("vector"), mean)
+        if metadata.get("seed") == "coordinate":
+            return None if number is None else coordinate(number, mean)
+        if metadata.get("span") is not None:
+            return _span(metadata["span"])
+    except ReflError:
+        return None
+    return number if isinstance(number, int) else None
+
+
+def _span(said: Any) -> Span | None:
+    """First and last token, null for one of them."""
+    if not _is_span(said):
+        return None
+    start, end = said
+    return span(said) if None not in said else Span(start, end)
+
+
+def _is_span(said: Any) -> bool:
+    pair = isinstance(said, list) and len(said) == 2 and said != [None, None]
+    return pair and all(t is None or (type(t) is int and t >= 0) for t in said)
+
+
 def _number(model: Model, token: Any) -> int | None:
     """The id of a token as a file names it:
     by its text, or by its id where there was no tokenizer.
@@ -541,8 +586,10 @@ def _number(model: Model, token: Any) -> int | None:
 
 def _positions(model: Model, item: Any, metadata: dict[str, Any]) -> list[int | None]:
     """Where the explained logit may stand, likeliest first."""
-    if model.task in ("class", "image-class"):
+    if model.task in WHOLE or metadata.get("mean"):
         return [None]
+    if model.task == "features":
+        return [metadata.get("position")]
     decoder_ids = metadata.get("decoder_ids")
     rows = (
         model.logits(item, decoder_ids)[:, metadata["target_id"]]

@@ -12,9 +12,11 @@ from refl.explainer import with_pixel_bounds
 from refl.io.images import Image
 from refl.io.precision import unit_roundoff
 from refl.model import Model
+from refl.question import started
 from refl.rules.composites import Composite
-from refl.seeds import Seed
+from refl.seeds import AnySeed, Seed
 from refl.sweep import Sweep
+from refl.targets import Span, Special
 from refl.trace import Trace, Value
 from refl.verification.compare.rounding import (
     DIVIDED,
@@ -26,14 +28,21 @@ from refl.verification.compare.rounding import (
 
 @dataclass(frozen=True)
 class ExplainedOutput:
-    """What was explained: the input, and the output's number."""
+    """What was explained: the input, and the output's number, or what else was explained."""
 
     item: Any
-    target: int
+    target: int | Special
     against: int | None = None
     seed: str = "logit"
     position: int | None = None
     decoder: Sequence[int] | None = None
+
+    @property
+    def every(self) -> bool:
+        """Whether it is the output of no one token."""
+        return not isinstance(self.target, int) and (
+            isinstance(self.target, Span) or self.target.mean
+        )
 
 
 class RecordedForward:
@@ -47,10 +56,18 @@ class RecordedForward:
             1, None if output.decoder is None else list(output.decoder)
         )
         self.logits: Value = model.forward(
-            self.trace, model.batch(ids, output.position, decoder_prefix=decoder_prefix)
+            self.trace,
+            model.batch(ids, output.position, output.every, decoder_prefix=decoder_prefix),
         )
         self.rows = asnumpy(self.logits.array).reshape(-1)
-        self.seed = Seed(output.seed, output.target, output.against)
+        self.seed = self._seed(output)
+
+    def _seed(self, output: ExplainedOutput) -> AnySeed:
+        if isinstance(output.target, int):
+            return Seed(output.seed, output.target, output.against)
+        rows = int(self.logits.array.shape[1])
+        tokens = 1 if self.model.takes_images else len(output.item)
+        return output.target.seed(output.seed, self.rows, rows, tokens)
 
     @functools.cached_property
     def names(self) -> dict[str, str]:
@@ -85,11 +102,7 @@ class RecordedForward:
             composite = with_pixel_bounds(
                 composite, self.model.preparation, self.model.config.num_channels
             )
-        start = (
-            self.seed.gradient(self.rows)
-            if composite.formulation == "gradient_x_input"
-            else self.seed.relevance(self.rows)
-        )
+        start = started(composite, self.seed, self.rows)
         swept = Sweep(composite, keep=lambda names: True).run(
             self.trace, self.logits, start.reshape(self.logits.array.shape)
         )

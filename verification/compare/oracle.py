@@ -77,6 +77,8 @@ def read(path: str | Path) -> Oracle:
         for name in ("input_ids", "decoder_ids"):
             if name in arrays:
                 metadata[name] = _ids(name, arrays[name])
+        if "vector" in arrays:
+            metadata["vector"] = arrays["vector"].ravel().tolist()
     except ReflError as reason:
         raise ReflError(f"{shown(path)} is no oracle file: {reason}") from None
     ledger, aliases, order = (

@@ -306,14 +306,15 @@ def _input(model: Model, ids: Any) -> Any:
 
 
 def record(
-    model: Model, ids: Sequence[int], decoder: Sequence[int] | None = None
+    model: Model, ids: Sequence[int], decoder: Sequence[int] | None = None, **where: Any
 ) -> tuple[dict[str, Record], Array]:
     """The real run of one text: output site -> record, and the logits that are explained, (V,):
-    after its last token, at its mask token, or of the classes. `decoder`: the ids a decoder has
-    written.
+    after its last token, at its mask token, or of the classes; those of several tokens behind each
+    other. `decoder`: the ids a decoder has written. `where`: position, or every token, as
+    Network.trace takes them.
     """
-    trace, logits = model.trace([_input(model, ids)], decoder=decoder)
-    return {r.output.site: r for r in trace.records}, logits.array[0, 0]
+    trace, logits = model.trace([_input(model, ids)], decoder=decoder, **where)
+    return {r.output.site: r for r in trace.records}, logits.array.reshape(-1)
 
 
 def logits(
@@ -324,41 +325,45 @@ def logits(
     variant: str = "attnlrp",
     edits: Mapping[str, Edit] | None = None,
     decoder: Sequence[int] | None = None,
+    **where: Any,
 ) -> Array:  # -> (B, V), B as the edits make it
     """The surrogate's logits, at the same place."""
     trace = FrozenTrace(model.weights, around, variant=variant, edits=edits)
-    return model.net.forward(
-        trace,
-        model.config,
-        model.batch([_input(model, ids)], decoder_prefix=model.decoder_prefixes(1, decoder)),
-    ).array[:, 0]
+    prefixes = model.decoder_prefixes(1, decoder)
+    batch = model.batch([_input(model, ids)], decoder_prefix=prefixes, **where)
+    z = model.net.forward(trace, model.config, batch).array
+    return z.reshape(z.shape[0], -1)
 
 
 def gradient(
     model: Model,
     ids: Sequence[int],
     site: str,
-    target: int,
+    target: int | Array,
     *,
     against: int | None = None,
     variant: str = "attnlrp",
     around: Mapping[str, Record] | None = None,
     chunk: int = 256,
     decoder: Sequence[int] | None = None,
+    **where: Any,
 ) -> Array:
     """d(logit of target, less that of `against`) / d(activation at `site`), in the shape of the
-    activation without the batch axis.
+    activation without the batch axis. A target (V,) is explained as the sum of all logits, each
+    times its entry.
 
     Every component of the activation is one direction; `chunk` of them are run at a time, as a
     batch. `site` is the name of an operation's output. For float64 models.
     """
-    around = record(model, ids, decoder)[0] if around is None else around
+    around = record(model, ids, decoder, **where)[0] if around is None else around
     shape = around[site].output.array.shape[1:]
     count = math.prod(shape)
     edits = [_perturb(start, min(start + chunk, count), shape) for start in range(0, count, chunk)]
     slopes = [
         _slopes(
-            logits(model, ids, around, variant=variant, edits={site: edit}, decoder=decoder),
+            logits(
+                model, ids, around, variant=variant, edits={site: edit}, decoder=decoder, **where
+            ),
             target,
             against,
         )
@@ -380,6 +385,8 @@ def _perturb(start: int, stop: int, shape: tuple[int, ...]) -> Edit:
     return lambda x: x + directions.reshape(-1, *shape)
 
 
-def _slopes(z: Array, target: int, against: int | None) -> Array:  # (B, V) -> (B,)
+def _slopes(z: Array, target: int | Array, against: int | None) -> Array:  # (B, V) -> (B,)
+    if not isinstance(target, int):
+        return (z @ target).imag / STEP
     explained = z[:, target] if against is None else z[:, target] - z[:, against]
     return explained.imag / STEP

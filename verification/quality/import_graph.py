@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pieces",),
     ("attention",),
     ("components", "device", "io", "ledger", "seeds", "trace"),
-    ("kept",),
+    ("kept", "targets"),
     ("paths", "ranking"),
     ("cache", "explanation", "intervention", "nets", "sweep"),
     ("answer_matrix",),

@@ -288,9 +288,8 @@ class _Graph:
     # -- a sweep for each --------------------------------------------------------------------------
 
     def _seed(self) -> Any:  # -> NumPy, in the shape of what is explained
-        seed = self.question.seeds(self.forward, [self.target])[0]
-        form = seed.gradient if self.as_gradient else seed.relevance
-        return form(self.forward.rows[0])
+        seeds = self.question.seeds(self.forward, [self.target])
+        return self.question.starts(self.explainer.composite, self.forward, seeds)[0]
 
     def _start(self, place: _Place) -> tuple[Value, Any]:
         """The value that a sweep from a neuron or a head starts at, and with what."""

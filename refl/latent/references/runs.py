@@ -25,7 +25,7 @@ from refl.model import Model
 from refl.network import WHOLE, Reading
 from refl.question import Forward, Question, Target
 from refl.rules.composites import Composite
-from refl.seeds import Seed
+from refl.seeds import AnySeed
 from refl.sweep import Sweep, Swept
 from refl.trace import Index, Record, Trace, Value
 
@@ -137,12 +137,10 @@ def _swept(
     question: Question,
     composite: Composite,
     forward: Forward,
-    seeds: Sequence[Seed],
+    seeds: Sequence[AnySeed],
     sites: Sequence[str],
 ) -> Swept:
-    as_gradient = composite.formulation == "gradient_x_input"
-    form = Seed.gradient if as_gradient else Seed.relevance
-    rows = np.stack([form(seed, z) for seed, z in zip(seeds, forward.rows, strict=True)])
+    rows = question.starts(composite, forward, seeds)
     wanted = set(sites)
     keep = Sweep(composite, keep=lambda names: not wanted.isdisjoint(names), release=True)
     return question.sweep(forward, keep, rows)
