@@ -133,6 +133,9 @@ def _output(
     question: Question, z: Any, reading: Reading, seed: AnySeed
 ) -> dict[str, Any]:  # what is explained, (V,)
     """What is explained, and the likeliest outputs."""
+    network = question.network
+    if reading.answer:
+        return _whole_answer(network, reading, z, seed.kind)
     target, _ = seed.asked
     if isinstance(target, Span):
         return _answer(question, z, reading, seed.kind, target)
@@ -141,7 +144,6 @@ def _output(
     assert isinstance(seed, Seed)
     if question.at is not None:
         return _neuron(float(z[seed.target]), seed.target, *question.at)
-    network = question.network
     names, kind = partial(_names, network, reading), network.probability
     # one text is no choice
     p = probabilities(z, "none" if network.compares and len(z) == 1 else kind)
@@ -166,6 +168,33 @@ def _names(network: Network, reading: Reading, numbers: Sequence[int]) -> list[s
     if isinstance(reading.input, Compared):
         return [reading.input.names[i] for i in numbers]
     return network.output_names(numbers)
+
+
+def _whole_answer(
+    network: Network, reading: Reading, z: Any, kind: str
+) -> dict[str, Any]:  # logits (R V,), those before each token first
+    """The same of an answer as a whole: what the model gives each of its tokens."""
+    ids, outputs = reading.explained[-reading.answer :], z.reshape(-1, network.config.vocab_size)
+    tokens = [
+        Candidate(name, i, float(z[i]), float(probabilities(z, network.probability)[i]))
+        for name, i, z in zip(network.tokens(ids), ids, outputs, strict=False)
+    ]
+    return {
+        "target": _in_words(network, tokens),
+        "target_id": ids[0],
+        "logit": math.fsum(token.logit for token in tokens),
+        "probability": math.prod(token.probability for token in tokens),
+        "against": None,
+        "seed": kind,
+        "candidates": [],
+        "answer": tokens,
+    }
+
+
+def _in_words(network: Network, tokens: Sequence[Candidate]) -> str:
+    """The text of an answer; its tokens where no tokenizer reads them, or none of it is left."""
+    text = "" if network.text is None else network.text.decode([token.id for token in tokens])
+    return text.strip() or " ".join(token.token for token in tokens)
 
 
 def _neuron(x: float, number: int, site: str, index: Sequence[int]) -> dict[str, Any]:

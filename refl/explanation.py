@@ -191,6 +191,10 @@ class Explanation:
                    a regression, a feature. Classes that do not exclude each other have sigmoids
     explained      what the conservation ledger adds up to: sum of tokens + everything absorbed
     candidates     the most likely next tokens
+    answer         the tokens of the answer where a whole one is explained, each with its logit and
+                   its probability, None elsewhere: the last of `tokens` (of `decoder_tokens`).
+                   `target` is its text, target_id its first token's, logit the sum of theirs,
+                   probability their product
     method         what made it: a composite with every parameter; `composite` is the same
     recorded       the conservation ledger, None where the method keeps none; `ledger` is the same
     span           of a model that finds answers the first and the last token of the explained one,
@@ -234,6 +238,7 @@ class Explanation:
     pixels: Any = None
     image: Any = None
     texts: list[int] | None = None
+    answer: list[Candidate] | None = None
     span: tuple[int | None, int | None] | None = None
     mean: bool | None = None
     vector: Any = None
@@ -310,6 +315,8 @@ class Explanation:
             return self._similarity
         if self.against is not None:
             return f"logit of {self.target!r} minus logit of {self.against!r}"
+        if self.answer is not None and self.seed == "logit":
+            return f"sum of the logits of {self.target!r}"
         if self.span is not None:
             return Span(*self.span).what(self.seed, self.target)
         if self.mean is not None:
@@ -500,6 +507,8 @@ class Explanation:
         arrays = {name: getattr(self, name) for name in names}
         found = {key: np.asarray(a).tolist() for key, a in arrays.items() if a is not None}
         found |= {} if self.span is None else {"span": list(self.span)}
+        if self.answer is not None:
+            found["answer"] = [vars(token) for token in self.answer]
         return found | {key: getattr(self, key) for key in known if getattr(self, key) is not None}
 
     def _decoder_dict(self) -> dict[str, Any]:
@@ -574,10 +583,8 @@ def _fields(content: oracle.Oracle) -> dict[str, Any]:
         "input_ids": [int(i) for i in arrays["input_ids"]],
         "relevance": arrays["relevance"],
         "probability": _or_nan(facts["probability"]),
-        "candidates": [
-            Candidate(c["token"], c["id"], c["logit"], _or_nan(c["probability"]))
-            for c in facts["candidates"]
-        ],
+        "candidates": _candidates(facts["candidates"]),
+        "answer": _candidates(facts["answer"]) if facts.get("answer") else None,
         "method": method,
         "recorded": None if ledger is None else Ledger.from_dict(ledger),
         "sites": _sites(content, method.formulation),
@@ -601,6 +608,10 @@ def _fields(content: oracle.Oracle) -> dict[str, Any]:
         "position": facts.get("position"),
         "parts": Known(_components(facts.get("components"))),
     }
+
+
+def _candidates(said: list[dict[str, Any]]) -> list[Candidate]:
+    return [Candidate(c["token"], c["id"], c["logit"], _or_nan(c["probability"])) for c in said]
 
 
 def _components(said: dict[str, Any] | None) -> Components | None:

@@ -36,6 +36,7 @@ from refl.nets.heads import by_tensors
 from refl.network import LABELED, Input, Net, Network, Reading
 from refl.question import Progress, Question, Target
 from refl.rules.composites import Composite
+from refl.show.answer import ShownAnswer
 from refl.show.explanation import Batch
 from refl.targets import Span
 
@@ -49,7 +50,7 @@ EACH = (
 """Options of `explain` that `explain_each` hands on as they are."""
 
 GENERATED = ("keep", "recompute", "audit", "progress", "edits", "options", "conditions")
-"""Those of `explain_generated`."""
+"""Those of `explain_generated` and `explain_answer`."""
 
 DTYPES = ("float32", "float64")
 
@@ -327,6 +328,7 @@ class Model(Network):
         conditions: Mapping[str, Any] | Sequence[str] | Conditions | None = None,
         attention_mask: Any = None,
         text: Any = None,
+        answer: Any = None,
     ) -> Any:
         """Explain the next token after a text (the masked token in it, the class it is put in: what
         the model does), or after a list of token ids, or after each of a list of those (a padded
@@ -389,6 +391,13 @@ class Model(Network):
                       batch a list of masks, None for an input without
         text          for models that compare a picture with texts: the text, or the list of texts,
                       and the input is the picture alone (for a batch the pictures)
+        answer        explain this text behind the input as a whole, in place of one output: the sum
+                      of its tokens' log-probabilities (`seed` "log-probability") or logits, each
+                      after all that stands before it, in one forward pass and one sweep. A text as
+                      it follows, with the blank before its first word, or token ids; of a
+                      sequence-to-sequence model what its decoder says next, after `decoder`. For a
+                      batch one for all, or a list. Its own tokens have relevance too, for those
+                      that come later. `explain_answer` explains each of them
         batch_tokens  how many tokens are run at once, padding counted: a longer list is sorted by
                       length and run in batches of at most that (a single input may be longer).
                       An input's numbers are the same in any batch to rounding; for dynamic rotary
@@ -404,6 +413,8 @@ class Model(Network):
                 f"{argument('at=')} says what is explained: leave {argument('target')}, "
                 f"{argument('contrast')}, {argument('position')} and {argument('seed')} out"
             )
+        if answer is not None:
+            _refuse_beside_answer(target, contrast, position, at, seed)
         how = under(chosen(method, eps, stabilizer, options), conditions)
         question = Question(
             network=self,
@@ -426,6 +437,8 @@ class Model(Network):
         readings = self.readings(items, decoder, types, self._seconds(single, pair), masks)
         if self.compares:
             wanted = self._texts_wanted(readings, target, contrast, seed)
+        if answer is not None:
+            readings = self.answering(items, readings, answer, decoder)
         explained = how.explain(question, readings, wanted, keep, audit)
         return explained[0] if single else Batch(explained)
 
@@ -504,13 +517,72 @@ class Model(Network):
         asked, question, kept = self._asked(method, eps, stabilizer, seed, how)
         whole = self.generate(item, tokens, decoder, question.edits)
         (reading,) = self.readings([item], decoder)
+        return Batch(self._explain_from(reading, whole, asked, question, kept))
+
+    def explain_answer(
+        self,
+        item: Input,
+        answer: str | Sequence[int] | None = None,
+        tokens: int = 32,
+        method: str | Composite | Method = "attnlrp",
+        *,
+        decoder: Any = None,
+        seed: str = "logit",
+        eps: float | None = None,
+        stabilizer: str | None = None,
+        **how: Any,
+    ) -> ShownAnswer:
+        """Explain each token of an answer, after all that stands before it: a matrix with a row for
+        each of its tokens and a column for each token of the input, and of the answer before it.
+
+        answer     the answer: a text as it follows the input, with the blank before its first word,
+                   or token ids. By default what the model itself adds, greedily, at most `tokens`
+                   tokens
+        decoder    of a sequence-to-sequence model what is said before the answer: as in `explain`
+        how        keep, recompute, audit, progress, edits, options and conditions, as in `explain`
+
+        A row is what `explain` of the text before with this token as `target` gives, to rounding;
+        all share one forward pass, as in `explain_generated`, and are swept one by one. `print` it
+        for a table, `m.html()` is a page. Raises ReflError as `generate` and `explain` do, for a
+        batch, and where the model adds nothing.
+        """
+        self._refuse_silent()
+        arguments.refuse_unknown("explain_answer", how, GENERATED)
+        if not self._is_single(item):
+            raise ReflError("explain_answer explains one answer: give the others on their own")
+        asked, question, kept = self._asked(method, eps, stabilizer, seed, how)
+        (reading,) = self.readings([item], decoder)
+        if answer is None:
+            question.tell("generating", 0, 0)
+            whole = self.generate(item, tokens, decoder, question.edits)
+        else:
+            (answered,) = self.answering([item], [reading], answer, decoder)
+            whole = answered.explained
+        said = whole[len(reading.explained) :]
+        if not said:
+            raise ReflError(
+                f"the model adds nothing in {argument('tokens')} {tokens}: give the "
+                f"{argument('answer')} that is to be explained, or more tokens"
+            )
+        words = " ".join(map(str, said)) if self.text is None else self.text.decode(said).strip()
+        return ShownAnswer(words, self._explain_from(reading, whole, asked, question, kept))
+
+    def _explain_from(
+        self,
+        reading: Reading,
+        whole: list[int],
+        asked: Method,
+        question: Question,
+        kept: dict[str, Any],
+    ) -> list[Explanation]:
+        """Of a whole text that begins with a reading each token behind that."""
         first = len(reading.explained)
         part = "input" if reading.prefix is None else "prefix"
         begun = [replace(reading, **_cut(part, whole[:end])) for end in range(first, len(whole))]
         targets = whole[first:]
         if isinstance(asked, Table):
-            return Batch(asked.explainer(question, **kept).successive(begun, targets))
-        return Batch(asked.explain(question, begun, [(target, None) for target in targets], **kept))
+            return asked.explainer(question, **kept).successive(begun, targets)
+        return asked.explain(question, begun, [(target, None) for target in targets], **kept)
 
     def _asked(
         self,
@@ -618,6 +690,27 @@ def _of_every_token(wanted: Sequence[Target]) -> bool:
 
 def _cut(part: str, ids: list[int]) -> dict[str, Any]:
     return {part: ids}
+
+
+def _refuse_beside_answer(target: Any, contrast: Any, position: Any, at: Any, seed: Any) -> None:
+    """Raises ReflError for what says something else than that an answer is explained."""
+    if contrast is not None:
+        raise ReflError(
+            f"{argument('contrast')} is of two tokens: to contrast two answers explain each with "
+            f"{argument('answer=')} and subtract their relevance, token by token of the input"
+        )
+    other = {"target": target, "position=": position, "at=": at}
+    for name, value in other.items():
+        if value is not None:
+            raise ReflError(
+                f"{argument('answer=')} says what is explained, each of its tokens where it "
+                f"stands: leave {argument(name)} out"
+            )
+    if isinstance(seed, str) and seed == "probability":
+        raise ReflError(
+            f"the {argument('seed')} 'probability' is that of one token: of an answer explain "
+            "'log-probability', the logarithm of the product, or 'logit'"
+        )
 
 
 def _is_logit(seed: Any) -> bool:

@@ -30,7 +30,7 @@ from refl.errors import LONGEST_REPR, ReflError, UnknownWords, argument, sentenc
 from refl.io.features import features
 from refl.io.images import Image, Preparation, prepared
 from refl.io.text import Text
-from refl.nets.batch import Batch
+from refl.nets.batch import Batch, Wanted
 from refl.nets.heads import OfDecoder, last_tokens
 from refl.nets.masks import of_net
 from refl.targets import SPANS, Feature, Special, span
@@ -103,6 +103,10 @@ class Reading:
     """Which of its tokens may be looked at, or which may look where: NumPy bool (T,) or (T, T)."""
     second: list[bool] | None = None
     """Of a pair of texts which tokens are of the second."""
+    answer: int = 0
+    """How many of the last of `explained` are an answer that is explained as a whole, each token by
+    the output before it; 0 where one output is explained.
+    """
 
     @property
     def explained(self) -> Any:
@@ -483,6 +487,81 @@ class Network:
             for b, ids in enumerate(inputs)
         ]
 
+    def answering(
+        self, items: Sequence[Any], readings: Sequence[Reading], answer: Any, decoder: Any = None
+    ) -> list[Reading]:
+        """The same readings with an answer behind each: one for all, or a list. A text is what
+        follows as it stands, with the blank before its first word; where the tokenizer joins that
+        to the word before, it is encoded by itself. Raises ReflError for what is no answer, and
+        where the model writes no text.
+        """
+        self._refuse_silent()
+        if any(reading.attention_mask is not None for reading in readings):
+            raise ReflError(
+                f"{argument('attention_mask')} is of the tokens of the input, and "
+                f"{argument('answer')} adds others: explain each token of the answer by itself"
+            )
+        texts = items
+        if self.task == "sequence-to-sequence":
+            said = [decoder] * len(items) if _is_one(decoder) else list(decoder)
+            texts = ["" if one is None else one for one in said]
+        each = self._answers(len(items), answer)
+        return [
+            self._answered(reading, self._following(reading.explained, text, one))
+            for reading, text, one in zip(readings, texts, each, strict=True)
+        ]
+
+    @staticmethod
+    def _answers(count: int, answer: Any) -> list[Any]:
+        inside, what = arguments.members(answer), "a text, token ids, or a list of these"
+        if inside is None and not isinstance(answer, str):
+            raise arguments.expected("answer", what, answer)
+        nested = {
+            isinstance(one, str) or arguments.members(one) is not None for one in inside or ()
+        }
+        if len(nested) > 1:
+            raise arguments.expected("answer", what, answer)
+        if True not in nested:
+            return [answer] * count
+        if len(inside or ()) != count:
+            raise ReflError(
+                f"{len(inside or ())} answers for {count} inputs: expected one for each, or one "
+                "for all"
+            )
+        return inside or []
+
+    def _following(self, before: list[int], text: Any, answer: Any) -> list[int]:
+        """Ids of an answer to a text of which these are the ids."""
+        if not isinstance(answer, str):
+            ids = [arguments.token_id(i) for i in arguments.listed("answer", answer, "token ids")]
+        elif not answer:
+            ids = []
+        else:
+            answer = arguments.text("answer", answer)
+            ids = self._behind(before, text, answer) or self._tokenizer().encode_bare(answer)
+            self._warn_of_unknown_words(ids, answer)
+        if not ids:
+            raise ReflError("the answer is empty: expected at least one token")
+        return ids
+
+    def _behind(self, before: list[int], text: Any, answer: str) -> list[int]:
+        """What a text and the answer behind it have more tokens than the text; none where the
+        answer changes the tokens before it, or where there is no text.
+        """
+        if not isinstance(text, str):
+            return []
+        tokenizer = self._tokenizer()
+        if self.task == "sequence-to-sequence":
+            both = [self.decoder_start_id, *tokenizer.encode_bare(text + answer)]
+        else:
+            both = tokenizer.encode(text + answer)
+        return both[len(before) :] if both[: len(before)] == before else []
+
+    def _answered(self, reading: Reading, ids: list[int]) -> Reading:
+        part = "input" if reading.prefix is None else "prefix"
+        whole: dict[str, Any] = {part: self._checked([*reading.explained, *ids])}
+        return replace(reading, **whole, answer=len(ids))
+
     def lengths(self, reading: Reading) -> tuple[int, ...]:
         """How many tokens are read, and written by a decoder; of a picture its patches, and the
         tokens of the texts that it is compared with.
@@ -509,13 +588,15 @@ class Network:
         decoder_prefix: Any = None,
         types: Sequence[Sequence[int]] | None = None,
         masks: Sequence[Any] | None = None,
+        answers: Sequence[int] | None = None,
     ) -> Batch:
         """Inputs as `read` gives them, token ids padded on the right, and the position whose output
         is wanted: by default where the task has its own.
 
         `decoder_prefix`: the decoder's ids, for nets that have one; the position is then one of
         theirs. `types`: token type ids. `masks`: attention masks, of the caller, None for an input
-        without.
+        without. `answers`: how many of the last ids of each are an answer: the outputs before each
+        of these are wanted.
         """
         self._refuse_position(position)
         kinds, allowed = self._types(types, inputs), self._attention_masks(masks, inputs)
@@ -531,7 +612,7 @@ class Network:
         if self.task == "image-class":
             return Batch(pixels=pixels)
         prefixes = self.decoder_prefixes(len(inputs), decoder_prefix)
-        rows = None if every else self._rows(prefixes or inputs, position)
+        rows = None if every else self._rows(prefixes or inputs, position, answers)
         decoder_ids, decoder_mask = (None, None) if prefixes is None else self._padded(prefixes)
         batch = Batch(
             ids=ids,
@@ -591,7 +672,8 @@ class Network:
         if self.task == "sequence-to-sequence":
             return ()
         if self.task != "class":
-            return () if batch.rows is None else (batch.rows[b],)
+            rows = () if batch.rows is None else batch.rows[b]
+            return rows if isinstance(rows, tuple) else (rows,)
         if isinstance(self.config, OfDecoder):
             return (last_tokens(batch, self.config.pad_token_id)[b],)
         return () if getattr(self.config, "classifier_pooling", "cls") == "mean" else (0,)
@@ -645,13 +727,18 @@ class Network:
         return self.place(ids), self.place(mask)
 
     def _rows(
-        self, inputs: Sequence[Sequence[int]], position: int | None
-    ) -> tuple[int, ...] | None:
+        self,
+        inputs: Sequence[Sequence[int]],
+        position: int | None,
+        answers: Sequence[int] | None = None,
+    ) -> tuple[Wanted, ...] | None:
         """Where the output is wanted; None for a classifier, whose net pools, and for answers,
         which may start and end anywhere.
         """
         if self.task in WHOLE:
             return None
+        if answers is not None:
+            return _before_answers(inputs, answers)
         return tuple(self._position(ids, position) for ids in inputs)
 
     def _position(self, ids: Sequence[int], position: int | None) -> int:
@@ -820,6 +907,24 @@ class Network:
 
     def _blank_trace(self) -> Trace:
         return self.trace([self.blank()], position=None if self.task in WHOLE else 0)[0]
+
+
+def _is_one(decoder: Any) -> bool:
+    """Whether it is what the decoders of all inputs have written."""
+    return decoder is None or is_single(decoder)
+
+
+def _before_answers(
+    inputs: Sequence[Sequence[int]], answers: Sequence[int]
+) -> tuple[tuple[int, ...], ...]:
+    """For each input the positions before its answer's tokens, as many for each as the longest
+    answer has: those of a shorter one come first, and then its first again, which nothing reads.
+    """
+    longest, found = max(answers), []
+    for ids, count in zip(inputs, answers, strict=True):
+        first = len(ids) - count - 1
+        found.append((*range(first, len(ids) - 1), *(first,) * (longest - count)))
+    return tuple(found)
 
 
 def _is_local(function: Any) -> bool:

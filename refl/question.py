@@ -23,7 +23,7 @@ from refl.errors import ReflError, argument, nearest, shown
 from refl.ledger import DESTINATIONS
 from refl.network import Network, Reading, refuse_overflow
 from refl.rules.composites import Composite
-from refl.seeds import AnySeed, Cosine, Seed
+from refl.seeds import AnySeed, Cosine, Seed, of_answer
 from refl.sweep import Sweep, Swept
 from refl.targets import Feature, Span, Special, best_spans
 from refl.trace import Trace, Value
@@ -230,7 +230,7 @@ class Question:
             readings=readings,
             embedded=embedded[0],
             decoder_embedded=embedded[1:],
-            positions=batch.rows,
+            positions=None if answered(readings) else batch.rows,
         )
 
     def _batch(self, readings: Sequence[Reading]) -> Any:
@@ -242,11 +242,12 @@ class Question:
             decoder_prefix=[r.prefix for r in readings if r.prefix is not None] or None,
             types=[r.types for r in readings if r.types is not None] or None,
             masks=masks if any(mask is not None for mask in masks) else None,
+            answers=[r.answer for r in readings] if answered(readings) else None,
         )
 
     def position_of(self, reading: Reading) -> int | None:
         """The token whose output is explained; None where it is no token's."""
-        rows = self._batch([reading]).rows
+        rows = None if answered([reading]) else self._batch([reading]).rows
         return None if rows is None else int(rows[0])
 
     def rows(
@@ -319,10 +320,15 @@ class Question:
 
     def seeds(self, forward: Forward, targets: Sequence[Target]) -> list[AnySeed]:
         """Of each example: the target asked for, or the largest output; the neuron, where one is
-        explained.
+        explained; the answer behind an input that has one.
         """
         if self.at is not None:
             return [Seed(self.kind, self._neuron(forward, *self.at))] * len(forward.rows)
+        if answered(forward.readings):
+            outputs = forward.explained.array.shape[-1]
+            return [
+                of_answer(self.kind, r.explained[-r.answer :], outputs) for r in forward.readings
+            ]
         rows = int(forward.explained.array.shape[1])
         return [
             self.seed(z, reading, target, rows)
@@ -419,6 +425,11 @@ class Question:
         """Progress, where somebody wants to hear of it."""
         if self.progress is not None:
             self.progress(phase, done, of)
+
+
+def answered(readings: Sequence[Reading]) -> bool:
+    """Whether what is explained is the answer behind each input, all of its tokens together."""
+    return any(reading.answer for reading in readings)
 
 
 def started(composite: Composite, seed: AnySeed, z: Any) -> Any:  # z: (V,) -> (V,), NumPy

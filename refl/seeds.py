@@ -29,7 +29,7 @@ summed) are explained by one of them, or by how they point to a vector v:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -197,6 +197,19 @@ class Sum:
         for p in self.parts:
             found[p.where] += p.times * of(p.seed, z[p.where])
         return found
+
+
+def of_answer(kind: str, ids: Sequence[int], outputs: int) -> Sum:
+    """An answer as one target      y = sum_k y_k(z_k),    z_k the `outputs` logits before token k
+
+    of rows of logits behind each other; rows behind those of the answer are in no part.
+    """
+    return Sum(
+        tuple(
+            Part(slice(k * outputs, (k + 1) * outputs), Seed(kind, token))
+            for k, token in enumerate(ids)
+        )
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -89,15 +89,29 @@ def _unconcat(r: Array, *arrays: Array, axis: int) -> tuple[Array, ...]:
     return tuple(pieces)
 
 
-def _rows(x: Array, *, index: tuple[int, ...]) -> Array:  # (B, T, D), B integers -> (B, 1, D)
-    return namespace(x).concat([x[b : b + 1, t : t + 1, ...] for b, t in enumerate(index)], axis=0)
+Chosen = tuple[int | tuple[int, ...], ...]
+"""For each example the row that is chosen, or several, as many for each: R."""
 
 
-def _unrows(r: Array, x: Array, *, index: tuple[int, ...]) -> Array:
+def _rows(x: Array, *, index: Chosen) -> Array:  # (B, T, D), B integers or B x R -> (B, R, D)
+    xp = namespace(x)
+    each = (
+        xp.concat([x[b : b + 1, t : t + 1, ...] for t in rows], axis=1)
+        for b, rows in enumerate(_several(index))
+    )
+    return xp.concat(list(each), axis=0)
+
+
+def _unrows(r: Array, x: Array, *, index: Chosen) -> Array:
     whole = namespace(r, x).zeros_like(x)
-    for b, t in enumerate(index):
-        whole[b, t, ...] = r[b, 0, ...]
+    for b, rows in enumerate(_several(index)):
+        for k, t in enumerate(rows):  # one may be chosen twice
+            whole[b, t, ...] += r[b, k, ...]
     return whole
+
+
+def _several(index: Chosen) -> list[tuple[int, ...]]:
+    return [rows if isinstance(rows, tuple) else (rows,) for rows in index]
 
 
 def _reshape(x: Array, *, shape: tuple[int, ...]) -> Array:

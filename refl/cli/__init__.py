@@ -8,7 +8,7 @@
     exits         how a run ends, whatever happens
     progress      the bar on standard error
     corpus        many inputs, on many cores or machines: what explain and evaluate have in common
-    explain generate evaluate   what a model does, and why
+    explain answer generate evaluate   what a model does, and why
     neurons references project graph switch card   what its neurons and heads do
     learn walk    the method itself: lessons, and a whole sweep number by number
     trace models methods   how refl does it; folder: what a checkpoint holds
@@ -20,6 +20,7 @@ Nothing heavy is imported before it is needed: `--help` loads no array library.
 from __future__ import annotations
 
 from refl.cli import (
+    answer,
     card,
     compare,
     conform,
@@ -50,7 +51,7 @@ from refl.version import __version__
 __all__ = ["main"]
 
 COMMANDS = (
-    *(explain, generate, evaluate),
+    *(explain, answer, generate, evaluate),
     *(neurons, references, project, graph, switch, card),
     *(learn, walk),
     *(trace, models, methods),
@@ -65,6 +66,7 @@ examples:
   refl explain "the keys to the cabinet"
   refl explain "the keys to the cabinet" --contrast are is --method cp-lrp
   refl explain "the keys to the cabinet" --model path/to/checkpoint --html why.html
+  refl answer "the keys to the cabinet" --tokens 6
   refl trace "the keys to the cabinet"
   refl methods attnlrp
   refl learn

@@ -97,6 +97,8 @@ def refuse_contradictions(args: argparse.Namespace) -> None:
     if args.pair is not None and (args.ids is not None or args.types is not None):
         args.parser.error("--pair joins two texts: give TEXT with it, and no --ids or --types")
     options.refuse_both(args, "target", "contrast")
+    if hasattr(args, "answer"):
+        options.refuse_both(args, "answer", "answer_ids")
     _refuse_two_targets(args)
 
 
@@ -218,6 +220,7 @@ def explained(
         pair=args.pair,
         conditions=getattr(args, "through", None),
         attention_mask=_attention_mask(getattr(args, "attention_mask", None)),
+        answer=answer_asked(args),
     )
     return e
 
@@ -275,6 +278,12 @@ def _misfit(model: Model) -> ReflError:
     if model.compares:
         return ReflError(f"{name} compares a picture with texts: give --image FILE with TEXT")
     return ReflError(f"{name} compares no pictures with texts: leave --image and --among out")
+
+
+def answer_asked(args: argparse.Namespace) -> str | list[int] | None:
+    """--answer, or --answer-ids, where the command has them."""
+    ids = getattr(args, "answer_ids", None)
+    return getattr(args, "answer", None) if ids is None else list(ids)
 
 
 def no_tokenizer(name: str) -> ReflError:

@@ -26,6 +26,7 @@ SHARD = 64
 ONE_INPUT = (
     ("text", "ids", "types", "pair", "decoder", "decoder_ids")
     + ("target", "contrast", "position", "at", "through", "coordinate", "cosine", "mean")
+    + ("answer", "answer_ids")
     + ("keep", "save", "png", "html", "svg", "pdf", "tex", "beside", "scale")
 )
 """Options of `refl explain` for one input: in a corpus each line has its own, or none."""

@@ -33,6 +33,7 @@ seeds, which say what is explained:
   logit              the logit of the target; with --contrast the difference of two
   log-probability    the target's logit less the mean logit under the model's own distribution
   probability        softmax-weighted: the target against every other token; adds up to 0
+of an --answer the sum over its tokens of one of the first two
 
 examples:
   refl explain "the keys to the cabinet"                       # the most likely next token
@@ -57,6 +58,7 @@ examples:
   refl explain "the keys" --keep "*.mlp" "*.self_attn" --save blocks.safetensors
   refl explain "the keys to the cabinet" --contrast are is --through L3.N17 L3.N33
   refl explain --ids 2 150 87 9 --attention-mask 1,0,1,1       # the second token is hidden
+  refl explain "the keys to the cabinet" --answer " are on the table" --seed log-probability
 
 """
 
@@ -67,6 +69,11 @@ def add(commands: Any) -> None:
     p = add_command(commands, "explain", summary, run, description=_ABOUT, more=_more)
     options.explaining(p)
     options.attention_mask(p)
+    options.answer(
+        p.add_argument_group("a whole answer"),
+        "explain this text behind the input as one target, in place of one output: with the blank "
+        "before its first word (refl answer explains each of its tokens)",
+    )
     inside = p.add_argument_group("neurons and heads")
     options.edits(inside)
     inside.add_argument(

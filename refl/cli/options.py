@@ -38,6 +38,12 @@ def decoder(p: Any, what: str) -> None:
     p.add_argument("--decoder", metavar="TEXT", help=what)
 
 
+def answer(p: Any, what: str) -> None:
+    """The answer to explain, as a text or as ids."""
+    p.add_argument("--answer", metavar="TEXT", help=what)
+    _numbers(p, "--answer-ids", "ID", "token ids in place of that")
+
+
 PARTS = """\
 NAME is L2.N17 (neuron 17 of the third block), L2.H1 (a head), L2.E0.N17 (of an expert),
 decoder.L0.N3 or decoder.L0.cross.H2 (of an encoder-decoder)."""

@@ -190,6 +190,7 @@ FACTS = record(
         "against_logit": maybe(number),
         "types": maybe(each(whole)),
         "position": maybe(whole),
+        "answer": maybe(each(_CANDIDATE)),
         "span": maybe(answer),
         "mean": maybe(truth),
         "texts": maybe(each(whole)),
@@ -220,6 +221,7 @@ def check_arrays(
     _check_compared(facts, arrays)
     _check_pairs(arrays)
     _check_mask(arrays)
+    _check_answer(facts, arrays)
     _check_target(facts, arrays)
     check_sites(sites)
     _check_sums(facts, arrays, sites)
@@ -341,6 +343,15 @@ def _check_mask(arrays: Mapping[str, Array]) -> None:
         raise ReflError(
             f"attention_mask is of {mask.dtype} and shape {mask.shape}, expected true or false "
             f"({tokens},) or ({tokens}, {tokens}) for the tokens"
+        )
+
+
+def _check_answer(facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    said = [token["id"] for token in facts.get("answer") or ()]
+    ids = arrays.get("decoder_ids", arrays["input_ids"]).tolist()
+    if said and (len(said) >= len(ids) or ids[-len(said) :] != said):
+        raise ReflError(
+            "the tokens of the answer are not the last of the text: expected them there"
         )
 
 

@@ -28,7 +28,7 @@ from refl.errors import ReflError, argument
 from refl.explainer import Explainer
 from refl.explanation import Explanation, MethodFacts
 from refl.network import Network, Reading
-from refl.question import Forward, Question, Target
+from refl.question import Forward, Question, Target, answered
 from refl.rules.composites import Composite
 from refl.seeds import AnySeed
 
@@ -138,6 +138,8 @@ class Attribution:
     """Whether it reads attention's scores and probabilities."""
     of_features: ClassVar[bool] = False
     """Whether it is defined where a decoder writes about log-mel features."""
+    of_answers: ClassVar[bool] = False
+    """Whether it explains several outputs as one number."""
 
     def facts(self) -> MethodFacts:
         """What an Explanation says of it, every option with its value."""
@@ -167,6 +169,7 @@ class Attribution:
         self.refuse(question.network)
         question.refuse([targets])
         question.refuse_lengths(readings)
+        self._refuse_answers(readings)
         explained, facts = [], self.facts()
         for n, (reading, target) in enumerate(zip(readings, targets, strict=True)):
             forward = question.forward([reading], plain=self.plain)
@@ -182,6 +185,15 @@ class Attribution:
             raise ReflError(
                 f"method {self.name} has scores of one input, and {network.name or 'the model'} "
                 "compares a picture with texts: take a table of rules, such as attnlrp"
+            )
+
+    def _refuse_answers(self, readings: Sequence[Reading]) -> None:
+        """Raises ReflError for an answer, where the method explains one output at a time."""
+        if answered(readings) and not self.of_answers:
+            raise ReflError(
+                f"method {self.name} explains one output at a time, and an answer has several: "
+                "take a table of rules, or explain_answer (refl answer), which explains each of "
+                "its tokens"
             )
 
     def _refuse_found(self, question: Question, reading: Reading, found: Found) -> None:

@@ -117,6 +117,7 @@ class IntegratedGradients(Attribution):
         "all of it: tokens, the baseline's output, and what the quadrature misses, in the ledger"
     )
     of_features: ClassVar[bool] = True
+    of_answers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         vars(self).update(

@@ -67,6 +67,7 @@ class PaLrp(Attribution):
         "tokens and position where signed"
     )
     unit: ClassVar[str] = "linearized"
+    of_answers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         arguments.flag("signed", self.signed)

@@ -32,6 +32,7 @@ class Random(Attribution):
     conserved: ClassVar[str] = "nothing"
     unit: ClassVar[str] = "own"
     of_features: ClassVar[bool] = True
+    of_answers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         draw = arguments.as_whole(self.draw)

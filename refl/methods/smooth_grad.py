@@ -60,6 +60,7 @@ class SmoothGrad(Attribution):
     conserved: ClassVar[str] = "nothing"
     unit: ClassVar[str] = "own"
     of_features: ClassVar[bool] = True
+    of_answers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         vars(self).update(

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from refl.explanation import Explanation, MethodFacts
+from refl.explanation import Candidate, Explanation, MethodFacts
 from refl.ledger import CAUSES, Ledger
 from refl.rules import operations
 from refl.rules.composites import Composite
@@ -216,6 +216,9 @@ def facts(e: Explanation) -> str:
         return printable(f"{e.target} is {e.logit:.4f}")
     if is_number(e):
         return printable(f"{e.what} is {e.logit:.4f}")
+    if e.answer is not None:
+        said = f"{e.target!r}, {len(e.answer)} token{'s' * (len(e.answer) > 1)}, has"
+        return printable(f"{said} log-probability {in_all(e.answer):.4f} ({e.probability:.3g})")
     both = e.span is not None and None not in e.span
     said = f"{e.target!r} has {'start + end ' if both else ''}logit {e.logit:.4f}"
     if not math.isnan(e.probability):
@@ -223,6 +226,11 @@ def facts(e: Explanation) -> str:
     if e.against is not None:
         said += f", {e.against!r} has logit {_against_logit(e):.4f}"
     return printable(said)
+
+
+def in_all(tokens: Sequence[Candidate]) -> float:
+    """The log-probability of tokens behind each other."""
+    return math.fsum(math.log(t.probability) if t.probability else -math.inf for t in tokens)
 
 
 def _against_logit(e: Explanation) -> float:
@@ -275,6 +283,9 @@ def described(method: Composite | MethodFacts) -> list[str]:
 
 ENCODER, DECODER = "read by the encoder", "written by the decoder"
 """Names of the two rows of tokens, where there are two."""
+PROMPT, ANSWER = "the prompt", "the answer itself, for those of its tokens that come later"
+"""Of the rows of a text whose answer is explained."""
+
 
 COMPARED = "compared with the picture"
 """Of a text that is."""
@@ -282,7 +293,7 @@ COMPARED = "compared with the picture"
 
 def leads_on(e: Explanation, name: str) -> bool:
     """Whether the explained output follows the row of tokens of this name."""
-    return name != ENCODER and e.texts is None
+    return name not in (ENCODER, ANSWER) and e.texts is None
 
 
 def rows_of_tokens(e: Explanation) -> list[tuple[str, Explanation]]:
@@ -295,7 +306,7 @@ def rows_of_tokens(e: Explanation) -> list[tuple[str, Explanation]]:
         reached = [row for row in rows if any(row.relevance)] or rows[:1]
         return [(COMPARED, row) for row in reached]
     if e.decoder_tokens is None or e.decoder_ids is None:
-        return [("", e)]
+        return [("", e)] if e.answer is None else _with_answer(e, PROMPT)
     decoder = replace(
         e,
         tokens=e.decoder_tokens,
@@ -305,7 +316,32 @@ def rows_of_tokens(e: Explanation) -> list[tuple[str, Explanation]]:
         decoder_ids=e.input_ids,
         decoder_relevance=e.relevance,
     )
-    return [(ENCODER, e), (DECODER, decoder)]
+    return [
+        (ENCODER, e),
+        *([(DECODER, decoder)] if e.answer is None else _with_answer(decoder, DECODER)),
+    ]
+
+
+def _with_answer(e: Explanation, name: str) -> list[tuple[str, Explanation]]:
+    """The row up to the answer, and the answer. What is not in a row is beside it, as the scale of
+    its colors is that of all.
+    """
+    start = len(e.tokens) - len(e.answer or ())
+    return [
+        (name, _cut(e, slice(0, start), slice(start, None))),
+        (ANSWER, _cut(e, slice(start, None), slice(0, start))),
+    ]
+
+
+def _cut(e: Explanation, part: slice, rest: slice) -> Explanation:
+    beside = [] if e.decoder_relevance is None else list(e.decoder_relevance)
+    return replace(
+        e,
+        tokens=e.tokens[part],
+        input_ids=e.input_ids[part],
+        relevance=e.relevance[part],
+        decoder_relevance=[*e.relevance[rest], *beside],
+    )
 
 
 def row_of_decoder(e: Explanation) -> Explanation | None:
@@ -349,6 +385,8 @@ def joiner(tokens: Sequence[str]) -> str:
 
 def outputs(e: Explanation) -> str:
     """What the candidates are."""
+    if e.answer is not None:
+        return "token of the answer"
     if e.span is not None:
         return "answer" if None not in e.span else "start" if e.span[1] is None else "end"
     return OUTPUTS.get(e.about.get("task", ""), "next token")
@@ -364,6 +402,8 @@ def considered(e: Explanation) -> list[tuple[str, int | str, float, float, str]]
     """Token, id, logit and probability of the candidates, and of the target and what it is
     contrasted with where they are none of them, each with what it is here.
     """
+    if e.answer is not None:
+        return [(c.token, c.id, c.logit, c.probability, "") for c in e.answer]
     found: list[tuple[str, int | str, float, float, str]] = [
         (c.token, _numbered(e, c.id), c.logit, c.probability, _part_in(e, c.token, c.id))
         for c in e.candidates

@@ -75,7 +75,7 @@ def body(e: Explanation) -> Markup:
             class_="two",
         ),
         _numbers(e),
-        _method(e),
+        method_section(e),
         ledger_section(e.recorded) if e.recorded is not None else "",
         _again(e),
         _shipped(e),
@@ -308,6 +308,10 @@ def _candidates(e: Explanation) -> Markup:
         for t, i, z, p, part in considered(e)
     ]
     name, *columns = names_of_columns(e)
+    if e.answer is not None:
+        return tag(
+            "section", tag("h2", "The answer"), safe_table(("token", *columns), rows, (1, 2, 3))
+        )
     head = (name.rpartition(" ")[2], *columns)
     return tag("section", tag("h2", f"The {name}"), safe_table(head, rows, (1, 2, 3)))
 
@@ -315,7 +319,8 @@ def _candidates(e: Explanation) -> Markup:
 # -- the method, the ledger, and how to do it again ------------------------------------------------
 
 
-def _method(e: Explanation) -> Markup:
+def method_section(e: Explanation) -> Markup:
+    """What it is, and its table of rules."""
     m = e.method
     return tag(
         "section",
@@ -355,13 +360,20 @@ def _again(e: Explanation) -> Markup:
     said = e.provenance | {
         "method": e.method.title,
         "seed": e.seed,
-        "target": f"{e.target!r} (id {e.target_id})" if e.span is None else e.what,
+        "target": f"{e.target!r} ({_ids(e)})" if e.span is None else e.what,
     }
     said |= {"against": repr(e.against)} if e.against is not None else {}
     said |= {"token ids": " ".join(map(str, e.input_ids))} if e.picture is None else {}
     said |= {"decoder ids": " ".join(map(str, e.decoder_ids))} if e.decoder_ids is not None else {}
     rows = (tag("dt", key) + tag("dd", value) for key, value in said.items())
     return tag("section", tag("h2", "To do it again"), tag("dl", *map(Markup, rows)))
+
+
+def _ids(e: Explanation) -> str:
+    """Of the target: one, or those of an answer."""
+    if e.answer is None:
+        return f"id {e.target_id}"
+    return f"ids {' '.join(str(token.id) for token in e.answer)}"
 
 
 def _shipped(e: Explanation) -> Markup:

@@ -276,6 +276,9 @@ def _quantity(a: Oracle, b: Oracle) -> list[str]:
     ]
     if a.picture is not None and b.picture is not None and not np.array_equal(a.picture, b.picture):
         said.append("picture: they explain two")
+    answers = [len(side.metadata.get("answer") or ()) for side in (a, b)]
+    if answers[0] != answers[1]:
+        said.append(f"tokens of an answer: {answers[0]} in A, {answers[1]} in B")
     edits = [side.about.get("edits") or "none" for side in (a, b)]
     if edits[0] != edits[1]:
         said.append(f"edits: {_short(edits[0])} in A, {_short(edits[1])} in B")
@@ -508,6 +511,8 @@ def _forward(model: Model, side: Oracle) -> tuple[RecordedForward | None, str]:
     target = _target(side)
     if seed not in SEEDS or target is None:
         return None, "no option was tried: the explained output is none of the model's"
+    if metadata.get("answer"):
+        return None, "no option was tried: a whole answer is explained, of several outputs"
     if side.about.get("edits"):
         return (
             None,

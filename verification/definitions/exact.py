@@ -927,9 +927,11 @@ def concat(shapes: Sequence[Index], axis: int) -> Origins:
     return origins
 
 
-def rows(shape: Index, index: Sequence[int]) -> Origins:
-    """z[b, 0] = x[b, index_b]."""
-    return {(b, 0, d): (0, (b, index[b], d)) for b, d in entries(shape[0], shape[2])}
+def rows(shape: Index, index: Sequence[int | Sequence[int]]) -> Origins:
+    """z[b, k] = x[b, index_b,k]; a number stands for one row of an example."""
+    each = [[t] if isinstance(t, int) else t for t in index]
+    of_rows = entries(shape[0], len(each[0]), shape[2])
+    return {(b, k, d): (0, (b, each[b][k], d)) for b, k, d in of_rows}
 
 
 def reshape(shape: Index, new: Index) -> Origins:

@@ -949,6 +949,7 @@ MOVES: dict[str, tuple[list[Index], dict[str, Any]]] = {
     "concat, last axis": ([(2, 2, 1), (2, 2, 3)], {"axis": -1}),
     "concat, positions": ([(2, 1, 2), (2, 3, 2), (2, 1, 2)], {"axis": -2}),
     "rows": ([(2, 3, 2)], {"index": (2, 0)}),
+    "rows, several": ([(2, 3, 2)], {"index": ((1, 2), (0, 0))}),
     "patches": ([(2, 2, 4, 3)], {"size": (2, 3)}),
     "patches, pixels left over": ([(1, 1, 5, 4)], {"size": (2, 3)}),
     "reshape": ([(2, 3, 4)], {"shape": (2, 2, 6)}),

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("kept", "targets"),
     ("paths", "ranking"),
     ("cache", "compared", "explanation", "intervention", "nets", "sweep"),
+    ("answer_matrix",),
     ("network", "show"),
     ("anatomy", "question"),
     ("answer",),

@@ -75,6 +75,7 @@ METHODS = "tests/refl/methods/"
 DECODERS = "tests/nets/test_decoders.py::"
 EDITS = "tests/refl/test_edits.py::"
 INTERVENTION = "tests/refl/test_intervention.py::"
+ANSWERS = "tests/refl/test_answer.py::"
 
 
 def exact(file: str, name: str, *parameters: str) -> str:
@@ -718,10 +719,51 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "rows-back",
         MOVEMENT,
-        "whole[b, t, ...] = r[b, 0, ...]",
-        "whole[b, 0, ...] = r[b, 0, ...]",
+        "whole[b, t, ...] += r[b, k, ...]",
+        "whole[b, 0, ...] += r[b, k, ...]",
         exact("movement", "test_rule", "rows"),
         "the explained row's relevance goes back to the first",
+    ),
+    # -- whole answers -----------------------------------------------------------------------------
+    Fault(
+        "rows-chosen-twice",
+        MOVEMENT,
+        "whole[b, t, ...] += r[b, k, ...]",
+        "whole[b, t, ...] = r[b, k, ...]",
+        exact("movement", "test_rule", "rows, several"),
+        "of a row that is chosen twice the last relevance alone goes back",
+    ),
+    Fault(
+        "answer-own-rows",
+        "refl/network.py",
+        "first = len(ids) - count - 1",
+        "first = len(ids) - count",
+        f"{ANSWERS}test_what_is_explained_is_added_up_by_hand[llama]",
+        "each token of an answer is explained by the output at itself, not before it",
+    ),
+    Fault(
+        "answer-first-row",
+        "refl/seeds.py",
+        "Part(slice(k * outputs, (k + 1) * outputs), Seed(kind, token))",
+        "Part(slice(0, outputs), Seed(kind, token))",
+        f"{ANSWERS}test_a_span_is_the_sum_of_its_tokens[llama-cp-lrp-logit]",
+        "all tokens of an answer are explained by the output before the first",
+    ),
+    Fault(
+        "answer-padding",
+        "refl/question.py",
+        "of_answer(self.kind, r.explained[-r.answer :], outputs)",
+        "of_answer(self.kind, r.explained[-forward.readings[0].answer :], outputs)",
+        f"{ANSWERS}test_a_batch_is_its_members[gpt2]",
+        "every answer of a batch is taken to be as long as the first",
+    ),
+    Fault(
+        "matrix-shifted",
+        "refl/answer_matrix.py",
+        "found[n, :n] = self._said(e)[first:]",
+        "found[n, :n] = self._said(e)[first - 1 : -1]",
+        f"{ANSWERS}test_a_row_is_an_explanation_of_its_beginning[llama-attnlrp]",
+        "the answer's columns are those of the tokens before",
     ),
     Fault(
         "position-as-tokens",

@@ -1,4 +1,5 @@
-"""How long a matrix takes from the file to the dtype of the computation, each format beside bfloat16.
+"""How long a matrix takes from the file to the dtype of the computation, each format beside
+bfloat16.
 
     python -m refl.verification.quality.widening_speed [--size 4096]
 
