@@ -187,6 +187,12 @@ BUFFERS: tuple[tuple[str, Agrees, str], ...] = (
         _is_a_mask_value,
         "which is not the low number that stands for a mask",
     ),
+    ("gpt_neox.layers.*.attention.bias", _is_causal, "which is not the causal mask of GPT-NeoX"),
+    (
+        "gpt_neox.layers.*.attention.masked_bias",
+        _is_a_mask_value,
+        "which is not the low number that stands for a mask",
+    ),
     ("*.embeddings.position_ids", _counts, "which does not count positions from 0"),
     ("*.embeddings.token_type_ids", _is_zero, "which is not 0 throughout"),
     # some GPTQ files give every layer a bias

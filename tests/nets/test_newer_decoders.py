@@ -18,7 +18,7 @@ import pytest
 
 from refl.errors import ReflError
 from refl.model import Model, architecture
-from refl.nets import NETS, NOT_HERE, cohere2, gpt_neox, llama, phi3, smollm3
+from refl.nets import NETS, NOT_HERE, cohere2, gpt_neox, llama, opt, phi3, smollm3
 from refl.nets.config import parse
 from refl.verification.random_models import (
     COHERE,
@@ -27,12 +27,16 @@ from refl.verification.random_models import (
     GRANITE,
     LLAMA,
     NEWER,
+    OPT,
     PHI3,
     SMOLLM3,
+    STABLELM,
+    STARCODER2,
     random_model,
     with_weights,
 )
 
+NEW = (PHI3, SMOLLM3, GRANITE, COHERE, COHERE2)
 TEXT = [3, 14, 1, 5, 9, 2, 6]
 U = 2.0**-53
 
@@ -207,6 +211,25 @@ def test_norms_have_weights_of_each_head() -> None:
         close((unit**2).mean(axis=-1), np.ones(unit.shape[:-1]), 1e6)
 
 
+# -- OPT -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_positions_of_opt_begin_at_two(before: bool) -> None:
+    """And embeddings of another width are projected before positions are added to them."""
+    narrow = {"word_embed_proj_dim": 10, "do_layer_norm_before": before}
+    model = random_model(OPT | narrow, 8)
+    w = {name.removeprefix("model.decoder."): w for name, w in model.weights.items()}
+    e = model.explain(TEXT, keep="*")
+    words = w["embed_tokens.weight"][TEXT] @ w["project_in.weight"].T
+    places = w["embed_positions.weight"][2 : 2 + len(TEXT)]
+    close(e.activation("model.decoder.embedded"), words + places)
+    last = e.activation("model.decoder.layers.1")
+    ends = "model.decoder.layers.1.final_layer_norm" if not before else "model.decoder.layers.1"
+    assert e.sites.canonical("model.decoder.layers.1") == ends
+    assert last.shape == (len(TEXT), 16)
+
+
 # -- longrope --------------------------------------------------------------------------------------
 
 LONGROPE: dict[str, Any] = {
@@ -302,6 +325,11 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (GPT_NEOX, {"rotary_pct": 0.0}, "rotary_pct = 0"),
     (GPT_NEOX, {"rotary_pct": 0.5}, "even head_dim"),
     (GPT_NEOX, {"num_key_value_heads": 2}, "num_key_value_heads = 2"),
+    (STABLELM, {"qk_layernorm": True}, "qk_layernorm"),
+    (STARCODER2, {"rms_norm_eps": 1e-5}, "rms_norm_eps"),
+    (OPT, {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine"),
+    (OPT, {"num_attention_heads": 3}, "num_attention_heads = 3"),
+    (OPT, {"do_sample": True, "is_encoder_decoder": True}, "is_encoder_decoder"),
 ]
 
 
@@ -408,6 +436,33 @@ PUBLISHED: dict[str, tuple[Any, dict[str, Any]]] = {
             "vocab_size": 256000,
         },
     ),
+    "OPT-350M": (
+        opt.Config,
+        {
+            "_remove_final_layer_norm": False,
+            "activation_dropout": 0.0,
+            "activation_function": "relu",
+            "architectures": ["OPTForCausalLM"],
+            "attention_dropout": 0.0,
+            "bos_token_id": 2,
+            "do_layer_norm_before": False,
+            "dropout": 0.1,
+            "eos_token_id": 2,
+            "ffn_dim": 4096,
+            "hidden_size": 1024,
+            "init_std": 0.02,
+            "layerdrop": 0.0,
+            "max_position_embeddings": 2048,
+            "model_type": "opt",
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
+            "pad_token_id": 1,
+            "prefix": "</s>",
+            "use_cache": True,
+            "vocab_size": 50272,
+            "word_embed_proj_dim": 512,
+        },
+    ),
     "Pythia 160M": (
         gpt_neox.Config,
         {
@@ -441,9 +496,11 @@ def test_a_published_config_is_read(name: str) -> None:
         assert c.windows == (4096, 4096, 4096, None) * 8
     if name == "Pythia 160M":
         assert c.rope.width == 16
+    if name == "OPT-350M":
+        assert not c.norm_at_end and c.embedded == 512
 
 
 def test_every_newer_decoder_is_tried_here() -> None:
     """(This file's nets are among those of test_newer.py.)"""
-    ours = {c["model_type"] for c in (PHI3, SMOLLM3, GRANITE, COHERE, COHERE2, GPT_NEOX)}
+    ours = {c["model_type"] for c in (*NEW, GPT_NEOX, STARCODER2, STABLELM, OPT)}
     assert ours <= set(NEWER)

@@ -1,6 +1,6 @@
-"""Phi-3, SmolLM 3, Granite, Command R, Command R7B and GPT-NeoX: the forward pass against
-transformers' own in float64, with every option they read; relevance against torch's gradients of
-transformers' modules, as they are and frozen.
+"""Phi-3, SmolLM 3, Granite, Command R, Command R7B, GPT-NeoX, StarCoder 2, StableLM and OPT: the
+forward pass against transformers' own in float64, with every option they read; relevance against
+torch's gradients of transformers' modules, as they are and with parts held constant.
 
 SmolLM 3 is not in transformers 4.52.4: it is held against Llama's module there, whose rotary
 positions are switched off (cos 1, sin 0) and whose masks are exchanged in the same blocks. LXT 2.1

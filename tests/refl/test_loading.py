@@ -27,6 +27,7 @@ from refl.verification.random_models import (
     DEIT,
     GEMMA2,
     GPT2,
+    GPT_NEOX,
     LLAMA,
     MISTRAL,
     MIXTRAL,
@@ -286,6 +287,15 @@ HARMLESS: list[tuple[dict[str, Any], str, Any, Any]] = [
     (GPT2, "transformer.h.0.attn.bias", TRIANGLE.astype(bool), np.ones_like(TRIANGLE)),
     (GPT2, "transformer.h.1.attn.bias", TRIANGLE.astype("u1"), np.ones_like(TRIANGLE)),
     (GPT2, "transformer.h.0.attn.masked_bias", np.float32(-1e4), np.float32(10)),
+    (GPT_NEOX, "gpt_neox.layers.0.attention.bias", TRIANGLE, np.ones_like(TRIANGLE)),
+    (GPT_NEOX, "gpt_neox.layers.1.attention.bias", TRIANGLE.astype(bool), np.ones_like(TRIANGLE)),
+    (GPT_NEOX, "gpt_neox.layers.1.attention.masked_bias", np.float32(-1e4), np.float32(10)),
+    (
+        GPT_NEOX,
+        "gpt_neox.layers.1.attention.rotary_emb.inv_freq",
+        np.asarray([1.0, 1e-2]),
+        np.float32(0.02),
+    ),
     (BERT, "bert.embeddings.position_ids", POSITIONS, np.int64(1)),
     (ROBERTA, "roberta.embeddings.position_ids", POSITIONS, np.int64(1)),
 ]

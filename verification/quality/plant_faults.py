@@ -73,6 +73,7 @@ METHOD = "tests/refl/methods/test_"
 FORWARDS = "tests/nets/test_forwards.py::"
 METHODS = "tests/refl/methods/"
 DECODERS = "tests/nets/test_decoders.py::"
+NEWER_DECODERS = "tests/nets/test_newer_decoders.py::"
 EDITS = "tests/refl/test_edits.py::"
 INTERVENTION = "tests/refl/test_intervention.py::"
 ANSWERS = "tests/refl/test_answer.py::"
@@ -1081,6 +1082,39 @@ FAULTS: tuple[Fault, ...] = (
         'z = self.scale(f"{name}.divided", x, 1.0)',
         f"{DECODERS}test_a_cap_bounds_scores_and_logits",
         "logits are not divided by their cap",
+    ),
+    # -- newer decoders ----------------------------------------------------------------------------
+    Fault(
+        "neighbors-not-apart",
+        "nets/cohere.py",
+        'x = t.move(f"{name}.apart", "transpose", x)',
+        "",
+        f"{NEWER_DECODERS}test_scores_of_neighbors_that_turn_together[config0]",
+        "features that turn together are not brought where rotary positions look for them",
+    ),
+    Fault(
+        "rotary-in-every-block",
+        "nets/smollm3.py",
+        "cos, sin = turned if rotary else (None, None)",
+        "cos, sin = turned",
+        f"{NEWER_DECODERS}test_blocks_without_rotary_positions_have_none",
+        "blocks that have no rotary positions get them",
+    ),
+    Fault(
+        "long-factors-too-early",
+        "nets/rope.py",
+        '"long_factor" if length > rope.trained else',
+        '"long_factor" if length >= rope.trained else',
+        f"{NEWER_DECODERS}test_longrope_by_its_formula",
+        "a text as long as those of training is turned by the long factors",
+    ),
+    Fault(
+        "gate-from-the-other-half",
+        "nets/phi3.py",
+        'gate = t.move("gate", "slice", both, start=0, stop=inner)',
+        'gate = t.move("gate", "slice", both, start=inner, stop=2 * inner)',
+        f"{NEWER_DECODERS}test_phi3_is_a_llama_in_larger_matrices",
+        "the gate is cut out of the second half",
     ),
     # -- edits, leaves -----------------------------------------------------------------------------
     Fault(

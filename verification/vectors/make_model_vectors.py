@@ -65,13 +65,13 @@ _GEMMA: dict[str, Any] = _DECODER | {
     "attention_bias": False,
 }
 del _GEMMA["hidden_act"]
-_COHERE: dict[str, Any] = _DECODER | {
+_LAYER_NORMED: dict[str, Any] = {k: v for k, v in _DECODER.items() if k != "rms_norm_eps"}
+_COHERE: dict[str, Any] = _LAYER_NORMED | {
     "layer_norm_eps": 1e-5,
     "attention_bias": False,
     "tie_word_embeddings": True,
     "pad_token_id": 0,
 }
-del _COHERE["rms_norm_eps"]
 _ENCODER: dict[str, Any] = {
     "vocab_size": 11,
     "hidden_size": 8,
@@ -288,6 +288,42 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "tie_word_embeddings": False,
     },
+    "starcoder2": _LAYER_NORMED
+    | {
+        "architectures": ["Starcoder2ForCausalLM"],
+        "model_type": "starcoder2",
+        "num_hidden_layers": 1,
+        "norm_epsilon": 1e-5,
+        "hidden_act": "gelu_pytorch_tanh",
+        "use_bias": True,
+        "sliding_window": 3,
+        "tie_word_embeddings": True,
+    },
+    "stablelm": _LAYER_NORMED
+    | {
+        "architectures": ["StableLmForCausalLM"],
+        "model_type": "stablelm",
+        "num_hidden_layers": 1,
+        "layer_norm_eps": 1e-5,
+        "partial_rotary_factor": 0.5,
+        "use_qkv_bias": True,
+        "use_parallel_residual": True,
+    },
+    "opt": {
+        "architectures": ["OPTForCausalLM"],
+        "model_type": "opt",
+        "vocab_size": 11,
+        "hidden_size": 8,
+        "word_embed_proj_dim": 6,
+        "ffn_dim": 12,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 16,
+        "activation_function": "relu",
+        "do_layer_norm_before": False,
+        "tie_word_embeddings": True,
+        "pad_token_id": 1,
+    },
     "bert": _ENCODER
     | _CLASSES
     | {"architectures": ["BertForSequenceClassification"], "model_type": "bert", "pad_token_id": 0},
@@ -471,6 +507,9 @@ SEEDS = {
     "cohere": 0,
     "cohere2": 1,
     "gpt_neox": 2,
+    "starcoder2": 3,
+    "stablelm": 3,
+    "opt": 7,
     "bert": 2,
     "roberta": 6,
     "albert": 7,
@@ -516,6 +555,9 @@ NOTES = {
     "cohere2": "a window of 3 tokens and rotary positions in the first block, none in the second",
     "gpt_neox": "attention and MLP side by side behind norms of their own, query, key and value of "
     "each head beside one another",
+    "starcoder2": "layer norms and biases around grouped queries, an MLP without a gate",
+    "stablelm": "attention and a gated MLP side by side behind one norm, half of each head turned",
+    "opt": "norms behind both sums, embeddings narrower than the blocks, positions counted from 2",
     "bert": "a classifier that reads the first token through a pooler",
     "roberta": "a masked token; positions counted from pad_token_id + 1",
     "albert": "three layers from two sets of weights, narrow embeddings",
