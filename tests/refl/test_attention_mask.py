@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backends import BESIDE_NUMPY, Backend
 from surrogate_truth import Truth, apart, close
 
 import refl
@@ -24,7 +25,7 @@ from refl.model import Model
 from refl.question import Question
 from refl.trace import Trace
 from refl.verification.identities.conditioning import rounding_bound
-from refl.verification.random_models import ARCHITECTURES, NEWER, random_model
+from refl.verification.random_models import ARCHITECTURES, NEWER, moved, random_model
 
 TEXT = {kind: c for kind, c in (ARCHITECTURES | NEWER).items() if "image_size" not in c}
 IDS, MASK = [4, 9, 2, 14, 7, 9, 3], [1, 0, 1, 1, 0, 1, 1]
@@ -195,6 +196,19 @@ def test_every_form_of_attention_hides_the_same(kind: str, form: str) -> None:
     t = Trace(model.weights)
     recorded = model.forward(t, model.batch([ids], every=True, masks=[mask])).array[0]
     close(model.logits(ids, attention_mask=mask), recorded, 1e-12 * np.abs(recorded).max())
+
+
+@pytest.mark.parametrize("backend", BESIDE_NUMPY, indirect=True)
+@pytest.mark.parametrize("kind", ["llama", "modernbert"])
+def test_every_backend(kind: str, backend: Backend) -> None:
+    home, masks = net(kind), [MASK, pairs(4)]
+    away = moved(home, backend.place)
+    for each in (masks, [MASK, None]):
+        here, there = (
+            m.explain([IDS, IDS[:4]], attention_mask=each, audit=True) for m in (home, away)
+        )
+        for a, b in zip(here, there, strict=True):
+            close(b.relevance, a.relevance, rounding_bound(a))
 
 
 def test_several_targets_of_one_input() -> None:
