@@ -76,7 +76,12 @@ DECODERS = "tests/nets/test_decoders.py::"
 NEWER_DECODERS = "tests/nets/test_newer_decoders.py::"
 EDITS = "tests/refl/test_edits.py::"
 INTERVENTION = "tests/refl/test_intervention.py::"
+<<<<<<< HEAD
 ANSWERS = "tests/refl/test_answer.py::"
+||||||| 375432e
+=======
+QUANTIZED = "tests/refl/test_quantized.py::test_every_number_is_that_of_the_definition"
+>>>>>>> h14/quant
 
 
 def exact(file: str, name: str, *parameters: str) -> str:
@@ -1878,6 +1883,7 @@ FAULTS: tuple[Fault, ...] = (
         "tests/verification/test_documentation.py::test_where_links_lead",
         "links are read from the root of the repository, not from where a page stands",
     ),
+<<<<<<< HEAD
     Fault(
         "adapter_alpha",
         "refl/io/adapters.py",
@@ -1983,6 +1989,50 @@ FAULTS: tuple[Fault, ...] = (
         "tests/nets/test_newer_vision.py::test_registers_are_no_patches",
         "registers count as patches where these are averaged",
     ),
+||||||| 375432e
+=======
+    # -- quantized weights -------------------------------------------------------------------------
+    Fault(
+        "gptq-minus-one",
+        "refl/io/quantized/gptq.py",
+        "        out += 1\n",
+        "        out += 0\n",
+        QUANTIZED + "[gptq-4-float64]",
+        "GPTQ's zero points stay as stored, minus 1",
+    ),
+    Fault(
+        "gptq-order",
+        "refl/io/quantized/matrix.py",
+        "    return found.astype(numpy.intp)",
+        "    return None",
+        QUANTIZED + "[gptq-4-ordered-float64]",
+        "the order of desc_act is passed over: groups follow each other",
+    ),
+    Fault(
+        "awq-order",
+        "refl/io/quantized/awq.py",
+        "ORDER = (0, 2, 4, 6, 1, 3, 5, 7)",
+        "ORDER = (0, 1, 2, 3, 4, 5, 6, 7)",
+        QUANTIZED + "[awq-float64]",
+        "AWQ's outputs are taken in their own order",
+    ),
+    Fault(
+        "nf4-halves",
+        "refl/io/quantized/bnb.py",
+        "both[..., 0], both[..., 1] = numbers[:, None], numbers",
+        "both[..., 1], both[..., 0] = numbers[:, None], numbers",
+        QUANTIZED + "[nf4-float64]",
+        "the lower four bits of a byte come first",
+    ),
+    Fault(
+        "float8-subnormal",
+        "refl/io/safetensors.py",
+        "max(exponent, 1) - bias",
+        "exponent - bias",
+        "tests/refl/test_quantized.py::test_every_float8_through_a_file[F8_E4M3-float32]",
+        "subnormal float8 numbers are half as large",
+    ),
+>>>>>>> h14/quant
 )
 
 

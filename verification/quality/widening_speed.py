@@ -1,5 +1,12 @@
+<<<<<<< HEAD
 """How long a matrix takes from the file to the dtype of the computation, each format beside
 bfloat16.
+||||||| 375432e
+"""How long a matrix takes from the file to the dtype of the computation, each format beside bfloat16.
+=======
+"""How long a matrix takes from the file to the dtype of the computation: each format beside
+bfloat16.
+>>>>>>> h14/quant
 
     python -m refl.verification.quality.widening_speed [--size 4096]
 
@@ -67,7 +74,7 @@ def seconds(folder: Path, dtype: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description="How long widening a matrix takes.")
     parser.add_argument("--size", type=int, default=4096, help="rows and columns")
     size = parser.parse_args().size
     print(f"{size} x {size:<14} float32     float64")
