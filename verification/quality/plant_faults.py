@@ -76,12 +76,8 @@ DECODERS = "tests/nets/test_decoders.py::"
 NEWER_DECODERS = "tests/nets/test_newer_decoders.py::"
 EDITS = "tests/refl/test_edits.py::"
 INTERVENTION = "tests/refl/test_intervention.py::"
-<<<<<<< HEAD
 ANSWERS = "tests/refl/test_answer.py::"
-||||||| 375432e
-=======
 QUANTIZED = "tests/refl/test_quantized.py::test_every_number_is_that_of_the_definition"
->>>>>>> h14/quant
 
 
 def exact(file: str, name: str, *parameters: str) -> str:
@@ -1883,7 +1879,6 @@ FAULTS: tuple[Fault, ...] = (
         "tests/verification/test_documentation.py::test_where_links_lead",
         "links are read from the root of the repository, not from where a page stands",
     ),
-<<<<<<< HEAD
     Fault(
         "adapter_alpha",
         "refl/io/adapters.py",
@@ -1989,8 +1984,6 @@ FAULTS: tuple[Fault, ...] = (
         "tests/nets/test_newer_vision.py::test_registers_are_no_patches",
         "registers count as patches where these are averaged",
     ),
-||||||| 375432e
-=======
     # -- quantized weights -------------------------------------------------------------------------
     Fault(
         "gptq-minus-one",
@@ -2032,7 +2025,6 @@ FAULTS: tuple[Fault, ...] = (
         "tests/refl/test_quantized.py::test_every_float8_through_a_file[F8_E4M3-float32]",
         "subnormal float8 numbers are half as large",
     ),
->>>>>>> h14/quant
 )
 
 

@@ -1,12 +1,5 @@
-<<<<<<< HEAD
-"""How long a matrix takes from the file to the dtype of the computation, each format beside
-bfloat16.
-||||||| 375432e
-"""How long a matrix takes from the file to the dtype of the computation, each format beside bfloat16.
-=======
 """How long a matrix takes from the file to the dtype of the computation: each format beside
 bfloat16.
->>>>>>> h14/quant
 
     python -m refl.verification.quality.widening_speed [--size 4096]
 
