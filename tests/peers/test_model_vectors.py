@@ -99,9 +99,11 @@ class Modules:
     def __init__(self, model: Any, case: ModelCase) -> None:
         self.captured: dict[str, Any] = {}
         names = set(case.sites) | set(case.aliases)
+        headless = type(model).__name__ == "BertModel"  # whose modules lack what refl puts in front
+        modules = {"bert." * headless + name: m for name, m in model.named_modules()}
         self.hooks = [
             m.register_forward_hook(self._keep(name))
-            for name, m in model.named_modules()
+            for name, m in modules.items()
             if name in names
         ]
 

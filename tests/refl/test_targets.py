@@ -162,6 +162,18 @@ def test_the_log_probability_of_an_answer(finder: Model) -> None:
     assert one.probability == pytest.approx(p[4, 1], rel=1e-13)
 
 
+def test_padding_has_no_part_in_an_answer(finder: Model) -> None:
+    """Nor in the softmax over starts, nor in that over ends."""
+    items = [IDS, IDS[:2]]
+    for target in (None, (0, 1), ("end", 1)):
+        both = finder.explain(items, seed="log-probability", target=target, audit=True)
+        for one, e in zip(items, both, strict=True):
+            alone = finder.explain(one, seed="log-probability", target=target)
+            assert (e.what, e.probability) == (alone.what, pytest.approx(alone.probability))
+            assert e.explained == pytest.approx(alone.explained, rel=1e-12)
+            assert np.allclose(e.relevance, alone.relevance, atol=1e-13, rtol=0)
+
+
 def test_every_method_explains_an_answer_or_says_why_not(finder: Model) -> None:
     refused = {"alti-logit": "alti-logit", "atman": "score", "leave-one-out": "deletion"}
     for name in METHODS:
