@@ -179,7 +179,7 @@ def parse(cls: type[C], raw: dict[str, Any], ignore: Collection[str] = ()) -> C:
     _check_ignored(ignore, raw, known)
     _refuse_two_answers(raw)
     hints = _hints(cls)  # type: ignore[arg-type]
-    raw = getattr(cls, "DEFAULTS", {}).get(raw.get("model_type"), {}) | raw
+    raw = getattr(cls, "DEFAULTS", {}).get(str(raw.get("model_type")), {}) | raw
     return cls(**{name: _value(name, field, hints[name], raw) for name, field in known.items()})
 
 
