@@ -218,7 +218,7 @@ def _parsed(cls: type[C], raw: dict[str, Any], ignore: Collection[str], within: 
     deeper = tuple(f"{name}." for name in objects)
     _check_ignored([key for key in ignore if not key.startswith(deeper)], raw, known)
     _refuse_two_answers(raw)
-    raw = getattr(cls, "DEFAULTS", {}).get(raw.get("model_type"), {}) | raw
+    raw = getattr(cls, "DEFAULTS", {}).get(str(raw.get("model_type")), {}) | raw
     found = {
         f.name: _object(objects[name], name, raw[name], ignore)
         if name in objects

@@ -159,6 +159,7 @@ def test_the_causes_in_words() -> None:
     assert CAUSES == {
         "stabilizer": "the eps in the denominators",
         "condition": "what conditions did not choose",
+        "edge": "zeros at the ends of what a convolution reaches over",
         "edit": "what an edit added or put in place",
         "activation_offset": "what an activation's slope at x does not account for",
         "position": "position embeddings",
