@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from refl.arrays import Array
 from refl.mask import Mask
@@ -264,8 +264,19 @@ def rotate(
     return t.move(f"{name}.rotated", "concat", first, rest, axis=-1)
 
 
+class Headed(Protocol):
+    """What `project` reads of a Config."""
+
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def biased(self) -> tuple[str, ...]: ...
+
+
 def project(
-    t: Trace, x: Value, c: DecoderConfig
+    t: Trace, x: Value, c: Headed
 ) -> tuple[Value, Value, Value]:  # (B, T, D) -> (B, H, T, d), (B, K, T, d) x 2
     """Queries, keys and values of each head."""
     q = t.linear("q_proj", x, bias="q_proj" in c.biased, role="attention.query")
