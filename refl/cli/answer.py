@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from refl.cli import options
 from refl.cli.command import add_command
-from refl.cli.files import output, write
+from refl.cli.files import output, write_all
 from refl.cli.output import below, print_json, print_lines, width, wrote
 from refl.cli.progress import Progress
 
@@ -72,6 +72,13 @@ def add(commands: Any) -> None:
         metavar="FILE",
         help="write the matrix, its parts and all that is said of it to a safetensors file",
     )
+    g.add_argument("--svg", type=output, metavar="FILE", help="write the matrix as SVG")
+    g.add_argument(
+        "--pdf",
+        type=output,
+        metavar="FILE",
+        help="write it as PDF (needs matplotlib, the extra `figures`)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,11 +89,18 @@ def run(args: argparse.Namespace) -> int:
         m = _explained(args, progress)
         if args.save:
             m.save(args.save)
-        write(args.html, lambda: m.html().encode("utf-8"))
+        contents = {
+            "html": lambda: m.html().encode("utf-8"),
+            "svg": lambda: m.svg().encode("utf-8"),
+            "pdf": m.pdf,
+        }
+        write_all(args, contents)
     if args.json:
         print_json(m.as_dict())
         return 0
-    print_lines([*terminal(m, width()), *below(wrote(args.save, args.html))], args)
+    print_lines(
+        [*terminal(m, width()), *below(wrote(args.save, args.html, args.svg, args.pdf))], args
+    )
     return 0
 
 

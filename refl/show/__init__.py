@@ -6,7 +6,8 @@
     tables        ledgers, methods and kept sites as tables
     traces        a sweep by operation, by block, by attention head
     page          one HTML page (its style is page.css)
-    answer        every token of an answer: a matrix (its style is answer.css)
+    answer        every token of an answer: a matrix, in lines and on a page (its style is
+                  answer.css); answer_view is what it says, answer_figure a picture for a paper
     notebook      the body of the page for a notebook
     heatmap       relevance drawn over a picture
     figure        a picture for a paper; drawing (SVG, PDF) and tex write it

@@ -20,6 +20,7 @@ from transformers_models import (
     _scaled,
     _scaled_encoder,
     _scaled_vision,
+    write_encoder,
 )
 
 import refl
@@ -235,3 +236,63 @@ def test_pictures_without_a_pooler(tmp_path: Path, kind: str) -> None:
             expected = twin.eval()(pixel_values=torch.tensor(x)).last_hidden_state[:, 0].numpy()
         ready = refl.load(folder, dtype="float64")
         agree(np.stack([ready.logits(one)[0] for one in x]), expected)
+
+
+# -- relevance -------------------------------------------------------------------------------------
+
+IDS = [5, 3, 17, 3, 11]
+
+
+def gradient(twin: Any, explained: Any) -> Any:  # -> NumPy (T,): embedding times gradient
+    """By torch's autograd, of what is explained of the outputs."""
+    with wide():
+        x = twin.get_input_embeddings()(torch.tensor([IDS])).detach().requires_grad_()
+        mask = torch.ones(1, len(IDS), dtype=torch.long)
+        explained(twin(inputs_embeds=x, attention_mask=mask)).backward()
+    return (x * x.grad).sum(-1)[0].detach().numpy()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "roberta"])
+def test_the_gradient_of_an_answer(tmp_path: Path, kind: str) -> None:
+    """Of start and end together, and of their log-probability. RoBERTa counts positions by the ids,
+    which embeddings have none of, so none here is padding.
+    """
+    family, _ = (DECODERS | ENCODING)[kind]
+    cls = made(tmp_path, kind, family, SPANS, options(kind, SPANS, 1))
+    model, twin = refl.load(tmp_path, dtype="float64"), twin_of(tmp_path, cls)
+    e = model.explain(IDS, "input-x-gradient", target=(1, 3))
+    agree(e.relevance, gradient(twin, lambda o: o.start_logits[0, 1] + o.end_logits[0, 3]))
+    e = model.explain(IDS, "input-x-gradient", target=(1, 3), seed="log-probability")
+
+    def both(out: Any) -> Any:
+        return out.start_logits[0].log_softmax(0)[1] + out.end_logits[0].log_softmax(0)[3]
+
+    agree(e.relevance, gradient(twin, both))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "albert"])
+def test_the_gradient_of_a_class_of_a_token(tmp_path: Path, kind: str) -> None:
+    family, _ = (DECODERS | ENCODING)[kind]
+    drawn = options(kind, TOKENS, 2) | {"num_labels": 3}
+    cls = made(tmp_path, kind, family, TOKENS, drawn)
+    model, twin = refl.load(tmp_path, dtype="float64"), twin_of(tmp_path, cls)
+    e = model.explain(IDS, "input-x-gradient", position=2, contrast=(1, 0))
+    agree(e.relevance, gradient(twin, lambda o: o.logits[0, 2, 1] - o.logits[0, 2, 0]))
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_the_gradient_of_a_cosine(tmp_path: Path, mean: bool) -> None:
+    """The length of the features included."""
+    folder = write_encoder(tmp_path, "BertModel", {})
+    model = refl.load(folder, dtype="float64")
+    twin = twin_of(folder, transformers.BertModel)
+    v = np.random.default_rng(0).standard_normal(24)
+    how: dict[str, Any] = {} if mean else {"position": 2}
+    e = model.explain(IDS, "input-x-gradient", target=refl.cosine(v, mean), **how)
+
+    def cosine(out: Any) -> Any:
+        z = out.last_hidden_state[0]
+        z = z.mean(0) if mean else z[2]
+        return torch.nn.functional.cosine_similarity(z, torch.tensor(v), dim=0)
+
+    agree(e.relevance, gradient(twin, cosine))

@@ -27,6 +27,8 @@ from refl.explanation import Explanation
 from refl.io.safetensors import read_safetensors
 from refl.model import Model
 from refl.show.answer import FEW, ShownAnswer, terminal, text
+from refl.show.answer_figure import figure
+from refl.show.drawing import Words
 from refl.show.lines import width_of
 from refl.verification.compare.compare import compare
 from refl.verification.random_models import (
@@ -513,6 +515,23 @@ def test_a_page_has_every_number_under_heads(rows: int, columns: int) -> None:
     assert "<script" not in page and "http" not in page.replace("http-equiv", "")
 
 
+def test_a_picture_has_every_number_and_is_no_wider_than_a_page() -> None:
+    m = long(5, 30)
+    found = figure(m, str)
+    shown = [part.text for part in found.parts if isinstance(part, Words)]
+    for part in found.parts:
+        assert 0 <= part.x <= part.x + part.width <= found.width and 0 < part.y < found.height
+    cells = [t for t in shown if re.fullmatch(r"[-+]\d+\.\d+", t)]
+    lower = 5 * 30 + 5 * 4 // 2
+    assert len(cells) >= lower + 35
+    assert m.svg().startswith("<?xml") and all(f">{t}<" in m.svg() for t in cells)
+
+
+def test_a_picture_as_pdf() -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra 'figures')")
+    assert long(2, 3).pdf().startswith(b"%PDF")
+
+
 def test_hostile_tokens_steer_nothing() -> None:
     bad = '<script>"\x1b[31m\n'
     m = net("llama").explain_answer(PROMPT, ANSWER)
@@ -521,9 +540,10 @@ def test_hostile_tokens_steer_nothing() -> None:
         for e in m
     ]
     hostile = ShownAnswer(bad, rows)
-    for shown in (hostile.html(), text(hostile, 120), repr(hostile), hostile._repr_html_()):
+    pages = (hostile.html(), hostile._repr_html_(), hostile.svg())
+    for shown in (*pages, text(hostile, 120), repr(hostile)):
         assert "\x1b" not in shown
-    for page in (hostile.html(), hostile._repr_html_()):
+    for page in pages:
         assert "<script" not in page and "&lt;script&gt;" in page
 
 

@@ -35,10 +35,12 @@ def test_a_matrix_as_json(capsys: Capture) -> None:
 
 
 def test_a_table_and_files(capsys: Capture, tmp_path: Path) -> None:
-    page, file = tmp_path / "a.html", tmp_path / "a.safetensors"
-    out = said(capsys, "answer", TEXT, "--answer", ANSWER, "--html", str(page), "--save", str(file))
+    page, file, drawn = (tmp_path / f"a.{end}" for end in ("html", "safetensors", "svg"))
+    asked = ("answer", TEXT, "--answer", ANSWER)
+    out = said(capsys, *asked, "--html", str(page), "--save", str(file), "--svg", str(drawn))
     assert out.startswith("'are on the table', 4 tokens, the logit of each\n")
-    assert f"wrote {file}\nwrote {page}\n" in out
+    assert f"wrote {file}\nwrote {page}\nwrote {drawn}\n" in out
+    assert drawn.read_text(encoding="utf-8").startswith("<?xml")
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     m = refl.load().explain_answer(TEXT, ANSWER)
     np.testing.assert_array_equal(read_safetensors(file)[0]["matrix"], m.matrix)
