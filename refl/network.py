@@ -435,9 +435,7 @@ class Network:
         if self.takes_images:
             return Batch(pixels=self._pixels(inputs))
         if self.compares:
-            ids, attention_mask = self._padded([one.ids for one in inputs])
-            pixels, texts = self._pixels([one.image for one in inputs]), [i.lengths for i in inputs]
-            return Batch(ids, attention_mask, pixels=pixels, texts=tuple(texts))
+            return self._batch_of_pairs(inputs)
         prefixes = self.decoder_prefixes(len(inputs), decoder_prefix)
         rows = None if every else self._rows(prefixes or inputs, position)
         ids, attention_mask = self._padded(inputs)
@@ -450,6 +448,13 @@ class Network:
             decoder_attention_mask=decoder_mask,
             rows=rows,
         )
+
+    def _batch_of_pairs(self, inputs: Sequence[Compared]) -> Batch:
+        """Pictures, and the texts of each one behind the other."""
+        ids, attention_mask = self._padded([one.ids for one in inputs])
+        pixels = self._pixels([one.image for one in inputs])
+        texts = tuple(one.lengths for one in inputs)
+        return Batch(ids, attention_mask, pixels=pixels, texts=texts)
 
     def _pixels(self, images: Sequence[Image]) -> Array:  # -> (B, C, H, W)
         return self.place(np.stack([image.pixels for image in images]))
