@@ -28,7 +28,10 @@ from refl.trace import Trace, Value
 
 MODEL_TYPE = "clip"
 PREFIX = ""
-CHECKED = "random configurations against transformers 4.52.4; no real checkpoint"
+CHECKED = (
+    "random configurations against transformers 4.52.4; relevance: torch's gradient of its frozen "
+    "modules; no real checkpoint"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

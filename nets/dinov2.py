@@ -33,7 +33,10 @@ from refl.trace import Trace, Value
 
 MODEL_TYPE = "dinov2"
 PREFIX = ""
-CHECKED = "random configurations against transformers 4.52.4; no real checkpoint"
+CHECKED = (
+    "random configurations against transformers 4.52.4; relevance: torch's gradient of its frozen "
+    "modules; no real checkpoint"
+)
 
 FAMILIES = {"dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}
 

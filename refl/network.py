@@ -604,9 +604,7 @@ class Network:
         if self.takes_images:
             pixels = self._pixels(inputs)
         elif self.compares:
-            ids, attention_mask = self._padded([one.ids for one in inputs])
-            pixels, texts = self._pixels([one.image for one in inputs]), [i.lengths for i in inputs]
-            return Batch(ids, attention_mask, pixels=pixels, texts=tuple(texts))
+            return self._batch_of_pairs(inputs)
         else:
             ids, unpadded = self._padded(inputs)
         if self.task == "image-class":
@@ -677,6 +675,13 @@ class Network:
         if isinstance(self.config, OfDecoder):
             return (last_tokens(batch, self.config.pad_token_id)[b],)
         return () if getattr(self.config, "classifier_pooling", "cls") == "mean" else (0,)
+
+    def _batch_of_pairs(self, inputs: Sequence[Compared]) -> Batch:
+        """Pictures, and the texts of each one behind the other."""
+        ids, attention_mask = self._padded([one.ids for one in inputs])
+        pixels = self._pixels([one.image for one in inputs])
+        texts = tuple(one.lengths for one in inputs)
+        return Batch(ids, attention_mask, pixels=pixels, texts=texts)
 
     def _pixels(self, images: Sequence[Image]) -> Array:  # -> (B, C, H, W)
         return self.place(np.stack([image.pixels for image in images]))
