@@ -75,7 +75,7 @@ def load(
     ignore_tensors    patterns of tensors to go on without, of those that the net does not read
     adapter   folder of a LoRA adapter made for this checkpoint, as peft saves it
     merge     whether the adapter is merged into the weights, W + s B A, or kept apart: then what
-              goes through it has its own sites (<module>.lora_A.default, .lora_B.default, .adapter)
+              goes through it has its own sites (<module>.lora_A.default, <module>.adapter)
               and its own entries in the ledger
 
     Raises ReflError, in one sentence, for anything that cannot be loaded.

@@ -115,7 +115,7 @@ def adapter(p: Any) -> None:
         "--apart",
         action="store_true",
         help="keep the adapter apart: what goes through it has sites of its own "
-        "(*.lora_A.default, *.lora_B.default); by default it is merged into the weights",
+        "(*.lora_A.default, *.adapter); by default it is merged into the weights",
     )
 
 
