@@ -13,6 +13,7 @@ NEEDED = (
     "refl/cli/__init__.py",
     "refl/guide/index.md",
     "refl/guide/pictures/keys.svg",
+    "refl/io/quantized/gptq.py",
     "refl/io/safetensors.py",
     "refl/latent/card.py",
     "refl/lessons/01_a_share_of_z.md",

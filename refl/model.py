@@ -69,8 +69,8 @@ def load(
     or the one that ships with refl.
 
     device    "cpu", or "cuda" (needs CuPy)
-    dtype     of the computation: "float32", or "float64" for oracles; half-precision checkpoints
-              are widened exactly
+    dtype     of the computation: "float32", or "float64" for oracles; half-precision and quantized
+              checkpoints are widened as they are used, exactly as stored (refl.io.quantized)
     ignore    options of config.json that are known to change nothing
     ignore_tensors    patterns of tensors to go on without, of those that the net does not read
     adapter   folder of a LoRA adapter made for this checkpoint, as peft saves it

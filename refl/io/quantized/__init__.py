@@ -72,8 +72,9 @@ def tensors(found: Scheme, config: Mapping[str, Any], entries: Entries, read: Re
             f"config.json has a quantization_config of {found.method}, and none of the tensors is "
             "stored so: take it out of config.json if the weights are plain floats"
         )
+    skipped = frozenset(found.skipped)
     for matrix in matrices:
-        _refuse_skipped(matrix, found)
+        _refuse_skipped(matrix, skipped)
     parts = {id(entry) for matrix in matrices for entry in matrix.parts.values()}
     plain = {
         name: entry
@@ -107,11 +108,12 @@ def _turned(matrix: Matrix, found: Scheme, config: Mapping[str, Any]) -> Matrix:
     return replace(matrix, transposed=True)
 
 
-def _refuse_skipped(matrix: Matrix, found: Scheme) -> None:
-    module = matrix.name.removesuffix(".weight")
-    for name in found.skipped:
-        if name in (module, module.rpartition(".")[2]) or module.startswith(f"{name}."):
-            raise ReflError(
-                f"config.json says that {shown(name)} is not quantized, and the checkpoint holds "
-                f"{shown(matrix.name)} quantized ({matrix.stored})"
-            )
+def _refuse_skipped(matrix: Matrix, skipped: frozenset[str]) -> None:
+    """A module is named in full, by a module around it, or by its last part."""
+    parts = matrix.name.removesuffix(".weight").split(".")
+    names = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+    for name in skipped.intersection([*names, parts[-1]]):
+        raise ReflError(
+            f"config.json says that {shown(name)} is not quantized, and the checkpoint holds "
+            f"{shown(matrix.name)} quantized ({matrix.stored})"
+        )
