@@ -86,7 +86,7 @@ def about(e: Explanation) -> str:
 
 def _is_unusual(what: str) -> bool:
     """Of the run: what a reader of the numbers has to know."""
-    return what in ("edits", "conditions") or what.startswith("ignored ")
+    return what in ("edits", "conditions", "attention mask") or what.startswith("ignored ")
 
 
 def method_lines(c: Composite | MethodFacts, width: int, further: Sequence[str] = ()) -> list[Line]:
