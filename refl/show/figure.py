@@ -113,6 +113,7 @@ def _refuse(e: Explanation, first: Explanation) -> None:
         "types": (e.types, first.types),
         "output": (e.what, first.what),
         "position": (e.position, first.position),
+        "attention mask": (_listed(e.attention_mask), _listed(first.attention_mask)),
         **{name: (e.about.get(name), first.about.get(name)) for name in ("model", "edits")},
     }
     other = [name for name, (one, another) in pairs.items() if one != another]
@@ -124,6 +125,10 @@ def _refuse(e: Explanation, first: Explanation) -> None:
     for r in (e.relevance, e.decoder_relevance):
         if r is not None and not np.isfinite(np.asarray(r)).all():
             raise ReflError(f"the relevance by {e.method.title} is not finite: nothing is drawn")
+
+
+def _listed(mask: Any) -> Any:
+    return None if mask is None else np.asarray(mask).tolist()
 
 
 def _most(e: Explanation) -> float:

@@ -91,6 +91,7 @@ def head(e: Explanation) -> Markup:
         tag("h1", f"{quantity(e)} = {amount(e.explained, 4)}"),
         tag("p", f"{facts(e)}. Explained by ", tag("b", e.method.title), f" on {model}."),
         _note(f"The run was edited: {edits}." if (edits := e.about.get("edits")) else ""),
+        _note(f"By the attention mask {many}." if (many := e.about.get("attention mask")) else ""),
     )
 
 

@@ -88,7 +88,8 @@ def about(e: Explanation) -> str:
 
 def _is_unusual(what: str) -> bool:
     """Of the run: what a reader of the numbers has to know."""
-    return what in ("adapter", "edits", "conditions") or what.startswith("ignored ")
+    special = ("adapter", "attention mask", "edits", "conditions")
+    return what in special or what.startswith("ignored ")
 
 
 def method_lines(c: Composite | MethodFacts, width: int, further: Sequence[str] = ()) -> list[Line]:

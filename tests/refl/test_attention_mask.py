@@ -18,11 +18,14 @@ from surrogate_truth import Truth, apart, close
 
 import refl
 from refl.cli import main
+from refl.evaluation.scores import Scores
+from refl.evaluation.subject import Item, Subject
 from refl.explanation import Explanation
 from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.methods.copies import deleted
 from refl.model import Model
 from refl.question import Question
+from refl.show import figure
 from refl.trace import Trace
 from refl.verification.identities.conditioning import rounding_bound
 from refl.verification.random_models import ARCHITECTURES, NEWER, moved, random_model
@@ -251,6 +254,23 @@ def test_a_file_with_a_mask_of_another_length_is_refused(tmp_path: Path) -> None
         write_safetensors(path, {**arrays, "attention_mask": wrong}, facts)
         with pytest.raises(refl.ReflError, match="attention_mask is of .* expected true or false"):
             Explanation.load(path)
+
+
+def test_it_is_shown() -> None:
+    """In the terminal's text and on the page; and not drawn beside the whole input."""
+    e, whole = (net("llama").explain(IDS, target=3, attention_mask=m) for m in (MASK, None))
+    assert "2 of 7 tokens hidden" in str(e) and "2 of 7 tokens hidden" in e.html()
+    with pytest.raises(refl.ReflError, match="of another attention mask"):
+        figure.compare([e, whole])
+
+
+def test_a_benchmark_judges_scores_of_the_whole_input(tmp_path: Path) -> None:
+    model = net("llama")
+    subject = Subject.read(model, Item("0", IDS, target=3))
+    e = model.explain(IDS, target=3, attention_mask=MASK)
+    with pytest.raises(refl.ReflError, match="an attention mask hides"):
+        Scores._refuse_other_way(subject, e, "it")
+    Scores._refuse_other_way(subject, replace(e, attention_mask=np.ones(7, dtype=bool)), "it")
 
 
 def test_nothing_is_said_where_there_is_none() -> None:

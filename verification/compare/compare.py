@@ -518,6 +518,8 @@ def _forward(model: Model, side: Oracle) -> tuple[RecordedForward | None, str]:
             None,
             "no option was tried: the run was edited, and a file has no edits to repeat",
         )
+    if side.about.get("attention mask"):
+        return None, "no option was tried: an attention mask hides tokens of the run in the file"
     item = (
         picture_of(side.activations, side.picture)
         if model.takes_images

@@ -140,6 +140,7 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "kinds": (("neuron",), ("neuron", "head")),
     "draws": (1, 3),
     "conditions": (None, None, None, ["L0.N3"], {"L0.H1": ...}),
+    "attention_mask": (None, None, None, [1, 0, 1], np.tril(np.ones((3, 3))), [True] * 3),
     "factor": (0, 0.5, np.ones(3)),
     "amount": (0, 0.5, np.ones(3)),
     "index": (..., 0, (..., 2), slice(1, 3), [0, 2]),
