@@ -98,12 +98,12 @@ def load(
     config = parse(net.Config, raw, ignore)
     spare = net.spare(config) if hasattr(net, "spare") else {}
     if lora is None:
-        named: Any = named_weights(renamed, net.PREFIX, net.shapes(config))
+        named: Any = named_weights(renamed, _prefix(net, config), net.shapes(config))
         without = settle(named, config, spare, ignore_tensors)
     else:
-        lora = lora.under(net.PREFIX, {name for name, *_ in net.shapes(config)})
+        lora = lora.under(_prefix(net, config), {name for name, *_ in net.shapes(config)})
         own = (one for one in net.shapes(config) if one[0] not in lora.whole)
-        named = named_weights(renamed, net.PREFIX, own)
+        named = named_weights(renamed, _prefix(net, config), own)
         without = settle(named, config, spare | _replaced(net, lora), ignore_tensors)
     text = Text.load(folder, trusted=folder == SHIPPED)
     preparation = _preparation(folder, net, config)
@@ -213,6 +213,14 @@ def _with_pooler(raw: dict[str, Any], net: Net, names: Iterable[str]) -> dict[st
     if not known or "add_pooling_layer" in raw:
         return raw
     return raw | {"add_pooling_layer": any("pooler." in name for name in names)}
+
+
+def _prefix(net: Net, config: Any) -> str:
+    """What names begin with that a bare model's lack: a class that finds answers may call the net
+    below its head by another name.
+    """
+    answers = net.task(config) == "answer-span" and hasattr(config, "base")
+    return f"{config.base}." if answers else net.PREFIX
 
 
 def _each(patterns: Collection[str], what: str) -> list[str]:

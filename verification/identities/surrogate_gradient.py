@@ -74,7 +74,8 @@ def _slopes(m: ModelUnderTest, site: str, variant: str, records: Mapping[str, Re
     signs = np.random.default_rng(len(site)).choice((-1.0, 1.0), size=(DIRECTIONS, *x.shape))
     step = 1j * surrogate.STEP * signs * x
     edits: dict[str, surrogate.Edit] = {site: lambda a: a + step}
-    z = surrogate.logits(m.model, m.item, records, variant=variant, edits=edits, decoder=m.decoder)
+    where: dict[str, Any] = {"decoder": m.decoder} | ({"every": True} if m.at else {})
+    z = surrogate.logits(m.model, m.item, records, variant=variant, edits=edits, **where)
     return signs, np.broadcast_to(z[:, m.target].imag / surrogate.STEP, (DIRECTIONS,))
 
 
