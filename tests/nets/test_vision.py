@@ -567,7 +567,7 @@ def test_without_a_preparation() -> None:
 
 
 PREPARATIONS: list[tuple[dict[str, Any], str]] = [
-    ({"image_processor_type": "CLIPImageProcessor"}, "CLIPImageProcessor"),
+    ({"image_processor_type": "SiglipImageProcessor"}, "SiglipImageProcessor"),
     ({"do_pad": True}, "do_pad"),
     ({"do_resize": "yes"}, "do_resize"),
     ({"size": {"height": 3}}, "size"),

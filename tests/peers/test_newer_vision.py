@@ -186,7 +186,7 @@ def test_older_names_of_the_towers_options(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+def held(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' own modules as the function whose gradient AttnLRP is at eps -> 0: norms with
     their scale, activations with f(x)/x held, products as the mean of one factor live at a time.
     """
@@ -213,7 +213,7 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modeling_clip, "_get_vector_norm", lambda x: norm(x).detach())
 
 
-@pytest.mark.usefixtures("frozen")
+@pytest.mark.usefixtures("held")
 @pytest.mark.parametrize("options", [CLIP["plain"], CLIP["end-2"], CLIP["one-head"]])
 def test_clips_relevance_on_both_sides(tmp_path: Path, options: Any) -> None:
     """Of three texts the second, and the first less the third; on pixels and on tokens."""
@@ -243,7 +243,7 @@ def test_clips_relevance_on_both_sides(tmp_path: Path, options: Any) -> None:
             assert np.abs(row[length:]).max(initial=0.0) == 0
 
 
-@pytest.mark.usefixtures("frozen")
+@pytest.mark.usefixtures("held")
 @pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters"])
 def test_dinov2s_relevance(tmp_path: Path, kind: str) -> None:
     loaded = random_dinov2(kind, "ForImageClassification", layerscale_value=0.5)

@@ -164,7 +164,7 @@ def test_python_overwrites_no_checkpoint_in_use(place: Path) -> None:
 # -- every option that names a file ----------------------------------------------------------------
 
 NO_FILES = {
-    "answer", "decoder", "target", "contrast", "at", "keep", "pair", "rule", "ignore",
+    "among", "answer", "decoder", "target", "contrast", "at", "keep", "pair", "rule", "ignore",
     "ignore_tensors", "only", "option", "edit", "parts", "show", "through", "over", "sites",
     "name", "token", "number",
 }  # fmt: skip

@@ -508,7 +508,7 @@ RARE = (
     "tests/nets/test_heads.py::test_every_site_balances*float32]",
     # DINOv2 and CLIP
     "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[clip]",
-    "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[clip_vision*",
+    "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[clip_*",
     "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[dinov2]",
     "tests/verification/test_model_vectors.py::test_made_again[clip]",
     "tests/verification/test_model_vectors.py::test_made_again[clip_vision_model]",
