@@ -115,14 +115,14 @@ def _panel(
             room = sum(c.width for c in panel[k:] if c.group == column.group)
             name = shorten(column.group, max(int(room / (ADVANCE * SIZE)), 1))
             parts.append(Words(x + PAD, y + SIZE, name, SIZE))
-        _right(parts, column.head, x, column.width, y + 2.3 * SIZE)
+        _at_its_end(parts, column.head, x, column.width, y + 2.3 * SIZE)
         for n, cell in enumerate(column.cells):
             parts += _cell(cell, x, first + n * HIGH, column.width)
         x += column.width
     return first + len(labels) * HIGH + SIZE
 
 
-def _right(parts: list[Part], text: str, x: float, wide: float, y: float) -> None:
+def _at_its_end(parts: list[Part], text: str, x: float, wide: float, y: float) -> None:
     parts.append(Words(x + wide - PAD - drawing.width(text, SIZE), y, text, SIZE))
 
 
