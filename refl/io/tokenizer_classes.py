@@ -9,8 +9,6 @@ from collections.abc import Mapping
 CLASS_OF = {
     "albert": "Albert",
     "bert": "Bert",
-    "cohere": "Cohere",
-    "cohere2": "Cohere",
     "gemma2": "Gemma",
     "gemma3_text": "Gemma",
     "gpt2": "GPT2",
