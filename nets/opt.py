@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from refl.errors import ReflError
 from refl.mask import Mask
-from refl.nets import heads, llama, masks, tensors
+from refl.nets import heads, masks, tensors
 from refl.nets.batch import Batch, positions
 from refl.nets.config import LARGEST, activation_kind, divides
 from refl.nets.tensors import Tensors
@@ -81,15 +81,6 @@ class Config(heads.OfDecoder):
     def width(self) -> int:
         """Features per head."""
         return self.hidden_size // self.num_attention_heads
-
-    @property
-    def kv_heads(self) -> int:
-        return self.num_attention_heads
-
-    @property
-    def biased(self) -> tuple[str, ...]:
-        """The linear layers of an attention that have a bias."""
-        return ("q_proj", "k_proj", "v_proj", "out_proj") * self.enable_bias
 
     @property
     def embedded(self) -> int:
@@ -187,7 +178,13 @@ def block(t: Trace, h: Value, c: Config, mask: Mask) -> Value:  # (B, T, D) -> (
 
 
 def attention(t: Trace, x: Value, c: Config, mask: Mask) -> Value:  # (B, T, D) -> (B, T, D)
-    q, k, v = llama.project(t, x, c)
+    q, k, v = (projected(t, x, c, name) for name in ("query", "key", "value"))
     q = t.scale("query.scaled", q, c.width**-0.5)
-    context = llama.attend(t, q, k, v, mask)
+    context = t.move("context.merged", "merge_heads", t.attention(q, k, v, mask))
     return t.linear("out_proj", context, bias=c.enable_bias, role="attention.output")
+
+
+def projected(t: Trace, x: Value, c: Config, name: str) -> Value:  # (B, T, D) -> (B, H, T, d)
+    """Queries, keys or values of each head."""
+    z = t.linear(f"{name[0]}_proj", x, bias=c.enable_bias, role=f"attention.{name}")
+    return t.move(name, "split_heads", z, heads=c.num_attention_heads)

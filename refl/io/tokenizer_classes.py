@@ -11,8 +11,6 @@ CLASS_OF = {
     "bert": "Bert",
     "distilbert": "DistilBert",
     "clip": "CLIP",
-    "cohere": "Cohere",
-    "cohere2": "Cohere",
     "gemma2": "Gemma",
     "gemma3_text": "Gemma",
     "gpt2": "GPT2",
