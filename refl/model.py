@@ -328,7 +328,7 @@ class Model(Network):
     def explain_each(
         self,
         item: Input,
-        targets: Sequence[str | int],
+        targets: Sequence[Any],
         method: str | Composite | Method = "attnlrp",
         *,
         seed: str = "logit",

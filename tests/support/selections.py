@@ -421,6 +421,35 @@ RARE = (
     "tests/verification/test_verify.py::test_everything_holds_in_float32[BERT]",
     "tests/verification/test_verify.py::test_everything_holds_in_float32[GPT2]",
     "tests/verification/test_verify.py::test_everything_holds_in_float32[T5]",
+    # heads: one net, and one method, for each head
+    "tests/nets/test_heads.py::*surrogate_gradient[*-lrp-0]",
+    "tests/nets/test_heads.py::*surrogate_gradient[*-cp-lrp]",
+    "tests/nets/test_heads.py::*surrogate_gradient[*-input-x-gradient]",
+    "tests/nets/test_heads.py::*surrogate_gradient[albert*-attnlrp-gradient]",
+    "tests/nets/test_heads.py::*surrogate_gradient[roberta*-attnlrp-gradient]",
+    "tests/nets/test_heads.py::*surrogate_gradient[gemma2*-attnlrp-gradient]",
+    "tests/nets/test_heads.py::*surrogate_gradient[gpt2*-attnlrp-gradient]",
+    "tests/nets/test_heads.py::*surrogate_gradient[mixtral*-attnlrp-gradient]",
+    "tests/nets/test_heads.py::*surrogate_gradient[qwen3_moe*-attnlrp-gradient]",
+    "tests/nets/test_heads.py::*surrogate_gradient[vit*-attnlrp-gradient]",
+    "tests/nets/test_heads.py::test_every_site_balances*[albert*",
+    "tests/nets/test_heads.py::test_every_site_balances*[roberta*",
+    "tests/nets/test_heads.py::test_every_site_balances*[gemma2*",
+    "tests/nets/test_heads.py::test_every_site_balances*[gpt2*",
+    "tests/nets/test_heads.py::test_every_site_balances*[mixtral*",
+    "tests/nets/test_heads.py::test_every_site_balances*[qwen3_moe*",
+    "tests/nets/test_heads.py::test_every_site_balances*[vit*",
+    "tests/nets/test_heads.py::test_every_site_balances*float32]",
+    "tests/verification/test_model_vectors.py::test_made_again[llama-class]",
+    "tests/verification/test_model_vectors.py::test_made_again[llama-answer-span]",
+    "tests/verification/test_model_vectors.py::test_made_again[bert-token-class]",
+    "tests/verification/test_model_vectors.py::test_made_again[bert-features]",
+    "tests/refl/test_targets.py::test_a_comparison_runs*[start]",
+    "tests/refl/test_targets.py::test_a_comparison_runs*[coordinate]",
+    "tests/verification/test_exact_sweep.py::test_every_head*[BertForTokenClassification]",
+    "tests/verification/test_exact_sweep.py::test_every_head*[BertModel]",
+    "tests/verification/test_exact_sweep.py::test_every_head*[LlamaForSequenceClassification]",
+    "tests/verification/test_exact_sweep.py::test_every_head*[LlamaForQuestionAnswering]",
 )
 """What repeats, on another net or method, what a kept test shows, and is left out of the build too:
 for the day before a release (`pytest -m rare`). A test that is here is not slow, whatever the list
@@ -430,6 +459,7 @@ above says.
 RARE += (
     "tests/verification/test_exact_sweep.py::test_biases_and_other_options[t5]",
     "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[whisper]",
+    "tests/verification/test_model_vectors.py::test_made_again[umt5]",
     "tests/verification/test_model_vectors.py::test_made_again[whisper]",
 )
 """Of T5's relatives and Whisper."""
