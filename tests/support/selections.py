@@ -547,6 +547,7 @@ above says.
 RARE += (
     "tests/verification/test_exact_sweep.py::test_biases_and_other_options[t5]",
     "tests/verification/test_exact_sweep.py::test_engine_is_exact_but_for_rounding[whisper]",
+    "tests/verification/test_model_vectors.py::test_made_again[umt5]",
     "tests/verification/test_model_vectors.py::test_made_again[whisper]",
 )
 """Of T5's relatives and Whisper."""

@@ -487,7 +487,20 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 """And every further head, on one of them."""
 
-ALL = CONFIGS | HEADS
+RELATIVES: dict[str, dict[str, Any]] = {
+    "umt5": CONFIGS["t5"]
+    | {
+        "architectures": ["UMT5ForConditionalGeneration"],
+        "model_type": "umt5",
+        "d_kv": 3,
+        "d_ff": 8,
+        "num_layers": 2,
+        "num_decoder_layers": 1,
+    },
+}
+"""And what another model_type of a net computes otherwise."""
+
+ALL = CONFIGS | HEADS | RELATIVES
 
 SEEDS = {
     "llama": 5,
@@ -527,6 +540,7 @@ SEEDS = {
     "llama-answer-span": 4,
     "bert-token-class": 2,
     "bert-features": 4,
+    "umt5": 3,
 }
 """Chosen so that no output that a rule divides by lies near zero and no
 choice of experts is close: see `search`.
@@ -581,6 +595,7 @@ NOTES = {
     "of token t; the base is called `transformer`",
     "bert-token-class": "a class of one token",
     "bert-features": "no head and no pooler: the features of a token, one of which is explained",
+    "umt5": "a table of distances in every block of both stacks",
 }
 
 SEEDS["mamba"] = 2
@@ -681,7 +696,7 @@ def inputs(config: dict[str, Any], seed: int) -> list[Input]:
         ]
     if pictures:
         return [Input(ids, one) for ids, one in zip((long, short), pictures, strict=True)]
-    if kind == "t5":
+    if kind in ("t5", "umt5"):
         return [Input(long, decoder_ids=[0, *short]), Input(short, decoder_ids=[0, long[0]])]
     one = config["architectures"][0].endswith(("MaskedLM", "TokenClassification", "Model"))
     return [Input(ids, position=1 if one else None) for ids in (long, short)]
