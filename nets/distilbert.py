@@ -25,7 +25,10 @@ from refl.trace import Trace, Value
 
 MODEL_TYPE = "distilbert"
 PREFIX = "distilbert."
-CHECKED = "random configurations against transformers 4.52.4; no real checkpoint"
+CHECKED = (
+    "random configurations against transformers 4.52.4; relevance torch's gradient of its modules "
+    "with AttnLRP's factors detached; no real checkpoint"
+)
 
 EPS = 1e-12
 """Of every layer norm: no option says otherwise."""

@@ -34,7 +34,10 @@ from refl.trace import Trace, Value
 
 MODEL_TYPE = "modernbert"
 PREFIX = "model."
-CHECKED = "random configurations against transformers 4.52.4; no real checkpoint"
+CHECKED = (
+    "random configurations against transformers 4.52.4; relevance torch's gradient of its modules "
+    "with AttnLRP's factors detached; no real checkpoint"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

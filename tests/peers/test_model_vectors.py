@@ -22,7 +22,10 @@ from refl.verification.vectors.model_vectors import (
     load,
 )
 
-pytestmark = pytest.mark.peers
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),  # ModernBERT imports it
+]
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed (the extra 'peers')"
 )
