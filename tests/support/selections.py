@@ -440,6 +440,7 @@ RARE = (
     "tests/nets/test_heads.py::test_every_site_balances*[qwen3_moe*",
     "tests/nets/test_heads.py::test_every_site_balances*[vit*",
     "tests/nets/test_heads.py::test_every_site_balances*float32]",
+    "tests/nets/test_heads.py::test_every_identity_holds*",
     "tests/verification/test_model_vectors.py::test_made_again[llama-class]",
     "tests/verification/test_model_vectors.py::test_made_again[llama-answer-span]",
     "tests/verification/test_model_vectors.py::test_made_again[bert-token-class]",
