@@ -85,6 +85,12 @@ class ModelUnderTest:
         """The published methods; those tuned for pictures where there is one."""
         return [name for name in METHODS if self.model.takes_images or "-vit" not in name]
 
+    @property
+    def forward(self) -> dict[str, Any]:
+        """How its forward pass is asked for: where a neuron is explained, at every token."""
+        every = {"every": True} if self.at else {}
+        return {"decoder": self.decoder} | every
+
     @cached_property
     def traced(self) -> tuple[Trace, Value]:
         """The recorded run, attention in its plain form, and the logits that are explained; of a
