@@ -1080,7 +1080,8 @@ RATES = {d: st.floats(-4, 1, width=_width(d)) for d in DTYPES}
 
 def scan_case(draw: Draw, dtype: str) -> Case:
     """Steps from nothing to far: what was before is kept whole, or forgotten. A decay is exp of a
-    rounded product, as far off as that is large, and each place in between has one.
+    rounded product, as far off as that is large, and each place in between has one: the condition
+    is the sum of these products.
     """
     (b, t, i, n), stabilized = (size(draw, k) for k in (2, 4, 2, 3)), _stabilized(draw)
     x, r = (array(draw, dtype, (b, t, i), ORDINARY[dtype], [1.0]) for _ in range(2))
@@ -1089,12 +1090,19 @@ def scan_case(draw: Draw, dtype: str) -> Case:
     a_log = array(draw, dtype, (i, n), RATES[dtype], [1.0])
     operands = [x, d, into, out, a_log]
     case = Case(scan, dtype, operands, scan.forward(*operands), r)
-    summed = t * (8 + 4 * math.ceil(float(np.max(d)) * math.exp(float(np.max(a_log))))) + n + 4 * i
-    amplified, factors = amplification(x, d, into, out, r) * 4 * t * n, (x, d, into, out)
+    far = t * rounded(float(np.max(d)), dtype) * (1 + Fraction(math.exp(float(np.max(a_log)))))
+    summed, factors = 8 * t + n + 4 * i, (x, d, into, out)
+    amplified = amplification(x, d, into, out, r) * 4 * t * n
+    strained: dict[str, Any] = {"kappa": lambda at: far, "steps": 4}
+
+    def gradient() -> Trial:
+        offsets = ("product_offset", "decay_offset")
+        return case.trial("gradient", summed, amplified, causes=offsets, **strained)
+
     return case.offer(
-        epsilon=lambda: case.trial("epsilon", summed, amplified, factors, **stabilized),
-        epsilon_gxi=lambda: case.trial("epsilon_gxi", summed, amplified),
-        gradient=lambda: case.trial("gradient", summed, amplified),
+        epsilon=lambda: case.trial("epsilon", summed, amplified, factors, **strained, **stabilized),
+        epsilon_gxi=lambda: case.trial("epsilon_gxi", summed, amplified, **strained),
+        gradient=gradient,
     )
 
 
