@@ -35,6 +35,8 @@ from refl.trace import Trace, Value
 
 MODEL_TYPE = "mamba"
 PREFIX = "backbone."
+ATTENDS = False
+"""A mask of attention has nothing to hide."""
 CHECKED = (
     "random configurations against transformers 4.52.4; relevance MambaLRP's equations in torch; "
     "no real checkpoint"

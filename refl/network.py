@@ -639,6 +639,11 @@ class Network:
                 f"{self.name or 'the model'} takes pictures, of which every patch is looked at: "
                 f"leave {argument('attention_mask')} out"
             )
+        if not getattr(self.net, "ATTENDS", True):
+            raise ReflError(
+                f"{self.name or 'the model'} has no attention: leave "
+                f"{argument('attention_mask')} out"
+            )
         each = arguments.listed("attention_mask", masks, "a list of masks, one for each input")
         if len(each) != len(inputs):
             raise ReflError(

@@ -301,6 +301,9 @@ class Recorded(Mapping[str, Any]):
         self.fetched.add(name)
         return self.weights[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.weights
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.weights)
 

@@ -108,7 +108,7 @@ METHOD = "attnlrp-gradient"
 ADAPTED = ("gpt2", "llama", "mixtral", "phi", "bert", "albert", "t5", "vit")
 
 
-@pytest.mark.parametrize("name", [*ADAPTED, *sorted(NEWER.keys() - {"clip"})])
+@pytest.mark.parametrize("name", [*ADAPTED, *sorted(NEWER.keys() - {"clip", "whisper"})])
 def test_every_linear_layer_merged_or_apart_is_the_sum(tmp_path: Path, name: str) -> None:
     """Logits and relevance without a stabilizer are those of the model with W + s B A, and apart
     both ways in: what the base layer and the adapter have make up what their sum has.

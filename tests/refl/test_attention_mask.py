@@ -30,7 +30,14 @@ from refl.trace import Trace
 from refl.verification.identities.conditioning import rounding_bound
 from refl.verification.random_models import ARCHITECTURES, NEWER, moved, random_model
 
-TEXT = {kind: c for kind, c in (ARCHITECTURES | NEWER).items() if "image_size" not in c}
+WITHOUT = {"mamba", "clip", "clip_text_model", "clip_vision_model", "whisper"}
+"""That read no text, have no attention, or, a tower of CLIP, end a text by what its tokens are."""
+
+TEXT = {
+    kind: c
+    for kind, c in (ARCHITECTURES | NEWER).items()
+    if "image_size" not in c and kind not in WITHOUT
+}
 IDS, MASK = [4, 9, 2, 14, 7, 9, 3], [1, 0, 1, 1, 0, 1, 1]
 MEAN = NEWER["modernbert"] | {
     "architectures": ["ModernBertForSequenceClassification"],
@@ -404,3 +411,16 @@ def test_files_that_are_no_mask(
     assert main(["explain", *ids, "--attention-mask", str(path)]) == 2
     shown = capsys.readouterr().err
     assert says in shown and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["mamba", "clip", "whisper", "clip_vision_model"])
+def test_what_has_no_use_for_a_mask_refuses_it(kind: str) -> None:
+    model = random_model(NEWER[kind], 5)
+    item: Any = IDS
+    if kind == "clip":
+        item = (IDS, np.ones((3, *model.config.image)))
+    elif kind != "mamba":
+        item = np.ones((model.config.num_channels, *model.config.image)[-3:])
+        item = item[0] if kind == "whisper" else item
+    with pytest.raises(refl.ReflError, match="leave attention_mask"):
+        model.explain(item, attention_mask=MASK)
