@@ -251,6 +251,23 @@ def test_a_template_of_more_types_than_the_net_has() -> None:
     assert model.encode_pair(*PAIRS[0]).types == [0] * len(wordpiece().encode(*PAIRS[0]).ids)
 
 
+@pytest.mark.parametrize("kinds", [1, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_an_answer_is_of_the_second_text(seed: int, kinds: int) -> None:
+    """Whichever model, and whether it tells types apart or not: no special token, none of the
+    question.
+    """
+    finder = {"architectures": ["BertForQuestionAnswering"], "id2label": None}
+    config = CLASSES | finder | {"type_vocab_size": kinds}
+    model = replace(random_model(config, seed), text=Text(wordpiece()))
+    for question, context in PAIRS:
+        e = model.explain(question, pair=context, keep=())
+        second = wordpiece().encode(question, context).sequence_ids
+        assert [second[t] for t in e.span] == [1, 1]
+        ids = e.input_ids[e.span[0] : e.span[1] + 1]
+        assert e.target.replace(" ", "") == "".join(model.text.tokens(ids)).replace("##", "")
+
+
 @pytest.mark.parametrize(
     ("how", "words"),
     [
