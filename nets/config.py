@@ -171,6 +171,8 @@ LARGEST = 2**31 - 1
 
 MOST = dict.fromkeys(
     (
+        "decoder_layers",
+        "encoder_layers",
         "inner_group_num",
         "n_layer",
         "n_layers",

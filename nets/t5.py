@@ -102,6 +102,7 @@ class Config:
         return found | {f"{family}EncoderModel": heads.FEATURES} | of_tokens
 
     def __post_init__(self) -> None:
+        self._refuse_twice_read()
         if self.task == TRANSLATES and not self.is_encoder_decoder:
             raise ReflError(
                 "config.json has is_encoder_decoder = false, so it is that of an encoder alone: "
@@ -132,6 +133,15 @@ class Config:
                 f"relative_attention_num_buckets = {self.relative_attention_num_buckets}, "
                 "where distances begin to share a bucket"
             )
+
+    def _refuse_twice_read(self) -> None:
+        for name in self.architectures or ():
+            if name.endswith(("ForSequenceClassification", heads.SPANS)):
+                raise ReflError(
+                    f"config.json has architectures = {brief(self.architectures)}: of {name} the "
+                    "decoder reads the input's own tokens once more, one place later, which is not "
+                    f"implemented: expected one of {', '.join(self.classes(self.model_type))}"
+                )
 
     @property
     def task(self) -> str:

@@ -249,7 +249,7 @@ def _drawing(c: Comparison, letters: Callable[[str], str]) -> Drawing:
         y = _paragraph(parts, letters(one_line(e.method.title)), y + 4, bold=True)
         if e.picture is not None:
             y = _picture(parts, e, most, y)
-            y = _by_decoder(parts, e, y, letters)
+            y = _below_picture(parts, e, y, letters)
         else:
             y = _rows(parts, e, most, y, letters)
         y = _scale(parts, e, most, c.scale, y, letters)
@@ -350,7 +350,7 @@ def _picture(parts: list[Part], e: Explanation, most: float, y: float) -> float:
     return below + LEAD
 
 
-def _by_decoder(
+def _below_picture(
     parts: list[Part], e: Explanation, y: float, letters: Callable[[str], str]
 ) -> float:
     """What a decoder has written about the picture, on a scale of its own."""

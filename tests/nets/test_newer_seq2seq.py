@@ -97,6 +97,8 @@ def test_the_encoder_alone(config: dict[str, Any]) -> None:
 def test_refusals() -> None:
     for wrong, named in (
         ({"architectures": ["T5ForConditionalGeneration"]}, "UMT5ForConditionalGeneration"),
+        ({"architectures": ["UMT5ForSequenceClassification"]}, "one place later"),
+        ({"architectures": ["UMT5ForQuestionAnswering"]}, "one place later"),
         ({"is_encoder_decoder": False}, "is_encoder_decoder = false"),
         ({"scalable_attention": True, "model_type": "t5"}, "scalable_attention"),
         ({"scalable_attention": True, "model_type": "mt5"}, "scalable_attention"),
