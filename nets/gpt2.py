@@ -58,6 +58,7 @@ class Config(heads.OfDecoder):
         heads.TOKEN_CLASS: "classifier."
     }
     OF_TOKENS: ClassVar[str] = "classifier"
+    SPANS_IN: ClassVar[str] = "transformer"
     HARMLESS: ClassVar[tuple[str, ...]] = (
         "n_ctx",
         "is_decoder",

@@ -81,7 +81,7 @@ def load(
     renamed = getattr(net, "renamed", lambda weights: weights)(weights)
     shown_by = _with_pooler(_with_architectures(raw, net, renamed, ignore), net, renamed)
     config = parse(net.Config, shown_by, ignore)
-    named = named_weights(renamed, net.PREFIX, net.shapes(config))
+    named = named_weights(renamed, _prefix(net, config), net.shapes(config))
     spare = net.spare(config) if hasattr(net, "spare") else {}
     without = settle(named, config, spare, ignore_tensors)
     text = Text.load(folder, trusted=folder == SHIPPED)
@@ -140,6 +140,14 @@ def _with_pooler(raw: dict[str, Any], net: Net, names: Iterable[str]) -> dict[st
     if not known or "add_pooling_layer" in raw:
         return raw
     return raw | {"add_pooling_layer": any("pooler." in name for name in names)}
+
+
+def _prefix(net: Net, config: Any) -> str:
+    """What names begin with that a bare model's lack: a class that finds answers may call the net
+    below its head by another name.
+    """
+    answers = net.task(config) == "answer-span" and hasattr(config, "base")
+    return f"{config.base}." if answers else net.PREFIX
 
 
 def _each(patterns: Collection[str], what: str) -> list[str]:
@@ -336,7 +344,7 @@ class Model(Network):
     def explain_each(
         self,
         item: Input,
-        targets: Sequence[str | int],
+        targets: Sequence[Any],
         method: str | Composite | Method = "attnlrp",
         *,
         seed: str = "logit",

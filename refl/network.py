@@ -31,7 +31,7 @@ from refl.io.text import Text
 from refl.nets.batch import Batch
 from refl.nets.heads import OfDecoder, last_tokens
 from refl.nets.masks import of_net
-from refl.targets import SPANS, Feature, Special, span
+from refl.targets import ENDS, SPANS, Feature, Special, span
 from refl.trace import LEAVES, Trace, Value
 
 TASKS = (
@@ -296,7 +296,13 @@ class Network:
         )
 
     def output_names(self, ids: Sequence[int]) -> list[str]:
-        """Names of outputs: tokens, or the labels of a classifier."""
+        """Names of outputs: tokens, or the labels of a classifier; of answers start and end, of
+        features their numbers.
+        """
+        if self.task == "answer-span":
+            return [ENDS[arguments.whole("a column", i) % 2] for i in ids]
+        if self.task == "features":
+            return [received(arguments.whole("a coordinate", i)) for i in ids]
         if self.task not in LABELED:
             return self.tokens(ids)
         numbers = [arguments.whole("a class", i) for i in arguments.listed("ids", ids, "numbers")]

@@ -101,9 +101,9 @@ def span(target: Any) -> Span | None:
     """(17, 21): both; ("start", 17) or ("end", 21): one; None for what is none of these. Raises
     ReflError for an answer that ends before it starts.
     """
-    pair = arguments.members(target)
     if isinstance(target, Span):
-        pair = [target.start, target.end]
+        return target
+    pair = arguments.members(target)
     if pair is None or len(pair) != 2:
         return None
     if isinstance(pair[0], str) and pair[0] in ENDS:
@@ -240,3 +240,13 @@ def _numbers(vector: Any) -> Any:
         return found.astype(np.float64) if found.dtype.kind in "iuf" else None
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def numbered(task: str, number: int) -> int | Special:
+    """The target of this number: of answers the logits of all tokens lie behind each other, start
+    and end of the first, start and end of the second, and so on; of features it is a coordinate.
+    """
+    if task == "answer-span":
+        token, end = divmod(number, 2)
+        return Span(None, token) if end else Span(token, None)
+    return Coordinate(number) if task == "features" else number

@@ -102,17 +102,17 @@ def refuse_contradictions(args: argparse.Namespace) -> None:
 
 def _refuse_two_targets(args: argparse.Namespace) -> None:
     """Features are explained in place of an output, and one way at a time."""
-    of_features = [name for name in ("coordinate", "cosine") if _given(args, name) is not None]
+    of_features = [name for name in ("coordinate", "cosine") if _option(args, name) is not None]
     for name in ("target", "contrast", "at"):
-        if of_features and _given(args, name) is not None:
+        if of_features and _option(args, name) is not None:
             args.parser.error(f"give --{name} or --{of_features[0]}, not both")
     if len(of_features) > 1:
         args.parser.error("give --coordinate or --cosine, not both")
-    if _given(args, "mean") and not of_features:
+    if _option(args, "mean") and not of_features:
         args.parser.error("--mean is of features: give --coordinate or --cosine with it")
 
 
-def _given(args: argparse.Namespace, name: str) -> Any:
+def _option(args: argparse.Namespace, name: str) -> Any:
     """An option that not every command has."""
     return getattr(args, name, None)
 
@@ -274,9 +274,9 @@ def outputs_asked(model: Model, args: argparse.Namespace) -> dict[str, Any]:
 
 def _feature(args: argparse.Namespace) -> Any:
     """--coordinate or --cosine, with --mean."""
-    if _given(args, "coordinate") is not None:
+    if _option(args, "coordinate") is not None:
         return coordinate(args.coordinate, bool(args.mean))
-    if _given(args, "cosine") is not None:
+    if _option(args, "cosine") is not None:
         return cosine(read_vector(args.cosine), bool(args.mean))
     return None
 

@@ -69,7 +69,7 @@ def fraction(at: str, value: Any) -> None:
         raise _refuse(at, value, "a number from 0 to 1")
 
 
-def ends(at: str, value: Any) -> None:
+def answer(at: str, value: Any) -> None:
     """Of an answer, the first and the last token, or one of them."""
     each(maybe(whole))(at, value)
     if len(value) != 2 or value == [None, None] or (None not in value and value[0] > value[1]):
@@ -190,7 +190,7 @@ FACTS = record(
         "against_logit": maybe(number),
         "types": maybe(each(whole)),
         "position": maybe(whole),
-        "span": maybe(ends),
+        "span": maybe(answer),
         "mean": maybe(truth),
     },
 )

@@ -23,7 +23,9 @@ from refl.nets import heads
 from refl.nets.batch import Batch
 from refl.nets.config import parse
 from refl.rules.published import METHODS
+from refl.verification.identities.catalogue import verify
 from refl.verification.identities.conditioning import rounding_bound
+from refl.verification.identities.model_under_test import model_under_test
 from refl.verification.random_models import (
     ALBERT,
     BERT,
@@ -221,3 +223,10 @@ def test_which_token_is_asked_where_there_are_several() -> None:
     p = model.explain(IDS, position=1, seed="log-probability", target="yes")
     z = model.logits(IDS)[1]
     assert p.probability == pytest.approx(np.exp(z[1]) / np.exp(z).sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["bert-token-class", "llama-answer-span"])
+def test_every_identity_holds(name: str) -> None:
+    """Of the largest output of the first token."""
+    found = list(verify(model_under_test(net(name), [3, 1, 5])))
+    assert [row.identity for row in found if not row.holds] == []

@@ -20,6 +20,7 @@ from transformers_models import (
     _scaled,
     _scaled_encoder,
     _scaled_vision,
+    write_encoder,
 )
 
 import refl
@@ -86,7 +87,7 @@ def options(kind: str, head: str, number: int) -> dict[str, Any]:
 _NAMES = ("hidden_size", "num_attention_heads", "num_hidden_layers")
 
 
-def written(folder: Path, kind: str, family: str, head: str, drawn: dict[str, Any]) -> Any:
+def made(folder: Path, kind: str, family: str, head: str, drawn: dict[str, Any]) -> Any:
     """A checkpoint, as transformers writes it; and its class."""
     cls = getattr(transformers, f"{family}For{head}")
     size = SMALL[kind] if kind in DECODERS else TEXT | MAKERS.get(kind, {})
@@ -127,7 +128,7 @@ def test_six_random_configurations(tmp_path: Path, kind: str, family: str, head:
     worst = 0.0
     for number in range(DRAWS):
         folder = tmp_path / str(number)
-        cls = written(folder, kind, family, head, options(kind, head, number))
+        cls = made(folder, kind, family, head, options(kind, head, number))
         model = refl.load(folder, dtype="float64")
         assert model.task == TASK[head]
         for length in (1, 2, 13):
@@ -162,8 +163,8 @@ def padded_batch(folder: Path, cls: Any, model: Model, head: str) -> None:
 
 PAD = 3
 LAYOUTS: dict[str, list[list[int]]] = {
-    "right": [[5, 6, 7, PAD, PAD], [5, 6, 7, 8, 9]],
-    "left": [[PAD, PAD, 5, 6, 7], [PAD, 4, 5, 6, 7]],
+    "behind": [[5, 6, 7, PAD, PAD], [5, 6, 7, 8, 9]],
+    "before": [[PAD, PAD, 5, 6, 7], [PAD, 4, 5, 6, 7]],
     "in the middle": [[5, PAD, PAD, 6, 7], [5, PAD, 6, PAD, PAD]],
     "nothing but padding": [[PAD] * 4, [5, 6, 7, 8]],
     "one token": [[PAD]],
@@ -183,7 +184,7 @@ def test_every_layout_of_padding(tmp_path: Path, kind: str, layout: str) -> None
     mask = [[int(i != PAD) for i in text] for text in ids]
     for drawn in ({"pad_token_id": PAD}, {"pad_token_id": PAD, "eos_token_id": PAD}):
         folder = tmp_path / str(len(drawn))
-        cls = written(folder, kind, family, TEXTS, drawn | {"num_labels": 3})
+        cls = made(folder, kind, family, TEXTS, drawn | {"num_labels": 3})
         model = refl.load(folder, dtype="float64")
         agree(ours(model, ids), theirs(folder, cls, ids))
         if all(map(any, mask)):  # a text that is masked whole reads nothing, and says nothing
@@ -235,3 +236,63 @@ def test_pictures_without_a_pooler(tmp_path: Path, kind: str) -> None:
             expected = twin.eval()(pixel_values=torch.tensor(x)).last_hidden_state[:, 0].numpy()
         ready = refl.load(folder, dtype="float64")
         agree(np.stack([ready.logits(one)[0] for one in x]), expected)
+
+
+# -- relevance -------------------------------------------------------------------------------------
+
+IDS = [5, 3, 17, 3, 11]
+
+
+def gradient(twin: Any, explained: Any) -> Any:  # -> NumPy (T,): embedding times gradient
+    """By torch's autograd, of what is explained of the outputs."""
+    with wide():
+        x = twin.get_input_embeddings()(torch.tensor([IDS])).detach().requires_grad_()
+        mask = torch.ones(1, len(IDS), dtype=torch.long)
+        explained(twin(inputs_embeds=x, attention_mask=mask)).backward()
+    return (x * x.grad).sum(-1)[0].detach().numpy()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "roberta"])
+def test_the_gradient_of_an_answer(tmp_path: Path, kind: str) -> None:
+    """Of start and end together, and of their log-probability. RoBERTa counts positions by the ids,
+    which embeddings have none of, so none here is padding.
+    """
+    family, _ = (DECODERS | ENCODING)[kind]
+    cls = made(tmp_path, kind, family, SPANS, options(kind, SPANS, 1))
+    model, twin = refl.load(tmp_path, dtype="float64"), twin_of(tmp_path, cls)
+    e = model.explain(IDS, "input-x-gradient", target=(1, 3))
+    agree(e.relevance, gradient(twin, lambda o: o.start_logits[0, 1] + o.end_logits[0, 3]))
+    e = model.explain(IDS, "input-x-gradient", target=(1, 3), seed="log-probability")
+
+    def both(out: Any) -> Any:
+        return out.start_logits[0].log_softmax(0)[1] + out.end_logits[0].log_softmax(0)[3]
+
+    agree(e.relevance, gradient(twin, both))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "albert"])
+def test_the_gradient_of_a_class_of_a_token(tmp_path: Path, kind: str) -> None:
+    family, _ = (DECODERS | ENCODING)[kind]
+    drawn = options(kind, TOKENS, 2) | {"num_labels": 3}
+    cls = made(tmp_path, kind, family, TOKENS, drawn)
+    model, twin = refl.load(tmp_path, dtype="float64"), twin_of(tmp_path, cls)
+    e = model.explain(IDS, "input-x-gradient", position=2, contrast=(1, 0))
+    agree(e.relevance, gradient(twin, lambda o: o.logits[0, 2, 1] - o.logits[0, 2, 0]))
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_the_gradient_of_a_cosine(tmp_path: Path, mean: bool) -> None:
+    """The length of the features included."""
+    folder = write_encoder(tmp_path, "BertModel", {})
+    model = refl.load(folder, dtype="float64")
+    twin = twin_of(folder, transformers.BertModel)
+    v = np.random.default_rng(0).standard_normal(24)
+    how: dict[str, Any] = {} if mean else {"position": 2}
+    e = model.explain(IDS, "input-x-gradient", target=refl.cosine(v, mean), **how)
+
+    def cosine(out: Any) -> Any:
+        z = out.last_hidden_state[0]
+        z = z.mean(0) if mean else z[2]
+        return torch.nn.functional.cosine_similarity(z, torch.tensor(v), dim=0)
+
+    agree(e.relevance, gradient(twin, cosine))

@@ -40,7 +40,7 @@ def loaded(kind: str) -> Any:
     """
     (name,) = json.loads((FOLDER / kind / "config.json").read_text())["architectures"]
     found, about = getattr(transformers, name).from_pretrained(
-        FOLDER / kind, attn_implementation="eager", output_loading_info=True
+        FOLDER / kind, attn_implementation="eager", output_loading_info=True, **unpooled(name)
     )
     assert (
         not about["missing_keys"] and not about["unexpected_keys"] and not about["mismatched_keys"]
@@ -48,10 +48,18 @@ def loaded(kind: str) -> Any:
     return found.eval()
 
 
+def unpooled(name: str) -> dict[str, bool]:
+    """Features stand there without a pooler, which transformers want to be told."""
+    return {"add_pooling_layer": False} if name == "BertModel" else {}
+
+
 def widened(model: Any) -> Any:
     """The float64 twin of a model; to be called inside `wide`."""
     twin = type(model)._from_config(
-        model.config, torch_dtype=torch.float64, attn_implementation="eager"
+        model.config,
+        torch_dtype=torch.float64,
+        attn_implementation="eager",
+        **unpooled(type(model).__name__),
     )
     twin.load_state_dict(model.state_dict())
     return twin.eval()
@@ -67,8 +75,11 @@ def model_inputs(case: ModelCase, dtype: Any) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | more
 
 
-def explained(case: ModelCase, logits: Any) -> Any:  # (1, T, V) or (1, classes) -> (V,)
-    rows = logits.numpy()[0]
+def explained(case: ModelCase, out: Any) -> Any:  # (1, T, V) or (1, classes) -> (V,)
+    """Of answers start and end of every token; features where there is no head."""
+    if "start_logits" in out:
+        return np.stack([out.start_logits.numpy()[0], out.end_logits.numpy()[0]], axis=-1).ravel()
+    rows = (out.logits if "logits" in out else out.last_hidden_state).numpy()[0]
     return rows if rows.ndim == 1 else rows[-1 if case.position is None else case.position]
 
 
@@ -78,9 +89,11 @@ class Modules:
     def __init__(self, model: Any, case: ModelCase) -> None:
         self.captured: dict[str, Any] = {}
         names = set(case.sites) | set(case.aliases)
+        headless = type(model).__name__ == "BertModel"  # whose modules lack what refl puts in front
+        modules = {"bert." * headless + name: m for name, m in model.named_modules()}
         self.hooks = [
             m.register_forward_hook(self._keep(name))
-            for name, m in model.named_modules()
+            for name, m in modules.items()
             if name in names
         ]
 
@@ -105,7 +118,7 @@ class Modules:
 def run(model: Any, case: ModelCase, dtype: Any) -> tuple[Any, dict[str, Any]]:
     modules = Modules(model, case)
     with torch.no_grad():
-        logits = explained(case, model(**model_inputs(case, dtype)).logits)
+        logits = explained(case, model(**model_inputs(case, dtype)))
     for hook in modules.hooks:
         hook.remove()
     return logits, modules.fitting(case)

@@ -162,6 +162,18 @@ def test_the_log_probability_of_an_answer(finder: Model) -> None:
     assert one.probability == pytest.approx(p[4, 1], rel=1e-13)
 
 
+def test_padding_has_no_part_in_an_answer(finder: Model) -> None:
+    """Nor in the softmax over starts, nor in that over ends."""
+    items = [IDS, IDS[:2]]
+    for target in (None, (0, 1), ("end", 1)):
+        both = finder.explain(items, seed="log-probability", target=target, audit=True)
+        for one, e in zip(items, both, strict=True):
+            alone = finder.explain(one, seed="log-probability", target=target)
+            assert (e.what, e.probability) == (alone.what, pytest.approx(alone.probability))
+            assert e.explained == pytest.approx(alone.explained, rel=1e-12)
+            assert np.allclose(e.relevance, alone.relevance, atol=1e-13, rtol=0)
+
+
 def test_every_method_explains_an_answer_or_says_why_not(finder: Model) -> None:
     refused = {"alti-logit": "alti-logit", "atman": "score", "leave-one-out": "deletion"}
     for name in METHODS:
@@ -328,22 +340,27 @@ def test_files_keep_what_was_explained(tmp_path: Path, finder: Model, headless: 
     assert cases[0].as_dict()["span"] == [2, 4] and cases[1].as_dict()["span"] == [3, None]
 
 
-def test_a_comparison_runs_the_same_target_again(tmp_path: Path) -> None:
+COMPARED = {
+    "answer": (FINDER, (2, 4)),
+    "start": (FINDER, ("start", 2)),
+    "cosine": (HEADLESS, refl.cosine(V, mean=True)),
+    "coordinate": (HEADLESS, refl.coordinate(3)),
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_a_comparison_runs_the_same_target_again(tmp_path: Path, name: str) -> None:
     """What is found makes two files equal: so the seed is that of the file."""
-    files = tmp_path / "files"
-    files.mkdir()
-    for config, target in (
-        (FINDER, (2, 4)),
-        (FINDER, ("start", 2)),
-        (HEADLESS, refl.cosine(V, mean=True)),
-        (HEADLESS, refl.coordinate(3)),
-    ):
-        model = refl.load(checkpoint_of(tmp_path, config), dtype="float64")
-        for method in ("attnlrp", "cp-lrp"):
-            e = model.explain(IDS, method, target=target, keep="*")
-            e.save(files / f"{method}.safetensors")
-        found = compare(*sorted(files.iterdir()), model=model)
-        assert "the two are equal" in str(found), str(found)
+    config, target = COMPARED[name]
+    files, folder = tmp_path / "files", tmp_path / "model"
+    files.mkdir(), folder.mkdir()
+    config = config | {"num_hidden_layers": 1}
+    model = refl.load(checkpoint_of(folder, config), dtype="float64")
+    for method in ("attnlrp", "cp-lrp"):
+        e = model.explain(IDS[:3] if name != "answer" else IDS, method, target=target, keep="*")
+        e.save(files / f"{method}.safetensors")
+    found = compare(*sorted(files.iterdir()), model=model)
+    assert "the two are equal" in str(found), str(found)
 
 
 # -- the command line ------------------------------------------------------------------------------

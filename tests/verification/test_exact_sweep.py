@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import refl
 import refl.sweep
 from refl.model import Model
 from refl.nets import NETS, rope
@@ -43,28 +44,37 @@ def inputs(model: Model) -> tuple[list[Any], dict[str, Any]]:
     if model.takes_images:
         size = (2, model.config.num_channels, *model.config.image)
         return list(np.random.default_rng(1).standard_normal(size)), {}
-    how: dict[str, Any] = {"position": 1} if model.task == "masked-token" else {}
+    asked = model.task in ("masked-token", "token-class", "features")
+    how: dict[str, Any] = {"position": 1} if asked else {}
     if model.task == "sequence-to-sequence":
         how["decoder"] = [[0, 4], [7]]
     return [[3, 5, 3], [9, 2]], how
 
 
 class Beside:
-    """An exact run of a model, with the engine's beside it."""
+    """An exact run of a model, with the engine's beside it. `asked`: what the engine calls the
+    targets, where they are no numbers.
+    """
 
-    def __init__(self, model: Model, methods: tuple[str, ...], runs: int = 3) -> None:
+    def __init__(
+        self,
+        model: Model,
+        methods: tuple[str, ...],
+        runs: int = 3,
+        targets: tuple[Any, ...] = (1, 0),
+        asked: Any = None,
+    ) -> None:
         self.model, (self.items, self.how) = model, inputs(model)
+        self.targets, self.asked = targets, list(targets) if asked is None else asked
         trace, logits = model.trace(self.items, self.how.get("position"), self.how.get("decoder"))
         self.exact = exact_sweep.run(
             trace.records, logits, self.targets, methods, model.config, runs
         )
 
-    targets = (1, 0)
-
     def differences(self, method: str, composite: Composite | None = None) -> list[str]:
         """Sites, activations and entries of the ledger that are off by more than rounding."""
         answers = self.model.explain(
-            self.items, composite or method, target=list(self.targets), keep="*", **self.how
+            self.items, composite or method, target=self.asked, keep="*", **self.how
         )
         return [
             line
@@ -142,6 +152,29 @@ def test_biases_and_other_options(kind: str) -> None:
     }
     run = Beside(random_model(CONFIGS[kind] | more[kind], 5), ("attnlrp", "cp-lrp"))
     assert run.differences("attnlrp") == run.differences("cp-lrp") == []
+
+
+HEADS: dict[str, tuple[str, tuple[Any, ...], Any]] = {
+    "BertForTokenClassification": ("bert", (1, 0), None),
+    "BertForQuestionAnswering": ("bert", ((0, 5), (2,)), [(0, 2), ("start", 1)]),
+    "BertModel": ("bert", (1, 6), [refl.coordinate(1), refl.coordinate(6)]),
+    "LlamaForSequenceClassification": ("llama", (1, 0), None),
+    "LlamaForTokenClassification": ("llama", (1, 0), None),
+    "LlamaForQuestionAnswering": ("llama", ((0, 5), (3,)), [(0, 2), ("end", 1)]),
+}
+"""Class -> net, the numbers of what is explained (of an answer 2 s and 2 e + 1), and its names."""
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_is_exact_but_for_rounding(name: str) -> None:
+    """Of a padded batch: the second text is the shorter one."""
+    kind, targets, asked = HEADS[name]
+    config = CONFIGS[kind] | {"architectures": [name], "num_hidden_layers": 1}
+    config = {key: value for key, value in config.items() if key not in ("id2label", "label2id")}
+    methods = ("attnlrp", "cp-lrp", "input-x-gradient")
+    run = Beside(random_model(config, 11), methods, 2, targets, asked)
+    assert run.exact.conservation_error < 1e-40
+    assert [run.differences(method) for method in methods] == [[], [], []]
 
 
 # -- faults, each of which has to be seen ----------------------------------------------------------

@@ -16,6 +16,7 @@ import refl
 from refl.errors import ReflError
 from refl.io.safetensors import read_safetensors, write_safetensors
 from refl.nets import NETS
+from refl.targets import numbered
 from refl.verification.vectors import make_model_vectors, model_vectors
 from refl.verification.vectors.model_vectors import (
     ModelCase,
@@ -34,7 +35,7 @@ def explain(model: Any, case: ModelCase, **how: Any) -> Any:
     return model.explain(
         case.item,
         case.method,
-        target=case.target,
+        target=numbered(model.task, case.target),
         decoder=case.decoder_ids,
         position=case.position,
         **how,
@@ -50,9 +51,8 @@ def lines(found: list[Any]) -> str:
 
 
 def test_every_architecture_has_vectors() -> None:
-    assert (
-        set(KINDS) == {net.MODEL_TYPE for net in NETS.values()} == set(make_model_vectors.CONFIGS)
-    )
+    assert {net.MODEL_TYPE for net in NETS.values()} == set(make_model_vectors.CONFIGS)
+    assert set(KINDS) == set(make_model_vectors.ALL)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -92,7 +92,7 @@ def test_padding_changes_nothing(kind: str) -> None:
     both = model.explain(
         [first.ids, second.ids],
         "attnlrp",
-        target=[first.target, second.target],
+        target=[numbered(model.task, one.target) for one in (first, second)],
         decoder=decoder,
         position=first.position,
     )
@@ -280,13 +280,13 @@ def test_made_again(kind: str) -> None:
         for name, array in arrays.items()
         if "/condition/" not in name
     )
-    again = make_model_vectors.weights(
-        make_model_vectors.CONFIGS[kind], make_model_vectors.SEEDS[kind]
-    )
+    again = make_model_vectors.weights(make_model_vectors.ALL[kind], make_model_vectors.SEEDS[kind])
     assert set(again) == set(weights) and all(
         np.array_equal(w, weights[name]) for name, w in again.items()
     )
-    assert json.loads((folder / "config.json").read_text()) == make_model_vectors.CONFIGS[kind]
+    assert json.loads((folder / "config.json").read_text()) == make_model_vectors.stored(
+        make_model_vectors.ALL[kind]
+    )
 
 
 def test_the_whole_is_small() -> None:

@@ -345,15 +345,20 @@ class Swept:
         return causes
 
 
-def seed(method: str, logits: Exact, targets: Sequence[int]) -> Exact:
+Target = int | Sequence[int]
+"""The number of a logit, those of several tokens counted through; or of several that are summed."""
+
+
+def seed(method: str, logits: Exact, targets: Sequence[Target]) -> Exact:
     """What the sweep starts from: each example's target logit itself,
     or 1 where gradients are propagated.
     """
     start = _zeros(logits.shape)
-    for b, target in enumerate(targets):
-        start[b, 0, target] = (
-            MP.mpf(1) if METHODS[method].formulation == "gradient_x_input" else logits[b, 0, target]
-        )
+    for z, s, target in zip(logits, start, targets, strict=True):
+        for number in [target] if isinstance(target, int) else target:
+            at = np.unravel_index(number, z.shape)
+            gradient = METHODS[method].formulation == "gradient_x_input"
+            s[at] = MP.mpf(1) if gradient else z[at]
     return start
 
 
@@ -476,7 +481,7 @@ class Conditioned:
 def run(
     records: Sequence[Record],
     at: Value,
-    targets: Sequence[int],
+    targets: Sequence[Target],
     methods: Sequence[str],
     config: Any,
     runs: int = 4,

@@ -21,9 +21,8 @@ from refl.verification.identities.rows import Row, WorstDeviation
 def forward_decomposition(m: ModelUnderTest) -> Iterator[Row]:
     m, worst = m.within("float64"), WorstDeviation()
     e, (edits, count) = m.explain("cp-lrp", keep=()), _each_token_alone(m)
-    z = surrogate.logits(
-        m.model, m.item, m.records_by_site, variant="cp-lrp", edits=edits, decoder=m.decoder
-    )[:, m.target]
+    how = {"variant": "cp-lrp", "edits": edits} | m.forward
+    z = surrogate.logits(m.model, m.item, m.records_by_site, **how)[:, m.target]
     got = e.patches.ravel() if m.model.takes_images else input_scores(e)
     worst.compare(got, z[:count] - z[count], rounding_bound(e))
     yield worst.row(

@@ -85,6 +85,12 @@ class ModelUnderTest:
         """The published methods; those tuned for pictures where there is one."""
         return [name for name in METHODS if self.model.takes_images or "-vit" not in name]
 
+    @property
+    def forward(self) -> dict[str, Any]:
+        """How its forward pass is asked for: where a neuron is explained, at every token."""
+        every = {"every": True} if self.at else {}
+        return {"decoder": self.decoder} | every
+
     @cached_property
     def traced(self) -> tuple[Trace, Value]:
         """The recorded run, attention in its plain form, and the logits that are explained; of a
@@ -141,7 +147,7 @@ def model_under_test(model: Model, item: Any = None, decoder: Any = None) -> Mod
     item = _random_input(model, LENGTH) if item is None else item
     item = item if model.takes_images else model.encode(item)
     m = ModelUnderTest(model, item, _decoder_ids(model, decoder))
-    if model.task == "features":
+    if model.task in ("features", "token-class", "answer-span"):
         at = _largest_feature(m)
         return replace(m, at=at, target=at[1][-1])
     return replace(m, target=int(asnumpy(m.traced[1].array)[0, 0].argmax()))
@@ -177,7 +183,7 @@ def with_mask(model: Model, ids: list[int]) -> list[int]:
 
 
 def _largest_feature(m: ModelUnderTest) -> tuple[str, tuple[int, ...]]:
-    """Of the first token."""
+    """Of the first token; of a head on every token the largest of its outputs there."""
     trace = Trace(m.model.weights)
     out = m.model.forward(trace, m.model.batch([m.model.read(m.item)], every=True))
     return out.site, (0, int(asnumpy(out.array)[0, 0].argmax()))

@@ -73,7 +73,8 @@ def _slopes(m: ModelUnderTest, site: str, variant: str, records: Mapping[str, Re
     signs = np.random.default_rng(len(site)).choice((-1.0, 1.0), size=(DIRECTIONS, *x.shape))
     step = 1j * surrogate.STEP * signs * x
     edits: dict[str, surrogate.Edit] = {site: lambda a: a + step}
-    z = surrogate.logits(m.model, m.item, records, variant=variant, edits=edits, decoder=m.decoder)
+    how = {"variant": variant, "edits": edits} | m.forward
+    z = surrogate.logits(m.model, m.item, records, **how)
     return signs, np.broadcast_to(z[:, m.target].imag / surrogate.STEP, (DIRECTIONS,))
 
 

@@ -271,6 +271,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
 windows, caps, ties, shared layers.
 """
 
+HEADS: dict[str, dict[str, Any]] = {
+    "llama-class": CONFIGS["llama"]
+    | _CLASSES
+    | {
+        "architectures": ["LlamaForSequenceClassification"],
+        "num_hidden_layers": 1,
+        "pad_token_id": 0,
+    },
+    "llama-answer-span": CONFIGS["llama"]
+    | {"architectures": ["LlamaForQuestionAnswering"], "num_hidden_layers": 1},
+    "bert-token-class": CONFIGS["bert"]
+    | {"architectures": ["BertForTokenClassification"], "num_hidden_layers": 1},
+    "bert-features": {
+        key: value for key, value in CONFIGS["bert"].items() if key not in ("id2label", "label2id")
+    }
+    | {"architectures": ["BertModel"], "num_hidden_layers": 1, "add_pooling_layer": False},
+}
+"""And every further head, on one of them."""
+
+ALL = CONFIGS | HEADS
+
 SEEDS = {
     "llama": 5,
     "gpt2": 1,
@@ -291,6 +312,10 @@ SEEDS = {
     "t5": 5,
     "vit": 0,
     "deit": 4,
+    "llama-class": 0,
+    "llama-answer-span": 4,
+    "bert-token-class": 2,
+    "bert-features": 4,
 }
 """Chosen so that no output that a rule divides by lies near zero and no
 choice of experts is close: see `search`.
@@ -320,6 +345,11 @@ NOTES = {
     "own",
     "vit": "pixels, patches that are no squares, a class token",
     "deit": "class and distillation token, the mean of two heads",
+    "llama-class": "a class of the text, read at its last token that is no padding",
+    "llama-answer-span": "start and end logits of every token, behind each other: 2 t and 2 t + 1 "
+    "of token t; the base is called `transformer`",
+    "bert-token-class": "a class of one token",
+    "bert-features": "no head and no pooler: the features of a token, one of which is explained",
 }
 
 RUNS = 8
@@ -406,8 +436,8 @@ def inputs(config: dict[str, Any], seed: int) -> list[Input]:
     long[3] = long[1]
     if kind == "t5":
         return [Input(long, decoder_ids=[0, *short]), Input(short, decoder_ids=[0, long[0]])]
-    masked = config["architectures"][0].endswith("MaskedLM")
-    return [Input(ids, position=1 if masked else None) for ids in (long, short)]
+    one = config["architectures"][0].endswith(("MaskedLM", "TokenClassification", "Model"))
+    return [Input(ids, position=1 if one else None) for ids in (long, short)]
 
 
 def _pixels(draw: random.Random, shape: tuple[int, ...]) -> Any:
@@ -426,7 +456,7 @@ def answer(
     and the aliases of its sites.
     """
     trace, logits = model.trace([model_input.item], model_input.position, model_input.decoder_ids)
-    target = int(logits.array[0, 0].argmax())
+    target = int(logits.array[0].argmax())
     found = exact_sweep.run(trace.records, logits, [target], methods, model.config, runs)
     if found.conservation_error > 1e-40:
         raise ValueError(
@@ -445,7 +475,7 @@ def expected(
     number: int, model_input: Input, found: exact_sweep.Conditioned, sites: list[str]
 ) -> Iterator[tuple[str, Any]]:  # without the batch axis
     """Name of a tensor -> its numbers, for one input."""
-    yield f"{number}/logits", found.logits[0, 0]
+    yield f"{number}/logits", found.logits[0].ravel()
     if model_input.pixels is not None:
         yield f"{number}/pixels", model_input.pixels
     for site in sites:
@@ -464,7 +494,7 @@ def described(
     sites: list[str],
     aliases: dict[str, str],
 ) -> dict[str, Any]:
-    about: dict[str, Any] = {"target": target, "logit": float(found.logits[0, 0, target])}
+    about: dict[str, Any] = {"target": target, "logit": float(found.logits[0].ravel()[target])}
     about |= {
         name: value
         for name in ("ids", "decoder_ids", "position")
@@ -488,12 +518,18 @@ def table(method: str) -> dict[str, Any]:
     return {"formulation": said.formulation, "rules": lines}
 
 
+def stored(config: dict[str, Any]) -> dict[str, Any]:
+    """As transformers write it: that there is no pooler, the tensors alone say."""
+    return {key: value for key, value in config.items() if key != "add_pooling_layer"}
+
+
 def build(kind: str, folder: Path) -> None:
     """Write the three files of one architecture."""
-    config = CONFIGS[kind]
+    config = ALL[kind]
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(
-        folder / "config.json", (json.dumps(config, indent=1, sort_keys=True) + "\n").encode()
+        folder / "config.json",
+        (json.dumps(stored(config), indent=1, sort_keys=True) + "\n").encode(),
     )
     write_safetensors(folder / "model.safetensors", weights(config, SEEDS[kind]), {"format": "pt"})
     write_safetensors(folder / EXPECTED, *answers(kind, folder))
@@ -504,7 +540,7 @@ def answers(kind: str, folder: Path, runs: int = RUNS) -> tuple[dict[str, Any], 
     arrays: dict[str, Any] = {}
     methods, about = METHODS.get(kind, TEXT_METHODS), []
     model = refl.load(folder, dtype="float64")
-    for number, model_input in enumerate(inputs(CONFIGS[kind], SEEDS[kind])):
+    for number, model_input in enumerate(inputs(ALL[kind], SEEDS[kind])):
         found, target, aliases = answer(model, model_input, methods, runs)
         sites = list(next(iter(found.relevance.values())))
         arrays |= dict(expected(number, model_input, found, sites))
@@ -529,7 +565,7 @@ def search(kind: str, count: int = 12) -> list[tuple[float, int]]:
     """
     found = []
     for seed in range(count):
-        net, config = architecture(CONFIGS[kind]), CONFIGS[kind]
+        net, config = architecture(ALL[kind]), ALL[kind]
         drawn = {name: w.astype(np.float64) for name, w in weights(config, seed).items()}
         model = Model(
             net, parse(net.Config, config), drawn, None, lambda array: array, "float64", name=kind
@@ -564,7 +600,7 @@ def _strain(found: exact_sweep.Conditioned) -> float:
 
 
 def main(kinds: Sequence[str]) -> None:
-    for kind in kinds or CONFIGS:
+    for kind in kinds or ALL:
         build(kind, FOLDER / kind)
         print(kind, sum(path.stat().st_size for path in (FOLDER / kind).iterdir()))
 

@@ -58,9 +58,12 @@ class ModelCase:
     position: int | None
     """Whose output is explained, where it is not the last token's or a class."""
     target: int
+    """The number of the logit that is explained; of answers the logits of all tokens lie behind
+    each other, start and end of each.
+    """
     logit: float
     logits: Any
-    """(V,), at the explained position."""
+    """(V,), at the explained position; (2 T,) of answers."""
     expected: dict[str, Any]
     """Site -> relevance without a batch axis, in the order of the sweep:
     from the output to the inputs.
@@ -317,7 +320,8 @@ def lint(architecture: str) -> list[str]:
     counted = sum("/relevance/" in name for name in arrays)
     if counted != said["count"]:
         found.append(f"the header counts {said['count']} relevances, there are {counted}")
-    if said["architecture"] != architecture or config["model_type"] != architecture:
+    kind = config["model_type"]  # further heads of one have their name behind its own
+    if said["architecture"] != architecture or not f"{architecture}-".startswith(f"{kind}-"):
         found.append(
             f"the folder {architecture} holds a {config['model_type']}, its vectors say "
             f"{said['architecture']}"

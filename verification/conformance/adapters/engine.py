@@ -30,6 +30,7 @@ from refl.rules import (
     top_k,
 )
 from refl.rules.conservation import RuleOutput
+from refl.targets import numbered
 
 NAME, VERSION = "refl", refl.__version__
 
@@ -338,7 +339,8 @@ def model(folder: str) -> Callable[..., list[dict[str, Any]]]:
         position: int | None = None,
         decoder_ids: list[int] | None = None,
     ) -> list[dict[str, Any]]:
-        found = loaded.explain_each(ids, targets, method, position=position, decoder=decoder_ids)
+        wanted = [numbered(loaded.task, target) for target in targets]
+        found = loaded.explain_each(ids, wanted, method, position=position, decoder=decoder_ids)
         return [{site: e[site] for site in e} | {"logit": e.logit} for e in found]
 
     return explain

@@ -395,6 +395,9 @@ def _config(folder: Path) -> dict[str, Any]:
     kind = given["model_type"]
     if kind not in TYPES or given.get("rope_scaling") or given.get("use_sliding_window"):
         raise NotImplementedError(f"model type {kind}, or its rope_scaling or sliding window")
+    (name,) = given.get("architectures") or ["ForCausalLM"]
+    if not name.endswith(("ForCausalLM", "LMHeadModel")):
+        raise NotImplementedError(f"the head of {name}")
     c = TYPES[kind][2] | {name: value for name, value in given.items() if value is not None}
     if kind != "gpt2":
         c = {
