@@ -20,6 +20,8 @@ from refl.errors import ReflError
 from refl.model import Model, architecture
 from refl.nets import NETS, NOT_HERE, cohere2, gpt_neox, llama, opt, phi3, smollm3
 from refl.nets.config import parse
+from refl.verification.identities.graph import Graph
+from refl.verification.identities.reparametrized import CHANGES
 from refl.verification.random_models import (
     COHERE,
     COHERE2,
@@ -228,6 +230,25 @@ def test_positions_of_opt_begin_at_two(before: bool) -> None:
     ends = "model.decoder.layers.1.final_layer_norm" if not before else "model.decoder.layers.1"
     assert e.sites.canonical("model.decoder.layers.1") == ends
     assert last.shape == (len(TEXT), 16)
+
+
+# -- the same function with other weights ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [PHI3, COHERE, COHERE2, GPT_NEOX, OPT])
+def test_other_weights_give_the_same_logits(config: dict[str, Any]) -> None:
+    """Bases, orders and norms moved as identity 7 moves them: it knows which rows of one matrix are
+    whose, and which features turn together.
+    """
+    model = random_model(config, 10)
+    trace, logits = model.trace([TEXT], plain=True)
+    graph = Graph(trace.records, logits)
+    moved = {name: change(model, graph) for name, change in CHANGES.items()}
+    assert {"query_key", "value_out", "heads", "norms"} - {n for n, m in moved.items() if m} <= (
+        {"query_key"} if config is COHERE else set()
+    )
+    for changed in filter(None, moved.values()):
+        close(changed.logits(TEXT), model.logits(TEXT))
 
 
 # -- longrope --------------------------------------------------------------------------------------
