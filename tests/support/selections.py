@@ -162,6 +162,7 @@ SLOW = (
 
 
 RARE = (
+    "tests/nets/test_newer.py::test_every_identity_holds*",
     "tests/nets/test_newer.py::*surrogate_gradient[distilbert*-input-x-gradient]",
     "tests/nets/test_newer.py::*surrogate_gradient[distilbert*-lrp-0]",
     "tests/nets/test_newer.py::*surrogate_gradient[modernbert*-input-x-gradient]",

@@ -215,7 +215,8 @@ SPEED = re.compile(
 )
 NAMES = re.compile(
     r"Llama 2 and 3|GPT-2|Qwen 2, 3 and 3-MoE|OLMo 2|Phi-1, 1\.5, 3 and 4|Gemma 2 and 3|DINOv2|"
-    r"SmolLM 3|Command R and R7B|StarCoder 2|(?:Flan-|m|UM)?T5|float8|int8|N?FP?4|2, 3, 4 and 8 bits|"
+    r"SmolLM 3|Command R and R7B|StarCoder 2|(?:Flan-|m|UM)?T5|float8|int8|N?FP?4|"
+    r"2, 3, 4 and 8 bits|"
     r"of 4 bits|"
     r"b?float(?:16|32|64)|Llama-2-7B|LXT 2\.1|arXiv \d+\.\d+|PLoS ONE 10\(7\)|et al\. \d{4}|"
     r"60-digit|60 digits|alpha-beta 1/2, 1/2|±300|1e±300|neuron 132 of block 3|count from 0|"
