@@ -241,6 +241,9 @@ class Interpolated(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self.weights)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.weights
+
 
 def interpolated(
     p: Array, way: list[list[float]]

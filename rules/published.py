@@ -267,6 +267,7 @@ def identified(composite: Composite) -> Composite:
     claimed = _claimed(composite)
     if claimed is None or composite is claimed:
         return composite
+    composite = _completed(composite, claimed)
     bare, goes_by_it = "(" not in composite.name, _names(composite, claimed)
     if goes_by_it and not bare and composite.hash == claimed.hash:
         return claimed
@@ -276,6 +277,21 @@ def identified(composite: Composite) -> Composite:
         return composite
     name = f"{composite.name} (changed)" if bare and goes_by_it else composite.name
     return replace(composite, base="", changes=()).changed_from(claimed, name)
+
+
+LATER = ("causal_convolution", "scan")
+"""Operations that files of 0.4 and before have no line for."""
+
+
+def _completed(composite: Composite, claimed: Composite) -> Composite:
+    """With the lines for operations that came later, where it is the published table without
+    them, or stands on top of it.
+    """
+    before = tuple(r for r in claimed.rules if r.operation not in LATER)
+    on_top = len(composite.rules) - len(before)
+    if on_top < 0 or composite.rules[on_top:] != before or len(before) == len(claimed.rules):
+        return composite
+    return replace(composite, rules=composite.rules[:on_top] + claimed.rules)
 
 
 def _claimed(composite: Composite) -> Composite | None:

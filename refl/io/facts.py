@@ -341,7 +341,7 @@ def _check_mask(arrays: Mapping[str, Array]) -> None:
     mask, tokens = arrays.get("attention_mask"), len(arrays["input_ids"])
     if mask is not None and (mask.dtype != bool or mask.shape not in ((tokens,), (tokens,) * 2)):
         raise ReflError(
-            f"attention_mask is of {mask.dtype} and shape {mask.shape}, expected true or false "
+            f"the attention mask is of {mask.dtype} and shape {mask.shape}, expected true or false "
             f"({tokens},) or ({tokens}, {tokens}) for the tokens"
         )
 

@@ -102,7 +102,7 @@ def test_a_class_that_is_not_computed_is_refused(tmp_path: Path, kind: str) -> N
     [
         (LLAMA, ["MistralForCausalLM"]),  # another model_type's
         (LLAMA, ["LlamaModel"]),  # no head
-        (LLAMA, ["LlamaForTokenClassification"]),
+        (LLAMA, ["LlamaForMultipleChoice"]),
         (LLAMA, ["LlamaForCausalLM", "LlamaForSequenceClassification"]),
         (GPT2, ["GPT2DoubleHeadsModel"]),
         (ROBERTA, ["CamembertForMaskedLM"]),

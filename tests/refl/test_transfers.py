@@ -33,7 +33,7 @@ from refl.rules import activation, conservation, rms_norm, softmax
 from refl.rules.composites import Composite, Rule
 from refl.rules.published import ATTNLRP, ATTNLRP_GRADIENT, METHODS
 from refl.sweep import Sweep
-from refl.verification.random_models import ARCHITECTURES, GPT2, LLAMA, moved, random_model
+from refl.verification.random_models import ARCHITECTURES, GPT2, LLAMA, MAMBA, moved, random_model
 
 TEXTS = [[3, 1, 16, 1, 8], [2, 0], [7, 7, 4]]
 METHODS_HERE = ("attnlrp", "attnlrp-gradient", "cp-lrp", "gradient")
@@ -302,7 +302,9 @@ def run_every_kernel(device: CountedCupy, dtype: str) -> None:
         model = moved(random_model(GPT2 | {"activation_function": kind}, 1, dtype), device.asarray)
         for method in ("gradient", ATTNLRP, ATTNLRP_GRADIENT, rules):
             explained(model, method, keep=())
-    explained(moved(random_model(LLAMA, 1, dtype), device.asarray), ATTNLRP, keep=())
+    for config in (LLAMA, MAMBA):
+        explained(moved(random_model(config, 1, dtype), device.asarray), ATTNLRP, keep=())
+    explained(moved(random_model(MAMBA, 1, dtype), device.asarray), "gradient", keep=())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

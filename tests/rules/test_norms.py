@@ -50,7 +50,7 @@ def test_forward_of_layer_norm(backend: Backend, dtype: str) -> None:
         low = 8 * to_mpf(ETA[dtype]) * to_mpf(case.amplified)
         without_bias = FORWARD["layer_norm"](Call([*call.operands[:2], None], options=call.options))
         off = array(z.shape, (v for at in np.ndindex(*z.shape[:-1]) for v in _off(case, at)))
-        weight = np.asarray([abs(to_mpf(w)) for w in call.norm_weight])
+        weight = np.asarray([abs(to_mpf(w)) for w in call.norm_weight()])
         return to_mpf(U[dtype]) * (weight * off + 4 * abs(without_bias) + 2 * abs(z)) + low
 
     forward_agrees(backend, dtype, layer_norm_case, bound)  # type: ignore[arg-type]

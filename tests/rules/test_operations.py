@@ -168,6 +168,7 @@ def test_the_causes_in_words() -> None:
         "norm_offset": "the part of a norm that its rule hands to no input",
         "class_token": "the learned token that stands for the class",
         "distillation_token": "the learned token that stands for the teacher's class",
+        "register_token": "learned tokens that stand for no part of the picture",
         "bias": "biases of linear maps",
         "decay_offset": "how step sizes set what a scan keeps",
         "product_offset": "a product counted once for each factor",

@@ -130,7 +130,7 @@ def told(found: Sequence[Row]) -> str:
 
 
 def test_no_architecture_is_left_out() -> None:
-    others = {"xlm-roberta", "camembert"}  # RoBERTa by other names
+    others = {"xlm-roberta", "camembert", "mt5", "dinov2_with_registers"}  # by other names
     assert {config["model_type"] for config in CONFIGS.values()} == NETS.keys() - others - (
         random_models.NEWER.keys()  # by tests/nets/test_newer.py
     )

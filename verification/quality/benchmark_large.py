@@ -306,11 +306,11 @@ class Clock:
         self.waiting += seconds
         return array
 
-    def _stretch(self, widen: Any, tensor: Any, stretch: slice) -> None:
-        hidden = not self._asked
-        pages = tensor._stored[stretch].view("u1")[::4096]
+    def _stretch(self, widen: Any, tensor: Any, start: int) -> None:
+        hidden, source = not self._asked, tensor._source
+        pages = source.stored.reshape(-1)[start : start + source.stretch].view("u1")[::4096]
         _, reading = timed(pages.max)
-        _, widening = timed(partial(widen, tensor, stretch))
+        _, widening = timed(partial(widen, tensor, start))
         self.reading.append(reading)
         self.widening.append(widening)
         self.hidden += hidden * (reading + widening)

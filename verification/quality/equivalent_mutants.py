@@ -117,7 +117,11 @@ EQUIVALENT: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         (("if copied else", "if (copied) or True else"),),
     ),
     ("the default says the same", "rules/gather.py", (("], axis=0)", "], )"),)),
-    ("the default says the same", "rules/movement.py", (("], axis=0)", "], )"),)),
+    (
+        "the default says the same",
+        "rules/movement.py",
+        (("(list(each), axis=0)", "(list(each), )"),),
+    ),
     ("the default says the same", "rules/top_k.py", (("axis=-1, ", ""),)),
     ("NumPy reads either case", "rules/top_k.py", (('"stable"', '"STABLE"'),)),
     (

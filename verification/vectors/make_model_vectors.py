@@ -698,7 +698,8 @@ def inputs(config: dict[str, Any], seed: int) -> list[Input]:
         return [Input(ids, one) for ids, one in zip((long, short), pictures, strict=True)]
     if kind in ("t5", "umt5"):
         return [Input(long, decoder_ids=[0, *short]), Input(short, decoder_ids=[0, long[0]])]
-    one = config["architectures"][0].endswith(("MaskedLM", "TokenClassification", "Model"))
+    (written_by,) = config["architectures"]
+    one = written_by.endswith(("MaskedLM", "TokenClassification")) or written_by == "BertModel"
     return [Input(ids, position=1 if one else None) for ids in (long, short)]
 
 

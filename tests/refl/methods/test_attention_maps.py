@@ -30,6 +30,7 @@ from refl.methods.gradient_rollout import accumulated, normalized
 from refl.methods.rollout import AttentionRollout
 from refl.model import Model
 from refl.question import Question
+from refl.seeds import Seed
 from refl.verification.random_models import BERT, DEIT, GPT2, MISTRAL, T5, VIT, random_model
 from refl.verification.random_models import with_weights as changed
 
@@ -305,7 +306,7 @@ def test_an_output_of_no_token_has_no_row() -> None:
     forward = question.forward(model.readings([[3, 4]]), plain=True)
     block = forward.trace.values["transformer.h.1"]
     with pytest.raises(ReflError, match="pooled over all tokens and belongs to none"):
-        rows(question, replace(forward, explained=block))
+        rows(question, replace(forward, explained=block), Seed("logit", 0))
 
 
 @pytest.mark.parametrize("name", [*READING, "chefer-2021"])
