@@ -283,7 +283,7 @@ def _kind(argument: Any) -> Any:
     return argument.dtype.char, argument.ndim
 
 
-FUSIBLE = ("abs", "clip", "exp", "maximum", "round", "where")
+FUSIBLE = ("abs", "clip", "exp", "log1p", "maximum", "round", "where")
 """Functions that fused kernels call. CuPy has more: a new one is traced by CuPy itself first."""
 
 
