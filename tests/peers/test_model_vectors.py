@@ -39,6 +39,8 @@ def loaded(kind: str) -> Any:
     every tensor of the file has its place and no other is asked for.
     """
     (name,) = json.loads((FOLDER / kind / "config.json").read_text())["architectures"]
+    if not hasattr(transformers, name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
     found, about = getattr(transformers, name).from_pretrained(
         FOLDER / kind, attn_implementation="eager", output_loading_info=True, **unpooled(name)
     )

@@ -259,7 +259,7 @@ def test_a_file_with_a_mask_of_another_length_is_refused(tmp_path: Path) -> None
     arrays, facts = read_safetensors(path)
     for wrong in (np.ones(6, dtype=bool), np.ones(7), np.ones((7, 6), dtype=bool)):
         write_safetensors(path, {**arrays, "attention_mask": wrong}, facts)
-        with pytest.raises(refl.ReflError, match="attention_mask is of .* expected true or false"):
+        with pytest.raises(refl.ReflError, match="attention mask is of .* expected true or false"):
             Explanation.load(path)
 
 
