@@ -224,6 +224,7 @@ def test_what_is_not_there_says_so(what: str, x: Any, tmp_path: Path) -> None:
         "references": lambda: references(net(), tmp_path / "a.jsonl", tmp_path / "b"),
         "judging": lambda: Subject.read(net(), Item("one", x)),
         "patching": lambda: Pair.read(net(), x, x, 1, 2),
+        "answers": lambda: net().explain_answer(x, [1, 2]),
     }
     with pytest.raises(ReflError, match="log-mel features"):
         asked[what]()
@@ -240,7 +241,7 @@ def test_both_rows_and_the_ledger(x: Any) -> None:
     assert (e.picture.min(), e.picture.max()) == (0, 255)
     assert np.array_equal(e.picture[..., 0] == 255, x == x.max())
     assert np.allclose(e.patches[0], e.relevance.sum(axis=0).reshape(6, 2).sum(axis=1))
-    found = e.ledger.destinations
+    found = e.ledger.reached
     assert list(found) == ["tokens", "pixels"]
     assert found["pixels"] == pytest.approx(e.relevance.sum(), rel=1e-12)
     assert found["tokens"] == pytest.approx(e.decoder_relevance.sum(), rel=1e-12)
