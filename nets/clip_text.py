@@ -217,12 +217,12 @@ def _embeddings(t: Trace, batch: Batch) -> Value:  # (B, T) -> (B, T, D)
 
 
 def lengths(batch: Batch) -> tuple[tuple[int, ...], ...]:
-    """For each example how long each of its texts is."""
+    """For each example how long each of its texts is, with what may not be looked at."""
     if batch.texts is not None:
         return batch.texts
-    if batch.attention_mask is None:
+    if batch.unpadded is None:
         return ((int(batch.ids.shape[1]),),) * int(batch.ids.shape[0])
-    return tuple((sum(row),) for row in asnumpy(batch.attention_mask).tolist())
+    return tuple((sum(row),) for row in asnumpy(batch.unpadded).tolist())
 
 
 def segments(batch: Batch) -> Array | None:  # -> int (B, T)

@@ -94,7 +94,7 @@ def load(
     renamed = getattr(net, "renamed", lambda weights: weights)(weights)
     raw = _with_pooler(_with_architectures(raw, net, renamed, ignore), net, renamed)
     lora = None if adapter is None else read_adapter(adapter, dtype, place, room(device))
-    raw = raw if lora is None else _with_head(raw, net, lora)
+    of_base, raw = raw, raw if lora is None else _with_head(raw, net, lora)
     config = parse(net.Config, raw, ignore)
     spare = net.spare(config) if hasattr(net, "spare") else {}
     if lora is None:
@@ -104,7 +104,8 @@ def load(
         lora = lora.under(_prefix(net, config), {name for name, *_ in net.shapes(config)})
         own = (one for one in net.shapes(config) if one[0] not in lora.whole)
         named = named_weights(renamed, _prefix(net, config), own)
-        without = settle(named, config, spare | _replaced(net, lora), ignore_tensors)
+        former = {name for name, *_ in net.shapes(parse(net.Config, of_base, ignore))}
+        without = settle(named, config, spare | _replaced(net, lora, former), ignore_tensors)
     text = Text.load(folder, trusted=folder == SHIPPED)
     preparation = _preparation(folder, net, config)
     config, fitted = _fitted(net, config, named, preparation)
@@ -152,9 +153,12 @@ def _with_head(raw: dict[str, Any], net: Net, lora: LoraAdapter) -> dict[str, An
     return raw
 
 
-def _replaced(net: Net, lora: LoraAdapter) -> dict[str, str]:
-    """Tensors of the base that the adapter has others for, and those of the base's former head."""
-    tensors = dict.fromkeys(lora.whole, "the adapter has another")
+def _replaced(net: Net, lora: LoraAdapter, former: Iterable[str]) -> dict[str, str]:
+    """Tensors of the base that the adapter has others for, and those of the base's former head:
+    what the base's own class reads (`former`), and what shows any head.
+    """
+    tensors = dict.fromkeys(former, "another head")
+    tensors |= dict.fromkeys(lora.whole, "the adapter has another")
     heads = dict.fromkeys((f"{start}*" for start in net.Config.SHOWN_BY.values()), "another head")
     return tensors | (heads if lora.labels() is not None else {})
 
@@ -552,9 +556,10 @@ class Model(Network):
         A row is what `explain` of the text before with this token as `target` gives, to rounding;
         all share one forward pass, as in `explain_generated`, and are swept one by one. `print` it
         for a table, `m.html()` is a page. Raises ReflError as `generate` and `explain` do, for a
-        batch, and where the model adds nothing.
+        batch, for log-mel features (whose input has no tokens), and where the model adds nothing.
         """
         self._refuse_silent()
+        self.refuse_features("a matrix of an answer's tokens by those of the input")
         arguments.refuse_unknown("explain_answer", how, GENERATED)
         if not self._is_single(item):
             raise ReflError("explain_answer explains one answer: give the others on their own")

@@ -76,9 +76,11 @@ STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
 _CONFIG_LIMIT = 16 << 20
 _NOT_LINEAR = re.compile(
-    r"(.*\.)?(\w*embed\w*|wte|wpe|shared|relative_attention_bias|\w*norm\w*|ln_\w+)", re.IGNORECASE
+    r"(.*\.)?(?!(embed_out|embedding_hidden_mapping_in)$)"
+    r"(\w*embed\w*|wte|wpe|shared|relative_attention_bias|\w*norm\w*|ln_\w+)",
+    re.IGNORECASE,
 )
-"""Names of tables and of norms."""
+"""Names of tables and of norms; GPT-NeoX's head and ALBERT's projection only sound like tables."""
 
 
 # -- adapter_config.json ---------------------------------------------------------------------------

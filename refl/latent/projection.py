@@ -251,7 +251,12 @@ def _position(forward: Forward, position: int | None, length: int) -> int:
     """By default the first row that is chosen for the output."""
     if position is None:
         rows = (r for r in forward.trace.records if r.attributes.get("kind") == "rows")
-        return int(next(rows).attributes["index"][0])
+        if (chosen := next(rows, None)) is None:
+            raise ReflError(
+                f"the model has outputs at every token and none is chosen: give "
+                f"{argument('position')}, where the head is looked at"
+            )
+        return int(chosen.attributes["index"][0])
     number = arguments.whole("position", position)
     if not -length <= number < length:
         raise ReflError(

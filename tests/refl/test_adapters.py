@@ -291,6 +291,45 @@ def test_names_of_the_bare_model(tmp_path: Path) -> None:
     assert f"model.{path}.adapter" in model.explain([1, 2], keep="*")
 
 
+@pytest.mark.parametrize("task", ["QUESTION_ANS", "TOKEN_CLS", "FEATURE_EXTRACTION"])
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_the_head_of_a_base_that_guesses_words_is_left_behind(
+    tmp_path: Path, name: str, task: str
+) -> None:
+    """Whole, whether the adapter brings another head in its place or none."""
+    config = (ARCHITECTURES | NEWER)[name]
+    lows = low_rank(config)
+    path = next(path for path in lows if "layer.0" in path)
+    head = {"QUESTION_ANS": "qa_outputs", "TOKEN_CLS": "classifier"}.get(task)
+    whole = {} if head is None else {f"{head}.weight": np.ones((2, 16), "f4"),
+                                     f"{head}.bias": np.zeros(2, "f4")}  # fmt: skip
+    beside = adapter_of(tmp_path / "a", {path: lows[path]}, whole, task_type=task)
+    model = refl.load(checkpoint_of(tmp_path / "b", config), adapter=beside)
+    wanted = {"QUESTION_ANS": "answer-span", "TOKEN_CLS": "token-class"}.get(task, "features")
+    assert model.task == wanted
+
+
+@pytest.mark.parametrize(
+    ("config", "path"),
+    [(NEWER["gpt_neox"], "embed_out"), (ALBERT, "albert.encoder.embedding_hidden_mapping_in")],
+)
+def test_layers_that_sound_like_tables(tmp_path: Path, config: dict[str, Any], path: str) -> None:
+    """Are linear layers: merged and apart are the same."""
+    weight = np.asarray(random_model(config, 3, "float32").weights[f"{path}.weight"])
+    random = np.random.default_rng(5)
+    low = tuple(random.standard_normal(n).astype("f4") for n in ((3, weight.shape[1]),
+                                                                 (weight.shape[0], 3)))  # fmt: skip
+    base = checkpoint_of(tmp_path / "b", config)
+    beside = adapter_of(tmp_path / "a", {path: (low[0], low[1])})
+    merged, apart = (
+        refl.load(base, dtype="float64", adapter=beside, merge=m) for m in (True, False)
+    )
+    assert np.allclose(merged.weights[f"{path}.weight"], weight + 2.0 * low[1] @ low[0], atol=1e-5)
+    ids = [1, 2, 3]
+    one, other = (m.explain(ids, position=1, target=4) for m in (merged, apart))
+    assert one.logit == pytest.approx(other.logit, rel=1e-12)
+
+
 # -- what does not fit -----------------------------------------------------------------------------
 
 Q = "model.layers.0.self_attn.q_proj"

@@ -424,3 +424,17 @@ def test_what_has_no_use_for_a_mask_refuses_it(kind: str) -> None:
         item = item[0] if kind == "whisper" else item
     with pytest.raises(refl.ReflError, match="leave attention_mask"):
         model.explain(item, attention_mask=MASK)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_a_hidden_token_does_not_shorten_a_text_of_clip(rows: bool) -> None:
+    """It ends at the token of the largest id, the last one here, and hears of all that is shown."""
+    model = random_model(NEWER["clip_text_model"], 5)
+    ids, hidden = [3, 5, 7, 2, 4, 6, 8], 2
+    mask = [[int(i != hidden or i == j) for i in range(7)] for j in range(7)]
+    e = model.explain(ids, target=1, attention_mask=mask if rows else mask[-1])
+    assert np.flatnonzero(e.relevance).tolist() == [0, 1, 3, 4, 5, 6]
+    other = [3, 5, 1, 2, 4, 6, 8]
+    assert model.explain(other, target=1, attention_mask=mask[-1]).logit == pytest.approx(
+        model.explain(ids, target=1, attention_mask=mask[-1]).logit, rel=1e-12
+    )

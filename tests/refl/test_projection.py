@@ -291,6 +291,13 @@ def test_the_two_heads_of_deit_are_averaged() -> None:
     assert project(model, "L1.N2").logits.tolist() == exact
 
 
+def test_outputs_at_every_token_ask_for_a_position() -> None:
+    model = random_model(LLAMA | {"architectures": ["LlamaForQuestionAnswering"]}, 2)
+    with pytest.raises(refl.ReflError, match="give position"):
+        project(model, "L0.H1", item=IDS)
+    assert project(model, "L0.H1", item=IDS, position=1).position == 1
+
+
 def test_a_head_at_a_position() -> None:
     """From the recorded context and the tensors; grouped queries: head 3 has its own columns."""
     model = random_model(LLAMA, 2)
