@@ -552,9 +552,11 @@ class Model(Network):
         A row is what `explain` of the text before with this token as `target` gives, to rounding;
         all share one forward pass, as in `explain_generated`, and are swept one by one. `print` it
         for a table, `m.html()` is a page. Raises ReflError as `generate` and `explain` do, for a
-        batch, and where the model adds nothing.
+        batch, for log-mel features (which `explain` with `answer` reads), and where the model adds
+        nothing.
         """
         self._refuse_silent()
+        self.refuse_features("a matrix of an answer's tokens")
         arguments.refuse_unknown("explain_answer", how, GENERATED)
         if not self._is_single(item):
             raise ReflError("explain_answer explains one answer: give the others on their own")

@@ -211,7 +211,7 @@ def test_integrated_gradients_add_up(x: Any) -> None:
     assert e.ledger.tokens == pytest.approx(on_input, rel=1e-12)
 
 
-@pytest.mark.parametrize("what", ["graph", "references", "judging", "patching"])
+@pytest.mark.parametrize("what", ["graph", "references", "judging", "patching", "answer"])
 def test_what_is_not_there_says_so(what: str, x: Any, tmp_path: Path) -> None:
     from refl.evaluation.data import Item
     from refl.evaluation.patching import Pair
@@ -224,6 +224,7 @@ def test_what_is_not_there_says_so(what: str, x: Any, tmp_path: Path) -> None:
         "references": lambda: references(net(), tmp_path / "a.jsonl", tmp_path / "b"),
         "judging": lambda: Subject.read(net(), Item("one", x)),
         "patching": lambda: Pair.read(net(), x, x, 1, 2),
+        "answer": lambda: net().explain_answer(x, [4, 2]),
     }
     with pytest.raises(ReflError, match="log-mel features"):
         asked[what]()
