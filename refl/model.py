@@ -10,6 +10,7 @@ from typing import Any
 
 from refl import arguments, compared
 from refl.anatomy import components
+from refl.answer import in_words
 from refl.arrays import Array
 from refl.batching import TOKENS
 from refl.compared import Compared
@@ -574,8 +575,9 @@ class Model(Network):
                 f"the model adds nothing in {argument('tokens')} {tokens}: give the "
                 f"{argument('answer')} that is to be explained, or more tokens"
             )
-        words = " ".join(map(str, said)) if self.text is None else self.text.decode(said).strip()
-        return ShownAnswer(words, self._explain_from(reading, whole, asked, question, kept))
+        return ShownAnswer(
+            in_words(self, said), self._explain_from(reading, whole, asked, question, kept)
+        )
 
     def _explain_from(
         self,
