@@ -180,7 +180,7 @@ def _whole_answer(
         for name, i, z in zip(network.tokens(ids), ids, outputs, strict=False)
     ]
     return {
-        "target": _in_words(network, tokens),
+        "target": in_words(network, ids),
         "target_id": ids[0],
         "logit": math.fsum(token.logit for token in tokens),
         "probability": math.prod(token.probability for token in tokens),
@@ -191,10 +191,10 @@ def _whole_answer(
     }
 
 
-def _in_words(network: Network, tokens: Sequence[Candidate]) -> str:
+def in_words(network: Network, ids: Sequence[int]) -> str:
     """The text of an answer; its tokens where no tokenizer reads them, or none of it is left."""
-    text = "" if network.text is None else network.text.decode([token.id for token in tokens])
-    return text.strip() or " ".join(token.token for token in tokens)
+    text = "" if network.text is None else network.text.decode(list(ids))
+    return text.strip() or " ".join(network.tokens(ids))
 
 
 def _neuron(x: float, number: int, site: str, index: Sequence[int]) -> dict[str, Any]:

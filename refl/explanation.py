@@ -361,8 +361,8 @@ class Explanation:
 
     @property
     def of_texts(self) -> list[Self]:
-        """The same of each text alone: its tokens and their relevance. Raises ReflError where none
-        is compared with a picture.
+        """The same of each text alone: its tokens and their relevance, to be drawn as those of a
+        text are. Raises ReflError where none is compared with a picture.
         """
         if self.texts is None:
             raise ReflError("no text is compared with a picture here: there is one input")
@@ -375,7 +375,8 @@ class Explanation:
         starts = None if self.word_starts is None else self.word_starts[some]
         tokens, ids = self.tokens[some], self.input_ids[some]
         part = {"tokens": tokens, "input_ids": ids, "relevance": self.relevance[some]}
-        return replace(self, **part, word_starts=starts, texts=[len(ids)])
+        alone: dict[str, Any] = {"texts": [len(ids)], "pixels": None, "image": None}
+        return replace(self, **part, word_starts=starts, **alone)
 
     def __getitem__(self, site: str) -> Any:
         """Relevance at a site. Raises ReflError for a site that was not kept or does not exist."""

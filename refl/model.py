@@ -10,6 +10,7 @@ from typing import Any
 
 from refl import arguments, compared
 from refl.anatomy import components
+from refl.answer import in_words
 from refl.arrays import Array
 from refl.batching import TOKENS
 from refl.compared import Compared
@@ -556,10 +557,11 @@ class Model(Network):
         A row is what `explain` of the text before with this token as `target` gives, to rounding;
         all share one forward pass, as in `explain_generated`, and are swept one by one. `print` it
         for a table, `m.html()` is a page. Raises ReflError as `generate` and `explain` do, for a
-        batch, for log-mel features (whose input has no tokens), and where the model adds nothing.
+        batch, for log-mel features (which `explain` with `answer` reads), and where the model adds
+        nothing.
         """
         self._refuse_silent()
-        self.refuse_features("a matrix of an answer's tokens by those of the input")
+        self.refuse_features("a matrix of an answer's tokens")
         arguments.refuse_unknown("explain_answer", how, GENERATED)
         if not self._is_single(item):
             raise ReflError("explain_answer explains one answer: give the others on their own")
@@ -577,8 +579,9 @@ class Model(Network):
                 f"the model adds nothing in {argument('tokens')} {tokens}: give the "
                 f"{argument('answer')} that is to be explained, or more tokens"
             )
-        words = " ".join(map(str, said)) if self.text is None else self.text.decode(said).strip()
-        return ShownAnswer(words, self._explain_from(reading, whole, asked, question, kept))
+        return ShownAnswer(
+            in_words(self, said), self._explain_from(reading, whole, asked, question, kept)
+        )
 
     def _explain_from(
         self,

@@ -343,6 +343,12 @@ class Question:
         if not isinstance(what, Special):
             return Seed(self.kind, what, against)
         tokens = 1 if self.network.takes_images else len(reading.explained)
+        hidden = reading.attention_mask
+        if what.mean and hidden is not None and hidden.ndim == 1 and not hidden.all():
+            raise ReflError(
+                f"the mean is that of all tokens, and {argument('attention_mask')} hides some: "
+                "give the text without them"
+            )
         return what.seed(self.kind, z, rows, tokens)
 
     def likeliest(self, z: Any, reading: Reading) -> int | Special:  # z: (V,)

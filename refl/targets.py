@@ -222,7 +222,8 @@ def cosine(vector: Any, mean: bool = False) -> Toward:
     up to the cosine. Where the rules are derivatives (input-x-gradient), and in methods without
     rules, the derivative is that of the cosine, |z| included; along z itself it is 0.
 
-    Raises ReflError for a vector that is no sequence of finite numbers, or is 0.
+    Raises ReflError for a vector that is no sequence of finite numbers, or is 0; where it is asked
+    for, for the mean beside an attention mask that hides some of the tokens.
     """
     mean, found = arguments.flag("mean", mean), _numbers(vector)
     if found is None or found.ndim != 1 or not found.size or not np.isfinite(found).all():

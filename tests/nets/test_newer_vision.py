@@ -132,6 +132,16 @@ def test_several_texts_are_each_as_alone(name: str) -> None:
         assert np.count_nonzero(e.relevance) == np.count_nonzero(own.relevance)
 
 
+def test_either_side_is_drawn_alone() -> None:
+    e = net("clip").explain((TEXTS, picture()), target=1)
+    for text in e.of_texts:
+        assert text.what == e.what and text.pixels is None
+        assert all(token in text.svg() for token in text.tokens)
+    assert "<svg" in e.of_picture.svg()
+    with pytest.raises(ReflError, match="one of e.of_texts"):
+        e.svg()
+
+
 def test_what_stands_behind_the_end_has_no_relevance() -> None:
     e = net("clip").explain((TEXTS[2], picture()), "attnlrp")
     assert e.relevance[:4].all() and not e.relevance[4:].any()

@@ -211,7 +211,7 @@ def test_integrated_gradients_add_up(x: Any) -> None:
     assert e.ledger.tokens == pytest.approx(on_input, rel=1e-12)
 
 
-@pytest.mark.parametrize("what", ["graph", "references", "judging", "patching"])
+@pytest.mark.parametrize("what", ["graph", "references", "judging", "patching", "answer"])
 def test_what_is_not_there_says_so(what: str, x: Any, tmp_path: Path) -> None:
     from refl.evaluation.data import Item
     from refl.evaluation.patching import Pair

@@ -345,6 +345,13 @@ def test_a_text_is_what_follows() -> None:
     assert [e.target for e in texts] == ["are", "is on"]
 
 
+def test_an_answer_of_special_tokens_has_a_name() -> None:
+    """Decoded there is nothing left of it."""
+    model = refl.load()
+    m, e = model.explain_answer("the keys", [1, 2]), model.explain("the keys", answer=[1, 2])
+    assert m.answer == e.target == "<unk> <s>"
+
+
 def test_pieces_of_words() -> None:
     """SentencePiece: a text continues the word, or begins one with its blank."""
     model = refl.load(checkpoint("stories260K"))

@@ -18,6 +18,7 @@ from surrogate_truth import Truth, apart, close
 
 import refl
 from refl.cli import main
+from refl.errors import ReflError
 from refl.evaluation.scores import Scores
 from refl.evaluation.subject import Item, Subject
 from refl.explanation import Explanation
@@ -87,6 +88,16 @@ def test_a_hidden_token_has_no_relevance_and_the_account_closes(kind: str) -> No
 def test_a_hidden_token_whose_output_is_read_keeps_its_own_way() -> None:
     e = net("bert").explain(IDS, position=1, attention_mask=MASK)
     assert np.flatnonzero(e.relevance).tolist() == [0, 1, 2, 3, 5, 6]
+
+
+def test_the_mean_of_features_is_not_that_of_hidden_tokens() -> None:
+    """As sentence-transformers has it, which refl refuses instead of counting them."""
+    model = random_model(ARCHITECTURES["bert"] | {"architectures": ["BertModel"]}, 5)
+    mean = refl.coordinate(2, mean=True)
+    with pytest.raises(ReflError, match="hides some"):
+        model.explain(IDS, target=mean, attention_mask=MASK)
+    shown = model.explain(IDS, target=mean, attention_mask=[1] * len(IDS))
+    assert shown.explained == model.explain(IDS, target=mean).explained
 
 
 def test_the_mean_is_over_what_may_be_looked_at() -> None:

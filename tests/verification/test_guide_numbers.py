@@ -220,7 +220,9 @@ NAMES = re.compile(
     r"of 4 bits|"
     r"b?float(?:16|32|64)|Llama-2-7B|LXT 2\.1|arXiv \d+\.\d+|PLoS ONE 10\(7\)|et al\. \d{4}|"
     r"60-digit|60 digits|alpha-beta 1/2, 1/2|±300|1e±300|neuron 132 of block 3|count from 0|"
-    r"with 0, with 1 where|with 2 and one|better side of 0|length 1|\d+\. \["
+    r"with 0, with 1 where|with 2 and one|better side of 0|length 1|\d+\. \[|"
+    r"Phi-1, 1\.5, 3 and 4|SmolLM 3|R7B|StarCoder 2|DINOv2|float8|int8|NF4|FP4|"
+    r"GPTQ of 2, 3, 4 and 8 bits|AWQ of 4 bits"
 )
 """What has a digit and states nothing that could be measured."""
 
