@@ -235,9 +235,6 @@ class Interpolated(Mapping[str, Array]):
         array = self.weights[name]
         return interpolated(array, self.way) if name == self.name else array
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.weights
-
     def __iter__(self) -> Iterator[str]:
         return iter(self.weights)
 

@@ -16,6 +16,7 @@ whatever the model's format is, which would hide everything else.
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -292,7 +293,7 @@ def model(folder: str | Path) -> Callable[..., Any]:
 def _model(folder: str | Path, identity_eps: float) -> Callable[..., Any]:
     import transformers
 
-    kind = transformers.AutoConfig.from_pretrained(folder).model_type
+    kind = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["model_type"]
     if kind not in lxt.BLOCKS:
         raise NotImplementedError(f"LXT has no patches for a causal {kind}")
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)

@@ -970,6 +970,8 @@ def models(peer: Peer) -> list[ModelRow]:
         return []
     found = []
     for architecture in model_vectors.architectures():
+        if "-" in architecture:  # another head of an architecture: peers are run as language models
+            continue
         for method in METHODS:
             cases = model_vectors.load(architecture, [method])
             with suppress(NotImplementedError):
