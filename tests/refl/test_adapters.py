@@ -400,7 +400,8 @@ def test_a_folder_that_is_no_adapter(tmp_path: Path, gone: str) -> None:
     with pytest.raises(refl.ReflError, match=gone):
         refl.load(base, adapter=beside)
     with pytest.raises(refl.ReflError, match="merge"):
-        refl.load(base, adapter=adapter_of(tmp_path / "a", {Q: (A, B)}), merge="no")  # type: ignore[arg-type]
+        beside = adapter_of(tmp_path / "a", {Q: (A, B)})
+        refl.load(base, adapter=beside, merge="no")  # type: ignore[arg-type]
 
 
 def test_an_adapter_in_the_folder_of_the_base(tmp_path: Path) -> None:
