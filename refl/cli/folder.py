@@ -42,8 +42,25 @@ def contents(folder: str) -> dict[str, Any]:
         "tokenizer": "tokenizer.json" in list_folder(path),
         "loads": model is not None,
         "why_not": why,
+        "adapter": None,
     }
+    if model is None and "adapter_config.json" in list_folder(path):
+        return found | _adapter(path)
     return found | (_parameters(path) or {})
+
+
+def _adapter(path: Path) -> dict[str, Any]:
+    """Of a folder that peft saved."""
+    from refl.io.adapters import read_adapter
+
+    try:
+        lora = read_adapter(path, "float32", lambda array: array, 0)
+    except ReflError as error:
+        return {"why_not": str(error)}
+    ranks = sorted({lora.weights.shape(low.a)[0] for low in lora.lows.values()})
+    facts = {"layers": len(lora.lows), "ranks": ranks, "whole_tensors": len(lora.whole)}
+    why = "it is a LoRA adapter: load its base, with this folder as adapter= (--adapter)"
+    return {"adapter": facts, "task": lora.options.task, "why_not": why}
 
 
 def _or_none(function: Callable[[], T]) -> T | None:
@@ -93,10 +110,11 @@ def lines(found: Mapping[str, Any]) -> list[Line]:
     """The same for a terminal."""
     rows = {
         "architecture": _architecture(found),
+        "adapter": _adapted(found["adapter"]),
         "parameters": _parameters_in_words(found),
-        "stored": _stored(found["storage"]),
+        "stored": "" if found["adapter"] else _stored(found["storage"]),
         "quantized": _quantized(found),
-        "tokenizer": "tokenizer.json" if found["tokenizer"] else "none: give token ids",
+        "tokenizer": _tokenizer(found),
         "refl": "loads it" if found["loads"] else f"does not load it: {found['why_not']}",
     }
     name = shown(Path(found["folder"]).resolve().name)
@@ -115,9 +133,23 @@ def _architecture(found: Mapping[str, Any]) -> str:
     classes = found["architectures"]
     names = classes if isinstance(classes, list) else []
     said = [found["model_type"], *names, found["task"]]
-    return (
-        ", ".join(shown(word) for word in said if isinstance(word, str)) or "config.json has none"
-    )
+    words = ", ".join(shown(word) for word in said if isinstance(word, str))
+    return words or ("" if found["adapter"] else "config.json has none")
+
+
+def _tokenizer(found: Mapping[str, Any]) -> str:
+    if found["tokenizer"]:
+        return "tokenizer.json"
+    return "" if found["adapter"] else "none: give token ids"
+
+
+def _adapted(adapter: Mapping[str, Any] | None) -> str:
+    if adapter is None:
+        return ""
+    ranks, whole = ", ".join(map(str, adapter["ranks"])), adapter["whole_tensors"]
+    layers = f"{adapter['layers']} layer{'s' * (adapter['layers'] != 1)}"
+    said = f"LoRA beside {layers}, of rank {ranks}" if ranks else "LoRA"
+    return said + (f"; {whole} whole tensor{'s' * (whole != 1)}" if whole else "")
 
 
 def _parameters_in_words(found: Mapping[str, Any]) -> str:

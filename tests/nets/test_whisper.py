@@ -224,7 +224,7 @@ def test_what_is_not_there_says_so(what: str, x: Any, tmp_path: Path) -> None:
         "references": lambda: references(net(), tmp_path / "a.jsonl", tmp_path / "b"),
         "judging": lambda: Subject.read(net(), Item("one", x)),
         "patching": lambda: Pair.read(net(), x, x, 1, 2),
-        "answers": lambda: net().explain_answer(x, [1, 2]),
+        "answer": lambda: net().explain_answer(x, [1, 2]),
     }
     with pytest.raises(ReflError, match="log-mel features"):
         asked[what]()

@@ -11,6 +11,7 @@ import pytest
 import quantized_files as files
 from checkpoint_folders import checkpoint_of
 from quantized_files import FORMATS
+from safetensors.numpy import save_file
 
 from refl.cli import main
 from refl.io.shipped import SHIPPED
@@ -106,3 +107,21 @@ def test_no_folder(tmp_path: Path, capsys: Capture) -> None:
 def test_an_empty_folder(tmp_path: Path, capsys: Capture) -> None:
     out = told(capsys, tmp_path)
     assert "no weights that can be read" in out and "does not load it: " in out
+
+
+def test_the_folder_of_an_adapter(tmp_path: Path, capsys: Capture) -> None:
+    """What it is made for, and what to do with it; or why it cannot be used."""
+    q, size = "base_model.model.model.layers.0.self_attn.q_proj", (3, 16)
+    a, b = np.ones(size, "f4"), np.ones(size[::-1], "f4")
+    tensors = {f"{q}.lora_A.weight": a, f"{q}.lora_B.weight": b}
+    tensors["base_model.model.score.weight"] = np.ones((2, 16), "f4")
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    options = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "task_type": "SEQ_CLS"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(options))
+    out = told(capsys, tmp_path)
+    assert "LoRA beside 1 layer, of rank 3; 1 whole tensor" in out and "--adapter" in out
+    found = json.loads(told(capsys, tmp_path, "--json"))
+    assert found["adapter"] == {"layers": 1, "ranks": [3], "whole_tensors": 1}
+    assert found["task"] == "class" and not found["loads"]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(options | {"use_dora": True}))
+    assert "use_dora" in told(capsys, tmp_path)
