@@ -94,7 +94,8 @@ def load(
     weights = Weights(folder, dtype=dtype, place=place, cache_bytes=room(device))
     renamed = getattr(net, "renamed", lambda weights: weights)(weights)
     raw = _with_pooler(_with_architectures(raw, net, renamed, ignore), net, renamed)
-    lora = None if adapter is None else read_adapter(adapter, dtype, place, room(device))
+    beside = None if adapter is None else arguments.path("adapter", adapter)
+    lora = None if beside is None else read_adapter(beside, dtype, place, room(device))
     of_base, raw = raw, raw if lora is None else _with_head(raw, net, lora)
     config = parse(net.Config, raw, ignore)
     spare = net.spare(config) if hasattr(net, "spare") else {}

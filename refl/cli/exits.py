@@ -24,7 +24,7 @@ from types import FrameType
 from typing import IO, Any
 
 from refl.cli.command import BAD_INPUT, INTERRUPTED, NOBODY_READS, Said
-from refl.errors import ReflError, sentence
+from refl.errors import ReflError, UnknownWords, sentence
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -172,6 +172,7 @@ def _warnings() -> Iterator[list[str]]:
 
     with warnings.catch_warnings():
         warnings.showwarning = take_down
+        warnings.simplefilter("always", UnknownWords)  # they are for the reader, whatever python -W
         yield found
 
 

@@ -180,12 +180,10 @@ def test_checkpoints_of_refused_options(
 @pytest.mark.parametrize(
     "kind",
     [
-        "BertForTokenClassification",
-        "BertForQuestionAnswering",
         "BertForMultipleChoice",
         "BertForNextSentencePrediction",
-        "RobertaForTokenClassification",
-        "AlbertForQuestionAnswering",
+        "RobertaForMultipleChoice",
+        "AlbertForMultipleChoice",
         "XLMRobertaForMultipleChoice",
     ],
 )

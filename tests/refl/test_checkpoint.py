@@ -33,6 +33,7 @@ from hanging import within
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from quantized_files import float8
 
 from refl.errors import ReflError, nearest
 from refl.io.config import read_config
@@ -87,6 +88,9 @@ def decoded(tag: str, data: bytes) -> list[float]:
     if tag == "BF16":
         halves = [data[i : i + 2] for i in range(0, len(data), 2)]
         return [struct.unpack("<f", b"\0\0" + half)[0] for half in halves]
+    if tag.startswith("F8_"):
+        each = (float8(bits, tag) for bits in data)
+        return [math.nan if number is None else float(number) for number in each]
     return list(struct.unpack(f"<{len(data) // struct.calcsize(CODES[tag])}{CODES[tag]}", data))
 
 
@@ -820,7 +824,7 @@ def judge(bad: bytes, folder: Path) -> str:
 
 
 def judge_tensor(weights: Weights, name: str, fields: dict[str, Any], data: bytes) -> None:
-    floating = fields["dtype"] in ("F64", "F32", "F16", "BF16")
+    floating = fields["dtype"] in ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
     exact = decoded(fields["dtype"], data) if floating else []
     try:
         values = weights[name]

@@ -266,6 +266,7 @@ def models() -> dict[str, Model]:
 
 INSIDE = {
     *("forward", "batch", "readings", "batch_dependent", "lengths", "decoder_prefixes", "targets"),
+    "answering",
     *("rule", "changed_from", "from_dict", "absorbing", "canonical"),
 }
 """Methods that take what other parts of refl make: no face of it."""
