@@ -89,8 +89,16 @@ class DecoderConfig(heads.OfDecoder):
             self.max_position_embeddings,
             self.rope_scaling,
             self.rope_parameters,
+            part=self.turned,
             original=self.original_max_position_embeddings,
         )
+
+    @property
+    def turned(self) -> float | None:
+        """The part of each head's features that rotary positions turn; None where no option says
+        so beside the rotary positions' own.
+        """
+        return None
 
     @property
     def score_scale(self) -> float:

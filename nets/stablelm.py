@@ -20,7 +20,6 @@ from refl.mask import Mask
 from refl.nets import heads, llama, masks, rope, tensors
 from refl.nets.batch import Batch
 from refl.nets.config import activation_kind
-from refl.nets.rope import Rope
 from refl.nets.tensors import Tensors
 from refl.trace import Trace, Value
 
@@ -56,16 +55,8 @@ class Config(llama.DecoderConfig):
         return activation_kind("hidden_act", self.hidden_act)
 
     @property
-    def rope(self) -> Rope:
-        return rope.read(
-            self.width,
-            self.rope_theta,
-            self.max_position_embeddings,
-            self.rope_scaling,
-            self.rope_parameters,
-            part=self.partial_rotary_factor,
-            original=self.original_max_position_embeddings,
-        )
+    def turned(self) -> float:
+        return self.partial_rotary_factor
 
     @property
     def biased(self) -> tuple[str, ...]:
